@@ -1,0 +1,54 @@
+"""Golden numbers and the helpers that tests share; tests/golden/README.md says how they were made."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and spec of `tests/golden/<name>.safetensors`."""
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, json.loads((file.metadata() or {}).get("spec", "{}"))
+
+
+def load_manifest(name: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Model config and `{name: [shape, dtype]}` of a published model."""
+    manifest = json.loads((GOLDEN / "manifests" / f"{name}.json").read_text())
+    return manifest["model"], manifest["state_dict"]
+
+
+def _golden_weight(name: str, like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+    noise = torch.randn(like.shape, generator=generator)
+    if "_emb" in name.rsplit(".", 1)[-1] or "tok_emb" in name:
+        return noise
+    if noise.dim() > 1:
+        gain = 2 if ".attn." in name and "mid" not in name else 1
+        return noise * gain / noise[0].numel() ** 0.5
+    return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
+
+
+@torch.no_grad()
+def fill_by_name(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give `module` the weights that the golden numbers were computed with; they follow from names."""
+    for name, tensor in module.state_dict().items():
+        fixed = name.endswith(("running_mean", "running_var", "attn.mask"))
+        if tensor.is_floating_point() and not fixed:
+            tensor.copy_(_golden_weight(name, tensor, seed))
+    return module
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """The contract's tolerance for forward passes; integers must be equal."""
+    tolerance = {"atol": 1e-4, "rtol": 1e-4} if expected.is_floating_point() else {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(actual, expected, **tolerance)
