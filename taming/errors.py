@@ -20,7 +20,7 @@ def sentence(error: UserError) -> str:
 
 
 def command(main: Callable[P, None]) -> Callable[P, None]:
-    """Decorate a command's entry point: a `UserError` becomes one line on stderr and exit code 2."""
+    """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2."""
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

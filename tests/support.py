@@ -1,4 +1,4 @@
-"""Golden numbers and the helpers that tests share; tests/golden/README.md says how they were made."""
+"""Golden numbers and helpers that tests share; see tests/golden/README.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _golden_weight(name: str, like: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def fill_by_name(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give `module` the weights that the golden numbers were computed with; they follow from names."""
+    """Give `module` the weights that the golden numbers were computed with (from names)."""
     for name, tensor in module.state_dict().items():
         fixed = name.endswith(("running_mean", "running_var", "attn.mask"))
         if tensor.is_floating_point() and not fixed:
@@ -50,5 +50,7 @@ def fill_by_name(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     """The contract's tolerance for forward passes; integers must be equal."""
-    tolerance = {"atol": 1e-4, "rtol": 1e-4} if expected.is_floating_point() else {"atol": 0, "rtol": 0}
+    tolerance = (
+        {"atol": 1e-4, "rtol": 1e-4} if expected.is_floating_point() else {"atol": 0, "rtol": 0}
+    )
     torch.testing.assert_close(actual, expected, **tolerance)
