@@ -28,7 +28,7 @@ class Run:
 
 
 def find_run(path: str | Path) -> Run:
-    """The run that `path` names: its folder (then `checkpoints/last.ckpt`) or one of its checkpoints.
+    """The run that `path` names: a folder with `checkpoints/last.ckpt`, or a checkpoint.
 
     Raises `UserError` where there is no such run or no checkpoint in it.
     """

@@ -42,11 +42,10 @@ def load_config(
     parts = [(str(path), _read_yaml(Path(path))) for path in paths]
     parts += [(override, _read_override(override)) for override in overrides]
     for source, part in parts:
-        for key in part:
+        for key in map(str, part):
             if key not in sections:
-                raise UserError(
-                    f"{source}: unknown top-level key '{key}'{did_you_mean(str(key), sections)}"
-                )
+                hint = did_you_mean(key, sections)
+                raise UserError(f"{source}: unknown top-level key '{key}'{hint}")
     merged = OmegaConf.merge(*(part for _, part in parts)) if parts else OmegaConf.create()
     assert isinstance(merged, DictConfig)
     return merged
@@ -132,7 +131,7 @@ def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
         )
         if not isinstance(node, Mapping) or "target" not in node:
             raise _config_error("expected a 'target' and its 'params' here")
-        for name in node:
+        for name in map(str, node):
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
                 raise _config_error(f"unknown key '{name}'; did you mean 'params'?")
         target = get_obj_from_str(node["target"])
