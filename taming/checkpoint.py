@@ -12,6 +12,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
@@ -62,6 +63,18 @@ def _project_configs_last(folder: Path) -> list[Path]:
     return sorted(folder.glob("*-lightning.yaml")) + sorted(folder.glob("*-project.yaml"))
 
 
+def run_config(
+    run: Run, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> DictConfig:
+    """The config that a run was trained with, `base` and `overrides` merged over it."""
+    if not run.configs and not base:
+        raise UserError(f"{run.folder} has no configs/*-project.yaml; name its YAML with --base")
+    config = load_config([*run.configs, *base], overrides)
+    if "model" not in config:
+        raise UserError(f"the configs of {run.folder} have no 'model' section")
+    return config
+
+
 def load_run(
     path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
 ) -> tuple[nn.Module, Run, int]:
@@ -70,11 +83,7 @@ def load_run(
     `base` are further YAMLs merged over the run's own; they may replace them for a lone checkpoint.
     """
     run = find_run(path)
-    if not run.configs and not base:
-        raise UserError(f"{run.folder} has no configs/*-project.yaml; name its YAML with --base")
-    config = load_config([*run.configs, *base], overrides)
-    if "model" not in config:
-        raise UserError(f"the configs of {run.folder} have no 'model' section")
+    config = run_config(run, base, overrides)
     model = instantiate_from_config(without_checkpoint_paths(config.model), key="model")
     checkpoint = read_checkpoint(run.checkpoint)
     load_weights(model, checkpoint["state_dict"], source=run.checkpoint)

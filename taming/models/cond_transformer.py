@@ -112,7 +112,7 @@ class Net2NetTransformer(pl.LightningModule):
     # ------------------------------------------------------------------ data -> indices -> data
 
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
-        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W]; labels [B] and tokens [B, n] as is."""
+        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W]; labels [B], tokens [B, n] as is."""
         if key not in batch:
             known = ", ".join(batch)
             raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
