@@ -131,3 +131,12 @@ def test_checkpoint_paths_are_dropped_at_every_depth() -> None:
     assert without_checkpoint_paths(OmegaConf.create(config)) == {
         "params": {"ckpt_path": None, "stage": {"params": {"ckpt_path": None, "n": 1}}}
     }
+
+
+def test_values_left_open_are_asked_for() -> None:
+    config = OmegaConf.create({"model": {"target": "x.Y", "params": {"stage": {"path": "???"}}}})
+    with pytest.raises(UserError, match=r"set model.params.stage.path=\.\.\."):
+        instantiate_from_config(config.model, key="model")
+    config = OmegaConf.create({"data": {"target": "x.Y", "params": {"n": "${model.n}"}}})
+    with pytest.raises(UserError, match="data.params.n: Interpolation key 'model.n' not found"):
+        instantiate_from_config(config.data, key="data")
