@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,6 +108,12 @@ class ResnetBlock(nn.Module):
         return h + (x if shortcut is None else shortcut(x))
 
 
+# Up to this many positions the matrix of scores is small beside the activations, and writing the
+# attention out follows the published training runs to the last digit; fused kernels round
+# differently, which a codebook's hard decisions amplify within a few steps.
+WRITTEN_OUT = 1024
+
+
 class AttnBlock(nn.Module):
     """Self-attention of a single head over all positions, with a residual connection."""
 
@@ -121,12 +128,19 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (
-            conv(h).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, HW, C)
-            for conv in (self.q, self.k, self.v)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, HW, C)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+        q, k, v = (conv(h).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, HW)
+        attend = _attend_written_out if q.shape[2] <= WRITTEN_OUT else _attend_fused
+        return x + self.proj_out(attend(q, k, v).reshape(x.shape))
+
+
+def _attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5  # (B, queries, keys)
+    return torch.bmm(v, scores.softmax(dim=2).transpose(1, 2))  # (B, C, HW)
+
+
+def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    rows = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in (q, k, v))
+    return F.scaled_dot_product_attention(*rows).squeeze(1).transpose(1, 2)
 
 
 class Level(nn.Module):

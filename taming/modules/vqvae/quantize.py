@@ -224,7 +224,8 @@ class EMAVectorQuantizer(Codebook):
         rows = channels_last(z)  # (N, C)
         indices = nearest_code(rows, self.codes)  # (N,)
         codes = F.embedding(indices, self.codes)
-        if self.training:
+        # Without gradients it is the discriminator's turn, on a batch that was counted before.
+        if self.training and torch.is_grad_enabled():
             self._follow(rows.detach(), indices)
         loss = self.beta * F.mse_loss(rows, codes)
         z_q = channels_first(straight_through(rows, codes), like=z)
