@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python (3.10 or later) and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test test-slow lint install clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,dev]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy taming scripts main.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+# Train both stages on handwritten digits, draw samples, and report: about six minutes on two cores.
+demo: install
+	$(BIN)/python main.py --base configs/digits_vqgan.yaml -t True
+	vqgan=$$(ls -td logs/*_digits_vqgan | head -n 1) && \
+	$(BIN)/python main.py --base configs/digits_transformer.yaml -t True \
+	    model.params.first_stage_config.params.ckpt_path=$$vqgan
+	run=$$(ls -td logs/*_digits_transformer | head -n 1) && \
+	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 --top_k 0 && \
+	$(BIN)/python scripts/report.py -r $$run
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

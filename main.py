@@ -1,0 +1,29 @@
+"""Train: `python main.py --base configs/x.yaml -t True --gpus 0,` (`--help` says what else).
+
+The work is done in `taming.training`; the names that configs and notebooks expect here are
+imported from there.
+"""
+
+from taming.training import (
+    DataModuleFromConfig,
+    ImageLogger,
+    LearningRateMonitor,
+    SetupCallback,
+    WrappedDataset,
+    get_obj_from_str,
+    instantiate_from_config,
+)
+from taming.training.cli import main
+
+__all__ = [
+    "DataModuleFromConfig",
+    "ImageLogger",
+    "LearningRateMonitor",
+    "SetupCallback",
+    "WrappedDataset",
+    "get_obj_from_str",
+    "instantiate_from_config",
+]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""YAML files and overrides become a config; a config's `target:` and `params:` become objects.
+
+This is the only place where a name from a config is resolved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from taming.errors import UserError
+
+SECTIONS = ("model", "data", "lightning")
+
+# Published configs name classes by modules that are scripts, or that live in another project.
+MODULE_ALIASES = {"main": "taming.training"}
+TARGET_ALIASES = {"ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel"}
+
+# The config key under construction, so that an error deep in a model can name where it comes from.
+_path: ContextVar[str] = ContextVar("config_path", default="")
+
+
+def load_config(
+    paths: Iterable[str | Path], overrides: Sequence[str] = (), sections: Sequence[str] = SECTIONS
+) -> DictConfig:
+    """Merge YAML files left to right, then `key.path=value` overrides.
+
+    Raises `UserError` for a missing or malformed file and for a top-level key not in `sections`.
+    """
+    parts = [(str(path), _read_yaml(Path(path))) for path in paths]
+    parts += [(override, _read_override(override)) for override in overrides]
+    for source, part in parts:
+        for key in map(str, part):
+            if key not in sections:
+                hint = did_you_mean(key, sections)
+                raise UserError(f"{source}: unknown top-level key '{key}'{hint}")
+    merged = OmegaConf.merge(*(part for _, part in parts)) if parts else OmegaConf.create()
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")
+    return config
+
+
+def _read_override(text: str) -> DictConfig:
+    if "=" not in text or text.startswith(("-", "=")):
+        raise UserError(f"'{text}' is not an override; write it as key.path=value")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"override '{text}' cannot be read: {' '.join(str(error).split())}"
+        ) from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest known name, or what there is to choose from."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(word, names, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def get_obj_from_str(string: str, reload: bool = False) -> Any:
+    """The object at a dotted path such as `taming.models.vqgan.VQModel`."""
+    string = TARGET_ALIASES.get(string, string)
+    module_name, _, name = string.rpartition(".")
+    if not module_name:
+        raise _config_error(f"'{string}' is not a dotted path such as taming.models.vqgan.VQModel")
+    module_name = MODULE_ALIASES.get(module_name, module_name)
+    module = _import(module_name, string)
+    if reload:
+        module = importlib.reload(module)
+    if not hasattr(module, name):
+        public = [entry for entry in dir(module) if not entry.startswith("_")]
+        raise _config_error(f"there is no '{name}' in {module_name}{did_you_mean(name, public)}")
+    return getattr(module, name)
+
+
+def _import(module_name: str, target: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _config_error(f"{target} needs the package '{error.name}': install it") from error
+        hint = did_you_mean(module_name, _modules_near(module_name))
+        raise _config_error(f"there is no module '{module_name}'{hint}") from None
+
+
+def _modules_near(module_name: str) -> list[str]:
+    """All modules of the package that `module_name` starts with (of ours, if there is none)."""
+    package = module_name.partition(".")[0]
+    spec = importlib.util.find_spec(package) or importlib.util.find_spec("taming")
+    if spec is None or not spec.submodule_search_locations:
+        return [package]
+    walk = pkgutil.walk_packages(spec.submodule_search_locations, f"{spec.name}.")
+    return [module.name for module in walk]
+
+
+def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
+    """Build `config.target(**config.params, **extra)`.
+
+    `key` names the config's place inside its parent and is used in errors. Raises `UserError`
+    naming that place when the target or one of its parameters does not exist.
+    """
+    with _inside(key):
+        node = (
+            OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+        )
+        if not isinstance(node, Mapping) or "target" not in node:
+            raise _config_error("expected a 'target' and its 'params' here")
+        for name in map(str, node):
+            if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
+                raise _config_error(f"unknown key '{name}'; did you mean 'params'?")
+        target = get_obj_from_str(node["target"])
+        params = {**(node.get("params") or {}), **extra}
+        with _inside("params"):
+            _check_parameters(target, str(node["target"]), params)
+            return target(**params)
+
+
+def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None:
+    accepted, required, open_ended = _parameters(target)
+    for param in params:
+        if param not in accepted and not open_ended:
+            raise _config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
+    missing = [param for param in required if param not in params]
+    if missing:
+        raise _config_error(f"{name} needs the parameter '{missing[0]}'")
+
+
+def _parameters(target: Any) -> tuple[set[str], list[str], bool]:
+    """Accepted names, required names, and whether any name at all is taken.
+
+    A subclass that passes `**kwargs` on takes what its base classes take.
+    """
+    accepted: set[str] = set()
+    required: dict[str, None] = {}
+    signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
+    for function in signatures:
+        parameters = list(inspect.signature(function).parameters.values())
+        parameters = parameters[1:] if inspect.isclass(target) else parameters
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            if parameter.default is parameter.empty and parameter.name not in accepted:
+                required[parameter.name] = None
+            accepted.add(parameter.name)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return accepted, list(required), False
+    return accepted, list(required), True
+
+
+def _lineage(target: Any) -> Iterator[type]:
+    """The project's classes, from `target` up, that have a constructor of their own."""
+    for cls in target.__mro__ if inspect.isclass(target) else ():
+        if cls is not object and inspect.isfunction(vars(cls).get("__init__")):
+            yield cls
+
+
+@contextmanager
+def _inside(key: str) -> Iterator[None]:
+    token = _path.set(f"{_path.get()}.{key}".strip("."))
+    try:
+        yield
+    finally:
+        _path.reset(token)
+
+
+def _config_error(message: str) -> UserError:
+    where = _path.get().strip(".")
+    return UserError(f"{where}: {message}" if where else message)
+
+
+def without_checkpoint_paths(config: Any) -> Any:
+    """A plain copy of `config` with every `ckpt_path` set to None.
+
+    A run's own checkpoint holds the weights of all its parts, so the files that it started from
+    are no longer needed, and may be gone.
+    """
+    node = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    if isinstance(node, Mapping):
+        return {
+            key: None if key == "ckpt_path" else without_checkpoint_paths(value)
+            for key, value in node.items()
+        }
+    return [without_checkpoint_paths(value) for value in node] if isinstance(node, list) else node

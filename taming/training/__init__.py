@@ -1,0 +1,15 @@
+"""Training: the names that configs call `main.X`, and the command behind main.py."""
+
+from taming.config import get_obj_from_str, instantiate_from_config
+from taming.training.callbacks import ImageLogger, LearningRateMonitor, SetupCallback
+from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+
+__all__ = [
+    "DataModuleFromConfig",
+    "ImageLogger",
+    "LearningRateMonitor",
+    "SetupCallback",
+    "WrappedDataset",
+    "get_obj_from_str",
+    "instantiate_from_config",
+]

@@ -1,0 +1,206 @@
+"""What happens beside training: folders, pictures, and checkpoints on demand."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from taming.errors import UserError
+
+__all__ = ["ImageLogger", "LearningRateMonitor", "SaveOnDemand", "SetupCallback"]
+
+log = logging.getLogger(__name__)
+
+
+class SetupCallback(Callback):
+    """Makes the run's folders and writes its configs, once training really starts."""
+
+    def __init__(
+        self,
+        resume: str | Path | None,
+        now: str,
+        logdir: str | Path,
+        ckptdir: str | Path,
+        cfgdir: str | Path,
+        config: DictConfig,
+        lightning_config: DictConfig,
+    ) -> None:
+        super().__init__()
+        self.resume = resume
+        self.now = now
+        self.folders = [Path(logdir), Path(ckptdir), Path(cfgdir)]
+        self.configs = {
+            "project": config,
+            "lightning": OmegaConf.create({"lightning": lightning_config}),
+        }
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            for folder in self.folders:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
+        for name, config in self.configs.items():
+            OmegaConf.save(config, self.folders[-1] / f"{self.now}-{name}.yaml")
+
+
+class ImageLogger(Callback):
+    """Writes what the model's `log_images` shows, as PNG files and to the loggers.
+
+    In training every `batch_frequency` batches, and at powers of two before that while
+    `increase_log_steps`; in validation for the first batch. At most `max_images` of each kind;
+    `clamp` cuts values to [-1, 1].
+    """
+
+    def __init__(
+        self,
+        batch_frequency: int,
+        max_images: int,
+        clamp: bool = True,
+        increase_log_steps: bool = True,
+    ) -> None:
+        super().__init__()
+        self.batch_frequency = batch_frequency
+        self.max_images = max_images
+        self.clamp = clamp
+        self.increase_log_steps = increase_log_steps
+
+    def check_frequency(self, step: int) -> bool:
+        """Whether pictures are due after `step` batches."""
+        if step % self.batch_frequency == 0:
+            return True
+        power_of_two = step & (step - 1) == 0
+        return self.increase_log_steps and step < self.batch_frequency and power_of_two
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step > 0 and self.check_frequency(trainer.global_step):
+            self._log(trainer, pl_module, batch, batch_idx, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self._log(trainer, pl_module, batch, batch_idx, "val")
+
+    @rank_zero_only
+    def _log(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        split: str,
+    ) -> None:
+        if not hasattr(pl_module, "log_images"):
+            return
+        pictures = self._pictures(pl_module, batch)
+        folder = Path(trainer.default_root_dir) / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
+        for key, images in pictures.items():
+            grid = make_grid((images + 1) / 2, nrow=4)
+            pixels = (grid.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{key}_{name}")
+            _send_to_loggers(trainer, f"{split}/{key}", grid)
+
+    def _pictures(self, pl_module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
+        training = pl_module.training
+        pl_module.eval()
+        # Pictures must not change what is trained: their random numbers are their own.
+        with torch.no_grad(), torch.random.fork_rng():
+            pictures: Mapping[str, Tensor] = pl_module.log_images(  # type: ignore[operator]
+                _first(batch, self.max_images), max_images=self.max_images
+            )
+        pl_module.train(training)
+        images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}
+        return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
+
+
+def _first(batch: Any, count: int) -> Any:
+    """The first `count` entries of every tensor or list in a batch."""
+    if isinstance(batch, Mapping):
+        return {key: _first(value, count) for key, value in batch.items()}
+    return batch[:count] if isinstance(batch, Tensor | list | tuple) else batch
+
+
+def _send_to_loggers(trainer: pl.Trainer, tag: str, grid: Tensor) -> None:
+    for logger in trainer.loggers:
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_image"):  # TensorBoard
+            experiment.add_image(tag, grid, global_step=trainer.global_step)  # type: ignore[union-attr]
+        elif hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(key=tag, images=[grid], step=trainer.global_step)
+
+
+class SaveOnDemand(Callback):
+    """Writes `last.ckpt` on SIGUSR1, when training ends, and when it breaks off for any reason."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.saved_step = -1
+        self._asked = threading.Event()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Windows has no SIGUSR1, and only the main thread may listen to signals.
+        if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, lambda number, frame: self._asked.set())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Between two batches, when Lightning's counters agree with the weights.
+        if self._asked.is_set():
+            self._asked.clear()
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.saved_step = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if trainer.global_step > 0 and self.saved_step != trainer.global_step:
+            self._save(trainer)
+
+    @rank_zero_only
+    def _save(self, trainer: pl.Trainer) -> None:
+        # Not trainer.save_checkpoint: that waits for all processes, and after a crash of one of
+        # them the others never come.
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        trainer.strategy.save_checkpoint(checkpoint, self.path)
+        log.info("saved %s at step %d", self.path, trainer.global_step)

@@ -1,0 +1,130 @@
+"""Datasets from a config, as loaders whose order is a function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from taming.config import instantiate_from_config
+from taming.data.seeding import PositionSampler, SeededDataset
+from taming.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class WrappedDataset(Dataset[Any]):
+    """Anything with a length and items, as a map-style dataset."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.data = dataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+
+class DataModuleFromConfig(pl.LightningDataModule):
+    """Datasets named by `target:` and `params:`, one per split.
+
+    Args:
+        batch_size: items per batch and process.
+        train, validation, test: configs of the datasets; any may be left out.
+        wrap: put a `WrappedDataset` around them, for objects that are no torch datasets.
+        num_workers: loader processes; None is twice the batch size, at most the CPUs there are.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        test: Mapping[str, Any] | None = None,
+        wrap: bool = False,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
+        given = dict(zip(SPLITS, (train, validation, test), strict=True))
+        self.dataset_configs = {split: config for split, config in given.items() if config}
+        self.batch_size = batch_size
+        self.wrap = wrap
+        self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.datasets: dict[str, Any] = {}
+
+    def prepare_data(self) -> None:
+        """Build the datasets, which may unpack or index files: on one process of each machine."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        for split, config in self.dataset_configs.items():
+            if split not in self.datasets:
+                dataset = instantiate_from_config(config, key=f"data.params.{split}")
+                self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
+        self._check_size()
+
+    def _check_size(self) -> None:
+        train = self.datasets.get("train")
+        if train is None or isinstance(train, IterableDataset):
+            return
+        if len(train) < self.batch_size:
+            name = type(train).__name__
+            raise UserError(
+                f"data.params.batch_size is {self.batch_size}, but {name} has only {len(train)} "
+                "items; make it smaller or give more data"
+            )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader("validation") if "validation" in self.datasets else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader("test") if "test" in self.datasets else []
+
+    def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+        if split not in self.datasets:
+            raise UserError(f"data.params.{split}: there is no such dataset in the config")
+        dataset = self.datasets[split]
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, **options)
+        sampler = self._sampler(len(dataset), shuffle)
+        return DataLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
+
+    def _sampler(self, length: int, shuffle: bool) -> PositionSampler:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return PositionSampler(
+            length,
+            seed=self.seed,
+            shuffle=shuffle,
+            rank=torch.distributed.get_rank() if distributed else 0,
+            world_size=torch.distributed.get_world_size() if distributed else 1,
+            start=self._resumed_batches() * self.batch_size if shuffle else 0,
+        )
+
+    def _resumed_batches(self) -> int:
+        """How many batches of this epoch a resumed run has behind it (Lightning counts them, but
+        leaves it to the loader to skip them)."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
+def _default_workers(batch_size: int) -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(2 * batch_size, cpus or 1)

@@ -1,0 +1,58 @@
+"""Where a run lives: `logs/<time>_<name><postfix>/` with checkpoints, configs and images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from taming.checkpoint import find_run
+from taming.errors import UserError
+
+# Processes that a trainer starts on this machine inherit it, and so agree on one folder.
+_TIME_VARIABLE = "TAMING_RUN_TIME"
+
+
+def run_time() -> str:
+    """The time that names this run and its configs, the same in all processes of the run."""
+    return os.environ.setdefault(_TIME_VARIABLE, datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, the checkpoint it goes on from, and the configs that it starts with."""
+
+    path: Path
+    configs: tuple[Path, ...]
+    resume_from: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config_folder(self) -> Path:
+        return self.path / "configs"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+
+def new_run(
+    name: str | None, configs: Sequence[Path], postfix: str = "", project: str | None = None
+) -> RunFolder:
+    """A folder for a fresh run, named by `name` or by its first config."""
+    label = name or (configs[0].stem if configs else "")
+    if not label:
+        raise UserError("nothing to do: give a config with --base, or a run to go on with --resume")
+    parent = Path("logs") / project if project else Path("logs")
+    return RunFolder(parent / f"{run_time()}_{label}{postfix}", tuple(configs))
+
+
+def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
+    """Go on in the folder of a run or checkpoint; its own configs come before `configs`."""
+    run = find_run(path)
+    return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)

@@ -1,0 +1,229 @@
+"""The Trainer: its arguments from flags and YAML, its loggers and callbacks."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from taming.checkpoint import save_atomic
+from taming.config import did_you_mean, instantiate_from_config
+from taming.errors import UserError
+from taming.training.callbacks import SaveOnDemand
+from taming.training.run_folder import RunFolder, run_time
+
+# What only code can give: objects, not values.
+_OBJECTS = {"self", "logger", "callbacks", "plugins"}
+
+
+def trainer_options() -> dict[str, Any]:
+    """Names and type annotations of the Trainer's arguments that a flag or YAML can set."""
+    hints = typing.get_type_hints(pl.Trainer.__init__)
+    parameters = inspect.signature(pl.Trainer.__init__).parameters
+    return {name: hints.get(name, Any) for name in parameters if name not in _OBJECTS}
+
+
+def parse_option(name: str, text: str) -> Any:
+    """The value that `--name text` stands for, of a type that the Trainer's argument takes."""
+    value = _literal(text)
+    accepted = _plain_types(trainer_options()[name])
+    if isinstance(value, bool) and bool not in accepted and int in accepted:
+        value = text
+    if isinstance(value, int) and not isinstance(value, bool) and int not in accepted:
+        value = float(value) if float in accepted else text
+    if isinstance(value, float) and value.is_integer() and float not in accepted:
+        value = int(value)
+    if value is not None and type(value) not in accepted:
+        if str not in accepted:
+            names = " or ".join(sorted(kind.__name__ for kind in accepted))
+            raise UserError(f"--{name} takes {names}, but '{text}' was given")
+        value = text
+    return value
+
+
+def _literal(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    parts = [part for part in text.split(",") if part]
+    if "," in text and all(part.strip().lstrip("-").isdigit() for part in parts):
+        return [int(part) for part in parts]
+    return text
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    """bool, int, float, str and list, as far as an annotation has them."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_plain_types(part) for part in typing.get_args(annotation)))
+    if origin is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    if isinstance(annotation, type) or origin is not None:
+        base = origin or annotation
+        if base in (bool, int, float, str, list):
+            return {base}
+        return {str} if base is Path else set()
+    return {bool, int, float, str, list}
+
+
+def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn `gpus` ("0,", "0,1", "2", "-1", a number, a list) into accelerator and devices.
+
+    Without it, and without an accelerator or devices, the CPU is used.
+    """
+    options = dict(options)
+    gpus = options.pop("gpus", None)
+    if gpus is None:
+        if "accelerator" not in options and "devices" not in options:
+            options |= {"accelerator": "cpu", "devices": 1}
+        return options
+    devices = _gpu_devices(gpus)
+    if not devices:
+        return {**options, "accelerator": "cpu", "devices": 1}
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"--gpus {gpus} asks for a GPU, but torch finds none on this machine; leave --gpus out "
+            "to train on the CPU, or pass --accelerator mps on a Mac"
+        )
+    return {**options, "accelerator": "gpu", "devices": devices}
+
+
+def _gpu_devices(gpus: Any) -> int | list[int]:
+    if isinstance(gpus, list | tuple):
+        return [int(index) for index in gpus]
+    text = str(gpus).strip()
+    try:
+        if "," in text:
+            return [int(part) for part in text.split(",") if part.strip()]
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"--gpus {text}: write '0,' for the first GPU, '0,1' for two, or '2' for any two"
+        ) from None
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that a crash while writing leaves as they were."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        save_atomic(checkpoint, path)
+
+
+def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:
+    """Give accumulation and clipping to a model that steps its optimisers itself, as the Trainer
+    refuses them there. Returns the options that are left."""
+    if model.automatic_optimization:
+        return options
+    options = dict(options)
+    for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
+        if options.get(name) is not None:
+            setattr(model, name, options[name])
+        options.pop(name, None)
+    return options
+
+
+def make_trainer(
+    options: Mapping[str, Any],
+    lightning_config: DictConfig,
+    config: DictConfig,
+    run: RunFolder,
+    model: pl.LightningModule,
+) -> pl.Trainer:
+    """The Trainer for `model`, with the loggers and callbacks of `lightning_config`."""
+    for name in options:
+        if name not in trainer_options():
+            hint = did_you_mean(name, [*trainer_options(), "gpus"])
+            raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
+    arguments: dict[str, Any] = {"default_root_dir": str(run.path), **options}
+    if arguments.pop("logger", True):
+        arguments["logger"] = _loggers(lightning_config, run)
+    try:
+        return pl.Trainer(
+            **arguments,
+            callbacks=_callbacks(lightning_config, config, run, model),
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,  # the data module's samplers split over processes
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"the Trainer refuses its arguments: {error}") from error
+
+
+def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
+    default = {
+        "target": "pytorch_lightning.loggers.TensorBoardLogger",
+        "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
+    }
+    chosen = OmegaConf.merge(default, lightning_config.get("logger") or {})
+    table = {
+        "target": "pytorch_lightning.loggers.CSVLogger",
+        # A folder for each start of a run: the CSV logger begins its file anew.
+        "params": {"save_dir": str(run.path / "csv"), "name": "", "version": run_time()},
+    }
+    return [
+        instantiate_from_config(chosen, key="lightning.logger"),
+        instantiate_from_config(table),
+    ]
+
+
+def _callbacks(
+    lightning_config: DictConfig, config: DictConfig, run: RunFolder, model: pl.LightningModule
+) -> list[Callback]:
+    defaults: dict[str, Any] = {
+        "checkpoints": _checkpoint_config(run, model),
+        "image_logger": {
+            "target": "main.ImageLogger",
+            "params": {"batch_frequency": 750, "max_images": 4},
+        },
+        "learning_rate_logger": {
+            "target": "main.LearningRateMonitor",
+            "params": {"logging_interval": "step"},
+        },
+    }
+    own = lightning_config.get("modelcheckpoint") or {}
+    defaults["checkpoints"] = OmegaConf.merge(defaults["checkpoints"], own)
+    chosen = OmegaConf.merge(defaults, lightning_config.get("callbacks") or {})
+    setup = instantiate_from_config(
+        {"target": "main.SetupCallback"},
+        resume=run.resume_from,
+        now=run_time(),
+        logdir=run.path,
+        ckptdir=run.checkpoints,
+        cfgdir=run.config_folder,
+        config=config,
+        lightning_config=lightning_config,
+    )
+    from_config = [
+        instantiate_from_config(chosen[name], key=f"lightning.callbacks.{name}") for name in chosen
+    ]
+    return [setup, SaveOnDemand(run.last_checkpoint), *from_config]
+
+
+def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "dirpath": str(run.checkpoints),
+        "filename": "{epoch:06}",
+        "save_last": True,
+        "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
+    }
+    if hasattr(model, "monitor"):
+        rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
+        params |= {"monitor": model.monitor, "save_top_k": 3}
+    return {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}
