@@ -144,7 +144,9 @@ class CachedDecoder:
             raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
         x = F.embedding(idx, self._tok_emb) + self._pos_emb[start:stop]
         allowed = self._allowed(start, stop)
-        logits = self._run(x, slice(start, stop), stop, allowed, causal=allowed is None)
+        logits = self._run(
+            x, slice(start, stop), stop, allowed, causal=start == 0 and allowed is None
+        )
         self.length = stop
         self._position.fill_(stop)
         return logits
@@ -158,22 +160,29 @@ class CachedDecoder:
         return logits
 
     def _allowed(self, start: int, stop: int) -> Tensor | None:
-        """Bool (T, start + T), or None where causal attention is meant."""
-        if not start and not self.n_unmasked:
+        """Bool (T, start + T), or None where causal attention or all of it is meant."""
+        if not self.n_unmasked and not start or stop - start == 1:
             return None
         rows, columns = self._columns[start:stop, None], self._columns[:stop]
         return (columns <= rows) | ((columns < self.n_unmasked) & (rows < self.n_unmasked))
 
-    def _run(self, x: Tensor, write: slice | Tensor, seen: int, allowed: Tensor | None) -> Tensor:
-        """Logits after the last of `x` (B, T, C), whose keys and values go to `write`."""
+    def _run(
+        self,
+        x: Tensor,
+        write: slice | Tensor,
+        seen: int,
+        allowed: Tensor | None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Logits after the last of `x` (B, T, C): keys and values go to the positions `write` of
+        the cache, whose first `seen` positions are attended to where `allowed`."""
         batch = len(x)
         for layer, (keys, values) in zip(self._layers, self._cache, strict=True):
             q, k, v = layer.split(x)
             keys[:batch, :, write] = k
             values[:batch, :, write] = v
-            y = F.scaled_dot_product_attention(
-                q, keys[:batch, :, :seen], values[:batch, :, :seen], allowed
-            )
+            k, v = keys[:batch, :, :seen], values[:batch, :, :seen]
+            y = F.scaled_dot_product_attention(q, k, v, allowed, is_causal=causal)
             x = layer.finish(x, y)
         last = F.layer_norm(x[:, -1], x.shape[-1:], *self._ln_f)
         return F.linear(last, self._head).float()
