@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig
@@ -138,35 +137,25 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no intact safetensors file ({error}); fetch it again") from None
 
 
+# What torch and pickle raise for files that are cut short or something else altogether.
+_BROKEN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
+
+
 def _read_torch(path: Path) -> Any:
-    zipped = _is_zip(path)
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
     try:
-        with torch.serialization.safe_globals(_stubs(path) if zipped else []):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        with torch.serialization.safe_globals(_stubs(path, foreign)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        BadZipFile,
-    ) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except _BROKEN as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path} is no intact checkpoint ({reason}); fetch or save it again"
         ) from None
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _stubs(path: Path) -> list[Any]:
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no intact checkpoint ({error}); fetch it again") from None
+def _stubs(path: Path, foreign: Iterable[str]) -> list[Any]:
     for name in foreign:
         if not name.startswith(_KNOWN_FOREIGN):
             raise UserError(f"{path} would run '{name}' when loaded; it is refused as unsafe")

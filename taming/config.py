@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming.errors import UserError
 
@@ -141,6 +141,21 @@ def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
             return target(**params)
 
 
+def plain(config: Any, allow_missing: bool = False) -> Any:
+    """A config as dicts and lists with its interpolations resolved; anything else unchanged.
+
+    Raises `UserError` for a value still to be filled in (`???`) or an interpolation of nothing.
+    """
+    if not OmegaConf.is_config(config):
+        return config
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=not allow_missing)
+    except MissingMandatoryValue as error:
+        raise UserError(f"set {error.full_key}=... : the config leaves it to you") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+
+
 def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None:
     accepted, required, open_ended = _parameters(target)
     for param in params:
@@ -200,7 +215,7 @@ def without_checkpoint_paths(config: Any) -> Any:
     A run's own checkpoint holds the weights of all its parts, so the files that it started from
     are no longer needed, and may be gone.
     """
-    node = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    node = plain(config, allow_missing=True)
     if isinstance(node, Mapping):
         return {
             key: None if key == "ckpt_path" else without_checkpoint_paths(value)

@@ -18,6 +18,7 @@ from taming.config import (
     did_you_mean,
     instantiate_from_config,
     load_config,
+    plain,
     without_checkpoint_paths,
 )
 from taming.errors import UserError, command
@@ -169,12 +170,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     lightning_config = OmegaConf.create(config.pop("lightning", None) or {})
-    options = {**_plain(lightning_config.get("trainer") or {}), **flags}
+    options = {**plain(lightning_config.get("trainer") or {}), **flags}
     lightning_config.trainer = options
     options = resolve_devices(options)
     data = _build_data(config)
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    model = instantiate_from_config(_without_rate(model_config), key="model")
+    model = instantiate_from_config(model_config, key="model")
     accumulate = options.get("accumulate_grad_batches") or 1
     trainer = make_trainer(
         move_manual_options(options, model), lightning_config, config, run, model
@@ -187,16 +188,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if args.debug:
             _move_to_debug_runs(run)
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(OmegaConf.create(config), resolve=True))  # type: ignore[arg-type]
-
-
-def _without_rate(config: Any) -> dict[str, Any]:
-    node = _plain(config)
-    node.pop("base_learning_rate", None)
-    return node
 
 
 def _train_and_test(

@@ -108,21 +108,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def _sampler(self, length: int, shuffle: bool) -> PositionSampler:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return PositionSampler(
-            length,
-            seed=self.seed,
-            shuffle=shuffle,
-            rank=torch.distributed.get_rank() if distributed else 0,
-            world_size=torch.distributed.get_world_size() if distributed else 1,
-            start=self._resumed_batches() * self.batch_size if shuffle else 0,
-        )
-
-    def _resumed_batches(self) -> int:
-        """How many batches of this epoch a resumed run has behind it (Lightning counts them, but
-        leaves it to the loader to skip them)."""
-        if self.trainer is None:
-            return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        rank = torch.distributed.get_rank() if distributed else 0
+        world_size = torch.distributed.get_world_size() if distributed else 1
+        sampler = PositionSampler(length, self.seed, shuffle, rank, world_size)
+        if shuffle and self.trainer is not None:
+            # A resumed run has part of its epoch behind it: Lightning counts those batches, but
+            # leaves it to the loader to skip them.
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+            sampler.set_position(self.trainer.current_epoch, done * self.batch_size)
+        return sampler
 
 
 def _default_workers(batch_size: int) -> int:

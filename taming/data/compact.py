@@ -1,0 +1,102 @@
+"""Columns with one value per item, held so that ten million items fit and workers share them.
+
+A list of ten million `str` takes over a gigabyte, and reading it touches the reference count of
+every element, so that each forked worker ends up with a copy of its own. Flat tensors have no such
+counts, and where workers are spawned, `torch.multiprocessing` hands tensors over in shared memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+BLOCK = 1024  # strings that share one stored prefix
+
+
+def chunks(items: Iterable[T], length: int) -> Iterator[list[T]]:
+    """Lists of `length` consecutive items; the last one may be shorter."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, length)):
+        yield chunk
+
+
+class StringTable(Sequence[str]):
+    """An immutable sequence of strings in flat memory.
+
+    Each takes 8 bytes plus what it does not share with its block of neighbours, which for paths is
+    little more than the file's name. Strings that are no valid UTF-8 (file names) survive.
+    """
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        rests, ends = bytearray(), array("q", [0])
+        self._prefixes: list[bytes] = []
+        for block in chunks(strings, BLOCK):
+            encoded = [os.fsencode(string) for string in block]
+            prefix = os.path.commonprefix(encoded) or b""
+            self._prefixes.append(prefix)
+            for string in encoded:
+                rests += string[len(prefix) :]
+                ends.append(len(rests))
+        self._rests = _tensor(rests, torch.uint8)
+        self._ends = _tensor(ends, torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        number = range(len(self))[operator.index(index)]
+        start, end = self._ends[number : number + 2].tolist()
+        rest = self._rests[start:end].numpy().tobytes()
+        return os.fsdecode(self._prefixes[number // BLOCK] + rest)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the strings take."""
+        return self._rests.nbytes + self._ends.nbytes + sum(map(len, self._prefixes))
+
+
+def _tensor(buffer: bytearray | array[int], dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
+
+
+class Categories(Sequence[str]):
+    """A sequence of strings of which few are different: codes into a list of names."""
+
+    def __init__(self, codes: Sequence[int] | np.ndarray, names: Sequence[str]) -> None:
+        self.codes = torch.as_tensor(np.asarray(codes, dtype=np.int32))
+        self.names = list(names)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.names[int(self.codes[operator.index(index)])]
+
+
+def column(values: Any) -> Any:
+    """`values` in the most compact form that gives the same values back, one per item."""
+    if isinstance(values, StringTable | Categories | Tensor):
+        return values
+    values = values if isinstance(values, np.ndarray) else list(values)
+    if len(values) and all(isinstance(value, str) for value in values):
+        return StringTable(values)
+    if all(isinstance(value, bool | int | float | np.generic | np.ndarray) for value in values):
+        return torch.as_tensor(np.array(values))
+    return values
+
+
+def entry(values: Any, index: int) -> Any:
+    """Item `index` of a column, a plain number where it is one (workers would share a tensor)."""
+    value = values[index]
+    if isinstance(value, Tensor):
+        return value.item() if value.dim() == 0 else value.numpy().copy()
+    return value

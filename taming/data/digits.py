@@ -1,0 +1,79 @@
+"""The 1,797 handwritten digits that scikit-learn carries: real data that needs no download."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from taming.data.base import Item
+from taming.data.files import split_off
+from taming.data.images import to_float
+from taming.errors import UserError
+
+VALIDATION_FRACTION = 297 / 1797
+
+
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Grey values 0..16 (1797, 8, 8) and labels (1797,)."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError(
+            "the digits come with scikit-learn, which is not installed; "
+            "run: pip install taming-transformers[data]"
+        ) from None
+    digits = load_digits()
+    return digits.images, digits.target
+
+
+def _validation_mask(labels: np.ndarray) -> np.ndarray:
+    """Which digits validate: the same share of each class, always the same ones."""
+    mask = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        names = [str(index) for index in np.flatnonzero(labels == digit)]
+        mask[[int(name) for name in split_off(names, VALIDATION_FRACTION, 0, str(digit))]] = True
+    return mask
+
+
+def _enlarge(grey: np.ndarray, size: int) -> np.ndarray:
+    """(8, 8) of 0..16 to (size, size) uint8, smoothly."""
+    small = Image.fromarray(np.round(grey * (255 / 16)).astype(np.uint8))
+    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+
+
+class Digits(Dataset[Item]):
+    """Items: `image` float32 (size, size, 3) in [-1, 1], `class_label` 0..9, `human_label`.
+
+    About 1,500 digits train and 300 validate, split once and for all within each class.
+    """
+
+    training: ClassVar[bool]
+
+    def __init__(self, size: int = 32) -> None:
+        images, labels = _load()
+        chosen = _validation_mask(labels) != self.training
+        self.labels = labels[chosen]
+        self.images = np.stack([_enlarge(image, size) for image in images[chosen]])  # (N, H, W)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Item:
+        grey, label = self.images[index], int(self.labels[index])
+        image = to_float(np.repeat(grey[:, :, None], 3, axis=2))
+        return {"image": image, "class_label": label, "human_label": str(label)}
+
+
+class DigitsTrain(Digits):
+    """The digits for training."""
+
+    training = True
+
+
+class DigitsValidation(Digits):
+    """The digits for validation."""
+
+    training = False

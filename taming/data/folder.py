@@ -1,0 +1,156 @@
+"""A folder per class: the data set of a class-conditional model without any list or label file."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from taming.data.base import ImagePaths
+from taming.data.compact import Categories, StringTable
+from taming.data.files import EXTENSIONS, find_images, split_off
+from taming.errors import UserError
+
+VALIDATION_FOLDERS = ("val", "validation", "test")
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted; as numbers where all of them are numbers."""
+    try:
+        found = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    names = sorted(name for name in found if not name.startswith((".", "__")))
+    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
+
+
+class ImageFolder(ImagePaths):
+    """Images below `root`, labelled by the folder that they are in.
+
+    Layouts: `root/train/<class>/**` with `root/val/<class>/**` (or `validation`, `test`); else
+    `root/<class>/**` (or `root/train/<class>/**` alone), of which each class gives
+    `validation_fraction` of its images, fixed by `split_seed`, to validation. Give both to training
+    and validation alike, or the two overlap.
+
+    Items: those of `ImagePaths`, and `class_label`, the index of the class folder's name in sorted
+    order (in numerical order where all names are numbers), and `human_label`, its name.
+
+    Args:
+        n_classes: if given, how many classes there must be (the model's number).
+        extensions: endings of image files; others are passed over.
+        (size, random_crop, random_flip, crop_size: see `ImagePaths`)
+
+    Raises `UserError`: no class folders, a class without images, splits of different classes.
+    """
+
+    training: ClassVar[bool]
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: int | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
+        crop_size: int | None = None,
+        validation_fraction: float = 0.05,
+        split_seed: int = 0,
+        extensions: Sequence[str] = EXTENSIONS,
+        n_classes: int | None = None,
+    ) -> None:
+        self._name = f"{type(self).__name__} of {root}"
+        self._split = (validation_fraction, split_seed)
+        self._extensions = tuple(extensions)
+        folder, divide = self._layout(Path(root).expanduser())
+        self.class_names = class_folders(folder)
+        self._check_classes(folder, n_classes)
+        paths, codes = self._collect(folder, divide)
+        if not len(paths):
+            raise UserError(f"{self._name} has no images left; raise validation_fraction")
+        human_labels = Categories(codes, self.class_names)
+        labels = {"class_label": human_labels.codes, "human_label": human_labels}
+        super().__init__(
+            paths,
+            size,
+            random_crop,
+            labels,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            source=self._name,
+        )
+
+    def _layout(self, root: Path) -> tuple[Path, bool]:
+        """The folder of this split's classes, and whether both splits share it."""
+        if not root.is_dir():
+            raise UserError(
+                f"{self._name}: the folder does not exist; root is a folder with one subfolder of "
+                "images per class"
+            )
+        train = root / "train"
+        if not class_folders(train):
+            return root, True
+        validation = next((root / v for v in VALIDATION_FOLDERS if class_folders(root / v)), None)
+        if validation is None:
+            return train, True
+        self._check_agreement(train, validation)
+        return (train if self.training else validation), False
+
+    def _check_agreement(self, train: Path, validation: Path) -> None:
+        here, there = set(class_folders(train)), set(class_folders(validation))
+        if different := sorted(here ^ there):
+            has, lacks = (train, validation) if different[0] in here else (validation, train)
+            raise UserError(
+                f"{lacks} lacks the class folder {different[0]!r} that {has} has "
+                f"({len(different)} classes differ); both need the same class folders"
+            )
+
+    def _check_classes(self, folder: Path, n_classes: int | None) -> None:
+        count = len(self.class_names)
+        if not count:
+            raise UserError(
+                f"{self._name}: {folder} has no class folders; put the images of each class in a "
+                "folder of their own"
+            )
+        if n_classes is not None and n_classes != count:
+            raise UserError(
+                f"{self._name}: {folder} has {count} class folders, but n_classes is {n_classes}; "
+                f"set n_classes to {count} or correct the folders"
+            )
+
+    def _collect(self, folder: Path, divide: bool) -> tuple[StringTable, np.ndarray]:
+        codes = array("i")
+
+        def paths() -> Iterator[str]:
+            for code, name in enumerate(self.class_names):
+                for path in self._class_paths(folder / name, divide):
+                    codes.append(code)
+                    yield path
+
+        return StringTable(paths()), np.array(codes, dtype=np.int32)
+
+    def _class_paths(self, folder: Path, divide: bool) -> list[str]:
+        paths = list(find_images(folder, self._extensions))
+        if not paths:
+            raise UserError(
+                f"{self._name}: the class folder {folder} has no images "
+                f"({', '.join(self._extensions)}); put some there or remove it"
+            )
+        if not divide:
+            return paths
+        names = {path: Path(path).relative_to(folder).as_posix() for path in paths}
+        validation = split_off(names.values(), *self._split, key=folder.name)
+        return [path for path in paths if (names[path] in validation) != self.training]
+
+
+class ImageFolderTrain(ImageFolder):
+    """The training images of `ImageFolder`."""
+
+    training = True
+
+
+class ImageFolderValidation(ImageFolder):
+    """The validation images of `ImageFolder`."""
+
+    training = False

@@ -1,0 +1,105 @@
+"""Image files to arrays: any mode that Pillow reads becomes RGB, any damage becomes `BadImage`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# What Pillow's decoders and numpy's reader raise on damaged or hostile files.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class BadImage(Exception):
+    """A file cannot be used; the message continues "<path> ..." ("is empty (0 bytes)")."""
+
+
+@contextlib.contextmanager
+def _damage_named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        raise BadImage(_reason(path, error)) from error
+
+
+def _reason(path: str, error: Exception) -> str:
+    if not os.path.exists(path):
+        return "does not exist"
+    if os.path.isdir(path):
+        return "is a folder, not an image file"
+    if os.path.getsize(path) == 0:
+        return "is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return "is no image that Pillow can read"
+    return f"cannot be read ({error})"
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) from the header alone, without decoding; raises `BadImage`."""
+    with _damage_named(path), Image.open(path) as image:
+        return image.height, image.width
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Decode an image file as uint8 (H, W, 3); raises `BadImage`.
+
+    Transparency is dropped and an EXIF orientation is ignored, as in the original, so that models
+    see what published ones saw. 16-bit greys keep their high byte, as Pillow does with 16-bit RGB.
+    """
+    with _damage_named(path), Image.open(path) as image:
+        return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # "I" as well: some formats' 16 bits are widened to 32
+        grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way
+    return np.asarray(image.convert("RGB"))
+
+
+def npy_size(path: str) -> tuple[int, int]:
+    """(height, width) of a `.npy` of shape (1, 3, H, W) from its header; raises `BadImage`."""
+    _, _, height, width = _load_npy(path).shape
+    return height, width
+
+
+def read_npy(path: str) -> np.ndarray:
+    """Read a `.npy` of shape (1, 3, H, W) uint8 as uint8 (H, W, 3); raises `BadImage`."""
+    return np.ascontiguousarray(_load_npy(path)[0].transpose(1, 2, 0))
+
+
+def _load_npy(path: str) -> np.ndarray:
+    with _damage_named(path):
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # pickles could run code
+        if not isinstance(pixels, np.ndarray):
+            raise ValueError("it is an archive of arrays, not one array")
+        if pixels.ndim != 4 or pixels.shape[:2] != (1, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"{pixels.dtype} {pixels.shape} instead of uint8 (1, 3, H, W)")
+        return pixels
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """uint8 0..255 to float32 [-1, 1], any shape."""
+    scaled = image.astype(np.float32)
+    scaled /= 127.5
+    scaled -= 1.0
+    return scaled

@@ -1,0 +1,156 @@
+"""Randomness by address: what an item looks like depends on (seed, epoch, index) alone.
+
+Not on the number of workers, on what was loaded before, or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from taming.errors import UserError
+
+
+class Position(int):
+    """The index of an item that knows in which epoch it is wanted; otherwise a plain int."""
+
+    epoch: int
+
+    def __new__(cls, epoch: int, index: int) -> Position:
+        position = super().__new__(cls, index)
+        position.epoch = epoch
+        return position
+
+    def __reduce__(self) -> tuple[type[Position], tuple[int, int]]:
+        return Position, (self.epoch, int(self))
+
+
+def _digest(*numbers: int) -> bytes:
+    return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=32).digest()
+
+
+class PositionSampler(Sampler[Position]):
+    """Which items this process loads in an epoch, and in which order: a function of (seed, epoch).
+
+    Item k of the global order goes to rank k % world_size, so ranks never overlap and all have
+    equally many: with `drop_last` up to world_size - 1 items at the end are left out of the epoch,
+    without it that many from its start come a second time.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+    ) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self._share = (length if drop_last else length + world_size - 1) // world_size
+        if not self._share:
+            raise UserError(
+                f"the dataset has {length} items for {world_size} devices; give it at least one "
+                "item per device"
+            )
+        self.epoch = self._start = 0
+
+    def __len__(self) -> int:
+        """Items per epoch and rank, wherever iteration starts: a resumed epoch counts in full."""
+        return self._share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Iterate `epoch` from its start, or from `set_position`'s place if that is its epoch."""
+        if epoch != self.epoch:
+            self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, start: int) -> None:
+        """Iterate `epoch` from the item after the first `start` of this rank (resume)."""
+        self.epoch, self._start = epoch, start
+
+    def __iter__(self) -> Iterator[Position]:
+        epoch = self.epoch
+        for index in self._order()[self._start :]:
+            yield Position(epoch, int(index))
+
+    def _order(self) -> np.ndarray:
+        # RandomState because numpy promises that its streams never change between versions.
+        words = np.frombuffer(_digest(self.seed, self.epoch), dtype="<u4")
+        everything = (
+            np.random.RandomState(words).permutation(self.length)
+            if self.shuffle
+            else np.arange(self.length)
+        )
+        padded = np.resize(everything, self._share * self.world_size)  # cuts, or starts over
+        return padded[self.rank :: self.world_size]
+
+
+class SeededDataset(Dataset[Any]):
+    """Any map-style dataset, with the global generators seeded around the loading of each item.
+
+    `dataset[Position(epoch, index)]` seeds Python, numpy, torch (CPU) and the albumentations
+    pipelines that the dataset holds as attributes, from (seed, epoch, index); a plain int means
+    epoch 0. The caller's generators are afterwards as they were. Generators that a dataset makes
+    for itself (`np.random.default_rng()`) cannot be reached.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
+        self.dataset, self.seed = dataset, seed
+        self._pipelines = _pipelines(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, position: int) -> Any:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any]:
+        """A batch at once (torch's loader asks for it): states are saved and restored once."""
+        with _generators_kept():
+            return [self._item(position) for position in positions]
+
+    def _item(self, position: int) -> Any:
+        digest = _digest(self.seed, getattr(position, "epoch", 0), position)
+        python, _, pytorch, pipeline = struct.unpack("<4Q", digest)
+        random.seed(python)
+        np.random.seed(np.frombuffer(digest[8:16], dtype="<u4"))
+        torch.default_generator.manual_seed(pytorch)  # not torch.manual_seed: that starts CUDA's
+        for compose in self._pipelines:
+            compose.set_random_seed(pipeline % 2**32)
+        return self.dataset[int(position)]
+
+
+@contextlib.contextmanager
+def _generators_kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
+
+
+def _pipelines(value: Any, seen: set[int] | None = None) -> list[Any]:
+    """albumentations pipelines among the attributes of `value` and of the datasets inside it."""
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if callable(getattr(value, "set_random_seed", None)):
+        return [value]
+    children: Sequence[Any] = ()
+    if isinstance(value, Dataset):
+        children = list(vars(value).values())
+    elif isinstance(value, list | tuple) and len(value) < 100:  # longer ones are lists of files
+        children = value
+    return [found for child in children for found in _pipelines(child, seen)]

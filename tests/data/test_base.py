@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from taming.data.base import ImagePaths, NumpyPaths
+from taming.data.seeding import PositionSampler, SeededDataset
+from taming.errors import UserError
+from tests.data.files import pixels, truncate, write_image, write_images
+
+
+def test_item(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 3)
+    dataset = ImagePaths(paths, size=16, labels={"class_label": [5, 6, 7], "name": ["a", "b", "c"]})
+    item = dataset[1]
+    assert set(item) == {"image", "file_path_", "class_label", "name"} and len(dataset) == 3
+    assert item["image"].shape == (16, 16, 3) and item["image"].dtype == np.float32
+    assert (item["file_path_"], item["class_label"], item["name"]) == (paths[1], 6, "b")
+    assert [item["class_label"] for item in dataset] == [5, 6, 7]
+
+
+def test_unchanged_image_is_its_pixels(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png")
+    image = ImagePaths(paths=[path])[0]["image"]
+    np.testing.assert_allclose(image, pixels(24, 32) / 127.5 - 1, atol=1e-6)
+
+
+def test_numpy_paths_equal_image_paths(tmp_path: Path) -> None:
+    png = write_image(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", pixels(24, 32).transpose(2, 0, 1)[None])
+    for size in (None, 16):
+        item = NumpyPaths([str(tmp_path / "a.npy")], size=size)[0]
+        np.testing.assert_array_equal(item["image"], ImagePaths([png], size=size)[0]["image"])
+
+
+def test_random_crop_and_flip_are_options(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 1, height=16, width=64)
+    random.seed(0)
+    for options, different in (({}, 1), ({"random_flip": True}, 2), ({"random_crop": True}, 6)):
+        dataset = ImagePaths(paths, size=16, **options)
+        assert len({dataset[0]["image"].tobytes() for _ in range(30)}) >= different
+
+
+def test_batches_collate(tmp_path: Path) -> None:
+    dataset = ImagePaths(write_images(tmp_path, 3), size=16, labels={"class_label": [2, 0, 1]})
+    batch = default_collate([dataset[i] for i in range(3)])
+    assert batch["image"].shape == (3, 16, 16, 3)
+    assert torch.equal(batch["class_label"], torch.tensor([2, 0, 1]))
+    assert batch["file_path_"] == list(dataset.paths)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path: Path, workers: int) -> None:
+    dataset = SeededDataset(
+        ImagePaths(write_images(tmp_path, 6, 16, 64), 16, True, random_flip=True), seed=1
+    )
+
+    def epoch(number: int, workers: int) -> list[bytes]:
+        sampler = PositionSampler(6, seed=1)
+        sampler.set_epoch(number)
+        loader = DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=workers)
+        return [image.numpy().tobytes() for batch in loader for image in batch["image"]]
+
+    first = epoch(0, workers)
+    assert first == epoch(0, 0)
+    assert set(first).isdisjoint(epoch(1, workers))
+
+
+def test_no_paths() -> None:
+    with pytest.raises(UserError, match="ImagePaths has no images"):
+        ImagePaths([])
+
+
+def test_labels_of_another_length(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"labels\['x'\] has 3 entries for 2 paths"):
+        ImagePaths(write_images(tmp_path, 2), labels={"x": [1, 2, 3]})
+
+
+def test_file_that_is_no_image_is_found_at_start(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 3)
+    Path(paths[1]).write_text("hello")
+    with pytest.raises(UserError, match=r"001\.png, from my list, is no image"):
+        ImagePaths(paths, size=16, source="my list")
+
+
+def test_absent_file_is_found_at_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png, from ImagePaths, does not exist"):
+        ImagePaths([str(tmp_path / "a.png")])
+
+
+def test_image_smaller_than_the_crop_is_found_at_start(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2, height=24, width=32)
+    with pytest.raises(UserError, match="is 32 x 24 pixels, smaller than the crop of 32"):
+        ImagePaths(paths, crop_size=32)
+    assert ImagePaths(paths, size=32)[0]["image"].shape == (32, 32, 3)
+
+
+def test_image_that_shrinks_later_is_named_while_loading(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2)
+    dataset = ImagePaths(paths, crop_size=20)
+    write_image(Path(paths[1]), 8, 8)
+    with pytest.raises(UserError, match=r"001\.png, .* is 8 x 8 pixels"):
+        dataset[1]
+
+
+def test_truncated_jpeg_is_named_while_loading(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.jpg", 100, 100)
+    truncate(path, 0.7)
+    dataset = ImagePaths([path], size=16)
+    with pytest.raises(UserError, match=r"a\.jpg, from ImagePaths, cannot be read \(.*truncated"):
+        dataset[0]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming.data.images import BadImage, image_size, npy_size, read_npy, read_rgb, to_float
+from tests.data.files import pixels, truncate, write_image
+
+
+def test_rgb_png_is_read_as_it_is(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", 24, 32)
+    assert image_size(path) == (24, 32)
+    np.testing.assert_array_equal(read_rgb(path), pixels(24, 32))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    ending = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
+    Image.fromarray(pixels(24, 32)).convert(mode).save(tmp_path / f"a.{ending}")
+    image = read_rgb(str(tmp_path / f"a.{ending}"))
+    assert image.shape == (24, 32, 3) and image.dtype == np.uint8
+    expected = np.asarray(Image.fromarray(pixels(24, 32)).convert(mode).convert("RGB"))
+    assert np.abs(image.astype(int) - expected).mean() < 6  # JPEG loses a little
+
+
+def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
+    colours = pixels(8, 8)
+    alpha = np.zeros((8, 8, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colours)
+
+
+def test_palette_with_transparency_is_read_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    image = Image.fromarray(pixels(8, 8)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
+    assert read_rgb(str(tmp_path / "a.png")).shape == (8, 8, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"a.{ending}")
+    image = read_rgb(str(tmp_path / f"a.{ending}"))
+    np.testing.assert_array_equal(image, np.stack([grey >> 8] * 3, axis=2))
+
+
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    Image.fromarray(pixels(24, 32)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_rgb(str(tmp_path / "a.jpg")).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_truncated_file_has_a_header_but_cannot_be_read(tmp_path: Path, ending: str) -> None:
+    path = write_image(tmp_path / f"a.{ending}", 100, 100)
+    truncate(path, 0.7)
+    assert image_size(path) == (100, 100)
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_rgb(path)
+
+
+def test_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    write_image(tmp_path / "bomb.png", 40, 40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, reason in {
+        "absent.png": "does not exist",
+        "empty.png": "is empty",
+        "text.png": "no image that Pillow can read",
+        "float.tif": "floating-point",
+        "bomb.png": "exceeds limit",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(BadImage, match=reason):
+            read_rgb(str(tmp_path / name))
+
+
+def test_npy(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.npy")
+    np.save(path, pixels(6, 8).transpose(2, 0, 1)[None])
+    assert npy_size(path) == (6, 8)
+    np.testing.assert_array_equal(read_npy(path), pixels(6, 8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((1, 3, 4, 4), np.float32),
+        np.array([{}], dtype=object),  # a pickle, which is never opened
+    ],
+)
+def test_other_arrays_are_refused(tmp_path: Path, wrong: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", wrong, allow_pickle=True)
+    with pytest.raises(BadImage, match="cannot be read"):
+        npy_size(str(tmp_path / "a.npy"))
+
+
+def test_archives_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", pixels(4, 4))
+    np.save(tmp_path / "b.npy", np.zeros((1, 3, 40, 40), np.uint8))
+    truncate(tmp_path / "b.npy")
+    for name in ("a.npz", "b.npy"):
+        with pytest.raises(BadImage, match="cannot be read"):
+            read_npy(str(tmp_path / name))
+
+
+def test_to_float_ends_at_one() -> None:
+    scaled = to_float(np.array([0, 51, 255], dtype=np.uint8))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [-1, -0.6, 1], atol=1e-6)

@@ -1,0 +1,217 @@
+"""The transformer stage against the golden numbers, through the real Trainer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.models.cond_transformer import Net2NetTransformer
+from tests.support import assert_close, fill_by_name, load_golden
+
+GOLDEN_RUNS = ("net2net_coord", "net2net_class")
+
+
+def golden_model(name: str) -> tuple[Net2NetTransformer, dict[str, Tensor], dict[str, Any]]:
+    tensors, spec = load_golden(name)
+    model = instantiate_from_config(spec["model"])
+    fill_by_name(model)
+    model.learning_rate = spec["learning_rate"]
+    return model, tensors, spec
+
+
+class Batches(Dataset):
+    def __init__(self, golden: dict[str, Tensor], count: int) -> None:
+        self.golden, self.count = golden, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        keys = ("image", "coord", "class_label")
+        return {key: self.golden[f"batch{index}.{key}"] for key in keys}
+
+
+class Losses(pl.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.mark.parametrize("name", GOLDEN_RUNS)
+def test_training_and_sampling_equal_the_golden_run(name: str, tmp_path: Path) -> None:
+    model, golden, spec = golden_model(name)
+    losses = Losses()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=len(spec["losses"]),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[losses],
+        default_root_dir=str(tmp_path),
+    )
+    batches = Batches(golden, len(spec["losses"]))
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    assert losses.values == pytest.approx(spec["losses"], rel=2e-3, abs=1e-3)
+    state = model.state_dict()
+    for key, norm in spec["final_norms"].items():
+        assert math.isclose(float(state[key].double().norm()), norm, rel_tol=2e-3), key
+    for key, value in golden.items():
+        if key.startswith("final."):
+            torch.testing.assert_close(
+                state[key.removeprefix("final.")], value, rtol=2e-3, atol=2e-3
+            )
+    _check_sampling(model.eval(), golden, batches[len(batches) - 1])
+
+
+@torch.no_grad()
+def _check_sampling(
+    model: Net2NetTransformer, golden: dict[str, Tensor], batch: dict[str, Tensor]
+) -> None:
+    model.load_state_dict(
+        {k.removeprefix("final."): v for k, v in golden.items() if k.startswith("final.")},
+        strict=False,
+    )
+    x, c = model.get_xc(batch)
+    quant, z_indices = model.encode_to_z(x)
+    _, c_indices = model.encode_to_c(c)
+    assert_close(z_indices, golden["z_indices"])
+    assert_close(c_indices, golden["c_indices"])
+    logits, target = model(x, c)
+    assert_close(target, golden["target"])
+    assert_close(logits[:, -3:], golden["logits_last"])
+    greedy = model.sample(z_indices[:, :0], c_indices, 256, sample=False)
+    assert_close(greedy, golden["greedy"])
+    half = model.sample(z_indices[:, :128], c_indices, 128, top_k=5, sample=False)
+    assert_close(half, golden["greedy_half"])
+    assert_close(model.decode_to_img(greedy, quant.shape), golden["greedy_image"])
+
+
+def test_weight_decay_is_for_linear_weights() -> None:
+    model, _, spec = golden_model("net2net_class")
+    groups = model.configure_optimizers().param_groups
+    sizes = [[sum(p.numel() for p in group["params"]), group["weight_decay"]] for group in groups]
+    assert sizes == spec["weight_decay_groups"]
+
+
+def test_stages_stay_frozen() -> None:
+    model, _, _ = golden_model("net2net_coord")
+    model.train()
+    assert model.transformer.training
+    assert not model.first_stage_model.training
+    assert not any(p.requires_grad for p in model.first_stage_model.parameters())
+    assert not any(name.startswith("first_stage_model.loss") for name in model.state_dict())
+
+
+def variant(**changes: Any) -> Net2NetTransformer:
+    _, spec = load_golden("net2net_coord")
+    params = {**spec["model"]["params"], **changes}
+    return instantiate_from_config({"target": spec["model"]["target"], "params": params}).eval()
+
+
+def batch_of(size: int = 3) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "image": torch.rand(size, 32, 32, 3, generator=generator) * 2 - 1,
+        "coord": torch.rand(size, 32, 32, 1, generator=generator),
+        "class_label": torch.arange(size),
+        "tokens": torch.arange(4 * size).reshape(size, 4) % 40,
+    }
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "coord": {},
+    "class": {
+        "cond_stage_key": "class_label",
+        "cond_stage_config": {
+            "target": "taming.modules.util.Labelator",
+            "params": {"n_classes": 7},
+        },
+    },
+    "none": {"cond_stage_config": "__is_unconditional__"},
+    "flag": {"cond_stage_config": "__is_unconditional__", "unconditional": True},
+    "self": {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "image"},
+    "tokens": {
+        "cond_stage_key": "tokens",
+        "cond_stage_config": {
+            "target": "taming.models.dummy_cond_stage.DummyCondStage",
+            "params": {"conditional_key": "tokens"},
+        },
+    },
+    "spiral": {
+        "permuter_config": {
+            "target": "taming.modules.transformer.permuter.SpiralOut",
+            "params": {"H": 16, "W": 16},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_pictures_under_every_condition(name: str) -> None:
+    model = variant(**CONDITIONS[name])
+    pictures = model.log_images(batch_of(), max_images=2)
+    expected = {"inputs", "reconstructions", "samples_half", "samples_nopix", "samples_det"}
+    assert expected <= pictures.keys()
+    assert all(picture.shape[0] == 2 for picture in pictures.values())
+    assert ("conditioning" in pictures) == (name in ("coord", "class", "self", "spiral"))
+    assert torch.equal(pictures["samples_half"].isfinite().all(), torch.tensor(True))
+
+
+def test_permuted_indices_decode_to_the_same_image() -> None:
+    model, plain = variant(**CONDITIONS["spiral"]), variant()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    x, _ = model.get_xc(batch_of())
+    quant, indices = model.encode_to_z(x)
+    _, expected = plain.encode_to_z(x)
+    assert not torch.equal(indices, expected)
+    assert_close(
+        model.decode_to_img(indices, quant.shape), plain.decode_to_img(expected, quant.shape)
+    )
+
+
+def test_pkeep_replaces_inputs_in_training_only() -> None:
+    model = variant(pkeep=0.5)
+    indices = torch.zeros(4, 256, dtype=torch.long)
+    torch.manual_seed(0)
+    changed = (model._keep_some(indices) != 0).float().mean()
+    assert 0.4 < float(changed) < 0.56
+    x, c = model.get_xc(batch_of())
+    assert torch.equal(model(x, c)[0], model(x, c)[0])
+    model.train()
+    assert not torch.equal(model(x, c)[0], model(x, c)[0])
+
+
+def test_pkeep_zero_draws_all_indices_at_once() -> None:
+    model = variant(pkeep=0.0)
+    calls: list[int] = []
+    model.transformer.register_forward_hook(lambda *args: calls.append(1))
+    _, c = model.encode_to_c(model.get_xc(batch_of())[1])
+    drawn = model.sample(c[:, :0], c, 256, sample=True)
+    assert drawn.shape == (3, 256) and len(calls) == 1
+    assert drawn.max() < 40
+
+
+def test_latent_shape_and_downsampled_condition() -> None:
+    model = variant(downsample_cond_size=16)
+    assert model.latent_shape() == (8, 16, 16)
+    _, indices = model.encode_to_c(model.get_xc(batch_of())[1])
+    assert indices.shape == (3, 64)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match="no 'depth'"):
+        variant().get_input("depth", batch_of())

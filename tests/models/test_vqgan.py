@@ -1,0 +1,230 @@
+"""First stages against the golden numbers, through the real Trainer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.models.codes import CodeHistogram, as_grid
+from taming.models.vqgan import VQModel
+from tests.support import assert_close, fill_by_name, load_golden
+
+
+def golden_vqmodel() -> tuple[VQModel, dict[str, Tensor]]:
+    tensors, spec = load_golden("vqmodel")
+    model = instantiate_from_config(spec["model"])
+    fill_by_name(model)
+    return model.eval(), tensors
+
+
+@torch.no_grad()
+def test_forward_passes_equal_the_golden_numbers() -> None:
+    model, golden = golden_vqmodel()
+    hidden = model.encoder(golden["x"])
+    assert_close(hidden, golden["encoder"])
+    assert_close(model.quant_conv(hidden), golden["prequant"])
+    quant, loss, (_, _, indices) = model.encode(golden["x"])
+    assert_close(quant, golden["quant"])
+    assert_close(loss, golden["emb_loss"])
+    assert_close(indices, golden["indices"])
+    assert_close(model.decode(quant), golden["decode"])
+    assert_close(model(golden["x"])[0], golden["rec"])
+    entry = model.quantize.get_codebook_entry(indices, (2, 16, 16, 8))
+    assert_close(entry, golden["codebook_entry"])
+
+
+@torch.no_grad()
+def test_indices_come_back_as_images() -> None:
+    model, golden = golden_vqmodel()
+    indices = model.encode_to_indices(golden["x"])
+    assert indices.shape == (2, 16, 16)
+    for given in (indices, indices.flatten(1)):
+        assert_close(model.decode_indices(given), golden["rec"])
+        assert_close(model.decode_code(given), golden["rec"])
+    with pytest.raises(UserError, match="no square grid"):
+        model.decode_indices(indices[:, :3].flatten(1)[:, :47])
+
+
+@torch.no_grad()
+def test_any_size_that_the_factor_divides() -> None:
+    model, _ = golden_vqmodel()
+    x = torch.rand(1, 3, 24, 40) * 2 - 1
+    assert model.encode_to_indices(x).shape == (1, 12, 20)
+    assert model(x)[0].shape == x.shape
+
+
+class Recorder(pl.Callback):
+    """What was logged for each batch, by the names that loggers get."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.steps: list[int] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.rows.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+        self.steps.append(trainer.global_step)
+
+
+class Batches(torch.utils.data.Dataset):
+    """Golden batches as items: the loader takes one at a time, unbatched."""
+
+    def __init__(self, batches: Tensor) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.batches[index]}
+
+
+def train(model: VQModel, batches: Tensor, folder: Path, **options: Any) -> Recorder:
+    recorder = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        callbacks=[recorder],
+        **{"max_steps": len(batches), **options},
+    )
+    trainer.fit(model, DataLoader(Batches(batches), batch_size=None))
+    return recorder
+
+
+def golden_training_model() -> tuple[VQModel, dict[str, Tensor], dict[str, Any]]:
+    tensors, spec = load_golden("train_vqgan_hinge")
+    model = instantiate_from_config(spec["model"])
+    fill_by_name(model, seed=5)
+    model.learning_rate = spec["learning_rate"]
+    return model, tensors, spec
+
+
+def test_training_equals_the_golden_run(tmp_path: Path) -> None:
+    model, golden, spec = golden_training_model()
+    recorder = train(model, golden["batches"], tmp_path)
+    assert recorder.steps == [1, 2, 3, 4, 5, 6]  # a step is a batch
+    assert len(recorder.rows) == len(spec["logs"])
+    for logged, expected in zip(recorder.rows, spec["logs"], strict=True):
+        for name, value in expected.items():
+            assert math.isclose(logged[name], value, rel_tol=2e-3, abs_tol=1e-3), name
+    state = model.state_dict()
+    for name, norm in spec["final_norms"].items():
+        assert math.isclose(float(state[name].double().norm()), norm, rel_tol=2e-3), name
+    counted = [n for n in golden if n.endswith("num_batches_tracked")]
+    assert counted
+    for name in counted:
+        assert torch.equal(state[name.removeprefix("final.")], golden[name])
+
+
+def test_validation_after_the_golden_run(tmp_path: Path) -> None:
+    model, golden, spec = golden_training_model()
+    train(model, golden["batches"], tmp_path)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=str(tmp_path),
+    )
+    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = 6
+    loader = DataLoader(Batches(golden["batches"][:1]), batch_size=None)
+    [logged] = trainer.validate(model, loader, verbose=False)
+    for name, value in spec["val_logs_batch0"].items():
+        assert math.isclose(logged[name], value, rel_tol=2e-3, abs_tol=1e-3), name
+    assert 0 < logged["val/codebook_usage"] <= 1 <= logged["val/codebook_perplexity"] <= 40
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    """Without a discriminator nothing couples the images of a batch."""
+
+    def run(batches: Tensor, accumulate: int) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model, _, _ = golden_training_model()
+        model.accumulate_grad_batches = accumulate
+        model.loss.discriminator_weight = 0.0
+        recorder = train(model, batches, tmp_path, max_steps=-1, max_epochs=1)
+        assert recorder.steps[-1] == 2
+        return dict(model.encoder.state_dict())
+
+    _, golden, _ = golden_training_model()
+    four = golden["batches"][:4]
+    small, large = run(four, 2), run(four.reshape(2, 4, *four.shape[2:]), 1)
+    for name, value in large.items():
+        torch.testing.assert_close(small[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_clipping_bounds_the_update(tmp_path: Path) -> None:
+    """With plain Adam the first update is blind to a gradient's scale, so look at the gradient."""
+    model, golden, _ = golden_training_model()
+    model.gradient_clip_val = 1e-3
+    norms: list[float] = []
+
+    class Norm(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters])))
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=2,
+        callbacks=[Norm()],
+        default_root_dir=str(tmp_path),
+    )
+    trainer.fit(model, DataLoader(Batches(golden["batches"]), batch_size=None))
+    assert len(norms) == 4  # two optimisers a batch
+    assert max(norms) <= 1.001e-3
+
+
+def test_a_model_without_a_loss_is_not_trained(tmp_path: Path) -> None:
+    model, golden = golden_vqmodel()
+    with pytest.raises(UserError, match="lossconfig"):
+        train(model, golden["x"].permute(0, 2, 3, 1)[None], tmp_path)
+
+
+def test_a_missing_image_key_names_what_there_is() -> None:
+    model, golden = golden_vqmodel()
+    with pytest.raises(UserError, match=r"no 'image' \(it has depth\)"):
+        model.get_input({"depth": golden["x"]}, "image")
+
+
+def test_pictures() -> None:
+    model, golden = golden_vqmodel()
+    pictures = model.log_images({"image": golden["x"].permute(0, 2, 3, 1)})
+    assert_close(pictures["reconstructions"], golden["rec"])
+    shown = model.to_rgb(torch.rand(2, 7, 8, 8))
+    assert shown.shape == (2, 3, 8, 8) and shown.min() == -1 and shown.max() == 1
+
+
+def test_code_histogram_and_grid() -> None:
+    histogram = CodeHistogram(4)
+    histogram.add(torch.tensor([[0, 0], [1, 1]]))
+    histogram.add(torch.tensor([0, 1]))
+    used, perplexity = histogram.summary()
+    assert used == 0.5 and math.isclose(perplexity, 2.0)
+    assert histogram.summary()[0] == 0  # starts anew
+    assert as_grid(torch.arange(8).reshape(2, 4)).shape == (2, 2, 2)
+
+
+def test_loading_a_checkpoint_without_the_loss(tmp_path: Path) -> None:
+    model, _, spec = golden_training_model()
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("loss.")}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    other = instantiate_from_config(spec["model"], ckpt_path=str(tmp_path / "model.ckpt"))
+    assert torch.equal(other.encoder.conv_in.weight, model.encoder.conv_in.weight)

@@ -1,0 +1,142 @@
+"""Configs: merging, overrides, and one-sentence errors that name the key and the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from taming.config import (
+    get_obj_from_str,
+    instantiate_from_config,
+    load_config,
+    without_checkpoint_paths,
+)
+from taming.errors import UserError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_files_merge_left_to_right_then_overrides(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "model: {target: x, params: {a: 1, b: 2}}")
+    second = write(tmp_path / "b.yaml", "model: {params: {b: 3}}\ndata: {target: y}")
+    config = load_config([first, second], ["model.params.a=7", "lightning.trainer.max_steps=2"])
+    assert OmegaConf.to_container(config) == {
+        "model": {"target": "x", "params": {"a": 7, "b": 3}},
+        "data": {"target": "y"},
+        "lightning": {"trainer": {"max_steps": 2}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modle: {}", ["modle", "did you mean 'model'"]),
+        ("model: [1, 2", ["not valid YAML", "line 1"]),
+        ("- just\n- a list", ["must hold keys"]),
+    ],
+)
+def test_bad_yaml_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_config([path])
+    assert all(word in str(caught.value) for word in [str(path), *words])
+
+
+def test_missing_file_and_bad_override(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config file .*gone.yaml"):
+        load_config([tmp_path / "gone.yaml"])
+    with pytest.raises(UserError, match="'max_steps' is not an override"):
+        load_config([], ["max_steps"])
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("taming.models.vqgan.VQModle", "did you mean 'VQModel'"),
+        ("taming.models.vqgn.VQModel", "did you mean 'taming.models.vqgan'"),
+        ("main.DataModuleFromCfg", "did you mean 'DataModuleFromConfig'"),
+        ("VQModel", "not a dotted path"),
+    ],
+)
+def test_unknown_target_names_key_and_nearest(target: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint) as caught:
+        instantiate_from_config({"target": target}, key="model")
+    assert str(caught.value).startswith("model: ")
+
+
+def test_a_target_that_needs_a_missing_package_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "needs_absent.py", "import absent_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="needs the package 'absent_package'"):
+        get_obj_from_str("needs_absent.Thing")
+
+
+def test_parameters_are_checked_where_they_stand() -> None:
+    node = {"target": "taming.modules.util.Labelator", "params": {"n_class": 3}}
+    with pytest.raises(UserError) as caught:
+        instantiate_from_config(node, key="model")
+    assert "model.params: " in str(caught.value)
+    assert "no parameter 'n_class'; did you mean 'n_classes'?" in str(caught.value)
+    with pytest.raises(UserError, match="needs the parameter 'n_classes'"):
+        instantiate_from_config({"target": "taming.modules.util.Labelator"})
+    with pytest.raises(UserError, match="unknown key 'param'; did you mean 'params'"):
+        instantiate_from_config({"target": "taming.modules.util.Labelator", "param": {}})
+
+
+def test_nested_errors_carry_the_whole_path() -> None:
+    stage = {"target": "taming.models.vqgan.VQModel", "params": {"n_embd": 8}}
+    gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": {}}
+    config = OmegaConf.create(
+        {
+            "target": "taming.models.cond_transformer.Net2NetTransformer",
+            "params": {
+                "transformer_config": gpt,
+                "first_stage_config": stage,
+                "cond_stage_config": "__is_unconditional__",
+            },
+        }
+    )
+    with pytest.raises(UserError) as caught:
+        instantiate_from_config(config, key="model")
+    assert str(caught.value).startswith("model.params.first_stage_config.params: ")
+    assert "did you mean 'n_embed'" in str(caught.value)
+
+
+def test_parameters_of_base_classes_are_known() -> None:
+    node = {
+        "target": "taming.models.vqgan.VQSegmentationModel",
+        "params": {"n_labels": 3, "image_kee": "x"},
+    }
+    with pytest.raises(UserError, match="did you mean 'image_key'"):
+        instantiate_from_config(node)
+
+
+def test_published_names_resolve_without_main() -> None:
+    from taming.models.vqgan import VQModel
+    from taming.training import DataModuleFromConfig
+
+    assert get_obj_from_str("main.DataModuleFromConfig") is DataModuleFromConfig
+    assert get_obj_from_str("ldm.models.autoencoder.VQModel") is VQModel
+
+
+def test_checkpoint_paths_are_dropped_at_every_depth() -> None:
+    config = {"params": {"ckpt_path": "a", "stage": {"params": {"ckpt_path": "b", "n": 1}}}}
+    assert without_checkpoint_paths(OmegaConf.create(config)) == {
+        "params": {"ckpt_path": None, "stage": {"params": {"ckpt_path": None, "n": 1}}}
+    }
+
+
+def test_values_left_open_are_asked_for() -> None:
+    config = OmegaConf.create({"model": {"target": "x.Y", "params": {"stage": {"path": "???"}}}})
+    with pytest.raises(UserError, match=r"set model.params.stage.path=\.\.\."):
+        instantiate_from_config(config.model, key="model")
+    config = OmegaConf.create({"data": {"target": "x.Y", "params": {"n": "${model.n}"}}})
+    with pytest.raises(UserError, match="data.params.n: Interpolation key 'model.n' not found"):
+        instantiate_from_config(config.data, key="data")
