@@ -1,0 +1,1 @@
+"""Networks, quantizers and losses: torch only, no Lightning."""

@@ -1,0 +1,280 @@
+"""Encoder and decoder of the first stage (arXiv 2012.09841, section 3.1 and table 7).
+
+Residual blocks at `len(ch_mult)` resolutions, each half the one before, with self-attention at the
+resolutions in `attn_resolutions` and in the middle. Images of any height and width divisible by
+2 ** (len(ch_mult) - 1) pass; `resolution` only says at which levels attention sits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.errors import UserError
+
+GROUPS = 32
+
+
+def nonlinearity(x: Tensor) -> Tensor:
+    """Swish, x * sigmoid(x)."""
+    return F.silu(x)
+
+
+def Normalize(in_channels: int) -> nn.GroupNorm:
+    """Group normalisation over 32 groups."""
+    return nn.GroupNorm(GROUPS, in_channels, eps=1e-6, affine=True)
+
+
+def _conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def _conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour x2, then (optionally) a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.with_conv = with_conv
+        if with_conv:
+            self.conv = _conv3x3(in_channels, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")  # (B, C, 2H, 2W)
+        return self.conv(x) if self.with_conv else x
+
+
+class Downsample(nn.Module):
+    """Halve height and width: by a 3x3 convolution of stride 2, or by averaging."""
+
+    def __init__(self, in_channels: int, with_conv: bool) -> None:
+        super().__init__()
+        self.with_conv = with_conv
+        if with_conv:
+            self.conv = nn.Conv2d(in_channels, in_channels, kernel_size=3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.with_conv:
+            return F.avg_pool2d(x, kernel_size=2)
+        # Padding on the right and bottom alone is what published weights were trained with.
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
+
+
+class ResnetBlock(nn.Module):
+    """Two pre-activated 3x3 convolutions and a shortcut.
+
+    `temb_channels` > 0 adds a projected embedding [B, temb_channels] in between, for diffusion
+    models that borrow the block; `conv_shortcut` makes the shortcut 3x3 where widths differ.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int | None = None,
+        conv_shortcut: bool = False,
+        dropout: float = 0.0,
+        temb_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.norm1 = Normalize(in_channels)
+        self.conv1 = _conv3x3(in_channels, out_channels)
+        self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
+        self.norm2 = Normalize(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv3x3(out_channels, out_channels)
+        self.conv_shortcut = self.nin_shortcut = None
+        if in_channels != out_channels and conv_shortcut:
+            self.conv_shortcut = _conv3x3(in_channels, out_channels)
+        elif in_channels != out_channels:
+            self.nin_shortcut = _conv1x1(in_channels, out_channels)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
+        if self.temb_proj is not None and temb is not None:
+            h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))
+        shortcut = self.conv_shortcut or self.nin_shortcut
+        return h + (x if shortcut is None else shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Self-attention of a single head over all positions, with a residual connection."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.norm = Normalize(in_channels)
+        self.q = _conv1x1(in_channels, in_channels)
+        self.k = _conv1x1(in_channels, in_channels)
+        self.v = _conv1x1(in_channels, in_channels)
+        self.proj_out = _conv1x1(in_channels, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (
+            conv(h).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, HW, C)
+            for conv in (self.q, self.k, self.v)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, HW, C)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, then the way to the next resolution, if any.
+
+    `widths`: channels before, between and after the blocks. `resample`: at most one module by the
+    name it bears in checkpoints, `downsample` or `upsample`.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], attention: bool, dropout: float, **resample: nn.Module
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(in_channels=before, out_channels=after, dropout=dropout)
+            for before, after in pairwise(widths)
+        )
+        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
+        for name, module in resample.items():
+            self.add_module(name, module)
+        self.resample = tuple(resample)
+
+    def forward(self, h: Tensor) -> Tensor:
+        for number, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn) > 0:
+                h = self.attn[number](h)
+        for name in self.resample:
+            h = getattr(self, name)(h)
+        return h
+
+
+class Middle(nn.Module):
+    """The lowest resolution's block, attention, block."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(in_channels=width, dropout=dropout)
+        self.attn_1 = AttnBlock(width)
+        self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(h)))
+
+
+def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
+    widths = [ch * factor for factor in ch_mult]
+    if any(width % GROUPS for width in (ch, *widths)):
+        raise UserError(
+            f"ddconfig: ch={ch} with ch_mult={list(ch_mult)} gives widths {widths}, which group "
+            f"normalisation cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
+        )
+    return widths
+
+
+class Encoder(nn.Module):
+    """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w] (twice that if `double_z`).
+
+    Takes a whole ddconfig; keys it does not know (the decoder's, other forks') are ignored.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = True,
+        **ignored: Any,
+    ) -> None:
+        super().__init__()
+        widths = _level_widths(ch, ch_mult)
+        self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
+        self.resolution, self.in_channels = resolution, in_channels
+
+        self.conv_in = _conv3x3(in_channels, ch)
+        self.down = nn.ModuleList()
+        for i, (before, width) in enumerate(pairwise([ch, *widths])):
+            last = i == self.num_resolutions - 1
+            resample = {} if last else {"downsample": Downsample(width, resamp_with_conv)}
+            blocks = [before] + [width] * num_res_blocks
+            attention = resolution // 2**i in attn_resolutions
+            self.down.append(Level(blocks, attention, dropout, **resample))
+        self.mid = Middle(widths[-1], dropout)
+        self.norm_out = Normalize(widths[-1])
+        self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        h = self.mid(h)
+        return self.conv_out(nonlinearity(self.norm_out(h)))
+
+
+class Decoder(nn.Module):
+    """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
+
+    `give_pre_end` returns the features before the last normalisation instead. `z_shape` is the
+    shape of one latent at the training size. Keys it does not know are ignored.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: Sequence[int] = (1, 2, 4, 8),
+        num_res_blocks: int,
+        attn_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        resamp_with_conv: bool = True,
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        give_pre_end: bool = False,
+        **ignored: Any,
+    ) -> None:
+        super().__init__()
+        widths = _level_widths(ch, ch_mult)
+        self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
+        self.resolution, self.in_channels = resolution, in_channels
+        self.give_pre_end = give_pre_end
+        lowest = resolution // 2 ** (self.num_resolutions - 1)
+        self.z_shape = (1, z_channels, lowest, lowest)
+
+        self.conv_in = _conv3x3(z_channels, widths[-1])
+        self.mid = Middle(widths[-1], dropout)
+        self.up = nn.ModuleList()  # from the highest resolution to the lowest
+        for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
+            resample = {} if i == 0 else {"upsample": Upsample(width, resamp_with_conv)}
+            blocks = [before] + [width] * (num_res_blocks + 1)
+            attention = lowest * 2 ** (self.num_resolutions - 1 - i) in attn_resolutions
+            self.up.append(Level(blocks, attention, dropout, **resample))
+        self.norm_out = Normalize(widths[0])
+        self.conv_out = _conv3x3(widths[0], out_ch)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        if self.give_pre_end:
+            return h
+        return self.conv_out(nonlinearity(self.norm_out(h)))

@@ -1,0 +1,156 @@
+"""LPIPS, a perceptual distance by calibrated VGG16 features (arXiv 1801.03924, equation 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming.errors import UserError
+from taming.modules.losses.lpips_weights import calibrated_layers, vgg16_features
+from taming.modules.util import without_autocast
+
+# Widths of VGG16's convolutions up to each of the five ReLUs that are compared.
+SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+SMALLEST_IMAGE = 16  # four poolings
+
+
+def normalize_tensor(x: Tensor, eps: float = 1e-10) -> Tensor:
+    """Features [B, C, H, W] divided by their length over C; the gradient is finite at zero."""
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps)
+
+
+def spatial_average(x: Tensor, keepdim: bool = True) -> Tensor:
+    """[B, C, H, W] -> [B, C, 1, 1], or [B, C] without `keepdim`."""
+    return x.mean(dim=(2, 3), keepdim=keepdim)
+
+
+class _EmptyConv(nn.Conv2d):
+    """A convolution that starts as zeros, the sign of weights that nobody has loaded yet."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class ScalingLayer(nn.Module):
+    """Images in [-1, 1] -> the range VGG16 was trained on; one channel becomes three."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.shift) / self.scale
+
+
+class VGG16Slices(nn.Module):
+    """VGG16's convolutions in five slices; modules bear torchvision's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        number, before = 0, 3
+        for index, widths in enumerate(SLICES, start=1):
+            slice_ = nn.Sequential()
+            if index > 1:
+                slice_.add_module(str(number), nn.MaxPool2d(2))
+                number += 1
+            for width in widths:
+                slice_.add_module(str(number), _EmptyConv(before, width, 3, padding=1))
+                slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
+                number, before = number + 2, width
+            self.add_module(f"slice{index}", slice_)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for slice_ in self.children():
+            x = slice_(x)
+            features.append(x)
+        return features
+
+
+class CalibratedLayer(nn.Module):
+    """One non-negative weight per channel: [B, C, H, W] -> [B, 1, H, W]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential()
+        self.model.add_module("1", _EmptyConv(width, 1, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class LPIPS(nn.Module):
+    """Distance [B, 1, 1, 1] of images [B, 3 or 1, H, W] in [-1, 1]; frozen, always in eval mode.
+
+    Construction needs no files: all weights are zero until `prepare` or a checkpoint fills them,
+    and `forward` refuses to work with zeros. An image that needs no gradient costs no graph.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling_layer = ScalingLayer()
+        self.net = VGG16Slices()
+        for index, widths in enumerate(SLICES):
+            self.add_module(f"lin{index}", CalibratedLayer(widths[-1]))
+        self._known_ready = False
+        self.register_load_state_dict_post_hook(_forget_ready)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> LPIPS:
+        return super().train(False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all weights have been loaded, which the weights themselves tell."""
+        if not self._known_ready:
+            weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
+            self._known_ready = all(bool(weight.any()) for weight in weights)
+        return self._known_ready
+
+    @torch.no_grad()
+    def prepare(self, vgg_path: str | None = None) -> None:
+        """Load what no checkpoint has brought; see `vgg16_features` for where it looks."""
+        if self.ready:
+            return
+        weights = calibrated_layers()
+        for name, tensor in vgg16_features(vgg_path).items():
+            number = name.split(".")[1]
+            index = next(i for i, s in enumerate(self.net.children(), 1) if number in s._modules)
+            weights[name.replace("features", f"net.slice{index}")] = tensor
+        for name, parameter in self.named_parameters():
+            parameter.copy_(weights[name])
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        self._check(input)
+        with without_autocast(input.device):
+            pairs = zip(self._features(input), self._features(target), strict=True)
+            distances = [
+                spatial_average(getattr(self, f"lin{index}")((first - second).square()))
+                for index, (first, second) in enumerate(pairs)
+            ]
+        return torch.stack(distances).sum(dim=0)
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        return [normalize_tensor(maps) for maps in self.net(self.scaling_layer(images.float()))]
+
+    def _check(self, images: Tensor) -> None:
+        if not self.ready:
+            raise RuntimeError("LPIPS has no weights yet: call prepare() or load a checkpoint")
+        _, channels, height, width = images.shape
+        if channels not in (1, 3) or min(height, width) < SMALLEST_IMAGE:
+            raise UserError(
+                f"the perceptual loss takes 1 or 3 channels and at least {SMALLEST_IMAGE} pixels a "
+                f"side, not {channels} channels of {height}x{width}; set perceptual_weight: 0"
+            )
+
+
+def _forget_ready(module: Any, incompatible_keys: Any) -> None:
+    module._known_ready = False

@@ -1,0 +1,247 @@
+"""The loss of a VQGAN: reconstruction, perceptual, codebook and adversarial terms.
+
+arXiv 2012.09841, equations 5 to 7. All of it is computed in fp32, also under autocast: the
+adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.errors import UserError
+from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.losses.lpips import LPIPS
+from taming.modules.util import without_autocast
+
+Logged = dict[str, Tensor]
+
+
+class DummyLoss(nn.Module):
+    """Stands where a config needs a loss but nothing is trained."""
+
+
+def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
+    """`weight` from step `threshold` on, `value` before."""
+    return value if global_step < threshold else weight
+
+
+def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Hinge loss of a discriminator: real logits above 1, fake ones below -1 cost nothing."""
+    return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+
+
+def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Cross-entropy of a discriminator (arXiv 1406.2661, equation 1), halved."""
+    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hinge": hinge_d_loss,
+    "vanilla": vanilla_d_loss,
+}
+
+
+class _Differentiated(torch.autograd.Function):
+    """A loss whose value and gradient at `images` are known already.
+
+    The one backward pass through LPIPS and the discriminator that the adaptive weight needs is
+    thus also the one that trains the generator.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = images.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (grad_outputs[0] * gradient).to(ctx.dtype), None, None
+
+
+def _gradient(loss: Tensor, images: Tensor) -> Tensor:
+    if not images.requires_grad:
+        return torch.zeros_like(images)
+    return torch.autograd.grad(loss, images)[0]
+
+
+def _norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> Tensor:
+    """L2 norm of a loss's gradient at `last_layer`, given its `gradient` at `reconstructions`."""
+    length = gradient.norm()
+    # Of unit length, it neither underflows nor overflows where the layer ran in half precision.
+    direction = (gradient / length.clamp_min(1e-30)).to(reconstructions.dtype)
+    (at_layer,) = torch.autograd.grad(reconstructions, last_layer, direction, retain_graph=True)
+    return length * at_layer.float().norm()
+
+
+class VQLPIPSWithDiscriminator(nn.Module):
+    """Losses of the autoencoder (optimizer 0) and of its discriminator (optimizer 1).
+
+    Beyond the published options: the discriminator trains alone for `disc_warmup_steps` after
+    `disc_start`, then its weight on the generator rises linearly over `disc_ramp_steps`;
+    `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
+    """
+
+    def __init__(
+        self,
+        disc_start: int,
+        codebook_weight: float = 1.0,
+        pixelloss_weight: float = 1.0,
+        disc_num_layers: int = 3,
+        disc_in_channels: int = 3,
+        disc_factor: float = 1.0,
+        disc_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        use_actnorm: bool = False,
+        disc_conditional: bool = False,
+        disc_ndf: int = 64,
+        disc_loss: str = "hinge",
+        *,
+        vgg_path: str | None = None,
+        disc_warmup_steps: int = 0,
+        disc_ramp_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if disc_loss not in D_LOSSES:
+            raise UserError(f"disc_loss: {disc_loss} is unknown; choose one of {list(D_LOSSES)}")
+        self.disc_loss = D_LOSSES[disc_loss]
+        self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
+        self.perceptual_weight, self.vgg_path = perceptual_weight, vgg_path
+        self.discriminator_iter_start, self.disc_factor = disc_start, disc_factor
+        self.disc_warmup_steps, self.disc_ramp_steps = disc_warmup_steps, disc_ramp_steps
+        self.discriminator_weight, self.disc_conditional = disc_weight, disc_conditional
+        self.perceptual_loss = LPIPS() if perceptual_weight > 0 else None
+        self.discriminator = NLayerDiscriminator(
+            disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
+        ).apply(weights_init)
+        self.register_load_state_dict_pre_hook(_drop_unused_lpips)
+
+    def prepare(self) -> None:
+        """Load LPIPS's weights unless a checkpoint has; to be called before training starts."""
+        if self.perceptual_loss is not None:
+            self.perceptual_loss.prepare(self.vgg_path)
+
+    def forward(
+        self,
+        codebook_loss: Tensor,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        optimizer_idx: int,
+        global_step: int,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
+        split: str = "train",
+    ) -> tuple[Tensor, Logged]:
+        """Loss and logged terms (detached scalars, by "<split>/<term>") for one optimizer.
+
+        Images are [B, C, H, W]; `cond` [B, C', H, W] joins the discriminator's input where
+        `disc_conditional`. `last_layer` is the weight at which gradients are balanced, needed in
+        training. `global_step` counts batches.
+        """
+        if inputs.shape != reconstructions.shape:
+            raise UserError(
+                f"images of shape {list(inputs.shape)} came back as {list(reconstructions.shape)}: "
+                "height and width must be multiples of the first stage's down-sampling factor, and "
+                "out_ch must equal the images' channels"
+            )
+        images = (inputs.float(), reconstructions)
+        with without_autocast(inputs.device):
+            if optimizer_idx == 0:
+                loss, terms = self._generator(*images, codebook_loss, global_step, last_layer, cond)
+            else:
+                loss, terms = self._discriminator(*images, global_step, cond)
+        return loss, {f"{split}/{name}": term.detach() for name, term in terms.items()}
+
+    def _generator(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        codebook_loss: Tensor,
+        global_step: int,
+        last_layer: Tensor | None,
+        cond: Tensor | None,
+    ) -> tuple[Tensor, Logged]:
+        differentiate = torch.is_grad_enabled() and reconstructions.requires_grad
+        images = reconstructions.detach().float().requires_grad_(differentiate)
+        nll_loss, p_loss = self._reconstruction_terms(inputs, images)
+        nll_grad = _gradient(nll_loss, images)
+        g_loss = -self._judge(images, cond).mean()
+        g_grad = _gradient(g_loss, images)
+
+        d_weight = torch.zeros_like(g_loss)
+        if differentiate and self.training:
+            d_weight = self._adaptive_weight(nll_grad, g_grad, reconstructions, last_layer)
+        disc_factor = self._generator_factor(global_step)
+        weight = d_weight * disc_factor
+        loss = nll_loss.detach() + weight * g_loss.detach()
+        if differentiate:
+            loss = _Differentiated.apply(reconstructions, loss, nll_grad + weight * g_grad)
+        quant_loss = codebook_loss.float().mean()
+        loss = loss + self.codebook_weight * quant_loss
+        return loss, {
+            "total_loss": loss,
+            "quant_loss": quant_loss,
+            "nll_loss": nll_loss,
+            "rec_loss": nll_loss,
+            "p_loss": p_loss,
+            "d_weight": d_weight,
+            "disc_factor": torch.full_like(loss, disc_factor),
+            "g_loss": g_loss,
+        }
+
+    def _discriminator(
+        self, inputs: Tensor, reconstructions: Tensor, global_step: int, cond: Tensor | None
+    ) -> tuple[Tensor, Logged]:
+        # Two passes, not one over both: batch normalisation sees real and fake apart.
+        logits_real = self._judge(inputs.detach(), cond)
+        logits_fake = self._judge(reconstructions.detach().float(), cond)
+        factor = adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
+        loss = factor * self.disc_loss(logits_real, logits_fake)
+        return loss, {
+            "disc_loss": loss,
+            "logits_real": logits_real.mean(),
+            "logits_fake": logits_fake.mean(),
+        }
+
+    def _reconstruction_terms(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of |x - x_rec| + perceptual_weight * LPIPS, and of LPIPS alone."""
+        pixels = (inputs - images).abs().mean()
+        if self.perceptual_loss is None:
+            return pixels, torch.zeros_like(pixels)
+        p_loss = self.perceptual_loss(inputs, images).mean()
+        return pixels + self.perceptual_weight * p_loss, p_loss
+
+    def _judge(self, images: Tensor, cond: Tensor | None) -> Tensor:
+        if not self.disc_conditional:
+            return self.discriminator(images)
+        if cond is None:
+            raise UserError("disc_conditional: true needs a model that passes `cond` to its loss")
+        return self.discriminator(torch.cat((images, cond.float()), dim=1))
+
+    def _adaptive_weight(
+        self, nll_grad: Tensor, g_grad: Tensor, reconstructions: Tensor, last_layer: Tensor | None
+    ) -> Tensor:
+        """Equation 7: the weight at which both losses pull equally hard at the last layer."""
+        if last_layer is None:
+            raise ValueError("the generator's loss needs `last_layer` in training")
+        nll_norm = _norm_at(last_layer, reconstructions, nll_grad)
+        g_norm = _norm_at(last_layer, reconstructions, g_grad)
+        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
+
+    def _generator_factor(self, global_step: int) -> float:
+        start = self.discriminator_iter_start + self.disc_warmup_steps
+        ramp = min((global_step - start + 1) / (self.disc_ramp_steps + 1), 1.0)
+        return adopt_weight(self.disc_factor * ramp, global_step, start)
+
+
+def _drop_unused_lpips(module: Any, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Let checkpoints trained with LPIPS load, strictly, where perceptual_weight is 0."""
+    if module.perceptual_loss is None:
+        for name in [name for name in state_dict if name.startswith(f"{prefix}perceptual_loss.")]:
+            del state_dict[name]

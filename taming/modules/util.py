@@ -1,0 +1,149 @@
+"""Small modules and helpers: activation normalisation, weightless condition stages, counting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming.errors import UserError
+
+# What `encode` of every first and condition stage returns: (codes, loss, (_, _, indices)).
+Encoding = tuple[Tensor, Tensor | None, tuple[Tensor | None, Tensor | None, Tensor]]
+
+
+def count_params(model: nn.Module, verbose: bool = False) -> int:
+    """The number of parameters of `model`; `verbose` also prints it, in millions."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if verbose:
+        print(f"{type(model).__name__}: {total * 1e-6:.2f} M parameters")
+    return total
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which operations on `device` keep the dtype of their inputs."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """`tensor` summed, in place, over all processes of a distributed run."""
+    if _is_distributed():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def same_on_all_ranks(tensor: Tensor) -> Tensor:
+    """The first process's `tensor`, in place, on all processes of a distributed run."""
+    if _is_distributed():
+        torch.distributed.broadcast(tensor, src=0)
+    return tensor
+
+
+class ActNorm(nn.Module):
+    """Activation normalisation (Glow, arXiv 1807.03039, section 3.1): scale * (x + loc).
+
+    The first batch seen in training mode sets `loc` and `scale` such that each channel comes out
+    with zero mean and unit variance. Takes [B, C, H, W] or [B, C]; with `logdet`, returns the
+    log-determinant [B] as well. `allow_reverse_init` lets `reverse` be the first call.
+    """
+
+    initialized: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        logdet: bool = False,
+        affine: bool = True,
+        allow_reverse_init: bool = False,
+    ) -> None:
+        super().__init__()
+        if not affine:
+            raise UserError("ActNorm without `affine` does nothing; leave it out instead")
+        self.logdet, self.allow_reverse_init = logdet, allow_reverse_init
+        self.loc = nn.Parameter(torch.zeros(1, num_features, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, num_features, 1, 1))
+        self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+        self._known_initialized = False
+
+    def _awaits_first_batch(self) -> bool:
+        # Reading the buffer waits for the device: once it is set, it is not read again.
+        if self.training and not self._known_initialized:
+            self._known_initialized = bool(self.initialized)
+            return not self._known_initialized
+        return False
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Set `loc` and `scale` from a batch [B, C, H, W]; all processes take the first one's."""
+        deviation, mean = torch.std_mean(x.float(), dim=(0, 2, 3), keepdim=True)
+        self.loc.copy_(same_on_all_ranks(-mean))
+        self.scale.copy_(same_on_all_ranks(1 / (deviation + 1e-6)))
+        self.initialized.fill_(1)
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        if reverse:
+            return self.reverse(x)
+        maps = x.reshape(*x.shape[:2], *(x.shape[2:] or (1, 1)))  # (B, C, H, W)
+        if self._awaits_first_batch():
+            self.initialize(maps)
+        y = (self.scale * (maps + self.loc)).reshape(x.shape)
+        if not self.logdet:
+            return y
+        area = maps.shape[2] * maps.shape[3]
+        return y, (area * self.scale.abs().log().sum()).expand(len(x))
+
+    def reverse(self, y: Tensor) -> Tensor:
+        """The inverse of `forward`, without the log-determinant."""
+        maps = y.reshape(*y.shape[:2], *(y.shape[2:] or (1, 1)))
+        if self._awaits_first_batch():
+            if not self.allow_reverse_init:
+                raise RuntimeError("ActNorm.reverse in training mode before the first forward")
+            self.initialize(maps)
+        return (maps / self.scale - self.loc).reshape(y.shape)
+
+
+class AbstractEncoder(nn.Module):
+    """A condition stage: `encode` turns a batch's conditions into indices."""
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+class Labelator(AbstractEncoder):
+    """Class labels, LongTensor [B] or [B, 1], as indices [B, 1].
+
+    `quantize_interface=False` returns the plain indices instead of an `Encoding`.
+    """
+
+    def __init__(self, n_classes: int, quantize_interface: bool = True) -> None:
+        super().__init__()
+        self.n_classes, self.quantize_interface = n_classes, quantize_interface
+
+    def encode(self, c: Tensor) -> Encoding | Tensor:
+        indices = c.reshape(-1, 1).long()  # (B, 1)
+        if bool(((indices < 0) | (indices >= self.n_classes)).any()):
+            raise UserError(
+                f"class labels from {int(indices.min())} to {int(indices.max())} do not fit "
+                f"n_classes: {self.n_classes}; labels count from 0 to {self.n_classes - 1}"
+            )
+        return (indices, None, (None, None, indices)) if self.quantize_interface else indices
+
+
+class SOSProvider(AbstractEncoder):
+    """The constant start token [B, 1] of unconditional models, whatever the batch holds.
+
+    `quantize_interface=False` returns the plain indices instead of an `Encoding`.
+    """
+
+    def __init__(self, sos_token: int, quantize_interface: bool = True) -> None:
+        super().__init__()
+        self.sos_token, self.quantize_interface = sos_token, quantize_interface
+
+    def encode(self, x: Tensor) -> Encoding | Tensor:
+        indices = torch.full((len(x), 1), self.sos_token, dtype=torch.long, device=x.device)
+        return (indices, None, (None, None, indices)) if self.quantize_interface else indices

@@ -1,0 +1,152 @@
+"""What all quantizers share: the search for the nearest code, look-up, remapping, counting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.errors import UserError
+from taming.modules.util import without_autocast
+
+# Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes.
+MAX_DISTANCES = 2**26
+
+
+@contextmanager
+def _full_fp32_matmul() -> Iterator[None]:
+    """Keep TF32 and bf16 out: their error is larger than the gap between near codes."""
+    with ExitStack() as at_exit:
+        try:
+            precision = torch.get_float32_matmul_precision()
+            if precision != "highest":
+                at_exit.callback(torch.set_float32_matmul_precision, precision)
+                torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # set by the newer switches, which do not mix with this one
+            backend = torch.backends.cuda.matmul
+            at_exit.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "ieee"
+        yield
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, computed in fp32.
+
+    The latents' own length is the same for all codes and left out of the distances.
+    """
+    codebook = codebook.float()
+    rows = max(1, MAX_DISTANCES // len(codebook))
+    with without_autocast(latents.device), _full_fp32_matmul():
+        lengths = codebook.square().sum(dim=1)  # (K,)
+        parts = [
+            torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)  # (rows,)
+            for part in latents.float().split(rows)
+        ]
+    return torch.cat(parts)
+
+
+def count_codes(indices: Tensor, n_codes: int) -> Tensor:
+    """How often each of `n_codes` codes occurs in `indices`, as floats [n_codes]."""
+    flat = indices.reshape(-1)
+    ones = torch.ones_like(flat, dtype=torch.float)
+    return ones.new_zeros(n_codes).scatter_add_(0, flat, ones)
+
+
+def perplexity(indices: Tensor, n_codes: int) -> Tensor:
+    """exp(entropy) of the codes' frequencies: n_codes if all are used equally, 1 if one is."""
+    frequencies = count_codes(indices, n_codes) / indices.numel()
+    return torch.exp(-(frequencies * (frequencies + 1e-10).log()).sum())
+
+
+def channels_last(z: Tensor) -> Tensor:
+    """Latents [B, C, h, w] as fp32 rows [B * h * w, C]."""
+    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def channels_first(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows [B * h * w, C] in the shape [B, C, h, w] of `like`."""
+    batch, _, height, width = like.shape
+    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
+    """The value of `z_q` with the gradient of `z` (arXiv 1711.00937, section 3.2)."""
+    return z + (z_q - z).detach()
+
+
+class Codebook(nn.Module):
+    """Base of the quantizers: `n_e` codes of width `e_dim`, and the remapping of their indices.
+
+    `remap` is an `.npy` file that lists the codes a trained first stage uses; indices then count
+    within that list. A code outside it becomes a "random" index, an "extra" one after the last,
+    or the integer given as `unknown_index`.
+    """
+
+    used: Tensor
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        remap: str | None = None,
+        unknown_index: str | int = "random",
+    ) -> None:
+        super().__init__()
+        self.n_e, self.e_dim, self.remap = n_e, e_dim, remap
+        self.unknown_index = unknown_index
+        self.re_embed = n_e
+        if remap is not None:
+            self._read_remap(Path(remap), unknown_index)
+
+    def _read_remap(self, path: Path, unknown_index: str | int) -> None:
+        if not path.is_file():
+            raise UserError(f"remap: there is no file {path}; give an .npy of used code indices")
+        if unknown_index not in ("random", "extra") and not isinstance(unknown_index, int):
+            raise UserError(
+                f'unknown_index: {unknown_index} is none of "random", "extra" and an integer'
+            )
+        self.register_buffer("used", torch.from_numpy(np.load(path)).long())
+        self.re_embed = len(self.used)
+        if unknown_index == "extra":
+            self.unknown_index = self.re_embed
+            self.re_embed += 1
+
+    @property
+    def codes(self) -> Tensor:
+        """The codebook [n_e, e_dim]."""
+        raise NotImplementedError
+
+    def remap_to_used(self, indices: Tensor) -> Tensor:
+        """Indices into the codebook -> indices into the list of used codes, of any shape."""
+        table = indices.new_full((self.n_e,), -1)
+        table[self.used] = torch.arange(len(self.used), device=indices.device)
+        found = table[indices]
+        if self.unknown_index == "random":
+            substitute = torch.randint_like(found, len(self.used))
+        else:
+            substitute = torch.full_like(found, int(self.unknown_index))
+        return torch.where(found < 0, substitute, found)
+
+    def unmap_to_all(self, indices: Tensor) -> Tensor:
+        """The inverse of `remap_to_used`; unknown codes become the first used one."""
+        known = (indices >= 0) & (indices < len(self.used))
+        return self.used[torch.where(known, indices, 0)]
+
+    def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Codes of `indices` of any shape [...], as [..., e_dim].
+
+        With `shape` (b, h, w, c), as [b, c, h, w] instead.
+        """
+        if self.remap is not None:
+            indices = self.unmap_to_all(indices)
+        codes = F.embedding(indices, self.codes)
+        if shape is None:
+            return codes
+        return codes.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,141 @@
+"""Downloads and nested look-ups."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from taming.errors import UserError
+
+# The calibrated layers of LPIPS, which the package `lpips` carries.
+LPIPS_FILE, LPIPS_MD5 = "vgg.pth", "d507d7349b931f0638a25a48a722f98a"
+
+
+@contextmanager
+def _placed_when_complete(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that appears at `path` on success, and leaves nothing otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 1024) -> None:
+    """Fetch `url` to `local_path`, in chunks of `chunk_size` bytes, with a progress bar.
+
+    The file appears only once it is complete. Raises UserError if it cannot be fetched.
+    """
+    path = Path(local_path)
+    try:
+        with urllib.request.urlopen(url) as source, _placed_when_complete(path) as file:
+            size = int(source.headers.get("Content-Length") or 0)
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
+                while chunk := source.read(chunk_size):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                if bar.n < size:
+                    raise OSError(f"only {bar.n} of {size} bytes arrived")
+    except (OSError, ValueError) as error:
+        raise UserError(f"could not download {url} to {path}: {error}") from error
+
+
+def md5_hash(path: str | os.PathLike[str]) -> str:
+    """The MD5 of a file, as 32 hexadecimal digits."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) -> str:
+    """The path of "vgg_lpips", the calibrated layers of LPIPS, below the folder `root`.
+
+    Copied there from the installed package `lpips` if missing or, with `check`, if damaged.
+    """
+    if name != "vgg_lpips":
+        raise UserError(f"there is no checkpoint named {name}; the only one is vgg_lpips")
+    path = Path(root) / LPIPS_FILE
+    if path.is_file() and not (check and md5_hash(path) != LPIPS_MD5):
+        return str(path)
+    package = find_spec("lpips")
+    if package is None or package.origin is None:
+        raise UserError("vgg_lpips is part of the package `lpips`: pip install lpips")
+    with (Path(package.origin).parent / "weights" / "v0.1" / LPIPS_FILE).open("rb") as source:
+        with _placed_when_complete(path) as file:
+            shutil.copyfileobj(source, file)
+    return str(path)
+
+
+class KeyNotFoundError(Exception):
+    """`retrieve` found no such key; `keys` is its path, `visited` how far it got."""
+
+    def __init__(
+        self, cause: object, keys: list[str] | None = None, visited: list[str] | None = None
+    ) -> None:
+        self.cause, self.keys, self.visited = cause, keys, visited
+        where = "" if keys is None else f"{'/'.join(keys)}: "
+        reached = "" if visited is None else f" (found up to {'/'.join(visited) or 'the root'})"
+        super().__init__(f"{where}{cause}{reached}")
+
+
+def _place(node: Any, key: str) -> str | int:
+    named = isinstance(node, Mapping) and (key in node or not key.isdigit())
+    return key if named else int(key)
+
+
+def _descend(node: Any, keys: list[str], expand: bool) -> Any:
+    for depth, key in enumerate(keys):
+        if callable(node):
+            raise KeyNotFoundError("a callable is in the way, and expand=False", keys, keys[:depth])
+        try:
+            place = _place(node, key)
+            child = node[place]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise KeyNotFoundError(error, keys, keys[:depth]) from error
+        if callable(child) and expand:
+            child = node[place] = _expanded(child)
+        node = child
+    return node
+
+
+def _expanded(node: Callable[[], Any]) -> Any:
+    value: Any = node
+    while callable(value):
+        value = value()
+    return value
+
+
+def retrieve(
+    list_or_dict: Any,
+    key: str,
+    splitval: str = "/",
+    default: Any = None,
+    expand: bool = True,
+    pass_success: bool = False,
+) -> Any:
+    """The entry at path `key` of nested dicts and lists, e.g. "model/layers/0".
+
+    Callables on the way are called and replaced by their result, unless `expand` is off. Without
+    `default`, a missing entry raises KeyNotFoundError. `pass_success` returns (entry, found).
+    """
+    try:
+        value, success = _descend(list_or_dict, key.split(splitval), expand), True
+    except KeyNotFoundError:
+        if default is None:
+            raise
+        value, success = default, False
+    return (value, success) if pass_success else value

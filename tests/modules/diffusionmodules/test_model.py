@@ -1,0 +1,130 @@
+import pytest
+import torch
+from torch import nn
+
+from taming.errors import UserError
+from taming.modules.diffusionmodules.model import (
+    AttnBlock,
+    Decoder,
+    Downsample,
+    Encoder,
+    Normalize,
+    ResnetBlock,
+    Upsample,
+    nonlinearity,
+)
+from tests.modules.first_stage import FirstStage
+from tests.support import assert_close, fill_by_name, load_golden
+
+SMALL = {
+    "ch": 32,
+    "out_ch": 3,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+    "in_channels": 3,
+    "resolution": 16,
+    "z_channels": 4,
+    "double_z": False,
+}
+
+
+def small(**changes):
+    return {**SMALL, **changes}
+
+
+@torch.no_grad()
+def test_golden_forward_passes():
+    golden, spec = load_golden("vqmodel")
+    stage = fill_by_name(FirstStage(spec["model"]["params"])).eval()
+    latents = stage.encoder(golden["x"])
+    assert_close(latents, golden["encoder"])
+    assert_close(stage.quant_conv(latents), golden["prequant"])
+    quant, loss, (_, _, indices) = stage.quantize(golden["prequant"])
+    assert_close(quant, golden["quant"])
+    assert_close(loss, golden["emb_loss"])
+    assert_close(indices, golden["indices"])
+    entry = stage.quantize.get_codebook_entry(indices, golden["codebook_entry"].movedim(1, 3).shape)
+    assert_close(entry, golden["codebook_entry"])
+    assert_close(stage.decode(golden["quant"]), golden["decode"])
+    assert_close(stage(golden["x"])[0], golden["rec"])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7])
+@pytest.mark.parametrize("size", [(16, 16), (8, 20), (34, 10)])
+def test_any_channels_and_sizes(channels, size):
+    config = small(in_channels=channels, out_ch=channels)
+    images = torch.randn(2, channels, *size)
+    latents = Encoder(**config)(images)
+    assert latents.shape == (2, 4, size[0] // 2, size[1] // 2)
+    assert Decoder(**config)(latents).shape == images.shape
+
+
+def test_double_z_and_attributes_that_clients_read():
+    config = small(double_z=True, ch_mult=(1, 1, 2))
+    encoder, decoder = Encoder(**config), Decoder(**config)
+    assert encoder.conv_out.out_channels == 8
+    assert decoder.z_shape == (1, 4, 4, 4)
+    assert decoder.num_resolutions == 3 and decoder.ch == 32
+    assert decoder.conv_out.weight.shape == (3, 32, 3, 3)
+
+
+def test_attention_sits_at_the_given_resolutions():
+    encoder = Encoder(**small(ch_mult=[1, 1, 1]))
+    decoder = Decoder(**small(ch_mult=[1, 1, 1], num_res_blocks=2))
+    assert [len(level.attn) for level in encoder.down] == [0, 1, 0]
+    assert [len(level.attn) for level in decoder.up] == [0, 3, 0]
+
+
+def test_unknown_keys_are_ignored_and_pre_end_is_given():
+    decoder = Decoder(**small(give_pre_end=True, attn_type="vanilla"))
+    assert decoder(torch.randn(1, 4, 4, 4)).shape == (1, 32, 8, 8)
+
+
+def test_widths_that_cannot_be_normalised_are_named():
+    with pytest.raises(UserError, match="ch=20.*multiple of 32"):
+        Encoder(**small(ch=20))
+
+
+def test_attention_is_softmax_of_scaled_products():
+    torch.manual_seed(0)
+    block = AttnBlock(32)
+    x = torch.randn(2, 32, 3, 5)
+    h = block.norm(x)
+    q, k, v = (conv(h).flatten(2) for conv in (block.q, block.k, block.v))  # (B, C, HW)
+    weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / 32**0.5, dim=-1)
+    mixed = torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape)
+    assert_close(block(x), x + block.proj_out(mixed))
+
+
+def test_resampling_with_and_without_convolution():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    torch.testing.assert_close(Upsample(1, with_conv=False)(x)[..., ::2, ::2], x)
+    torch.testing.assert_close(Downsample(1, with_conv=False)(x)[0, 0, 0, 0], x[..., :2, :2].mean())
+    down = Downsample(1, with_conv=True)
+    nn.init.ones_(down.conv.weight)
+    nn.init.zeros_(down.conv.bias)
+    # Padding on the right and bottom alone: the last window holds two rows and columns of four.
+    torch.testing.assert_close(down(x)[0, 0, 1, 1], x[..., 2:, 2:].sum())
+
+
+def test_residual_block_options():
+    block = ResnetBlock(in_channels=32, out_channels=64, conv_shortcut=True, temb_channels=8)
+    x = torch.randn(2, 32, 4, 4)
+    assert "conv_shortcut.weight" in block.state_dict()
+    plain, with_embedding = block(x), block(x, torch.randn(2, 8))
+    assert plain.shape == (2, 64, 4, 4)
+    assert not torch.allclose(plain, with_embedding)
+
+
+def test_small_functions():
+    x = torch.randn(5)
+    torch.testing.assert_close(nonlinearity(x), x * torch.sigmoid(x))
+    assert (Normalize(64).num_groups, Normalize(64).eps) == (32, 1e-6)
+
+
+def test_compiles_without_graph_breaks():
+    encoder, decoder = Encoder(**SMALL), Decoder(**SMALL)
+    x = torch.randn(1, 3, 16, 16)
+    compiled = torch.compile(lambda x: decoder(encoder(x)), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), decoder(encoder(x)))

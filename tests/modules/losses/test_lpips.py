@@ -1,0 +1,175 @@
+import hashlib
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.modules.losses import lpips_weights
+from taming.modules.losses.lpips import LPIPS, normalize_tensor, spatial_average
+from taming.modules.losses.lpips_weights import calibrated_layers
+from tests.support import assert_close, fill_by_name
+
+
+def filled():
+    """With weights that make positive distances, as the calibrated layers do."""
+    loss = fill_by_name(LPIPS())
+    for index in range(5):
+        getattr(loss, f"lin{index}").model[0].weight.abs_()
+    return loss
+
+
+@pytest.fixture
+def vgg_file(tmp_path, monkeypatch):
+    """A file like torchvision's VGG16, which passes for the real one."""
+    torch.manual_seed(0)
+    weights = {"classifier.0.weight": torch.zeros(3)}
+    for name, parameter in LPIPS().net.named_parameters():
+        _, number, kind = name.split(".")
+        weights[f"features.{number}.{kind}"] = 0.02 * torch.randn(parameter.shape)
+    path = tmp_path / "vgg.pth"
+    torch.save(weights, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(lpips_weights, "VGG16_HASH", digest[:8])
+    monkeypatch.delenv("TAMING_VGG16", raising=False)
+    return path
+
+
+def test_equals_the_lpips_package():
+    import lpips
+
+    torch.manual_seed(0)
+    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    ours = LPIPS()
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("lins.")}
+    ours.load_state_dict(state, strict=True)
+    first, second = torch.rand(2, 2, 3, 32, 48) * 2 - 1
+    first.requires_grad_()
+    expected = theirs(first, second)
+    (gradient,) = torch.autograd.grad(expected.sum(), first)
+    distance = ours(first, second)
+    torch.testing.assert_close(distance, expected, atol=1e-7, rtol=1e-5)
+    (ours_gradient,) = torch.autograd.grad(distance.sum(), first)
+    torch.testing.assert_close(ours_gradient, gradient, atol=1e-8, rtol=1e-3)
+
+
+def test_frozen_and_always_in_eval_mode():
+    loss = filled().train()
+    assert not loss.training and not loss.net.training
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    images = torch.rand(1, 3, 16, 16)
+    assert not loss(images, -images).requires_grad
+
+
+def test_one_channel_counts_as_grey():
+    loss = filled()
+    first, second = torch.rand(2, 2, 1, 16, 20)
+    assert_close(
+        loss(first, second), loss(first.expand(-1, 3, -1, -1), second.expand(-1, 3, -1, -1))
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 3, 8, 32)])
+def test_other_images_are_refused(shape):
+    with pytest.raises(UserError, match="perceptual_weight: 0"):
+        filled()(torch.rand(shape), torch.rand(shape))
+
+
+def test_gradients_are_finite_where_all_features_are_zero():
+    x = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    y = normalize_tensor(x)
+    y.square().sum().backward()
+    assert y.abs().max() == 0 and torch.isfinite(x.grad).all()
+    loss = filled()
+    for slice_ in loss.net.children():
+        for name, parameter in slice_.named_parameters():
+            if name.endswith("bias"):
+                parameter.fill_(-50)
+    images = torch.rand(1, 3, 16, 16, requires_grad=True)
+    loss(images, torch.rand(1, 3, 16, 16)).sum().backward()
+    assert torch.isfinite(images.grad).all()
+
+
+def test_autocast_changes_nothing():
+    loss = filled()
+    first, second = torch.rand(2, 1, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = loss(first, second)
+    assert torch.equal(distance, loss(first, second))
+
+
+def test_averages():
+    x = torch.randn(2, 3, 4, 5)
+    assert_close(spatial_average(x, keepdim=False), x.flatten(2).mean(dim=2))
+    assert spatial_average(x).shape == (2, 3, 1, 1)
+    assert_close(normalize_tensor(x).square().sum(dim=1), torch.ones(2, 4, 5))
+
+
+def test_never_works_without_weights():
+    loss, images = LPIPS(), torch.rand(1, 3, 16, 16)
+    with pytest.raises(RuntimeError, match="no weights"):
+        loss(images, images)
+    # A checkpoint of a model that was never prepared does not count either.
+    other = filled()
+    assert other.ready
+    other.load_state_dict(loss.state_dict())
+    assert not other.ready
+    loss.load_state_dict(filled().state_dict())
+    assert loss.ready
+
+
+def test_part_of_the_weights_is_not_enough():
+    loss = LPIPS()
+    state = {k: v for k, v in filled().state_dict().items() if k.startswith("lin")}
+    loss.load_state_dict(state, strict=False)
+    assert not loss.ready
+
+
+@pytest.mark.parametrize("way", ["argument", "variable", "cache"])
+def test_prepare_finds_the_backbone(vgg_file, monkeypatch, tmp_path, way):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    if way == "cache":
+        place = tmp_path / "home" / "hub" / "checkpoints" / "vgg16-397923af.pth"
+        place.parent.mkdir(parents=True)
+        vgg_file.rename(place)
+    if way == "variable":
+        monkeypatch.setenv("TAMING_VGG16", str(vgg_file))
+    loss = LPIPS()
+    loss.prepare(str(vgg_file) if way == "argument" else None)
+    assert loss.ready and not loss.lin0.model[0].weight.requires_grad
+    state = loss.state_dict()
+    assert torch.equal(state["lin3.model.1.weight"], calibrated_layers()["lin3.model.1.weight"])
+    assert 0.019 < state["net.slice5.28.weight"].std() < 0.021
+    assert loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)) > 0
+
+
+def test_prepare_keeps_what_a_checkpoint_brought():
+    loss = filled()
+    before = loss.lin0.model[0].weight.clone()
+    loss.prepare("/nowhere/vgg.pth")
+    assert torch.equal(loss.lin0.model[0].weight, before)
+
+
+def test_wrong_and_missing_files_are_named(tmp_path, monkeypatch):
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"not a VGG")
+    with pytest.raises(UserError, match="wrong.pth is not torchvision's VGG16"):
+        LPIPS().prepare(str(wrong))
+    monkeypatch.setenv("TAMING_VGG16", str(tmp_path / "missing.pth"))
+    with pytest.raises(UserError, match="TAMING_VGG16.*missing.pth"):
+        LPIPS().prepare()
+
+
+def test_offline_there_are_three_ways_out(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.delenv("TAMING_VGG16", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="vgg16-397923af.pth") as caught:
+        LPIPS().prepare()
+    message = str(caught.value)
+    assert "vgg_path" in message and "TAMING_VGG16" in message and "perceptual_weight: 0" in message

@@ -1,0 +1,262 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from taming.errors import UserError
+from taming.modules.vqvae import codebook
+from taming.modules.vqvae.codebook import nearest_code
+from taming.modules.vqvae.quantize import (
+    EMAVectorQuantizer,
+    GumbelQuantize,
+    VectorQuantizer,
+    VectorQuantizer2,
+)
+from tests.support import GOLDEN, assert_close, load_golden
+
+USED = str(GOLDEN / "used.npy")
+VARIANTS = {
+    "vq1": lambda: VectorQuantizer(40, 8, 0.25),
+    "vq2_legacy": lambda: VectorQuantizer2(40, 8, 0.25),
+    "vq2": lambda: VectorQuantizer2(40, 8, 0.25, legacy=False),
+    "vq2_sane": lambda: VectorQuantizer2(40, 8, 0.25, sane_index_shape=True),
+    "vq2_remap": lambda: VectorQuantizer2(40, 8, 0.25, remap=USED, unknown_index="extra"),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_golden_values_and_gradients(name):
+    golden, _ = load_golden("quantizers")
+    golden = {key.removeprefix(f"{name}."): value for key, value in golden.items()}
+    quantizer = VARIANTS[name]()
+    quantizer.embedding.weight.data.copy_(golden["weight"])
+    z = golden["z"].requires_grad_()
+    z_q, loss, (usage, _, indices) = quantizer(z)
+    assert_close(z_q, golden["zq"])
+    assert_close(loss, golden["loss"])
+    assert_close(indices, golden["indices"])
+    if "perplexity" in golden and name == "vq1":
+        assert_close(usage, golden["perplexity"])
+    ((z_q * golden["w"]).sum() + 3 * loss).backward()
+    assert_close(z.grad, golden["dz"])
+    assert_close(quantizer.embedding.weight.grad, golden["dweight"])
+
+
+def test_golden_entry_of_remapped_indices():
+    golden, _ = load_golden("quantizers")
+    quantizer = VARIANTS["vq2_remap"]()
+    quantizer.embedding.weight.data.copy_(golden["vq2_remap.weight"])
+    entry = quantizer.get_codebook_entry(golden["vq2_remap.indices"], (2, 4, 5, 8))
+    assert_close(entry, golden["vq2_remap.entry"])
+
+
+def gumbel(**options):
+    golden, spec = load_golden("quantizers")
+    kl_weight = spec["gumbel"]["kl_weight"]
+    quantizer = GumbelQuantize(16, 8, 40, kl_weight=kl_weight, **options)
+    quantizer.proj.weight.data.copy_(golden["gumbel.proj_weight"])
+    quantizer.proj.bias.data.copy_(golden["gumbel.proj_bias"])
+    quantizer.embed.weight.data.copy_(golden["gumbel.embed"])
+    return quantizer, golden
+
+
+def test_golden_gumbel():
+    quantizer, golden = gumbel()
+    _, loss, _, logits = quantizer(golden["gumbel.z"], return_logits=True)
+    assert_close(logits, golden["gumbel.logits"])
+    assert_close(loss, golden["gumbel.kl"])
+    entry = quantizer.get_codebook_entry(torch.arange(40), (2, 4, 5, 8))
+    assert_close(entry, golden["gumbel.entry"])
+
+
+def test_gumbel_in_evaluation_takes_the_most_probable_code():
+    quantizer, golden = gumbel()
+    z_q, _, (_, _, indices) = quantizer.eval()(golden["gumbel.z"])
+    assert_close(indices, golden["gumbel.logits"].argmax(dim=1))
+    assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+
+
+def test_gumbel_hard_and_soft_training():
+    quantizer, golden = gumbel()
+    z = golden["gumbel.z"].requires_grad_()
+    z_q, _, (_, _, indices) = quantizer(z, temp=0.5)
+    assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+    z_q.sum().backward()
+    assert z.grad.abs().sum() > 0 and quantizer.embed.weight.grad.abs().sum() > 0
+    quantizer.straight_through = False
+    soft, _, (_, _, indices) = quantizer(z)
+    assert not torch.allclose(soft, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+
+
+def test_gumbel_temperature_sharpens():
+    quantizer, golden = gumbel(straight_through=False)
+    quantizer.temperature = 1e-4
+    z_q, _, (_, _, indices) = quantizer(golden["gumbel.z"])
+    assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gumbel_draws_used_codes_only(training):
+    quantizer, golden = gumbel(remap=USED, use_vqinterface=False)
+    z_q, _, indices = quantizer.train(training)(golden["gumbel.z"])
+    assert indices.shape == (2, 4, 5) and indices.max() < 13
+    assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+
+
+def test_first_quantizer_returns_encodings():
+    quantizer = VectorQuantizer(40, 8, 0.25)
+    _, _, (_, encodings, indices) = quantizer(torch.randn(2, 8, 4, 5))
+    assert indices.shape == (40, 1)
+    assert torch.equal(encodings, F.one_hot(indices[:, 0], 40).float())
+
+
+def test_codebook_starts_uniform():
+    weight = VectorQuantizer2(50, 64, 0.25).embedding.weight
+    assert weight.abs().max() <= 1 / 50 < 1.1 * weight.abs().max()
+
+
+@pytest.mark.parametrize("unknown, expected", [("random", None), (5, {5})])
+def test_unknown_codes(tmp_path, unknown, expected):
+    np.save(tmp_path / "used.npy", np.array([7, 3, 11]))
+    quantizer = VectorQuantizer2(
+        16, 4, 0.25, remap=str(tmp_path / "used.npy"), unknown_index=unknown
+    )
+    mapped = quantizer.remap_to_used(torch.arange(16))
+    assert mapped[[7, 3, 11]].tolist() == [0, 1, 2]
+    strangers = {mapped[i].item() for i in range(16) if i not in (7, 3, 11)}
+    assert strangers == (expected or {0, 1, 2})
+    assert quantizer.unmap_to_all(torch.tensor([[0, 2]])).tolist() == [[7, 11]]
+
+
+def test_remap_joins_the_sane_index_shape():
+    quantizer = VectorQuantizer2(40, 8, 0.25, remap=USED, sane_index_shape=True)
+    _, _, (_, _, indices) = quantizer(torch.randn(2, 8, 3, 4))
+    assert indices.shape == (2, 3, 4) and indices.max() < 13
+    assert quantizer.get_codebook_entry(indices).shape == (2, 3, 4, 8)
+
+
+def test_bad_remap_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.npy"):
+        VectorQuantizer2(16, 4, 0.25, remap=str(tmp_path / "nowhere.npy"))
+    with pytest.raises(UserError, match="unknown_index"):
+        VectorQuantizer2(40, 4, 0.25, remap=USED, unknown_index="rnd")
+
+
+def test_nearest_code_is_exact():
+    torch.manual_seed(0)
+    latents, codes = torch.randn(200, 6), torch.randn(70, 6)
+    exact = torch.cdist(latents.double(), codes.double()).argmin(dim=1)
+    assert torch.equal(nearest_code(latents, codes), exact)
+
+
+def test_first_of_equally_near_codes():
+    codes = torch.tensor([[3.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert nearest_code(torch.tensor([[1.2, 0.0]]), codes).tolist() == [1]
+
+
+def test_chunks_do_not_change_indices(monkeypatch):
+    torch.manual_seed(0)
+    latents, codes = torch.randn(500, 16), torch.randn(128, 16)
+    whole = nearest_code(latents, codes)
+    monkeypatch.setattr(codebook, "MAX_DISTANCES", 128 * 33)
+    assert torch.equal(nearest_code(latents, codes), whole)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_reduced_matmul_precision_is_kept_out_and_restored(precision):
+    torch.manual_seed(0)
+    latents, codes = torch.randn(300, 64), 0.1 * torch.randn(512, 64)
+    exact = nearest_code(latents, codes)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(nearest_code(latents, codes), exact)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("make", [*VARIANTS.values(), lambda: EMAVectorQuantizer(40, 8, 0.25)])
+def test_autocast_changes_nothing(make):
+    quantizer = make().eval()
+    z = torch.randn(2, 8, 4, 5).bfloat16()
+    plain = quantizer(z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z_q, loss, (_, _, indices) = quantizer(z)
+    assert z_q.dtype == loss.dtype == torch.float32
+    assert torch.equal(z_q, plain[0]) and torch.equal(loss, plain[1])
+    assert torch.equal(indices, plain[2][2])
+
+
+def test_works_inside_a_compiled_model():
+    quantizer = VectorQuantizer2(40, 8, 0.25)
+    z = torch.randn(1, 8, 4, 4)
+    compiled = torch.compile(quantizer, backend="eager")
+    torch.testing.assert_close(compiled(z)[0], quantizer(z)[0])
+
+
+def test_ema_codes_reach_the_mean_of_their_latents():
+    torch.manual_seed(0)
+    quantizer = EMAVectorQuantizer(3, 2, 0.25, decay=0.9)
+    quantizer.embedding.weight.copy_(torch.tensor([[5.0, 5.0], [-5.0, 0.0], [0.0, -90.0]]))
+    quantizer.embedding.embed_avg.copy_(quantizer.embedding.weight)
+    z = torch.tensor([[4.0, 6.0], [6.0, 7.0], [-3.0, 1.0]]).T.reshape(1, 2, 3, 1)
+    for _ in range(200):
+        z_q, _, (_, _, indices) = quantizer(z)
+    assert indices.tolist() == [0, 0, 1]
+    expected = torch.tensor([[5.0, 6.5], [-3.0, 1.0]])
+    torch.testing.assert_close(quantizer.embedding.weight[:2], expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(z_q[0, :, 2, 0], expected[1], atol=1e-3, rtol=1e-3)
+    assert quantizer.embedding.weight[2].norm() < 91  # unused, and not thrown far away
+
+
+def test_ema_loss_and_gradient_are_the_encoders():
+    quantizer = EMAVectorQuantizer(40, 8, beta=0.25)
+    z = torch.randn(2, 8, 4, 5, requires_grad=True)
+    before = quantizer.embedding.weight.clone()
+    z_q, loss, (usage, _, indices) = quantizer(z)
+    codes = F.embedding(indices, before).reshape(2, 4, 5, 8).movedim(3, 1)
+    assert_close(z_q, codes)
+    assert_close(loss, 0.25 * (z - codes).square().mean())
+    assert 1 < usage <= 40 and indices.shape == (40,)
+    loss.backward()
+    assert_close(z.grad, 0.5 * (z - codes).detach() / z.numel())
+    assert not list(quantizer.parameters())
+
+
+def test_ema_state_names_and_frozen_evaluation():
+    quantizer = EMAVectorQuantizer(40, 8, 0.25).eval()
+    state = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
+        "embedding.weight": (40, 8),
+        "embedding.cluster_size": (40,),
+        "embedding.embed_avg": (40, 8),
+    }
+    quantizer(torch.randn(2, 8, 4, 5))
+    assert all(torch.equal(quantizer.state_dict()[name], old) for name, old in state.items())
+
+
+def test_ema_with_remap():
+    quantizer = EMAVectorQuantizer(40, 8, 0.25, remap=USED, unknown_index="extra")
+    _, _, (_, _, indices) = quantizer(torch.randn(2, 8, 4, 5))
+    assert indices.shape == (40, 1) and indices.max() <= 13
+
+
+def revived(after):
+    torch.manual_seed(0)
+    quantizer = EMAVectorQuantizer(8, 2, 0.25, decay=0.9, revive_after=after)
+    quantizer.embedding.weight.add_(100)
+    quantizer.embedding.weight[0] = 0
+    quantizer.embedding.embed_avg.copy_(quantizer.embedding.weight)
+    z = torch.randn(2, 2, 6, 6)
+    used = []
+    for _ in range(12):
+        _, _, (_, _, indices) = quantizer(z)
+        used.append(len(indices.unique()))
+    return used, quantizer.embedding.weight.clone()
+
+
+def test_dead_codes_are_revived_on_time_and_reproducibly():
+    assert revived(after=0)[0] == [1] * 12
+    used, weight = revived(after=5)
+    assert used[:6] == [1] * 6 and used[6] > 4
+    assert torch.equal(weight, revived(after=5)[1])

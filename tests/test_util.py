@@ -1,0 +1,83 @@
+import pytest
+
+from taming import util
+from taming.errors import UserError
+from taming.util import KeyNotFoundError, download, get_ckpt_path, md5_hash, retrieve
+
+
+def test_download_places_a_whole_file(tmp_path):
+    source, target = tmp_path / "source.bin", tmp_path / "new" / "target.bin"
+    source.write_bytes(bytes(range(256)) * 20)
+    download(source.as_uri(), target, chunk_size=1000)
+    assert target.read_bytes() == source.read_bytes()
+    assert md5_hash(target) == md5_hash(source)
+    assert [path.name for path in target.parent.iterdir()] == ["target.bin"]
+
+
+def test_a_failed_download_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="could not download .*missing"):
+        download((tmp_path / "missing").as_uri(), tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_download_leaves_the_old_file(tmp_path, monkeypatch):
+    class Cut:
+        headers = {"Content-Length": "10"}
+        parts = [b"half"]
+
+        def read(self, size):
+            return self.parts.pop() if self.parts else b""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr(util.urllib.request, "urlopen", lambda url: Cut())
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    with pytest.raises(UserError, match="only 4 of 10 bytes"):
+        download("somewhere", target)
+    assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_md5_of_known_text(tmp_path):
+    (tmp_path / "text").write_bytes(b"abc")
+    assert md5_hash(tmp_path / "text") == "900150983cd24fb0d6963f7d28e17f72"
+
+
+def test_calibrated_layers_are_restored_if_damaged(tmp_path):
+    path = get_ckpt_path("vgg_lpips", tmp_path / "cache")
+    assert md5_hash(path) == util.LPIPS_MD5
+    with open(path, "wb") as file:
+        file.write(b"damaged")
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache")) != util.LPIPS_MD5
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache", check=True)) == util.LPIPS_MD5
+    with pytest.raises(UserError, match="vgg_other"):
+        get_ckpt_path("vgg_other", tmp_path)
+
+
+def test_retrieve_from_nested_containers():
+    config = {"model": {"layers": [{"width": 3}, {"width": 5}], "7": "seven"}}
+    assert retrieve(config, "model/layers/1/width") == 5
+    assert retrieve(config, "model.7", splitval=".") == "seven"
+    assert retrieve(config, "model/depth", default=2) == 2
+    assert retrieve(config, "model/depth", default=2, pass_success=True) == (2, False)
+    assert retrieve(config, "model/layers/0", pass_success=True) == ({"width": 3}, True)
+
+
+@pytest.mark.parametrize("key", ["model/depth", "model/layers/2", "model/layers/x", "model/7/8"])
+def test_retrieve_names_the_missing_key(key):
+    config = {"model": {"layers": [1, 2], "7": None}}
+    with pytest.raises(KeyNotFoundError, match=f"^{key}: .*found up to model") as caught:
+        retrieve(config, key)
+    assert caught.value.keys == key.split("/") and caught.value.visited[0] == "model"
+
+
+def test_retrieve_expands_callables_in_place():
+    config = {"data": lambda: {"size": lambda: 9}}
+    with pytest.raises(KeyNotFoundError, match="expand=False"):
+        retrieve(config, "data/size", expand=False)
+    assert retrieve(config, "data/size") == 9
+    assert config == {"data": {"size": 9}}
