@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     labels = labels_for(model, classes)
     name = f"top_k_{args.top_k}_temp_{args.temperature:.2f}_top_p_{args.top_p}"
     root = Path(args.outdir or run.folder) / "samples" / name / str(step)
-    folder = SampleFolder(root, {"seed": args.seed, "global_step": step, **asdict(settings)})
+    record = {"seed": args.seed, "global_step": step, "dtype": str(dtype), **asdict(settings)}
+    folder = SampleFolder(root, record)
     drawn = fill_folder(
         folder,
         model,

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def to_pillow(image: Tensor) -> Image.Image:
     if image.shape[0] not in (1, 3, 4):
         raise UserError(f"the model draws {image.shape[0]} channels; a PNG has 1, 3 or 4 of them")
     pixels = ((image + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(pixels.astype(np.uint8).squeeze())
+    pixels = pixels.astype(np.uint8)  # (H, W, C)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 class SampleFolder:
@@ -95,7 +97,8 @@ class SampleFolder:
             to_pillow(sample.image).save(partial, format="PNG", pnginfo=info)
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise UserError(
                 f"cannot write {path} ({error.strerror or error}); finished samples stay, and the "
                 "same command goes on with the rest"

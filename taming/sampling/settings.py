@@ -56,7 +56,7 @@ def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:
     batch, on any device and in any order. The generator is Philox with both as its key.
     """
     rows = [
-        np.random.Philox(key=[seed % 2**64, number % 2**64]).random_raw(steps)
+        np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(steps)
         for number in sample_numbers
     ]
     # The upper 24 bits are what a float32 below 1 can hold exactly.

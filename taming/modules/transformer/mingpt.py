@@ -49,9 +49,16 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), None for causal attention."""
+        # A bias of the keys shifts all logits of a query alike, which softmax ignores: its gradient
+        # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps.
+        key_bias = self.key.bias.detach() + 0 * self.key.bias
         q, k, v = (
-            layer(x).unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, nh, T, hs)
-            for layer in (self.query, self.key, self.value)
+            projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, nh, T, hs)
+            for projected in (
+                self.query(x),
+                F.linear(x, self.key.weight, key_bias),
+                self.value(x),
+            )
         )
         dropout = self.attn_pdrop if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=allowed is None)

@@ -132,3 +132,11 @@ def test_too_long() -> None:
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(UserError, match="n_embd"):
         GPT(10, 8, n_head=3, n_embd=16)
+
+
+def test_key_bias_has_no_gradient() -> None:
+    model = golden_gpt().train()
+    model(TENSORS["gpt.idx"], targets=TENSORS["gpt.targets"])[1].backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert not grads["blocks.1.attn.key.bias"].any()  # there, as DDP needs it, but zero
+    assert all(grad.any() for name, grad in grads.items() if not name.endswith("key.bias"))
