@@ -169,23 +169,22 @@ def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None
 def _parameters(target: Any) -> tuple[set[str], list[str], bool]:
     """Accepted names, required names, and whether any name at all is taken.
 
-    A subclass that passes `**kwargs` on takes what its base classes take.
+    A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
+    give itself.
     """
     accepted: set[str] = set()
-    required: dict[str, None] = {}
+    required: list[str] | None = None
     signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
     for function in signatures:
         parameters = list(inspect.signature(function).parameters.values())
         parameters = parameters[1:] if inspect.isclass(target) else parameters
-        for parameter in parameters:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if parameter.default is parameter.empty and parameter.name not in accepted:
-                required[parameter.name] = None
-            accepted.add(parameter.name)
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        accepted |= {parameter.name for parameter in named}
+        if required is None:
+            required = [p.name for p in named if p.default is p.empty]
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return accepted, list(required), False
-    return accepted, list(required), True
+            return accepted, required, False
+    return accepted, required or [], True
 
 
 def _lineage(target: Any) -> Iterator[type]:

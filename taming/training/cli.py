@@ -62,7 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--base",
         nargs="*",
         default=[],
-        type=Path,
         metavar="config.yaml",
         help="configs, merged from left to right",
     )

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.checkpoint import save_atomic
 from taming.config import did_you_mean, instantiate_from_config
 from taming.errors import UserError
-from taming.training.callbacks import SaveOnDemand
+from taming.training.callbacks import SaveOnDemand, SetupCallback
 from taming.training.run_folder import RunFolder, run_time
 
 # What only code can give: objects, not values.
@@ -155,10 +155,10 @@ def make_trainer(
     arguments: dict[str, Any] = {"default_root_dir": str(run.path), **options}
     if arguments.pop("logger", True):
         arguments["logger"] = _loggers(lightning_config, run)
+    arguments["callbacks"] = _callbacks(lightning_config, config, run, model)
     try:
         return pl.Trainer(
             **arguments,
-            callbacks=_callbacks(lightning_config, config, run, model),
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # the data module's samplers split over processes
         )
@@ -200,8 +200,7 @@ def _callbacks(
     own = lightning_config.get("modelcheckpoint") or {}
     defaults["checkpoints"] = OmegaConf.merge(defaults["checkpoints"], own)
     chosen = OmegaConf.merge(defaults, lightning_config.get("callbacks") or {})
-    setup = instantiate_from_config(
-        {"target": "main.SetupCallback"},
+    setup = SetupCallback(
         resume=run.resume_from,
         now=run_time(),
         logdir=run.path,
