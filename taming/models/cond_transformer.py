@@ -17,7 +17,13 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.pictures import condition_pictures
 from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.transformer.decoding import CachedDecoder, draw, filter_logits
+from taming.modules.transformer.decoding import (
+    CachedDecoder,
+    draw,
+    filter_logits,
+    generate,
+    one_pass_logits,
+)
 from taming.modules.transformer.mingpt import top_k_logits
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
@@ -227,37 +233,25 @@ class Net2NetTransformer(pl.LightningModule):
         global generator's; `taming.sampling` has one per sample.
         """
         prompt = torch.cat((c, x), dim=1)
-        if self.pkeep <= 0:
-            new = self._sample_at_once(prompt, steps, temperature, sample, top_k, top_p)
-            return torch.cat((x, new), dim=1)
-        decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-        logits, drawn = decoder.prefill(prompt), [x]
-        for step in range(steps):
-            callback(step)
-            uniform = torch.rand(len(prompt), device=prompt.device) if sample else None
-            index = draw(filter_logits(logits, temperature, top_k, top_p), uniform)
-            drawn.append(index[:, None])
-            if step + 1 < steps:
-                logits = decoder.step(index)
-        return torch.cat(drawn, dim=1)
+        # The vocabulary may have tokens, of conditions, that are no codes of the first stage.
+        quantize = self.first_stage_model.quantize
+        n_codes = getattr(quantize, "re_embed", quantize.n_e)
 
-    def _sample_at_once(
-        self,
-        prompt: Tensor,
-        steps: int,
-        temperature: float,
-        sample: bool,
-        top_k: int | None,
-        top_p: float | None,
-    ) -> Tensor:
-        """A model trained with pkeep 0 saw noise as its past: one pass draws every index."""
-        noise = torch.randint(
-            self.transformer.config.vocab_size, (len(prompt), steps - 1), device=prompt.device
-        )
-        logits, _ = self.transformer(torch.cat((prompt, noise), dim=1))
-        logits = filter_logits(logits[:, -steps:].flatten(0, 1), temperature, top_k, top_p)
-        uniform = torch.rand(len(logits), device=logits.device) if sample else None
-        return draw(logits, uniform).reshape(-1, steps)
+        def choose(logits: Tensor) -> Tensor:  # (B, V) -> (B,)
+            uniform = torch.rand(len(logits), device=logits.device) if sample else None
+            return draw(filter_logits(logits[:, :n_codes], temperature, top_k, top_p), uniform)
+
+        def pick(logits: Tensor, step: int) -> Tensor:
+            callback(step)
+            return choose(logits)
+
+        if self.pkeep <= 0:
+            logits = one_pass_logits(self.transformer, prompt, steps)
+            new = choose(logits.flatten(0, 1)).reshape(-1, steps)
+        else:
+            decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
+            new = generate(decoder, prompt, steps, pick)
+        return torch.cat((x, new), dim=1)
 
     @torch.no_grad()
     def log_images(

@@ -118,9 +118,7 @@ def test_the_temperature_follows_its_schedule(tmp_path: Path) -> None:
     assert trainer.callback_metrics["temperature"] == 0.5
 
 
-def test_the_published_beta_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_published_beta_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config, data = configs(tmp_path)["vq"]
     with caplog.at_level("INFO"):
         fit(build(config), {"image": data}, tmp_path, steps=1)
