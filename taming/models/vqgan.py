@@ -319,7 +319,7 @@ class EMAVQ(VQModel):
     def __init__(
         self, *args: Any, decay: float = 0.99, revive_after: int = 0, **kwargs: Any
     ) -> None:
-        self._ema_options = {"decay": decay, "revive_after": revive_after}
+        self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
         super().__init__(*args, **kwargs)
 
     def _make_quantizer(

@@ -93,7 +93,7 @@ class KMeans(nn.Module):
         return self.nc, self.resolution, self.resolution
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images [B, nc, H, W] -> (the same in k colours, no loss, (None, None, indices [B, H*W]))"""
+        """Images [B, nc, H, W] -> (the same in k colours, no loss, (None, None, indices))"""
         if not self.is_initialized():
             self._initialize_from(x)
         indices = self(x)
