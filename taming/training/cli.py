@@ -99,7 +99,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             hint = did_you_mean(name, [*trainer_options(), *flags])
             raise UserError(f"there is no argument --{name}{hint}")
         if not equals:
-            bare = not words or words[0].startswith("--")
+            bare = not words or words[0].startswith("--") or "=" in words[0]
             value = "true" if bare else words.pop(0)
         options[name] = parse_option(name, value)
     return options, overrides
