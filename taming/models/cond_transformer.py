@@ -91,6 +91,7 @@ class Net2NetTransformer(pl.LightningModule):
             else Identity()
         )
         self.transformer = instantiate_from_config(transformer_config, key="transformer_config")
+        self._check_vocabulary()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -100,6 +101,22 @@ class Net2NetTransformer(pl.LightningModule):
         if config == FIRST_STAGE:
             return self.first_stage_model
         return _frozen(instantiate_from_config(config, key="cond_stage_config"))
+
+    @property
+    def n_codes(self) -> int:
+        """How many tokens of the vocabulary stand for image codes: the first ones."""
+        quantize = self.first_stage_model.quantize
+        return getattr(quantize, "re_embed", quantize.n_e)
+
+    def _check_vocabulary(self) -> None:
+        size = self.transformer.config.vocab_size
+        classes = getattr(self.cond_stage_model, "n_classes", 0)
+        for needed, what in ((self.n_codes, "codes of the first stage"), (classes, "classes")):
+            if needed > size:
+                raise UserError(
+                    f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
+                    f"{what}; make it at least {needed}"
+                )
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
@@ -238,7 +255,7 @@ class Net2NetTransformer(pl.LightningModule):
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 
         def pick(logits: Tensor, n: int) -> Tensor:
-            logits = filter_logits(logits, temperature, top_k, top_p)
+            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
             return draw(logits, None if numbers is None else numbers[n])
 
         if self.pkeep <= 0:  # trained with noise as its past: one pass draws every index
