@@ -91,6 +91,7 @@ class Net2NetTransformer(pl.LightningModule):
             else Identity()
         )
         self.transformer = instantiate_from_config(transformer_config, key="transformer_config")
+        self._check_vocabulary()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -100,6 +101,22 @@ class Net2NetTransformer(pl.LightningModule):
         if config == FIRST_STAGE:
             return self.first_stage_model
         return _frozen(instantiate_from_config(config, key="cond_stage_config"))
+
+    @property
+    def n_codes(self) -> int:
+        """How many tokens of the vocabulary stand for image codes: the first ones."""
+        quantize = self.first_stage_model.quantize
+        return getattr(quantize, "re_embed", quantize.n_e)
+
+    def _check_vocabulary(self) -> None:
+        size = self.transformer.config.vocab_size
+        classes = getattr(self.cond_stage_model, "n_classes", 0)
+        for needed, what in ((self.n_codes, "codes of the first stage"), (classes, "classes")):
+            if needed > size:
+                raise UserError(
+                    f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
+                    f"{what}; make it at least {needed}"
+                )
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
@@ -233,24 +250,18 @@ class Net2NetTransformer(pl.LightningModule):
         global generator's; `taming.sampling` has one per sample.
         """
         prompt = torch.cat((c, x), dim=1)
-        # The vocabulary may have tokens, of conditions, that are no codes of the first stage.
-        quantize = self.first_stage_model.quantize
-        n_codes = getattr(quantize, "re_embed", quantize.n_e)
+        numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 
-        def choose(logits: Tensor) -> Tensor:  # (B, V) -> (B,)
-            uniform = torch.rand(len(logits), device=logits.device) if sample else None
-            return draw(filter_logits(logits[:, :n_codes], temperature, top_k, top_p), uniform)
+        def pick(logits: Tensor, n: int) -> Tensor:
+            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
+            return draw(logits, None if numbers is None else numbers[n])
 
-        def pick(logits: Tensor, step: int) -> Tensor:
-            callback(step)
-            return choose(logits)
-
-        if self.pkeep <= 0:
+        if self.pkeep <= 0:  # trained with noise as its past: one pass draws every index
             logits = one_pass_logits(self.transformer, prompt, steps)
-            new = choose(logits.flatten(0, 1)).reshape(-1, steps)
+            new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
             decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-            new = generate(decoder, prompt, steps, pick)
+            new = generate(decoder, prompt, steps, pick, callback)
         return torch.cat((x, new), dim=1)
 
     @torch.no_grad()
@@ -270,7 +281,9 @@ class Net2NetTransformer(pl.LightningModule):
         half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
         pictures = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
         if not self.be_unconditional:
-            pictures |= condition_pictures(self.cond_stage_model, c, quant_c, tuple(x.shape[2:]))
+            pictures |= condition_pictures(
+                self.cond_stage_model, c, quant_c, (x.shape[2], x.shape[3])
+            )
         for name, start, random in (
             ("samples_half", half, True),
             ("samples_nopix", nothing, True),

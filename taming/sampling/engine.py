@@ -101,9 +101,7 @@ class _TokenDrawer:
         dtype: torch.dtype | None,
         on_step: Callable[[int, int], None] | None,
     ) -> None:
-        quantize = model.first_stage_model.quantize
-        # The vocabulary may have tokens, of conditions, that are no codes.
-        self.n_codes = getattr(quantize, "re_embed", quantize.n_e)
+        self.n_codes = model.n_codes  # the vocabulary may have tokens that are none
         self.gpt, self.at_once = model.transformer, model.pkeep <= 0
         self.settings, self.batch_size, self.dtype = settings, batch_size, dtype
         self.on_step = on_step

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import save_atomic
-from taming.config import did_you_mean, instantiate_from_config
+from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
 from taming.training.run_folder import RunFolder, run_time
@@ -210,7 +210,8 @@ def _callbacks(
         lightning_config=lightning_config,
     )
     from_config = [
-        instantiate_from_config(chosen[name], key=f"lightning.callbacks.{name}") for name in chosen
+        instantiate_from_config(node, key=f"lightning.callbacks.{name}")
+        for name, node in plain(chosen).items()
     ]
     return [setup, SaveOnDemand(run.last_checkpoint), *from_config]
 
@@ -225,4 +226,4 @@ def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, A
     if hasattr(model, "monitor"):
         rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
-    return {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}
+    return {"target": "taming.training.callbacks.WholeEpochCheckpoint", "params": params}
