@@ -22,6 +22,7 @@ ALLOWED = {
     "pretrained": {"checkpoint_formats", "downloads", "errors"},
     "util": {"downloads", "errors"},
     "lr_scheduler": set(),
+    "export": {"export", "models", "modules", *LEAVES},
     "sampling": {"sampling", "models", "modules", *LEAVES},
     "evaluation": {"evaluation", "sampling", "models", "modules", "data", *LEAVES},
     "training": {"training", "models", "modules", "data", *LEAVES},
