@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from taming.config import did_you_mean
 from taming.errors import UserError, command
+from taming.models.dalle import convert
 from taming.pretrained import Published, download_model, published_models
 
 
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in models:
             raise UserError(f"there is no published model '{name}'{did_you_mean(name, models)}")
     for name in names:
-        print(f"{name} is in {download_model(models[name], args.root, check=args.check)}")
+        folder = download_model(models[name], args.root, check=args.check)
+        if name == "dalle_dvae":
+            convert(folder)
+        print(f"{name} is in {folder}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ class CodesInterface:
     decode: Any
     quantize: Any
     decoder: Any
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
+        if k not in batch:
+            raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
+        x = batch[k]
+        x = x[..., None] if x.dim() == 3 else x
+        return x.permute(0, 3, 1, 2).contiguous().float()
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> codebook indices [B, h, w]."""

@@ -129,14 +129,6 @@ class VQModel(CodesInterface, TwoOptimizers):
         """The weight at which the adaptive weight compares gradients (equation 7)."""
         return self.decoder.conv_out.weight
 
-    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
-        if k not in batch:
-            raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
-        x = batch[k]
-        x = x[..., None] if x.dim() == 3 else x
-        return x.permute(0, 3, 1, 2).contiguous().float()
-
     # ------------------------------------------------------------------ training
 
     @property
