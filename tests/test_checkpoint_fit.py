@@ -98,6 +98,14 @@ def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> N
     assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialised anew" in caplog.text
 
 
+def test_layers_for_other_channels_can_start_anew() -> None:
+    colour, grey = build(first_stage_config()), build(first_stage_config(channels=1))
+    anew = ["encoder.conv_in", "decoder.conv_out", "loss.discriminator"]
+    missing = load_weights(grey, colour.state_dict(), ignore_keys=anew)
+    assert {name.rpartition(".")[0] for name in missing if "loss" not in name} == set(anew[:2])
+    assert torch.equal(grey.quantize.embedding.weight, colour.quantize.embedding.weight)
+
+
 def write_run(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> Path:
     from omegaconf import OmegaConf
 

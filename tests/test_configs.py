@@ -72,6 +72,7 @@ def class_folders(folder: Path) -> None:
 # What a config needs on disk.
 DATA: dict[str, Callable[[Path], None]] = {
     "custom_vqgan": own_images,
+    "finetune_vqgan": own_images,
     "custom_transformer": own_images,
     "class_transformer": class_folders,
 }
@@ -85,6 +86,8 @@ def prepare(name: str, folder: Path) -> str:
         params = (config.model.params.get(stage) or {}) if "model" in config else {}
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
             params.params.ckpt_path = _untrained(params, folder / f"{stage}.ckpt")
+    if config.model.params.get("ckpt_path"):
+        config.model.params.ckpt_path = _untrained(config.model, folder / "start.ckpt")
     OmegaConf.save(config, folder / f"{name}.yaml")
     return str(folder / f"{name}.yaml")
 

@@ -102,12 +102,8 @@ class VQModel(CodesInterface, TwoOptimizers):
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         checkpoint = find_run(path).checkpoint
         state = read_checkpoint(checkpoint)["state_dict"]
-        missing = load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
+        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
         self.loaded_from = str(checkpoint)
-        if missing:
-            log.info(
-                "%s: %d names kept their initial values: %s ...", path, len(missing), missing[0]
-            )
 
     # ------------------------------------------------------------------ images <-> codes
 
