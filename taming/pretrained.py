@@ -158,8 +158,16 @@ def download_model(
         for file in resolve(address):
             files |= _bring(file, folder, files, patience)
             _write_record(folder, record)
+    _add_config(model.name, folder)
     _write_record(folder, {**record, "complete": True})
     return folder
+
+
+def _add_config(name: str, folder: Path) -> None:
+    """Models that are published as a bare checkpoint get the config that it was trained with."""
+    config = resources.files("taming").joinpath("pretrained_configs", f"{name}.yaml")
+    if config.is_file() and not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]:
+        (folder / "config.yaml").write_text(config.read_text("utf-8"))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+import taming
 from scripts.download_models import main
 from taming.checkpoint import find_run, read_checkpoint
+from taming.config import instantiate_from_config, load_config
 from taming.downloads import Patience
 from taming.errors import UserError
 from taming.pretrained import (
@@ -27,6 +29,7 @@ from taming.pretrained import (
 )
 from tests.web import Site, serve
 
+CONFIGS = sorted((Path(taming.__file__).parent / "pretrained_configs").glob("*.yaml"))
 QUICK = Patience(tries=2, wait=0.0)
 
 
@@ -160,6 +163,20 @@ def test_an_archive_is_unpacked(site: Site, tmp_path: Path) -> None:
     asked = len(site.requests)
     download_model(model, tmp_path, patience=QUICK)
     assert len(site.requests) == asked
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_that_come_with_us_build(path: Path) -> None:
+    assert path.stem in published_models()
+    with torch.device("meta"):
+        instantiate_from_config(load_config([path]).model)
+
+
+def test_a_bare_checkpoint_gets_its_config(site: Site, tmp_path: Path) -> None:
+    site.files["/last.ckpt"] = checkpoint()
+    model = Published("vq_f8", "a model", "-", "logs/vq_f8", (f"{site.url}/last.ckpt",))
+    folder = download_model(model, tmp_path, patience=QUICK)
+    assert load_config(find_run(folder).configs).model.params.n_embed == 16384
 
 
 def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
