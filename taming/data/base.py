@@ -69,16 +69,18 @@ class PathDataset(Dataset[Item]):
         self.labels["file_path_"] = self.paths
         self.on_error = _on_error(on_error)
         self.transform = self._transform(size, crop_size, random_crop, random_flip)
-        self._start_up(self.check, "checking")
+        self.check_all()
 
     def _transform(
         self, size: int | None, crop_size: int | None, random_crop: bool, random_flip: bool
     ) -> JointTransform:
         return JointTransform(size, crop_size, random_crop, random_flip)
 
-    def _start_up(
-        self, check: Callable[[int], None], label: str, at_most: int = HEADERS_CHECKED
-    ) -> None:
+    def check_all(self) -> None:
+        """What is looked at when the dataset is made; raises `UserError`."""
+        self.check_some(self.check, "checking", HEADERS_CHECKED)
+
+    def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on items spread over the dataset: `BadFile` ends it, or is counted."""
         bad: list[BadFile] = []
 

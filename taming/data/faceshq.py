@@ -132,7 +132,7 @@ class FacesHQTrain(Dataset[Item]):
             )
         options = {"random_flip": random_flip, "on_error": on_error}
         parts = [part(size, keys, **options) for part in self.parts]  # type: ignore[arg-type]
-        self.data = ConcatDataset(parts)
+        self.data: ConcatDataset[Item] = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord
         self.crop = JointTransform(

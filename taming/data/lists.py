@@ -67,10 +67,11 @@ class ListPair:
 
     def read(self, training: bool, dataset: str) -> Listed:
         """The list of one split; raises `UserError`."""
-        self._make_missing(dataset)
+        self.make_missing(dataset)
         return read_names(self.train if training else self.validation, self.root, dataset)
 
-    def _make_missing(self, dataset: str) -> None:
+    def make_missing(self, dataset: str) -> None:
+        """Write the lists that are absent, and say so; raises `UserError` if there are no files."""
         files = {True: Path(self.train), False: Path(self.validation)}
         absent = [training for training, file in files.items() if not file.is_file()]
         if not absent:

@@ -1,0 +1,79 @@
+"""Annotation files, JSON and CSV, read with sentences for what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from taming.errors import UserError
+
+
+def read_json(file: str | Path, keys: Sequence[str], dataset: str) -> dict[str, Any]:
+    """A JSON object with at least `keys`; raises `UserError`."""
+    try:
+        with open(file, "rb") as raw:
+            content = json.load(raw)
+    except OSError as error:
+        raise UserError(
+            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{dataset}: {file} is no valid JSON ({error}), perhaps cut short; get it anew"
+        ) from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{dataset}: {file} has no {missing[0]!r}; is it another file?")
+    return content
+
+
+def fields(record: Any, names: Sequence[str], file: str | Path, place: str) -> list[Any]:
+    """The values of `names` in one of a JSON file's records; raises `UserError` naming `place`."""
+    for name in names:
+        if not isinstance(record, dict) or name not in record:
+            raise UserError(f"{file}: {place} has no {name!r}; repair or replace the file")
+    return [record[name] for name in names]
+
+
+def read_csv(
+    file: str | Path, columns: Sequence[str], dataset: str, header: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, values of `columns`) of each row; without a `header` the first columns.
+
+    Raises `UserError`: file absent, columns missing, a row that is too short.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            rows = csv.reader(text)
+            places = _places(next(rows, []), columns, file, dataset) if header else None
+            for row in rows:
+                if row:
+                    yield (
+                        rows.line_num,
+                        _pick(row, places or range(len(columns)), file, rows.line_num),
+                    )
+    except OSError as error:
+        raise UserError(
+            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+        ) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{dataset}: {file} is no valid CSV ({error}); get it anew") from None
+
+
+def _places(head: Sequence[str], columns: Sequence[str], file: Any, dataset: str) -> list[int]:
+    missing = [column for column in columns if column not in head]
+    if missing:
+        raise UserError(
+            f"{dataset}: line 1 of {file} lacks the column {missing[0]!r}; it needs "
+            f"{', '.join(columns)}"
+        )
+    return [head.index(column) for column in columns]
+
+
+def _pick(row: Sequence[str], places: Sequence[int], file: Any, line: int) -> list[str]:
+    if len(row) <= max(places):
+        raise UserError(f"line {line} of {file} has only {len(row)} columns; repair the file")
+    return [row[place] for place in places]
