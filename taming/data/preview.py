@@ -55,10 +55,14 @@ def pictures(item: Item, dataset: Any = None) -> dict[str, Image.Image]:
 
 def _picture(values: np.ndarray) -> Image.Image:
     """(H, W), (H, W, 1) or (H, W, 3) in [-1, 1], or one-hot labels (H, W, n)."""
-    if values.ndim == 3 and values.shape[2] > 3:
+    if values.ndim == 3 and values.shape[2] > 1 and _is_one_hot(values):
         return Image.fromarray(label_colours(values.shape[2])[values.argmax(axis=2)])
     pixels = ((values.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert("RGB")
+
+
+def _is_one_hot(values: np.ndarray) -> bool:
+    return bool(values.min() == 0 and values.max() == 1 and (values.sum(axis=2) == 1).all())
 
 
 def label_colours(count: int) -> np.ndarray:
