@@ -1,11 +1,11 @@
-"""Write small example data sets in every format that configs/ uses, rendered, without a download."""
+"""Write small data sets in every format that configs/ uses: rendered, without a download."""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from taming.data.example_data import write_all
+from taming.data.examples import write_all
 from taming.errors import command
 
 

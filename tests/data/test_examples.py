@@ -12,8 +12,9 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from taming.config import instantiate_from_config, load_config
-from taming.data.example_data import SYNSETS, write_all
-from taming.data.example_scenes import FAR, N_LABELS, SHAPES, SKY, render
+from taming.data.examples import write_all
+from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
+from taming.data.examples.writer import SYNSETS
 from taming.data.imagenet_files import TRAIN, VALIDATION, prepare
 
 REPOSITORY = Path(__file__).parents[2]

@@ -144,7 +144,7 @@ def render(seed: int, height: int = 96, width: int = 128, count: int | None = No
         size = random.uniform(0.4, 0.75)
         alone = canvas.add(number, shape, COLOURS[colour], x, z, size)
         placed.append((z, number, shape, colour, alone))
-    found = (_found(canvas.owner, *rest) for _, *rest in sorted(placed))
+    found = (_found(canvas.owner, *rest[1:]) for rest in sorted(placed))
     objects = tuple(one for one in found if one is not None)
     grain = random.normal(0, 3, canvas.image.shape)
     image = (canvas.image + grain).clip(0, 255).astype(np.uint8)
