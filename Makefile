@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow test-gpu lint install clean
 
 install: $(VENV)/installed
 
@@ -17,13 +17,16 @@ $(VENV)/installed: pyproject.toml
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy taming scripts main.py
+	$(BIN)/mypy taming scripts benchmarks main.py
 
 test: lint
 	$(BIN)/python -m pytest
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 # Train both stages on handwritten digits, draw samples, and report: about six minutes on two cores.
 demo: install
@@ -32,7 +35,7 @@ demo: install
 	$(BIN)/python main.py --base configs/digits_transformer.yaml -t True \
 	    model.params.first_stage_config.params.ckpt_path=$$vqgan
 	run=$$(ls -td logs/*_digits_transformer | head -n 1) && \
-	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 --top_k 0 && \
+	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 && \
 	$(BIN)/python scripts/report.py -r $$run
 
 clean:

@@ -1,4 +1,4 @@
-"""Who may import whom (docs/design.md): each room only what lies below it."""
+"""Who may import whom: each room of the package only what lies below it (see README)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,13 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.pictures import condition_pictures
 from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.transformer.decoding import CachedDecoder, draw, filter_logits
+from taming.modules.transformer.decoding import (
+    CachedDecoder,
+    draw,
+    filter_logits,
+    generate,
+    one_pass_logits,
+)
 from taming.modules.transformer.mingpt import top_k_logits
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
@@ -85,6 +91,7 @@ class Net2NetTransformer(pl.LightningModule):
             else Identity()
         )
         self.transformer = instantiate_from_config(transformer_config, key="transformer_config")
+        self._check_vocabulary()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -94,6 +101,22 @@ class Net2NetTransformer(pl.LightningModule):
         if config == FIRST_STAGE:
             return self.first_stage_model
         return _frozen(instantiate_from_config(config, key="cond_stage_config"))
+
+    @property
+    def n_codes(self) -> int:
+        """How many tokens of the vocabulary stand for image codes: the first ones."""
+        quantize = self.first_stage_model.quantize
+        return getattr(quantize, "re_embed", quantize.n_e)
+
+    def _check_vocabulary(self) -> None:
+        size = self.transformer.config.vocab_size
+        classes = getattr(self.cond_stage_model, "n_classes", 0)
+        for needed, what in ((self.n_codes, "codes of the first stage"), (classes, "classes")):
+            if needed > size:
+                raise UserError(
+                    f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
+                    f"{what}; make it at least {needed}"
+                )
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
@@ -229,37 +252,19 @@ class Net2NetTransformer(pl.LightningModule):
         global generator's; `taming.sampling` has one per sample.
         """
         prompt = torch.cat((c, x), dim=1)
-        if self.pkeep <= 0:
-            new = self._sample_at_once(prompt, steps, temperature, sample, top_k, top_p)
-            return torch.cat((x, new), dim=1)
-        decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-        logits, drawn = decoder.prefill(prompt), [x]
-        for step in range(steps):
-            callback(step)
-            uniform = torch.rand(len(prompt), device=prompt.device) if sample else None
-            index = draw(filter_logits(logits, temperature, top_k, top_p), uniform)
-            drawn.append(index[:, None])
-            if step + 1 < steps:
-                logits = decoder.step(index)
-        return torch.cat(drawn, dim=1)
+        numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 
-    def _sample_at_once(
-        self,
-        prompt: Tensor,
-        steps: int,
-        temperature: float,
-        sample: bool,
-        top_k: int | None,
-        top_p: float | None,
-    ) -> Tensor:
-        """A model trained with pkeep 0 saw noise as its past: one pass draws every index."""
-        noise = torch.randint(
-            self.transformer.config.vocab_size, (len(prompt), steps - 1), device=prompt.device
-        )
-        logits, _ = self.transformer(torch.cat((prompt, noise), dim=1))
-        logits = filter_logits(logits[:, -steps:].flatten(0, 1), temperature, top_k, top_p)
-        uniform = torch.rand(len(logits), device=logits.device) if sample else None
-        return draw(logits, uniform).reshape(-1, steps)
+        def pick(logits: Tensor, n: int) -> Tensor:
+            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
+            return draw(logits, None if numbers is None else numbers[n])
+
+        if self.pkeep <= 0:  # trained with noise as its past: one pass draws every index
+            logits = one_pass_logits(self.transformer, prompt, steps)
+            new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
+        else:
+            decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
+            new = generate(decoder, prompt, steps, pick, callback)
+        return torch.cat((x, new), dim=1)
 
     @torch.no_grad()
     def log_images(
@@ -278,7 +283,9 @@ class Net2NetTransformer(pl.LightningModule):
         half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
         pictures = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
         if not self.be_unconditional:
-            pictures |= condition_pictures(self.cond_stage_model, c, quant_c, tuple(x.shape[2:]))
+            pictures |= condition_pictures(
+                self.cond_stage_model, c, quant_c, (x.shape[2], x.shape[3])
+            )
         for name, start, random in (
             ("samples_half", half, True),
             ("samples_nopix", nothing, True),

@@ -145,7 +145,7 @@ class VQModel(pl.LightningModule):
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
 
-    def get_last_layer(self) -> nn.Parameter:
+    def get_last_layer(self) -> Tensor:
         """The weight at which the adaptive weight compares gradients (equation 7)."""
         return self.decoder.conv_out.weight
 

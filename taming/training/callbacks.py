@@ -14,14 +14,20 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid
 
 from taming.errors import UserError
 
-__all__ = ["ImageLogger", "LearningRateMonitor", "SaveOnDemand", "SetupCallback"]
+__all__ = [
+    "ImageLogger",
+    "LearningRateMonitor",
+    "SaveOnDemand",
+    "SetupCallback",
+    "WholeEpochCheckpoint",
+]
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +166,22 @@ def _send_to_loggers(trainer: pl.Trainer, tag: str, grid: Tensor) -> None:
             logger.log_image(key=tag, images=[grid], step=trainer.global_step)
 
 
+class WholeEpochCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that saves nothing after an epoch that `max_steps` cut short.
+
+    Lightning counts such an epoch as done; the checkpoint would go on with the next one. The last
+    step of training is `SaveOnDemand`'s to save.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        if progress.current.ready >= trainer.num_training_batches:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pass
+
+
 class SaveOnDemand(Callback):
     """Writes `last.ckpt` on SIGUSR1, when training ends, and when it breaks off for any reason."""
 
@@ -174,11 +196,17 @@ class SaveOnDemand(Callback):
         if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, lambda number, frame: self._asked.set())
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        # Between two batches, when Lightning's counters agree with the weights.
-        if self._asked.is_set():
+        # Here, not at the end of training, Lightning's counters say where in the epoch it was.
+        last = 0 <= trainer.max_steps <= trainer.global_step
+        if last or self._asked.is_set():
             self._asked.clear()
             self._save(trainer)
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             hint = did_you_mean(name, [*trainer_options(), *flags])
             raise UserError(f"there is no argument --{name}{hint}")
         if not equals:
-            bare = not words or words[0].startswith("--")
+            bare = not words or words[0].startswith("--") or "=" in words[0]
             value = "true" if bare else words.pop(0)
         options[name] = parse_option(name, value)
     return options, overrides
@@ -156,12 +157,29 @@ def _build_data(config: DictConfig) -> Any:
     return data
 
 
+# What Lightning warns of here is meant to be so.
+_EXPECTED = (
+    r".*treespec.*",  # its own use of torch
+    r".*module\(s\) in eval mode.*",  # the frozen stages
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run
+)
+
+
+def _set_up_messages() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith("💡")  # advertisements
+    )
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run main.py with `argv` (default: the command line)."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _set_up_messages()
     args, flags, overrides = parse_arguments(argv)
     run = _open_run(args)
     pl.seed_everything(args.seed, workers=True)

@@ -30,6 +30,20 @@ class WrappedDataset(Dataset[Any]):
         return self.data[index]
 
 
+class PositionedLoader(DataLoader[Any]):
+    """A loader that the data module starts at the right place of a resumed epoch.
+
+    Lightning recognises loaders that can be resumed by these methods; the place itself is in the
+    Trainer's own counters.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 class DataModuleFromConfig(pl.LightningDataModule):
     """Datasets named by `target:` and `params:`, one per split.
 
@@ -104,7 +118,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
         sampler = self._sampler(len(dataset), shuffle)
-        return DataLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
+        return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
     def _sampler(self, length: int, shuffle: bool) -> PositionSampler:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -112,10 +126,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         world_size = torch.distributed.get_world_size() if distributed else 1
         sampler = PositionSampler(length, self.seed, shuffle, rank, world_size)
         if shuffle and self.trainer is not None:
-            # A resumed run has part of its epoch behind it: Lightning counts those batches, but
-            # leaves it to the loader to skip them.
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
-            sampler.set_position(self.trainer.current_epoch, done * self.batch_size)
+            # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
+            # to the next epoch, which the sampler then begins at its start.
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            sampler.set_position(self.trainer.current_epoch, progress.processed * self.batch_size)
         return sampler
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from taming.checkpoint import find_run
+from taming.checkpoint import find_run, read_checkpoint
 from taming.errors import UserError
 
 # Processes that a trainer starts on this machine inherit it, and so agree on one folder.
@@ -55,4 +55,5 @@ def new_run(
 def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     """Go on in the folder of a run or checkpoint; its own configs come before `configs`."""
     run = find_run(path)
+    read_checkpoint(run.checkpoint)  # a broken one is found before anything is built
     return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import save_atomic
-from taming.config import did_you_mean, instantiate_from_config
+from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
 from taming.training.run_folder import RunFolder, run_time
@@ -167,20 +167,21 @@ def make_trainer(
 
 
 def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
+    """The logger of the config, TensorBoard's by default, and a table in a CSV file."""
     default = {
         "target": "pytorch_lightning.loggers.TensorBoardLogger",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
-    chosen = OmegaConf.merge(default, lightning_config.get("logger") or {})
     table = {
         "target": "pytorch_lightning.loggers.CSVLogger",
         # A folder for each start of a run: the CSV logger begins its file anew.
         "params": {"save_dir": str(run.path / "csv"), "name": "", "version": run_time()},
     }
-    return [
-        instantiate_from_config(chosen, key="lightning.logger"),
-        instantiate_from_config(table),
-    ]
+    own = plain(lightning_config.get("logger"))
+    if own and "target" not in own:
+        own = OmegaConf.merge(default, own)
+    chosen = instantiate_from_config(own or default, key="lightning.logger")
+    return [chosen, instantiate_from_config(table)]
 
 
 def _callbacks(
@@ -210,7 +211,8 @@ def _callbacks(
         lightning_config=lightning_config,
     )
     from_config = [
-        instantiate_from_config(chosen[name], key=f"lightning.callbacks.{name}") for name in chosen
+        instantiate_from_config(node, key=f"lightning.callbacks.{name}")
+        for name, node in plain(chosen).items()
     ]
     return [setup, SaveOnDemand(run.last_checkpoint), *from_config]
 
@@ -225,4 +227,4 @@ def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, A
     if hasattr(model, "monitor"):
         rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
-    return {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": params}
+    return {"target": "taming.training.callbacks.WholeEpochCheckpoint", "params": params}

@@ -198,7 +198,7 @@ def test_pkeep_replaces_inputs_in_training_only() -> None:
 def test_pkeep_zero_draws_all_indices_at_once() -> None:
     model = variant(pkeep=0.0)
     calls: list[int] = []
-    model.transformer.register_forward_hook(lambda *args: calls.append(1))
+    model.transformer.ln_f.register_forward_hook(lambda *args: calls.append(1))
     _, c = model.encode_to_c(model.get_xc(batch_of())[1])
     drawn = model.sample(c[:, :0], c, 256, sample=True)
     assert drawn.shape == (3, 256) and len(calls) == 1

@@ -139,8 +139,8 @@ def _attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    rows = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in (q, k, v))
-    return F.scaled_dot_product_attention(*rows).squeeze(1).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, HW)
 
 
 class Level(nn.Module):

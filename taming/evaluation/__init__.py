@@ -1,0 +1,1 @@
+"""Numbers from models and images: reconstruction, codebook usage, likelihood, classification."""

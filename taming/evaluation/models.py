@@ -1,0 +1,89 @@
+"""How good the two stages are on a data set: reconstruction, codebook usage, likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming.errors import UserError
+from taming.models.codes import CodeHistogram
+
+Batches = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class FirstStageScores:
+    """Of a first stage on `images` images in [-1, 1].
+
+    Attributes:
+        l1: mean absolute difference between image and reconstruction.
+        psnr: dB, from the mean squared error over all images, for a range of 2.
+        codebook_usage: share of the codebook that occurs among the images' indices.
+        codebook_perplexity: exp(entropy) of the indices' distribution.
+    """
+
+    images: int
+    l1: float
+    psnr: float
+    codebook_usage: float
+    codebook_perplexity: float
+
+
+@torch.no_grad()
+def score_first_stage(model: Any, batches: Batches, image_key: str = "image") -> FirstStageScores:
+    """Reconstruct all images of `batches` ([B, H, W, C] under `image_key`) and compare."""
+    count, absolute, squared, values = 0, 0.0, 0.0, 0
+    codes = CodeHistogram(model.quantize.n_e)
+    device = model.post_quant_conv.weight.device
+    for batch in batches:
+        x = model.get_input(batch, image_key).to(device)
+        indices = model.encode_to_indices(x)
+        difference = (model.decode_indices(indices) - x).double()
+        codes.add(indices)
+        count, values = count + len(x), values + x.numel()
+        absolute += float(difference.abs().sum())
+        squared += float(difference.square().sum())
+    if not count:
+        raise UserError("there are no images to evaluate; check the data section of the config")
+    usage, perplexity = codes.summary()
+    psnr = 10 * math.log10(4 * values / squared) if squared else math.inf
+    return FirstStageScores(count, absolute / values, psnr, usage, perplexity)
+
+
+@dataclass(frozen=True)
+class LikelihoodScores:
+    """Of a transformer's image indices, given the true ones before them.
+
+    Attributes:
+        nats_per_token: mean cross-entropy.
+        uniform_nats_per_token: log of the codebook's size, what knowing nothing gives.
+        bits_per_dimension: the whole code's bits over the image's values (H * W * C).
+    """
+
+    nats_per_token: float
+    uniform_nats_per_token: float
+    bits_per_dimension: float
+
+
+@torch.no_grad()
+def score_transformer(model: Any, batches: Batches) -> LikelihoodScores:
+    """Cross-entropy of the image indices of `batches` under a `Net2NetTransformer`."""
+    nats, tokens, dimensions = 0.0, 0, 0
+    for batch in batches:
+        x, c = (part.to(model.device) for part in model.get_xc(batch))
+        logits, target = model(x, c)
+        losses: Tensor = F.cross_entropy(
+            logits.flatten(0, 1).double(), target.flatten(), reduction="sum"
+        )
+        nats += float(losses)
+        tokens, dimensions = tokens + target.numel(), dimensions + x.numel()
+    if not tokens:
+        raise UserError("there are no images to evaluate; check the data section of the config")
+    uniform = math.log(model.first_stage_model.quantize.n_e)
+    return LikelihoodScores(nats / tokens, uniform, nats / math.log(2) / dimensions)

@@ -1,0 +1,129 @@
+"""Orders in which the transformer reads and writes the latent's positions (paper, section 4.4 and
+its figure on autoregressive orderings).
+
+`forward_shuffle_idx[i]` is the raster position that comes i-th; `backward_shuffle_idx` is its
+inverse. Every order exists for every height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taming.errors import UserError
+
+
+class Permuter(nn.Module):
+    """Reorders sequences of latent indices by a fixed permutation; a class for every order.
+
+    Raises:
+        UserError: for a height or width below 1.
+    """
+
+    forward_shuffle_idx: Tensor
+    backward_shuffle_idx: Tensor
+
+    def __init__(self, H: int, W: int) -> None:
+        super().__init__()
+        if H < 1 or W < 1:
+            raise UserError(f"{type(self).__name__}: H and W must be at least 1, not {H} and {W}")
+        order = self._order(H, W)
+        self.register_buffer("forward_shuffle_idx", order)
+        self.register_buffer("backward_shuffle_idx", order.argsort())
+
+    def _order(self, height: int, width: int) -> Tensor:
+        """Raster positions in the order in which they are visited: int64 `(height * width,)`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
+        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order.
+
+        Raises:
+            UserError: if the sequence is not H * W long.
+        """
+        order = self.backward_shuffle_idx if reverse else self.forward_shuffle_idx
+        if x.shape[1] != len(order):
+            raise UserError(
+                f"the {type(self).__name__} permuter orders {len(order)} positions, but the latent "
+                f"has {x.shape[1]}: set H and W under permuter_config to the latent's size"
+            )
+        return x[:, order]
+
+
+class Identity(nn.Module):
+    """Raster order: left to right, top to bottom."""
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
+        """Return `x` as it is."""
+        return x
+
+
+def _grid(height: int, width: int) -> Tensor:
+    return torch.arange(height * width).view(height, width)
+
+
+def _sorted_by_bits(height: int, width: int, bits: Iterable[int]) -> Tensor:
+    """Positions sorted by the given bits of (row, column), the first of `bits` counting most."""
+    row = torch.arange(height)[:, None]
+    column = torch.arange(width)
+    key = torch.zeros(height, width, dtype=torch.int64)
+    for bit in bits:
+        key = key * 4 + 2 * (row >> bit & 1) + (column >> bit & 1)
+    return key.flatten().argsort()
+
+
+def _bits(height: int, width: int) -> range:
+    return range((max(height, width) - 1).bit_length())
+
+
+class Subsample(Permuter):
+    """Coarse to fine: every fourth position first, themselves ordered coarse to fine."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        return _sorted_by_bits(height, width, _bits(height, width))
+
+
+class ZCurve(Permuter):
+    """Morton order: quadrant by quadrant, each of them quadrant by quadrant."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        return _sorted_by_bits(height, width, reversed(_bits(height, width)))
+
+
+class SpiralIn(Permuter):
+    """From the lower right corner up and counter-clockwise around to the middle."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        rest, sides = _grid(height, width), []
+        while rest.numel():
+            sides.append(rest[:, -1].flip(0))
+            # A clockwise turn makes the top row the next right-hand column.
+            rest = rest[:, :-1].rot90(-1)
+        return torch.cat(sides)
+
+
+class SpiralOut(SpiralIn):
+    """From the middle outwards: `SpiralIn` backwards."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        return super()._order(height, width).flip(0)
+
+
+class Random(Permuter):
+    """One fixed random order, the same for every model of this size."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        # Published models were trained with this generator and seed; torch's would differ.
+        return torch.from_numpy(np.random.RandomState(1).permutation(height * width)).long()
+
+
+class AlternateParsing(Permuter):
+    """Row by row, every second one from right to left."""
+
+    def _order(self, height: int, width: int) -> Tensor:
+        order = _grid(height, width)
+        order[1::2] = order[1::2].flip(1)
+        return order.flatten()

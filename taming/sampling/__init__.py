@@ -1,0 +1,15 @@
+"""Images from a trained transformer: one engine for scripts, demo, logging and evaluation."""
+
+from taming.sampling.engine import Request, Sample, sample_images
+from taming.sampling.requests import labels_for, requests_for
+from taming.sampling.settings import SampleSettings, uniforms
+
+__all__ = [
+    "Request",
+    "Sample",
+    "SampleSettings",
+    "labels_for",
+    "requests_for",
+    "sample_images",
+    "uniforms",
+]

@@ -1,0 +1,64 @@
+"""How tokens are drawn: the filters' settings, and random numbers that belong to a sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taming.errors import UserError
+from taming.modules.transformer.decoding import draw, filter_logits
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Temperature, then top-k, then nucleus top-p (see `filter_logits`).
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token always.
+        top_k: draw among the k likeliest tokens; None, or more than there are, is no limit.
+        top_p: draw among the likeliest tokens that make up this probability; 1 is no limit.
+
+    Raises:
+        UserError: for values outside of these ranges.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be 0 or more, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(
+                f"top_k must be at least 1, not {self.top_k}; a number as large as the codebook "
+                "is no limit"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""
+        if self.temperature == 0:
+            return draw(logits)
+        return draw(filter_logits(logits, self.temperature, self.top_k, self.top_p), uniform)
+
+
+def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:
+    """Random numbers in [0, 1): float32 (len(sample_numbers), steps).
+
+    Row i depends on `seed` and `sample_numbers[i]` alone, so that a sample is the same in any
+    batch, on any device and in any order. The generator is Philox with both as its key.
+    """
+    rows = [
+        np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(steps)
+        for number in sample_numbers
+    ]
+    # The upper 24 bits are what a float32 below 1 can hold exactly.
+    numbers = (np.stack(rows) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return torch.from_numpy(numbers)

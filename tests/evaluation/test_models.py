@@ -1,0 +1,82 @@
+"""Scores of both stages against what they are defined as."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from taming.evaluation.labels import neighbour_accuracy
+from taming.evaluation.models import score_first_stage, score_transformer
+from tests.support import fill_by_name, load_golden
+
+
+def golden_model() -> tuple[Any, list[dict[str, torch.Tensor]]]:
+    tensors, spec = load_golden("net2net_class")
+    model = instantiate_from_config(spec["model"])
+    fill_by_name(model)
+    keys = ("image", "class_label")
+    batches = [{key: tensors[f"batch{i}.{key}"] for key in keys} for i in range(3)]
+    return model.eval(), batches
+
+
+@torch.no_grad()
+def test_first_stage_scores_are_those_of_all_images() -> None:
+    model, batches = golden_model()
+    stage = model.first_stage_model
+    scores = score_first_stage(stage, batches)
+    x = torch.cat([batch["image"] for batch in batches]).permute(0, 3, 1, 2)
+    difference = (stage(x)[0] - x).double()
+    indices = stage.encode_to_indices(x)
+    assert scores.images == 6
+    assert math.isclose(scores.l1, float(difference.abs().mean()), rel_tol=1e-5)
+    mse = float(difference.square().mean())
+    assert math.isclose(scores.psnr, 10 * math.log10(4 / mse), rel_tol=1e-5)
+    assert scores.codebook_usage == len(indices.unique()) / 40
+    share = torch.bincount(indices.flatten(), minlength=40) / indices.numel()
+    entropy = -sum(float(p * p.log()) for p in share if p > 0)
+    assert math.isclose(scores.codebook_perplexity, math.exp(entropy), rel_tol=1e-5)
+
+
+@torch.no_grad()
+def test_likelihood_does_not_depend_on_batches() -> None:
+    model, batches = golden_model()
+    scores = score_transformer(model, batches)
+    together = [{key: torch.cat([b[key] for b in batches]) for key in batches[0]}]
+    assert math.isclose(
+        score_transformer(model, together).nats_per_token, scores.nats_per_token, rel_tol=1e-6
+    )
+    logits, target = model(*model.get_xc(together[0]))
+    expected = float(F.cross_entropy(logits.flatten(0, 1), target.flatten()))
+    assert math.isclose(scores.nats_per_token, expected, rel_tol=1e-5)
+    assert scores.uniform_nats_per_token == math.log(40)
+    assert math.isclose(
+        scores.bits_per_dimension, expected / math.log(2) * 256 / (32 * 32 * 3), rel_tol=1e-5
+    )
+
+
+def test_nothing_to_evaluate_is_said() -> None:
+    model, _ = golden_model()
+    for score in (
+        lambda: score_first_stage(model.first_stage_model, []),
+        lambda: score_transformer(model, []),
+    ):
+        with pytest.raises(UserError, match="no images to evaluate"):
+            score()
+
+
+def test_neighbours_name_what_lies_near() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 10)
+    images = (labels[:, None, None, None] * 200 + rng.integers(0, 40, (20, 4, 4, 3))).astype("u1")
+    near = images[[0, 19]], np.array([0, 1])
+    assert neighbour_accuracy((images, labels), near) == 1.0
+    assert neighbour_accuracy((images, labels), (near[0], np.array([1, 1]))) == 0.5
+    with pytest.raises(UserError, match="images of one size"):
+        neighbour_accuracy((images, labels), (near[0][:, :2], near[1]))

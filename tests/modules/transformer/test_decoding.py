@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming.errors import UserError
+from taming.modules.transformer.decoding import (
+    CachedDecoder,
+    draw,
+    filter_logits,
+    generate,
+    one_pass_logits,
+)
+from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
+from tests.support import assert_close
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6)])
+def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> None:
+    model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
+    expected = model(idx)[0]
+    decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static)
+    close(decoder.prefill(idx[:, :prompt]), expected[:, prompt - 1])
+    for n in range(prompt, idx.shape[1]):
+        close(decoder.step(idx[:, n]), expected[:, n])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_decoder_serves_several_batches(static: bool) -> None:
+    model, c = golden_gpt().train(), TENSORS["greedy.c"]
+    decoder = CachedDecoder(model, 3, 20, static=static)
+    for rows in (3, 2, 3):
+        tokens = generate(decoder, c[:rows], 20, lambda logits, n: draw(logits))
+        assert torch.equal(tokens, TENSORS["greedy.out"][:rows])
+
+
+def test_bf16_is_near() -> None:
+    model, idx = golden_gpt(), TENSORS["gpt.idx"]
+    decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16)
+    decoder.prefill(idx[:, :21])
+    logits = decoder.step(idx[:, 21])
+    expected = TENSORS["gpt.logits"][:, 21]
+    assert logits.dtype == torch.float32
+    assert (logits - expected).norm() < 0.05 * expected.norm()
+    assert model.pos_emb.dtype == torch.float32
+
+
+def test_results_are_ordinary_tensors() -> None:
+    tokens = generate(
+        CachedDecoder(golden_gpt(), 3, 4), TENSORS["greedy.c"], 4, lambda x, n: draw(x)
+    )
+    assert not tokens.is_inference()
+
+
+def test_limits() -> None:
+    with pytest.raises(UserError, match="block_size is 24"):
+        CachedDecoder(golden_gpt(), 1, 25)
+    decoder = CachedDecoder(golden_gpt("gpt_unmasked"), 1, 8)
+    decoder.prefill(torch.zeros(1, 3, dtype=torch.long))
+    with pytest.raises(UserError, match="first 6 positions"):
+        decoder.step(torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="cache of 8"):
+        decoder.prefill(torch.zeros(1, 9, dtype=torch.long))
+
+
+@pytest.mark.parametrize("steps", [3, 7, 18])
+def test_one_pass_needs_the_condition_alone(steps: int) -> None:
+    model, c = golden_gpt(), TENSORS["gpt.idx"][:, :5]
+    logits = one_pass_logits(model, c, steps)
+    assert logits.shape == (3, steps, 50)
+    close(logits[:, 0], model(c)[0][:, -1])
+
+
+@pytest.mark.parametrize(("k", "p"), [(None, 0.7), (12, 0.9), (50, 0.3), (5, 1.0)])
+def test_golden_filters(k: int | None, p: float) -> None:
+    filtered = filter_logits(TENSORS["filter.logits"], top_k=k, top_p=p)
+    assert_close(filtered, TENSORS[f"filter.k{k or 0}_p{p}"])
+
+
+def test_filters_without_effect() -> None:
+    logits = TENSORS["filter.logits"]
+    assert torch.equal(filter_logits(logits), logits)
+    assert torch.equal(filter_logits(logits, top_k=999, top_p=1.0), logits)
+    assert torch.equal(filter_logits(logits, temperature=0.5), logits * 2)
+
+
+def test_nucleus_is_taken_after_temperature() -> None:
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
+    assert filter_logits(logits, top_p=0.5).isfinite().sum() == 1
+    assert filter_logits(logits, temperature=100.0, top_p=0.5).isfinite().sum() == 2
+
+
+def test_draw_inverts_the_distribution() -> None:
+    probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
+    uniform = torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75, 1 - 2**-24])
+    tokens = draw(probabilities.log().expand(6, -1), uniform)
+    assert tokens.tolist() == [1, 1, 3, 3, 4, 4]
+    assert draw(probabilities.log()[None]).tolist() == [3]
+
+
+def test_draw_follows_the_distribution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, generator=generator)
+    tokens = draw(logits.expand(20000, -1), torch.rand(20000, generator=generator))
+    frequency = tokens.bincount(minlength=20) / 20000
+    assert (frequency - logits.softmax(0)).abs().max() < 0.01

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.modules.transformer.mingpt import GPT, sample, sample_with_past, top_k_logits
+from tests.support import GOLDEN, assert_close, fill_by_name, load_golden, load_manifest
+
+TENSORS, SPEC = load_golden("gpt")
+TRANSFORMERS = sorted(path.stem for path in (GOLDEN / "manifests").glob("*transformer*.json"))
+
+
+def golden_gpt(name: str = "gpt", **kwargs: Any) -> GPT:
+    model = GPT(**SPEC[name], **kwargs)
+    fill_by_name(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_state_of_published_models(name: str) -> None:
+    config, manifest = load_manifest(name)
+    with torch.device("meta"):
+        model = GPT(**config["params"]["transformer_config"]["params"])
+    actual = {
+        f"transformer.{key}": [list(value.shape), str(value.dtype).removeprefix("torch.")]
+        for key, value in model.state_dict().items()
+    }
+    assert actual == {k: v for k, v in manifest.items() if k.startswith("transformer.")}
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt_unmasked"])
+def test_golden_forward(name: str) -> None:
+    model = golden_gpt(name)
+    idx, targets = TENSORS[f"{name}.idx"], TENSORS[f"{name}.targets"]
+    logits, loss = model(idx, targets=targets)
+    assert_close(logits, TENSORS[f"{name}.logits"])
+    assert_close(loss, TENSORS[f"{name}.loss"])
+    logits, loss = model(idx, embeddings=TENSORS[f"{name}.embeddings"])
+    assert_close(logits, TENSORS[f"{name}.logits_with_embeddings"])
+    assert loss is None
+
+
+def test_golden_greedy() -> None:
+    tokens = sample_with_past(TENSORS["greedy.c"], golden_gpt(), 20, sample_logits=False)
+    assert torch.equal(tokens, TENSORS["greedy.out"])
+
+
+def test_sample_extends_its_input() -> None:
+    model, c = golden_gpt().train(), TENSORS["greedy.c"]
+    extended = sample(model, c, 20)
+    assert torch.equal(extended, torch.cat((c, TENSORS["greedy.out"]), 1))
+    assert model.training
+    assert sample(model, c, 30, sample=True, top_k=5).shape == (3, 31)  # beyond block_size 24
+
+
+def test_golden_top_k() -> None:
+    assert_close(top_k_logits(TENSORS["filter.logits"], 7), TENSORS["filter.top_k_logits_7"])
+
+
+def test_sampling_follows_the_global_seed_and_its_filters() -> None:
+    model, c = golden_gpt(), TENSORS["greedy.c"]
+    seen: list[int] = []
+    torch.manual_seed(1)
+    first = sample_with_past(c, model, 20, temperature=2.0, callback=seen.append)
+    torch.manual_seed(1)
+    assert torch.equal(first, sample_with_past(c, model, 20, temperature=2.0))
+    assert seen == list(range(20))
+    greedy = TENSORS["greedy.out"]
+    assert not torch.equal(first, greedy)
+    assert torch.equal(sample_with_past(c, model, 20, top_k=1), greedy)
+    assert torch.equal(sample_with_past(c, model, 20, top_p=1e-6), greedy)
+
+
+def test_initialisation() -> None:
+    model = GPT(50, 10, n_layer=1, n_head=2, n_embd=64)
+    state = {name: p for name, p in model.named_parameters()}
+    for name in (
+        "tok_emb.weight",
+        "head.weight",
+        "blocks.0.attn.key.weight",
+        "blocks.0.mlp.2.weight",
+    ):
+        assert state[name].std().item() == pytest.approx(0.02, rel=0.1)
+    assert not state["pos_emb"].any()
+    assert not any(p.any() for name, p in state.items() if name.endswith("bias"))
+    assert torch.equal(state["ln_f.weight"], torch.ones(64))
+
+
+def test_weight_decay_groups_of_the_golden_run() -> None:
+    spec = load_golden("net2net_class")[1]
+    model = GPT(**spec["model"]["params"]["transformer_config"]["params"])
+    groups = model.parameter_groups()
+    sizes = [[sum(p.numel() for p in g["params"]), g["weight_decay"]] for g in groups]
+    assert sizes == spec["weight_decay_groups"]
+    torch.optim.AdamW(groups)
+
+
+def test_masks_share_memory() -> None:
+    model = GPT(10, 8, n_layer=3, n_head=1, n_embd=4)
+    assert len({mask.data_ptr() for name, mask in model.named_buffers()}) == 1
+
+
+def test_checkpointing_changes_nothing_but_memory() -> None:
+    grads = []
+    for checkpointing in (False, True):
+        model = golden_gpt("gpt_unmasked", gradient_checkpointing=checkpointing).train()
+        model(TENSORS["gpt_unmasked.idx"], targets=TENSORS["gpt_unmasked.targets"])[1].backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.equal(*grads)
+
+
+def test_dropout_is_off_in_eval_mode_only() -> None:
+    model = golden_gpt(embd_pdrop=0.3, resid_pdrop=0.3, attn_pdrop=0.3)
+    idx = TENSORS["gpt.idx"]
+    assert_close(model(idx)[0], TENSORS["gpt.logits"])
+    assert not torch.equal(model.train()(idx)[0], TENSORS["gpt.logits"])
+
+
+def test_too_long() -> None:
+    model = golden_gpt()
+    with pytest.raises(
+        UserError, match="25 tokens is longer than the transformer's block_size of 24"
+    ):
+        model(torch.zeros(1, 25, dtype=torch.long))
+    with pytest.raises(UserError, match="block_size is 24"):
+        sample_with_past(TENSORS["greedy.c"], model, 25)
+
+
+def test_heads_that_do_not_divide_the_width() -> None:
+    with pytest.raises(UserError, match="n_embd"):
+        GPT(10, 8, n_head=3, n_embd=16)
+
+
+def test_key_bias_has_no_gradient() -> None:
+    model = golden_gpt().train()
+    model(TENSORS["gpt.idx"], targets=TENSORS["gpt.targets"])[1].backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert not grads["blocks.1.attn.key.bias"].any()  # there, as DDP needs it, but zero
+    assert all(grad.any() for name, grad in grads.items() if not name.endswith("key.bias"))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming.errors import UserError
+from taming.sampling import Sample
+from taming.sampling.folder import RECORD, SampleFolder, to_pillow
+
+RECORDED = {"seed": 0, "top_k": 5}
+INDICES = torch.arange(4)
+
+
+def sample(number: int, label: int | None = None, channels: int = 3) -> Sample:
+    return Sample(number, label, INDICES, torch.full((channels, 2, 3), 0.5))
+
+
+def test_pixels() -> None:
+    image = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
+    assert np.asarray(to_pillow(image))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_pillow(torch.zeros(1, 4, 6)).size == (6, 4)
+    assert to_pillow(torch.zeros(1, 1, 1)).mode == "L"
+    with pytest.raises(UserError, match="5 channels"):
+        to_pillow(torch.zeros(5, 4, 4))
+
+
+def test_files_and_their_records(tmp_path: Path) -> None:
+    folder = SampleFolder(tmp_path / "samples", RECORDED)
+    assert folder.finished(None) == set()
+    folder.save(sample(12))
+    folder.save(sample(3, label=7))
+    with Image.open(tmp_path / "samples" / "7" / "000003.png") as image:
+        assert json.loads(image.info[RECORD]) == {**RECORDED, "class": 7, "number": 3}
+        assert image.size == (3, 2)
+    assert folder.finished(None) == {12}
+    assert folder.finished(7) == {3}
+
+
+def test_unfinished_and_other_files_do_not_count(tmp_path: Path) -> None:
+    for name in ("000001.partial", "grid.png", "12.png"):
+        (tmp_path / name).touch()
+    assert SampleFolder(tmp_path, RECORDED).finished(None) == set()
+
+
+def test_samples_of_other_settings(tmp_path: Path) -> None:
+    SampleFolder(tmp_path, {**RECORDED, "seed": 1}).save(sample(0))
+    with pytest.raises(UserError, match="000000.png was drawn with seed 1, not 0"):
+        SampleFolder(tmp_path, RECORDED).finished(None)
+
+
+def test_files_of_others_are_kept_but_broken_ones_named(tmp_path: Path) -> None:
+    to_pillow(sample(0).image).save(tmp_path / "000004.png")
+    folder = SampleFolder(tmp_path, RECORDED)
+    assert folder.finished(None) == {4}
+    (tmp_path / "000002.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="000002.png is no intact PNG"):
+        folder.finished(None)
+
+
+def test_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*finished samples stay"):
+        SampleFolder(tmp_path / "file" / "samples", RECORDED).save(sample(0))
+
+
+def test_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        SampleFolder(tmp_path, RECORDED).save(sample(0))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
+
+
+def test_run_folder_or_checkpoint(tmp_path: Path) -> None:
+    folder = tiny_run(tmp_path / "run")
+    expected = tiny_model().state_dict()
+    for path in (folder, folder / "checkpoints" / "last.ckpt"):
+        model, run, global_step = load_transformer(path, device="cpu")
+        assert (run.folder, global_step) == (folder, 7)
+        assert not model.training
+        state = model.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_first_stage(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this is a first stage; reconstruct with .*, or train"):
+        load_transformer(tiny_run(tmp_path / "run", FIRST_STAGE))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing-here"):
+        load_transformer(tmp_path / "nothing-here")
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+    with pytest.raises(UserError, match="'gpu'"):
+        choose_device("gpu")
+    with pytest.raises(UserError, match="no device 'cuda:99'"):
+        choose_device("cuda:99")
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert choose_dtype("fp32", cpu) == torch.float32
+    assert choose_dtype("bf16", cpu) == torch.bfloat16
+    assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="'fp16'"):
+        choose_dtype("fp16", cpu)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scripts.sample_fast import main
+from taming.sampling.folder import RECORD
+from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+
+UNCONDITIONAL = transformer_config(cond_stage_config="__is_unconditional__")
+
+
+def names(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("logs") / "run")
+
+
+def draw(run: Path, *flags: str, out: Path | None = None) -> None:
+    main(["-r", str(run), "--device", "cpu", *(["-o", str(out)] if out else []), *flags])
+
+
+def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("-n", "2", "--classes", "4,0,", "--batch_size", "3", "--seed", "5", "-k", "10")
+    draw(run, *flags, out=tmp_path)
+    root = tmp_path / "samples" / "top_k_10_temp_1.00_top_p_1.0" / "7"
+    assert names(root) == ["0/000000.png", "0/000001.png", "4/000000.png", "4/000001.png"]
+    with Image.open(root / "4" / "000001.png") as image:
+        record = json.loads(image.info[RECORD])
+        assert image.size == (8, 8)
+    expected: dict[str, Any] = {"seed": 5, "top_k": 10, "temperature": 1.0, "top_p": 1.0}
+    expected |= {"global_step": 7, "dtype": "torch.float32", "class": 4, "number": 1}
+    assert record == expected
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"4 samples are in {root} (4 of them new)"
+
+
+def test_a_second_run_draws_what_is_missing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("-n", "3", "--classes", "1", "-t", "0.9", "-p", "0.95")
+    draw(run, *flags, out=tmp_path)
+    root = tmp_path / "samples" / "top_k_250_temp_0.90_top_p_0.95" / "7" / "1"
+    files = {path: path.read_bytes() for path in sorted(root.iterdir())}
+    assert len(files) == 3
+    middle = root / "000001.png"
+    middle.unlink()
+    draw(run, *flags, out=tmp_path)
+    assert {path: path.read_bytes() for path in sorted(root.iterdir())} == files
+    assert "(1 of them new)" in capsys.readouterr().out
+
+
+def test_unconditional_into_the_run(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", UNCONDITIONAL)
+    draw(run, "-n", "3", "--precision", "bf16")
+    root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / "7"
+    assert names(root) == ["000000.png", "000001.png", "000002.png"]
+
+
+def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
+    draw(run, "-n", "1", "--classes", "0", "model.params.pkeep=0.0", out=tmp_path)
+    assert len(names(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--classes", "5"], "class 5 is out of range"),
+        (["--classes", "cat"], "'cat' is none"),
+        (["-k", "0"], "top_k must be at least 1"),
+        (["-t", "0"], "must be above 0"),
+        (["-t", "-1"], "temperature must be"),
+        (["-p", "0"], "top_p must be"),
+        (["-n", "0"], "--num_samples must be at least 1"),
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--batchsize", "2"], "--batchsize"),
+        (["--device", "gpu"], "--device takes"),
+        (["--precision", "half"], "--precision takes"),
+        (["-n", "many"], "invalid int value"),
+    ],
+)
+def test_one_sentence_for_wrong_flags(
+    run: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), "-n", "1", *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (run / "samples").exists()
+
+
+def test_first_stage_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tiny_run(tmp_path / "run", FIRST_STAGE), tmp_path / "nothing"):
+        with pytest.raises(SystemExit):
+            main(["-r", str(path)])
+    errors = capsys.readouterr().err.splitlines()
+    assert "this is a first stage" in errors[0]
+    assert "nothing" in errors[1]

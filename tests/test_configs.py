@@ -1,0 +1,115 @@
+"""Every YAML in configs/, shrunken, trains two steps on files of its format, logs and resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from taming.checkpoint import load_run
+from taming.training import run_folder
+from taming.training.cli import main as main_command
+from tests.data.files import write_images
+from tests.training.small import ROOT
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SIZE = 64  # pixels, where the config has 256
+
+
+def nodes(config: Any) -> Iterator[DictConfig]:
+    """All mappings of a config, outermost first."""
+    if isinstance(config, DictConfig):
+        yield config
+    if isinstance(config, DictConfig | ListConfig):
+        keys = config.keys() if isinstance(config, DictConfig) else range(len(config))
+        for key in keys:
+            if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(
+                config, key
+            ):
+                yield from nodes(config[key])
+
+
+def set_if_there(node: DictConfig, **values: Any) -> None:
+    for key, value in values.items():
+        if key in node:
+            node[key] = value
+
+
+def shrink(config: DictConfig) -> DictConfig:
+    """The same experiment with narrow, shallow networks, small images and batches of two."""
+    for node in nodes(config):
+        if "ch_mult" in node:
+            set_if_there(node, ch=32, ch_mult=[1] * len(node.ch_mult), num_res_blocks=1)
+            set_if_there(node, resolution=min(node.resolution, SIZE), z_channels=32)
+        if "n_layer" in node:
+            set_if_there(node, n_layer=1, n_head=2, n_embd=16)
+        if "disc_start" in node:
+            node.disc_start, node.disc_ndf, node.perceptual_weight = 1, 8, 0.0
+        set_if_there(node, embed_dim=8)
+        if node.get("size") == 256:
+            node.size = SIZE
+    config.data.params.batch_size, config.data.params.num_workers = 2, 0
+    quick = {"max_steps": 2, "limit_val_batches": 1, "enable_progress_bar": False}
+    config.lightning.trainer.update(quick)
+    return config
+
+
+def own_images(folder: Path) -> None:
+    write_images(folder / "data/own", 4, 70, 80)
+    for name in ("train", "test"):
+        (folder / f"data/own/{name}.txt").write_text("000.png\n001.png\n002.png\n003.png\n")
+
+
+def class_folders(folder: Path) -> None:
+    for number in range(10):
+        write_images(folder / f"data/classes/{number}", 2, 70, 80)
+
+
+# What a config needs on disk.
+DATA: dict[str, Callable[[Path], None]] = {
+    "custom_vqgan": own_images,
+    "custom_transformer": own_images,
+    "class_transformer": class_folders,
+}
+
+
+def prepare(name: str, folder: Path) -> str:
+    """The shrunken config `name` on disk, with its data, and its first stage trained."""
+    DATA.get(name, lambda folder: None)(folder)
+    config = shrink(OmegaConf.load(ROOT / "configs" / f"{name}.yaml"))  # type: ignore[arg-type]
+    for stage in ("first_stage_config", "cond_stage_config"):
+        params = (config.model.params.get(stage) or {}) if "model" in config else {}
+        if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
+            params.params.ckpt_path = _untrained(params, folder / f"{stage}.ckpt")
+    OmegaConf.save(config, folder / f"{name}.yaml")
+    return str(folder / f"{name}.yaml")
+
+
+def _untrained(stage: DictConfig, path: Path) -> str:
+    """A checkpoint of a stage with random weights."""
+    from taming.checkpoint import save_atomic
+    from taming.config import instantiate_from_config, without_checkpoint_paths
+
+    model = instantiate_from_config(without_checkpoint_paths(stage))
+    save_atomic({"state_dict": model.state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_logs_and_resumes(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "max_steps" in OmegaConf.load(path).lightning.trainer
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-01-01T00-00-00")
+    main(["--base", prepare(path.stem, tmp_path), "-t", "True"])
+    [run] = tmp_path.glob(f"logs/*_{path.stem}")
+    assert list(run.glob("images/train/reconstructions_gs-000001_*.png"))
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-01-01T00-00-01")
+    main(["-r", str(run), "-t", "True", "--max_steps", "3"])
+    model, _, step = load_run(run)
+    assert step == 3 and not model.training

@@ -1,0 +1,79 @@
+"""The demo's four commands, at tiny size, on the real digits and through the real entry points."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from taming.training import run_folder
+from tests.training.small import ROOT
+
+SMALL_STAGE = ["n_embed=16", "embed_dim=4", "ddconfig.ch_mult=[1,1]"]
+QUICK = ["--limit_val_batches", "2", "--enable_progress_bar", "False"]
+
+
+def run(script: str, *arguments: str) -> None:
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def test_digits_from_data_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    configs = ROOT / "configs"
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-01-01T00-00-00")
+    stage = [f"model.params.{change}" for change in SMALL_STAGE]
+    run("main.py", "-b", f"{configs}/digits_vqgan.yaml", "-t", "--max_steps", "3", *QUICK, *stage)
+    [vqgan] = tmp_path.glob("logs/*_digits_vqgan")
+    nested = [f"model.params.first_stage_config.params.{change}" for change in SMALL_STAGE]
+    run(
+        "main.py",
+        "-b",
+        f"{configs}/digits_transformer.yaml",
+        "-t",
+        "--max_steps",
+        "3",
+        *QUICK,
+        f"model.params.first_stage_config.params.ckpt_path={vqgan}",
+        *nested,
+        "model.params.transformer_config.params.block_size=256",
+        "model.params.transformer_config.params.vocab_size=16",
+        "model.params.transformer_config.params.n_layer=1",
+        "model.params.transformer_config.params.n_embd=16",
+    )
+    [transformer] = tmp_path.glob("logs/*_digits_transformer")
+    run("scripts/sample_fast.py", "-r", str(transformer), "-n", "2", "--classes", "0,7")
+    samples = sorted(transformer.glob("samples/top_k_250_temp_1.00_top_p_1.0/3/*/*.png"))
+    assert [f"{path.parent.name}/{path.name}" for path in samples] == [
+        "0/000000.png",
+        "0/000001.png",
+        "7/000000.png",
+        "7/000001.png",
+    ]
+    run("scripts/report.py", "-r", str(transformer))
+    report = json.loads((transformer / "report" / "report.json").read_text())
+    assert report["first_stage"]["images"] == 297
+    assert 0 < report["first_stage"]["codebook_usage"] <= 1
+    assert (
+        report["transformer"]["nats_per_token"]
+        < 1.2 * report["transformer"]["uniform_nats_per_token"]
+    )
+    assert 0 <= report["samples"]["named_right_by_5_neighbours"] <= 1
+    with Image.open(transformer / "report" / "samples.png") as picture:
+        assert picture.width == (10 * 32 * 2) * 2 + 32
+    assert "samples named right" in capsys.readouterr().out
+
+
+def test_report_needs_samples(tmp_path: Path) -> None:
+    from taming.errors import UserError
+    from taming.evaluation.report import newest_samples
+
+    with pytest.raises(UserError, match="draw some with scripts/sample_fast.py"):
+        newest_samples(tmp_path)
