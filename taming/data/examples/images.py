@@ -132,9 +132,11 @@ def write_own(out: Examples) -> None:
     for number, scene in enumerate(out.scenes("train", 70_000)):
         out.picture(f"data/own/images/{number:04d}.jpg", scene.image)
     write_image_lists(out.root / "data/own/images", out.root / "data/own", test_fraction=0.25)
-    for number in range(2 * len(SHAPES)):
-        scene = render(number, out.height, out.width, count=1)
-        out.picture(f"data/classes/{scene.objects[0].shape}/{number:04d}.png", scene.image)
+    for number in range(4 * len(SHAPES)):
+        colour = ("red", "blue")[number // len(SHAPES) % 2]
+        scene = render(number, out.height, out.width, count=1, colours=[colour])
+        folder = f"data/classes/{colour}_{scene.objects[0].shape}"
+        out.picture(f"{folder}/{number:04d}.png", scene.image)
     for number, scene in enumerate(out.scenes("train", 80_000)):
         stem = f"{number:04d}.png"
         out.picture(f"data/pairs/images/{stem}", scene.image)

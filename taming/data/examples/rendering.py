@@ -6,7 +6,7 @@ Shaded balls, drums, cones, boxes and rings stand on a plain and hide one anothe
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,14 +132,20 @@ class _Canvas:
         return int(mask.sum())
 
 
-def render(seed: int, height: int = 96, width: int = 128, count: int | None = None) -> Scene:
-    """The scene of a seed, with `count` objects (2 to 5 if None), each seen at least in part."""
+def render(
+    seed: int,
+    height: int = 96,
+    width: int = 128,
+    count: int | None = None,
+    colours: Sequence[str] = tuple(COLOURS),
+) -> Scene:
+    """The scene of a seed, with `count` objects (2 to 5 if None) in some of `colours`."""
     random = np.random.RandomState(seed)
     canvas = _Canvas(height, width)
     placed = []
     for number in range(random.randint(2, 6) if count is None else count):
         shape = SHAPES[(seed + number) % len(SHAPES)]
-        colour = list(COLOURS)[random.randint(len(COLOURS))]
+        colour = colours[random.randint(len(colours))]
         z, x = random.uniform(1.1, 3), random.uniform(0.15, 0.85) * width
         size = random.uniform(0.4, 0.75)
         alone = canvas.add(number, shape, COLOURS[colour], x, z, size)
