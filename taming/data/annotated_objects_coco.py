@@ -106,4 +106,5 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
             collector.reject(f"{place} has the box {box!r}, which is not four numbers")
             return
         relative = (x0 / width, y0 / height, w / width, h / height)
-        collector.add(number, relative, category_no, identity, place, flags=int(bool(crowd)))
+        flags = int(bool(crowd))
+        collector.add(number, relative, category_no, identity, lambda: place, flags=flags)

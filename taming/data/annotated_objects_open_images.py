@@ -101,14 +101,17 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         line: int,
         file: Path,
     ) -> None:
-        place = f"line {line} of {file}"
+        def place() -> str:
+            return f"line {line} of {file}"
+
         try:
             confidence, x0, x1, y0, y1 = map(float, row[3:8])
             # -1 stands for "not known", and counted as true when published models were trained.
-            flags = sum(bool(int(value)) << bit for bit, value in enumerate(row[8:]))
+            group, truncated, occluded, depiction, inside = map(bool, map(int, row[8:]))
         except ValueError as error:
-            collector.reject(f"{place} cannot be read ({error})")
+            collector.reject(f"{place()} cannot be read ({error})")
             return
+        flags = group | truncated << 1 | occluded << 2 | depiction << 3 | inside << 4
         box = (x0, y0, x1 - x0, y1 - y0)
         collector.add(image, box, category_no, line, place, row[1], confidence, flags)
 

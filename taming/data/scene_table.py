@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,18 +119,27 @@ class SceneCollector:
         box: BoundingBox,
         category_no: int,
         number: int,
-        place: str,
+        place: Callable[[], str],
         source: str = "",
         confidence: float = 1.0,
         flags: int = 0,
     ) -> None:
-        """An object of image number `image`; bit i of `flags` is `FLAGS[i]`."""
+        """An object of image number `image`; bit i of `flags` is `FLAGS[i]`.
+
+        `place` says where in which file it is, and is asked only if something is wrong with it.
+        """
         x0, y0, width, height = box
-        inside = -OVERHANG <= x0 and -OVERHANG <= y0
-        inside &= x0 + width <= 1 + OVERHANG and y0 + height <= 1 + OVERHANG
-        if not (inside and width >= 0 and height >= 0):
+        left, right = -OVERHANG <= x0, x0 + width <= 1 + OVERHANG
+        if not (
+            left
+            and right
+            and -OVERHANG <= y0
+            and y0 + height <= 1 + OVERHANG
+            and width >= 0
+            and height >= 0
+        ):
             shown = ", ".join(f"{value:.3g}" for value in box)
-            self.reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
+            self.reject(f"{place()} has a box outside its image (x, y, width, height: {shown})")
             return
         if width * height <= self._limits.min_object_area:
             return
