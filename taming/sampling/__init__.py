@@ -3,6 +3,7 @@
 from taming.sampling.engine import Request, Sample, sample_images
 from taming.sampling.requests import labels_for, requests_for
 from taming.sampling.settings import SampleSettings, uniforms
+from taming.sampling.sliding import sample_sliding_window
 
 __all__ = [
     "Request",
@@ -11,5 +12,6 @@ __all__ = [
     "labels_for",
     "requests_for",
     "sample_images",
+    "sample_sliding_window",
     "uniforms",
 ]
