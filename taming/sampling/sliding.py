@@ -83,9 +83,7 @@ class _Caches:
             if len(columns) == 1 and (len(rows) == 1 or len(self.held) >= self.limit):
                 return None
             self.held[corner] = (
-                self._free.pop()
-                if self._free
-                else self.weights.new_cache(self.rows, self.length)
+                self._free.pop() if self._free else self.weights.new_cache(self.rows, self.length)
             )
         return self.held[corner]
 
@@ -103,15 +101,14 @@ class SlidingWindow:
 
     Args:
         weights: the transformer's.
-        condition: int64 [B, H, W], or a prefix [B, n].
-        guided: the second half of the condition's rows is the empty condition of the first.
+        condition: int64 [copies * B, H, W], or a prefix [copies * B, n]: an image can have several.
     """
 
     def __init__(
-        self, weights: Weights, condition: Tensor, layout: Layout, guided: bool = False
+        self, weights: Weights, condition: Tensor, layout: Layout, copies: int = 1
     ) -> None:
         self.weights, self.condition, self.layout = weights, condition, layout
-        self.copies = 2 if guided else 1
+        self.copies = copies
         h, w = layout.window
         self.before = h * w if condition.dim() == 3 else condition.shape[1]
         length = self.before + h * w - 1
@@ -123,19 +120,18 @@ class SlidingWindow:
         self,
         pick: Callable[[Tensor, int, int], Tensor],
         known: Tensor | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor:
         """Indices int64 [B, H, W].
 
-        `pick(logits, row, column)` chooses tokens (B,) from logits (B or, if guided, 2 B, V);
-        `known` [B, H, W] are given ones, -1 elsewhere; `on_step(drawn, total)` counts positions.
+        `pick(logits, row, column)` chooses tokens (B,) from logits (copies * B, V);
+        `known` [B, H, W] are given ones, -1 elsewhere; `on_step(grid, drawn)` is called
+        after every step, with the number of positions that are drawn.
         """
         height, width = self.layout.shape
         batch = len(self.condition) // self.copies
         grid = (
-            self.condition.new_zeros(batch, height, width)
-            if known is None
-            else known.clamp(min=0)
+            self.condition.new_zeros(batch, height, width) if known is None else known.clamp(min=0)
         )
         complete = None if known is None else (known >= 0).all(0).tolist()
         drawn = 0
@@ -149,13 +145,13 @@ class SlidingWindow:
                 self.caches.leave(row, column)
             drawn += len(positions)
             if on_step is not None:
-                on_step(drawn, height * width)
+                on_step(grid, drawn)
         return grid
 
     def _logits(
         self, grid: Tensor, positions: Sequence[tuple[int, int]]
     ) -> list[tuple[tuple[int, int], Tensor]]:
-        """Each of the positions with its logits (B or 2 B, V), all from one pass."""
+        """Each of the positions with its logits (copies * B, V), all from one pass."""
         kept: list[tuple[tuple[int, int], Segment]] = []
         fresh: dict[int, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
         for position in positions:
@@ -177,7 +173,7 @@ class SlidingWindow:
         return list(zip(order, logits, strict=True))
 
     def _seen(self, grid: Tensor, row: int, column: int) -> Tensor:
-        """What the transformer reads to predict a position: (B or 2 B, n)."""
+        """What the transformer reads to predict a position: (copies * B, n)."""
         (top, left), (h, w) = self.layout.corner(row, column), self.layout.window
         before = (row - top) * w + column - left
         image = grid[:, top : top + h, left : left + w].flatten(1)[:, :before]
@@ -212,7 +208,7 @@ def sample_sliding_window(
     n_codes: int | None = None,
     batch_size: int = 1,
     dtype: torch.dtype | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[Tensor, int], None] | None = None,
 ) -> Tensor:
     """Draw indices int64 [B, H, W] of any size from a GPT that was trained on `window`.
 
@@ -228,7 +224,7 @@ def sample_sliding_window(
         known: [B, H, W] indices that are given, -1 where there is none: they are kept.
         n_codes: draw among the first tokens of the vocabulary only.
         dtype: precision of the transformer (its own by default).
-        on_step: called with (positions drawn, positions in all).
+        on_step: called with the grid so far and the number of its positions that are drawn.
 
     Raises:
         UserError: for a condition of another size, tokens that the transformer does not have, or a

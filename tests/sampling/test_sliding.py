@@ -8,8 +8,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.mingpt import GPT
-from taming.sampling import sample_sliding_window, uniforms
-from taming.sampling import sliding
+from taming.sampling import sample_sliding_window, sliding, uniforms
 from taming.sampling.settings import SampleSettings
 from tests.support import fill_by_name, load_golden
 
@@ -75,9 +74,7 @@ def test_greedy_is_the_plain_loops(kind: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10])
-def test_caches_that_do_not_fit_change_nothing(
-    monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_caches_that_do_not_fit_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     gpt, cond = small_gpt(), condition("map", (9, 11))
     monkeypatch.setattr(sliding, "CACHE_BYTES", limit * 2 * 2 * 2 * 31 * 16 * 4)
     drawn = sample_sliding_window(gpt, cond, (9, 11), 4, temperature=0)
@@ -128,7 +125,7 @@ def test_known_indices_are_kept() -> None:
     known[1, 5, 2] = drawn[1, 5, 2]
     passes: list[int] = []
     again = sample_sliding_window(
-        gpt, cond, (6, 7), 4, uniform=numbers, known=known, on_step=lambda n, _: passes.append(n)
+        gpt, cond, (6, 7), 4, uniform=numbers, known=known, on_step=lambda _, n: passes.append(n)
     )
     assert torch.equal(again, drawn)
     assert passes[-1] == 42

@@ -126,7 +126,9 @@ class CachedDecoder:
         return logits
 
     def _record(self) -> Callable[[], Tensor]:
-        step = torch.compile(self._whole_step, dynamic=False) if self._compiled else self._whole_step
+        step = (
+            torch.compile(self._whole_step, dynamic=False) if self._compiled else self._whole_step
+        )
         if self._token.device.type != "cuda":
             return step
         position = self._position.clone()
@@ -181,26 +183,31 @@ def generate(
     prompt: Tensor,
     steps: int,
     pick: Callable[[Tensor, int], Tensor],
-    callback: Callable[[int], None] | None = None,
+    on_token: Callable[[Tensor, int], None] | None = None,
     known: Tensor | None = None,
+    copies: int = 1,
 ) -> Tensor:
-    """Continue `prompt` (B, T) by `steps` tokens: int64 (B, steps).
+    """Continue prompts by `steps` tokens: int64 (B, steps).
 
-    `pick(logits, n)` chooses the n-th token (B,) from logits (B, V); `callback(n)` follows it.
-    `known` (B, steps) are tokens that are given, -1 where there is none.
+    Args:
+        prompt: (copies * B, T): several prompts may be continued by the same tokens.
+        pick: `pick(logits, n)` chooses the n-th tokens (B,) from logits (copies * B, V).
+        on_token: called with the tokens (B, steps) when the n-th ones are there, and with n.
+        known: (B, steps) tokens that are given, -1 where there is none.
     """
-    tokens = prompt.new_empty(len(prompt), steps) if known is None else known.clone()
+    tokens = prompt.new_zeros(len(prompt) // copies, steps) if known is None else known.clone()
     complete = [False] * steps if known is None else (known >= 0).all(0).tolist()
     fed: int | None = None
     for n in range(steps):
         if not complete[n]:
+            new = tokens[:, fed or 0 : n].repeat(copies, 1)
             if fed is None:
-                logits = decoder.prefill(torch.cat((prompt, tokens[:, :n]), dim=1))
+                logits = decoder.prefill(torch.cat((prompt, new), dim=1))
             else:
-                logits = decoder.extend(tokens[:, fed:n])
+                logits = decoder.extend(new)
             tokens[:, n], fed = given_or(pick(logits, n), known, n), n
-        if callback is not None:
-            callback(n)
+        if on_token is not None:
+            on_token(tokens, n)
     return tokens
 
 

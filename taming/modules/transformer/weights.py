@@ -23,7 +23,9 @@ def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
     one set of weights. Only for parameters that are not trained: an optimiser, a reducer or a
     compiled step may hold on to where they were.
     """
-    weight, bias = (_stacked([getattr(part, name) for part in parts]) for name in ("weight", "bias"))
+    weight, bias = (
+        _stacked([getattr(part, name) for part in parts]) for name in ("weight", "bias")
+    )
     return weight, bias
 
 
