@@ -34,6 +34,9 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     )
     add_drawing(parser, top_k=250)
     parser.add_argument("--classes", help="comma list of class numbers (default: all)")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile; for many batches of one size"
+    )
     parser.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
     parser.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
     parser.add_argument(
@@ -80,6 +83,7 @@ def job_for(args: Namespace, model: Any, device: torch.device) -> Job:
         seed=args.seed,
         shape=tokens_for(model, args.height, args.width),
         share=own_share(),
+        compiled=args.compile,
         ratio=args.reject_ratio,
         score=Classifier(args.classifier, device) if args.classifier else None,
     )

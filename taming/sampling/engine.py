@@ -67,6 +67,7 @@ def sample_images(
     dtype: torch.dtype | None = None,
     on_step: OnStep | None = None,
     shape: tuple[int, int] | None = None,
+    compiled: bool = False,
 ) -> Iterator[Sample]:
     """Draw the requested images with a `Net2NetTransformer` in eval mode.
 
@@ -77,6 +78,7 @@ def sample_images(
         on_step: called after every step of a batch.
         shape: height and width in tokens (see `taming.sampling.sizes`), the training's by default;
             any others are drawn through a sliding window.
+        compiled: steps at the training size go through `torch.compile`: worth it for many batches.
 
     Raises:
         UserError: if prompt and image are longer than the transformer's block size, or a request's
@@ -85,7 +87,7 @@ def sample_images(
     channels, *trained = model.latent_shape()
     height, width = shape or trained
     draw = TokenDrawer(
-        model, settings or SampleSettings(), batch_size, (height, width), dtype, on_step
+        model, settings or SampleSettings(), batch_size, (height, width), dtype, on_step, compiled
     )
     device = model.transformer.pos_emb.device
     for batch in _batches(requests, batch_size):

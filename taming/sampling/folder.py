@@ -146,6 +146,7 @@ class Job:
     Attributes:
         shape: height and width in tokens; None: the training's.
         share: (n, processes): this is the n-th of several processes that fill the folder.
+        compiled: see `sample_images`.
         ratio, score: with a score (see `best_of`), the share of candidates that is kept.
     """
 
@@ -156,6 +157,7 @@ class Job:
     seed: int = 0
     shape: tuple[int, int] | None = None
     share: tuple[int, int] = (0, 1)
+    compiled: bool = False
     ratio: float = 1.0
     score: Score | None = None
 
@@ -173,7 +175,14 @@ class Job:
         """The samples that `folder` lacks."""
         requests = self.missing(model, folder)
         samples = sample_images(
-            model, requests, self.settings, self.batch_size, self.seed, None, on_step, self.shape
+            model,
+            requests,
+            self.settings,
+            self.batch_size,
+            self.seed,
+            on_step=on_step,
+            shape=self.shape,
+            compiled=self.compiled,
         )
         if self.score is None:
             return samples

@@ -41,6 +41,7 @@ class TokenDrawer:
         batch_size: the largest batch.
         shape: height and width of the images in tokens.
         dtype: the transformer's precision (its own by default).
+        compiled: steps from one cache go through `torch.compile`.
 
     Raises:
         UserError: for guidance of a model that was not trained for it, or another size than the
@@ -55,11 +56,13 @@ class TokenDrawer:
         shape: tuple[int, int],
         dtype: torch.dtype | None = None,
         on_step: OnStep | None = None,
+        compiled: bool = False,
     ) -> None:
         self.gpt, self.n_codes = model.transformer, model.n_codes
         self.null_token = _null_token(model) if settings.guided else None
         self.copies = 2 if settings.guided else 1
         self.settings, self.batch_size, self.dtype = settings, batch_size, dtype
+        self.compiled = compiled
         self.shape, self.window = shape, tuple(model.latent_shape()[1:])
         self.permuter, self.on_step = model.permuter, on_step
         self.at_once = model.pkeep <= 0 and shape == self.window
@@ -96,7 +99,9 @@ class TokenDrawer:
         steps = uniform.shape[1]
         if self._decoder is None:
             rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
-            self._decoder = CachedDecoder(self.gpt, rows, length, self.dtype)
+            self._decoder = CachedDecoder(
+                self.gpt, rows, length, self.dtype, compiled=self.compiled
+            )
 
         def tell(tokens: Tensor, n: int) -> None:
             if self.on_step is not None:

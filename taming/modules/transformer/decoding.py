@@ -35,7 +35,7 @@ class CachedDecoder:
         static: every step has the same shapes and reads its position from the device, and on CUDA
             it is recorded as a graph; otherwise a step reads the filled part of the cache alone.
             By default static on CUDA.
-        compiled: static steps go through `torch.compile` first.
+        compiled: steps are static, and go through `torch.compile` first.
 
     Raises:
         UserError: if `max_length` is beyond the GPT's `block_size`.
@@ -56,7 +56,7 @@ class CachedDecoder:
         self.length = 0
         self._weights = Weights(gpt, dtype)
         device = self._weights.device
-        self.static = device.type == "cuda" if static is None else static
+        self.static = compiled or (device.type == "cuda" if static is None else static)
         self._compiled = compiled
         self._cache = self._weights.new_cache(batch_size, max_length)
         self._token = torch.zeros(batch_size, dtype=torch.int64, device=device)
