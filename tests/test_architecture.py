@@ -18,7 +18,7 @@ ALLOWED = {
     "errors": set(),
     "util": {"errors"},
     "lr_scheduler": set(),
-    "sampling": {"sampling", "models", "modules", *LEAVES},
+    "sampling": {"sampling", "data", "models", "modules", *LEAVES},
     "evaluation": {"evaluation", "sampling", "models", "modules", "data", *LEAVES},
     "training": {"training", "models", "modules", "data", *LEAVES},
 }

@@ -43,6 +43,31 @@ def to_pillow(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
+def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None) -> None:
+    """Write an image (C, H, W) in [-1, 1], with a record of how it was made.
+
+    A file is either complete or not there.
+
+    Raises:
+        UserError: where it cannot be written, as on a full disk.
+    """
+    info = PngImagePlugin.PngInfo()
+    if record is not None:
+        info.add_text(RECORD, json.dumps(record))
+    partial = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pillow(image).save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); finished samples stay, and the "
+            "same command goes on with the rest"
+        ) from None
+
+
 class SampleFolder:
     """Samples at `root/[class/]NNNNNN.png`, each with the settings that made it.
 
@@ -91,24 +116,10 @@ class SampleFolder:
         Raises:
             UserError: where it cannot be written, as on a full disk.
         """
-        info = PngImagePlugin.PngInfo()
         named = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             named |= {"candidate": sample.candidate, "score": sample.score}
-        info.add_text(RECORD, json.dumps(named))
-        path = self.path(sample.label, sample.number)
-        partial = path.with_suffix(".partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_pillow(sample.image).save(partial, format="PNG", pnginfo=info)
-            os.replace(partial, path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise UserError(
-                f"cannot write {path} ({error.strerror or error}); finished samples stay, and the "
-                "same command goes on with the rest"
-            ) from None
+        save_png(sample.image, self.path(sample.label, sample.number), named)
 
 
 class FolderWriter:

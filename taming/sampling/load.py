@@ -43,6 +43,19 @@ def load_transformer(
     return model.to(choose_device(device)), run, global_step
 
 
+def load_first_stage(
+    path: str | Path,
+    base: Sequence[str | Path] = (),
+    device: str | torch.device = "auto",
+    overrides: Sequence[str] = (),
+) -> tuple[Any, Run, int]:
+    """The first stage of a run, which may be a transformer's: see `load_transformer`."""
+    model, run, global_step = load_run(path, base, overrides)
+    stage: Any = getattr(model, "first_stage_model", model)
+    stage.requires_grad_(False)
+    return stage.to(choose_device(device)), run, global_step
+
+
 def own_share() -> tuple[int, int]:
     """(n, processes): which of the processes that `torchrun` started this is; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
