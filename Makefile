@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow test-gpu lint install clean
 
 install: $(VENV)/installed
 
@@ -17,13 +17,16 @@ $(VENV)/installed: pyproject.toml
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy taming scripts main.py
+	$(BIN)/mypy taming scripts benchmarks main.py
 
 test: lint
 	$(BIN)/python -m pytest
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 # Train both stages on handwritten digits, draw samples, and report: about six minutes on two cores.
 demo: install

@@ -126,9 +126,7 @@ def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
     naming that place when the target or one of its parameters does not exist.
     """
     with _inside(key):
-        node = (
-            OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-        )
+        node = plain(config)
         if not isinstance(node, Mapping) or "target" not in node:
             raise _config_error("expected a 'target' and its 'params' here")
         for name in map(str, node):

@@ -167,20 +167,21 @@ def make_trainer(
 
 
 def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
+    """The logger of the config, TensorBoard's by default, and a table in a CSV file."""
     default = {
         "target": "pytorch_lightning.loggers.TensorBoardLogger",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
-    chosen = OmegaConf.merge(default, lightning_config.get("logger") or {})
     table = {
         "target": "pytorch_lightning.loggers.CSVLogger",
         # A folder for each start of a run: the CSV logger begins its file anew.
         "params": {"save_dir": str(run.path / "csv"), "name": "", "version": run_time()},
     }
-    return [
-        instantiate_from_config(chosen, key="lightning.logger"),
-        instantiate_from_config(table),
-    ]
+    own = plain(lightning_config.get("logger"))
+    if own and "target" not in own:
+        own = OmegaConf.merge(default, own)
+    chosen = instantiate_from_config(own or default, key="lightning.logger")
+    return [chosen, instantiate_from_config(table)]
 
 
 def _callbacks(

@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[2]
 
 SMALL_VQGAN = {
     "model": {
+        "base_learning_rate": 5.0e-5,
         "params": {
             "n_embed": 16,
             "embed_dim": 4,
             "ddconfig": {"z_channels": 32, "ch_mult": [1, 1], "num_res_blocks": 1},
             "lossconfig": {"params": {"disc_start": 1, "disc_ndf": 8}},
-        }
+        },
     },
     "data": {
         "params": {
@@ -27,7 +28,13 @@ SMALL_VQGAN = {
             "validation": {"target": "tests.training.small.Noise", "params": {"length": 4}},
         }
     },
-    "lightning": {"trainer": {"enable_progress_bar": False, "log_every_n_steps": 1}},
+    "lightning": {
+        "trainer": {
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+            "check_val_every_n_epoch": 1,
+        }
+    },
 }
 
 

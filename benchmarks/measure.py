@@ -1,0 +1,70 @@
+"""Interleaved timing: the machine's moods hit all candidates alike, so ratios can be trusted."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int, warmup: int = 2
+) -> dict[str, dict[str, float]]:
+    """Median, minimum and maximum seconds of each candidate, called in turn `rounds` times."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in tqdm(range(warmup + rounds), desc="rounds", leave=False):
+        for name, call in candidates.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            call()
+            _synchronise(device)
+            if number >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return {
+        name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
+        for name, t in times.items()
+    }
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def write_results(name: str, device: torch.device, results: Mapping[str, Any]) -> Path:
+    """Write `results/<name>-<device>.json` with the hardware beside the figures."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{device.type}.json"
+    path.write_text(json.dumps({"hardware": hardware(device), **results}, indent=2) + "\n")
+    return path
