@@ -195,7 +195,8 @@ def generate(
         on_token: called with the tokens (B, steps) when the n-th ones are there, and with n.
         known: (B, steps) tokens that are given, -1 where there is none.
     """
-    tokens = prompt.new_zeros(len(prompt) // copies, steps) if known is None else known.clone()
+    empty = prompt.new_zeros(len(prompt) // copies, steps)
+    tokens = empty if known is None else known.clamp(min=0)
     complete = [False] * steps if known is None else (known >= 0).all(0).tolist()
     fed: int | None = None
     for n in range(steps):
