@@ -9,6 +9,8 @@ import io
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,25 +95,36 @@ def read_uploads(model: Any) -> Start:
     _, height, width = model.latent_shape()
     channels = model.first_stage_model.encoder.conv_in.in_channels
     picture = st.sidebar.file_uploader("Image to complete", IMAGE_TYPES, key="image")
-    x = None if picture is None else cut_to_tokens(read_picture(stored(picture), channels), factor)
-    if x is not None:
+    x = None
+    if picture is not None:
+        with stored(picture) as path:
+            x = cut_to_tokens(read_picture(path, channels), factor)
         height, width = x.shape[2] // factor, x.shape[3] // factor
     c = None
     if hasattr(model.cond_stage_model, "encoder") and not model.be_unconditional:
         file = st.sidebar.file_uploader(model.cond_stage_key, IMAGE_TYPES, key="condition")
-        if file is not None and x is None:
-            with Image.open(file) as image:
-                height, width = image.height // factor, image.width // factor
-        size = (height * factor, width * factor)
-        c = None if file is None else read_condition(model, stored(file), size)
+        if file is not None:
+            with stored(file) as path:
+                height, width = (height, width) if x is not None else tokens_of(path, factor)
+                c = read_condition(model, path, (height * factor, width * factor))
     return Start(x, c, (height, width))
 
 
-def stored(upload: Any) -> str:
-    """The upload as a file on disk."""
-    folder = Path(tempfile.mkdtemp())
-    (folder / Path(upload.name).name).write_bytes(upload.getvalue())
-    return str(folder / Path(upload.name).name)
+@contextmanager
+def stored(upload: Any) -> Iterator[str]:
+    """The upload as a file on disk, while the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / Path(upload.name).name
+        path.write_bytes(upload.getvalue())
+        yield str(path)
+
+
+def tokens_of(path: str, factor: int) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.height // factor, image.width // factor
+    except OSError:
+        raise UserError(f"{Path(path).name} is no image") from None
 
 
 def scaled(model: Any, start: Start, scale: float) -> Start:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.sampling.tiny import tiny_run, transformer_config
 from tests.scripts.test_make_samples import SEGMENTED, write_data
@@ -62,3 +64,24 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = app(monkeypatch, tmp_path / "nothing")
     assert "there is no run" in page.error[0].value
+
+
+def test_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = app(monkeypatch, tiny_run(tmp_path / "run", transformer_config(**SEGMENTED)))
+    if not hasattr(page, "file_uploader"):
+        pytest.skip("this streamlit's test bench has no uploads")
+    page.button(key="draw").click().run()
+    assert "draws for a given 'sketch'" in page.error[0].value
+    page.file_uploader(key="condition").set_value(("a.png", png((12, 10)), "image/png"))
+    page.button(key="draw").click().run()
+    assert not page.exception and not page.error
+    assert page.session_state.frames[-1].size == (12, 10)
+    page.file_uploader(key="image").set_value(("b.png", png((8, 8)), "image/png"))
+    page.run()
+    assert "a.png has 12 x 10 pixels, and the image will have 8 x 8" in page.error[0].value
+
+
+def png(size: tuple[int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
