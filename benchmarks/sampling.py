@@ -166,7 +166,7 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
     drawing = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
     for batch in shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        candidates = {
+        candidates: dict[str, Callable[[], Any]] = {
             "engine": engine(drawing, prompt, shape.tokens, dtype, args.compile),
             "concatenating": partial(concatenating, gpt, prompt, shape.tokens),
         }
