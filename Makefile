@@ -35,7 +35,7 @@ demo: install
 	$(BIN)/python main.py --base configs/digits_transformer.yaml -t True \
 	    model.params.first_stage_config.params.ckpt_path=$$vqgan
 	run=$$(ls -td logs/*_digits_transformer | head -n 1) && \
-	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 && \
+	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 --top_p 0.95 && \
 	$(BIN)/python scripts/report.py -r $$run
 
 clean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from taming.checkpoint import load_run
+from taming.data.examples import write_all
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.data.files import write_images
 from tests.training.small import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
@@ -50,36 +50,25 @@ def shrink(config: DictConfig) -> DictConfig:
         if "disc_start" in node:
             node.disc_start, node.disc_ndf, node.perceptual_weight = 1, 8, 0.0
         set_if_there(node, embed_dim=8)
-        if node.get("size") == 256:
-            node.size = SIZE
+        for key in ("size", "crop_size", "target_image_size"):
+            if (node.get(key) or 0) >= 256:
+                node[key] = node[key] * SIZE // 256
     config.data.params.batch_size, config.data.params.num_workers = 2, 0
     quick = {"max_steps": 2, "limit_val_batches": 1, "enable_progress_bar": False}
     config.lightning.trainer.update(quick)
     return config
 
 
-def own_images(folder: Path) -> None:
-    write_images(folder / "data/own", 4, 70, 80)
-    for name in ("train", "test"):
-        (folder / f"data/own/{name}.txt").write_text("000.png\n001.png\n002.png\n003.png\n")
-
-
-def class_folders(folder: Path) -> None:
-    for number in range(10):
-        write_images(folder / f"data/classes/{number}", 2, 70, 80)
-
-
-# What a config needs on disk.
-DATA: dict[str, Callable[[Path], None]] = {
-    "custom_vqgan": own_images,
-    "custom_transformer": own_images,
-    "class_transformer": class_folders,
-}
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered data sets of all formats."""
+    root = tmp_path_factory.mktemp("examples")
+    write_all(root)
+    return root
 
 
 def prepare(name: str, folder: Path) -> str:
-    """The shrunken config `name` on disk, with its data, and its first stage trained."""
-    DATA.get(name, lambda folder: None)(folder)
+    """The shrunken config `name` on disk, and checkpoints of its stages."""
     config = shrink(OmegaConf.load(ROOT / "configs" / f"{name}.yaml"))  # type: ignore[arg-type]
     for stage in ("first_stage_config", "cond_stage_config"):
         params = (config.model.params.get(stage) or {}) if "model" in config else {}
@@ -101,10 +90,12 @@ def _untrained(stage: DictConfig, path: Path) -> str:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_trains_logs_and_resumes(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "max_steps" in OmegaConf.load(path).lightning.trainer
+    (tmp_path / "data").symlink_to(examples / "data")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(examples / "cache"))
     monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-01-01T00-00-00")
     main(["--base", prepare(path.stem, tmp_path), "-t", "True"])
     [run] = tmp_path.glob(f"logs/*_{path.stem}")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from taming.data.compact import StringTable, column, entry
-from taming.data.files import check_headers
+from taming.data.files import HEADERS_CHECKED, check_spread
 from taming.data.images import BadImage, image_size, npy_size, read_npy, read_rgb, to_float
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 Item = dict[str, Any]
+OnError = Literal["raise", "skip"]
+REPLACEMENTS_TRIED = 100
+log = logging.getLogger(__name__)
+
+
+class BadFile(Exception):
+    """One of a dataset's files cannot be used, as its sentence says; the others may be fine."""
 
 
 class PathDataset(Dataset[Item]):
@@ -32,6 +41,8 @@ class PathDataset(Dataset[Item]):
         random_flip: mirror half of the images.
         crop_size: side of the cropped square, if not `size`.
         source: where the paths come from, for error messages.
+        on_error: what to do about files that cannot be used: "raise", or "skip", which logs them
+            and puts the next usable item in their place.
 
     Raises `UserError`: no paths, a label column of another length, a file that is no image or is
     smaller than the crop; while loading, a damaged file.
@@ -47,6 +58,7 @@ class PathDataset(Dataset[Item]):
         random_flip: bool = False,
         crop_size: int | None = None,
         source: str = "",
+        on_error: OnError = "raise",
     ) -> None:
         self.size, self.random_crop = size, random_crop
         self.paths = paths if isinstance(paths, StringTable) else StringTable(map(str, paths))
@@ -55,8 +67,40 @@ class PathDataset(Dataset[Item]):
             raise UserError(f"{self.source} has no images; give at least one path")
         self.labels = {name: self._column(name, values) for name, values in (labels or {}).items()}
         self.labels["file_path_"] = self.paths
-        self.transform = JointTransform(size, crop_size, random_crop, random_flip)
-        check_headers(self.paths, self._check, self.source)
+        self.on_error = _on_error(on_error)
+        self.transform = self._transform(size, crop_size, random_crop, random_flip)
+        self.check_all()
+
+    def _transform(
+        self, size: int | None, crop_size: int | None, random_crop: bool, random_flip: bool
+    ) -> JointTransform:
+        return JointTransform(size, crop_size, random_crop, random_flip)
+
+    def check_all(self) -> None:
+        """What is looked at when the dataset is made; raises `UserError`."""
+        self.check_some(self.check, "checking", HEADERS_CHECKED)
+
+    def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
+        """Run `check` on items spread over the dataset: `BadFile` ends it, or is counted."""
+        bad: list[BadFile] = []
+
+        def counted(index: int) -> None:
+            try:
+                check(index)
+            except BadFile as error:
+                if self.on_error == "raise":
+                    raise UserError(str(error)) from None
+                bad.append(error)
+
+        check_spread(len(self.paths), counted, f"{label} {self.source}", at_most)
+        if bad:
+            log.warning(
+                "%s: %d of the %d files looked at cannot be used and others take their place; %s",
+                self.source,
+                len(bad),
+                min(len(self.paths), at_most),
+                bad[0],
+            )
 
     def _column(self, name: str, values: Any) -> Any:
         compact = column(values)
@@ -75,11 +119,10 @@ class PathDataset(Dataset[Item]):
         """Pixels as uint8 (H, W, 3); raises `BadImage`."""
         raise NotImplementedError
 
-    def _check(self, path: str) -> None:
-        try:
-            self._check_size(*self.header_size(path))
-        except BadImage as error:
-            raise self._error(path, error) from None
+    def check(self, index: int) -> None:
+        """Look at item `index` without decoding its files; raises `BadFile`."""
+        with self.naming(self.paths[index]):
+            self._check_size(*self.header_size(self.paths[index]))
 
     def _check_size(self, height: int, width: int) -> None:
         if not self.transform.fits(height, width):
@@ -88,26 +131,52 @@ class PathDataset(Dataset[Item]):
                 f"{self.transform.crop_size} (images are resized first if size is set)"
             )
 
-    def _error(self, path: str, error: BadImage) -> UserError:
-        return UserError(f"{path}, from {self.source}, {error}; replace the file or take it out")
-
-    def preprocess_image(self, path: str) -> np.ndarray:
-        """Read, resize, crop and scale one file: float32 (H, W, 3) in [-1, 1]."""
+    @contextlib.contextmanager
+    def naming(self, path: str) -> Iterator[None]:
+        """Turn a `BadImage` raised inside into a `BadFile` that names `path` and this dataset."""
         try:
-            pixels = self.read(path)
-            self._check_size(*pixels.shape[:2])
+            yield
         except BadImage as error:
-            raise self._error(path, error) from None
-        return to_float(self.transform(pixels)["image"])
+            raise BadFile(
+                f"{path}, from {self.source}, {error}; replace the file or take it out"
+            ) from None
+
+    def pixels(self, index: int) -> np.ndarray:
+        """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
+        with self.naming(self.paths[index]):
+            pixels = self.read(self.paths[index])
+            self._check_size(*pixels.shape[:2])
+            return pixels
+
+    def load(self, index: int) -> Item:
+        """Everything of item `index` but its labels; raises `BadFile`."""
+        return {"image": to_float(self.transform(self.pixels(index))["image"])}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        image = self.preprocess_image(self.paths[index])
-        return {"image": image} | {
-            name: entry(values, index) for name, values in self.labels.items()
-        }
+        for step in range(min(len(self), REPLACEMENTS_TRIED)):
+            try:
+                return self._item((index + step) % len(self) if step else index)
+            except BadFile as error:
+                if self.on_error == "raise":
+                    raise UserError(str(error)) from None
+                log.warning("skipped: %s", error)
+        raise UserError(
+            f"{self.source}: {REPLACEMENTS_TRIED} files in a row cannot be used, the last ones "
+            f"around {self.paths[index]}; look at the warnings above"
+        )
+
+    def _item(self, index: int) -> Item:
+        labels = {name: entry(values, index) for name, values in self.labels.items()}
+        return self.load(index) | labels
+
+
+def _on_error(value: str) -> str:
+    if value not in ("raise", "skip"):
+        raise UserError(f"on_error {value!r} is not known; use raise or skip")
+    return value
 
 
 class ImagePaths(PathDataset):

@@ -58,10 +58,13 @@ class _Missing:
     first: str = ""
 
 
-def read_image_list(list_file: str | Path, dataset: str) -> StringTable:
+def read_image_list(
+    list_file: str | Path, dataset: str, locate: Callable[[str], str | None] | None = None
+) -> StringTable:
     """Paths of a text file with one path a line; blank lines and outer white space do not count.
 
-    A relative path is looked up in the working directory, then beside the list file. Raises
+    `locate` turns a line into what the table holds, None where there is no such file. By default a
+    relative path is looked up in the working directory, then beside the list file. Raises
     `UserError` if the list is missing or empty or names files that do not exist.
     """
     file = Path(list_file).expanduser()
@@ -71,7 +74,7 @@ def read_image_list(list_file: str | Path, dataset: str) -> StringTable:
             "path per line, such as scripts/make_image_list.py writes"
         )
     missing = _Missing()
-    table = StringTable(_existing(file, missing))
+    table = StringTable(_existing(file, missing, locate or _near(file.parent)))
     listed = len(table) + missing.count
     if missing.count:
         raise UserError(
@@ -95,11 +98,11 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, path
 
 
-def _existing(file: Path, missing: _Missing) -> Iterator[str]:
-    def locate(lines: list[tuple[int, str]]) -> list[tuple[int, str, str | None]]:
-        return [(number, path, _find(path, file.parent)) for number, path in lines]
+def _existing(file: Path, missing: _Missing, locate: Callable[[str], str | None]) -> Iterator[str]:
+    def locate_all(lines: list[tuple[int, str]]) -> list[tuple[int, str, str | None]]:
+        return [(number, path, locate(path)) for number, path in lines]
 
-    for chunk in in_threads(_lines(file), locate, f"looking for the files of {file.name}"):
+    for chunk in in_threads(_lines(file), locate_all, f"looking for the files of {file.name}"):
         for number, listed, found in chunk:
             if found is not None:
                 yield found
@@ -108,22 +111,26 @@ def _existing(file: Path, missing: _Missing) -> Iterator[str]:
                 missing.count += 1
 
 
-def _find(path: str, folder: Path) -> str | None:
-    choices = (path, os.path.join(folder, path))
-    return next((choice for choice in choices if os.path.isfile(choice)), None)
+def _near(folder: Path) -> Callable[[str], str | None]:
+    def locate(path: str) -> str | None:
+        choices = (path, os.path.join(folder, path))
+        return next((choice for choice in choices if os.path.isfile(choice)), None)
+
+    return locate
 
 
-def check_headers(paths: StringTable, check: Callable[[str], None], source: str) -> None:
-    """Run `check` (which raises) on all files, or on `HEADERS_CHECKED` of them, evenly spaced."""
-    count = len(paths)
-    checked = min(count, HEADERS_CHECKED)
-    numbers = (number * count // checked for number in range(checked))
+def check_spread(
+    count: int, check: Callable[[int], None], label: str, at_most: int = HEADERS_CHECKED
+) -> None:
+    """Run `check` (which raises) on all of range(count), or on `at_most`, evenly spaced."""
+    checked = min(count, at_most)
 
     def check_all(chunk: list[int]) -> None:
         for number in chunk:
-            check(paths[number])
+            check(number)
 
-    for _ in in_threads(numbers, check_all, f"checking {source}"):
+    numbers = (number * count // checked for number in range(checked))
+    for _ in in_threads(numbers, check_all, label):
         pass
 
 

@@ -30,7 +30,8 @@ class BadImage(Exception):
 
 
 @contextlib.contextmanager
-def _damage_named(path: str) -> Iterator[None]:
+def damage_named(path: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes a reader raise into a `BadImage`."""
     try:
         yield
     except DAMAGE as error:
@@ -51,8 +52,13 @@ def _reason(path: str, error: Exception) -> str:
 
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) from the header alone, without decoding; raises `BadImage`."""
-    with _damage_named(path), Image.open(path) as image:
-        return image.height, image.width
+    return image_mode_and_size(path)[1]
+
+
+def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
+    """Pillow's mode and (height, width) from the header alone; raises `BadImage`."""
+    with damage_named(path), Image.open(path) as image:
+        return image.mode, (image.height, image.width)
 
 
 def read_rgb(path: str) -> np.ndarray:
@@ -61,7 +67,7 @@ def read_rgb(path: str) -> np.ndarray:
     Transparency is dropped and an EXIF orientation is ignored, as in the original, so that models
     see what published ones saw. 16-bit greys keep their high byte, as Pillow does with 16-bit RGB.
     """
-    with _damage_named(path), Image.open(path) as image:
+    with damage_named(path), Image.open(path) as image:
         return _to_rgb(image)
 
 
@@ -88,7 +94,7 @@ def read_npy(path: str) -> np.ndarray:
 
 
 def _load_npy(path: str) -> np.ndarray:
-    with _damage_named(path):
+    with damage_named(path):
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # pickles could run code
         if not isinstance(pixels, np.ndarray):
             raise ValueError("it is an archive of arrays, not one array")

@@ -308,8 +308,8 @@ class VQSegmentationModel(VQModel):
     """First stage of segmentations, [B, n_labels, H, W] one-hot, with a per-label loss."""
 
     def __init__(self, n_labels: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_buffer("colorize", torch.randn(3, n_labels, 1, 1))
+        # The base class makes the colours, which have to be there before it loads a checkpoint.
+        super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
     def _autoencoder_loss(
         self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from taming.data.compact import StringTable
 from taming.data.files import (
     HEADERS_CHECKED,
-    check_headers,
+    check_spread,
     find_images,
     read_image_list,
     split_off,
@@ -76,11 +75,12 @@ def test_missing_files_are_counted_and_the_first_has_its_line(tmp_path: Path) ->
 
 
 def test_headers_are_checked_evenly_in_long_lists() -> None:
-    few, many = [], []
-    check_headers(StringTable(map(str, range(1000))), few.append, "a list")
-    check_headers(StringTable(map(str, range(3 * HEADERS_CHECKED))), many.append, "a list")
-    assert sorted(map(int, few)) == list(range(1000))
-    assert sorted(map(int, many)) == list(range(0, 3 * HEADERS_CHECKED, 3))
+    few: list[int] = []
+    many: list[int] = []
+    check_spread(1000, few.append, "a list")
+    check_spread(3 * HEADERS_CHECKED, many.append, "a list")
+    assert sorted(few) == list(range(1000))
+    assert sorted(many) == list(range(0, 3 * HEADERS_CHECKED, 3))
 
 
 def test_split_is_fixed_and_barely_moves_when_files_are_added() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,16 @@ def golden_training_model() -> tuple[VQModel, dict[str, Tensor], dict[str, Any]]
     return model, tensors, spec
 
 
-def test_training_equals_the_golden_run(tmp_path: Path) -> None:
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sums are split by threads, and the codebook's hard decisions amplify their rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_training_equals_the_golden_run(tmp_path: Path, threads: None) -> None:
     model, golden, spec = golden_training_model()
     recorder = train(model, golden["batches"], tmp_path)
     assert recorder.steps == [1, 2, 3, 4, 5, 6]  # a step is a batch
@@ -129,7 +139,7 @@ def test_training_equals_the_golden_run(tmp_path: Path) -> None:
         assert torch.equal(state[name.removeprefix("final.")], golden[name])
 
 
-def test_validation_after_the_golden_run(tmp_path: Path) -> None:
+def test_validation_after_the_golden_run(tmp_path: Path, threads: None) -> None:
     model, golden, spec = golden_training_model()
     train(model, golden["batches"], tmp_path)
     trainer = pl.Trainer(

@@ -1,0 +1,115 @@
+"""ADE20K scene parsing (the 2016 challenge's 150 classes; label 0 is unknown)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from taming.data.base import OnError
+from taming.data.compact import StringTable
+from taming.data.files import read_image_list
+from taming.data.lists import Listed, ListPair
+from taming.data.maps import Labels
+from taming.data.segmentation import SegmentationExamples, Segmented
+from taming.errors import UserError
+
+N_LABELS = 151
+ROOT = "data/ade20k_root"
+IMAGES = f"{ROOT}/images"
+SCENES = f"{ROOT}/sceneCategories.txt"
+LISTS = ListPair(
+    "data/ade20k_train.txt",
+    "data/ade20k_test.txt",
+    IMAGES,
+    ("jpg", "jpeg", "png"),
+    validation_folder="validation",
+)
+
+
+class Examples(SegmentationExamples):
+    """`data/ade20k_examples.txt`: 151 labels."""
+
+    name = "ade20k"
+    labels_and_shift = (N_LABELS, False)
+
+
+def _scenes() -> dict[str, str]:
+    """Scene category by image name, from lines `ADE_train_00000001 airport_terminal`."""
+    try:
+        lines = Path(SCENES).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{SCENES}, of ADE20K, cannot be read ({error}); put it there") from None
+    scenes: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if words and len(words) != 2:
+            raise UserError(f"line {number} of {SCENES} is not 'image category': {line.strip()!r}")
+        if words:
+            scenes[words[0]] = words[1]
+    return scenes
+
+
+class ADE20kTrain(Segmented):
+    """Training images and annotations below `data/ade20k_root`; the items are those of `Segmented`
+    and `scene_category`.
+
+    Args:
+        config: accepted for published configs; nothing in it is read.
+        (the others: see `SegmentationBase`)
+    """
+
+    training: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        random_crop: bool | None = None,
+        interpolation: str = "bicubic",
+        crop_size: int | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        name = type(self).__name__
+        names = self._names(name)
+        super().__init__(
+            Listed(names, StringTable(f"{IMAGES}/{name}" for name in names)),
+            f"{ROOT}/annotations",
+            Labels(N_LABELS),
+            {"scene_category": list(self._categories(names))},
+            size=size,
+            random_crop=self.training if random_crop is None else random_crop,
+            interpolation=interpolation,
+            crop_size=crop_size,
+            random_flip=random_flip,
+            source=name,
+            on_error=on_error,
+        )
+
+    def _names(self, dataset: str) -> StringTable:
+        """Lines may start at the root, at its images, or be a name of this split."""
+        LISTS.make_missing(dataset)
+        folder = "training" if self.training else "validation"
+
+        def locate(line: str) -> str | None:
+            choices = (line, line.removeprefix("images/"), f"{folder}/{line}")
+            return next((n for n in choices if os.path.isfile(f"{IMAGES}/{n}")), None)
+
+        list_file = LISTS.train if self.training else LISTS.validation
+        return read_image_list(list_file, f"{dataset} with files below {IMAGES}", locate)
+
+    def _categories(self, names: StringTable) -> Iterator[str]:
+        scenes = _scenes()
+        for name in names:
+            stem = Path(name).stem
+            if stem not in scenes:
+                raise UserError(f"{SCENES} lacks {stem}; use the file that belongs to the images")
+            yield scenes[stem]
+
+
+class ADE20kValidation(ADE20kTrain):
+    """The validation images, cropped at the centre."""
+
+    training = False

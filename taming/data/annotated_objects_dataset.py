@@ -1,0 +1,238 @@
+"""Images and the objects in them, as scenes to condition on (arXiv 2105.06458)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from torch import Tensor
+
+from taming.config import did_you_mean, get_obj_from_str
+from taming.data.base import ImagePaths, Item, OnError
+from taming.data.compact import StringTable
+from taming.data.conditional_builder.boxes import WHOLE
+from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
+from taming.data.conditional_builder.objects_center_points import (
+    ObjectsCenterPointsConditionalBuilder,
+)
+from taming.data.helper_types import (
+    AnnotationList,
+    BoundingBox,
+    Category,
+    CropMethodType,
+    SplitType,
+)
+from taming.data.images import to_float
+from taming.data.scene_crops import SceneCrop
+from taming.data.scene_table import Limits, SceneCollector
+from taming.data.transforms import JointTransform
+from taming.errors import UserError
+
+BUILDERS = {
+    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
+    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as it is shown this time."""
+
+    pixels: np.ndarray  # uint8 (size, size, 3)
+    crop: BoundingBox | None
+    flipped: bool
+    original_size: tuple[int, int]
+
+
+class AnnotatedObjectsDataset(ImagePaths):
+    """Images with objects; subclasses read the annotation files.
+
+    Items hold what `keys` names of: `image` float32 (size, size, 3) in [-1, 1]; `image_path`,
+    `file_name`, `image_id`, `original_size` (width, height); `annotations`, an `AnnotationList`;
+    `crop_bbox` (x0, y0, width, height as shares of the image), `flipped`; and the scene as tokens,
+    `objects_bbox` or `objects_center_points`, int64 (embedding_dim,).
+
+    Args:
+        data_path: the data set's folder.
+        split: "train", "validation" or "test".
+        keys: see above.
+        target_image_size: side of the images.
+        min_object_area: objects with a smaller share of the image, or this one, are left out.
+        min_objects_per_image, max_objects_per_image: images with less or more are left out.
+        crop_method, random_flip: see `SceneCrop`.
+        no_tokens, use_group_parameter, encode_crop, use_additional_parameters: see
+            `ObjectsCenterPointsConditionalBuilder`.
+        category_allow_list_target: dotted path of the names (or (name, count) pairs) of the only
+            categories to use.
+        category_mapping_target: dotted path of a dict from category ids to the ids that replace
+            them.
+        no_object_classes: at least the number of categories, which is the default.
+        on_error: "skip" replaces damaged images and leaves out impossible objects, instead of
+            stopping at them.
+
+    Raises `UserError` for files that are absent, cut short or lack columns, objects that have no
+    image or lie outside it, and limits that leave nothing.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: SplitType,
+        keys: Sequence[str],
+        target_image_size: int,
+        min_object_area: float,
+        min_objects_per_image: int,
+        max_objects_per_image: int,
+        crop_method: CropMethodType,
+        random_flip: bool,
+        no_tokens: int,
+        use_group_parameter: bool,
+        encode_crop: bool,
+        category_allow_list_target: str = "",
+        category_mapping_target: str = "",
+        no_object_classes: int | None = None,
+        use_additional_parameters: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.data_path, self.split, self.keys = Path(data_path), split, list(keys)
+        self._name = f"{type(self).__name__} of {data_path}"
+        self._check_choices()
+        limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)
+        mapping = get_obj_from_str(category_mapping_target) if category_mapping_target else {}
+        self._number_categories(self._allowed(category_allow_list_target, mapping))
+        collector = SceneCollector(limits, self.flags_known, on_error, self._name)
+        names, ids = self.collect(collector, mapping)
+        self.scenes, kept = collector.table(len(names))
+        self.file_names = StringTable(names[number] for number in kept)
+        self.image_ids = StringTable(ids[number] for number in kept)
+        self._check_left(len(names), limits)
+        self._crop = SceneCrop(crop_method, target_image_size, random_flip)
+        self.conditional_builders = {
+            key: builder(
+                self._no_object_classes(no_object_classes),
+                max_objects_per_image,
+                no_tokens,
+                encode_crop,
+                use_group_parameter,
+                use_additional_parameters,
+            )
+            for key, builder in BUILDERS.items()
+        }
+        paths = (os.path.join(self.image_folder, name) for name in self.file_names)
+        super().__init__(paths, source=self._name, on_error=on_error)
+
+    # ------------------------------------------------------------------ for subclasses
+
+    flags_known: tuple[str, ...] = ()
+
+    @property
+    def image_folder(self) -> Path:
+        """Where the images of the split are."""
+        raise NotImplementedError
+
+    def load_categories(self) -> list[Category]:
+        """All categories of the data; raises `UserError`."""
+        raise NotImplementedError
+
+    def category_order(self, identity: str) -> Any:
+        """What the ids of categories are sorted by before they are numbered."""
+        return identity
+
+    def collect(
+        self, collector: SceneCollector, mapping: Mapping[str, str]
+    ) -> tuple[Sequence[str], Sequence[str]]:
+        """Give all objects of `category_numbers` to `collector`; return the images' file names and
+        ids, by the numbers that were given with the objects."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ categories
+
+    def _allowed(self, allow_list_target: str, mapping: Mapping[str, str]) -> list[Category]:
+        categories = [c for c in self.load_categories() if c.id not in mapping]
+        if not allow_list_target:
+            return categories
+        listed = get_obj_from_str(allow_list_target)
+        names = {entry if isinstance(entry, str) else entry[0] for entry in listed}
+        return [category for category in categories if category.name in names]
+
+    def _number_categories(self, categories: list[Category]) -> None:
+        if not categories:
+            raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
+        self.categories = {category.id: category for category in categories}
+        self.category_ids = sorted(self.categories, key=self.category_order)
+        self.category_numbers = {identity: i for i, identity in enumerate(self.category_ids)}
+
+    def _no_object_classes(self, given: int | None) -> int:
+        count = len(self.category_ids)
+        if given is not None and given < count:
+            raise UserError(
+                f"{self._name} has {count} categories, but no_object_classes is {given}; make it "
+                f"{count}"
+            )
+        return given or count
+
+    def get_textual_label(self, category_id: str) -> str:
+        """The name of a category."""
+        return self.categories[category_id].name
+
+    def get_textual_label_for_category_no(self, category_no: int) -> str:
+        """The name of a category by its number, as in tokens."""
+        return self.categories[self.category_ids[category_no]].name
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_choices(self) -> None:
+        if self.split not in get_args(SplitType):
+            hint = did_you_mean(str(self.split), get_args(SplitType))
+            raise UserError(f"{self._name}: there is no split {self.split!r}{hint}")
+        for key in self.keys:
+            if key not in ENTRIES:
+                raise UserError(f"{self._name} has no key {key!r}{did_you_mean(key, ENTRIES)}")
+
+    def _check_left(self, count: int, limits: Limits) -> None:
+        if not len(self.file_names):
+            raise UserError(
+                f"{self._name}: none of the {count} {self.split} images has "
+                f"{limits.min_objects_per_image} to {limits.max_objects_per_image} objects with an "
+                f"area above {limits.min_object_area}; widen these limits"
+            )
+
+    def _transform(self, *_: Any) -> JointTransform:
+        return JointTransform(None, crop_size=0)  # scenes are cut by SceneCrop
+
+    # ------------------------------------------------------------------ items
+
+    def annotations(self, index: int) -> AnnotationList:
+        """The objects of item `index`."""
+        return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
+
+    def _item(self, index: int) -> Item:
+        pixels = self.pixels(index)
+        height, width = pixels.shape[:2]
+        view = View(*self._crop(pixels), original_size=(width, height))
+        return {key: ENTRIES[key](self, index, view) for key in self.keys}
+
+    def tokens(self, key: str, index: int, view: View) -> Tensor:
+        """The scene as `conditional_builders[key]` writes it."""
+        builder = self.conditional_builders[key]
+        return builder.build(self.annotations(index), view.crop, view.flipped)
+
+
+ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
+    "image": lambda data, index, view: to_float(view.pixels),
+    "image_path": lambda data, index, view: data.paths[index],
+    "file_name": lambda data, index, view: data.file_names[index],
+    "image_id": lambda data, index, view: data.image_ids[index],
+    "original_size": lambda data, index, view: view.original_size,
+    "annotations": lambda data, index, view: data.annotations(index),
+    "crop_bbox": lambda data, index, view: view.crop or WHOLE,
+    "flipped": lambda data, index, view: view.flipped,
+    "objects_bbox": lambda data, index, view: data.tokens("objects_bbox", index, view),
+    "objects_center_points": lambda data, index, view: data.tokens(
+        "objects_center_points", index, view
+    ),
+}

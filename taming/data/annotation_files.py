@@ -1,0 +1,81 @@
+"""Annotation files, JSON and CSV, read with sentences for what is wrong with them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from taming.errors import UserError
+
+
+def read_json(file: str | Path, keys: Sequence[str], dataset: str) -> dict[str, Any]:
+    """A JSON object with at least `keys`; raises `UserError`."""
+    try:
+        with open(file, "rb") as raw:
+            content = json.load(raw)
+    except OSError as error:
+        raise UserError(
+            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{dataset}: {file} is no valid JSON ({error}), perhaps cut short; get it anew"
+        ) from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{dataset}: {file} has no {missing[0]!r}; is it another file?")
+    return content
+
+
+def fields(record: Any, names: Sequence[str], file: str | Path, place: str) -> list[Any]:
+    """The values of `names` in one of a JSON file's records; raises `UserError` naming `place`."""
+    for name in names:
+        if not isinstance(record, dict) or name not in record:
+            raise UserError(f"{file}: {place} has no {name!r}; repair or replace the file")
+    return [record[name] for name in names]
+
+
+def read_csv(
+    file: str | Path, columns: Sequence[str], dataset: str, header: bool = True
+) -> Iterator[tuple[int, Sequence[str]]]:
+    """(line number, values of `columns`) of each row; without a `header` the first columns.
+
+    Raises `UserError`: file absent, columns missing, a row that is too short.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as text:
+            rows = csv.reader(text)
+            head = next(rows, []) if header else columns
+            pick = _picker(_places(head, columns, file, dataset))
+            for row in rows:
+                if row:
+                    yield rows.line_num, pick(row)
+    except IndexError:
+        raise UserError(
+            f"line {rows.line_num} of {file} has only {len(row)} columns; repair the file"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+        ) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{dataset}: {file} is no valid CSV ({error}); get it anew") from None
+
+
+def _places(head: Sequence[str], columns: Sequence[str], file: Any, dataset: str) -> list[int]:
+    missing = [column for column in columns if column not in head]
+    if missing:
+        raise UserError(
+            f"{dataset}: line 1 of {file} lacks the column {missing[0]!r}; it needs "
+            f"{', '.join(columns)}"
+        )
+    return [head.index(column) for column in columns]
+
+
+def _picker(places: Sequence[int]) -> Callable[[Sequence[str]], Sequence[str]]:
+    """Millions of rows go through this: `itemgetter` is the fastest way, but for one column."""
+    return itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)

@@ -1,0 +1,148 @@
+"""COCO 2017 with captions and COCO-Stuff's segmentations."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from taming.data.annotation_files import fields, read_json
+from taming.data.base import Item, OnError
+from taming.data.compact import StringTable
+from taming.data.maps import ImageMap, Labels, MapKind
+from taming.data.pairs import Maps, PairedPaths
+from taming.data.segmentation import SegmentationExamples
+from taming.errors import UserError
+
+N_LABELS = 183  # 182 and, as number 0, unlabelled
+
+
+class Examples(SegmentationExamples):
+    """`data/coco_examples.txt`: 183 labels, of which 0 is unlabelled (255 in the files)."""
+
+    name = "coco"
+    labels_and_shift = (N_LABELS, True)
+
+
+class Captions:
+    """A few captions for each of many images, in flat memory."""
+
+    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+        self._ends = np.cumsum([0, *map(len, groups)])
+        self._texts = StringTable(text for group in groups for text in group)
+
+    def draw(self, index: int) -> str:
+        """One of image `index`'s captions, by Python's global generator."""
+        return self._texts[random.randrange(*self._ends[index : index + 2].tolist())]
+
+
+class CocoImagesAndCaptionsTrain(PairedPaths):
+    """Images of `data/coco/train2017` that have captions.
+
+    Items: `image` float32 (H, W, 3) in [-1, 1]; `caption`, one of the image's at random;
+    `segmentation`, one-hot (H, W, 183) or RGB in [-1, 1]; `img_path`, `seg_path`, `filename_`,
+    `file_path_`.
+
+    Args:
+        size: the smallest side is resized to this; None: unchanged.
+        onehot_segmentation: one-hot of the labels + 1, so that 255, unlabelled, is 0; otherwise the
+            file as a picture.
+        use_stuffthing: take `data/cocostuffthings/train2017/*.png` (things and stuff), otherwise
+            `data/coco/annotations/stuff_train2017_pixelmaps`.
+        crop_size: side of the cropped square, `size` if None; anywhere in training, at the centre
+            in validation.
+        force_no_crop: do not crop.
+        given_files: names of the only images to use.
+        (random_flip, on_error: see `ImagePaths`)
+    """
+
+    split: ClassVar[str] = "train2017"
+
+    def __init__(
+        self,
+        size: int | None = None,
+        onehot_segmentation: bool = False,
+        use_stuffthing: bool = False,
+        crop_size: int | None = None,
+        force_no_crop: bool = False,
+        given_files: Sequence[str] | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        names, groups = self._captioned(given_files)
+        self._captions = Captions(groups)
+        images = StringTable(f"data/coco/{self.split}/{name}" for name in names)
+        segmentations = StringTable(self._segmentation_paths(names, use_stuffthing))
+        kind: MapKind = Labels(N_LABELS, shift=True) if onehot_segmentation else ImageMap(False)
+        super().__init__(
+            images,
+            {"segmentation": Maps(segmentations, kind)},
+            size,
+            random_crop=self.split.startswith("train"),
+            labels={"img_path": images, "seg_path": segmentations, "filename_": names},
+            random_flip=random_flip,
+            crop_size=0 if force_no_crop else crop_size,
+            interpolation="bicubic",
+            source=type(self).__name__,
+            on_error=on_error,
+        )
+
+    def _segmentation_paths(self, names: StringTable, use_stuffthing: bool) -> list[str]:
+        stuff = f"data/coco/annotations/stuff_{self.split}_pixelmaps"
+        folder = f"data/cocostuffthings/{self.split}" if use_stuffthing else stuff
+        return [os.path.join(folder, f"{Path(name).stem}.png") for name in names]
+
+    def _captioned(self, given_files: Sequence[str] | None) -> tuple[StringTable, list[list[str]]]:
+        """Names of the images that have captions (or are given), and their captions."""
+        file = f"data/coco/annotations/captions_{self.split}.json"
+        dataset = type(self).__name__
+        content = read_json(file, ("images", "annotations"), dataset)
+        names = {}
+        for number, image in enumerate(content["images"]):
+            identity, name = fields(image, ("id", "file_name"), file, f"entry {number} of images")
+            names[identity] = name
+        captions = _captions_by_image(content["annotations"], names, file)
+        if given_files is not None:
+            captions = _restricted(captions, names, given_files, file, dataset)
+        table = StringTable(names[identity] for identity in captions)
+        return table, list(captions.values())
+
+    def load(self, index: int) -> Item:
+        return super().load(index) | {"caption": self._captions.draw(index)}
+
+
+def _captions_by_image(
+    annotations: Sequence[Any], names: dict[Any, str], file: str
+) -> dict[Any, list[str]]:
+    found: dict[Any, list[str]] = defaultdict(list)
+    for number, annotation in enumerate(annotations):
+        place = f"entry {number} of annotations"
+        identity, caption = fields(annotation, ("image_id", "caption"), file, place)
+        if identity not in names:
+            raise UserError(f"{file}: {place} is for image {identity}, which is not among images")
+        found[identity].append(caption)
+    return {identity: found[identity] for identity in names if identity in found}
+
+
+def _restricted(
+    captions: dict[Any, list[str]],
+    names: dict[Any, str],
+    given: Sequence[str],
+    file: str,
+    dataset: str,
+) -> dict[Any, list[str]]:
+    identities = {names[identity]: identity for identity in captions}
+    if unknown := [name for name in given if name not in identities]:
+        raise UserError(f"{dataset}: given_files has {unknown[0]}, which has no captions in {file}")
+    return {identities[name]: captions[identities[name]] for name in given}
+
+
+class CocoImagesAndCaptionsValidation(CocoImagesAndCaptionsTrain):
+    """The same of `data/coco/val2017`, cropped at the centre."""
+
+    split = "val2017"

@@ -1,0 +1,26 @@
+"""Each object as (class, upper left corner, lower right corner)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taming.data.conditional_builder.drawing import Canvas
+from taming.data.conditional_builder.objects_center_points import (
+    ObjectsCenterPointsConditionalBuilder,
+)
+from taming.data.helper_types import BoundingBox
+
+
+class ObjectsBoundingBoxConditionalBuilder(ObjectsCenterPointsConditionalBuilder):
+    """As the builder for centres, with two position tokens: the corners of the box."""
+
+    object_descriptor_length = 3
+
+    def _position_tokens(self, box: BoundingBox) -> list[int]:
+        return self._corner_tokens(box)
+
+    def _position(self, tokens: list[int]) -> Any:
+        return self._box(tokens)
+
+    def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
+        canvas.box(position, label, canvas.colour(number))

@@ -1,0 +1,193 @@
+"""Each object as (class, centre)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taming.data.conditional_builder.boxes import (
+    WHOLE,
+    centre,
+    clip,
+    mirrored,
+    relative_to,
+    touches,
+)
+from taming.data.conditional_builder.drawing import Canvas
+from taming.data.helper_types import Annotation, BoundingBox, Point
+from taming.errors import UserError
+
+GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # multiples of the number of classes
+Objects = list[tuple[int, Any]]
+
+
+class ObjectsCenterPointsConditionalBuilder:
+    """Annotations to a fixed number of tokens, and back.
+
+    An object is a class token (its category, and multiples of the number of classes for its flags)
+    and a position token (its centre on a grid of isqrt(no_tokens) points a side, row by row). What
+    is left of `no_max_objects` is filled with `none`. With `encode_crop` the tokens of the crop's
+    upper left and lower right corner follow, and positions are those in the whole image; otherwise
+    positions are relative to the crop.
+
+    Args:
+        no_object_classes: number of categories.
+        no_max_objects: objects beyond this are left out.
+        no_tokens: size of the vocabulary.
+        encode_crop: see above.
+        use_group_parameter: class tokens say whether an object stands for a group.
+        use_additional_parameters: class tokens say whether it is occluded, a depiction, an inside.
+    """
+
+    object_descriptor_length = 2
+
+    def __init__(
+        self,
+        no_object_classes: int,
+        no_max_objects: int,
+        no_tokens: int,
+        encode_crop: bool,
+        use_group_parameter: bool,
+        use_additional_parameters: bool,
+    ) -> None:
+        self.no_object_classes, self.no_max_objects = no_object_classes, no_max_objects
+        self.no_tokens, self.no_sections = no_tokens, isqrt(no_tokens)
+        self.encode_crop = encode_crop
+        self.use_group_parameter = use_group_parameter
+        self.use_additional_parameters = use_additional_parameters
+        highest = no_object_classes * (1 + self._flag_mask()) - 1
+        if highest >= self.none:
+            raise UserError(
+                f"no_tokens {no_tokens} is too small: {no_object_classes} classes with their flags "
+                f"need {highest + 2}"
+            )
+
+    def _flag_mask(self) -> int:
+        additional = OCCLUDED | DEPICTION | INSIDE
+        return GROUP * self.use_group_parameter | additional * self.use_additional_parameters
+
+    @property
+    def none(self) -> int:
+        """The token that stands for no object."""
+        return self.no_tokens - 1
+
+    @property
+    def embedding_dim(self) -> int:
+        """Number of tokens that `build` gives."""
+        return self.no_max_objects * self.object_descriptor_length + 2 * self.encode_crop
+
+    # ------------------------------------------------------------------ to tokens
+
+    def build(
+        self,
+        annotations: Iterable[Annotation],
+        crop_coordinates: BoundingBox | None = None,
+        horizontal_flip: bool = False,
+    ) -> Tensor:
+        """Tokens int64 (embedding_dim,) of the objects, in an order drawn by Python's generator.
+
+        `crop_coordinates` is what is seen of the image; objects outside are left out.
+        """
+        shuffled = list(annotations)
+        random.shuffle(shuffled)
+        return self.build_in_order(shuffled, crop_coordinates, horizontal_flip)
+
+    def build_in_order(
+        self,
+        annotations: Sequence[Annotation],
+        crop_coordinates: BoundingBox | None = None,
+        horizontal_flip: bool = False,
+    ) -> Tensor:
+        """`build` for objects in the given order."""
+        crop = crop_coordinates or WHOLE
+        seen = [a for a in annotations if crop_coordinates is None or touches(a.bbox, crop)]
+        tokens: list[int] = []
+        for annotation in seen[: self.no_max_objects]:
+            box = relative_to(annotation.bbox, WHOLE if self.encode_crop else crop)
+            box = mirrored(box) if horizontal_flip else box
+            tokens += [self._class_token(annotation), *self._position_tokens(box)]
+        tokens += [self.none] * (self.no_max_objects * self.object_descriptor_length - len(tokens))
+        if self.encode_crop:
+            tokens += self._corner_tokens(mirrored(crop) if horizontal_flip else crop)
+        return torch.tensor(tokens, dtype=torch.int64)
+
+    def _class_token(self, annotation: Annotation) -> int:
+        flags = 0
+        if self.use_group_parameter:
+            flags |= GROUP * bool(annotation.is_group_of)
+        if self.use_additional_parameters:
+            flags |= OCCLUDED * bool(annotation.is_occluded)
+            flags |= DEPICTION * bool(annotation.is_depiction)
+            flags |= INSIDE * bool(annotation.is_inside)
+        return annotation.category_no + self.no_object_classes * flags
+
+    def _position_tokens(self, box: BoundingBox) -> list[int]:
+        return [self._point_token(centre(box))]
+
+    def _point_token(self, point: Point) -> int:
+        last = self.no_sections - 1
+        column, row = round(clip(point[0]) * last), round(clip(point[1]) * last)
+        return row * self.no_sections + column
+
+    def _corner_tokens(self, box: BoundingBox) -> list[int]:
+        lower_right = (box[0] + box[2], box[1] + box[3])
+        return [self._point_token(box[:2]), self._point_token(lower_right)]
+
+    # ------------------------------------------------------------------ and back
+
+    def inverse_build(self, conditional: Tensor) -> tuple[Objects, BoundingBox | None]:
+        """Tokens (embedding_dim,) to [(class token, position), ...] and the crop, if encoded."""
+        tokens = conditional.tolist()
+        crop = self._box(tokens[-2:]) if self.encode_crop else None
+        length = self.object_descriptor_length
+        objects = [
+            (tokens[start], self._position(tokens[start + 1 : start + length]))
+            for start in range(0, self.no_max_objects * length, length)
+            if tokens[start] != self.none
+        ]
+        return objects, crop
+
+    def _position(self, tokens: list[int]) -> Any:
+        return self._point(tokens[0])
+
+    def _point(self, token: int) -> Point:
+        last = self.no_sections - 1
+        return token % self.no_sections / last, min(token // self.no_sections, last) / last
+
+    def _box(self, tokens: list[int]) -> BoundingBox:
+        (x0, y0), (x1, y1) = map(self._point, tokens)
+        return x0, y0, x1 - x0, y1 - y0
+
+    # ------------------------------------------------------------------ to look at
+
+    def plot(
+        self,
+        conditional: Tensor,
+        label_for_category_no: Callable[[int], str],
+        figure_size: tuple[int, int],
+        line_width: int = 3,
+        font_size: int | None = None,
+    ) -> Tensor:
+        """A picture of the scene: (3, H, W) in [-1, 1] for a `figure_size` of (width, height)."""
+        objects, crop = self.inverse_build(conditional)
+        canvas = Canvas(figure_size, line_width, font_size)
+        for token, position in objects:
+            number = token % self.no_object_classes
+            label = label_for_category_no(number) + self._flag_names(token)
+            self._draw(canvas, position, label, number)
+        if crop is not None:
+            canvas.box(crop, "", "black")
+        return canvas.tensor()
+
+    def _flag_names(self, token: int) -> str:
+        flags = token // self.no_object_classes
+        names = {GROUP: "group", OCCLUDED: "occluded", DEPICTION: "depiction", INSIDE: "inside"}
+        return "".join(f" ({name})" for flag, name in names.items() if flags & flag)
+
+    def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
+        canvas.point(position, label, canvas.colour(number))

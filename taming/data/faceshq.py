@@ -1,0 +1,158 @@
+"""CelebA-HQ and FFHQ, alone and together (with coordinates for high-resolution faces)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from torch.utils.data import ConcatDataset, Dataset
+
+from taming.data.base import ImagePaths, Item, NumpyPaths, OnError, PathDataset
+from taming.data.lists import ListPair
+from taming.data.transforms import JointTransform
+from taming.errors import UserError
+
+
+def select(item: Item, keys: Sequence[str] | None, dataset: str) -> Item:
+    """The entries of `item` that `keys` names, all of them if None; raises `UserError`."""
+    if keys is None:
+        return item
+    if unknown := [key for key in keys if key not in item]:
+        raise UserError(f"{dataset} has no {unknown[0]!r}; keys can be {', '.join(item)}")
+    return {key: item[key] for key in keys}
+
+
+class _Faces(Dataset[Item]):
+    """One of the two collections.
+
+    Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given. `size`,
+    `random_crop`, `random_flip`, `on_error` are those of `ImagePaths`. Raises `UserError`: no
+    images, damaged ones, lists that name absent ones.
+    """
+
+    training: ClassVar[bool]
+    lists: ClassVar[ListPair]
+    reader: ClassVar[type[PathDataset]]
+
+    def __init__(
+        self,
+        size: int | None,
+        keys: Sequence[str] | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        name = type(self).__name__
+        self.keys = keys
+        self.data = self.reader(
+            self.lists.read(self.training, name).paths,
+            size,
+            random_crop,
+            random_flip=random_flip,
+            source=name,
+            on_error=on_error,
+        )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Item:
+        return select(self.data[index], self.keys, type(self).__name__)
+
+
+class CelebAHQTrain(_Faces):
+    """25,000 of the 30,000 CelebA-HQ images, `data/celebahq/imgHQ*.npy`."""
+
+    training = True
+    reader = NumpyPaths
+    lists = ListPair(
+        "data/celebahqtrain.txt", "data/celebahqvalidation.txt", "data/celebahq", ("npy",), 1 / 6
+    )
+
+
+class CelebAHQValidation(CelebAHQTrain):
+    """The other 5,000 of CelebA-HQ."""
+
+    training = False
+
+
+class FFHQTrain(_Faces):
+    """60,000 of the 70,000 FFHQ images, `data/ffhq/*.png`."""
+
+    training = True
+    reader = ImagePaths
+    lists = ListPair("data/ffhqtrain.txt", "data/ffhqvalidation.txt", "data/ffhq", ("png",), 1 / 7)
+
+
+class FFHQValidation(FFHQTrain):
+    """The other 10,000 of FFHQ."""
+
+    training = False
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """(H, W, 1) float32: the number of each pixel, row by row, as a share of all in [0, 1)."""
+    numbers = np.arange(height * width, dtype=np.float32) / (height * width)
+    return numbers.reshape(height, width, 1)
+
+
+class FacesHQTrain(Dataset[Item]):
+    """CelebA-HQ, then FFHQ.
+
+    Items: those of the two, and `class` (0 CelebA-HQ, 1 FFHQ); with `coord` also `coord`, float32
+    (H, W, 1), the `coordinates` of the image, cropped with it.
+
+    Args:
+        size: images are resized and centre-cropped to this.
+        keys: entries to keep of the two collections' items; None keeps all.
+        crop_size: side of a square that is then cropped out of image and coordinates, anywhere in
+            training and at the centre in validation; None for no crop.
+        coord: add the coordinates, from which `CoordStage` makes a condition.
+        random_flip: mirror half of the images, but not the coordinates: they say where a crop lies.
+        on_error: see `ImagePaths`.
+    """
+
+    training: ClassVar[bool] = True
+    parts: ClassVar[tuple[type[_Faces], type[_Faces]]] = (CelebAHQTrain, FFHQTrain)
+
+    def __init__(
+        self,
+        size: int | None,
+        keys: Sequence[str] | None = None,
+        crop_size: int | None = None,
+        coord: bool = False,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        if crop_size and size and crop_size > size:
+            raise UserError(
+                f"{type(self).__name__}: crop_size {crop_size} is larger than size {size}; give a "
+                "crop_size of at most size"
+            )
+        options = {"random_flip": random_flip, "on_error": on_error}
+        parts = [part(size, keys, **options) for part in self.parts]  # type: ignore[arg-type]
+        self.data: ConcatDataset[Item] = ConcatDataset(parts)
+        self._first = len(parts[0])
+        self.coord = coord
+        self.crop = JointTransform(
+            None, crop_size or 0, random_crop=self.training, maps={"coord": False}
+        )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Item:
+        item = dict(self.data[index])
+        item["class"] = int(index % len(self) >= self._first)
+        if "image" not in item:
+            return item
+        maps = {"coord": coordinates(*item["image"].shape[:2])} if self.coord else {}
+        return item | self.crop(item["image"], **maps)
+
+
+class FacesHQValidation(FacesHQTrain):
+    """The validation images of both, cropped at the centre."""
+
+    training = False
+    parts = (CelebAHQValidation, FFHQValidation)

@@ -1,0 +1,57 @@
+"""What scene data is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+BoundingBox = tuple[float, float, float, float]
+"""x0, y0, width and height as shares of the image."""
+Point = tuple[float, float]
+"""x and y as shares of the image."""
+CropMethodType = Literal["none", "center", "random-1d", "random-2d"]
+SplitType = Literal["train", "validation", "test"]
+
+
+class Annotation(NamedTuple):
+    """An object in an image; `area` and `bbox` are shares of the image's.
+
+    The flags are None where the data do not have them.
+    """
+
+    area: float
+    image_id: str
+    bbox: BoundingBox
+    category_no: int
+    category_id: str
+    id: int | None = None
+    source: str | None = None
+    confidence: float | None = None
+    is_group_of: bool | None = None
+    is_truncated: bool | None = None
+    is_occluded: bool | None = None
+    is_depiction: bool | None = None
+    is_inside: bool | None = None
+    segmentation: Any = None
+
+
+class Category(NamedTuple):
+    """A class of objects."""
+
+    id: str
+    super_category: str | None
+    name: str
+
+
+class AnnotationList(list[Annotation]):
+    """The objects of one image; torch's collation makes a plain list of such lists of a batch, for
+    images have different numbers of objects."""
+
+
+def _collate(batch: list[AnnotationList], **_: Callable[..., Any]) -> list[AnnotationList]:
+    return list(batch)
+
+
+default_collate_fn_map[AnnotationList] = _collate

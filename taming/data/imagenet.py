@@ -1,0 +1,286 @@
+"""ImageNet, alone, with depth, and as pairs for super-resolution and edges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+
+from taming.config import did_you_mean
+from taming.data.base import ImagePaths, Item, OnError
+from taming.data.compact import Categories, StringTable
+from taming.data.degrade import (
+    canny_edges,
+    check_enlargement,
+    check_factor,
+    reduce_and_enlarge,
+)
+from taming.data.imagenet_classes import NAMES, SYNSETS
+from taming.data.imagenet_files import TRAIN, VALIDATION, Split, prepare
+from taming.data.images import to_float
+from taming.data.lists import Listed, read_names
+from taming.data.maps import Depth
+from taming.data.pairs import Maps, PairedPaths
+from taming.errors import UserError
+
+NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
+RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
+DEPTH_ROOT = "data/imagenet_depth"
+
+
+def class_indices(ranges: str) -> list[int]:
+    """Class numbers of `"30-32, 40"`: ranges end before their second number; raises `UserError`."""
+    indices: list[int] = []
+    for part in ranges.split(","):
+        first, dash, end = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not end.isdecimal()):
+            raise UserError(f"sub_indices: {part.strip()!r} is no class number or range like 30-32")
+        found = range(int(first), int(end) if dash else int(first) + 1)
+        if not found or found[-1] >= len(SYNSETS):
+            raise UserError(f"sub_indices: {part.strip()!r} holds no class from 0 to 999")
+        indices += found
+    return indices
+
+
+class ImageNetFiles:
+    """The files of a split, or of the classes `sub_indices` of it, and the columns that say what
+    they show: `relpath, synsets, class_label, human_label`.
+
+    `class_label` is the place of the image's synset among the synsets that occur, sorted.
+    """
+
+    def __init__(self, split: Split, sub_indices: str | None, dataset: str) -> None:
+        wanted = {SYNSETS[index] for index in class_indices(sub_indices)} if sub_indices else None
+        self.names = StringTable(_used(prepare(split, dataset), wanted))
+        if not len(self.names):
+            raise UserError(f"{dataset}: {split.root} has no images of the classes {sub_indices}")
+        data = split.root / "data"
+        self.paths = StringTable(os.path.join(data, name) for name in self.names)
+        synsets, codes = np.unique([_synset(name) for name in self.names], return_inverse=True)
+        known = synsets.tolist()
+        self.labels = {
+            "relpath": self.names,
+            "synsets": Categories(codes, known),
+            "class_label": Categories(codes, known).codes,
+            "human_label": Categories(codes, [NAMES.get(synset, synset) for synset in known]),
+        }
+
+
+def _synset(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _used(names: StringTable, synsets: set[str] | None) -> Iterator[str]:
+    for name in names:
+        if PurePosixPath(name).name != NOT_USED and (synsets is None or _synset(name) in synsets):
+            yield name
+
+
+class ImageNetTrain(ImagePaths):
+    """ImageNet's training images.
+
+    Items: `image` float32 (size, size, 3) in [-1, 1], `relpath, synsets, class_label, human_label,
+    file_path_`.
+
+    Args:
+        config: `size`; `sub_indices`, the classes to use ("30-32, 33-37", without the ends);
+            `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False);
+            `random_flip`, `crop_size`, `on_error` as in `ImagePaths`.
+
+    Raises `UserError`: unknown keys, no files, damaged files.
+    """
+
+    split: ClassVar[Split] = TRAIN
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        options = _known_options(config)
+        name = type(self).__name__
+        files = ImageNetFiles(self.split, options.get("sub_indices"), name)
+        own = "ImageNetTrain" if self.split is TRAIN else "ImageNetValidation"
+        super().__init__(
+            files.paths,
+            options.get("size"),
+            options.get(f"{own}/random_crop", self.split is TRAIN),
+            files.labels,
+            random_flip=options.get("random_flip", False),
+            crop_size=options.get("crop_size"),
+            source=name,
+            on_error=options.get("on_error", "raise"),
+        )
+
+
+CROPS = ("ImageNetTrain/random_crop", "ImageNetValidation/random_crop")
+OPTIONS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
+
+
+def _known_options(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    options = {str(key): value for key, value in (config or {}).items()}
+    for key in options:
+        if key not in OPTIONS:
+            hint = did_you_mean(key, OPTIONS)
+            raise UserError(f"the config of an ImageNet dataset has no {key!r}{hint}")
+    return options
+
+
+class ImageNetValidation(ImageNetTrain):
+    """ImageNet's validation images."""
+
+    split = VALIDATION
+
+
+class ImageNetTrainWithDepth(PairedPaths):
+    """ImageNet with `depth` (H, W), scaled to [-1, 1] before cropping, beside `ImageNetTrain`'s
+    entries.
+
+    Args:
+        config: as for `ImageNetTrain`; the arguments here come before it.
+        root: folder with `{train,val}/<synset>/<name>.png`, as scripts/extract_depth.py writes.
+        (size, random_crop, crop_size, random_flip, on_error: see `ImagePaths`; crops are random in
+        training by default)
+    """
+
+    split: ClassVar[Split] = TRAIN
+    sub_indices: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        random_crop: bool | None = None,
+        crop_size: int | None = None,
+        root: str | Path = DEPTH_ROOT,
+        sub_indices: str | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        options = _known_options(config)
+        name = type(self).__name__
+        chosen = self.sub_indices or sub_indices or options.get("sub_indices")
+        files = ImageNetFiles(self.split, chosen, name)
+        folder = Path(root, self.split.maps_folder)
+        super().__init__(
+            files.paths,
+            {"depth": Maps(StringTable(_pngs(files.names, folder)), Depth())},
+            options.get("size") if size is None else size,
+            self.split is TRAIN if random_crop is None else random_crop,
+            files.labels,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            source=name,
+            on_error=on_error,
+        )
+
+
+def _pngs(names: StringTable, folder: Path) -> Iterator[str]:
+    return (os.path.join(folder, PurePosixPath(name).with_suffix(".png")) for name in names)
+
+
+class ImageNetValidationWithDepth(ImageNetTrainWithDepth):
+    """The validation images with depth."""
+
+    split = VALIDATION
+
+
+class RINTrainWithDepth(ImageNetTrainWithDepth):
+    """Restricted ImageNet (mostly animals) with depth."""
+
+    sub_indices = RESTRICTED
+
+
+class RINValidationWithDepth(RINTrainWithDepth):
+    """Restricted ImageNet's validation images with depth."""
+
+    split = VALIDATION
+
+
+class DRINExamples(PairedPaths):
+    """A few images in `data/drin_{examples.txt,images/,depth/}`: `image`, `depth`, at 256."""
+
+    def __init__(self) -> None:
+        listed: Listed = read_names("data/drin_examples.txt", "data/drin_images", "DRINExamples")
+        depth = StringTable(_pngs(listed.names, Path("data/drin_depth")))
+        super().__init__(
+            listed.paths, {"depth": Maps(depth, Depth())}, size=256, source="DRINExamples"
+        )
+
+
+class ImageNetScaleTrain(ImagePaths):
+    """Pairs for super-resolution: `image`, and `lr`, which shows as little as a small image does.
+
+    Args:
+        size: the smallest side is resized to this.
+        crop_size: side of the square that is cropped, `size` if None.
+        random_crop: anywhere; by default in training.
+        up_factor: `lr` is the image reduced by this (bicubic) and enlarged again; None: no `lr`.
+        hr_factor: if given, `image` has as little detail as if reduced by this.
+        keep_mode: how what was reduced is enlarged: nearest, bilinear, bicubic or lanczos.
+        sub_indices: classes, see `class_indices`.
+        (random_flip, on_error: see `ImagePaths`)
+    """
+
+    split: ClassVar[Split] = TRAIN
+
+    def __init__(
+        self,
+        size: int | None = None,
+        crop_size: int | None = None,
+        random_crop: bool | None = None,
+        up_factor: int | None = None,
+        hr_factor: int | None = None,
+        keep_mode: str = "bicubic",
+        sub_indices: str | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        name = type(self).__name__
+        self.up_factor, self.hr_factor, self.keep_mode = up_factor, hr_factor, keep_mode
+        check_factor("up_factor", up_factor)
+        check_factor("hr_factor", hr_factor)
+        check_enlargement(keep_mode)
+        files = ImageNetFiles(self.split, sub_indices, name)
+        super().__init__(
+            files.paths,
+            size,
+            self.split is TRAIN if random_crop is None else random_crop,
+            files.labels,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            source=name,
+            on_error=on_error,
+        )
+
+    def load(self, index: int) -> Item:
+        image = self.transform(self.pixels(index))["image"]
+        target = reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
+        pair = {"image": to_float(target)}
+        return pair if self.up_factor is None else pair | {"lr": self.degraded(image)}
+
+    def degraded(self, image: np.ndarray) -> np.ndarray:
+        """What the model gets for (H, W, 3) uint8: float32 (H, W, 3) in [-1, 1]."""
+        return to_float(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
+
+
+class ImageNetScaleValidation(ImageNetScaleTrain):
+    """The validation images as such pairs."""
+
+    split = VALIDATION
+
+
+class ImageNetEdgesTrain(ImageNetScaleTrain):
+    """As `ImageNetScaleTrain`, but `lr` holds Canny edges (sigma 2), 1 on -1, in 3 channels; they
+    are found in the image reduced by `up_factor`."""
+
+    def __init__(self, up_factor: int = 1, **options: Any) -> None:
+        super().__init__(up_factor=up_factor, **options)
+
+    def degraded(self, image: np.ndarray) -> np.ndarray:
+        return canny_edges(image, self.up_factor or 1)
+
+
+class ImageNetEdgesValidation(ImageNetEdgesTrain):
+    """The validation images with edges."""
+
+    split = VALIDATION

@@ -1,0 +1,187 @@
+"""Your own pairs: a folder of images, and one of conditions whose files have the same names."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+from taming.config import did_you_mean
+from taming.data.base import Item, OnError
+from taming.data.compact import StringTable
+from taming.data.degrade import canny_edges
+from taming.data.files import find_images, split_off
+from taming.data.folder import VALIDATION_FOLDERS
+from taming.data.maps import Depth, ImageMap, Labels, MapKind, read_palette
+from taming.data.pairs import Maps, PairedPaths
+from taming.errors import UserError
+
+log = logging.getLogger(__name__)
+Kind = Literal["segmentation", "depth", "edges", "image"]
+
+
+def _stems(folder: Path, suffix: str = "") -> dict[str, str]:
+    """Paths below `folder` by relative name without ending and `suffix`; raises `UserError`."""
+    if not folder.is_dir():
+        raise UserError(f"the folder {folder} of a paired data set does not exist")
+    found: dict[str, str] = {}
+    for path in find_images(folder):
+        stem = Path(path).relative_to(folder).with_suffix("").as_posix()
+        if not stem.endswith(suffix):
+            continue
+        name = stem.removesuffix(suffix) if suffix else stem
+        if name in found:
+            raise UserError(f"{found[name]} and {path} have the same name; remove one of them")
+        found[name] = path
+    return found
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Where the pairs of a split are, by name."""
+
+    images: dict[str, str]
+    conditions: dict[str, str]
+    together: bool  # both splits' are: some have to be set aside
+
+    def check(self, images: Path, conditions: Path) -> None:
+        """Raise `UserError` where an image has no condition; log conditions without an image."""
+        if not self.images:
+            raise UserError(f"{images} has no images; put those of the pairs there")
+        if lacking := [name for name in self.images if name not in self.conditions]:
+            raise UserError(
+                f"{self.images[lacking[0]]} has no file of the same name in {conditions} "
+                f"({len(lacking)} of the {len(self.images)} images lack one); add it, or take the "
+                "image out"
+            )
+        if spare := len(self.conditions) - len(self.images):
+            log.warning("%d files in %s have no image in %s", spare, conditions, images)
+
+
+class Paired(PairedPaths):
+    """Images and their conditions, matched by name (whatever the endings), at any depth.
+
+    Where `images` has the folders `train` and `val` (or `validation`, `test`), so must
+    `conditions`; otherwise `validation_fraction` of the pairs, fixed by `split_seed`, is set aside.
+
+    Items: `image` float32 (H, W, 3) in [-1, 1], the condition, `file_path_` and
+    `condition_path_`. The condition's entry is called by its kind, "image" being "condition":
+    `segmentation`, one-hot (H, W, n_labels); `depth` (H, W) and `edges`, `condition` (H, W, 3) in
+    [-1, 1].
+
+    Args:
+        images: folder of the images.
+        conditions: folder of the conditions; None for edges that are to be found in the images.
+        kind: "segmentation", "depth", "edges" or "image".
+        n_labels: for segmentation: labels go from 0 to n_labels - 1.
+        palette: for segmentation in colours: a text file with a line "red green blue" per label.
+        shift_segmentation: add 1 to the labels, so that 255, unlabelled, becomes 0.
+        suffix: end of the conditions' names that images have not ("_mask").
+        (size, random_crop, random_flip, crop_size, on_error: see `ImagePaths`)
+
+    Raises `UserError`: images without a condition, and what `PairedPaths` does.
+    """
+
+    training: ClassVar[bool]
+
+    def __init__(
+        self,
+        images: str | Path,
+        conditions: str | Path | None,
+        kind: Kind,
+        size: int | None = None,
+        n_labels: int | None = None,
+        palette: str | Path | None = None,
+        shift_segmentation: bool = False,
+        suffix: str = "",
+        random_crop: bool = False,
+        random_flip: bool = False,
+        crop_size: int | None = None,
+        validation_fraction: float = 0.05,
+        split_seed: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.kind = kind
+        self._found_edges = conditions is None
+        source = f"{type(self).__name__} of {images}"
+        reader = self._reader(n_labels, palette, shift_segmentation)
+        pairs = self._pairs(Path(images), Path(conditions) if conditions else None, suffix)
+        aside = split_off(pairs.images, validation_fraction, split_seed) if pairs.together else None
+        names = [n for n in pairs.images if aside is None or (n in aside) != self.training]
+        paths = StringTable(pairs.images[name] for name in names)
+        conditioned = StringTable(pairs.conditions[name] for name in names)
+        super().__init__(
+            paths,
+            {} if self._found_edges else {self.key: Maps(conditioned, reader)},
+            size,
+            random_crop,
+            {"condition_path_": conditioned},
+            random_flip=random_flip,
+            crop_size=crop_size,
+            source=source,
+            on_error=on_error,
+        )
+
+    @property
+    def key(self) -> str:
+        """The condition's entry in the items."""
+        return "condition" if self.kind == "image" else self.kind
+
+    def _reader(self, n_labels: int | None, palette: str | Path | None, shift: bool) -> MapKind:
+        if self.kind not in get_args(Kind):
+            hint = did_you_mean(str(self.kind), get_args(Kind))
+            raise UserError(f"there is no kind {self.kind!r} of condition{hint}")
+        if self._found_edges and self.kind != "edges":
+            raise UserError(f"{self.kind} cannot be found in images; give the folder conditions")
+        if self.kind == "segmentation":
+            return self._labels(n_labels, palette, shift)
+        return Depth() if self.kind == "depth" else ImageMap()
+
+    def _labels(self, n_labels: int | None, palette: str | Path | None, shift: bool) -> Labels:
+        if n_labels is None:
+            raise UserError("segmentations need n_labels, the number of labels")
+        colours = read_palette(palette) if palette else None
+        if colours and len(colours.colours) != n_labels:
+            raise UserError(
+                f"the palette {palette} has {len(colours.colours)} colours, but n_labels is "
+                f"{n_labels}; they must agree with each other and with the model's n_labels"
+            )
+        return Labels(n_labels, shift, colours)
+
+    def _pairs(self, images: Path, conditions: Path | None, suffix: str) -> _Pairs:
+        images = images.expanduser()
+        conditions = conditions.expanduser() if conditions else images
+        folder = self._own_folder(images)
+        images, conditions = images / folder, conditions / folder
+        found = _stems(images)
+        other = found if self._found_edges else _stems(conditions, suffix)
+        pairs = _Pairs(found, other, together=not folder)
+        pairs.check(images, conditions)
+        return pairs
+
+    def _own_folder(self, images: Path) -> str:
+        """The subfolder of this split, if there is one for each."""
+        validation = next((name for name in VALIDATION_FOLDERS if (images / name).is_dir()), "")
+        if not validation or not (images / "train").is_dir():
+            return ""
+        return "train" if self.training else validation
+
+    def load(self, index: int) -> Item:
+        item = super().load(index)
+        if self._found_edges:
+            pixels = ((item["image"] + 1) * 127.5).round().astype("uint8")
+            item["edges"] = canny_edges(pixels)
+        return item
+
+
+class PairedTrain(Paired):
+    """The training pairs."""
+
+    training = True
+
+
+class PairedValidation(Paired):
+    """The validation pairs."""
+
+    training = False

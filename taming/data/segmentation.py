@@ -1,0 +1,110 @@
+"""Images with a label per pixel, listed relative to two folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from taming.data.base import OnError
+from taming.data.compact import StringTable
+from taming.data.lists import Listed, read_names
+from taming.data.maps import Labels
+from taming.data.pairs import Maps, PairedPaths
+
+
+class Segmented(PairedPaths):
+    """Listed images, and the PNG of the same name below `segmentation_root`.
+
+    Items: `image` float32 (H, W, 3) in [-1, 1], `segmentation` float32 one-hot (H, W, n_labels),
+    `relative_file_path_`, `file_path_`, `segmentation_path_`, and the `extra` columns.
+    """
+
+    def __init__(
+        self,
+        listed: Listed,
+        segmentation_root: str | Path,
+        kind: Labels,
+        extra: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        segmentations = StringTable(_pngs(listed.names, segmentation_root))
+        labels = {"relative_file_path_": listed.names, "segmentation_path_": segmentations}
+        maps = {"segmentation": Maps(segmentations, kind)}
+        self.n_labels = kind.n_labels
+        super().__init__(listed.paths, maps, labels=labels | dict(extra or {}), **options)
+
+
+def _pngs(names: StringTable, root: str | Path) -> Iterator[str]:
+    for name in names:
+        yield os.path.join(root, PurePosixPath(name).with_suffix(".png"))
+
+
+class SegmentationBase(Segmented):
+    """Images of a list file with 8-bit label PNGs; the items are those of `Segmented`.
+
+    Args:
+        data_csv: the list file, one image path per line relative to `data_root`.
+        segmentation_root: where the PNGs are, named as the images.
+        size: the smallest side is resized to this (images with `interpolation`, labels to the
+            nearest), then a square of `crop_size`, or of `size`, is cropped; None: unchanged.
+        n_labels: labels go from 0 to n_labels - 1.
+        shift_segmentation: add 1 to the labels, so that 255, unlabelled, becomes 0.
+        (random_crop, random_flip, on_error: see `ImagePaths`)
+    """
+
+    def __init__(
+        self,
+        data_csv: str | Path,
+        data_root: str | Path,
+        segmentation_root: str | Path,
+        size: int | None = None,
+        random_crop: bool = False,
+        interpolation: str = "bicubic",
+        n_labels: int = 182,
+        shift_segmentation: bool = False,
+        crop_size: int | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        name = type(self).__name__
+        super().__init__(
+            read_names(data_csv, data_root, name),
+            segmentation_root,
+            Labels(n_labels, shift_segmentation),
+            size=size,
+            random_crop=random_crop,
+            interpolation=interpolation,
+            crop_size=crop_size,
+            random_flip=random_flip,
+            source=f"{name}'s list {data_csv}",
+            on_error=on_error,
+        )
+
+
+class SegmentationExamples(SegmentationBase):
+    """A few images in `data/<name>_{examples.txt,images/,segmentations/}`."""
+
+    name: ClassVar[str]
+    labels_and_shift: ClassVar[tuple[int, bool]]
+
+    def __init__(
+        self,
+        size: int | None = 256,
+        random_crop: bool = False,
+        interpolation: str = "bicubic",
+        crop_size: int | None = None,
+    ) -> None:
+        n_labels, shift = self.labels_and_shift
+        super().__init__(
+            f"data/{self.name}_examples.txt",
+            f"data/{self.name}_images",
+            f"data/{self.name}_segmentations",
+            size,
+            random_crop,
+            interpolation,
+            n_labels,
+            shift,
+            crop_size,
+        )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
+from taming.data.conditional_builder.objects_center_points import (
+    ObjectsCenterPointsConditionalBuilder,
+)
+from taming.data.helper_types import Annotation
+from taming.errors import UserError
+from tests.support import GOLDEN
+
+CASES = json.loads((GOLDEN / "conditional_builder.json").read_text())
+BUILDERS = {
+    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
+    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
+}
+OPTIONS = {
+    "no_object_classes": 10,
+    "no_max_objects": 4,
+    "no_tokens": 1024,
+    "encode_crop": True,
+    "use_group_parameter": True,
+    "use_additional_parameters": True,
+}
+
+
+def annotation(box: Any, category_no: int, **flags: bool) -> Annotation:
+    return Annotation(0.1, "x", tuple(box), category_no, str(category_no), **flags)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["conditional"])
+def test_tokens_and_inverse_are_the_original_s(case: dict[str, Any]) -> None:
+    builder = BUILDERS[case["conditional"]](**case["builder"])
+    objects = [annotation(a.pop("bbox"), **a) for a in map(dict, case["annotations"])]
+    crop = tuple(case["crop"]) if case["crop"] else None
+    tokens = builder.build_in_order(objects, crop, case["flip"])
+    assert tokens.tolist() == case["tokens"] and tokens.dtype == torch.int64
+    assert builder.embedding_dim == len(tokens) == case["embedding_dim"]
+    objects_and_crop = json.loads(json.dumps(builder.inverse_build(tokens)))
+    assert objects_and_crop == case["inverse"]
+
+
+def test_objects_are_shuffled() -> None:
+    builder = ObjectsBoundingBoxConditionalBuilder(**OPTIONS)
+    objects = [annotation((0.1 * i, 0.1, 0.1, 0.1), i) for i in range(4)]
+    random.seed(0)
+    seen = {tuple(builder.build(objects)[:12:3].tolist()) for _ in range(50)}
+    assert len(seen) > 10 and all(sorted(order) == [0, 1, 2, 3] for order in seen)
+    assert [a.category_no for a in objects] == [0, 1, 2, 3]
+
+
+def test_flags_that_are_not_enabled_or_not_known_do_not_count() -> None:
+    plain = OPTIONS | {"use_group_parameter": False, "use_additional_parameters": False}
+    flagged = annotation((0, 0, 1, 1), 3, is_group_of=True, is_inside=True)
+    for options, expected in ((OPTIONS, 3 + 10 * 9), (plain, 3)):
+        builder = ObjectsCenterPointsConditionalBuilder(**options)
+        assert builder.build([flagged])[0] == expected
+        assert builder.build([annotation((0, 0, 1, 1), 3)])[0] == 3
+
+
+def test_vocabulary_too_small_for_the_classes() -> None:
+    with pytest.raises(UserError, match="no_tokens 160 is too small: 10 classes .* need 161"):
+        ObjectsBoundingBoxConditionalBuilder(**OPTIONS | {"no_tokens": 160})
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_plot(name: str) -> None:
+    builder = BUILDERS[name](**OPTIONS)
+    objects = [annotation((0.5, 0.5, 0.4, 0.3), 3, is_group_of=True)]
+    named = []
+
+    def label(number: int) -> str:
+        named.append(number)
+        return "cat"
+
+    picture = builder.plot(builder.build(objects), label, (96, 64), line_width=2)
+    assert picture.shape == (3, 64, 96) and named == [3]
+    assert picture.min() >= -1 and picture.max() == 1
+    drawn = (picture < 1).any(dim=0)
+    assert drawn[0, 0] and drawn[40:60, 60:90].any()  # the crop's outline, the object

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming.data.coco import CocoImagesAndCaptionsTrain, CocoImagesAndCaptionsValidation
+from taming.errors import UserError
+from tests.data.files import truncate, write_image
+
+JSON = "data/coco/annotations/captions_train2017.json"
+
+
+@pytest.fixture
+def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two captioned images and one without captions, of which no file exists."""
+    monkeypatch.chdir(tmp_path)
+    annotations = []
+    for identity in (7, 3):
+        write_image(Path(f"data/coco/train2017/{identity:012}.jpg"), 24, 48, identity)
+        for folder in ("cocostuffthings/train2017", "coco/annotations/stuff_train2017_pixelmaps"):
+            path = Path(f"data/{folder}/{identity:012}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            labels = np.full((24, 48), identity, dtype=np.uint8)
+            labels[:12] = 255
+            Image.fromarray(labels).save(path)
+        annotations += [{"image_id": identity, "caption": f"{identity} {i}"} for i in range(5)]
+    images = [{"id": i, "file_name": f"{i:012}.jpg"} for i in (7, 3, 5)]
+    write({"images": images, "annotations": annotations})
+    return {"images": images, "annotations": annotations}
+
+
+def write(content: dict[str, Any]) -> None:
+    Path(JSON).parent.mkdir(parents=True, exist_ok=True)
+    Path(JSON).write_text(json.dumps(content))
+
+
+def test_one_hot_of_stuff_and_things(content: dict[str, Any]) -> None:
+    data = CocoImagesAndCaptionsTrain(16, onehot_segmentation=True, use_stuffthing=True)
+    item = data[1]
+    assert len(data) == 2 and item["filename_"] == "000000000003.jpg"
+    assert item["img_path"] == item["file_path_"] == "data/coco/train2017/000000000003.jpg"
+    assert item["seg_path"] == "data/cocostuffthings/train2017/000000000003.png"
+    assert item["image"].shape == (16, 16, 3) and item["segmentation"].shape == (16, 16, 183)
+    np.testing.assert_array_equal(np.unique(item["segmentation"].argmax(-1)), [0, 4])
+
+
+def test_a_random_caption_of_the_image_s_own(content: dict[str, Any]) -> None:
+    random.seed(0)
+    data = CocoImagesAndCaptionsTrain(16)
+    assert {data[0]["caption"] for _ in range(60)} == {f"7 {i}" for i in range(5)}
+
+
+def test_picture_of_pixelmaps(content: dict[str, Any]) -> None:
+    item = CocoImagesAndCaptionsTrain(16)[0]
+    assert item["seg_path"].startswith("data/coco/annotations/stuff_train2017_pixelmaps/")
+    assert item["segmentation"].shape == (16, 16, 3)
+    values = np.unique(item["segmentation"])
+    np.testing.assert_allclose(values, [7 / 127.5 - 1, 1], atol=1e-6)  # nothing in between
+
+
+def test_crops(content: dict[str, Any]) -> None:
+    data = CocoImagesAndCaptionsTrain(16, force_no_crop=True)
+    assert data[0]["image"].shape == (16, 32, 3)
+    data = CocoImagesAndCaptionsTrain(16, crop_size=8)
+    assert len({data[0]["image"].tobytes() for _ in range(9)}) > 1
+
+
+def test_given_files(content: dict[str, Any]) -> None:
+    data = CocoImagesAndCaptionsTrain(16, given_files=["000000000003.jpg"])
+    assert [item["filename_"] for item in data] == ["000000000003.jpg"]
+    assert data[0]["caption"].startswith("3 ")
+    with pytest.raises(UserError, match="given_files has x.jpg, which has no captions"):
+        CocoImagesAndCaptionsTrain(16, given_files=["x.jpg"])
+
+
+def test_mistakes_in_the_annotations(content: dict[str, Any]) -> None:
+    write(content | {"annotations": [{"image_id": 99, "caption": "?"}]})
+    with pytest.raises(UserError, match="entry 0 of annotations is for image 99, which is not"):
+        CocoImagesAndCaptionsTrain(16)
+    write(content | {"annotations": [{"image_id": 7}]})
+    with pytest.raises(UserError, match="entry 0 of annotations has no 'caption'"):
+        CocoImagesAndCaptionsTrain(16)
+    write({"images": []})
+    with pytest.raises(UserError, match="captions_train2017.json has no 'annotations'"):
+        CocoImagesAndCaptionsTrain(16)
+    truncate(JSON)
+    with pytest.raises(UserError, match=r"captions_train2017.json is no valid JSON .* cut short"):
+        CocoImagesAndCaptionsTrain(16)
+    with pytest.raises(UserError, match=r"captions_val2017.json cannot be read \(No such file"):
+        CocoImagesAndCaptionsValidation(16)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch.utils.data import default_collate
+
+from taming.data.faceshq import (
+    CelebAHQTrain,
+    CelebAHQValidation,
+    FacesHQTrain,
+    FacesHQValidation,
+    FFHQTrain,
+    FFHQValidation,
+    coordinates,
+)
+from taming.errors import UserError
+from tests.data.files import pixels, write_images
+
+
+@pytest.fixture
+def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """12 CelebA-HQ and 14 FFHQ images of 32 x 32."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/celebahq").mkdir(parents=True)
+    for i in range(12):
+        image = pixels(32, 32, seed=i).transpose(2, 0, 1)[None]
+        np.save(tmp_path / f"data/celebahq/imgHQ{i:05d}.npy", image)
+    write_images(tmp_path / "data/ffhq", 14, 32, 32)
+    return tmp_path / "data"
+
+
+def test_lists_are_made_once_in_the_published_proportions(
+    faces: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        sizes = [len(c(8)) for c in (CelebAHQTrain, CelebAHQValidation, FFHQTrain, FFHQValidation)]
+    assert sizes == [10, 2, 12, 2] and caplog.text.count("published list") == 4
+    lists = {file.name: set(file.read_text().split()) for file in faces.glob("*.txt")}
+    assert lists["ffhqtrain.txt"] | lists["ffhqvalidation.txt"] == {
+        f"{i:03}.png" for i in range(14)
+    }
+    assert all(name.startswith("imgHQ") for name in lists["celebahqtrain.txt"])
+    assert not list(faces.glob(".*"))
+
+
+def test_lists_that_are_there_are_used(faces: Path) -> None:
+    (faces / "ffhqtrain.txt").write_text("003.png\n001.png\n")
+    assert [item["file_path_"] for item in FFHQTrain(8)] == [
+        "data/ffhq/003.png",
+        "data/ffhq/001.png",
+    ]
+    assert len(FFHQValidation(8)) == 12  # made of what the other does not name
+    assert (faces / "ffhqtrain.txt").read_text() == "003.png\n001.png\n"
+
+
+def test_items(faces: Path) -> None:
+    item = CelebAHQTrain(16)[0]
+    assert set(item) == {"image", "file_path_"}
+    assert item["image"].shape == (16, 16, 3) and item["image"].dtype == np.float32
+    assert set(FFHQTrain(16, keys=["image"])[0]) == {"image"}
+
+
+def test_both_come_with_their_class(faces: Path) -> None:
+    data = FacesHQTrain(16)
+    assert [data[i]["class"] for i in range(len(data))] == [0] * 10 + [1] * 12
+    assert data[-1]["class"] == 1 and "coord" not in data[0]
+    batch = default_collate([data[0], data[11]])
+    assert batch["image"].shape == (2, 16, 16, 3) and batch["class"].tolist() == [0, 1]
+
+
+def test_coordinates_are_shares_of_the_image() -> None:
+    coord = coordinates(2, 3)
+    np.testing.assert_allclose(coord[..., 0], [[0, 1 / 6, 2 / 6], [3 / 6, 4 / 6, 5 / 6]], rtol=1e-6)
+
+
+def test_coordinates_are_cropped_with_the_image(faces: Path) -> None:
+    whole = FacesHQTrain(32)
+    data = FacesHQTrain(32, crop_size=16, coord=True)
+    places = set()
+    for _ in range(10):
+        item = data[2]
+        assert item["coord"].shape == (16, 16, 1) and item["coord"].dtype == np.float32
+        number = round(float(item["coord"][0, 0, 0]) * 32 * 32)
+        row, column = divmod(number, 32)
+        expected = whole[2]["image"][row : row + 16, column : column + 16]
+        np.testing.assert_array_equal(item["image"], expected)
+        places.add(number)
+    assert len(places) > 1
+
+
+def test_validation_crops_at_the_centre(faces: Path) -> None:
+    item = FacesHQValidation(32, crop_size=16, coord=True)[0]
+    np.testing.assert_array_equal(item["coord"], coordinates(32, 32)[8:24, 8:24])
+
+
+def test_wrong_options(faces: Path) -> None:
+    with pytest.raises(UserError, match="crop_size 64 is larger than size 32"):
+        FacesHQTrain(32, crop_size=64)
+    with pytest.raises(UserError, match="has no 'label'; keys can be image, file_path_"):
+        FFHQTrain(16, keys=["label"])[0]
+
+
+def test_missing_folder_list_entry_and_images(faces: Path, tmp_path: Path) -> None:
+    (faces / "ffhqtrain.txt").write_text("003.png\n\n999.png\n")
+    with pytest.raises(UserError, match=r"line 3 of data/ffhqtrain.txt: 999.png does not exist"):
+        FFHQTrain(16)
+    for file in (faces / "celebahq").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="data/celebahq has no files ending in npy"):
+        CelebAHQTrain(16)
+    (faces / "celebahq").rmdir()
+    with pytest.raises(UserError, match="CelebAHQTrain: the folder data/celebahq does not exist"):
+        CelebAHQTrain(16)
+
+
+def test_bad_files_are_skipped_if_asked(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (faces / "ffhqtrain.txt").write_text("001.png\n002.png\n003.png\n")
+    (faces / "ffhq/002.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"002.png, from FFHQTrain, is empty \(0 bytes\)"):
+        FFHQTrain(16)
+    with caplog.at_level(logging.WARNING):
+        data = FFHQTrain(16, on_error="skip")
+    assert "1 of the 3 files looked at cannot be used" in caplog.text
+    assert [item["file_path_"][-7:] for item in data] == ["001.png", "003.png", "003.png"]

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import default_collate
+
+from taming.data.imagenet import (
+    NOT_USED,
+    RESTRICTED,
+    DRINExamples,
+    ImageNetEdgesTrain,
+    ImageNetScaleTrain,
+    ImageNetScaleValidation,
+    ImageNetTrain,
+    ImageNetTrainWithDepth,
+    ImageNetValidation,
+    ImageNetValidationWithDepth,
+    RINTrainWithDepth,
+    class_indices,
+)
+from taming.data.imagenet_classes import NAMES, SYNSETS
+from taming.errors import UserError
+from tests.data.files import write_image
+from tests.data.real import link_real_data, needs_real_data
+
+CLASSES = ("n01440764", "n01641577", "n15075141")  # numbers 0, 30, 999
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two training images and one for validation of each of three classes, with depth."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "cache/autoencoders/data"
+    for split, maps, count in (("train", "train", 2), ("validation", "val", 1)):
+        for number, synset in enumerate(CLASSES):
+            for i in range(count):
+                image = folder / f"ILSVRC2012_{split}/data/{synset}/{synset}_{i}.JPEG"
+                write_image(image, 32, 48, seed=3 * number + i)
+                depth = tmp_path / f"data/imagenet_depth/{maps}/{synset}/{synset}_{i}.png"
+                write_depth(depth, np.asarray(Image.open(image))[..., 0])
+    return folder
+
+
+def write_depth(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = values.astype("<f4") * 37 + 1000
+    Image.fromarray(stored.view(np.uint8).reshape(*values.shape, 4)).save(path)
+
+
+def test_shipped_classes() -> None:
+    assert len(SYNSETS) == 1000 and SYNSETS == sorted(SYNSETS)
+    assert NAMES["n01440764"] == "tench, Tinca tinca" and SYNSETS[30] == "n01641577"
+
+
+def test_item(imagenet: Path) -> None:
+    data = ImageNetTrain({"size": 16})
+    item = data[2]
+    assert len(data) == 6 and item["image"].shape == (16, 16, 3)
+    assert item["relpath"] == "n01641577/n01641577_0.JPEG" and item["synsets"] == "n01641577"
+    assert item["class_label"] == 1 and type(item["class_label"]) is int
+    assert item["human_label"] == "bullfrog, Rana catesbeiana"
+    path = imagenet / "ILSVRC2012_train/data" / item["relpath"]
+    assert item["file_path_"] == str(path)
+    assert default_collate(list(data))["class_label"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_crops_are_random_in_training_unless_the_config_says_otherwise(imagenet: Path) -> None:
+    cases = [
+        (ImageNetTrain, {}, True),
+        (ImageNetTrain, {"ImageNetTrain/random_crop": False}, False),
+        (ImageNetValidation, {"ImageNetTrain/random_crop": True}, False),
+        (ImageNetValidation, {"ImageNetValidation/random_crop": True}, True),
+    ]
+    for dataset, config, random_crop in cases:
+        data = dataset({"size": 16, **config})
+        assert (len({data[0]["image"].tobytes() for _ in range(9)}) > 1) is random_crop
+
+
+def test_sub_indices(imagenet: Path) -> None:
+    data = ImageNetTrain({"size": 16, "sub_indices": "30-32, 999"})
+    assert [item["synsets"] for item in data] == ["n01641577"] * 2 + ["n15075141"] * 2
+    assert [item["class_label"] for item in data] == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="has no images of the classes 5"):
+        ImageNetTrain({"sub_indices": "5"})
+
+
+def test_ranges_end_before_their_second_number() -> None:
+    assert class_indices("30-32, 33-37") == [30, 31, 33, 34, 35, 36]
+    assert len(class_indices(RESTRICTED)) == 2 + 4 + 117 + 4 + 20 + 17 + 8 + 3 + 19
+    for wrong in ("cat", "3-", "-3", "7-7", "990-1001", "1000"):
+        with pytest.raises(UserError, match=f"sub_indices: '{wrong}' "):
+            class_indices(f"1, {wrong}")
+
+
+def test_unknown_option(imagenet: Path) -> None:
+    with pytest.raises(UserError, match="has no 'sizes'; did you mean 'size'"):
+        ImageNetTrain({"sizes": 16})
+
+
+def test_damaged_image_of_the_original_is_passed_over(imagenet: Path) -> None:
+    write_image(imagenet / "ILSVRC2012_train/data/n06596364" / NOT_USED)
+    assert len(ImageNetTrain({"size": 16})) == 6
+
+
+def test_depth_is_cut_with_its_image(imagenet: Path) -> None:
+    data = ImageNetTrainWithDepth(crop_size=16, random_flip=True)
+    whole = ImageNetTrainWithDepth(crop_size=0)
+    full = whole[1]
+    assert full["depth"].shape == (32, 48) and full["depth"].dtype == np.float32
+    assert full["depth"].min() == -1 and full["depth"].max() == 1
+    for _ in range(6):
+        item = data[1]
+        assert item["depth"].shape == (16, 16)
+        red = np.round((item["image"][..., 0] + 1) * 127.5)
+        # depth was made from red, and the whole image's extremes are -1 and 1
+        slope, offset = np.polyfit(red.ravel(), item["depth"].ravel(), 1)
+        np.testing.assert_allclose(red * slope + offset, item["depth"], atol=1e-4)
+    assert {"relpath", "class_label", "human_label", "synsets", "file_path_"} < set(data[0])
+
+
+def test_depth_of_validation_and_restricted_classes(imagenet: Path) -> None:
+    assert len(ImageNetValidationWithDepth(size=16)) == 3
+    assert [item["synsets"] for item in RINTrainWithDepth(size=16)] == ["n01641577"] * 2
+
+
+def test_missing_depth_is_named(imagenet: Path) -> None:
+    Path("data/imagenet_depth/train/n01641577/n01641577_1.png").unlink()
+    with pytest.raises(UserError, match="n01641577_1.png, from .* does not exist"):
+        ImageNetTrainWithDepth(size=16)
+
+
+def test_pairs_for_super_resolution(imagenet: Path) -> None:
+    item = ImageNetScaleTrain(size=32, up_factor=4)[0]
+    assert item["lr"].shape == item["image"].shape == (32, 32, 3)
+    small = Image.fromarray(np.round((item["image"] + 1) * 127.5).astype(np.uint8))
+    small = small.resize((8, 8), Image.Resampling.BICUBIC)
+    expected = np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC)) / 127.5 - 1
+    np.testing.assert_allclose(item["lr"], expected, atol=1e-6)
+    assert "lr" not in ImageNetScaleTrain(size=32)[0]
+    assert len(ImageNetScaleValidation(size=32, up_factor=2)) == 3
+
+
+def test_enlargement_and_detail_of_the_target(imagenet: Path) -> None:
+    options = {"size": 32, "random_crop": False}
+    lr = ImageNetScaleTrain(up_factor=4, keep_mode="nearest", **options)[0]["lr"]
+    np.testing.assert_array_equal(lr[:4, :4], np.broadcast_to(lr[0, 0], (4, 4, 3)))
+    target = ImageNetScaleTrain(up_factor=8, hr_factor=4, keep_mode="nearest", **options)[0]
+    np.testing.assert_array_equal(target["image"], lr)
+    with pytest.raises(UserError, match="keep_mode 'bicubik' is not known; did you mean 'bicubic'"):
+        ImageNetScaleTrain(size=32, up_factor=4, keep_mode="bicubik")
+    with pytest.raises(UserError, match="up_factor 0 is no factor"):
+        ImageNetScaleTrain(size=32, up_factor=0)
+
+
+def test_edges(imagenet: Path) -> None:
+    pytest.importorskip("skimage")
+    path = imagenet / "ILSVRC2012_train/data/n01440764/n01440764_0.JPEG"
+    half = np.zeros((64, 64, 3), dtype=np.uint8)
+    half[:, 32:] = 255
+    Image.fromarray(half).save(path, quality=95)
+    for factor in (1, 2):
+        lr = ImageNetEdgesTrain(size=64, up_factor=factor)[0]["lr"]
+        assert lr.shape == (64, 64, 3) and set(np.unique(lr)) == {-1.0, 1.0}
+        columns = np.flatnonzero(lr[32, :, 0] > 0)
+        assert 30 <= columns.min() and columns.max() <= 33
+
+
+@needs_real_data
+def test_real_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link_real_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    items = list(DRINExamples())
+    assert len(items) == 3
+    for item in items:
+        assert item["image"].shape == (256, 256, 3) and item["depth"].shape == (256, 256)
+        assert -1 <= item["depth"].min() < -0.9 and 0.9 < item["depth"].max() <= 1

@@ -1,0 +1,82 @@
+"""The YAMLs in configs/ against the published models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from tests.support import load_manifest
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ALL = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+BATCH_SIZES = {
+    "custom_vqgan": 5,
+    "faceshq_vqgan": 3,
+    "faceshq_transformer": 2,
+    "imagenet_vqgan": 12,
+    "imagenetdepth_vqgan": 3,
+    "drin_transformer": 2,
+    "coco_cond_stage": 12,
+    "sflckr_cond_stage": 12,
+    "coco_scene_images_transformer": 6,
+    "open_images_scene_images_transformer": 6,
+}
+CHECKPOINTS = {  # published models and the config of the same architecture
+    "cin_transformer": "cin_transformer",
+    "ffhq_transformer_unconditional": "ffhq_transformer",
+    "ade20k_transformer": "ade20k_transformer",
+    "coco_transformer": "coco_transformer",
+    "sflckr_transformer": "sflckr_transformer",
+    "vqgan_gumbel_f8_8192": "imagenet_gumbel_vqgan",
+}
+
+
+def load(name: str) -> DictConfig:
+    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def architecture(node: Any) -> Any:
+    """A model's config without checkpoints, losses and the learning rate."""
+    if not isinstance(node, dict):
+        return node
+    left_out = ("ckpt_path", "lossconfig", "base_learning_rate")
+    return {key: architecture(value) for key, value in node.items() if key not in left_out}
+
+
+@pytest.mark.parametrize("name", BATCH_SIZES)
+def test_published_configs(name: str) -> None:
+    config = load(name)
+    assert OmegaConf.to_container(config.model) == load_manifest(f"config_{name}")[0]
+    assert config.data.params.batch_size == BATCH_SIZES[name]
+
+
+@pytest.mark.parametrize("published", CHECKPOINTS)
+def test_configs_of_published_models(published: str) -> None:
+    model = OmegaConf.to_container(load(CHECKPOINTS[published]).model)
+    assert architecture(model) == architecture(load_manifest(published)[0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_config_says_how_long_it_runs(name: str) -> None:
+    config = load(name)
+    assert config.lightning.trainer.max_steps > 0
+    assert config.model.base_learning_rate > 0 and config.data.target == "main.DataModuleFromConfig"
+    assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.endswith("transformer")])
+def test_sequences_fit(name: str) -> None:
+    params = load(name).model.params
+    gpt, first = params.transformer_config.params, params.first_stage_config.params
+    assert gpt.vocab_size >= first.n_embed and gpt.n_embd % gpt.n_head == 0
+    condition = params.cond_stage_config
+    if isinstance(condition, str):
+        assert condition in ("__is_unconditional__", "__is_first_stage__")
+        assert params.get("unconditional", False) == (condition == "__is_unconditional__")
+    elif "n_embed" in condition.params:
+        assert gpt.vocab_size >= condition.params.n_embed
