@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.sampling.settings import SampleSettings, uniforms
-from taming.sampling.tokens import OnStep, TokenDrawer
+from taming.sampling.tokens import Box, OnStep, TokenDrawer
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Request:
         prompt: indices that the transformer sees first: the condition's, or the start token.
         label: the class, None where there are none.
         condition: a map of the condition's indices, int64 (H, W), instead of a prompt.
+        prompt_in: at other sizes than the training's, the prompt for a window at (x0, y0, width,
+            height), as shares of the image, instead of `prompt`: scenes say what is in the window.
         known: indices that are given and kept, int64 (H, W), -1 where there is none.
     """
 
@@ -31,6 +33,7 @@ class Request:
     prompt: tuple[int, ...] = ()
     label: int | None = None
     condition: Tensor | None = field(default=None, compare=False)
+    prompt_in: Callable[[Box], Sequence[int]] | None = field(default=None, compare=False)
     known: Tensor | None = field(default=None, compare=False)
 
     @property
@@ -97,6 +100,7 @@ def sample_images(
             _conditions(batch).to(device),
             numbers.to(device),
             None if known is None else known.to(device),
+            _prompts_in(batch),
         )
         with torch.no_grad():
             images = model.decode_to_img(indices, (len(batch), channels, height, width))
@@ -109,6 +113,14 @@ def _conditions(batch: Sequence[Request]) -> Tensor:
     """int64 [B, n], or [B, H, W]."""
     maps = [request.condition for request in batch if request.condition is not None]
     return torch.stack(maps) if maps else torch.tensor([request.prompt for request in batch])
+
+
+def _prompts_in(batch: Sequence[Request]) -> Callable[[Box], Tensor] | None:
+    """int64 [B, n] for a window, where the requests have prompts for windows."""
+    prompts = [request.prompt_in for request in batch if request.prompt_in is not None]
+    if not prompts:
+        return None
+    return lambda box: torch.tensor([list(prompt(box)) for prompt in prompts])
 
 
 def _known(batch: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:

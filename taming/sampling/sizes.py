@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming.data.faceshq import coordinates
 from taming.errors import UserError
 from taming.modules.misc.coord import CoordStage
 
@@ -58,5 +59,5 @@ def coordinate_map(model: Any, shape: tuple[int, int]) -> Tensor | None:
     if not isinstance(model.cond_stage_model, CoordStage):
         return None
     height, width = (side * pixels_per_token(model) for side in shape)
-    pixels = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
-    return condition_indices(model, pixels / (height * width))[0].cpu()
+    pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
+    return condition_indices(model, pixels)[0].cpu()

@@ -23,6 +23,7 @@ from taming.sampling.settings import SampleSettings, uniforms
 CACHE_BYTES = 4 * 2**30
 
 Corner = tuple[int, int]
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,20 @@ class SlidingWindow:
     Args:
         weights: the transformer's.
         condition: int64 [copies * B, H, W], or a prefix [copies * B, n]: an image can have several.
+        condition_in: the prefix for a window at (x0, y0, width, height), as shares of the image,
+            where it is not the same for all of them.
     """
 
     def __init__(
-        self, weights: Weights, condition: Tensor, layout: Layout, copies: int = 1
+        self,
+        weights: Weights,
+        condition: Tensor,
+        layout: Layout,
+        copies: int = 1,
+        condition_in: Callable[[Box], Tensor] | None = None,
     ) -> None:
         self.weights, self.condition, self.layout = weights, condition, layout
-        self.copies = copies
+        self.copies, self.condition_in = copies, condition_in
         h, w = layout.window
         self.before = h * w if condition.dim() == 3 else condition.shape[1]
         length = self.before + h * w - 1
@@ -178,7 +186,10 @@ class SlidingWindow:
         before = (row - top) * w + column - left
         image = grid[:, top : top + h, left : left + w].flatten(1)[:, :before]
         condition = self.condition
-        if condition.dim() == 3:
+        if self.condition_in is not None:
+            height, width = self.layout.shape
+            condition = self.condition_in((left / width, top / height, w / width, h / height))
+        elif condition.dim() == 3:
             condition = condition[:, top : top + h, left : left + w].flatten(1)
         return torch.cat((condition, image.repeat(self.copies, 1)), dim=1)
 

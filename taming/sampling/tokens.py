@@ -14,7 +14,7 @@ from taming.modules.transformer.decoding import CachedDecoder, generate, given_o
 from taming.modules.transformer.permuter import Identity
 from taming.modules.transformer.weights import Weights
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sliding import SlidingWindow, layout_for
+from taming.sampling.sliding import Box, SlidingWindow, layout_for
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,33 @@ class TokenDrawer:
         self._decoder: CachedDecoder | None = None
         self._weights: Weights | None = None
 
-    def __call__(self, condition: Tensor, uniform: Tensor, known: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        condition: Tensor,
+        uniform: Tensor,
+        known: Tensor | None = None,
+        prompts_in: Callable[[Box], Tensor] | None = None,
+    ) -> Tensor:
         """Indices (B, H * W) in the transformer's order.
 
         Args:
             condition: int64 [B, n], or a map [B, H, W].
             uniform: (B, H * W) random numbers in [0, 1).
             known: [B, H, W] given indices, row by row, -1 where there is none.
+            prompts_in: conditions [B, n] for windows, see `Request`; at the training size unused.
         """
-        if self.null_token is not None:
-            condition = torch.cat((condition, torch.full_like(condition, self.null_token)))
+        condition = self._with_null(condition)
         if self.shape != self.window:
-            return self._draw_by_windows(condition, uniform, known)
+            return self._draw_by_windows(condition, uniform, known, prompts_in)
         given = None if known is None else self.permuter(known.flatten(1))
         draw = self._draw_at_once if self.at_once else self._draw_in_order
         return draw(condition.flatten(1), uniform, given)
+
+    def _with_null(self, condition: Tensor) -> Tensor:
+        """With guidance, the condition and the empty one."""
+        if self.null_token is None:
+            return condition
+        return torch.cat((condition, torch.full_like(condition, self.null_token)))
 
     def _pick(self, logits: Tensor, n: int, uniform: Tensor) -> Tensor:
         logits = self.settings.guide(logits[:, : self.n_codes], n / uniform.shape[1])
@@ -119,12 +131,24 @@ class TokenDrawer:
         drawn = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
         return torch.stack([given_or(token, known, n) for n, token in enumerate(drawn)], dim=1)
 
-    def _draw_by_windows(self, condition: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+    def _draw_by_windows(
+        self,
+        condition: Tensor,
+        uniform: Tensor,
+        known: Tensor | None,
+        prompts_in: Callable[[Box], Tensor] | None,
+    ) -> Tensor:
         if self._weights is None:
             self._weights = Weights(self.gpt, self.dtype)
         height, width = self.shape
         layout = layout_for(self.gpt, condition, self.shape, self.window)
-        sampler = SlidingWindow(self._weights, condition, layout, self.copies)
+        condition_at = None
+        if prompts_in is not None:
+
+            def condition_at(box: Box) -> Tensor:
+                return self._with_null(prompts_in(box).to(condition.device))
+
+        sampler = SlidingWindow(self._weights, condition, layout, self.copies, condition_at)
 
         def pick(logits: Tensor, row: int, column: int) -> Tensor:
             return self._pick(logits, row * width + column, uniform)

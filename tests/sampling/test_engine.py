@@ -194,3 +194,20 @@ def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
 def test_guidance_needs_a_model_that_was_trained_for_it() -> None:
     with pytest.raises(UserError, match="trained with cond_drop"):
         list(sample_images(tiny_model(), REQUESTS, SampleSettings(guidance=2.0)))
+
+
+def test_windows_of_scenes_have_prompts_of_their_own() -> None:
+    model, seen = tiny_model(), []
+
+    def prompt_in(box: tuple[float, float, float, float]) -> tuple[int]:
+        seen.append(box)
+        return (3,)
+
+    scene = Request(0, (1,), 1, prompt_in=prompt_in)
+    sample = next(sample_images(model, [scene], shape=(4, 8)))
+    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(4, 8)))
+    assert torch.equal(sample.indices, other.indices)
+    assert set(seen) == {(left / 8, 0, 0.5, 1) for left in range(5)}
+    seen.clear()
+    next(sample_images(model, [scene]))
+    assert not seen
