@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,20 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from taming.checkpoint_fit import groups, misfit
+from taming.checkpoint_formats import read_checkpoint
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.errors import UserError
+
+__all__ = ["Run", "find_run", "load_run", "load_weights", "read_checkpoint", "run_config"]
+__all__ += ["save_atomic"]
+
+log = logging.getLogger(__name__)
+
+# Where a run, or a download of one, has the checkpoint to use.
+_CHECKPOINTS = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/model.ckpt", "model.ckpt")
 
 
 @dataclass(frozen=True)
@@ -30,16 +40,19 @@ class Run:
 def find_run(path: str | Path) -> Run:
     """The run that `path` names: a folder with `checkpoints/last.ckpt`, or a checkpoint.
 
+    Downloads of published models may have `model.ckpt` and `config.yaml` instead.
+
     Raises `UserError` where there is no such run or no checkpoint in it.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no run or checkpoint at {path}")
     folder = _folder_of_checkpoint(path) if path.is_file() else path
-    checkpoint = path if path.is_file() else folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
+    there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
+    if path.is_dir() and not there:
         raise UserError(_no_last_checkpoint(folder))
-    return Run(folder, checkpoint, tuple(_project_configs_last(folder / "configs")))
+    checkpoint = path if path.is_file() else there[0]
+    return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
 def _folder_of_checkpoint(path: Path) -> Path:
@@ -57,9 +70,13 @@ def _no_last_checkpoint(folder: Path) -> str:
     )
 
 
-def _project_configs_last(folder: Path) -> list[Path]:
+def _configs(folder: Path) -> list[Path]:
     """Configs by time; each resume wrote a pair of them, and the newest wins in a merge."""
-    return sorted(folder.glob("*-lightning.yaml")) + sorted(folder.glob("*-project.yaml"))
+    configs = folder / "configs"
+    project = sorted(configs.glob("*-project.yaml"))
+    if project:
+        return sorted(configs.glob("*-lightning.yaml")) + project
+    return sorted(configs.glob("*.yaml")) or sorted(folder.glob("*.yaml"))
 
 
 def run_config(
@@ -80,86 +97,43 @@ def load_run(
     """Build the model of a run and load its weights: `(model in eval mode, run, global step)`.
 
     `base` are further YAMLs merged over the run's own; they may replace them for a lone checkpoint.
+    Weights stay in the file until they are used, so the model takes its size in memory once.
     """
     run = find_run(path)
-    config = run_config(run, base, overrides)
-    model = instantiate_from_config(without_checkpoint_paths(config.model), key="model")
+    config = without_checkpoint_paths(run_config(run, base, overrides).model)
     checkpoint = read_checkpoint(run.checkpoint)
-    load_weights(model, checkpoint["state_dict"], source=run.checkpoint)
-    return model.eval(), run, int(checkpoint.get("global_step", 0))
+    with _LargeTensorsUnset():
+        model = instantiate_from_config(config, key="model")
+    state = checkpoint["state_dict"]
+    if load_weights(model, state, source=run.checkpoint, assign=True):
+        model = instantiate_from_config(config, key="model")  # what it lacks needs initial values
+        load_weights(model, state, source=run.checkpoint)
+    return model.eval(), run, int(checkpoint.get("global_step") or 0)
 
 
-class _Inert:
-    """Stands in for a foreign class in an old checkpoint: takes any state and does nothing."""
+class _LargeTensorsUnset(TorchFunctionMode):
+    """Leaves large tensors without their random initial values, which loading would overwrite.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-# Classes that Lightning and OmegaConf of their time left in published checkpoints. Their contents
-# are not needed; anything else that is not plain data is refused.
-_KNOWN_FOREIGN = (
-    "pytorch_lightning.",
-    "omegaconf.",
-    "argparse.",
-    "typing.",
-    "numpy.",
-    "collections.",
-)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
-
-    Raises `UserError` for a file that is missing, no checkpoint, cut short, or that holds code.
+    Memory that nothing is written to is not taken from the machine.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if isinstance(content, Mapping) and "state_dict" in content:
-        return dict(content)
-    if isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values()):
-        return {"state_dict": dict(content)}
-    raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 
+    LARGE = 2**16
+    FILLS = (
+        Tensor.normal_,
+        Tensor.uniform_,
+        nn.init.kaiming_uniform_,
+        nn.init.normal_,
+        nn.init.trunc_normal_,
+        nn.init.uniform_,
+    )
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no intact safetensors file ({error}); fetch it again") from None
-
-
-# What torch and pickle raise for files that are cut short or something else altogether.
-_BROKEN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
-
-
-def _read_torch(path: Path) -> Any:
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-        with torch.serialization.safe_globals(_stubs(path, foreign)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except _BROKEN as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} is no intact checkpoint ({reason}); fetch or save it again"
-        ) from None
-
-
-def _stubs(path: Path, foreign: Iterable[str]) -> list[Any]:
-    for name in foreign:
-        if not name.startswith(_KNOWN_FOREIGN):
-            raise UserError(f"{path} would run '{name}' when loaded; it is refused as unsafe")
-    return [(type("Inert", (_Inert,), {}), name) for name in foreign]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.numel() > self.LARGE:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def load_weights(
@@ -169,48 +143,38 @@ def load_weights(
     source: str | Path = "the checkpoint",
     ignore_keys: Iterable[str] = (),
     optional: Sequence[str] = ("loss.",),
+    assign: bool = False,
 ) -> list[str]:
-    """Copy `state_dict` into `module`; returns the names that it lacked.
+    """Put `state_dict` into `module`; returns the names that kept their initial values.
 
     Keys that start with one of `ignore_keys` are dropped. Names with a part in `optional` (the
     losses, which only training needs) may be missing or in excess; any other difference is a
-    `UserError`, as the model would not be the one that was saved.
+    `UserError`, as the model would not be the one that was saved. With `assign` the module takes
+    the tensors themselves where device and dtype agree, instead of copies: not for a model whose
+    optimisers exist already, or that outlives its file.
     """
-    kept = {k: v for k, v in state_dict.items() if not k.startswith(tuple(ignore_keys))}
-    own = module.state_dict()
-    for name in kept.keys() & own.keys():
-        if kept[name].shape != own[name].shape:
-            raise UserError(
-                f"{source}: '{name}' has shape {list(kept[name].shape)}, but the config makes it "
-                f"{list(own[name].shape)}; is this the config that it was trained with?"
-            )
-    missing = sorted(own.keys() - kept.keys())
     ignored = tuple(ignore_keys)
-    needed = [
-        n for n in missing if not _has_part(n, optional) and not (ignored and n.startswith(ignored))
-    ]
-    excess = [name for name in kept.keys() - own.keys() if not _has_part(name, optional)]
-    if needed or excess:
-        raise UserError(f"{source} does not fit the config: {_describe(needed, sorted(excess))}")
-    module.load_state_dict({k: v for k, v in kept.items() if k in own}, strict=False)
+    kept = {k: v for k, v in state_dict.items() if not k.startswith(ignored)}
+    own = module.state_dict()
+    missing = sorted(own.keys() - kept.keys())
+    needed = [n for n in missing if not _has_part(n, optional) and not n.startswith(ignored)]
+    excess = [n for n in sorted(kept.keys() - own.keys()) if not _has_part(n, optional)]
+    error = misfit(source, _shapes(kept), _shapes(own), needed, excess)
+    if error is not None:
+        raise error
+    fitting = {name: kept[name].to(own[name]) for name in own if name in kept}
+    module.load_state_dict(fitting, strict=False, assign=assign)
+    for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
+        log.info("%s: %s", source, line)
     return missing
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:
     return any(name.startswith(part) or f".{part}" in name for part in parts)
-
-
-def _describe(missing: Sequence[str], excess: Sequence[str]) -> str:
-    """`"12 keys missing (encoder.conv_in.weight, ...), 3 unknown (...)"`, grouped for a reader."""
-    told = []
-    for names, what in ((missing, "missing"), (excess, "unknown")):
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name in names:
-            groups[name.partition(".")[0]].append(name)
-        told += [
-            f"{group}: {len(keys)} keys {what} ({keys[0]} ...)" for group, keys in groups.items()
-        ]
-    return "; ".join(told)
 
 
 def save_atomic(content: Any, path: str | Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
+from taming.downloads import fetch, file_hash
 from taming.errors import UserError
 
 # The calibrated layers of LPIPS, which the package `lpips` carries.
@@ -36,29 +33,15 @@ def _placed_when_complete(path: Path) -> Iterator[BinaryIO]:
 def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 1024) -> None:
     """Fetch `url` to `local_path`, in chunks of `chunk_size` bytes, with a progress bar.
 
-    The file appears only once it is complete. Raises UserError if it cannot be fetched.
+    The file appears only once it is complete; a call after a failed one goes on where that stopped.
+    Raises UserError if it cannot be fetched.
     """
-    path = Path(local_path)
-    try:
-        with urllib.request.urlopen(url) as source, _placed_when_complete(path) as file:
-            size = int(source.headers.get("Content-Length") or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while chunk := source.read(chunk_size):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                if bar.n < size:
-                    raise OSError(f"only {bar.n} of {size} bytes arrived")
-    except (OSError, ValueError) as error:
-        raise UserError(f"could not download {url} to {path}: {error}") from error
+    fetch(url, local_path, chunk_size=chunk_size)
 
 
 def md5_hash(path: str | os.PathLike[str]) -> str:
     """The MD5 of a file, as 32 hexadecimal digits."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_hash(path, "md5")
 
 
 def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) -> str:

@@ -8,16 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = {"config", "checkpoint", "errors", "util", "lr_scheduler"}
+LEAVES = {"config", "checkpoint", "checkpoint_formats", "errors", "util", "lr_scheduler"}
 ALLOWED = {
-    "modules": {"errors", "modules", "util"},
-    "models": {"modules", "models", "config", "checkpoint", "errors", "lr_scheduler"},
+    "modules": {"downloads", "errors", "modules", "util"},
+    "models": {"modules", "models", *LEAVES},
     "data": {"data", "config", "errors", "util"},
     "config": {"errors"},
-    "checkpoint": {"config", "errors"},
+    "checkpoint": {"checkpoint_fit", "checkpoint_formats", "config", "errors"},
+    "checkpoint_fit": {"errors"},
+    "checkpoint_formats": {"errors"},
+    "downloads": {"errors"},
     "errors": set(),
-    "util": {"errors"},
+    "pretrained": {"checkpoint_formats", "downloads", "errors"},
+    "util": {"downloads", "errors"},
     "lr_scheduler": set(),
+    "export": {"export", "models", "modules", *LEAVES},
     "sampling": {"sampling", "data", "models", "modules", *LEAVES},
     "evaluation": {"evaluation", "sampling", "models", "modules", "data", *LEAVES},
     "training": {"training", "models", "modules", "data", *LEAVES},

@@ -74,6 +74,8 @@ def prepare(name: str, folder: Path) -> str:
         params = (config.model.params.get(stage) or {}) if "model" in config else {}
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
             params.params.ckpt_path = _untrained(params, folder / f"{stage}.ckpt")
+    if config.model.params.get("ckpt_path"):
+        config.model.params.ckpt_path = _untrained(config.model, folder / "start.ckpt")
     OmegaConf.save(config, folder / f"{name}.yaml")
     return str(folder / f"{name}.yaml")
 

@@ -20,28 +20,6 @@ def test_a_failed_download_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_short_download_leaves_the_old_file(tmp_path, monkeypatch):
-    class Cut:
-        headers = {"Content-Length": "10"}
-        parts = [b"half"]
-
-        def read(self, size):
-            return self.parts.pop() if self.parts else b""
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return None
-
-    monkeypatch.setattr(util.urllib.request, "urlopen", lambda url: Cut())
-    target = tmp_path / "target"
-    target.write_bytes(b"old")
-    with pytest.raises(UserError, match="only 4 of 10 bytes"):
-        download("somewhere", target)
-    assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
-
-
 def test_md5_of_known_text(tmp_path):
     (tmp_path / "text").write_bytes(b"abc")
     assert md5_hash(tmp_path / "text") == "900150983cd24fb0d6963f7d28e17f72"

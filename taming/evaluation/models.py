@@ -48,7 +48,7 @@ def score_first_stage(
     """
     count, absolute, squared, values = 0, 0.0, 0.0, 0
     codes = CodeHistogram(model.quantize.n_e)
-    device = model.post_quant_conv.weight.device
+    device = next(iter(model.state_dict().values())).device
     for batch in batches:
         x = model.get_input(batch, image_key).to(device)
         indices = model.encode_to_indices(x)

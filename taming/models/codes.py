@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,43 @@ def as_grid(indices: Tensor) -> Tensor:
             f"indices of shape {list(indices.shape)} are no square grid; pass them as [B, h, w]"
         )
     return indices.reshape(-1, side, side)
+
+
+class CodesInterface:
+    """Images to a grid of indices and back, for any first stage with `encode`, `decode`, a
+    `quantize` that looks codes up and a `decoder` that knows the latents' training size."""
+
+    encode: Any
+    decode: Any
+    quantize: Any
+    decoder: Any
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
+        if k not in batch:
+            raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
+        x = batch[k]
+        x = x[..., None] if x.dim() == 3 else x
+        return x.permute(0, 3, 1, 2).contiguous().float()
+
+    def encode_to_indices(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> codebook indices [B, h, w]."""
+        quant, _, (_, _, indices) = self.encode(x)
+        return indices.reshape(quant.shape[0], *quant.shape[2:])
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
+        grid = as_grid(indices)
+        shape = (*grid.shape, self.quantize.e_dim)
+        return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
+
+    def decode_code(self, code_b: Tensor) -> Tensor:
+        """The published name of `decode_indices`."""
+        return self.decode_indices(code_b)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the codes at the resolution of the config."""
+        return self.quantize.e_dim, *self.decoder.z_shape[2:]
 
 
 class CodeHistogram:

@@ -200,9 +200,7 @@ class Net2NetTransformer(pl.LightningModule):
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
-        stage = self.first_stage_model
-        _, _, height, width = stage.decoder.z_shape
-        return stage.quantize.e_dim, height, width
+        return self.first_stage_model.latent_shape()
 
     # ------------------------------------------------------------------ training
 

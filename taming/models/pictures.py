@@ -29,7 +29,7 @@ def condition_pictures(
 
 
 def _as_rgb(cond_stage: Any, x: Tensor) -> Tensor:
-    if x.shape[1] <= 3:
+    if x.shape[1] in (1, 3):
         return x
     labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2)
     return cond_stage.to_rgb(labels.to(x))

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +17,8 @@ from torch.optim import Adam, Optimizer
 from taming.checkpoint import find_run, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models.codes import CodeHistogram, as_grid
+from taming.models.codes import CodeHistogram, CodesInterface
+from taming.models.optimizing import TwoOptimizers, average_gradients, world_size
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
@@ -30,7 +29,7 @@ Encoded = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 log = logging.getLogger(__name__)
 
 
-class VQModel(pl.LightningModule):
+class VQModel(CodesInterface, TwoOptimizers):
     """VQGAN: convolutional encoder and decoder around a codebook of `n_embed` vectors.
 
     Images are [B, C, H, W] in [-1, 1] with H and W divisible by 2^(len(ch_mult) - 1).
@@ -65,10 +64,6 @@ class VQModel(pl.LightningModule):
         legacy: bool = True,
     ) -> None:
         super().__init__()
-        # Two optimisers take turns on one batch, which Lightning leaves to the module.
-        self.automatic_optimization = False
-        self.accumulate_grad_batches = 1  # set by whoever builds the Trainer, which refuses them
-        self.gradient_clip_val: float | None = None
         self.learning_rate = 4.5e-6
         self.image_key = image_key
         self.encoder = Encoder(**ddconfig)
@@ -107,12 +102,8 @@ class VQModel(pl.LightningModule):
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         checkpoint = find_run(path).checkpoint
         state = read_checkpoint(checkpoint)["state_dict"]
-        missing = load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
+        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
         self.loaded_from = str(checkpoint)
-        if missing:
-            log.info(
-                "%s: %d names kept their initial values: %s ...", path, len(missing), missing[0]
-            )
 
     # ------------------------------------------------------------------ images <-> codes
 
@@ -125,21 +116,6 @@ class VQModel(pl.LightningModule):
         """Quantised [B, embed_dim, h, w] -> images [B, C, H, W]."""
         return self.decoder(self.post_quant_conv(quant))
 
-    def encode_to_indices(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> codebook indices [B, h, w]."""
-        quant, _, (_, _, indices) = self.encode(x)
-        return indices.reshape(quant.shape[0], *quant.shape[2:])
-
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
-        grid = as_grid(indices)
-        shape = (*grid.shape, self.post_quant_conv.in_channels)
-        return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
-
-    def decode_code(self, code_b: Tensor) -> Tensor:
-        """The published name of `decode_indices`."""
-        return self.decode_indices(code_b)
-
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> (reconstructions, codebook loss)."""
         quant, codebook_loss, _ = self.encode(input)
@@ -148,14 +124,6 @@ class VQModel(pl.LightningModule):
     def get_last_layer(self) -> Tensor:
         """The weight at which the adaptive weight compares gradients (equation 7)."""
         return self.decoder.conv_out.weight
-
-    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
-        if k not in batch:
-            raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
-        x = batch[k]
-        x = x[..., None] if x.dim() == 3 else x
-        return x.permute(0, 3, 1, 2).contiguous().float()
 
     # ------------------------------------------------------------------ training
 
@@ -173,7 +141,7 @@ class VQModel(pl.LightningModule):
             self.loss.prepare()
         if getattr(self.quantize, "legacy", False):
             log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
-        if self.has_discriminator and _world_size() > 1:
+        if self.has_discriminator and world_size() > 1:
             for parameter in self.loss.discriminator.parameters():
                 torch.distributed.broadcast(parameter.data, src=0)
 
@@ -195,7 +163,7 @@ class VQModel(pl.LightningModule):
             reconstruction, codebook_loss = self(x)
         self._backward(self._discriminator_loss(codebook_loss, x, reconstruction, step, "train"))
         if boundary:
-            _average_gradients(self.loss.discriminator.parameters())
+            average_gradients(self.loss.discriminator.parameters())
             self._update(optimizers[1], counted=False)
 
     def _autoencoder_loss(
@@ -244,34 +212,6 @@ class VQModel(pl.LightningModule):
         self.log("val/codebook_usage", used, rank_zero_only=True)
         self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
 
-    # ------------------------------------------------------------------ one optimiser step
-
-    def _is_update(self, batch_idx: int) -> bool:
-        full = (batch_idx + 1) % self.accumulate_grad_batches == 0
-        return full or self.trainer.is_last_batch
-
-    def _gradient_sync(self, boundary: bool) -> AbstractContextManager[Any]:
-        block = getattr(self.trainer.strategy, "block_backward_sync", None)
-        return nullcontext() if boundary or block is None else block()
-
-    def _backward(self, loss: Tensor) -> None:
-        self.manual_backward(loss / self.accumulate_grad_batches)
-
-    def _torch_optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
-
-    def _update(self, optimizer: Any, *, counted: bool) -> None:
-        """Clip and step. Lightning counts the steps of its own wrappers of optimisers: only the
-        autoencoder's is one, so that `global_step` counts batches."""
-        if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
-        if counted:
-            optimizer.step()
-        else:
-            self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, model=self)
-        optimizer.zero_grad()
-
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Everything but the loss, whose only trained part is the discriminator."""
         for name, parameter in self.named_parameters():
@@ -294,11 +234,12 @@ class VQModel(pl.LightningModule):
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """Images of more than 3 channels as a random colour per channel; others unchanged."""
-        if x.shape[1] <= 3:
+        """[B, 1 or 3, H, W] unchanged; other channels as a random colour each, [B, 3, H, W]."""
+        if x.shape[1] in (1, 3):
             return x
         if not hasattr(self, "colorize"):
-            self.register_buffer("colorize", torch.randn(3, x.shape[1], 1, 1).to(x))
+            colors = torch.randn(3, x.shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("colorize", colors.to(x), persistent=False)
         rgb = F.conv2d(x, cast(Tensor, self.colorize))
         low, high = rgb.amin(), rgb.amax()
         return 2 * (rgb - low) / (high - low).clamp_min(1e-8) - 1
@@ -357,7 +298,17 @@ class VQNoDiscModel(VQModel):
 
 
 class EMAVQ(VQModel):
-    """VQModel whose codebook is a moving average of what it encodes (arXiv 1711.00937, A.1)."""
+    """VQModel whose codebook is a moving average of what it encodes (arXiv 1711.00937, A.1).
+
+    Beyond VQModel's arguments, `decay` is that of the averages, and `revive_after` the number of
+    batches without use after which a code is put on a latent of the batch (0: never).
+    """
+
+    def __init__(
+        self, *args: Any, decay: float = 0.99, revive_after: int = 0, **kwargs: Any
+    ) -> None:
+        self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
+        super().__init__(*args, **kwargs)
 
     def _make_quantizer(
         self,
@@ -365,10 +316,9 @@ class EMAVQ(VQModel):
         embed_dim: int,
         *,
         legacy: bool = True,
-        sane_index_shape: bool = False,
         **options: Any,
     ) -> nn.Module:
-        return EMAVectorQuantizer(n_embed, embed_dim, beta=0.25, **options)
+        return EMAVectorQuantizer(n_embed, embed_dim, 0.25, **self._ema_options, **options)
 
 
 class GumbelVQ(VQModel):
@@ -437,21 +387,3 @@ class GumbelVQ(VQModel):
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
         self.log("temperature", self.quantize.temperature)
         super().training_step(batch, batch_idx)
-
-
-def _world_size() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def _average_gradients(parameters: Iterator[nn.Parameter]) -> None:
-    """Average over ranks what DistributedDataParallel was told to leave alone."""
-    world_size = _world_size()
-    if world_size == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    pending = [torch.distributed.all_reduce(grad, async_op=True) for grad in gradients]
-    for work in pending:
-        work.wait()
-    for grad in gradients:
-        grad /= world_size

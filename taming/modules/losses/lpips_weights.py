@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taming.downloads import file_hash
 from taming.errors import UserError
 
 # The start of the file's SHA-256, which is also in its name: another VGG spoils training silently.
@@ -40,21 +40,13 @@ def vgg16_features(vgg_path: str | None = None) -> dict[str, Tensor]:
     if not path.is_file():
         source = "vgg_path" if vgg_path else VGG16_VARIABLE
         raise UserError(f"{source}: there is no file {path}; give torchvision's VGG16 weights")
-    if not _sha256(path).startswith(VGG16_HASH):
+    if not file_hash(path).startswith(VGG16_HASH):
         raise UserError(
             f"{path} is not torchvision's VGG16 (its SHA-256 does not start with {VGG16_HASH}); "
             "delete it to have it downloaded again, or give the right file by vgg_path"
         )
     weights = torch.load(path, map_location="cpu", weights_only=True)
     return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cached_vgg16() -> Path:

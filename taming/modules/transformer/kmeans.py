@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from taming.errors import UserError
+from taming.modules.util import Encoding, same_on_all_ranks
+
+log = logging.getLogger(__name__)
+
 
 class KMeans(nn.Module):
     """Clusters pixels by Lloyd's algorithm; pixels become cluster indices, and back.
+
+    As the first stage of a transformer it takes its colours from the first batch it encodes, unless
+    a checkpoint has brought them; its codes are as many as its pixels, `resolution` squared in
+    training. It is its own quantizer: `n_e` colours of `e_dim` channels.
 
     Buffers: `C` (ncluster, nc), the colours; `initialized`, 1 once they have been found.
     """
@@ -17,9 +28,12 @@ class KMeans(nn.Module):
     C: Tensor
     initialized: Tensor
 
-    def __init__(self, ncluster: int = 512, nc: int = 3, niter: int = 10) -> None:
+    def __init__(
+        self, ncluster: int = 512, nc: int = 3, niter: int = 10, resolution: int = 32
+    ) -> None:
         super().__init__()
         self.ncluster, self.nc, self.niter = ncluster, nc, niter
+        self.n_e, self.e_dim, self.resolution = ncluster, nc, resolution
         self.register_buffer("C", torch.zeros(ncluster, nc))
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
@@ -32,10 +46,13 @@ class KMeans(nn.Module):
         """Find the colours of the pixels `x` (N, nc), N >= ncluster.
 
         Raises:
-            ValueError: with fewer pixels than clusters.
+            UserError: with fewer pixels than clusters.
         """
         if len(x) < self.ncluster:
-            raise ValueError(f"{len(x)} pixels cannot form {self.ncluster} clusters.")
+            raise UserError(
+                f"{len(x)} pixels cannot form {self.ncluster} clusters: lower ncluster, or give "
+                "larger images or batches"
+            )
         colours = x[torch.randperm(len(x), generator=generator)[: self.ncluster].to(x.device)]
         for _ in range(self.niter):
             colours = self._moved(x, colours, generator)
@@ -63,3 +80,55 @@ class KMeans(nn.Module):
         side = math.isqrt(x.shape[1])
         height, width = shape or (side, side)
         return self.C[x].transpose(1, 2).reshape(len(x), self.nc, height, width)
+
+    # ------------------------------------------------------------------ as a first stage
+
+    @property
+    def quantize(self) -> KMeans:
+        """What looks codes up: this module itself."""
+        return self
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the codes of a training image."""
+        return self.nc, self.resolution, self.resolution
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Images [B, nc, H, W] -> (the same in k colours, no loss, (None, None, indices))"""
+        if not self.is_initialized():
+            self._initialize_from(x)
+        indices = self(x)
+        return self.get_codebook_entry(indices, self._grid(x)), None, (None, None, indices)
+
+    def _initialize_from(self, images: Tensor) -> None:
+        pixels = images.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
+        self.initialize(pixels)
+        same_on_all_ranks(self.C)
+        log.info("KMeans: took its %d colours from %d pixels", self.ncluster, len(pixels))
+
+    def _grid(self, x: Tensor) -> tuple[int, int, int, int]:
+        return len(x), x.shape[2], x.shape[3], self.nc
+
+    def decode(self, quant: Tensor) -> Tensor:
+        """Images in k colours are images already."""
+        return quant
+
+    def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Colours of `indices` [...] as [..., nc]; with `shape` (b, h, w, nc) as [b, nc, h, w]."""
+        colours = self.C[indices]
+        if shape is None:
+            return colours
+        return colours.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
+
+    def encode_to_indices(self, x: Tensor) -> Tensor:
+        """Images [B, nc, H, W] -> indices [B, H, W]."""
+        _, _, (_, _, indices) = self.encode(x)
+        return indices.reshape(len(x), *x.shape[2:])
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices [B, H, W], or [B, H*W] of square images -> images [B, nc, H, W]."""
+        shape = tuple(indices.shape[1:]) if indices.dim() == 3 else None
+        return self(indices.flatten(1), reverse=True, shape=shape)
+
+    def decode_code(self, code_b: Tensor) -> Tensor:
+        """The published name of `decode_indices`."""
+        return self.decode_indices(code_b)

@@ -198,7 +198,7 @@ class EMAVectorQuantizer(Codebook):
     The loss is the encoder's (commitment) term alone, times `beta`. Codes move in training mode.
     `revive_after` > 0 replaces dead codes by random latents of the batch: a code that was used once
     a batch is dead after so many batches without use, rarer ones sooner. Indices are [B * h * w],
-    with `remap` [B * h * w, 1].
+    with `remap` [B * h * w, 1], with `sane_index_shape` [B, h, w].
     """
 
     def __init__(
@@ -211,8 +211,10 @@ class EMAVectorQuantizer(Codebook):
         remap: str | None = None,
         unknown_index: str | int = "random",
         revive_after: int = 0,
+        sane_index_shape: bool = False,
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap, unknown_index)
+        self.sane_index_shape = sane_index_shape
         self.beta, self.decay, self.revive_after = beta, decay, revive_after
         self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
 
@@ -232,6 +234,8 @@ class EMAVectorQuantizer(Codebook):
         usage = perplexity(indices, self.n_e)
         if self.remap is not None:
             indices = self.remap_to_used(indices)[:, None]
+        if self.sane_index_shape:
+            indices = indices.reshape(z.shape[0], *z.shape[2:])
         return z_q, loss, (usage, None, indices)
 
     def _follow(self, rows: Tensor, indices: Tensor) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from taming.errors import UserError
 from taming.modules.transformer.mingpt import KMeans
 
 
@@ -30,5 +31,21 @@ def test_state_survives() -> None:
 
 
 def test_too_few_pixels() -> None:
-    with pytest.raises(ValueError, match="cannot form 512 clusters"):
+    with pytest.raises(UserError, match="cannot form 512 clusters"):
         KMeans().initialize(torch.zeros(3, 3))
+
+
+def test_as_a_first_stage_it_takes_its_colours_from_the_first_batch() -> None:
+    kmeans = KMeans(ncluster=3, resolution=4)
+    palette = torch.eye(3) * 2 - 1
+    image = palette[torch.arange(2 * 4 * 6) % 3].reshape(2, 4, 6, 3).permute(0, 3, 1, 2)
+    torch.manual_seed(1)
+    quant, _, (_, _, indices) = kmeans.encode(image)
+    assert kmeans.is_initialized() and indices.shape == (2, 24)
+    assert kmeans.encode_to_indices(image).shape == (2, 4, 6)
+    colours = kmeans.C.clone()
+    kmeans.encode(-image)
+    assert torch.equal(kmeans.C, colours)
+    assert torch.equal(kmeans.decode_code(kmeans.encode_to_indices(image)), quant)
+    assert kmeans.decode_indices(indices[:, :16]).shape == (2, 3, 4, 4)
+    assert kmeans.latent_shape() == (3, 4, 4)

@@ -1,0 +1,54 @@
+"""Fetch published models into logs/, ready for the sampling scripts.
+
+    python scripts/download_models.py --list
+    python scripts/download_models.py vqgan_imagenet_f16_16384 cin_transformer
+
+An interrupted download goes on where it stopped. Each model's downloads.json keeps its hashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from taming.config import did_you_mean
+from taming.errors import UserError, command
+from taming.models.dalle import convert
+from taming.pretrained import Published, download_model, published_models
+
+
+def print_table(models: dict[str, Published]) -> None:
+    width = max(map(len, models))
+    for model in models.values():
+        print(f"{model.name:{width}}  {model.what}; FID {model.fid}")
+        print(f"{'':{width}}  -> {model.folder} from {' '.join(model.addresses)}")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Fetch published models into logs/.")
+    parser.add_argument("names", nargs="*", help="models to fetch, or 'all'")
+    parser.add_argument("--list", action="store_true", help="show the models and stop")
+    parser.add_argument("--root", default=".", help="folder in which logs/ lies (default: here)")
+    parser.add_argument(
+        "--check", action="store_true", help="also compare files that are there to their hashes"
+    )
+    args = parser.parse_args(argv)
+    models = published_models()
+    if args.list:
+        return print_table(models)
+    names = list(models) if args.names == ["all"] else args.names
+    if not names:
+        raise UserError("name the models to fetch; --list shows them")
+    for name in names:
+        if name not in models:
+            raise UserError(f"there is no published model '{name}'{did_you_mean(name, models)}")
+    for name in names:
+        folder = download_model(models[name], args.root, check=args.check)
+        if name == "dalle_dvae":
+            convert(folder)
+        print(f"{name} is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

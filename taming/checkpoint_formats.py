@@ -1,0 +1,261 @@
+"""Checkpoint files of any kind and age -> plain content. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import _compat_pickle
+import pickle
+import pickletools
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from taming.errors import UserError
+
+# What torch, pickle and zipfile raise for files that are cut short or something else altogether.
+_BROKEN = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OSError,
+)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
+
+    Tensors of `.ckpt` and `.pt` files are mapped from the file, and read once they are used.
+    Raises `UserError` for a file that is missing, no checkpoint, cut short, or that holds code.
+    """
+    path = Path(path)
+    content = _read(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        return dict(content)
+    if isinstance(content, Mapping) and content and _all_tensors(content):
+        return {"state_dict": dict(content)}
+    raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
+
+
+def _all_tensors(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in content.values())
+
+
+def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
+    """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
+
+    The classes are neither needed nor run: their modules and parameters are read as data.
+    """
+    content = _read(Path(path), packages + ("torch.nn.modules.", "torch.nn.parameter."))
+    if isinstance(content, Mapping):
+        return read_checkpoint(path)["state_dict"]
+    return dict(_tensors_of(content, ""))
+
+
+def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    state = getattr(module, "state", None) or {}
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in state.get(kind, {}).items():
+            if isinstance(tensor, Tensor):
+                yield prefix + name, tensor.detach()
+    for name, child in state.get("_modules", {}).items():
+        yield from _tensors_of(child, f"{prefix}{name}.")
+
+
+def _read(path: Path, packages: tuple[str, ...] = ()) -> Any:
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}")
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _load(path, packages)
+    except _BROKEN as error:
+        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+# ---------------------------------------------------------------------- torch's files
+
+# Classes that Lightning and OmegaConf of their time, and scripts, left in checkpoints. They become
+# inert objects; anything else that is not plain data is refused.
+_FOREIGN = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "argparse.",
+    "typing.",
+    "numpy.",
+    "collections.",
+    "pathlib.",
+    "taming.",
+    "main.",
+    "__main__.",
+)
+_PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
+# What torch's own reader knows; of torch, it refuses the rest itself.
+_TORCH = re.compile(
+    r"torch\.(_utils|_tensor|serialization|storage|cuda|nn\.parameter)\.\w+|torch\.\w+"
+)
+_SAFE = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
+_SAFE |= {"builtins.set", "builtins.complex", "builtins.bytearray"}
+
+
+def _load(path: Path, packages: tuple[str, ...]) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    stubs = [_stub(path, name, packages) for name in sorted(_names_in(path, zipped) - _SAFE)]
+    safe: list[Any] = [stub for stub in stubs if stub is not None]
+    with torch.serialization.safe_globals(safe), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pickle protocols and deprecated storages of old files
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _names_in(path: Path, zipped: bool) -> set[str]:
+    """All classes and functions that a checkpoint names."""
+    if not zipped:
+        names: set[str] = set()
+        with path.open("rb") as file, suppress(ValueError):  # which torch tells better
+            for _ in range(4):  # magic number, protocol, system, content; then raw tensors
+                names |= _names_in_pickle(file)
+        return names
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if not pickles:
+            raise ValueError("no data.pkl in it")
+        with archive.open(pickles[0]) as file:
+            return _names_in_pickle(file)
+
+
+def _names_in_pickle(file: IO[bytes]) -> set[str]:
+    names, strings = set(), ["", ""]
+    for opcode, argument, _ in pickletools.genops(file):
+        if isinstance(argument, str) and "UNICODE" in opcode.name:
+            strings = [strings[-1], argument]
+        elif opcode.name in ("GLOBAL", "INST"):
+            names.add(_todays_name(*str(argument).split(" ", 1)))
+        elif opcode.name == "STACK_GLOBAL":  # torch does not read these, but a refusal names them
+            names.add(".".join(strings))
+    return names
+
+
+def _todays_name(module: str, name: str) -> str:
+    """Pickles of protocol 2 call Python's own things by their names in Python 2."""
+    module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+    return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+
+
+def _stub(
+    path: Path, name: str, packages: tuple[str, ...]
+) -> tuple[Callable[..., Any], str] | None:
+    if name in _STAND_INS:
+        return _STAND_INS[name], name
+    if name.removeprefix("builtins.") in _PLAIN or name.startswith(_FOREIGN + packages):
+        return type("Inert", (Inert,), {}), name
+    if _TORCH.fullmatch(name):
+        return None
+    if name.startswith("torch.nn."):
+        raise UserError(
+            f"{path} is a whole pickled model ({name}), not weights; save its state_dict() instead"
+        )
+    raise UserError(f"{path} would run '{name}' when loaded; it is refused as unsafe")
+
+
+class Inert:
+    """Stands in for a foreign class in an old checkpoint: keeps the state it is given as data."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _NumpyType(Inert):
+    """A stand-in for numpy.dtype, which is called with the type's code and then told its order."""
+
+    def __init__(self, code: str | bytes, *flags: Any) -> None:
+        self.code = code.decode() if isinstance(code, bytes) else code
+
+
+def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
+    """A numpy number as Python's; None for any other type."""
+    formats = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"}
+    formats |= {
+        "i1": "b",
+        "i2": "h",
+        "i4": "i",
+        "i8": "q",
+        "u1": "B",
+        "u2": "H",
+        "u4": "I",
+        "u8": "Q",
+    }
+    code = formats.get(getattr(kind, "code", ""))
+    raw = data.encode("latin1") if isinstance(data, str) else data
+    return struct.unpack(f"<{code}", raw)[0] if code else None
+
+
+def _plain_dict(*factory: Any) -> dict[Any, Any]:
+    return {}
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": _plain_dict,
+    "numpy.dtype": _NumpyType,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+}
+
+
+# ---------------------------------------------------------------------- explanations
+
+_BEGINNINGS = (
+    (b"\x89PNG", "is an image, not a checkpoint"),
+    (b"\xff\xd8\xff", "is an image, not a checkpoint"),
+    (b"GIF8", "is an image, not a checkpoint"),
+    (b"<", "is a web page, not a checkpoint; its link may need a browser or a login"),
+)
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(512)
+    size = f"{path.stat().st_size:,} bytes"
+    if not start:
+        return "is an empty file; fetch or save it again"
+    for beginning, what in _BEGINNINGS:
+        if start.lstrip().startswith(beginning):
+            return what
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return f"is cut short (it ends after {size}); fetch or save it again"
+    if start.startswith(b"PK") and "data.pkl" in str(error):
+        return "is an archive without weights; unpack it and give the checkpoint inside"
+    if path.suffix != ".safetensors" and start.isascii() and b"\0" not in start:
+        return "is a text file, not a checkpoint"
+    lines = [line for line in str(error).splitlines() if "Unpickler" in line]
+    reason = (lines or str(error).split("\n") or [""])[0].strip() or type(error).__name__
+    return f"is no checkpoint, or damaged or cut short ({size}: {reason}); fetch or save it again"

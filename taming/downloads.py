@@ -1,0 +1,172 @@
+"""Files from the web: continued where they stopped, checked, and placed only once complete."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from taming.errors import UserError
+
+TIMEOUT = 60  # seconds without a byte, after which a connection counts as lost
+_FAILED = (OSError, http.client.HTTPException)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a download that makes no progress is tried, and the seconds before the second try,
+    which double with each."""
+
+    tries: int = 5
+    wait: float = 1.0
+
+
+def fetch(
+    url: str,
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    chunk_size: int = 2**16,
+    patience: Patience | None = None,
+) -> Path:
+    """Download `url` to `path`, with a progress bar; returns the path.
+
+    What has arrived is kept as `<path>.part` and continued by the next try, or the next call.
+    `size` in bytes is checked, as is what the server announced. Raises `UserError`.
+    """
+    path, patience = Path(path), patience or Patience()
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _insist(url, part, chunk_size, patience)
+    except (*_FAILED, ValueError) as error:
+        kept = _size(part)
+        if not kept:
+            _forget(part)
+        again = f"; {kept:,} bytes are kept, the same command goes on from there" if kept else ""
+        raise UserError(f"could not download {url} to {path}: {_reason(error)}{again}") from None
+    if size is not None and _size(part) != size:
+        got = _size(part)
+        _forget(part)
+        raise UserError(f"{url} sent {got:,} bytes instead of {size:,}; nothing was kept")
+    _validator_file(part).unlink(missing_ok=True)
+    os.replace(part, path)
+    return path
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
+        return f"the server answers {error.code} {error.reason}; the address may be out of date"
+    return str(error) or type(error).__name__
+
+
+def _insist(url: str, part: Path, chunk_size: int, patience: Patience) -> None:
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            return _continue(url, part, chunk_size)
+        except _FAILED as error:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures >= patience.tries or _is_final(error):
+                raise
+            time.sleep(patience.wait * 2 ** (failures - 1))
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another try would be answered the same."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500 and error.code not in (408, 416, 425, 429)
+    return isinstance(error, urllib.error.URLError) and isinstance(error.reason, FileNotFoundError)
+
+
+def _continue(url: str, part: Path, chunk_size: int) -> None:
+    """Fetch what `part` lacks; OSError if that is not all of it."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers=_range_headers(part, have))
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and _total(error.headers) == have:
+            return
+        if error.code == 416:
+            _forget(part)
+        raise
+    with response:
+        _receive(response, part, have, chunk_size)
+
+
+def _range_headers(part: Path, have: int) -> dict[str, str]:
+    headers = {"User-Agent": "taming-transformers"}
+    validator = _validator_file(part)
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    if have and validator.is_file():  # lest two versions of a file be joined
+        headers["If-Range"] = validator.read_text()
+    return headers
+
+
+def _receive(response: Any, part: Path, have: int, chunk_size: int) -> None:
+    start = _start(response)
+    if start not in (0, have):
+        _forget(part)
+        raise OSError(f"the server went on at byte {start:,} instead of {have:,}")
+    validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    if validator and not validator.startswith("W/"):
+        _validator_file(part).write_text(validator)
+    length = response.headers.get("Content-Length")
+    total = start + int(length) if length else None
+    name = part.name.removesuffix(".part")
+    with (
+        part.open("ab" if start else "wb") as file,
+        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name) as bar,
+    ):
+        while chunk := response.read(chunk_size):
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and _size(part) != total:
+        raise OSError(f"only {_size(part):,} of {total:,} bytes arrived")
+
+
+def _start(response: Any) -> int:
+    """The position in the file at which the server's answer begins."""
+    if getattr(response, "status", None) != http.client.PARTIAL_CONTENT:
+        return 0
+    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(match[1]) if match else -1
+
+
+def _total(headers: Any) -> int | None:
+    match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range") or "")
+    return int(match[1]) if match else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_file(part).unlink(missing_ok=True)
+
+
+def file_hash(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """The hash of a file, in hexadecimal digits."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Models for other programs: parts of checkpoints, safetensors, diffusers, ONNX."""

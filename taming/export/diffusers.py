@@ -1,0 +1,203 @@
+"""VQGANs as `diffusers.VQModel`, and back: the same network under other names.
+
+Folders have diffusers' layout, `config.json` and `diffusion_pytorch_model.safetensors`; diffusers
+itself is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from taming.checkpoint import read_checkpoint
+from taming.errors import UserError
+from taming.export.weights import save_weights
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+
+# Names within an encoder or decoder, ours and theirs. Levels are numbered from the image in both
+# encoders and in our decoder, and from the codes in their decoder.
+_BLOCK = (
+    ("nin_shortcut", "conv_shortcut"),
+    ("norm1", "norm1"),
+    ("conv1", "conv1"),
+    ("norm2", "norm2"),
+    ("conv2", "conv2"),
+)
+_ATTENTION = (
+    ("norm", "group_norm"),
+    ("q", "to_q"),
+    ("k", "to_k"),
+    ("v", "to_v"),
+    ("proj_out", "to_out.0"),
+)
+_ENDS = (("norm_out", "conv_norm_out"), ("conv_in", "conv_in"), ("conv_out", "conv_out"))
+
+
+def to_diffusers(model: Any, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
+    """Write a VQModel, built with `ddconfig`, as a folder for `VQModel.from_pretrained`.
+
+    Raises `UserError` for models that diffusers' class cannot express.
+    """
+    config = diffusers_config(model, ddconfig)
+    names = _names(model.state_dict(), len(config["block_out_channels"]))
+    state = {theirs: _as_linear(theirs, model.state_dict()[ours]) for ours, theirs in names.items()}
+    folder = Path(folder)
+    save_weights(state, folder / WEIGHTS, {"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def diffusers_config(model: Any, ddconfig: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a VQModel."""
+    multiples = list(ddconfig["ch_mult"])
+    if not hasattr(model.quantize, "embedding") or model.quantize.remap is not None:
+        raise UserError(
+            "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap"
+        )
+    if ddconfig.get("double_z", True) or multiples[0] != 1:
+        raise UserError("diffusers' VQModel needs ddconfig with double_z: false and ch_mult[0] 1")
+    attention = _levels_with_attention(ddconfig)
+    return {
+        "_class_name": "VQModel",
+        "in_channels": ddconfig["in_channels"],
+        "out_channels": ddconfig["out_ch"],
+        "down_block_types": [f"{'Attn' if a else ''}DownEncoderBlock2D" for a in attention],
+        "up_block_types": [f"{'Attn' if a else ''}UpDecoderBlock2D" for a in attention[::-1]],
+        "block_out_channels": [ddconfig["ch"] * multiple for multiple in multiples],
+        "layers_per_block": ddconfig["num_res_blocks"],
+        "act_fn": "silu",
+        "latent_channels": ddconfig["z_channels"],
+        "sample_size": ddconfig["resolution"],
+        "num_vq_embeddings": model.quantize.n_e,
+        "norm_num_groups": 32,
+        "vq_embed_dim": model.quantize.e_dim,
+    }
+
+
+def _levels_with_attention(ddconfig: Mapping[str, Any]) -> list[bool]:
+    resolution, wanted = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
+    return [resolution // 2**level in wanted for level in range(len(ddconfig["ch_mult"]))]
+
+
+def from_diffusers(folder: str | Path, target: str | Path) -> None:
+    """Turn a folder of diffusers' VQModel into a run folder: `config.yaml` and `model.ckpt`."""
+    folder, target = Path(folder), Path(target)
+    config = _read_config(folder / CONFIG)
+    theirs = read_checkpoint(folder / WEIGHTS)["state_dict"]
+    state = {
+        ours: _as_conv(ours, theirs[name])
+        for ours, name in _names_of_theirs(theirs, len(config["block_out_channels"])).items()
+    }
+    save_weights(state, target / "model.ckpt")
+    model = {"target": "taming.models.vqgan.VQModel", "params": _model_params(config)}
+    OmegaConf.save({"model": model}, target / "config.yaml")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as diffusers' config: {error}") from None
+    if config.get("_class_name") != "VQModel":
+        raise UserError(f"{path} is of a {config.get('_class_name')}, not of a VQModel")
+    if config.get("norm_type", "group") != "group" or config.get("norm_num_groups", 32) != 32:
+        raise UserError(f"{path}: only group normalisation over 32 groups has a counterpart here")
+    return config
+
+
+def _model_params(config: Mapping[str, Any]) -> dict[str, Any]:
+    widths, resolution = config["block_out_channels"], config["sample_size"]
+    levels = range(len(widths))
+    attention = [i for i in levels if config["down_block_types"][i].startswith("Attn")]
+    return {
+        "n_embed": config["num_vq_embeddings"],
+        "embed_dim": config.get("vq_embed_dim") or config["latent_channels"],
+        "ddconfig": {
+            "double_z": False,
+            "z_channels": config["latent_channels"],
+            "resolution": resolution,
+            "in_channels": config["in_channels"],
+            "out_ch": config["out_channels"],
+            "ch": widths[0],
+            "ch_mult": [width // widths[0] for width in widths],
+            "num_res_blocks": config["layers_per_block"],
+            "attn_resolutions": [resolution // 2**level for level in attention],
+            "dropout": 0.0,
+        },
+    }
+
+
+# ---------------------------------------------------------------------- names
+
+
+def _names(ours: Iterable[str], levels: int) -> dict[str, str]:
+    """Our name -> theirs, for all weights but the loss's."""
+    return {
+        name: _their_name(name, levels)
+        for name in ours
+        if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+        or name == "quantize.embedding.weight"
+    }
+
+
+def _names_of_theirs(theirs: Iterable[str], levels: int) -> dict[str, str]:
+    return {_our_name(name, levels): name for name in theirs}
+
+
+def _their_name(name: str, levels: int) -> str:
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    rest = re.sub(r"^mid\.block_([12])\.", lambda m: f"mid_block.resnets.{int(m[1]) - 1}.", rest)
+    rest = rest.replace("mid.attn_1.", "mid_block.attentions.0.")
+    rest = re.sub(r"^down\.(\d+)\.", r"down_blocks.\1.", rest)
+    rest = re.sub(r"^up\.(\d+)\.", lambda m: f"up_blocks.{levels - 1 - int(m[1])}.", rest)
+    rest = re.sub(r"\.block\.(\d+)\.", r".resnets.\1.", rest)
+    rest = re.sub(r"\.attn\.(\d+)\.", r".attentions.\1.", rest)
+    rest = re.sub(r"\.(down|up)sample\.conv\.", r".\1samplers.0.conv.", rest)
+    return f"{side}.{_renamed_module(rest, 0, 1)}"
+
+
+def _our_name(name: str, levels: int) -> str:
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    rest = _renamed_module(rest, 1, 0)
+    rest = re.sub(r"^mid_block\.resnets\.([01])\.", lambda m: f"mid.block_{int(m[1]) + 1}.", rest)
+    rest = rest.replace("mid_block.attentions.0.", "mid.attn_1.")
+    rest = re.sub(r"^down_blocks\.(\d+)\.", r"down.\1.", rest)
+    rest = re.sub(r"^up_blocks\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", rest)
+    rest = re.sub(r"\.resnets\.(\d+)\.", r".block.\1.", rest)
+    rest = re.sub(r"\.attentions\.(\d+)\.", r".attn.\1.", rest)
+    rest = re.sub(r"\.(down|up)samplers\.0\.conv\.", r".\1sample.conv.", rest)
+    return f"{side}.{rest}"
+
+
+def _renamed_module(name: str, source: int, goal: int) -> str:
+    """The last module in a name, renamed as its block's kind demands."""
+    path, _, kind = name.rpartition(".")
+    within = _BLOCK if ".resnets." in path else _ATTENTION if ".attentions." in path else _ENDS
+    for pair in within:
+        if path == pair[source] or path.endswith(f".{pair[source]}"):
+            return f"{path.removesuffix(pair[source])}{pair[goal]}.{kind}"
+    return name
+
+
+def _as_linear(theirs: str, tensor: Tensor) -> Tensor:
+    """Attention's 1x1 convolutions are linear layers there."""
+    return tensor[:, :, 0, 0] if _is_projection(theirs, tensor, 4) else tensor
+
+
+def _as_conv(ours: str, tensor: Tensor) -> Tensor:
+    attention = re.search(r"\.attn(_1|\.\d+)\.", ours) is not None
+    return tensor[:, :, None, None] if attention and tensor.dim() == 2 else tensor
+
+
+def _is_projection(theirs: str, tensor: Tensor, dimensions: int) -> bool:
+    return ".attentions." in theirs and tensor.dim() == dimensions

@@ -1,0 +1,83 @@
+"""First stages as two ONNX graphs: images -> indices, and indices -> images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming.errors import UserError
+
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+OPSET = 18
+
+
+class _ToIndices(nn.Module):
+    """Images [B, C, H, W] in [-1, 1] -> int64 indices [B, h, w]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        model = self.model
+        if not hasattr(model.quantize, "embedding"):
+            return model.encode_to_indices(images)
+        # As the quantizer's search, without its switches of precision, which no graph can hold.
+        latents = model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1)  # (B, h, w, C)
+        codes = model.quantize.codes
+        return (codes.square().sum(dim=1) - 2 * latents @ codes.t()).argmin(dim=-1)
+
+
+class _ToImages(nn.Module):
+    """Indices [B, h, w] -> images [B, C, H, W]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.model.decode_indices(indices)
+
+
+def to_onnx(model: Any, folder: str | Path, size: Sequence[int] | None = None) -> tuple[Path, Path]:
+    """Write `encoder.onnx` and `decoder.onnx` for images of `size` (height, width) and any batch.
+
+    `size` is the training size by default. Inputs and outputs are named "images" and "indices".
+    Raises `UserError` where the packages that write ONNX are missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    resolution = model.decoder.resolution
+    height, width = size or (resolution, resolution)
+    device = next(model.parameters()).device
+    images = torch.zeros(2, model.encoder.conv_in.in_channels, height, width, device=device)
+    with torch.no_grad():
+        indices = model.encode_to_indices(images)
+    _write(_ToIndices(model), images, folder / ENCODER, ("images", "indices"))
+    _write(_ToImages(model), indices, folder / DECODER, ("indices", "images"))
+    return folder / ENCODER, folder / DECODER
+
+
+def _write(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str]) -> None:
+    try:
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            str(path),
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
+        missing = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
+        if not missing and "onnxscript" not in str(error):
+            raise
+        raise UserError("writing ONNX needs more packages: pip install onnx onnxscript") from None

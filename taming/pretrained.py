@@ -1,0 +1,266 @@
+"""The published models: what they are, where they are, and how they come into `logs/`.
+
+Addresses are files, or shared folders of a Seafile server, which lists what is in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from taming.checkpoint_formats import read_checkpoint
+from taming.downloads import TIMEOUT, Patience, fetch, file_hash
+from taming.errors import UserError
+
+# In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
+RECORD = "downloads.json"
+CHECKPOINT = "checkpoints/last.ckpt"
+WANTED = (".ckpt", ".yaml", ".yml", ".pkl", ".zip")
+
+Resolve = Callable[[str], "list[RemoteFile]"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: `fid` as published, `folder` where it goes, `addresses` on the web."""
+
+    name: str
+    what: str
+    fid: str
+    folder: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file to fetch: where to put it, relative to the model's folder, and its size if known."""
+
+    url: str
+    path: str
+    size: int | None = None
+
+
+def published_models() -> dict[str, Published]:
+    """All published models by name, in the order of the table `pretrained.tsv`."""
+    text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
+    return {
+        row["name"]: Published(
+            row["name"],
+            row["what"],
+            row["published_fid"],
+            row["folder"],
+            tuple(row["addresses"].split()),
+        )
+        for row in csv.DictReader(text.splitlines(), delimiter="\t")
+    }
+
+
+# ---------------------------------------------------------------------- addresses -> files
+
+
+def remote_files(address: str) -> list[RemoteFile]:
+    """The files behind an address: itself, or the wanted ones of a shared folder."""
+    drive = re.match(r"(https?://)drive\.google\.com/file/d/([\w-]+)", address)
+    if drive:
+        query = urllib.parse.urlencode({"id": drive[2], "export": "download", "confirm": "t"})
+        return [RemoteFile(f"{drive[1]}drive.usercontent.google.com/download?{query}", CHECKPOINT)]
+    name = address.rsplit("/", 1)[-1]
+    if name.endswith(WANTED):
+        return [RemoteFile(address, name)]
+    final = _after_redirects(address)
+    folder = re.match(r"(https?://[^/]+)/d/(\w+)", final)
+    if folder:
+        return _in_run_layout(_shared_files(folder[1], folder[2]))
+    if re.match(r"https?://[^/]+/f/\w+", final):
+        return [RemoteFile(final.split("?")[0] + "?dl=1", CHECKPOINT)]
+    return [RemoteFile(final, CHECKPOINT)]
+
+
+def _open(url: str) -> Any:
+    request = urllib.request.Request(url, headers={"User-Agent": "taming-transformers"})
+    try:
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url} cannot be reached: {error}") from None
+
+
+def _after_redirects(address: str) -> str:
+    with _open(address) as response:
+        return response.url
+
+
+def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile]:
+    """The wanted files of a Seafile shared folder, below `folder`."""
+    query = urllib.parse.urlencode({"path": folder})
+    with _open(f"{server}/api/v2.1/share-links/{token}/dirents/?{query}") as response:
+        try:
+            entries = json.load(response)["dirent_list"]
+        except (ValueError, KeyError):
+            raise UserError(f"{server}/d/{token}/ does not list its files as expected") from None
+    files: list[RemoteFile] = []
+    for entry in entries:
+        if entry["is_dir"]:
+            files += _shared_files(server, token, entry["folder_path"])
+        elif entry["file_path"].endswith(WANTED):
+            where = urllib.parse.urlencode({"p": entry["file_path"], "dl": 1})
+            path = entry["file_path"].lstrip("/")
+            files.append(RemoteFile(f"{server}/d/{token}/files/?{where}", path, entry.get("size")))
+    return files
+
+
+def _in_run_layout(files: list[RemoteFile]) -> list[RemoteFile]:
+    """Paths from the folder that holds `checkpoints`, which some servers have as `ckpts`."""
+    paths = [re.sub(r"(^|/)ckpts/", r"\1checkpoints/", file.path) for file in files]
+    above = [path.partition("checkpoints/")[0] for path in paths if "checkpoints/" in path]
+    prefix = min(above, key=len, default="")
+    return [
+        RemoteFile(file.url, path.removeprefix(prefix), file.size)
+        for file, path in zip(files, paths, strict=True)
+    ]
+
+
+# ---------------------------------------------------------------------- files -> a run folder
+
+
+def download_model(
+    model: Published,
+    root: str | Path = ".",
+    *,
+    check: bool = False,
+    patience: Patience | None = None,
+    resolve: Resolve = remote_files,
+) -> Path:
+    """Fetch what is missing of a model into `root`; returns its folder.
+
+    Hashes are recorded when a file first arrives; with `check`, files that are there are compared
+    to them. Raises `UserError` for what cannot be fetched, or is not what it should be.
+    """
+    folder = Path(root) / model.folder
+    record = _read_record(folder)
+    files = record["files"]
+    for path, known in files.items():
+        _check_present(folder / path, known, check)
+    if record["complete"] and all((folder / path).is_file() for path in files):
+        return folder
+    for address in model.addresses:
+        for file in resolve(address):
+            files |= _bring(file, folder, files, patience)
+            _write_record(folder, record)
+    _add_config(model.name, folder)
+    _write_record(folder, {**record, "complete": True})
+    return folder
+
+
+def _add_config(name: str, folder: Path) -> None:
+    """Models that are published as a bare checkpoint get the config that it was trained with."""
+    config = resources.files("taming").joinpath("pretrained_configs", f"{name}.yaml")
+    if config.is_file() and not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]:
+        (folder / "config.yaml").write_text(config.read_text("utf-8"))
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {"complete": False, "files": {}}
+    except ValueError:
+        raise UserError(f"{path} is damaged; delete it to have hashes recorded anew") from None
+
+
+def _check_present(path: Path, known: dict[str, Any], thoroughly: bool) -> None:
+    if not path.is_file():
+        return
+    wrong_size = path.stat().st_size != known["size"]
+    if wrong_size or (thoroughly and file_hash(path) != known["sha256"]):
+        raise UserError(f"{path} is not the file that was downloaded; delete it to fetch it again")
+
+
+def _bring(
+    file: RemoteFile, folder: Path, files: Mapping[str, Any], patience: Patience | None
+) -> dict[str, Any]:
+    """Fetch, check and place one file, or what is in it: entries of the record."""
+    target = _inside(folder, file.path)
+    known = files.get(file.path)
+    if target.is_file() and known is not None:
+        return {}
+    arrived = target.with_name(target.name + ".arrived")
+    fetch(file.url, arrived, size=file.size, patience=patience)
+    try:
+        _verify(arrived, file, known)
+        placed = {file.path: target}
+        if _is_archive(arrived):
+            placed = _unpack(arrived, folder)
+        else:
+            os.replace(arrived, target)
+    finally:
+        arrived.unlink(missing_ok=True)
+    return {
+        path: {"url": file.url, "size": place.stat().st_size, "sha256": file_hash(place)}
+        for path, place in placed.items()
+    }
+
+
+def _inside(folder: Path, path: str) -> Path:
+    target = folder / path
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"the server names a file outside the model's folder ({path}); refused")
+    return target
+
+
+def _verify(arrived: Path, file: RemoteFile, known: dict[str, Any] | None) -> None:
+    """Refuse what is not the file it should be, before it takes that file's place."""
+    if known is not None and file_hash(arrived) != known["sha256"]:
+        raise UserError(
+            f"{file.url} now sends another file than at the first download; delete {RECORD} in the "
+            "model's folder if that is right"
+        )
+    with arrived.open("rb") as opened:
+        start = opened.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        raise UserError(
+            f"{file.url} sends a web page instead of {file.path}; fetch it with a browser and put "
+            "it there"
+        )
+    if file.path.endswith(".ckpt") and not _is_archive(arrived):
+        read_checkpoint(arrived)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a zip with a model in it, rather than a checkpoint, which is a zip too."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return not any(name.endswith("data.pkl") for name in archive.namelist())
+
+
+def _unpack(archive_path: Path, folder: Path) -> dict[str, Path]:
+    """Put an archive's checkpoints and configs into `folder`: path in it -> place."""
+    placed: dict[str, Path] = {}
+    with zipfile.ZipFile(archive_path) as archive, tempfile.TemporaryDirectory(dir=folder) as room:
+        for name in archive.namelist():
+            if name.endswith(WANTED[:3]):
+                unpacked = archive.extract(name, room)
+                placed[name] = _inside(folder, name)
+                placed[name].parent.mkdir(parents=True, exist_ok=True)
+                os.replace(unpacked, placed[name])
+    if not placed:
+        raise UserError(f"{archive_path.name}: there is no checkpoint in the archive")
+    return placed
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    path = folder / RECORD
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,48 @@
+"""First stages as ONNX graphs that compute what the model does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming.export.onnx import to_onnx
+from tests.models.tiny import build, ddconfig, first_stage_config, images
+
+TEMPERATURE = {
+    "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
+    "params": dict.fromkeys(
+        ("warm_up_steps", "lr_min", "lr_max", "lr_start", "max_decay_steps"), 1
+    ),
+}
+
+
+def first_stage(kind: str) -> Any:
+    network = {**ddconfig(), "attn_resolutions": [8]}
+    extra = {"temperature_scheduler_config": TEMPERATURE} if kind == "GumbelVQ" else {}
+    return build(
+        first_stage_config(f"taming.models.vqgan.{kind}", ddconfig=network, **extra)
+    ).eval()
+
+
+def run(path: Path, name: str, value: Tensor) -> Tensor:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {name: value.numpy()})[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["VQModel", "GumbelVQ"])
+def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    model = first_stage(kind)
+    encoder, decoder = to_onnx(model, tmp_path, size=(16, 24))
+    x = images(3, height=16, width=24).permute(0, 3, 1, 2).contiguous()  # a batch of another size
+    indices = model.encode_to_indices(x)
+    assert torch.equal(run(encoder, "images", x), indices)
+    rebuilt = run(decoder, "indices", indices)
+    torch.testing.assert_close(rebuilt, model.decode_indices(indices), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,72 @@
+"""The commands that write models for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import export, extract_submodel
+from taming.checkpoint import load_run, read_checkpoint
+from tests.models.test_conditions import transformer_config
+from tests.models.tiny import build, ddconfig, first_stage_config
+from tests.test_checkpoint_fit import write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    config = transformer_config()
+    return write_run(tmp_path / "run", config, build(config).state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_submodel_becomes_a_checkpoint(run: Path, tmp_path: Path, suffix: str) -> None:
+    source, target = run / "checkpoints" / "last.ckpt", tmp_path / f"out{suffix}"
+    extract_submodel.main([str(source), str(target), "transformer"])
+    part = read_checkpoint(target)["state_dict"]
+    whole = read_checkpoint(source)["state_dict"]
+    assert {f"transformer.{n}" for n in part} == {n for n in whole if n.startswith("transformer.")}
+    assert all(torch.equal(tensor, whole[f"transformer.{n}"]) for n, tensor in part.items())
+
+
+def test_the_first_stage_is_taken_by_default_and_can_be_used(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "vqgan.ckpt"
+    extract_submodel.main([str(run / "checkpoints" / "last.ckpt"), str(target)])
+    model = build(first_stage_config(ckpt_path=str(target)))
+    whole = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert torch.equal(
+        model.encoder.conv_in.weight, whole["first_stage_model.encoder.conv_in.weight"]
+    )
+
+
+def test_a_missing_submodel_names_what_there_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        extract_submodel.main([str(run / "checkpoints/last.ckpt"), str(tmp_path / "o.ckpt"), "gpt"])
+    assert "no sub-model 'gpt'; it has first_stage_model, " in capsys.readouterr().err
+    assert not (tmp_path / "o.ckpt").exists()
+
+
+def test_safetensors_hold_the_whole_model(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    export.main(["safetensors", str(run), str(target)])
+    loaded, _, _ = load_run(run)
+    written = read_checkpoint(target)["state_dict"]
+    assert written.keys() == loaded.state_dict().keys()
+
+
+def test_diffusers_take_the_first_stage_of_a_transformer(run: Path, tmp_path: Path) -> None:
+    export.main(["diffusers", str(run), str(tmp_path / "theirs")])
+    export.main(["from_diffusers", str(tmp_path / "theirs"), str(tmp_path / "ours")])
+    model, _, _ = load_run(tmp_path / "ours")
+    assert model.decoder.resolution == ddconfig()["resolution"]
+
+
+def test_a_wrong_size_is_explained(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        export.main(["onnx", str(run), str(tmp_path / "x"), "--size", "256"])
+    assert "--size takes height,width" in capsys.readouterr().err

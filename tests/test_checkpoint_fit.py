@@ -1,0 +1,145 @@
+"""A checkpoint that does not fit says which config value is likely wrong."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from taming.checkpoint import load_run, load_weights, save_atomic
+from taming.config import instantiate_from_config
+from taming.errors import UserError
+from tests.models.test_conditions import transformer_config
+from tests.models.tiny import build, first_stage_config, images
+
+
+def set_in(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    node: Any = config["params"]
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    return config
+
+
+FIRST_STAGE = {
+    "n_embed": (20, "n_embed is 20, but 12 in the checkpoint"),
+    "embed_dim": (5, "embed_dim is 5, but 4"),
+    "ddconfig.ch": (64, "ddconfig.ch is 64, but 32"),
+    "ddconfig.ch_mult": ([1, 1, 1], "the length of ddconfig.ch_mult is 3, but 2"),
+    "ddconfig.num_res_blocks": (2, "ddconfig.num_res_blocks is 2, but 1"),
+    "ddconfig.attn_resolutions": ([8], "levels in attn_resolutions is 1, but 0"),
+    "ddconfig.in_channels": (1, "ddconfig.in_channels is 1, but 3"),
+    "ddconfig.out_ch": (1, "ddconfig.out_ch is 1, but 3"),
+    "ddconfig.z_channels": (16, "ddconfig.z_channels is 16, but 8"),
+    "ddconfig.double_z": (True, r"z_channels \(twice that with double_z\) is 16, but 8"),
+    "lossconfig.params.disc_ndf": (16, "disc_ndf is 16, but 8"),
+    "lossconfig.params.disc_in_channels": (6, "disc_in_channels is 6, but 3"),
+}
+
+
+@pytest.mark.parametrize("path", FIRST_STAGE)
+def test_a_first_stages_value_is_named(path: str) -> None:
+    value, expected = FIRST_STAGE[path]
+    state = build(first_stage_config()).state_dict()
+    other = instantiate_from_config(set_in(first_stage_config(), path, value))
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(UserError, match=f"^a.ckpt does not fit the config: .*{expected}"):
+        load_weights(other, state, source="a.ckpt")
+    assert all(torch.equal(t, before[n]) for n, t in other.state_dict().items())
+
+
+def test_labels_of_segmentations_are_named() -> None:
+    def config(labels: int) -> dict[str, Any]:
+        target = "taming.models.vqgan.VQSegmentationModel"
+        return first_stage_config(target, n_labels=labels, lossconfig=None)
+
+    with pytest.raises(UserError, match="n_labels .*is 7, but 5 in the checkpoint"):
+        load_weights(build(config(7)), build(config(5)).state_dict())
+
+
+TRANSFORMER = {
+    "transformer_config.params.n_layer": 2,
+    "transformer_config.params.n_embd": 32,
+    "transformer_config.params.vocab_size": 50,
+    "transformer_config.params.block_size": 170,
+    "first_stage_config.params.n_embed": 20,
+}
+
+
+@pytest.mark.parametrize("path", TRANSFORMER)
+def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
+    state = build(transformer_config()).state_dict()
+    other = instantiate_from_config(set_in(transformer_config(), path, TRANSFORMER[path]))
+    with pytest.raises(UserError, match=f"{path} is {TRANSFORMER[path]}, but"):
+        load_weights(other, state)
+
+
+def test_the_other_stages_checkpoint_is_recognised() -> None:
+    first, second = build(first_stage_config()), build(transformer_config())
+    with pytest.raises(UserError, match="x.ckpt .*it is a first stage.*ckpt_path"):
+        load_weights(second, first.state_dict(), source="x.ckpt")
+    with pytest.raises(UserError, match="it is a transformer.*extract_submodel"):
+        load_weights(first, second.state_dict())
+
+
+def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> None:
+    model = build(first_stage_config())
+    with caplog.at_level(logging.INFO):
+        missing = load_weights(
+            model, model.state_dict(), source="a.ckpt", ignore_keys=["loss.discriminator"]
+        )
+    assert len(missing) == 10
+    assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialised anew" in caplog.text
+
+
+def test_layers_for_other_channels_can_start_anew() -> None:
+    colour, grey = build(first_stage_config()), build(first_stage_config(channels=1))
+    anew = ["encoder.conv_in", "decoder.conv_out", "loss.discriminator"]
+    missing = load_weights(grey, colour.state_dict(), ignore_keys=anew)
+    assert {name.rpartition(".")[0] for name in missing if "loss" not in name} == set(anew[:2])
+    assert torch.equal(grey.quantize.embedding.weight, colour.quantize.embedding.weight)
+
+
+def write_run(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> Path:
+    from omegaconf import OmegaConf
+
+    (folder / "configs").mkdir(parents=True)
+    OmegaConf.save({"model": config}, folder / "configs" / "2021-project.yaml")
+    save_atomic({"state_dict": state, "global_step": 5}, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
+    model = build(transformer_config()).eval()
+    config = transformer_config()
+    config["params"]["first_stage_config"]["params"]["ckpt_path"] = "/gone/last.ckpt"
+    folder = write_run(tmp_path / "run", config, model.state_dict())
+    loaded, run, step = load_run(folder)
+    assert step == 5 and run.folder == folder and not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not any(p.requires_grad for p in loaded.first_stage_model.parameters())
+    x = images(2).permute(0, 3, 1, 2)
+    torch.testing.assert_close(loaded(x, x)[0], model(x, x)[0])
+
+
+def test_a_run_that_lacks_its_loss_gets_a_new_one(tmp_path: Path) -> None:
+    model = build(first_stage_config(n_embed=20000))  # large enough to be left unset at first
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("loss.")}
+    loaded, _, _ = load_run(write_run(tmp_path / "run", first_stage_config(n_embed=20000), state))
+    assert torch.equal(loaded.quantize.embedding.weight, model.quantize.embedding.weight)
+    assert loaded.loss.discriminator.main[0].weight.std() > 0
+
+
+def test_half_precision_checkpoints_load_in_the_models_precision(tmp_path: Path) -> None:
+    model = build(first_stage_config())
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    loaded, _, _ = load_run(write_run(tmp_path / "run", first_stage_config(), state))
+    assert loaded.encoder.conv_in.weight.dtype is torch.float32

@@ -1,0 +1,204 @@
+"""Published models: the table, addresses, and run folders that are whole and checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import taming
+from scripts.download_models import main
+from taming.checkpoint import find_run, read_checkpoint
+from taming.config import instantiate_from_config, load_config
+from taming.downloads import Patience
+from taming.errors import UserError
+from taming.pretrained import (
+    RECORD,
+    Published,
+    RemoteFile,
+    download_model,
+    published_models,
+    remote_files,
+)
+from tests.web import Site, serve
+
+CONFIGS = sorted((Path(taming.__file__).parent / "pretrained_configs").glob("*.yaml"))
+QUICK = Patience(tries=2, wait=0.0)
+
+
+def checkpoint(value: float = 1.0) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"weight": torch.full((3,), value)}}, buffer)
+    return buffer.getvalue()
+
+
+def entry(path: str, data: bytes | None = None) -> dict[str, Any]:
+    kind = {"folder_path": path} if data is None else {"file_path": path, "size": len(data)}
+    return {"is_dir": data is None, **kind}
+
+
+def listed(*entries: dict[str, Any]) -> bytes:
+    return json.dumps({"dirent_list": entries}).encode()
+
+
+def shared_folder(site: Site) -> None:
+    """A run as a shared folder, behind a short address."""
+    model, config = checkpoint(), b"model: {}\n"
+    listing = "/api/v2.1/share-links/abc/dirents/?path=%2F"
+    site.redirects["/short"] = "/d/abc/"
+    site.files |= {
+        "/d/abc/": b"<!DOCTYPE html>",
+        listing: listed(entry("/run/")),
+        listing + "run%2F": listed(entry("/run/ckpts/"), entry("/run/configs/")),
+        listing + "run%2Fckpts%2F": listed(
+            entry("/run/ckpts/last.ckpt", model), entry("/run/ckpts/notes.txt", b"not wanted")
+        ),
+        listing + "run%2Fconfigs%2F": listed(entry("/run/configs/model.yaml", config)),
+        "/d/abc/files/?p=%2Frun%2Fckpts%2Flast.ckpt&dl=1": model,
+        "/d/abc/files/?p=%2Frun%2Fconfigs%2Fmodel.yaml&dl=1": config,
+    }
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve(Site()) as running:
+        yield running
+
+
+def model_at(*addresses: str) -> Published:
+    return Published("m", "a model", "-", "logs/m", addresses)
+
+
+def test_the_table_has_every_published_model(capsys: pytest.CaptureFixture[str]) -> None:
+    models = published_models()
+    assert len(models) == 23
+    for model in models.values():
+        assert model.folder.startswith("logs/") and not model.folder.endswith("checkpoints")
+        assert all(address.startswith("https://") for address in model.addresses)
+    main(["--list"])
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^{name} ", shown, re.M) for name in models)
+
+
+def test_a_shared_folder_becomes_a_run(site: Site, tmp_path: Path) -> None:
+    shared_folder(site)
+    folder = download_model(model_at(f"{site.url}/short"), tmp_path, patience=QUICK)
+    run = find_run(folder)
+    assert torch.equal(read_checkpoint(run.checkpoint)["state_dict"]["weight"], torch.ones(3))
+    assert [config.name for config in run.configs] == ["model.yaml"]
+    record = json.loads((folder / RECORD).read_text())
+    assert record["complete"] and set(record["files"]) == {
+        "checkpoints/last.ckpt",
+        "configs/model.yaml",
+    }
+    asked = len(site.requests)
+    download_model(model_at(f"{site.url}/short"), tmp_path, patience=QUICK)
+    assert len(site.requests) == asked  # all there
+
+
+def test_an_interrupted_model_is_completed(site: Site, tmp_path: Path) -> None:
+    shared_folder(site)
+    config = "/d/abc/files/?p=%2Frun%2Fconfigs%2Fmodel.yaml&dl=1"
+    kept = site.files.pop(config)
+    with pytest.raises(UserError, match="answers 404"):
+        download_model(model_at(f"{site.url}/short"), tmp_path, patience=QUICK)
+    site.files[config] = kept
+    folder = download_model(model_at(f"{site.url}/short"), tmp_path, patience=QUICK)
+    assert (folder / "configs" / "model.yaml").read_bytes() == kept
+
+
+def test_what_differs_from_the_first_download_is_refused(site: Site, tmp_path: Path) -> None:
+    site.files["/last.ckpt"] = checkpoint(1)
+    model = model_at(f"{site.url}/last.ckpt")
+    folder = download_model(model, tmp_path, patience=QUICK)
+    path = folder / "last.ckpt"
+    damaged = path.read_bytes().replace(b"weight", b"wEight")
+    path.write_bytes(damaged)
+    download_model(model, tmp_path, patience=QUICK)  # of the right size, and not looked into
+    with pytest.raises(UserError, match="last.ckpt is not the file that was downloaded; delete"):
+        download_model(model, tmp_path, check=True, patience=QUICK)
+    path.unlink()
+    site.files["/last.ckpt"] = checkpoint(2)
+    with pytest.raises(UserError, match="sends another file than at the first download"):
+        download_model(model, tmp_path, patience=QUICK)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"<!DOCTYPE html><p>log in", "web page instead of last.ckpt"),
+        (b"hello", "is a text file"),
+        (b"", "is an empty file"),
+        (checkpoint()[:-50], "is cut short"),
+    ],
+)
+def test_what_is_no_checkpoint_takes_no_place(
+    site: Site, tmp_path: Path, data: bytes, message: str
+) -> None:
+    site.files["/last.ckpt"] = data
+    with pytest.raises(UserError, match=message):
+        download_model(model_at(f"{site.url}/last.ckpt"), tmp_path, patience=QUICK)
+    assert list((tmp_path / "logs" / "m").iterdir()) == []
+
+
+def test_an_archive_is_unpacked(site: Site, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model.ckpt", checkpoint())
+        archive.writestr("config.yaml", "model: {}")
+        archive.writestr("readme.txt", "not wanted")
+    site.files["/vq.zip"] = buffer.getvalue()
+    model = model_at(f"{site.url}/vq.zip")
+    folder = download_model(model, tmp_path, patience=QUICK)
+    assert find_run(folder).checkpoint.name == "model.ckpt"
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", RECORD, "model.ckpt"]
+    asked = len(site.requests)
+    download_model(model, tmp_path, patience=QUICK)
+    assert len(site.requests) == asked
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_that_come_with_us_build(path: Path) -> None:
+    assert path.stem in published_models()
+    with torch.device("meta"):
+        instantiate_from_config(load_config([path]).model)
+
+
+def test_a_bare_checkpoint_gets_its_config(site: Site, tmp_path: Path) -> None:
+    site.files["/last.ckpt"] = checkpoint()
+    model = Published("vq_f8", "a model", "-", "logs/vq_f8", (f"{site.url}/last.ckpt",))
+    folder = download_model(model, tmp_path, patience=QUICK)
+    assert load_config(find_run(folder).configs).model.params.n_embed == 16384
+
+
+def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    def resolve(address: str) -> list[RemoteFile]:
+        return [RemoteFile("http://127.0.0.1:1/x", "../../../evil.ckpt")]
+
+    with pytest.raises(UserError, match="outside the model"):
+        download_model(model_at("x"), tmp_path, resolve=resolve)
+
+
+def test_addresses_of_single_files(site: Site) -> None:
+    drive = "https://drive.google.com/file/d/1AbC-d_9/view"
+    assert "drive.usercontent.google.com/download?id=1AbC-d_9&" in remote_files(drive)[0].url
+    site.files["/f/abc/"] = b"<html>"
+    [file] = remote_files(f"{site.url}/f/abc/")
+    assert (file.url, file.path) == (f"{site.url}/f/abc/?dl=1", "checkpoints/last.ckpt")
+    with pytest.raises(UserError, match="cannot be reached"):
+        remote_files(f"{site.url}/gone")
+
+
+def test_a_wrong_name_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (([], "--list"), (["cin_transfomer"], "mean 'cin_transformer'")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
