@@ -26,7 +26,6 @@ from taming.data.helper_types import (
     CropMethodType,
     SplitType,
 )
-from taming.data.images import to_float
 from taming.data.scene_crops import SceneCrop
 from taming.data.scene_table import Limits, SceneCollector
 from taming.data.transforms import JointTransform
@@ -223,7 +222,7 @@ class AnnotatedObjectsDataset(ImagePaths):
 
 
 ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
-    "image": lambda data, index, view: to_float(view.pixels),
+    "image": lambda data, index, view: data.finished(view.pixels),
     "image_path": lambda data, index, view: data.paths[index],
     "file_name": lambda data, index, view: data.file_names[index],
     "image_id": lambda data, index, view: data.image_ids[index],

@@ -10,7 +10,7 @@ import numpy as np
 
 from taming.data.base import ImagePaths, Item, OnError
 from taming.data.compact import StringTable
-from taming.data.images import BadImage, to_float
+from taming.data.images import BadImage
 from taming.data.maps import MapKind
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
@@ -38,6 +38,8 @@ class PairedPaths(ImagePaths):
     another size than its image or of a wrong pixel format, and for labels that are out of range:
     the headers of up to 20,000 pairs are looked at, and up to 1,000 label files decoded.
     """
+
+    reducible = False  # to a size that its maps have not
 
     def __init__(
         self,
@@ -117,4 +119,4 @@ class PairedPaths(ImagePaths):
         }
         cropped = self.transform(image, **maps)
         finished = {name: maps.kind.finish(cropped[name]) for name, maps in self.maps.items()}
-        return {"image": to_float(cropped["image"])} | finished
+        return {"image": self.finished(cropped["image"])} | finished

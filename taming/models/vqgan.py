@@ -19,6 +19,7 @@ from torch.optim import Adam, Optimizer
 from taming.checkpoint import find_run, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models.batches import channels_first
 from taming.models.codes import CodeHistogram, as_grid
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.vqperceptual import DummyLoss
@@ -150,12 +151,10 @@ class VQModel(pl.LightningModule):
         return self.decoder.conv_out.weight
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
+        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W], bytes scaled to [-1, 1]."""
         if k not in batch:
             raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
-        x = batch[k]
-        x = x[..., None] if x.dim() == 3 else x
-        return x.permute(0, 3, 1, 2).contiguous().float()
+        return channels_first(batch[k])
 
     # ------------------------------------------------------------------ training
 
