@@ -168,6 +168,15 @@ class PathDataset(Dataset[Item]):
         """What the item holds of uint8 (H, W, 3): float32 in [-1, 1], or bytes."""
         return np.ascontiguousarray(image) if self.image_bytes else to_float(image)
 
+    def files(self, index: int) -> dict[str, str]:
+        """The files of item `index`; raises `BadFile` for what `check` finds."""
+        self.check(index)
+        return {"": self.paths[index]}
+
+    def facts(self, index: int) -> Item:
+        """What is known of item `index` without its files."""
+        return {name: entry(values, index) for name, values in self.labels.items()}
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -185,8 +194,7 @@ class PathDataset(Dataset[Item]):
         )
 
     def _item(self, index: int) -> Item:
-        labels = {name: entry(values, index) for name, values in self.labels.items()}
-        return self.load(index) | labels
+        return self.load(index) | self.facts(index)
 
 
 def _on_error(value: str) -> str:

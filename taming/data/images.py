@@ -8,9 +8,12 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from taming.data.members import is_member, opened, read_bytes
 
 # What Pillow's decoders and numpy's reader raise on damaged or hostile files.
 DAMAGE = (
@@ -42,6 +45,8 @@ def damage_named(path: str) -> Iterator[None]:
 
 
 def _reason(path: str, error: Exception) -> str:
+    if is_member(path):
+        return f"cannot be read ({error})"
     if not os.path.exists(path):
         return "does not exist"
     if os.path.isdir(path):
@@ -60,7 +65,7 @@ def image_size(path: str) -> tuple[int, int]:
 
 def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
     """Pillow's mode and (height, width) from the header alone; raises `BadImage`."""
-    with damage_named(path), Image.open(path) as image:
+    with damage_named(path), Image.open(opened(path)) as image:
         return image.mode, (image.height, image.width)
 
 
@@ -70,7 +75,7 @@ def read_rgb(path: str) -> np.ndarray:
     Transparency is dropped and an EXIF orientation is ignored, as in the original, so that models
     see what published ones saw. 16-bit greys keep their high byte, as Pillow does with 16-bit RGB.
     """
-    with damage_named(path), Image.open(path) as image:
+    with damage_named(path), Image.open(opened(path)) as image:
         return _to_rgb(image)
 
 
@@ -82,8 +87,7 @@ def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
     decoded at 1/2, 1/4 or 1/8 of its size (as Pillow's `draft` does), which skips most of the work.
     """
     with damage_named(path):
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(path)
         with Image.open(io.BytesIO(content)) as image:
             pixels = _decode_jpeg(image, content, least_side)
             return _to_rgb(image) if pixels is None else pixels
@@ -128,7 +132,8 @@ def read_npy(path: str) -> np.ndarray:
 
 def _load_npy(path: str) -> np.ndarray:
     with damage_named(path):
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)  # pickles could run code
+        mode: Literal["r"] | None = None if is_member(path) else "r"
+        pixels = np.load(opened(path), mmap_mode=mode, allow_pickle=False)  # pickles could run code
         if not isinstance(pixels, np.ndarray):
             raise ValueError("it is an archive of arrays, not one array")
         if pixels.ndim != 4 or pixels.shape[:2] != (1, 3) or pixels.dtype != np.uint8:

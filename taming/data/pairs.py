@@ -55,7 +55,7 @@ class PairedPaths(ImagePaths):
         source: str = "",
         on_error: OnError = "raise",
     ) -> None:
-        self.maps, self._interpolation = dict(maps), interpolation
+        self.maps, self.interpolation = dict(maps), interpolation
         super().__init__(
             paths,
             size,
@@ -72,7 +72,7 @@ class PairedPaths(ImagePaths):
     ) -> JointTransform:
         smooth = {name: maps.kind.smooth for name, maps in self.maps.items()}
         return JointTransform(
-            size, crop_size, random_crop, random_flip, self._interpolation, maps=smooth
+            size, crop_size, random_crop, random_flip, self.interpolation, maps=smooth
         )
 
     def check_all(self) -> None:
@@ -99,6 +99,10 @@ class PairedPaths(ImagePaths):
                 f"is {other[1]} x {other[0]} pixels, but its image {self.paths[index]} is "
                 f"{image[1]} x {image[0]}"
             )
+
+    def files(self, index: int) -> dict[str, str]:
+        maps = {name: maps.paths[index] for name, maps in self.maps.items()}
+        return super().files(index) | maps
 
     def _look(self, index: int) -> None:
         for maps in self.maps.values():

@@ -133,14 +133,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
-        sampler = self._sampler(len(dataset), shuffle)
+        sampler = self._sampler(dataset, shuffle)
         return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
-    def _sampler(self, length: int, shuffle: bool) -> PositionSampler:
+    def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         world_size = torch.distributed.get_world_size() if distributed else 1
-        sampler = PositionSampler(length, self.seed, shuffle, rank, world_size)
+        blocks = getattr(dataset, "shard_lengths", None)
+        sampler = PositionSampler(len(dataset), self.seed, shuffle, rank, world_size, blocks=blocks)
         if shuffle and self.trainer is not None:
             # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
             # to the next epoch, which the sampler then begins at its start.
