@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -58,7 +58,7 @@ class PathDataset(Dataset[Item]):
 
     fast_decode = False  # these two are set by `set_loading`
     image_bytes = False
-    reducible: ClassVar[bool] = True  # an image may be decoded smaller than it is
+    reducible = True  # an image may be decoded smaller than it is
 
     def __init__(
         self,
