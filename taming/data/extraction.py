@@ -94,12 +94,12 @@ def within(height: int, width: int, side: int, multiple: int = 1) -> tuple[int, 
 def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.ndarray:
     """uint8 (H, W, 3) to relative inverse depth, float32 (H, W), as MiDaS (arXiv 1907.01341) sees
     images: at most 384 pixels a side, normalised as for ImageNet."""
-    size = image.shape[:2]
+    height, width = size = image.shape[:2]
     mean, std = (
         torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
     )
     x = (_tensor(image, device) / 255 - mean) / std
-    x = F.interpolate(x, within(*size, MIDAS_SIDE, MIDAS_MULTIPLE), mode="bicubic")
+    x = F.interpolate(x, within(height, width, MIDAS_SIDE, MIDAS_MULTIPLE), mode="bicubic")
     depth = _single_output(network(x)).float()
     depth = depth.reshape(1, 1, *depth.shape[-2:])
     return F.interpolate(depth, size, mode="bicubic")[0, 0].cpu().numpy()
@@ -109,11 +109,11 @@ def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.nd
 def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.ndarray:
     """uint8 (H, W, 3) to the likeliest label of each pixel, uint8 (H, W), as DeepLab v2 (arXiv
     1606.00915) sees images: blue first, less the mean, at most 513 pixels a side."""
-    size = image.shape[:2]
+    height, width = size = image.shape[:2]
     mean = torch.tensor(CAFFE_BGR_MEAN, device=device)[:, None, None]
     x = _tensor(image[..., ::-1], device) - mean
     if max(size) > DEEPLAB_SIDE:
-        x = F.interpolate(x, within(*size, DEEPLAB_SIDE), mode="bilinear")
+        x = F.interpolate(x, within(height, width, DEEPLAB_SIDE), mode="bilinear")
     logits = _single_output(network(x)).float()  # (1, n_labels, h, w)
     if logits.dim() != 4 or logits.shape[1] > 256:
         raise UserError(
