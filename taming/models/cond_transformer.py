@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from taming.checkpoint import find_run, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models.batches import channels_first
 from taming.models.pictures import condition_pictures
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.transformer.decoding import (
@@ -160,14 +161,15 @@ class Net2NetTransformer(pl.LightningModule):
     # ------------------------------------------------------------------ data -> indices -> data
 
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
-        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W]; labels [B], tokens [B, n] as is."""
+        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
+        tokens [B, n] as is."""
         if key not in batch:
             known = ", ".join(batch)
             raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
         x = batch[key]
-        x = x[..., None] if x.dim() == 3 else x
-        x = x.permute(0, 3, 1, 2).contiguous() if x.dim() == 4 else x
-        return x.float() if x.is_floating_point() or x.dim() == 4 else x
+        if x.dim() in (3, 4):
+            return channels_first(x)
+        return x.float() if x.is_floating_point() else x
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images and conditions of the first `N` entries of a batch."""
