@@ -3,7 +3,8 @@
     python scripts/sample_fast.py -r logs/<run> -n 100 --classes 0,1,2
 
 They go to `<run>/samples/top_k_<k>_temp_<t>_top_p_<p>/<global step>/[<class>/]NNNNNN.png`. The same
-command again draws only what is missing.
+command again draws only what is missing; `torchrun --nproc_per_node 4 scripts/sample_fast.py ...`
+shares the work.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from taming.errors import UserError, command
 from taming.sampling import SampleSettings, labels_for
-from taming.sampling.arguments import make_parser, parse
-from taming.sampling.folder import SampleFolder, fill_folder
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
+from taming.sampling.folder import Job, SampleFolder, fill_folder
+from taming.sampling.load import choose_device, choose_dtype, load_transformer, own_share
+from taming.sampling.rejection import Classifier, group_of
 from taming.sampling.requests import parse_classes
+from taming.sampling.sizes import tokens_for
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
@@ -26,50 +32,78 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser.add_argument(
         "-n", "--num_samples", type=int, default=50000, help="per class, where there are classes"
     )
-    parser.add_argument("--batch_size", type=int, default=25, help="drawn at once (default 25)")
-    parser.add_argument("-k", "--top_k", type=int, default=250, help="draw among the k likeliest")
-    parser.add_argument(
-        "-t", "--temperature", type=float, default=1.0, help="1: as the model has it"
-    )
-    parser.add_argument(
-        "-p", "--top_p", type=float, default=1.0, help="draw among the likeliest that make up p"
-    )
+    add_drawing(parser, top_k=250)
     parser.add_argument("--classes", help="comma list of class numbers (default: all)")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile; for many batches of one size"
+    )
+    parser.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
+    parser.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
+    parser.add_argument(
+        "--reject-ratio", type=float, default=1.0, help="keep this share, by the classifier"
+    )
+    parser.add_argument(
+        "--classifier", help="torchvision model, as resnet101, or with own weights: resnet18:FILE"
+    )
     return parse(parser, argv)
 
 
 def check(args: Namespace) -> SampleSettings:
-    for name in ("num_samples", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples must be at least 1, not {args.num_samples}")
     if args.temperature == 0:
         raise UserError("--temperature 0 would draw one image again and again; it must be above 0")
-    return SampleSettings(args.temperature, args.top_k, args.top_p)
+    group_of(args.reject_ratio)
+    if (args.reject_ratio < 1) != (args.classifier is not None):
+        raise UserError("rejection needs both --reject-ratio below 1 and --classifier")
+    return check_drawing(args)
+
+
+def folder_for(args: Namespace, run: Path, step: int, dtype: torch.dtype) -> SampleFolder:
+    name = f"top_k_{args.top_k}_temp_{args.temperature:.2f}_top_p_{args.top_p}"
+    if args.guidance != 1:
+        name += f"_guidance_{args.guidance}_{args.guidance_schedule}"
+    if args.height or args.width:
+        name += f"_size_{args.height or 'own'}x{args.width or 'own'}"
+    if args.classifier:
+        name += f"_reject_{args.reject_ratio}"
+    settings = asdict(check(args))
+    record = {"seed": args.seed, "global_step": step, "dtype": str(dtype), **settings}
+    if args.classifier:
+        record |= {"reject_ratio": args.reject_ratio, "classifier": args.classifier}
+    return SampleFolder(Path(args.outdir or run) / "samples" / name / str(step), record)
+
+
+def job_for(args: Namespace, model: Any, device: torch.device) -> Job:
+    return Job(
+        labels=labels_for(model, parse_classes(args.classes)),
+        num_samples=args.num_samples,
+        settings=check(args),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        shape=tokens_for(model, args.height, args.width),
+        share=own_share(),
+        compiled=args.compile,
+        ratio=args.reject_ratio,
+        score=Classifier(args.classifier, device) if args.classifier else None,
+    )
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = read_arguments(argv)
-    settings, classes = check(args), parse_classes(args.classes)
+    check(args)
+    parse_classes(args.classes)
     device = choose_device(args.device)
     dtype = choose_dtype(args.precision, device)
-    model, run, step = load_transformer(args.resume, args.base, device, overrides)
-    labels = labels_for(model, classes)
-    name = f"top_k_{args.top_k}_temp_{args.temperature:.2f}_top_p_{args.top_p}"
-    root = Path(args.outdir or run.folder) / "samples" / name / str(step)
-    record = {"seed": args.seed, "global_step": step, "dtype": str(dtype), **asdict(settings)}
-    folder = SampleFolder(root, record)
-    drawn = fill_folder(
-        folder,
-        model,
-        labels,
-        args.num_samples,
-        settings,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        dtype=dtype,
-    )
-    print(f"{len(labels) * args.num_samples} samples are in {root} ({drawn} of them new)")
+    model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
+    job, folder = job_for(args, model, device), folder_for(args, run.folder, step, dtype)
+    drawn = fill_folder(folder, model, job)
+    total, (rank, processes) = len(job.labels) * job.num_samples, job.share
+    if processes > 1:
+        print(f"process {rank} of {processes} drew {drawn} of {total} samples in {folder.root}")
+    else:
+        print(f"{total} samples are in {folder.root} ({drawn} of them new)")
 
 
 if __name__ == "__main__":

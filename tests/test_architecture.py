@@ -23,7 +23,7 @@ ALLOWED = {
     "util": {"downloads", "errors"},
     "lr_scheduler": set(),
     "export": {"export", "models", "modules", *LEAVES},
-    "sampling": {"sampling", "models", "modules", *LEAVES},
+    "sampling": {"sampling", "data", "models", "modules", *LEAVES},
     "evaluation": {"evaluation", "sampling", "models", "modules", "data", *LEAVES},
     "training": {"training", "models", "modules", "data", *LEAVES},
 }

@@ -102,6 +102,8 @@ def test_config_trains_logs_and_resumes(
     main(["--base", prepare(path.stem, tmp_path), "-t", "True"])
     [run] = tmp_path.glob(f"logs/*_{path.stem}")
     assert list(run.glob("images/train/reconstructions_gs-000001_*.png"))
+    if "scene_images" in path.stem:
+        assert list(run.glob("images/train/conditioning_gs-000001_*.png"))
     monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-01-01T00-00-01")
     main(["-r", str(run), "-t", "True", "--max_steps", "3"])
     model, _, step = load_run(run)

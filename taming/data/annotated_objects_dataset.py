@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -26,9 +26,9 @@ from taming.data.helper_types import (
     CropMethodType,
     SplitType,
 )
-from taming.data.images import to_float
 from taming.data.scene_crops import SceneCrop
 from taming.data.scene_table import Limits, SceneCollector
+from taming.data.shards import paths_by_name
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -71,6 +71,8 @@ class AnnotatedObjectsDataset(ImagePaths):
         category_mapping_target: dotted path of a dict from category ids to the ids that replace
             them.
         no_object_classes: at least the number of categories, which is the default.
+        shards: folder or pattern of tars with the images (`scripts/make_shards.py`), which then
+            need not be in `data_path`.
         on_error: "skip" replaces damaged images and leaves out impossible objects, instead of
             stopping at them.
 
@@ -97,6 +99,7 @@ class AnnotatedObjectsDataset(ImagePaths):
         no_object_classes: int | None = None,
         use_additional_parameters: bool = False,
         on_error: OnError = "raise",
+        shards: str | None = None,
     ) -> None:
         self.data_path, self.split, self.keys = Path(data_path), split, list(keys)
         self._name = f"{type(self).__name__} of {data_path}"
@@ -122,7 +125,9 @@ class AnnotatedObjectsDataset(ImagePaths):
             )
             for key, builder in BUILDERS.items()
         }
-        paths = (os.path.join(self.image_folder, name) for name in self.file_names)
+        paths: Iterable[str] = (os.path.join(self.image_folder, n) for n in self.file_names)
+        if shards is not None:
+            paths = paths_by_name(shards, self.file_names)
         super().__init__(paths, source=self._name, on_error=on_error)
 
     # ------------------------------------------------------------------ for subclasses
@@ -206,6 +211,9 @@ class AnnotatedObjectsDataset(ImagePaths):
 
     # ------------------------------------------------------------------ items
 
+    def facts(self, index: int) -> Item:
+        return super().facts(index) | {"file_name": self.file_names[index]}
+
     def annotations(self, index: int) -> AnnotationList:
         """The objects of item `index`."""
         return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
@@ -223,7 +231,7 @@ class AnnotatedObjectsDataset(ImagePaths):
 
 
 ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
-    "image": lambda data, index, view: to_float(view.pixels),
+    "image": lambda data, index, view: data.finished(view.pixels),
     "image_path": lambda data, index, view: data.paths[index],
     "file_name": lambda data, index, view: data.file_names[index],
     "image_id": lambda data, index, view: data.image_ids[index],

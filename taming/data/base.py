@@ -12,7 +12,15 @@ from torch.utils.data import Dataset
 
 from taming.data.compact import StringTable, column, entry
 from taming.data.files import HEADERS_CHECKED, check_spread
-from taming.data.images import BadImage, image_size, npy_size, read_npy, read_rgb, to_float
+from taming.data.images import (
+    BadImage,
+    image_size,
+    npy_size,
+    read_npy,
+    read_rgb,
+    read_rgb_fast,
+    to_float,
+)
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -47,6 +55,10 @@ class PathDataset(Dataset[Item]):
     Raises `UserError`: no paths, a label column of another length, a file that is no image or is
     smaller than the crop; while loading, a damaged file.
     """
+
+    fast_decode = False  # these two are set by `set_loading`
+    image_bytes = False
+    reducible = True  # an image may be decoded smaller than it is
 
     def __init__(
         self,
@@ -150,7 +162,20 @@ class PathDataset(Dataset[Item]):
 
     def load(self, index: int) -> Item:
         """Everything of item `index` but its labels; raises `BadFile`."""
-        return {"image": to_float(self.transform(self.pixels(index))["image"])}
+        return {"image": self.finished(self.transform(self.pixels(index))["image"])}
+
+    def finished(self, image: np.ndarray) -> np.ndarray:
+        """What the item holds of uint8 (H, W, 3): float32 in [-1, 1], or bytes."""
+        return np.ascontiguousarray(image) if self.image_bytes else to_float(image)
+
+    def files(self, index: int) -> dict[str, str]:
+        """The files of item `index`; raises `BadFile` for what `check` finds."""
+        self.check(index)
+        return {"": self.paths[index]}
+
+    def facts(self, index: int) -> Item:
+        """What is known of item `index` without its files."""
+        return {name: entry(values, index) for name, values in self.labels.items()}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -169,8 +194,7 @@ class PathDataset(Dataset[Item]):
         )
 
     def _item(self, index: int) -> Item:
-        labels = {name: entry(values, index) for name, values in self.labels.items()}
-        return self.load(index) | labels
+        return self.load(index) | self.facts(index)
 
 
 def _on_error(value: str) -> str:
@@ -186,7 +210,9 @@ class ImagePaths(PathDataset):
         return image_size(path)
 
     def read(self, path: str) -> np.ndarray:
-        return read_rgb(path)
+        if not self.fast_decode:
+            return read_rgb(path)
+        return read_rgb_fast(path, self.transform.size if self.reducible else 0)
 
 
 class NumpyPaths(PathDataset):
@@ -197,3 +223,18 @@ class NumpyPaths(PathDataset):
 
     def read(self, path: str) -> np.ndarray:
         return read_npy(path)
+
+
+def set_loading(dataset: Any, fast_decode: bool, image_bytes: bool) -> int:
+    """Set how all the `PathDataset`s in `dataset` load; returns how many these are.
+
+    Args:
+        fast_decode: see `read_rgb_fast`; images that have maps or boxes keep their size.
+        image_bytes: items hold `image` as uint8 0..255, which the models scale to [-1, 1].
+    """
+    if isinstance(dataset, PathDataset):
+        dataset.fast_decode, dataset.image_bytes = fast_decode, image_bytes
+        return 1
+    inner = getattr(dataset, "data", None)
+    parts = getattr(dataset, "datasets", [] if inner is None else [inner])
+    return sum(set_loading(part, fast_decode, image_bytes) for part in parts)

@@ -36,6 +36,10 @@ class Captions:
         self._ends = np.cumsum([0, *map(len, groups)])
         self._texts = StringTable(text for group in groups for text in group)
 
+    def of(self, index: int) -> list[str]:
+        """All captions of image `index`."""
+        return [self._texts[number] for number in range(*self._ends[index : index + 2].tolist())]
+
     def draw(self, index: int) -> str:
         """One of image `index`'s captions, by Python's global generator."""
         return self._texts[random.randrange(*self._ends[index : index + 2].tolist())]
@@ -112,8 +116,11 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         table = StringTable(names[identity] for identity in captions)
         return table, list(captions.values())
 
-    def load(self, index: int) -> Item:
-        return super().load(index) | {"caption": self._captions.draw(index)}
+    def facts(self, index: int) -> Item:
+        return super().facts(index) | {"caption": self._captions.of(index)}
+
+    def _item(self, index: int) -> Item:
+        return super()._item(index) | {"caption": self._captions.draw(index)}
 
 
 def _captions_by_image(

@@ -142,9 +142,13 @@ class FacesHQTrain(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def facts(self, index: int) -> Item:
+        """What is known of item `index` beside its collection's own."""
+        return {"class": int(index % len(self) >= self._first)}
+
     def __getitem__(self, index: int) -> Item:
         item = dict(self.data[index])
-        item["class"] = int(index % len(self) >= self._first)
+        item |= self.facts(index)
         if "image" not in item:
             return item
         maps = {"coord": coordinates(*item["image"].shape[:2])} if self.coord else {}

@@ -255,7 +255,7 @@ class ImageNetScaleTrain(ImagePaths):
     def load(self, index: int) -> Item:
         image = self.transform(self.pixels(index))["image"]
         target = reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
-        pair = {"image": to_float(target)}
+        pair = {"image": self.finished(target)}
         return pair if self.up_factor is None else pair | {"lr": self.degraded(image)}
 
     def degraded(self, image: np.ndarray) -> np.ndarray:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
+from taming.config import did_you_mean
 from taming.data.images import (
     BadImage,
     damage_named,
@@ -17,6 +18,7 @@ from taming.data.images import (
     read_rgb,
     to_float,
 )
+from taming.data.members import opened
 from taming.errors import UserError
 
 UNLABELLED = 255
@@ -147,7 +149,7 @@ class Labels(MapKind):
             labels = self.palette.labels_of(read_rgb(path))
         else:
             self.header_size(path)
-            with damage_named(path), Image.open(path) as image:
+            with damage_named(path), Image.open(opened(path)) as image:
                 labels = np.asarray(image)
         if self.shift:
             labels = np.where(labels == UNLABELLED, 0, labels.astype(np.int32) + 1)
@@ -181,7 +183,7 @@ class Depth(MapKind):
 
     def read(self, path: str) -> np.ndarray:
         self.header_size(path)
-        with damage_named(path), Image.open(path) as image:
+        with damage_named(path), Image.open(opened(path)) as image:
             values = np.asarray(image)
         if values.ndim == 3:  # (H, W, 4) bytes
             values = np.ascontiguousarray(values).view("<f4")[..., 0]
@@ -215,3 +217,40 @@ class ImageMap(MapKind):
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return to_float(cropped)
+
+
+def described(kind: MapKind) -> dict[str, Any]:
+    """What `kind_of` makes the kind of again; JSON can hold it."""
+    if isinstance(kind, Labels):
+        colours = kind.palette.colours.tolist() if kind.palette else None
+        return {
+            "kind": "labels",
+            "n_labels": kind.n_labels,
+            "shift": kind.shift,
+            "palette": colours,
+        }
+    return (
+        {"kind": "depth"} if isinstance(kind, Depth) else {"kind": "image", "smooth": kind.smooth}
+    )
+
+
+def kind_of(description: Mapping[str, Any]) -> MapKind:
+    """`{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}` or `{kind: image}`, as an
+    object; raises `UserError`."""
+    options = dict(description)
+    name = options.pop("kind", None)
+    if name not in KINDS:
+        raise UserError(f"there is no kind {name!r} of map{did_you_mean(str(name), KINDS)}")
+    if (palette := options.pop("palette", None)) is not None:
+        options["palette"] = (
+            read_palette(palette)
+            if isinstance(palette, str)
+            else Palette("the palette of the shards", np.array(palette, dtype=np.uint8))
+        )
+    try:
+        return KINDS[name](**options)
+    except TypeError as error:
+        raise UserError(f"maps of kind {name}: {error}") from None
+
+
+KINDS: dict[str, Any] = {"labels": Labels, "depth": Depth, "image": ImageMap}

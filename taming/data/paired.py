@@ -170,7 +170,8 @@ class Paired(PairedPaths):
     def load(self, index: int) -> Item:
         item = super().load(index)
         if self._found_edges:
-            pixels = ((item["image"] + 1) * 127.5).round().astype("uint8")
+            image = item["image"]
+            pixels = image if self.image_bytes else ((image + 1) * 127.5).round().astype("uint8")
             item["edges"] = canny_edges(pixels)
         return item
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from taming.data.base import ImagePaths, Item, OnError
 from taming.data.compact import StringTable
-from taming.data.images import BadImage, to_float
+from taming.data.images import BadImage
 from taming.data.maps import MapKind
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
@@ -39,6 +39,8 @@ class PairedPaths(ImagePaths):
     the headers of up to 20,000 pairs are looked at, and up to 1,000 label files decoded.
     """
 
+    reducible = False  # to a size that its maps have not
+
     def __init__(
         self,
         paths: Iterable[str],
@@ -53,7 +55,7 @@ class PairedPaths(ImagePaths):
         source: str = "",
         on_error: OnError = "raise",
     ) -> None:
-        self.maps, self._interpolation = dict(maps), interpolation
+        self.maps, self.interpolation = dict(maps), interpolation
         super().__init__(
             paths,
             size,
@@ -70,7 +72,7 @@ class PairedPaths(ImagePaths):
     ) -> JointTransform:
         smooth = {name: maps.kind.smooth for name, maps in self.maps.items()}
         return JointTransform(
-            size, crop_size, random_crop, random_flip, self._interpolation, maps=smooth
+            size, crop_size, random_crop, random_flip, self.interpolation, maps=smooth
         )
 
     def check_all(self) -> None:
@@ -98,6 +100,10 @@ class PairedPaths(ImagePaths):
                 f"{image[1]} x {image[0]}"
             )
 
+    def files(self, index: int) -> dict[str, str]:
+        maps = {name: maps.paths[index] for name, maps in self.maps.items()}
+        return super().files(index) | maps
+
     def _look(self, index: int) -> None:
         for maps in self.maps.values():
             if maps.kind.look:
@@ -117,4 +123,4 @@ class PairedPaths(ImagePaths):
         }
         cropped = self.transform(image, **maps)
         finished = {name: maps.kind.finish(cropped[name]) for name, maps in self.maps.items()}
-        return {"image": to_float(cropped["image"])} | finished
+        return {"image": self.finished(cropped["image"])} | finished

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset, Sampler
 
 from taming.errors import UserError
 
+BLOCKS_MIXED = 16  # shards that are shuffled together
+
 
 class Position(int):
     """The index of an item that knows in which epoch it is wanted; otherwise a plain int."""
@@ -43,6 +45,9 @@ class PositionSampler(Sampler[Position]):
     Item k of the global order goes to rank k % world_size, so ranks never overlap and all have
     equally many: with `drop_last` up to world_size - 1 items at the end are left out of the epoch,
     without it that many from its start come a second time.
+
+    With `blocks`, the lengths of the shards that hold the items one after another, a few shards are
+    shuffled at a time, so that reading stays near one place: those few are drawn anew each epoch.
     """
 
     def __init__(
@@ -53,8 +58,10 @@ class PositionSampler(Sampler[Position]):
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = False,
+        blocks: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.blocks = blocks
         self.rank, self.world_size = rank, world_size
         self._share = (length if drop_last else length + world_size - 1) // world_size
         if not self._share:
@@ -86,12 +93,23 @@ class PositionSampler(Sampler[Position]):
         # RandomState because numpy promises that its streams never change between versions.
         words = np.frombuffer(_digest(self.seed, self.epoch), dtype="<u4")
         everything = (
-            np.random.RandomState(words).permutation(self.length)
-            if self.shuffle
-            else np.arange(self.length)
+            self._shuffled(np.random.RandomState(words)) if self.shuffle else np.arange(self.length)
         )
         padded = np.resize(everything, self._share * self.world_size)  # cuts, or starts over
         return padded[self.rank :: self.world_size]
+
+    def _shuffled(self, random: np.random.RandomState) -> np.ndarray:
+        if self.blocks is None:
+            return random.permutation(self.length)
+        ends = np.cumsum(self.blocks)
+        order = random.permutation(len(ends))
+        starts = ends - self.blocks
+        groups = []
+        for first in range(0, len(order), BLOCKS_MIXED):
+            chosen = order[first : first + BLOCKS_MIXED]
+            items = np.concatenate([np.arange(starts[b], ends[b]) for b in chosen])
+            groups.append(random.permutation(items))
+        return np.concatenate(groups)
 
 
 class SeededDataset(Dataset[Any]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,26 @@ class FirstStageScores:
 
 
 @torch.no_grad()
-def score_first_stage(model: Any, batches: Batches, image_key: str = "image") -> FirstStageScores:
-    """Reconstruct all images of `batches` ([B, H, W, C] under `image_key`) and compare."""
+def score_first_stage(
+    model: Any,
+    batches: Batches,
+    image_key: str = "image",
+    on_batch: Callable[[Tensor, Tensor], None] | None = None,
+) -> FirstStageScores:
+    """Reconstruct all images of `batches` ([B, H, W, C] under `image_key`) and compare.
+
+    `on_batch` gets the images and the reconstructions [B, C, H, W] of each batch.
+    """
     count, absolute, squared, values = 0, 0.0, 0.0, 0
     codes = CodeHistogram(model.quantize.n_e)
     device = next(iter(model.state_dict().values())).device
     for batch in batches:
         x = model.get_input(batch, image_key).to(device)
         indices = model.encode_to_indices(x)
-        difference = (model.decode_indices(indices) - x).double()
+        reconstructions = model.decode_indices(indices)
+        if on_batch is not None:
+            on_batch(x, reconstructions)
+        difference = (reconstructions - x).double()
         codes.add(indices)
         count, values = count + len(x), values + x.numel()
         absolute += float(difference.abs().sum())

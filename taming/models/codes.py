@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.models.batches import channels_first
 
 
 def as_grid(indices: Tensor) -> Tensor:
@@ -34,12 +35,10 @@ class CodesInterface:
     decoder: Any
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
-        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W]."""
+        """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W], bytes scaled to [-1, 1]."""
         if k not in batch:
             raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
-        x = batch[k]
-        x = x[..., None] if x.dim() == 3 else x
-        return x.permute(0, 3, 1, 2).contiguous().float()
+        return channels_first(batch[k])
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> codebook indices [B, h, w]."""

@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from taming.checkpoint import find_run, load_weights, read_checkpoint
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models.batches import channels_first
 from taming.models.pictures import condition_pictures
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.transformer.decoding import (
@@ -51,6 +52,8 @@ class Net2NetTransformer(pl.LightningModule):
         pkeep: share of the input indices kept in training; the others are drawn at random.
         sos_token: the start token of an unconditional model.
         unconditional: same as `cond_stage_config: __is_unconditional__`.
+        cond_drop: share of the conditions that training replaces by `null_token`, so that samples
+            can be guided (arXiv 2207.12598).
     """
 
     transformer: Any
@@ -72,6 +75,7 @@ class Net2NetTransformer(pl.LightningModule):
         pkeep: float = 1.0,
         sos_token: int = 0,
         unconditional: bool = False,
+        cond_drop: float = 0.0,
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
@@ -80,7 +84,7 @@ class Net2NetTransformer(pl.LightningModule):
         self.first_stage_key = first_stage_key
         self.cond_stage_key = first_stage_key if self.be_unconditional else cond_stage_key
         self.downsample_cond_size = downsample_cond_size
-        self.pkeep = pkeep
+        self.pkeep, self.cond_drop = pkeep, cond_drop
         self.first_stage_model = _frozen(
             instantiate_from_config(first_stage_config, key="first_stage_config")
         )
@@ -92,6 +96,7 @@ class Net2NetTransformer(pl.LightningModule):
         )
         self.transformer = instantiate_from_config(transformer_config, key="transformer_config")
         self._check_vocabulary()
+        self._check_cond_drop()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -118,6 +123,27 @@ class Net2NetTransformer(pl.LightningModule):
                     f"{what}; make it at least {needed}"
                 )
 
+    @property
+    def null_token(self) -> int:
+        """What stands at every position of a dropped condition: the vocabulary's last token.
+
+        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. A real map of
+        this one token throughout does not occur; of a single-token condition it is no value.
+        """
+        return self.transformer.config.vocab_size - 1
+
+    def _check_cond_drop(self) -> None:
+        if not 0 <= self.cond_drop < 1:
+            raise UserError(f"cond_drop is a share, from 0 to below 1, not {self.cond_drop}")
+        if self.cond_drop and self.be_unconditional:
+            raise UserError("cond_drop is for conditions, and this model has none; leave it out")
+        classes = getattr(self.cond_stage_model, "n_classes", 0)
+        if self.cond_drop and classes > self.null_token:
+            raise UserError(
+                "cond_drop needs a token that is no class: make "
+                f"transformer_config.params.vocab_size at least {classes + 1}"
+            )
+
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
         checkpoint = find_run(path).checkpoint
@@ -135,14 +161,15 @@ class Net2NetTransformer(pl.LightningModule):
     # ------------------------------------------------------------------ data -> indices -> data
 
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
-        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W]; labels [B], tokens [B, n] as is."""
+        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
+        tokens [B, n] as is."""
         if key not in batch:
             known = ", ".join(batch)
             raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
         x = batch[key]
-        x = x[..., None] if x.dim() == 3 else x
-        x = x.permute(0, 3, 1, 2).contiguous() if x.dim() == 4 else x
-        return x.float() if x.is_floating_point() or x.dim() == 4 else x
+        if x.dim() in (3, 4):
+            return channels_first(x)
+        return x.float() if x.is_floating_point() else x
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images and conditions of the first `N` entries of a batch."""
@@ -183,6 +210,8 @@ class Net2NetTransformer(pl.LightningModule):
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
         _, target = self.encode_to_z(x)
         _, c_indices = self.encode_to_c(c)
+        if self.training and self.cond_drop:
+            c_indices = self._drop_some(c_indices)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         sequence = torch.cat((c_indices, z_indices), dim=1)
         logits, _ = self.transformer(sequence[:, :-1])  # the last index predicts nothing
@@ -192,6 +221,10 @@ class Net2NetTransformer(pl.LightningModule):
         keep = torch.rand(indices.shape, device=indices.device) < self.pkeep
         noise = torch.randint_like(indices, self.transformer.config.vocab_size)
         return torch.where(keep, indices, noise)
+
+    def _drop_some(self, c_indices: Tensor) -> Tensor:
+        dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
+        return c_indices.masked_fill(dropped, self.null_token)
 
     def shared_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross-entropy in nats per index, over the image's indices only (equation 10)."""
@@ -261,7 +294,7 @@ class Net2NetTransformer(pl.LightningModule):
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
             decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-            new = generate(decoder, prompt, steps, pick, callback)
+            new = generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
         return torch.cat((x, new), dim=1)
 
     @torch.no_grad()

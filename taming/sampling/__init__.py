@@ -3,13 +3,17 @@
 from taming.sampling.engine import Request, Sample, sample_images
 from taming.sampling.requests import labels_for, requests_for
 from taming.sampling.settings import SampleSettings, uniforms
+from taming.sampling.sliding import sample_sliding_window
+from taming.sampling.tokens import Progress
 
 __all__ = [
+    "Progress",
     "Request",
     "Sample",
     "SampleSettings",
     "labels_for",
     "requests_for",
     "sample_images",
+    "sample_sliding_window",
     "uniforms",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from taming.errors import UserError
+from taming.sampling.settings import SCHEDULES, SampleSettings
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,3 +46,41 @@ def parse(
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     return args, rest
+
+
+def add_drawing(parser: argparse.ArgumentParser, top_k: int, batch_size: int = 25) -> None:
+    """The flags that say how tokens are drawn."""
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=batch_size,
+        help=f"drawn at once (default {batch_size})",
+    )
+    parser.add_argument(
+        "-k", "--top_k", type=int, default=top_k, help=f"draw among the k likeliest ({top_k})"
+    )
+    parser.add_argument(
+        "-t", "--temperature", type=float, default=1.0, help="1: as the model has it"
+    )
+    parser.add_argument(
+        "-p", "--top_p", type=float, default=1.0, help="draw among the likeliest that make up p"
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=1.0, help="scale, for models trained with cond_drop"
+    )
+    parser.add_argument(
+        "--guidance_schedule", default="constant", help=f"of the scale: {', '.join(SCHEDULES)}"
+    )
+
+
+def check_drawing(args: argparse.Namespace) -> SampleSettings:
+    """The settings that the flags of `add_drawing` ask for.
+
+    Raises:
+        UserError: for values out of range.
+    """
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
+    return SampleSettings(
+        args.temperature, args.top_k, args.top_p, args.guidance, args.guidance_schedule
+    )

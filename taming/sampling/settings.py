@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.decoding import draw, filter_logits
+
+# How much of the guidance applies, by the share of the image that is drawn.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: (1 - math.cos(math.pi * progress)) / 2,
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,10 @@ class SampleSettings:
         temperature: divides the logits; 0 takes the likeliest token always.
         top_k: draw among the k likeliest tokens; None, or more than there are, is no limit.
         top_p: draw among the likeliest tokens that make up this probability; 1 is no limit.
+        guidance: scale of classifier-free guidance (arXiv 2207.12598): logits move from those
+            without the condition, through those with it (1: no guidance), and beyond.
+        guidance_schedule: "constant", or the scale rises from 1 to `guidance` over the image,
+            "linear" or by a half "cosine".
 
     Raises:
         UserError: for values outside of these ranges.
@@ -30,6 +41,8 @@ class SampleSettings:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    guidance: float = 1.0
+    guidance_schedule: str = "constant"
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -41,6 +54,29 @@ class SampleSettings:
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.guidance < math.inf:
+            raise UserError(f"guidance must be 0 or more (1: none), not {self.guidance}")
+        if self.guidance_schedule not in SCHEDULES:
+            raise UserError(
+                f"guidance_schedule is one of {', '.join(SCHEDULES)}, not "
+                f"'{self.guidance_schedule}'"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the logits without the condition are needed."""
+        return self.guidance != 1
+
+    def guide(self, logits: Tensor, progress: float) -> Tensor:
+        """Logits (B, V) from `logits` (2 B, V): with the condition, then without it.
+
+        `progress` is the share of the image that is drawn, in [0, 1). Unguided, returns `logits`.
+        """
+        if not self.guided:
+            return logits
+        scale = 1 + (self.guidance - 1) * SCHEDULES[self.guidance_schedule](progress)
+        conditional, free = logits.chunk(2)
+        return torch.lerp(free, conditional, scale)
 
     def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""

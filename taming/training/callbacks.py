@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from taming.errors import UserError
+from taming.training.scenes import scene_pictures
 
 __all__ = [
     "ImageLogger",
@@ -127,7 +128,9 @@ class ImageLogger(Callback):
     ) -> None:
         if not hasattr(pl_module, "log_images"):
             return
+        batch = _first(batch, self.max_images)
         pictures = self._pictures(pl_module, batch)
+        pictures |= _condition(trainer, pl_module, batch, split, pictures)
         folder = Path(trainer.default_root_dir) / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
         name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
@@ -143,11 +146,28 @@ class ImageLogger(Callback):
         # Pictures must not change what is trained: their random numbers are their own.
         with torch.no_grad(), torch.random.fork_rng():
             pictures: Mapping[str, Tensor] = pl_module.log_images(  # type: ignore[operator]
-                _first(batch, self.max_images), max_images=self.max_images
+                batch, max_images=self.max_images
             )
         pl_module.train(training)
         images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}
         return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
+
+
+def _condition(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    batch: Any,
+    split: str,
+    pictures: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The picture of a scene, which only the dataset can draw: it knows the classes' names."""
+    key = getattr(pl_module, "cond_stage_key", None)
+    datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
+    dataset = datasets.get({"train": "train", "val": "validation"}[split])
+    if not isinstance(key, str) or dataset is None or "inputs" not in pictures:
+        return {}
+    height, width = pictures["inputs"].shape[-2:]
+    return scene_pictures(dataset, batch, key, (height, width))
 
 
 def _first(batch: Any, count: int) -> Any:

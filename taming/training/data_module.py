@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
+from taming.data.base import set_loading
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 
@@ -52,6 +53,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         train, validation, test: configs of the datasets; any may be left out.
         wrap: put a `WrappedDataset` around them, for objects that are no torch datasets.
         num_workers: loader processes; None is twice the batch size, at most the CPUs there are.
+        fast_decode: decode JPEGs faster, those that are to be half their size or less with a part
+            of the work (and slightly other pixels).
+        image_bytes: hand images over as bytes, which the models scale to [-1, 1] on their device.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         test: Mapping[str, Any] | None = None,
         wrap: bool = False,
         num_workers: int | None = None,
+        fast_decode: bool = False,
+        image_bytes: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -70,6 +76,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.dataset_configs = {split: config for split, config in given.items() if config}
         self.batch_size = batch_size
         self.wrap = wrap
+        self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.datasets: dict[str, Any] = {}
@@ -82,8 +89,17 @@ class DataModuleFromConfig(pl.LightningDataModule):
         for split, config in self.dataset_configs.items():
             if split not in self.datasets:
                 dataset = instantiate_from_config(config, key=f"data.params.{split}")
+                self._set_loading(dataset)
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()
+
+    def _set_loading(self, dataset: Any) -> None:
+        wanted = [f"data.params.{name}" for name, value in self.loading.items() if value]
+        if wanted and not set_loading(dataset, **self.loading):
+            raise UserError(
+                f"{' and '.join(wanted)}: {type(dataset).__name__} reads no image files; leave "
+                "this out"
+            )
 
     def _check_size(self) -> None:
         train = self.datasets.get("train")
@@ -117,14 +133,15 @@ class DataModuleFromConfig(pl.LightningDataModule):
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
-        sampler = self._sampler(len(dataset), shuffle)
+        sampler = self._sampler(dataset, shuffle)
         return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
-    def _sampler(self, length: int, shuffle: bool) -> PositionSampler:
+    def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         world_size = torch.distributed.get_world_size() if distributed else 1
-        sampler = PositionSampler(length, self.seed, shuffle, rank, world_size)
+        blocks = getattr(dataset, "shard_lengths", None)
+        sampler = PositionSampler(len(dataset), self.seed, shuffle, rank, world_size, blocks=blocks)
         if shuffle and self.trainer is not None:
             # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
             # to the next epoch, which the sampler then begins at its start.

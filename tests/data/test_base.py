@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
-from taming.data.base import ImagePaths, NumpyPaths
+from taming.data.base import ImagePaths, NumpyPaths, set_loading
+from taming.data.compact import StringTable
+from taming.data.custom import CustomBase
+from taming.data.maps import ImageMap
+from taming.data.pairs import Maps, PairedPaths
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
+from taming.models.batches import channels_first
 from tests.data.files import pixels, truncate, write_image, write_images
 
 
@@ -114,3 +119,23 @@ def test_truncated_jpeg_is_named_while_loading(tmp_path: Path) -> None:
     dataset = ImagePaths([path], size=16)
     with pytest.raises(UserError, match=r"a\.jpg, from ImagePaths, cannot be read \(.*truncated"):
         dataset[0]
+
+
+def test_bytes_become_the_same_floats_in_the_model(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2)
+    plain, fast = ImagePaths(paths, 16), ImagePaths(paths, 16)
+    assert set_loading(ConcatDataset([fast]), fast_decode=True, image_bytes=True) == 1
+    batch = default_collate([fast[0], fast[1]])["image"]
+    assert batch.dtype == torch.uint8
+    expected = default_collate([plain[0], plain[1]])["image"].permute(0, 3, 1, 2)
+    assert torch.equal(channels_first(batch), expected)
+
+
+def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
+    image, mask = write_image(tmp_path / "a.jpg", 64, 64), write_image(tmp_path / "b.png", 64, 64)
+    maps = {"condition": Maps(StringTable([mask]), ImageMap())}
+    paired = PairedPaths([image], maps, size=16)
+    set_loading(CustomBase(paired), fast_decode=True, image_bytes=True)
+    assert paired.pixels(0).shape == (64, 64, 3)
+    item = paired[0]
+    assert item["image"].dtype == np.uint8 and item["condition"].dtype == np.float32

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming.data.images import BadImage, image_size, npy_size, read_npy, read_rgb, to_float
+from taming.data.images import (
+    BadImage,
+    image_size,
+    npy_size,
+    read_npy,
+    read_rgb,
+    read_rgb_fast,
+    to_float,
+)
 from tests.data.files import pixels, truncate, write_image
 
 
@@ -118,3 +126,35 @@ def test_to_float_ends_at_one() -> None:
     scaled = to_float(np.array([0, 51, 255], dtype=np.uint8))
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, [-1, -0.6, 1], atol=1e-6)
+
+
+def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned, which neither does
+    for mode in ("RGB", "L", "CMYK"):
+        image = Image.fromarray(pixels(40, 60)).convert(mode)
+        image.save(tmp_path / f"{mode}.jpg", exif=exif)
+        fast = read_rgb_fast(str(tmp_path / f"{mode}.jpg"))
+        np.testing.assert_array_equal(fast, read_rgb(str(tmp_path / f"{mode}.jpg")))
+    png = write_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb_fast(png, 4), read_rgb(png))
+
+
+@pytest.mark.parametrize(
+    ("least_side", "shape"), [(201, (400, 500)), (200, (200, 250)), (40, (50, 63))]
+)
+def test_reduced_decoding_stays_large_enough(
+    tmp_path: Path, least_side: int, shape: tuple[int, int]
+) -> None:
+    path = write_image(tmp_path / "a.jpg", 400, 500)
+    reduced = read_rgb_fast(path, least_side)
+    assert reduced.shape == (*shape, 3)
+    resized = Image.fromarray(read_rgb(path)).resize(shape[::-1], Image.Resampling.BOX)
+    assert np.abs(reduced.astype(int) - np.asarray(resized)).max() <= 4
+
+
+def test_fast_decoding_refuses_what_is_cut_short(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.jpg", 100, 100)
+    truncate(path, 0.7)
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_rgb_fast(path)

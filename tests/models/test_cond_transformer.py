@@ -215,3 +215,43 @@ def test_latent_shape_and_downsampled_condition() -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UserError, match="no 'depth'"):
         variant().get_input("depth", batch_of())
+
+
+def dropping(cond_drop: float, **changes: Any) -> Net2NetTransformer:
+    _, spec = load_golden("net2net_class")
+    params = {**spec["model"]["params"], "cond_drop": cond_drop, **changes}
+    return instantiate_from_config({**spec["model"], "params": params})
+
+
+def test_conditions_are_dropped_in_training_only() -> None:
+    model = dropping(0.5)
+    golden, _ = load_golden("net2net_class")
+    x, c = model.get_xc(Batches(golden, 1)[0])
+    x, c = x.repeat(32, 1, 1, 1), c.repeat(32)
+    seen: list[Tensor] = []
+    model.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, 0]))
+    torch.manual_seed(0)
+    model.train()(x, c)
+    model.eval()(x, c)
+    dropped = seen[0] == model.null_token
+    assert 16 < int(dropped.sum()) < 48
+    assert torch.equal(seen[0][~dropped], c[~dropped])
+    assert torch.equal(seen[1], c)
+
+
+def test_condition_dropout_adds_no_weights() -> None:
+    assert dropping(0.1).state_dict().keys() == dropping(0.0).state_dict().keys()
+
+
+def test_condition_dropout_needs_a_condition_and_a_token() -> None:
+    with pytest.raises(UserError, match="has none"):
+        dropping(0.1, cond_stage_config="__is_unconditional__")
+    with pytest.raises(UserError, match="from 0 to below 1"):
+        dropping(1.0)
+    vocabulary = dropping(0.0).transformer.config.vocab_size
+    labels = {
+        "target": "taming.modules.util.Labelator",
+        "params": {"n_classes": vocabulary},
+    }
+    with pytest.raises(UserError, match=f"vocab_size at least {vocabulary + 1}"):
+        dropping(0.1, cond_stage_config=labels)

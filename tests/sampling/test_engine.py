@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from taming.errors import UserError
 from taming.modules.transformer.decoding import draw
-from taming.sampling import Request, SampleSettings, sample_images
+from taming.sampling import (
+    Progress,
+    Request,
+    SampleSettings,
+    sample_images,
+    sample_sliding_window,
+)
+from taming.sampling.sizes import condition_indices
 from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
 from tests.support import assert_close
 
+GREEDY = SampleSettings(temperature=0)
 REQUESTS = [Request(n, (label,), label) for label in (3, 1) for n in range(3)]
 
 
@@ -70,7 +80,7 @@ def test_pkeep_zero_reads_the_condition_alone() -> None:
     settings = SampleSettings(temperature=0)
     request = Request(0, (2,), 2)
     sample = next(
-        iter(sample_images(model, [request], settings, on_step=lambda *a: steps.append(0)))
+        iter(sample_images(model, [request], settings, on_step=lambda _: steps.append(0)))
     )
     logits = model.transformer(torch.full((1, 16), 2))[0][..., :20]
     assert torch.equal(sample.indices, logits[0].argmax(-1))
@@ -79,7 +89,11 @@ def test_pkeep_zero_reads_the_condition_alone() -> None:
 
 def test_steps_are_reported() -> None:
     seen: list[tuple[int, int]] = []
-    list(sample_images(tiny_model(), REQUESTS[:3], batch_size=2, on_step=lambda *a: seen.append(a)))
+
+    def note(progress: Progress) -> None:
+        seen.append((progress.drawn, progress.total))
+
+    list(sample_images(tiny_model(), REQUESTS[:3], batch_size=2, on_step=note))
     assert seen == [(n + 1, 16) for n in range(16)] * 2
 
 
@@ -96,3 +110,104 @@ def test_no_requests() -> None:
 def test_prompts_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="block_size is 16"):
         list(sample_images(tiny_model(), [Request(0, (1, 2))]))
+
+
+def mapped_model(**changes: Any) -> Any:
+    """A model whose condition is an image of the first stage, as a map."""
+    gpt = {"vocab_size": 23, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    config = {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt}
+    maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
+    return tiny_model(transformer_config(**maps, transformer_config=config, **changes))
+
+
+def test_conditions_that_are_maps() -> None:
+    model = mapped_model()
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    condition = condition_indices(model, picture)
+    assert condition.shape == (1, 4, 4)
+    sample = next(sample_images(model, [Request(0, condition=condition[0])], GREEDY))
+    flat = condition.flatten(1)
+    expected = model.sample(flat[:, :0], flat, 16)
+    assert torch.equal(sample.indices, expected[0])
+    wide = condition_indices(model, torch.cat((picture, picture), dim=3))
+    request = Request(0, condition=wide[0])
+    sample = next(sample_images(model, [request], GREEDY, shape=(4, 8)))
+    grid = sample_sliding_window(model.transformer, wide, (4, 8), 4, temperature=0, n_codes=20)
+    assert torch.equal(sample.indices, grid.flatten())
+    assert sample.image.shape == (3, 8, 16)
+    with pytest.raises(UserError, match="must be a map"):
+        list(sample_images(model, [request], shape=(8, 8)))
+
+
+def test_another_size_depends_on_no_batch_either() -> None:
+    model = tiny_model(transformer_config())
+    together = list(sample_images(model, REQUESTS, shape=(5, 6), batch_size=4))
+    alone = list(sample_images(model, REQUESTS[4:], shape=(5, 6)))
+    assert torch.equal(together[5].indices, alone[1].indices)
+    assert together[0].image.shape == (3, 10, 12)
+    settings = [s.indices for s in sample_images(model, REQUESTS[:1], shape=(5, 6), seed=1)]
+    assert not torch.equal(settings[0], together[0].indices)
+
+
+def test_permuted_models_have_one_size() -> None:
+    model = tiny_model(transformer_config(permuter_config=SPIRAL))
+    with pytest.raises(UserError, match="order SpiralOut.*leave the size out"):
+        list(sample_images(model, REQUESTS, shape=(5, 6)))
+    assert len(list(sample_images(model, REQUESTS, shape=(4, 4)))) == 6
+
+
+@pytest.mark.parametrize("changes", [{}, {"permuter_config": SPIRAL}, {"pkeep": 0.0}])
+def test_known_indices_are_kept(changes: dict[str, Any]) -> None:
+    model = tiny_model(transformer_config(**changes))
+    known = torch.full((4, 4), -1)
+    known[:2] = torch.arange(8).view(2, 4)
+    known[3, 3] = 19
+    requests = [Request(0, (3,), 3, known=known), Request(1, (3,), 3)]
+    first, second = sample_images(model, requests)
+    grid = model.permuter(first.indices[None], reverse=True).view(4, 4)
+    assert torch.equal(grid[known >= 0], known[known >= 0])
+    free = next(sample_images(model, [Request(1, (3,), 3)]))
+    assert torch.equal(second.indices, free.indices)
+
+
+def test_known_indices_of_another_size() -> None:
+    request = Request(0, (1,), 1, known=torch.zeros(3, 4, dtype=torch.long))
+    with pytest.raises(UserError, match=r"known indices are \(3, 4\), but the image is \(4, 4\)"):
+        list(sample_images(tiny_model(), [request]))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
+def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
+    model = tiny_model(transformer_config(cond_drop=0.1))
+    draws = {
+        scale: next(
+            sample_images(model, REQUESTS, SampleSettings(guidance=scale), shape=shape)
+        ).indices
+        for scale in (0.0, 1.0, 1.0001, 4.0)
+    }
+    assert torch.equal(draws[1.0], draws[1.0001])
+    assert not torch.equal(draws[4.0], draws[1.0])
+    free = next(sample_images(model, [Request(0, (model.null_token,), 3)], shape=shape))
+    assert torch.equal(draws[0.0], free.indices)
+
+
+def test_guidance_needs_a_model_that_was_trained_for_it() -> None:
+    with pytest.raises(UserError, match="trained with cond_drop"):
+        list(sample_images(tiny_model(), REQUESTS, SampleSettings(guidance=2.0)))
+
+
+def test_windows_of_scenes_have_prompts_of_their_own() -> None:
+    model, seen = tiny_model(), []
+
+    def prompt_in(box: tuple[float, float, float, float]) -> tuple[int]:
+        seen.append(box)
+        return (3,)
+
+    scene = Request(0, (1,), 1, prompt_in=prompt_in)
+    sample = next(sample_images(model, [scene], shape=(4, 8)))
+    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(4, 8)))
+    assert torch.equal(sample.indices, other.indices)
+    assert set(seen) == {(left / 8, 0, 0.5, 1) for left in range(5)}
+    seen.clear()
+    next(sample_images(model, [scene]))
+    assert not seen

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from taming.errors import UserError
-from taming.sampling import Request, labels_for, requests_for
+from taming.sampling import Request, labels_for, requests_for, sample_images
 from taming.sampling.requests import parse_classes
 from tests.sampling.tiny import tiny_model, transformer_config
 
@@ -38,14 +39,42 @@ def test_all_classes_or_the_given_ones() -> None:
 def test_unconditional_models_have_no_classes() -> None:
     model = tiny_model(transformer_config(**UNCONDITIONAL))
     assert labels_for(model) == [None]
-    with pytest.raises(UserError, match="unconditional"):
+    with pytest.raises(UserError, match="has no classes"):
         labels_for(model, [0])
     assert list(requests_for(model, [None], 1)) == [Request(0, (2,), None)]
 
 
 def test_other_conditions_need_another_script() -> None:
-    with pytest.raises(UserError, match="given 'coord'.*make_samples"):
-        labels_for(tiny_model(transformer_config(**COORD)))
+    maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
+    with pytest.raises(UserError, match="given 'sketch'.*make_samples"):
+        labels_for(tiny_model(transformer_config(**maps)))
+
+
+def test_coordinates_are_known_for_every_size() -> None:
+    gpt = transformer_config()["params"]["transformer_config"]
+    gpt["params"]["block_size"] = 32
+    model = tiny_model(transformer_config(**COORD, transformer_config=gpt))
+    assert labels_for(model) == [None]
+    request = next(requests_for(model, [None], 1, shape=(6, 5)))
+    expected = (torch.arange(120).view(12, 10) / 120).view(6, 2, 5, 2).mean((1, 3)) * 20
+    assert request.condition is not None
+    assert torch.equal(request.condition, expected.round().long())
+    sample = next(sample_images(model, [request], shape=(6, 5)))
+    assert sample.image.shape == (3, 12, 10)
+
+
+def test_processes_share_the_samples() -> None:
+    model = tiny_model()
+    for block in (1, 2):
+        shares = [
+            list(requests_for(model, [4, 0], 5, share=(rank, 3), block=block)) for rank in range(3)
+        ]
+        together = [(r.label, r.number) for share in shares for r in share]
+        assert len(together) == 10
+        assert set(together) == {(label, n) for label in (0, 4) for n in range(5)}
+        assert max(map(len, shares)) <= 5
+    done = list(requests_for(model, [4], 6, lambda label: {0, 1, 2}, share=(1, 2)))
+    assert [r.number for r in done] == [3, 5]
 
 
 def test_finished_samples_are_left_out() -> None:

@@ -40,6 +40,8 @@ def test_numbers_are_uniform() -> None:
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
+        ({"guidance": -1.0}, "guidance"),
+        ({"guidance_schedule": "square"}, "constant, linear, cosine, not 'square'"),
     ],
 )
 def test_impossible_settings(settings: dict[str, Any], word: str) -> None:
@@ -59,3 +61,16 @@ def test_filters_apply_to_what_is_picked() -> None:
     assert SampleSettings().pick(logits, late).item() == 3
     assert SampleSettings(top_k=3).pick(logits, late).item() == 2
     assert SampleSettings(top_k=3, top_p=0.6).pick(logits, late).item() == 1
+
+
+def test_guidance_schedules() -> None:
+    logits = torch.tensor([[1.0, 2.0], [0.0, 4.0]])  # with the condition, without it
+    assert SampleSettings().guide(logits, 0.5) is logits
+    for schedule, halfway, start in (
+        ("constant", [3.0, -2.0], [3.0, -2.0]),
+        ("linear", [2.0, 0.0], [1.0, 2.0]),
+        ("cosine", [2.0, 0.0], [1.0, 2.0]),
+    ):
+        settings = SampleSettings(guidance=3.0, guidance_schedule=schedule)
+        torch.testing.assert_close(settings.guide(logits, 0.5), torch.tensor([halfway]))
+        torch.testing.assert_close(settings.guide(logits, 0.0), torch.tensor([start]))

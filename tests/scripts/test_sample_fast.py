@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torchvision import models
 
 from scripts.sample_fast import main
 from taming.sampling.folder import RECORD
@@ -37,6 +39,7 @@ def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert image.size == (8, 8)
     expected: dict[str, Any] = {"seed": 5, "top_k": 10, "temperature": 1.0, "top_p": 1.0}
     expected |= {"global_step": 7, "dtype": "torch.float32", "class": 4, "number": 1}
+    expected |= {"guidance": 1.0, "guidance_schedule": "constant"}
     assert record == expected
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"4 samples are in {root} (4 of them new)"
@@ -105,3 +108,58 @@ def test_first_stage_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     errors = capsys.readouterr().err.splitlines()
     assert "this is a first stage" in errors[0]
     assert "nothing" in errors[1]
+
+
+def test_other_sizes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(run, "-n", "1", "--classes", "2", "--height", "10", "--width", "12", out=tmp_path)
+    (path,) = tmp_path.rglob("*.png")
+    assert "top_k_250_temp_1.00_top_p_1.0_size_10x12" in str(path)
+    with Image.open(path) as image:
+        assert image.size == (12, 10)
+    with pytest.raises(SystemExit):
+        draw(run, "-n", "1", "--height", "9", out=tmp_path)
+    assert "height must be a multiple of 2 pixels" in capsys.readouterr().err
+
+
+def test_processes_share_the_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("-n", "3", "--classes", "0,1", "--batch_size", "2")
+    draw(run, *flags, out=tmp_path / "alone")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        draw(run, *flags, out=tmp_path / "shared")
+        assert f"process {rank} of 2 drew 3 of 6" in capsys.readouterr().out
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert names(alone) == names(shared)
+    for name in names(alone):
+        assert (alone / name).read_bytes() == (shared / name).read_bytes()
+
+
+def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    classifier = ("--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}")
+    flags = ("-n", "3", "--classes", "1", *classifier, "--reject-ratio", "0.5")
+    draw(run, *flags, out=tmp_path / "out")
+    files = sorted((tmp_path / "out").rglob("*.png"))
+    assert [path.name for path in files] == ["000000.png", "000001.png", "000002.png"]
+    with Image.open(files[2]) as image:
+        record = json.loads(image.info[RECORD])
+    assert record["candidate"] in (4, 5)
+    assert 0 < record["score"] < 1
+    assert record["reject_ratio"] == 0.5
+    with pytest.raises(SystemExit):
+        draw(run, "-n", "1", *classifier)
+    assert "needs both --reject-ratio below 1 and --classifier" in capsys.readouterr().err
+
+
+def test_guidance(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = tiny_run(tmp_path / "run", transformer_config(cond_drop=0.1))
+    draw(trained, "-n", "1", "--classes", "1", "--guidance", "2", "--guidance_schedule", "cosine")
+    (path,) = trained.rglob("*.png")
+    assert "guidance_2.0_cosine" in str(path)
+    with pytest.raises(SystemExit):
+        draw(run, "-n", "1", "--guidance", "2", out=tmp_path / "out")
+    assert "trained with cond_drop" in capsys.readouterr().err

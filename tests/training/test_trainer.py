@@ -13,6 +13,7 @@ from taming.errors import UserError
 from taming.training.callbacks import ImageLogger
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.trainer import move_manual_options, parse_option, resolve_devices
+from tests.data.files import write_images
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,18 @@ def test_data_module_loads_each_split() -> None:
     labels = [batch["class_label"].tolist() for batch in data.val_dataloader()]
     assert labels == [[0, 1], [2]]
     assert data.test_dataloader() == []
+
+
+def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(write_images(tmp_path, 2)))
+    params = {"size": 16, "training_images_list_file": str(tmp_path / "list.txt")}
+    config = {"target": "taming.data.custom.CustomTrain", "params": params}
+    data = DataModuleFromConfig(2, config, num_workers=0, fast_decode=True, image_bytes=True)
+    data.setup()
+    [batch] = data.train_dataloader()
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (2, 16, 16, 3)
+    with pytest.raises(UserError, match="data.params.image_bytes: Noise reads no image files"):
+        DataModuleFromConfig(2, noise(5), image_bytes=True).setup()
 
 
 def test_default_workers_are_bounded_by_batch_and_cpus() -> None:

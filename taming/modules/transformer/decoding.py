@@ -7,80 +7,35 @@ twice; `filter_logits` and `draw` turn logits into tokens. Nothing here waits fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from taming.errors import UserError
+from taming.modules.transformer.weights import Segment, Weights
 
 if TYPE_CHECKING:
-    from taming.modules.transformer.mingpt import GPT, Block
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A block's weights in the decoder's precision, the three input projections as one matrix."""
-
-    heads: int
-    ln1: tuple[Tensor, Tensor]
-    ln2: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]  # (3C, C), (3C,)
-    proj: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, block: Block, dtype: torch.dtype) -> _Layer:
-        attn, mlp = block.attn, block.mlp
-
-        def pair(*parts: torch.nn.Module) -> tuple[Tensor, Tensor]:
-            weights = [part.get_parameter("weight").detach().to(dtype) for part in parts]
-            biases = [part.get_parameter("bias").detach().to(dtype) for part in parts]
-            if len(parts) == 1:
-                return weights[0], biases[0]
-            return torch.cat(weights), torch.cat(biases)
-
-        return cls(
-            heads=attn.n_head,
-            ln1=pair(block.ln1),
-            ln2=pair(block.ln2),
-            qkv=pair(attn.query, attn.key, attn.value),
-            proj=pair(attn.proj),
-            up=pair(mlp[0]),
-            down=pair(mlp[2]),
-        )
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, nh, T, hs) of `x` (B, T, C)."""
-        normed = F.layer_norm(x, x.shape[-1:], *self.ln1)
-        qkv = F.linear(normed, *self.qkv).view(*x.shape[:2], 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """`x` (B, T, C) after the block, given what its heads gathered (B, nh, T, hs)."""
-        attended = attended.transpose(1, 2).reshape(x.shape)
-        x = F.linear(attended, *self.proj).add_(x)
-        normed = F.layer_norm(x, x.shape[-1:], *self.ln2)
-        return F.linear(F.gelu(F.linear(normed, *self.up)), *self.down).add_(x)
+    from taming.modules.transformer.mingpt import GPT
 
 
 class CachedDecoder:
     """Next-token logits of a GPT, one position at a time, keys and values kept in a fixed cache.
 
     A decoder serves any number of batches one after another: `prefill` starts afresh. Weights are
-    taken when it is made; dropout is off whatever the GPT's mode.
+    taken when it is made; dropout is off whatever the GPT's mode. Where they need no gradients, the
+    GPT's own are used (see `fused_in_place`), so that the memory is the GPT's and one cache.
 
     Args:
         gpt: the network; the decoder works where it is.
         batch_size: the largest batch.
         max_length: the longest sequence that will be fed; the last token drawn need not be.
-        dtype: precision of weights, cache and arithmetic (the GPT's own by default).
-        static: every step has the same shapes and reads its position from the device, as CUDA
-            graphs need; otherwise a step reads the filled part of the cache alone.
+        dtype: precision of weights, cache and arithmetic (the GPT's own by default; for another
+            one the weights are copied).
+        static: every step has the same shapes and reads its position from the device, and on CUDA
+            it is recorded as a graph; otherwise a step reads the filled part of the cache alone.
+            By default static on CUDA.
+        compiled: steps are static, and go through `torch.compile` first.
 
     Raises:
         UserError: if `max_length` is beyond the GPT's `block_size`.
@@ -92,27 +47,22 @@ class CachedDecoder:
         batch_size: int,
         max_length: int,
         dtype: torch.dtype | None = None,
-        static: bool = False,
+        static: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         config = gpt.config
-        if max_length > config.block_size:
-            raise UserError(
-                f"condition and image make a sequence of {max_length} tokens, but the "
-                f"transformer's block_size is {config.block_size}; sample a smaller image"
-            )
-        dtype = dtype or gpt.pos_emb.dtype
-        self.n_unmasked, self.max_length, self.static = config.n_unmasked, max_length, static
+        check_length(gpt, max_length)
+        self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
-        self._tok_emb = gpt.tok_emb.weight.detach().to(dtype)  # (V, C)
-        self._pos_emb = gpt.pos_emb[0, :max_length].detach().to(dtype)  # (T, C)
-        self._layers = [_Layer.of(cast("Block", block), dtype) for block in gpt.blocks]
-        self._ln_f = (gpt.ln_f.weight.detach().to(dtype), gpt.ln_f.bias.detach().to(dtype))
-        self._head = gpt.head.weight.detach().to(dtype)  # (V, C)
-        heads, size = config.n_head, config.n_embd // config.n_head
-        cache = self._pos_emb.new_zeros(config.n_layer, 2, batch_size, heads, max_length, size)
-        self._cache = [(keys, values) for keys, values in cache]
-        self._position = torch.zeros(1, dtype=torch.int64, device=cache.device)
-        self._columns = torch.arange(max_length, device=cache.device)
+        self._weights = Weights(gpt, dtype)
+        device = self._weights.device
+        self.static = compiled or (device.type == "cuda" if static is None else static)
+        self._compiled = compiled
+        self._cache = self._weights.new_cache(batch_size, max_length)
+        self._token = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._position = torch.zeros(1, dtype=torch.int64, device=device)
+        self._columns = torch.arange(max_length, device=device)
+        self._recorded: Callable[[], Tensor] | None = None
 
     @torch.inference_mode()
     def prefill(self, idx: Tensor) -> Tensor:
@@ -124,8 +74,10 @@ class CachedDecoder:
         return self._advance(idx)
 
     @torch.inference_mode()
-    def step(self, idx: Tensor) -> Tensor:
-        """Read one more token of every sequence, `idx` (B,); float32 logits (B, V) of the next.
+    def extend(self, idx: Tensor) -> Tensor:
+        """Read further tokens `idx` (B, T), T >= 1; float32 logits (B, V) after the last of them.
+
+        Static steps return the same tensor again and again: use it before the next.
 
         Raises:
             UserError: while the sequence is inside the GPT's `n_unmasked` first positions, which
@@ -136,56 +88,94 @@ class CachedDecoder:
                 f"the transformer's first {self.n_unmasked} positions (n_unmasked) see each other, "
                 f"so the prompt must hold them all; it has {self.length}"
             )
-        return self._static_step(idx) if self.static else self._advance(idx[:, None])
+        if self.static and idx.shape[1] == 1:
+            return self._static_step(idx[:, 0])
+        return self._advance(idx)
+
+    def step(self, idx: Tensor) -> Tensor:
+        """Read one more token of every sequence, `idx` (B,): `extend` by one."""
+        return self.extend(idx[:, None])
 
     def _advance(self, idx: Tensor) -> Tensor:
         start, stop = self.length, self.length + idx.shape[1]
         if stop > self.max_length:
             raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
-        x = F.embedding(idx, self._tok_emb) + self._pos_emb[start:stop]
-        allowed = self._allowed(start, stop)
-        logits = self._run(
-            x, slice(start, stop), stop, allowed, causal=start == 0 and allowed is None
-        )
+        cache = [(keys[: len(idx)], values[: len(idx)]) for keys, values in self._cache]
+        segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
         self.length = stop
         self._position.fill_(stop)
-        return logits
+        return self._weights.logits([segment])
 
     def _static_step(self, idx: Tensor) -> Tensor:
-        x = F.embedding(idx[:, None], self._tok_emb) + self._pos_emb[self._position]
-        allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, T)
-        logits = self._run(x, self._position, self.max_length, allowed)
+        if self.length >= self.max_length:
+            raise ValueError(f"the cache of {self.max_length} tokens is full")
+        self._token[: len(idx)] = idx
+        if self._recorded is None:
+            self._recorded = self._record()
         self.length += 1
+        return self._recorded()[: len(idx)]
+
+    def _whole_step(self) -> Tensor:
+        """A step of all rows, from `_token` and `_position`, which it advances."""
+        allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, T)
+        segment = Segment(
+            self._token[:, None], self._position, self.max_length, allowed, cache=self._cache
+        )
+        logits = self._weights.logits([segment])
         self._position += 1
         return logits
 
-    def _allowed(self, start: int, stop: int) -> Tensor | None:
-        """Bool (T, start + T), or None where causal attention or all of it is meant."""
-        if not self.n_unmasked and not start or stop - start == 1:
-            return None
-        rows, columns = self._columns[start:stop, None], self._columns[:stop]
-        return (columns <= rows) | ((columns < self.n_unmasked) & (rows < self.n_unmasked))
+    def _record(self) -> Callable[[], Tensor]:
+        step = (
+            torch.compile(self._whole_step, dynamic=False) if self._compiled else self._whole_step
+        )
+        if self._token.device.type != "cuda":
+            return step
+        position = self._position.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # kernels are chosen and memory is found before the recording
+                step()
+                self._position.copy_(position)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = step()
 
-    def _run(
-        self,
-        x: Tensor,
-        write: slice | Tensor,
-        seen: int,
-        allowed: Tensor | None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Logits after the last of `x` (B, T, C): keys and values go to the positions `write` of
-        the cache, whose first `seen` positions are attended to where `allowed`."""
-        batch = len(x)
-        for layer, (keys, values) in zip(self._layers, self._cache, strict=True):
-            q, k, v = layer.split(x)
-            keys[:batch, :, write] = k
-            values[:batch, :, write] = v
-            k, v = keys[:batch, :, :seen], values[:batch, :, :seen]
-            y = F.scaled_dot_product_attention(q, k, v, allowed, is_causal=causal)
-            x = layer.finish(x, y)
-        last = F.layer_norm(x[:, -1], x.shape[-1:], *self._ln_f)
-        return F.linear(last, self._head).float()
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+
+def check_length(gpt: GPT, length: int) -> None:
+    """Raise `UserError` where a sequence of `length` tokens is beyond the GPT's `block_size`."""
+    if length > gpt.config.block_size:
+        raise UserError(
+            f"condition and image make a sequence of {length} tokens, but the transformer's "
+            f"block_size is {gpt.config.block_size}; sample a smaller image"
+        )
+
+
+def segment_at(
+    tokens: Tensor,
+    start: int,
+    columns: Tensor,
+    n_unmasked: int = 0,
+    cache: list[tuple[Tensor, Tensor]] | None = None,
+) -> Segment:
+    """`tokens` (B, T) from position `start` on; `columns` counts positions, on the device."""
+    stop = start + tokens.shape[1]
+    write = slice(start, stop)
+    if not n_unmasked and not start:
+        return Segment(tokens, write, stop, causal=True, cache=cache)
+    if stop - start == 1:
+        return Segment(tokens, write, stop, cache=cache)
+    rows, seen = columns[start:stop, None], columns[:stop]
+    allowed = (seen <= rows) | ((seen < n_unmasked) & (rows < n_unmasked))  # (T, stop)
+    return Segment(tokens, write, stop, allowed, cache=cache)
 
 
 def generate(
@@ -193,21 +183,38 @@ def generate(
     prompt: Tensor,
     steps: int,
     pick: Callable[[Tensor, int], Tensor],
-    callback: Callable[[int], None] | None = None,
+    on_token: Callable[[Tensor, int], None] | None = None,
+    known: Tensor | None = None,
+    copies: int = 1,
 ) -> Tensor:
-    """Continue `prompt` (B, T) by `steps` tokens: int64 (B, steps).
+    """Continue prompts by `steps` tokens: int64 (B, steps).
 
-    `pick(logits, n)` chooses the n-th token (B,) from logits (B, V); `callback(n)` follows it.
+    Args:
+        prompt: (copies * B, T): several prompts may be continued by the same tokens.
+        pick: `pick(logits, n)` chooses the n-th tokens (B,) from logits (copies * B, V).
+        on_token: called with the tokens (B, steps) when the n-th ones are there, and with n.
+        known: (B, steps) tokens that are given, -1 where there is none.
     """
-    tokens = prompt.new_empty(len(prompt), steps)
-    logits = decoder.prefill(prompt)
+    empty = prompt.new_zeros(len(prompt) // copies, steps)
+    tokens = empty if known is None else known.clamp(min=0)
+    complete = [False] * steps if known is None else (known >= 0).all(0).tolist()
+    fed: int | None = None
     for n in range(steps):
-        tokens[:, n] = pick(logits, n)
-        if callback is not None:
-            callback(n)
-        if n + 1 < steps:
-            logits = decoder.step(tokens[:, n])
+        if not complete[n]:
+            new = tokens[:, fed or 0 : n].repeat(copies, 1)
+            if fed is None:
+                logits = decoder.prefill(torch.cat((prompt, new), dim=1))
+            else:
+                logits = decoder.extend(new)
+            tokens[:, n], fed = given_or(pick(logits, n), known, n), n
+        if on_token is not None:
+            on_token(tokens, n)
     return tokens
+
+
+def given_or(drawn: Tensor, known: Tensor | None, n: int) -> Tensor:
+    """The n-th tokens (B,): those of `known` (B, steps), where they are not -1, else `drawn`."""
+    return drawn if known is None else torch.where(known[:, n] >= 0, known[:, n], drawn)
 
 
 def one_pass_logits(gpt: GPT, condition: Tensor, steps: int) -> Tensor:

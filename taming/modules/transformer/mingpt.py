@@ -239,7 +239,7 @@ def sample_with_past(
         filtered = filter_logits(logits, temperature, top_k, top_p)
         return draw(filtered, None if uniform is None else uniform[n])
 
-    return generate(decoder, x, steps, pick, callback)
+    return generate(decoder, x, steps, pick, callback and (lambda _, n: callback(n)))
 
 
 @torch.no_grad()

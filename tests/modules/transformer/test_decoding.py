@@ -58,6 +58,52 @@ def test_results_are_ordinary_tensors() -> None:
     assert not tokens.is_inference()
 
 
+@pytest.mark.slow
+def test_compiled_steps() -> None:
+    decoder = CachedDecoder(golden_gpt(), 3, 20, compiled=True)
+    tokens = generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: draw(logits))
+    assert torch.equal(tokens, TENSORS["greedy.out"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_steps_recorded_as_a_graph(compiled: bool) -> None:
+    decoder = CachedDecoder(golden_gpt().cuda(), 3, 20, compiled=compiled)
+    assert decoder.static
+    for rows in (3, 2, 3):
+        c = TENSORS["greedy.c"][:rows].cuda()
+        tokens = generate(decoder, c, 20, lambda logits, n: draw(logits))
+        assert torch.equal(tokens.cpu(), TENSORS["greedy.out"][:rows])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_known_tokens_are_fed_together(static: bool) -> None:
+    model, out = golden_gpt(), TENSORS["greedy.out"]
+    known = torch.full_like(out, -1)
+    known[:, :4], known[:, 9:12], known[1, 15] = out[:, :4], out[:, 9:12], out[1, 15]
+    picked: list[int] = []
+    told: list[int] = []
+
+    def pick(logits: Tensor, n: int) -> Tensor:
+        picked.append(n)
+        return draw(logits)
+
+    decoder = CachedDecoder(model, 3, 20, static=static)
+    tokens = generate(
+        decoder, TENSORS["greedy.c"], 20, pick, lambda _, n: told.append(n), known=known
+    )
+    assert torch.equal(tokens, out)
+    assert picked == [n for n in range(20) if n >= 4 and n not in (9, 10, 11)]
+    assert told == list(range(20))
+
+
+def test_prompts_that_go_on_alike() -> None:
+    model, c = golden_gpt(), TENSORS["greedy.c"]
+    prompt = torch.cat((c, c.flip(0)))
+    tokens = generate(CachedDecoder(model, 6, 5), prompt, 5, lambda x, n: draw(x[:3]), copies=2)
+    assert torch.equal(tokens, TENSORS["greedy.out"][:, :5])
+
+
 def test_limits() -> None:
     with pytest.raises(UserError, match="block_size is 24"):
         CachedDecoder(golden_gpt(), 1, 25)
@@ -65,6 +111,10 @@ def test_limits() -> None:
     decoder.prefill(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(UserError, match="first 6 positions"):
         decoder.step(torch.zeros(1, dtype=torch.long))
+    full = CachedDecoder(golden_gpt(), 1, 1, static=True)
+    full.prefill(torch.zeros(1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="cache of 1 tokens is full"):
+        full.step(torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match="cache of 8"):
         decoder.prefill(torch.zeros(1, 9, dtype=torch.long))
 

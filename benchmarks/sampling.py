@@ -1,0 +1,250 @@
+"""Tokens per second of the sampling engine, against written-out loops, and its memory.
+
+    python benchmarks/sampling.py                      # small: seconds
+    python benchmarks/sampling.py --size cpu           # 12 layers, width 768: minutes
+    python benchmarks/sampling.py --size gpu --device cuda --precision bf16
+
+The baselines, always eager and in fp32: a cache that grows by concatenation, and a whole window for
+every token of a larger image, of which some are timed, as all of them take equally long.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import interleaved, write_results
+from torch import Tensor
+from torch.nn import functional as F
+
+from taming.errors import command
+from taming.modules.transformer.decoding import CachedDecoder, draw, generate
+from taming.modules.transformer.mingpt import GPT
+from taming.sampling import sample_sliding_window
+from taming.sampling.load import choose_device, choose_dtype
+
+WINDOWS_TIMED = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer and what it draws: `tokens` after one, or grids through a window."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    tokens: int
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Grids of side x side tokens, under a map, through a window."""
+
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int
+    side: int
+    window: int = 16
+
+
+SIZES = {
+    "small": (Shape(2, 64, 4, 256, 64, (1, 8)), Grid(2, 64, 4, 256, 12, 4)),
+    "cpu": (Shape(12, 768, 12, 1024, 256, (1, 8, 25)), Grid(6, 512, 8, 1024, 32)),
+    "gpu": (Shape(48, 1536, 24, 16384, 256, (1, 25)), Grid(24, 1024, 16, 1024, 64)),
+}
+
+
+def make_gpt(shape: Shape | Grid, block_size: int, device: torch.device) -> GPT:
+    torch.manual_seed(0)
+    with device:
+        gpt = GPT(shape.vocabulary, block_size, shape.layers, shape.heads, shape.width)
+    return gpt.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def concatenating(gpt: GPT, prompt: Tensor, steps: int) -> Tensor:
+    """Greedy tokens with keys and values that are concatenated at every step."""
+    past: list[tuple[Tensor, Tensor] | None] = [None] * len(gpt.blocks)
+    idx, drawn = prompt, []
+    for n in range(steps):
+        x = gpt.tok_emb(idx) + gpt.pos_emb[:, n : n + 1]
+        for number, block in enumerate(gpt.blocks):
+            attn: Any = block.attn
+            normed = block.ln1(x)  # type: ignore[operator]
+            q, k, v = (
+                layer(normed).unflatten(2, (attn.n_head, -1)).transpose(1, 2)
+                for layer in (attn.query, attn.key, attn.value)
+            )
+            before = past[number]
+            if before is not None:
+                k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)
+            past[number] = (k, v)
+            weights = (q @ k.transpose(2, 3) / k.shape[-1] ** 0.5).softmax(-1)
+            x = x + attn.proj((weights @ v).transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln2(x))  # type: ignore[operator]
+        logits = gpt.head(gpt.ln_f(x))[:, -1]
+        idx = F.softmax(logits, dim=-1).argmax(-1, keepdim=True)
+        drawn.append(idx)
+    return torch.cat(drawn, dim=1)
+
+
+def engine(
+    gpt: GPT, prompt: Tensor, steps: int, dtype: torch.dtype, compiled: bool
+) -> Callable[[], Tensor]:
+    """Greedy tokens from the engine's decoder, which serves all calls."""
+    decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled)
+    return lambda: generate(decoder, prompt, steps, lambda logits, n: draw(logits))
+
+
+def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:
+    """Some windows, each run as a whole."""
+    tokens = grid.window**2 * (2 if mapped else 1)
+    idx = torch.zeros(1, tokens, dtype=torch.long, device=device)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(WINDOWS_TIMED):
+            gpt(idx)
+
+    return run
+
+
+def resident_bytes(device: torch.device, peak: bool = False) -> int:
+    """Memory in use, or at its peak since `forget_peak`."""
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        return used(device)
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, float]:
+    """MiB of weights and cache, and what decoding takes at its peak over their sum."""
+    weights = sum(p.numel() * p.element_size() for p in gpt.parameters())
+    prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
+    engine(gpt, prompt, 4, gpt.pos_emb.dtype, False)()  # weights are stacked, kernels are loaded
+    before = resident_bytes(device)
+    forget_peak(device)
+    engine(gpt, prompt, steps, gpt.pos_emb.dtype, False)()
+    taken = resident_bytes(device, peak=True) - before
+    config = gpt.config
+    cache = 2 * config.n_layer * config.n_embd * batch * steps * gpt.pos_emb.element_size()
+    return {
+        "weights_mib": weights / 2**20,
+        "cache_mib": cache / 2**20,
+        "peak_over_weights_and_cache": (weights + taken) / (weights + cache),
+    }
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """GB/s read and written by copying 1 GiB."""
+    source = torch.zeros(2**28, device=device)
+    target = torch.empty_like(source)
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, device, 10)["copy"]["median"]
+    return 2 * source.numel() * source.element_size() / seconds / 1e9
+
+
+def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict[str, Any]:
+    dtype, results = choose_dtype(args.precision, device), {}
+    gpt = make_gpt(shape, shape.tokens, device)
+    drawing = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
+    for batch in shape.batches:
+        prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        candidates: dict[str, Callable[[], Any]] = {
+            "engine": engine(drawing, prompt, shape.tokens, dtype, args.compile),
+            "concatenating": partial(concatenating, gpt, prompt, shape.tokens),
+        }
+        seconds = interleaved(candidates, device, args.rounds, 1)
+        row = summary(seconds, batch * shape.tokens, "concatenating")
+        row |= memory(drawing, batch, shape.tokens, device)
+        if device.type == "cuda":
+            read = row["weights_mib"] + row["cache_mib"] / 2  # the cache is half full on average
+            row["gb_per_s"] = read * 2**20 * shape.tokens / seconds["engine"]["median"] / 1e9
+            row["share_of_copy_bandwidth"] = row["gb_per_s"] / copy_bandwidth(device)
+        results[f"batch {batch}"] = row
+    return results
+
+
+def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) -> dict[str, Any]:
+    dtype, results = choose_dtype(args.precision, device), {}
+    gpt = make_gpt(grid, 2 * grid.window**2, device)
+    drawing = gpt if dtype == torch.float32 else make_gpt(grid, 2 * grid.window**2, device)
+    drawing.to(dtype)
+    positions = grid.side**2
+    for mapped in (True, False):
+        size = (1, grid.side, grid.side) if mapped else (1, 1)
+        cond = torch.zeros(size, dtype=torch.long, device=device)
+        candidates: dict[str, Callable[[], Any]] = {
+            "engine": partial(
+                sample_sliding_window,
+                drawing,
+                cond,
+                (grid.side, grid.side),
+                grid.window,
+                temperature=0.0,
+            ),
+            "full windows": full_windows(gpt, grid, mapped, device),
+        }
+        seconds = interleaved(candidates, device, args.rounds, 1)
+        for key, value in seconds["full windows"].items():
+            seconds["full windows"][key] = value * positions / WINDOWS_TIMED
+        name = "map condition" if mapped else "unconditional"
+        results[name] = summary(seconds, positions, "full windows")
+    return results
+
+
+def summary(seconds: dict[str, dict[str, float]], tokens: int, baseline: str) -> dict[str, Any]:
+    medians = {name: times["median"] for name, times in seconds.items()}
+    return {
+        "seconds": seconds,
+        "tokens_per_s": {name: tokens / median for name, median in medians.items()},
+        f"{baseline} over engine": medians[baseline] / medians["engine"],
+    }
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=tuple(SIZES), default="small")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="the engine's steps")
+    parser.add_argument("--only", choices=("steps", "windows"), help="one part of it")
+    parser.add_argument("--no_results", action="store_true", help="print, and write no file")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    shape, grid = SIZES[args.size]
+    report: dict[str, Any] = {"precision": args.precision, "compiled": args.compile}
+    if args.only != "windows":
+        report["steps"] = {"shape": asdict(shape), **measure_steps(args, shape, device)}
+    if args.only != "steps":
+        report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
+    for part in ("steps", "windows"):
+        for name, row in report.get(part, {}).items():
+            told = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
+            if told:
+                print(f"{part}, {name}: {told}")
+    if not args.no_results:
+        path = write_results(f"sampling-{args.size}-{args.precision}", device, report)
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

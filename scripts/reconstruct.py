@@ -1,0 +1,111 @@
+"""Encode and decode the images of a folder with a first stage, a run's own or a transformer's.
+
+    python scripts/reconstruct.py -r logs/<run> FOLDER
+
+Reconstructions, as PNGs under the images' names, and `metrics.json` go to
+`<run>/reconstructions/<folder's name>/<global step>/`.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from taming.data.files import find_images
+from taming.errors import UserError, command
+from taming.evaluation.models import score_first_stage
+from taming.sampling.arguments import make_parser, parse
+from taming.sampling.conditions import cut_to_tokens, read_picture, resized
+from taming.sampling.folder import save_png
+from taming.sampling.load import load_first_stage
+
+Named = tuple[str, Tensor]
+
+
+def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
+    parser = make_parser("Reconstruct the images of a folder.")
+    parser.add_argument("folder", help="of images, at any depth")
+    parser.add_argument(
+        "--size", type=int, help="resize and crop to a square of so many pixels (default: as it is)"
+    )
+    parser.add_argument("-n", "--num_images", type=int, help="the first n images (default: all)")
+    parser.add_argument("--batch_size", type=int, default=4, help="of equal images (default 4)")
+    return parse(parser, argv)
+
+
+def list_images(args: Namespace) -> list[str]:
+    for name in ("num_images", "size", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    if not Path(args.folder).is_dir():
+        raise UserError(f"there is no folder {args.folder}")
+    paths = list(islice(find_images(args.folder), args.num_images))
+    if not paths:
+        raise UserError(f"there are no images in {args.folder}")
+    return paths
+
+
+def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
+    """Paths below the folder, and images [1, C, H, W] in whole tokens."""
+    channels = model.encoder.conv_in.in_channels
+    for path in paths:
+        picture = read_picture(path, channels)
+        picture = picture if args.size is None else resized(picture, (args.size, args.size))
+        name = str(Path(path).relative_to(args.folder))
+        yield name, cut_to_tokens(picture, 2 ** (model.decoder.num_resolutions - 1))
+
+
+def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and [B, C, H, W] of consecutive images of equal size."""
+    for _, group in groupby(images, key=lambda named: named[1].shape):
+        while batch := list(islice(group, size)):
+            yield [name for name, _ in batch], torch.cat([picture for _, picture in batch])
+
+
+def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -> dict[str, Any]:
+    """Write the reconstructions of all images; their scores."""
+    names: list[str] = []
+
+    def loaded() -> Iterator[dict[str, Tensor]]:
+        for batch, pictures in batches(read_images(args, model, bar), args.batch_size):
+            names[:] = batch
+            yield {"image": pictures.permute(0, 2, 3, 1)}
+
+    def write(images: Tensor, reconstructions: Tensor) -> None:
+        for name, image in zip(names, reconstructions, strict=True):
+            save_png(image, root / (name if name.endswith(".png") else name + ".png"))
+
+    with tqdm(paths, unit="image") as bar:
+        return asdict(score_first_stage(model, loaded(), on_batch=write))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args, overrides = read_arguments(argv)
+    paths = list_images(args)
+    model, run, step = load_first_stage(args.resume, args.base, args.device, overrides)
+    folder = Path(args.folder).resolve()
+    root = Path(args.outdir or run.folder / "reconstructions" / folder.name) / str(step)
+    scores = reconstruct(args, model, paths, root)
+    made = {"checkpoint": str(run.checkpoint), "global_step": step, "folder": str(folder)}
+    report = {**scores, **made, "size": args.size}
+    (root / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(
+        f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB, codebook usage "
+        f"{scores['codebook_usage']:.1%}, perplexity {scores['codebook_perplexity']:.1f}"
+    )
+    print(f"{scores['images']} reconstructions and metrics.json are in {root}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Files inside tar files, addressed as paths: `train-000000.tar::OFFSET:SIZE.jpg`.
+
+Whatever reads an image by its path reads these as well, without unpacking.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from typing import IO
+
+SEPARATOR = "::"
+OPEN_TARS = 64
+
+
+def member_path(tar: str, offset: int, size: int, ending: str) -> str:
+    """The path of the bytes [offset, offset + size) of `tar`."""
+    return f"{tar}{SEPARATOR}{offset}:{size}.{ending}"
+
+
+def is_member(path: str) -> bool:
+    """Whether `path` is inside a tar file."""
+    return f".tar{SEPARATOR}" in path
+
+
+@functools.lru_cache(OPEN_TARS)
+def _tar(path: str) -> IO[bytes]:
+    return open(path, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file, or of a file in a tar; raises OSError."""
+    if not is_member(path):
+        with open(path, "rb") as file:
+            return file.read()
+    tar, _, place = path.rpartition(SEPARATOR)
+    offset, _, size = place.partition(".")[0].partition(":")
+    # pread has no position that threads and forked workers would have to share.
+    content = os.pread(_tar(tar).fileno(), int(size), int(offset))
+    if len(content) < int(size):
+        raise OSError("the tar file has been cut short")
+    return content
+
+
+def opened(path: str) -> str | io.BytesIO:
+    """What Pillow and numpy can open."""
+    return io.BytesIO(read_bytes(path)) if is_member(path) else path

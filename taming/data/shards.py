@@ -1,0 +1,275 @@
+"""Data sets as WebDataset shards: tar files in which consecutive members `KEY.FIELD` are a sample.
+
+They are read at random places but in an order that stays among a few shards at a time
+(`PositionSampler`), so that any dataset option, split over devices and resumed run works as it does
+with files.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from taming.data.base import Item, OnError
+from taming.data.coco import Captions
+from taming.data.compact import StringTable, column
+from taming.data.degrade import canny_edges, check_factor, reduce_and_enlarge
+from taming.data.files import EXTENSIONS
+from taming.data.images import npy_size, read_npy, to_float
+from taming.data.lists import write_atomically
+from taming.data.maps import kind_of
+from taming.data.members import member_path
+from taming.data.pairs import Maps, PairedPaths
+from taming.errors import UserError
+
+DESCRIPTION = "shards.json"
+IMAGE_ENDINGS = (*EXTENSIONS, "npy")
+TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
+
+
+@dataclass
+class Sample:
+    """A sample's files by field ("jpg", "depth.png"), as (offset, size), and what is said of it."""
+
+    key: str
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def find_shards(shards: str | Sequence[str]) -> list[str]:
+    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
+    given = [shards] if isinstance(shards, str | Path) else list(shards)
+    found: list[str] = []
+    for place in map(str, given):
+        place = os.path.expanduser(place)
+        pattern = os.path.join(place, "*.tar") if os.path.isdir(place) else place
+        if not (matches := sorted(glob.glob(pattern))):
+            raise UserError(
+                f"there are no shards {pattern}; write some with scripts/make_shards.py"
+            )
+        found += matches
+    return found
+
+
+def scan(tar: str) -> Iterator[Sample]:
+    """The samples of a shard, from its members; raises `UserError` if it is damaged."""
+    sample: Sample | None = None
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
+                folder, name = os.path.split(member.name)
+                key, dot, name = name.partition(".")
+                if not member.isreg() or not dot:
+                    continue
+                key = os.path.join(folder, key)
+                if sample is None or sample.key != key:
+                    if sample is not None:
+                        yield sample
+                    sample = Sample(key)
+                _add(sample, archive, member, name)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise UserError(f"the shard {tar} cannot be read ({error}); write it anew") from None
+    if sample is not None:
+        yield sample
+
+
+def _add(sample: Sample, archive: Any, member: tarfile.TarInfo, name: str) -> None:
+    if name != "json" and name not in TEXT_ENDINGS:
+        sample.files[name] = (member.offset_data, member.size)
+        return
+    content = archive.extractfile(member).read()
+    if name == "json":
+        sample.facts |= json.loads(content)
+    else:
+        entry, convert = TEXT_ENDINGS[name]
+        sample.facts[entry] = convert(content.decode().strip())
+
+
+def read_index(tar: str) -> Iterator[Sample]:
+    """As `scan`, from the file `<tar>.index` if that belongs to the shard; otherwise it is made."""
+    size, index = os.path.getsize(tar), Path(f"{tar}.index")
+    if index.is_file():
+        with open(index, encoding="utf-8") as lines:
+            if lines.readline().strip() == str(size):
+                for line in lines:
+                    yield Sample(*json.loads(line))
+                return
+    samples = list(scan(tar))
+    if os.access(index.parent, os.W_OK):
+        rows = (json.dumps([one.key, one.files, one.facts]) for one in samples)
+        write_atomically(index, [str(size), *rows])
+    yield from samples
+
+
+class Columns:
+    """The samples of many shards in flat memory: a path per field, a value per fact."""
+
+    def __init__(self, tars: Sequence[str], maps: Iterable[str] = ()) -> None:
+        self._maps = tuple(maps)
+        self.lengths = array("q")
+        parts: dict[str, list[Any]] = {}
+        for tar in tqdm(tars, "reading indices", delay=2, disable=None, leave=False):
+            rows = [self._row(tar, sample) for sample in read_index(tar)]
+            self.lengths.append(len(rows))
+            for name in rows[0] if rows else ():
+                parts.setdefault(name, []).append(self._column(tar, rows, name))
+        if not parts:
+            raise UserError(f"{tars[0]} has no samples; write the shards anew")
+        if uneven := [name for name, found in parts.items() if len(found) < len(parts["/image"])]:
+            raise UserError(f"some of the shards beside {tars[0]} have no {uneven[0]!r}")
+        joined = {name: _joined(found) for name, found in parts.items()}
+        self.paths = {name[1:]: joined.pop(name) for name in ("/image", *map("/{}".format, maps))}
+        self.facts = joined
+
+    def _row(self, tar: str, sample: Sample) -> dict[str, Any]:
+        """Facts, and paths under names that start with a slash."""
+        row = sample.facts | {"__key__": sample.key}
+        for name in ("", *self._maps):
+            found = _field(sample, name, self._maps)
+            if found is None:
+                raise UserError(
+                    f"the shard {tar} has no {name or 'image'} for {sample.key} (it has "
+                    f"{', '.join(sample.files)}); correct maps, or write the shard anew"
+                )
+            offset, size = sample.files[found]
+            ending = found.rpartition(".")[2]
+            row[f"/{name or 'image'}"] = member_path(tar, offset, size, ending)
+        return row
+
+    def _column(self, tar: str, rows: list[dict[str, Any]], name: str) -> Any:
+        try:
+            return column([row[name] for row in rows])
+        except KeyError:
+            raise UserError(f"some samples of the shard {tar} have no {name!r}") from None
+
+
+def _joined(parts: list[Any]) -> Any:
+    if all(isinstance(part, StringTable) for part in parts):
+        return StringTable(value for part in parts for value in part)
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(parts)
+    return [value for part in parts for value in part]
+
+
+def _field(sample: Sample, wanted: str, maps: Sequence[str]) -> str | None:
+    """The field that holds a map, `depth.png`; or if `wanted` is empty, the image's."""
+    for name in sample.files:
+        first, _, ending = name.rpartition(".")
+        if ending.lower() in IMAGE_ENDINGS and (first == wanted if wanted else first not in maps):
+            return name
+    return None
+
+
+class Shards(PairedPaths):
+    """Samples of shards: `image`, the maps, `__key__`, and whatever the samples' JSON says.
+
+    Entries that are lists of texts (captions) give one of these, drawn at random.
+
+    Args:
+        shards: folder, pattern or list of tars.
+        maps: for each map how it is read: `segmentation: {kind: labels, n_labels: 183, shift:
+            true}`, `depth: {kind: depth}`, `condition: {kind: image}`; None takes what
+            `make_shards` has written in the folder, if anything.
+        lr_factor: adds `lr`, the image reduced by this and enlarged again (bicubic).
+        edges: adds the Canny edges of the image under this name.
+        (the others: see `PairedPaths`)
+
+    Raises `UserError`: no or damaged shards, and what `PairedPaths` does.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        size: int | None = None,
+        random_crop: bool = False,
+        random_flip: bool = False,
+        crop_size: int | None = None,
+        maps: Mapping[str, Mapping[str, Any]] | None = None,
+        interpolation: str | None = None,
+        lr_factor: int | None = None,
+        edges: str = "",
+        on_error: OnError = "raise",
+    ) -> None:
+        check_factor("lr_factor", lr_factor)
+        self.lr_factor, self.edges = lr_factor, edges
+        tars = find_shards(shards)
+        described = _description(tars[0])
+        kinds = {
+            name: kind_of(options)
+            for name, options in (described["maps"] if maps is None else maps).items()
+        }
+        columns = Columns(tars, list(kinds))
+        self.shard_lengths = np.array(columns.lengths)
+        self._choices = {
+            name: Captions(columns.facts.pop(name)) for name in _lists_of_texts(columns.facts)
+        }
+        own_paths = columns.facts.pop("file_path_", None)
+        self.reducible = not kinds
+        super().__init__(
+            columns.paths["image"],
+            {name: Maps(columns.paths[name], kind) for name, kind in kinds.items()},
+            size,
+            random_crop,
+            columns.facts,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            interpolation=interpolation or described["interpolation"],
+            source=f"{type(self).__name__} of {shards}",
+            on_error=on_error,
+        )
+        if own_paths is not None:
+            self.labels["file_path_"] = column(own_paths)
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        return npy_size(path) if path.endswith(".npy") else super().header_size(path)
+
+    def read(self, path: str) -> np.ndarray:
+        return read_npy(path) if path.endswith(".npy") else super().read(path)
+
+    def load(self, index: int) -> Item:
+        item = super().load(index)
+        image = item["image"]
+        pixels = image if self.image_bytes else ((image + 1) * 127.5).round().astype(np.uint8)
+        if self.lr_factor is not None:
+            item["lr"] = to_float(reduce_and_enlarge(pixels, self.lr_factor, "bicubic"))
+        if self.edges:
+            item[self.edges] = canny_edges(pixels)
+        return item | {name: texts.draw(index) for name, texts in self._choices.items()}
+
+
+def _lists_of_texts(facts: Mapping[str, Sequence[Any]]) -> list[str]:
+    return [name for name, values in facts.items() if isinstance(values[0], list)]
+
+
+def _description(tar: str) -> dict[str, Any]:
+    default = {"maps": {}, "interpolation": "bilinear"}
+    file = Path(tar).parent / DESCRIPTION
+    try:
+        return default | json.loads(file.read_text()) if file.is_file() else default
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); write the shards anew") from None
+
+
+def paths_by_name(shards: str | Sequence[str], names: Sequence[str]) -> StringTable:
+    """Where in the shards the images with these `file_name`s are; raises `UserError`."""
+    columns = Columns(find_shards(shards))
+    listed = columns.facts.get("file_name", columns.facts["__key__"])
+    places = {name: number for number, name in enumerate(listed)}
+    if lacking := [name for name in names if name not in places]:
+        raise UserError(
+            f"{shards} lacks {len(lacking)} of {len(names)} images, such as {lacking[0]}"
+        )
+    return StringTable(columns.paths["image"][places[name]] for name in names)

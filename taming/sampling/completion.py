@@ -1,0 +1,103 @@
+"""Which part of a picture stays when the rest is drawn: completion, inpainting, outpainting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from taming.errors import UserError
+
+HALVES = ("top-half", "bottom-half", "left-half", "right-half")
+
+
+def keep_mask(keep: str, size: tuple[int, int], factor: int) -> Tensor:
+    """Which tokens stay: bool (H / factor, W / factor), those with all their pixels kept.
+
+    Args:
+        keep: `top-half`, `bottom-half`, `left-half`, `right-half`; a box `x0,y0,x1,y1` in pixels;
+            or an image file, white where pixels are kept and black elsewhere.
+        size: (H, W) in pixels, multiples of `factor`.
+
+    Raises:
+        UserError: for anything else, and where nothing would be kept or drawn.
+    """
+    height, width = size
+    if Path(keep).is_file():
+        pixels = _read_mask(Path(keep), size)
+    else:
+        x0, y0, x1, y1 = _half(keep, size, factor) if keep in HALVES else _box(keep, size)
+        pixels = torch.zeros(height, width, dtype=torch.bool)
+        pixels[y0:y1, x0:x1] = True
+    tokens = pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
+    if not tokens.any():
+        raise UserError(f"'{keep}' keeps no whole patch of {factor} x {factor} pixels")
+    if tokens.all():
+        raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to draw")
+    return tokens
+
+
+def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:
+    height, width = size
+    y, x = (side // factor // 2 * factor for side in size)
+    return {
+        "top-half": (0, 0, width, y),
+        "bottom-half": (0, y, width, height),
+        "left-half": (0, 0, x, height),
+        "right-half": (x, 0, width, height),
+    }[name]
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            values = torch.from_numpy(np.array(image.convert("L")))
+    except (OSError, ValueError):
+        raise UserError(f"{path} is no mask: it is no image") from None
+    if tuple(values.shape) != tuple(size):
+        height, width = values.shape
+        raise UserError(
+            f"the mask {path} has {width} x {height} pixels, the image {size[1]} x {size[0]}"
+        )
+    if not ((values < 32) | (values > 223)).all():
+        raise UserError(f"{path} is no mask: it has greys; make it white where pixels are kept")
+    return values > 127
+
+
+def _box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(
+            f"--keep takes {', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask image, not '{text}'"
+        )
+    x0, y0, x1, y1 = (int(part) for part in parts)
+    if not (x0 < x1 <= size[1] and y0 < y1 <= size[0]):
+        raise UserError(
+            f"the box {text} is not inside of the image, 0,0,{size[1]},{size[0]} in pixels"
+        )
+    return x0, y0, x1, y1
+
+
+def known_indices(
+    model: Any,
+    picture: Tensor,
+    keep: Tensor | None = None,
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> Tensor:
+    """The picture's [1, C, H, W] indices (h, w), -1 where they are not kept.
+
+    `keep` bool (h, w) says which ones are; `pad` are tokens to add on the left, top, right, bottom.
+    """
+    stage = model.first_stage_model
+    device = stage.post_quant_conv.weight.device
+    with torch.no_grad():
+        indices = stage.encode_to_indices(picture.to(device))[0].cpu()
+    if keep is not None:
+        indices = indices.masked_fill(~keep, -1)
+    left, top, right, bottom = pad
+    return F.pad(indices, (left, right, top, bottom), value=-1)

@@ -1,0 +1,129 @@
+"""Rejection sampling: of several candidates, those that a classifier finds most like their class.
+
+As in arXiv 2012.09841, section 4.4 and supplement, with the acceptance taken within small groups,
+so that candidates pass by and are never all in memory, and a sample depends on its group alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taming.checkpoint import read_checkpoint
+from taming.errors import UserError
+from taming.sampling.engine import Request, Sample
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def group_of(ratio: float) -> tuple[int, int]:
+    """(k, m): the k best of m candidates are kept, k / m being about `ratio`.
+
+    Raises:
+        UserError: for a ratio outside of [0.001, 1].
+    """
+    if not 0.001 <= ratio <= 1:
+        raise UserError(f"--reject-ratio is the share that is kept, 0.001 to 1, not {ratio}")
+    share = Fraction(ratio).limit_denominator(1000)
+    return share.numerator, share.denominator
+
+
+def candidates(requests: Iterable[Request], ratio: float) -> Iterator[Request]:
+    """The requests for all candidates of the groups that `requests`, in order, belong to."""
+    kept, of = group_of(ratio)
+    for (_, group), members in groupby(requests, key=lambda r: (r.label, r.number // kept)):
+        first = next(members)
+        for number in range(group * of, (group + 1) * of):
+            yield replace(first, number=number)
+
+
+def best_of(samples: Iterable[Sample], score: Score, ratio: float) -> Iterator[Sample]:
+    """Of every group of candidates the best, best first, numbered as samples.
+
+    `score(images [B, C, H, W], labels [B])` is [B], the higher the better.
+    """
+    kept, of = group_of(ratio)
+    iterator = iter(samples)
+    while group := list(islice(iterator, of)):
+        labels = torch.tensor([_label(sample) for sample in group])
+        scores = score(torch.stack([sample.image for sample in group]), labels).cpu()
+        for place, index in enumerate(scores.argsort(descending=True, stable=True)[:kept].tolist()):
+            chosen = group[index]
+            number = chosen.number // of * kept + place
+            yield replace(
+                chosen, number=number, candidate=chosen.number, score=float(scores[index])
+            )
+
+
+def _label(sample: Sample) -> int:
+    if sample.label is None:
+        raise UserError("rejection asks how much a sample is like its class; this model has none")
+    return sample.label
+
+
+class Classifier:
+    """How probable an image's class is to a torchvision classifier.
+
+    Args:
+        name: a torchvision model with its published weights, `resnet101`; or with weights of one's
+            own, `resnet18:FILE`, whose outputs are the model's classes in their order.
+
+    Raises:
+        UserError: for an unknown name, or weights that are not there or do not fit.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from torchvision import models
+
+        architecture, _, file = name.partition(":")
+        if architecture not in models.list_models(module=models):
+            raise UserError(f"torchvision has no classifier '{architecture}'; try resnet101")
+        weights = models.get_model_weights(architecture).DEFAULT
+        self.transform = weights.transforms(antialias=True)
+        network = _own(architecture, Path(file)) if file else _published(architecture, weights)
+        self.network, self.device = network.to(device).eval(), device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities [B] of `labels` [B] for images [B, 1 or 3, H, W] in [-1, 1]."""
+        pixels = images.to(self.device).clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
+        probabilities = self.network(self.transform(pixels)).softmax(1)
+        if int(labels.max()) >= probabilities.shape[1]:
+            raise UserError(
+                f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples "
+                f"are of class {int(labels.max())}"
+            )
+        return probabilities.gather(1, labels.to(self.device)[:, None])[:, 0]
+
+
+def _published(architecture: str, weights: Any) -> torch.nn.Module:
+    from torchvision import models
+
+    try:
+        return models.get_model(architecture, weights=weights)
+    except OSError as error:
+        raise UserError(
+            f"the weights of {architecture} could not be fetched ({error}); name a file as "
+            f"--classifier {architecture}:FILE"
+        ) from None
+
+
+def _own(architecture: str, file: Path) -> torch.nn.Module:
+    from torchvision import models
+
+    state = read_checkpoint(file)["state_dict"]
+    classes = len(list(state.values())[-1])
+    network = models.get_model(architecture, weights=None, num_classes=classes)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
+    return network

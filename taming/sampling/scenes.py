@@ -1,0 +1,144 @@
+"""Scenes to draw (arXiv 2105.06458): objects from data, or from a layout that a person wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from taming.config import did_you_mean
+from taming.data.conditional_builder.boxes import WHOLE, mirrored
+from taming.data.helper_types import Annotation
+from taming.errors import UserError
+from taming.sampling.engine import Request
+from taming.sampling.sliding import Box
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects in an image that is to be drawn.
+
+    Attributes:
+        name: of the files.
+        annotations: the objects, in the order of the tokens.
+        crop: what of it the image shows.
+        flipped: the image is mirrored.
+    """
+
+    name: str
+    annotations: Sequence[Annotation]
+    crop: Box = WHOLE
+    flipped: bool = False
+
+    def tokens(self, builder: Any, window: Box = WHOLE) -> Tensor:
+        """The condition int64 (n,) for a window of the image; by default for all of it."""
+        x0, y0, width, height = mirrored(window) if self.flipped else window
+        left, top, whole_width, whole_height = self.crop
+        part = (
+            left + x0 * whole_width,
+            top + y0 * whole_height,
+            width * whole_width,
+            height * whole_height,
+        )
+        return builder.build_in_order(self.annotations, part, self.flipped)
+
+
+def builder_of(dataset: Any, key: str) -> Any:
+    """What turns scenes of a data set into tokens.
+
+    Raises:
+        UserError: where the data have none of that name.
+    """
+    builders = getattr(dataset, "conditional_builders", {})
+    if key not in builders:
+        hint = did_you_mean(key, builders)
+        raise UserError(f"{type(dataset).__name__} has no condition '{key}'{hint}")
+    return builders[key]
+
+
+def scene_of_data(dataset: Any, number: int, item: Mapping[str, Any]) -> Scene:
+    """The scene of a data set's image; `item` has its `crop_bbox` and `flipped`."""
+    annotations = list(dataset.annotations(number))
+    return Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
+
+
+def read_layout(path: Path, dataset: Any, key: str) -> Scene:
+    """A scene from a YAML or JSON file, a list of objects:
+
+        - {class: person, box: [0.1, 0.2, 0.3, 0.7]}  # x0, y0, width, height, as shares
+
+    and, where a model's classes say so, `group: true`, `occluded`, `depiction`, `inside`.
+
+    Raises:
+        UserError: for a file that is none, an unknown class, or a box outside of the image.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no layout {path}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is neither YAML nor JSON: {reason}") from None
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path} must be a list of objects, each with a class and a box")
+    builder = builder_of(dataset, key)
+    if len(content) > builder.no_max_objects:
+        raise UserError(
+            f"{path} has {len(content)} objects; this model knows {builder.no_max_objects} at most"
+        )
+    numbers = {
+        category.name: dataset.category_numbers[category.id]
+        for category in dataset.categories.values()
+    }
+    annotations = [
+        _object(entry, numbers, f"{path}, object {n + 1}") for n, entry in enumerate(content)
+    ]
+    return Scene(path.stem, annotations)
+
+
+FLAGS = {
+    "group": "is_group_of",
+    "occluded": "is_occluded",
+    "depiction": "is_depiction",
+    "inside": "is_inside",
+}
+
+
+def _object(entry: Any, numbers: dict[str, int], where: str) -> Annotation:
+    known = {"class", "box", *FLAGS}
+    if not isinstance(entry, dict) or not {"class", "box"} <= entry.keys() <= known:
+        raise UserError(f"{where} must have a class and a box, and perhaps {', '.join(FLAGS)}")
+    name, box = entry["class"], entry["box"]
+    if name not in numbers:
+        raise UserError(f"{where}: there is no class '{name}'{did_you_mean(str(name), numbers)}")
+    shares = (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(side, int | float) and 0 <= side <= 1 for side in box)
+    )
+    if not shares or not (box[2] and box[3]) or box[0] + box[2] > 1 or box[1] + box[3] > 1:
+        raise UserError(
+            f"{where}: the box is [x0, y0, width, height], as shares of the image and inside of "
+            f"it, not {box}"
+        )
+    flags = {FLAGS[flag]: bool(entry[flag]) for flag in FLAGS if flag in entry}
+    place = tuple(float(side) for side in box)
+    return Annotation(box[2] * box[3], "", place, numbers[name], "", **flags)  # type: ignore[arg-type]
+
+
+def scene_requests(
+    scene: Scene, builder: Any, number: int, samples: Sequence[int]
+) -> list[Request]:
+    """Requests for some samples of the `number`-th scene."""
+
+    @cache
+    def prompt_in(box: Box) -> tuple[int, ...]:
+        return tuple(scene.tokens(builder, box).tolist())
+
+    prompt = prompt_in(WHOLE)
+    return [Request(n, prompt, number, prompt_in=prompt_in) for n in samples]

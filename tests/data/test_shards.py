@@ -1,0 +1,126 @@
+"""Shards of every kind of sample hold what the files held."""
+
+from __future__ import annotations
+
+import io
+import random
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.base import ImagePaths, NumpyPaths
+from taming.data.coco import CocoImagesAndCaptionsTrain
+from taming.data.examples import write_all
+from taming.data.faceshq import FacesHQTrain
+from taming.data.imagenet import ImageNetTrain, ImageNetTrainWithDepth
+from taming.data.seeding import BLOCKS_MIXED, PositionSampler
+from taming.data.shard_writer import write_shards
+from taming.data.shards import Shards
+from taming.errors import UserError
+from tests.data.files import truncate, write_image, write_images
+from tests.data.scenes import OPTIONS, write_coco
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("examples")
+    write_all(root)
+    return root
+
+
+DATASETS = {
+    "faces": lambda: FacesHQTrain(32),
+    "imagenet": lambda: ImageNetTrain({"size": 32, "ImageNetTrain/random_crop": False}),
+    "depth": lambda: ImageNetTrainWithDepth(size=32, random_crop=False),
+    "captions": lambda: CocoImagesAndCaptionsTrain(32, onehot_segmentation=True, crop_size=32),
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_shards_give_the_same_items(
+    name: str, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(examples)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(examples / "cache"))
+    dataset: Any = DATASETS[name]()
+    assert write_shards(dataset, tmp_path, per_shard=3) == len(dataset)
+    crop = name == "captions"  # whose training crops are random
+    sharded = Shards(str(tmp_path), 32, random_crop=crop)
+    assert len(sharded) == len(dataset) and len(sharded.shard_lengths) == -(-len(dataset) // 3)
+    for index in range(len(dataset)):
+        random.seed(index)
+        expected = dataset[index]
+        random.seed(index)
+        item = sharded[index]
+        assert item.pop("__key__") == f"{index:09}" and item.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_array_equal(item[key], value, err_msg=key)
+
+
+def test_scenes_take_their_images_from_shards(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco")
+    dataset = AnnotatedObjectsCoco(data_path=root, **OPTIONS)
+    write_shards(dataset, tmp_path / "shards", 10)
+    expected = dataset[0]
+    (root / "train2017").rename(tmp_path / "elsewhere")
+    moved = AnnotatedObjectsCoco(data_path=root, shards=str(tmp_path / "shards"), **OPTIONS)
+    np.testing.assert_array_equal(moved[0]["image"], expected["image"])
+
+
+def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+    dataset = ImagePaths(write_images(tmp_path / "in", 5), 16)
+    write_shards(dataset, tmp_path / "out", 2)
+    tars = sorted((tmp_path / "out").glob("*.tar"))
+    before = [tar.read_bytes() for tar in tars]
+    tars[1].unlink()
+    (tmp_path / "out/.shard-000001.tar.part").write_bytes(b"cut short")
+    write_shards(dataset, tmp_path / "out", 2)
+    assert [tar.read_bytes() for tar in tars] == before and len(tars) == 3
+    with pytest.raises(UserError, match="another size; give an empty folder"):
+        write_shards(dataset, tmp_path / "out", 3)
+
+
+def test_shards_of_others(tmp_path: Path) -> None:
+    image = Path(write_image(tmp_path / "a.png")).read_bytes()
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for key in ("one", "two"):
+            for ending, content in (("cls", b"7"), ("png", image), ("txt", b"a house")):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    for _ in range(2):  # the second time from the index
+        item = Shards(str(tmp_path / "*.tar"), 16, lr_factor=4, edges="edges")[1]
+        assert (item["__key__"], item["class_label"], item["caption"]) == ("two", 7, "a house")
+        assert item["lr"].shape == item["edges"].shape == item["image"].shape == (16, 16, 3)
+
+
+def test_bad_shards(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there are no shards"):
+        Shards(str(tmp_path))
+    np.save(tmp_path / "a.npy", np.zeros((1, 3, 20, 20), np.uint8))
+    write_shards(NumpyPaths([str(tmp_path / "a.npy")]), tmp_path / "out", 1)
+    assert Shards(str(tmp_path / "out"))[0]["image"].shape == (20, 20, 3)
+    with pytest.raises(UserError, match="has no depth for 000000000"):
+        Shards(str(tmp_path / "out"), maps={"depth": {"kind": "depth"}})
+    with pytest.raises(UserError, match="no kind 'dept' of map; did you mean 'depth'"):
+        Shards(str(tmp_path / "out"), maps={"depth": {"kind": "dept"}})
+    truncate(tmp_path / "out/shard-000000.tar", 0.05)
+    with pytest.raises(UserError, match="shard-000000.tar"):
+        Shards(str(tmp_path / "out"))
+
+
+def test_order_stays_among_a_few_shards_and_is_resumed(tmp_path: Path) -> None:
+    blocks = [10] * (2 * BLOCKS_MIXED)
+    samplers = [PositionSampler(320, 1, rank=r, world_size=2, blocks=blocks) for r in range(2)]
+    orders = [list(sampler) for sampler in samplers]
+    assert sorted(orders[0] + orders[1]) == list(range(320))
+    first = {index // 10 for order in orders for index in order[:80]}
+    assert len(first) == BLOCKS_MIXED and orders[0][:20] != sorted(orders[0][:20])
+    samplers[0].set_position(0, 37)
+    assert list(samplers[0]) == orders[0][37:]
+    samplers[0].set_position(1, 0)
+    assert list(samplers[0]) != orders[0]

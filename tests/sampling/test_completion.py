@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming.errors import UserError
+from taming.sampling.completion import keep_mask, known_indices
+from tests.sampling.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows", "columns"),
+    [
+        ("top-half", range(0, 2), range(0, 5)),
+        ("bottom-half", range(2, 4), range(0, 5)),
+        ("left-half", range(0, 4), range(0, 2)),
+        ("right-half", range(0, 4), range(2, 5)),
+        ("2,0,8,4", range(0, 2), range(1, 4)),
+        ("1,1,7,7", range(1, 3), range(1, 3)),
+    ],
+)
+def test_halves_and_boxes(keep: str, rows: range, columns: range) -> None:
+    expected = torch.zeros(4, 5, dtype=torch.bool)
+    expected[rows.start : rows.stop, columns.start : columns.stop] = True
+    assert torch.equal(keep_mask(keep, (8, 10), 2), expected)
+
+
+def test_masks(tmp_path: Path) -> None:
+    values = np.zeros((8, 8), np.uint8)
+    values[:4, :3] = 255
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    kept = keep_mask(str(tmp_path / "mask.png"), (8, 8), 2)
+    assert kept.nonzero().tolist() == [[0, 0], [1, 0]]
+    with pytest.raises(UserError, match="8 x 8 pixels, the image 10 x 8"):
+        keep_mask(str(tmp_path / "mask.png"), (8, 10), 2)
+    Image.fromarray(values // 2).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match="it has greys"):
+        keep_mask(str(tmp_path / "grey.png"), (8, 8), 2)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match="is no image"):
+        keep_mask(str(tmp_path / "text.png"), (8, 8), 2)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("half", "--keep takes top-half"),
+        ("1,2,3", "--keep takes top-half"),
+        ("4,0,2,8", "not inside"),
+        ("0,0,9,8", "not inside"),
+        ("0,0,1,1", "keeps no whole patch of 2 x 2"),
+        ("0,0,8,8", "nothing to draw"),
+    ],
+)
+def test_wrong_parts(keep: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        keep_mask(keep, (8, 8), 2)
+
+
+def test_known_indices() -> None:
+    model = tiny_model()
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    indices = model.first_stage_model.encode_to_indices(picture)[0]
+    assert torch.equal(known_indices(model, picture), indices)
+    keep = keep_mask("left-half", (8, 8), 2)
+    known = known_indices(model, picture, keep, pad=(1, 0, 2, 3))
+    assert known.shape == (7, 7)
+    assert torch.equal(known[:4, 1:3], indices[:, :2])
+    assert int((known >= 0).sum()) == 8

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming.errors import UserError
+from taming.sampling.conditions import (
+    cut_to_tokens,
+    read_condition,
+    read_picture,
+    request_for,
+    resized,
+)
+from tests.sampling.tiny import FIRST_STAGE, tiny_model, transformer_config
+
+
+def segmentation_model() -> Any:
+    params = {**FIRST_STAGE["params"], "n_labels": 3}
+    stage = {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+    return tiny_model(transformer_config(cond_stage_config=stage, cond_stage_key="segmentation"))
+
+
+def save(path: Path, values: Any) -> str:
+    Image.fromarray(np.asarray(values, np.uint8)).save(path)
+    return str(path)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    file = save(tmp_path / "a.png", [[[255, 0, 0], [0, 0, 0]]])
+    assert read_picture(file).tolist() == [[[[1.0, -1.0]], [[-1.0, -1.0]], [[-1.0, -1.0]]]]
+    assert read_picture(file, 1).shape == (1, 1, 1, 2)
+    (tmp_path / "b.png").write_text("nothing")
+    for path, channels, message in (
+        (tmp_path / "c.png", 3, "there is no image"),
+        (tmp_path / "b.png", 3, "give an image file"),
+        (file, 5, "5 channels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_picture(path, channels)
+
+
+def test_sizes() -> None:
+    ramp = torch.arange(12.0).expand(1, 1, 6, 12)
+    assert torch.equal(resized(ramp, (6, 4)), ramp[..., 4:8])
+    assert resized(ramp, (12, 9)).shape == (1, 1, 12, 9)
+    assert resized(ramp, (3, 6)).shape == (1, 1, 3, 6)
+    assert cut_to_tokens(ramp, 4).shape == (1, 1, 4, 12)
+    with pytest.raises(UserError, match="12 x 6 pixels, fewer than the 8"):
+        cut_to_tokens(ramp, 8)
+
+
+def test_classes() -> None:
+    model = tiny_model()
+    c = read_condition(model, "3", (8, 8))
+    request = request_for(model, c, 2, (4, 4))
+    assert (request.prompt, request.label, request.number) == ((3,), 3, 2)
+    for wrong in ("5", "-1", "cat"):
+        with pytest.raises(UserError, match=f"a class, 0 to 4, not '{wrong}'"):
+            read_condition(model, wrong, (8, 8))
+    with pytest.raises(UserError, match="draws for a given 'class_label'"):
+        request_for(model, None, 0, (4, 4))
+
+
+def test_no_condition() -> None:
+    model = tiny_model(transformer_config(cond_stage_config="__is_unconditional__", sos_token=2))
+    assert request_for(model, None, 0, (4, 4)).prompt == (2,)
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    model = segmentation_model()
+    labels = np.arange(64).reshape(8, 8) % 3
+    c = read_condition(model, save(tmp_path / "labels.png", labels), (8, 8))
+    assert torch.equal(c[0].argmax(0), torch.from_numpy(labels))
+    request = request_for(model, c, 0, (4, 4))
+    assert request.condition is not None
+    assert request.condition.shape == (4, 4)
+    colours = np.zeros((8, 8, 3))
+    for name, values, size, message in (
+        ("high", labels + 1, (8, 8), "labels from 1 to 3, but the model has 0 to 2"),
+        ("wide", labels, (8, 16), "8 x 8 pixels, and the image will have 16 x 8"),
+        ("rgb", colours, (8, 8), "picture in colours"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_condition(model, save(tmp_path / f"{name}.png", values), size)
+    with pytest.raises(UserError, match="there is no segmentation"):
+        read_condition(model, "nowhere.png", (8, 8))
+
+
+def test_pictures_as_conditions(tmp_path: Path) -> None:
+    maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
+    model = tiny_model(transformer_config(**maps))
+    c = read_condition(model, save(tmp_path / "a.png", np.zeros((8, 8, 3))), (8, 8))
+    assert torch.equal(c, torch.full((1, 3, 8, 8), -1.0))

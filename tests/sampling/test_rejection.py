@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision import models
+
+from taming.errors import UserError
+from taming.sampling import Request, Sample
+from taming.sampling.rejection import Classifier, best_of, candidates, group_of
+
+CPU = torch.device("cpu")
+
+
+def test_groups() -> None:
+    assert group_of(1.0) == (1, 1)
+    assert group_of(0.05) == (1, 20)
+    assert group_of(0.005) == (1, 200)
+    assert group_of(0.4) == (2, 5)
+    for wrong in (0.0, 1.5, -1.0):
+        with pytest.raises(UserError, match="--reject-ratio"):
+            group_of(wrong)
+
+
+def test_candidates_of_what_is_missing() -> None:
+    wanted = [Request(n, (7,), 7) for n in (0, 2, 3)]
+    drawn = [(r.label, r.number, r.prompt) for r in candidates(wanted, 0.4)]
+    assert drawn == [(7, n, (7,)) for n in range(10)]
+    assert [r.number for r in candidates(wanted[1:], 0.4)] == [5, 6, 7, 8, 9]
+
+
+def test_the_best_of_every_group_pass() -> None:
+    def samples() -> list[Sample]:
+        brightness = [0.1, 0.9, 0.3, 0.8, 0.0, 0.5, 0.5, 0.7, 0.2, 0.6]
+        empty = torch.zeros(1, dtype=torch.long)
+        return [Sample(n, 3, empty, torch.full((3, 2, 2), b)) for n, b in enumerate(brightness)]
+
+    def score(images: Tensor, labels: Tensor) -> Tensor:
+        assert (labels == 3).all()
+        return images.mean((1, 2, 3))
+
+    chosen = list(best_of(samples(), score, 0.4))
+    assert [(s.number, s.candidate) for s in chosen] == [(0, 1), (1, 3), (2, 7), (3, 9)]
+    assert chosen[0].score == pytest.approx(0.9)
+    assert len(list(best_of(samples(), score, 1.0))) == 10
+
+
+def test_classless_samples() -> None:
+    sample = Sample(0, None, torch.zeros(1), torch.zeros(3, 2, 2))
+    with pytest.raises(UserError, match="this model has none"):
+        list(best_of([sample], lambda images, labels: labels, 0.5))
+
+
+def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=4).eval()
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    classifier = Classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    grey = torch.rand(2, 1, 16, 16) * 2 - 1
+    each = torch.stack([classifier(grey, torch.full((2,), label)) for label in range(4)])
+    torch.testing.assert_close(each.sum(0), torch.ones(2))
+    with pytest.raises(UserError, match="classes 0 to 3, and the samples are of class 4"):
+        classifier(grey, torch.tensor([0, 4]))
+    with pytest.raises(UserError, match="no weights of resnet18"):
+        Classifier(f"resnet18:{tmp_path / 'own.pth'}", CPU)
+
+
+def test_unknown_classifiers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no classifier 'resnet1000'"):
+        Classifier("resnet1000", CPU)
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        Classifier(f"resnet18:{tmp_path}/nothing.pth", CPU)

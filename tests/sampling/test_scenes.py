@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.seeding import SeededDataset
+from taming.sampling.scenes import builder_of, scene_of_data, scene_requests
+from tests.data.scenes import OPTIONS, write_coco
+
+
+@pytest.mark.parametrize("encode_crop", [True, False])
+@pytest.mark.parametrize("flip", [False, True])
+def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: bool) -> None:
+    keys = ["objects_bbox", "crop_bbox", "flipped"]
+    options: dict[str, Any] = OPTIONS | {"keys": keys, "encode_crop": encode_crop}
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **options | {"random_flip": flip})
+    builder = builder_of(data, "objects_bbox")
+    seen = set()
+    for seed in range(6):
+        item = SeededDataset(data, seed)[0]
+        scene = scene_of_data(data, 0, item)
+        objects, crop = builder.inverse_build(scene.tokens(builder))
+        expected, expected_crop = builder.inverse_build(item["objects_bbox"])
+        assert sorted(objects) == sorted(expected)  # items shuffle them
+        assert crop == expected_crop
+        seen.add(item["flipped"])
+    assert seen == ({True, False} if flip else {False})
+
+
+def test_windows_see_their_part(tmp_path: Path) -> None:
+    data = AnnotatedObjectsCoco(
+        data_path=write_coco(tmp_path), **OPTIONS | {"keys": ["crop_bbox", "flipped"]}
+    )
+    item = {"crop_bbox": (0.0, 0.0, 1.0, 1.0), "flipped": False}
+    scene, builder = scene_of_data(data, 0, item), builder_of(data, "objects_bbox")
+    (request,) = scene_requests(scene, builder, 4, [2])
+    assert (request.number, request.label) == (2, 4)
+    assert request.prompt_in is not None
+    assert request.prompt == request.prompt_in((0.0, 0.0, 1.0, 1.0))
+    lower_right = request.prompt_in((0.5, 0.5, 0.5, 0.5))
+    objects, crop = builder.inverse_build(builder.build_in_order(scene.annotations))
+    seen, window = builder.inverse_build(scene.tokens(builder, (0.5, 0.5, 0.5, 0.5)))
+    assert len(seen) < len(objects)
+    assert window == pytest.approx((0.5, 0.5, 0.5, 0.5), abs=0.05)
+    assert len(lower_right) == len(request.prompt)

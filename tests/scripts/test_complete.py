@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.complete import main
+from taming.sampling.conditions import read_picture
+from tests.sampling.tiny import tiny_run, transformer_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("logs") / "run")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)).save(path)
+    return path
+
+
+def complete(run: Path, image: Path, out: Path, *flags: str) -> Path:
+    main(["-r", str(run), "--image", str(image), "-o", str(out), "--device", "cpu", *flags])
+    return out / "7"
+
+
+def test_kept_codes_are_kept(run: Path, image: Path, tmp_path: Path) -> None:
+    flags = ("--keep", "top-half", "--condition", "2", "-n", "3")
+    root = complete(run, image, tmp_path, *flags)
+    names = sorted(path.name for path in root.iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png", "input.png", "kept.png"]
+    assert Image.open(root / "000000.png").size == (12, 8)
+    assert torch.equal(read_picture(root / "input.png"), read_picture(image)[:, :, :8])
+    kept = read_picture(root / "kept.png")
+    assert torch.equal(kept[:, :, :4], read_picture(image)[:, :, :4])
+    assert kept[:, :, 4:].abs().max() < 0.01
+    assert (root / names[0]).read_bytes() != (root / names[1]).read_bytes()
+    before = (root / names[1]).read_bytes()
+    (root / names[1]).unlink()
+    complete(run, image, tmp_path, *flags)
+    assert (root / names[1]).read_bytes() == before
+
+
+def test_resized_and_extended(run: Path, image: Path, tmp_path: Path) -> None:
+    sizes = ("--height", "8", "--width", "8")
+    root = complete(run, image, tmp_path / "a", *sizes, "--keep", "0,0,4,8", "--condition", "1")
+    assert Image.open(root / "000003.png").size == (8, 8)
+    root = complete(
+        run, image, tmp_path / "b", *sizes, "--pad", "2,0,4,6", "--condition", "1", "-n", "1"
+    )
+    assert Image.open(root / "000000.png").size == (14, 14)
+    kept = read_picture(root / "kept.png")
+    assert torch.equal(kept[:, :, :8, 2:10], read_picture(root / "input.png"))
+
+
+def test_unconditional(image: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(cond_stage_config="__is_unconditional__"))
+    main(["-r", str(run), "--image", str(image), "--keep", "left-half", "-n", "1"])
+    assert (run / "completions" / "noise" / "7" / "000000.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--condition", "1"], "--keep, or how far"),
+        (["--keep", "top-half"], "draws for a given 'class_label'"),
+        (["--keep", "top-half", "--condition", "9"], "a class, 0 to 4"),
+        (["--keep", "middle", "--condition", "1"], "--keep takes"),
+        (["--pad", "1,0,0,0", "--condition", "1"], "multiples of 2"),
+        (["--pad", "a", "--condition", "1"], "--pad takes"),
+        (["--keep", "top-half", "-n", "0", "--condition", "1"], "--num_samples"),
+        (["--keep", "top-half", "--condition", "1", "--height", "7"], "multiple of 2"),
+    ],
+)
+def test_one_sentence_for_wrong_flags(
+    run: Path,
+    image: Path,
+    tmp_path: Path,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        complete(run, image, tmp_path / "out", *flags)
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

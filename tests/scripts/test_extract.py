@@ -1,0 +1,117 @@
+"""Depth and segmentation by small networks from files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from taming.data.extraction import depth_of, depth_picture, extract, labels_of, load_network, within
+from taming.data.maps import Depth
+from taming.errors import UserError
+from tests.data.files import pixels, truncate, write_image
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+NETWORK = """
+import torch
+class Brightness(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        return self.scale * x.mean(dim=1)
+def brightness():
+    return Brightness()
+"""
+
+
+class Channels(nn.Module):
+    """Labels 0, 1, 2: which of blue, green and red is furthest above its mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, ::2, ::2]  # logits at half the size, as DeepLab's are smaller
+
+
+def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / script), *args]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(tmp_path: Path) -> None:
+    for name in ("a", "in/b", "bad"):
+        write_image(tmp_path / f"images/{name}.jpg", 40, 60)
+    truncate(tmp_path / "images/bad.jpg", 0.6)
+    (tmp_path / "net.py").write_text(NETWORK)
+    args = ["--images", f"{tmp_path}/images", "-o", f"{tmp_path}/depth", "--device", "cpu"]
+    args += ["--model", f"{tmp_path}/net.py", "--entry", "brightness"]
+    first = run("extract_depth.py", *args)
+    assert "2 written, 0 were there already, 1 images could not be read" in first.stdout
+    assert "bad.jpg cannot be read" in first.stderr
+    (tmp_path / "depth/a.png").unlink()
+    assert "1 written, 1 were there already" in run("extract_depth.py", *args).stdout
+    depth = Depth().read(str(tmp_path / "depth/in/b.png"))
+    assert depth.shape == (40, 60) and depth[0, 0] == -1 and depth[-1, -1] > 0.8
+
+
+def test_depth_is_kept_to_the_bit() -> None:
+    depth = np.random.RandomState(0).normal(size=(5, 7)).astype(np.float32)
+    picture = np.asarray(depth_picture(depth))
+    np.testing.assert_array_equal(picture.view("<f4")[..., 0], depth)
+
+
+def test_segmentation_from_torchscript(tmp_path: Path) -> None:
+    torch.jit.trace(Channels(), torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "net.pt"))
+    image = np.zeros((16, 24, 3), np.uint8)
+    image[:, :8, 2], image[:, 8:16, 1], image[:, 16:, 0] = 255, 255, 255
+    (tmp_path / "images").mkdir()
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    args = ["--images", f"{tmp_path}/images", "--model", f"{tmp_path}/net.pt", "--device", "cpu"]
+    result = run("extract_segmentation.py", f"{tmp_path}/labels", *args)
+    assert "1 written" in result.stdout, result.stderr
+    found = Image.open(tmp_path / "labels/a.png")
+    labels = np.asarray(found)
+    assert found.mode == "L" and labels.shape == (16, 24)
+    assert labels[8, [3, 12, 21]].tolist() == [0, 1, 2]
+
+
+def test_networks_that_cannot_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "hubconf.py").write_text(NETWORK)
+    (tmp_path / "bad.pt").write_bytes(b"no model")
+    torch.save({"scale": torch.full((1,), 3.0)}, tmp_path / "weights.pt")
+    for model in ("net.py", ""):
+        network = load_network(str(tmp_path / model), "brightness", f"{tmp_path}/weights.pt", CPU)
+        assert network.scale == 3 and not network.training
+    for model, entry in (("bad.pt", "x"), ("net.py", "absent")):
+        with pytest.raises(UserError, match=f"--model .*{model} cannot be loaded"):
+            load_network(str(tmp_path / model), entry, None, CPU)
+
+
+def test_sizes() -> None:
+    assert within(375, 500, 384, 32) == (288, 384) and within(10, 4000, 384, 32) == (32, 384)
+    image = pixels(375, 500)
+    seen = []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape))
+        return x[:, :1]
+
+    assert depth_of(network, image, CPU).shape == (375, 500) and seen == [(1, 3, 288, 384)]
+    large = pixels(100, 1026)
+    assert labels_of(network, large, CPU).shape == (100, 1026) and seen[1] == (1, 3, 50, 513)
+    with pytest.raises(UserError, match="at most 256 labels"):
+        labels_of(lambda x: x[0], image, CPU)
+
+
+def test_nothing_to_extract(tmp_path: Path) -> None:
+    report = extract([], tmp_path, tmp_path, depth_picture)
+    assert (report.written, report.already, report.bad) == (0, 0, ())

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import Dataset
+
+from scripts.make_samples import main
+from taming.sampling.conditions import read_picture
+from tests.sampling.tiny import tiny_model, tiny_run, transformer_config
+
+SEGMENTED = {
+    "cond_stage_config": "__is_first_stage__",
+    "cond_stage_key": "sketch",
+    "transformer_config": {
+        "target": "taming.modules.transformer.mingpt.GPT",
+        "params": {"vocab_size": 23, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16},
+    },
+}
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Random images with every kind of condition; the last is wider, and no whole tokens."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        width = 13 if index == 2 else 8
+        pictures = torch.rand(2, 8, width, 3, generator=generator) * 2 - 1
+        return {"image": pictures[0], "sketch": pictures[1], "class_label": index}
+
+
+def write_data(path: Path, count: int = 3) -> Path:
+    dataset = {"target": f"{__name__}.Pictures", "params": {"count": count}}
+    params = {"batch_size": 1, "validation": dataset}
+    data = {"target": "main.DataModuleFromConfig", "params": params}
+    OmegaConf.save(OmegaConf.create({"data": data}), path)
+    return path
+
+
+def make(run: Path, data: Path, out: Path, *flags: str) -> Path:
+    main(["-r", str(run), "-b", str(data), "--outdir", str(out), "--device", "cpu", *flags])
+    return out / "7_100_1.0"
+
+
+@pytest.mark.parametrize("kind", ["class", "sketch", "none"])
+def test_every_kind_of_condition(kind: str, tmp_path: Path) -> None:
+    changes = {
+        "class": {},
+        "sketch": SEGMENTED,
+        "none": {"cond_stage_config": "__is_unconditional__"},
+    }[kind]
+    run = tiny_run(tmp_path / "run", transformer_config(**changes))
+    root = make(run, write_data(tmp_path / "data.yaml"), tmp_path / "out")
+    folders = sorted(path.name for path in root.iterdir())
+    shown = [] if kind == "none" else ["conditioning"]
+    assert folders == [*shown, "originals", "reconstructions", "samples"]
+    for folder in folders:
+        names = [path.name for path in sorted((root / folder).iterdir())]
+        assert names == ["000000.png", "000001.png", "000002.png"]
+        assert Image.open(root / folder / "000002.png").size == (12, 8)
+    original = read_picture(root / "originals" / "000002.png")
+    expected = Pictures()[2]["image"][:, :12].permute(2, 0, 1)
+    assert (original[0] - expected).abs().max() < 0.005
+
+
+def test_it_goes_on_and_batches_change_nothing(tmp_path: Path) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
+    first = make(run, data, tmp_path / "a", "--batch_size", "1")
+    second = make(run, data, tmp_path / "b", "-n", "2")
+    assert len(list((second / "samples").iterdir())) == 2
+    make(run, data, tmp_path / "b")
+    for path in (first / "samples").iterdir():
+        assert path.read_bytes() == (second / "samples" / path.name).read_bytes()
+
+
+def test_greedy_samples_are_the_models(tmp_path: Path) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
+    main(["-r", str(run), "-b", str(data), "--outdir", str(tmp_path), "--temperature", "0"])
+    model = tiny_model()
+    c = torch.tensor([[0]])
+    image = model.decode_to_img(model.sample(c[:, :0], c, 16), (1, 4, 4, 4))
+    written = read_picture(tmp_path / "7_100_0.0" / "samples" / "000000.png")
+    assert (written - image.clamp(-1, 1)).abs().max() < 0.005
+
+
+def test_which_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), "--outdir", str(tmp_path)])
+    assert "no 'data' section" in capsys.readouterr().err
+    data = write_data(tmp_path / "data.yaml", 1)
+    flags = ["-r", str(run), "-c", str(data), "--ignore_base_data", "--outdir", str(tmp_path)]
+    main([*flags, "data.params.validation.params.count=2"])
+    assert len(list((tmp_path / "7_100_1.0" / "samples").iterdir())) == 2
+    with pytest.raises(SystemExit):
+        main([*flags, "--split", "test"])
+    assert "no 'test'" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from scripts.make_scene_samples import main
+from tests.data.scenes import OPTIONS, write_coco
+from tests.sampling.tiny import tiny_run, transformer_config
+
+SCENES: dict[str, Any] = {
+    "cond_stage_config": {
+        "target": "taming.models.dummy_cond_stage.DummyCondStage",
+        "params": {"conditional_key": "objects_bbox"},
+    },
+    "cond_stage_key": "objects_bbox",
+    "transformer_config": {
+        "target": "taming.modules.transformer.mingpt.GPT",
+        "params": {"vocab_size": 64, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    run = tiny_run(folder / "run", transformer_config(**SCENES))
+    options = OPTIONS | {"no_tokens": 64, "target_image_size": 8, "data_path": str(folder / "coco")}
+    write_coco(folder / "coco")
+    target = "taming.data.annotated_objects_coco.AnnotatedObjectsCoco"
+    data = {"params": {"validation": {"target": target, "params": options}}}
+    OmegaConf.save(OmegaConf.create({"data": data}), folder / "data.yaml")
+    return run
+
+
+def draw(run: Path, out: Path, *flags: str) -> Path:
+    data = run.parent / "data.yaml"
+    main(["-r", str(run), "-b", str(data), "--outdir", str(out), "--device", "cpu", *flags])
+    return out / "7_100_1.0"
+
+
+@pytest.mark.parametrize("resolution", ["8,8", "12,10"])
+def test_scenes_of_data(run: Path, tmp_path: Path, resolution: str) -> None:
+    root = draw(run, tmp_path, "-R", resolution, "-N", "2")
+    height, width = map(int, resolution.split(","))
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    assert names == [
+        "layouts/000000.png",
+        "originals/000000.png",
+        "reconstructions/000000.png",
+        "samples/000000/000000.png",
+        "samples/000000/000001.png",
+    ]
+    for name in (names[0], names[-1]):
+        assert Image.open(root / name).size == (width, height)
+    before = (root / names[-1]).read_bytes()
+    (root / names[-1]).unlink()
+    draw(run, tmp_path, "-R", resolution, "-N", "2", "--batch_size", "1")
+    assert (root / names[-1]).read_bytes() == before
+
+
+def test_layouts_that_a_person_writes(run: Path, tmp_path: Path) -> None:
+    layout = [
+        {"class": "person", "box": [0, 0.25, 0.5, 0.75], "group": True},
+        {"class": "sky", "box": [0, 0, 1, 0.5]},
+    ]
+    (tmp_path / "street.json").write_text(json.dumps(layout))
+    (tmp_path / "sea.yaml").write_text("- {class: sky, box: [0, 0, 1, 1]}\n")
+    files = [str(tmp_path / name) for name in ("street.json", "sea.yaml")]
+    root = draw(run, tmp_path / "out", "-R", "8,8", "-N", "1", "--layout", *files)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    assert names == [
+        "layouts/sea.png",
+        "layouts/street.png",
+        "samples/sea/000000.png",
+        "samples/street/000000.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("- {class: persom, box: [0, 0, 1, 1]}", "no class 'persom'; did you mean 'person'?"),
+        ("- {class: person, box: [0, 0, 2, 1]}", "object 1: the box is"),
+        ("- {class: person, box: [0.5, 0, 0.6, 1]}", "inside of it"),
+        ("- {class: person}", "must have a class and a box"),
+        ("- {class: person, box: [0, 0, 1, 1], colour: red}", "perhaps group"),
+        ("person", "must be a list of objects"),
+        ("- {class: [", "neither YAML nor JSON"),
+        ("- {class: person, box: [0, 0, 1, 1]}\n" * 4, "4 objects; this model knows 3"),
+    ],
+)
+def test_one_sentence_for_wrong_layouts(
+    run: Path, tmp_path: Path, layout: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(layout)
+    with pytest.raises(SystemExit):
+        draw(run, tmp_path / "out", "-R", "8,8", "--layout", str(tmp_path / "a.yaml"))
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-R", "8"], "--resolution takes height,width"),
+        (["-R", "9,8"], "height must be a multiple of 2"),
+        (["-R", "8,8", "-C", "objects_boxes"], "no condition 'objects_boxes'; did you mean"),
+        (["-R", "8,8", "-N", "0"], "--n_samples_per_layout"),
+        (["-R", "8,8", "--layout", "nowhere.yaml"], "there is no layout"),
+    ],
+)
+def test_one_sentence_for_wrong_flags(
+    run: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        draw(run, tmp_path / "out", *flags)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.reconstruct import main
+from taming.sampling.conditions import read_picture
+from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
+
+
+def write_images(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    sizes = {"a.png": (8, 8), "b.png": (8, 8), "sub/c.jpg": (11, 13)}
+    for name, (height, width) in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("config", [None, FIRST_STAGE])
+def test_a_folder(config: dict | None, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    run = tiny_run(tmp_path / "run", config)
+    main(["-r", str(run), str(folder), "--device", "cpu"])
+    root = run / "reconstructions" / "images" / "7"
+    assert Image.open(root / "sub" / "c.jpg.png").size == (12, 10)
+    stage = tiny_model(config)
+    stage = getattr(stage, "first_stage_model", stage)
+    x = read_picture(folder / "a.png")
+    with torch.no_grad():
+        expected = stage(x)[0]
+    written = read_picture(root / "a.png")
+    assert (written - expected.clamp(-1, 1)).abs().max() < 0.005
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert metrics["images"] == 3
+    assert metrics["l1"] > 0
+    assert metrics["global_step"] == 7
+
+
+def test_resized_to_a_square(tmp_path: Path) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run")
+    main(["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--size", "6", "-n", "2"])
+    files = sorted((tmp_path / "out").rglob("*.png"))
+    assert [Image.open(path).size for path in files] == [(6, 6)] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "there is no folder nowhere"),
+        (["EMPTY"], "there are no images in"),
+        (["IMAGES", "--size", "0"], "--size must be at least 1"),
+        (["IMAGES", "--size", "1"], "fewer than the 2 of one token"),
+    ],
+)
+def test_one_sentence_for_wrong_input(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    places = {"IMAGES": str(folder), "EMPTY": str(tmp_path / "empty")}
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), *(places.get(flag, flag) for flag in flags)])
+    assert message in capsys.readouterr().err
