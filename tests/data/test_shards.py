@@ -61,6 +61,21 @@ def test_shards_give_the_same_items(
             np.testing.assert_array_equal(item[key], value, err_msg=key)
 
 
+def test_coordinates_of_faces(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(examples)
+    dataset = FacesHQTrain(32, crop_size=16, coord=True)
+    write_shards(dataset, tmp_path, 100)
+    sharded = Shards(str(tmp_path), 32, random_crop=True, coord_crop=16)
+    random.seed(3)
+    expected = dataset[1]
+    random.seed(3)
+    for key in ("image", "coord", "class"):
+        np.testing.assert_array_equal(sharded[1][key], expected[key])
+        random.seed(3)
+
+
 def test_scenes_take_their_images_from_shards(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco")
     dataset = AnnotatedObjectsCoco(data_path=root, **OPTIONS)
