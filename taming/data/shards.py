@@ -26,12 +26,14 @@ from taming.data.base import Item, OnError
 from taming.data.coco import Captions
 from taming.data.compact import StringTable, column
 from taming.data.degrade import canny_edges, check_factor, reduce_and_enlarge
+from taming.data.faceshq import coordinates
 from taming.data.files import EXTENSIONS
 from taming.data.images import npy_size, read_npy, to_float
 from taming.data.lists import write_atomically
 from taming.data.maps import kind_of
 from taming.data.members import member_path
 from taming.data.pairs import Maps, PairedPaths
+from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 DESCRIPTION = "shards.json"
@@ -185,6 +187,8 @@ class Shards(PairedPaths):
             `make_shards` has written in the folder, if anything.
         lr_factor: adds `lr`, the image reduced by this and enlarged again (bicubic).
         edges: adds the Canny edges of the image under this name.
+        coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
+            does; `random_crop` is then about this crop.
         (the others: see `PairedPaths`)
 
     Raises `UserError`: no or damaged shards, and what `PairedPaths` does.
@@ -201,10 +205,16 @@ class Shards(PairedPaths):
         interpolation: str | None = None,
         lr_factor: int | None = None,
         edges: str = "",
+        coord_crop: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
         check_factor("lr_factor", lr_factor)
         self.lr_factor, self.edges = lr_factor, edges
+        self.coord_crop = (
+            JointTransform(None, coord_crop, random_crop, maps={"coord": False})
+            if coord_crop
+            else None
+        )
         tars = find_shards(shards)
         described = _description(tars[0])
         kinds = {
@@ -222,7 +232,7 @@ class Shards(PairedPaths):
             columns.paths["image"],
             {name: Maps(columns.paths[name], kind) for name, kind in kinds.items()},
             size,
-            random_crop,
+            random_crop and not coord_crop,
             columns.facts,
             random_flip=random_flip,
             crop_size=crop_size,
@@ -241,6 +251,9 @@ class Shards(PairedPaths):
 
     def load(self, index: int) -> Item:
         item = super().load(index)
+        if self.coord_crop is not None:
+            coord = coordinates(*item["image"].shape[:2])
+            item |= self.coord_crop(item["image"], coord=coord)
         image = item["image"]
         pixels = image if self.image_bytes else ((image + 1) * 127.5).round().astype(np.uint8)
         if self.lr_factor is not None:

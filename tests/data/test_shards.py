@@ -61,6 +61,21 @@ def test_shards_give_the_same_items(
             np.testing.assert_array_equal(item[key], value, err_msg=key)
 
 
+def test_coordinates_of_faces(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(examples)
+    dataset = FacesHQTrain(32, crop_size=16, coord=True)
+    write_shards(dataset, tmp_path, 100)
+    sharded = Shards(str(tmp_path), 32, random_crop=True, coord_crop=16)
+    random.seed(3)
+    expected = dataset[1]
+    random.seed(3)
+    for key in ("image", "coord", "class"):
+        np.testing.assert_array_equal(sharded[1][key], expected[key])
+        random.seed(3)
+
+
 def test_scenes_take_their_images_from_shards(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco")
     dataset = AnnotatedObjectsCoco(data_path=root, **OPTIONS)
@@ -124,3 +139,16 @@ def test_order_stays_among_a_few_shards_and_is_resumed(tmp_path: Path) -> None:
     assert list(samplers[0]) == orders[0][37:]
     samplers[0].set_position(1, 0)
     assert list(samplers[0]) != orders[0]
+
+
+def test_bad_files_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_images(tmp_path / "in", 4)
+    dataset = ImagePaths(paths, 16, labels={"class_label": range(4)}, on_error="skip")
+    truncate(paths[1], 0.01)
+    with pytest.raises(UserError, match="001.png"):
+        write_shards(dataset, tmp_path / "strict", 10)
+    assert write_shards(dataset, tmp_path / "out", 10, skip_bad=True) == 3
+    assert "skipped: " in caplog.text and "001.png" in caplog.text
+    sharded = Shards(str(tmp_path / "out"), 16)
+    assert [sharded[i]["class_label"] for i in range(3)] == [0, 2, 3]
+    assert sharded[1]["file_path_"] == paths[2]
