@@ -19,8 +19,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy taming scripts benchmarks main.py
 
+# Two processes of one thread each: small tests gain nothing from threads.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

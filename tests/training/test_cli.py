@@ -254,8 +254,8 @@ def test_a_damaged_image_ends_training_with_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = write_images(tmp_path / "images", 12, 16, 16)
-    jpeg = Path(write_image(tmp_path / "images" / "bad.jpg", 64, 64))
-    truncate(jpeg, 0.7)
+    jpeg = Path(write_image(tmp_path / "images" / "bad.jpg", 400, 400))
+    truncate(jpeg, 0.8)
     (tmp_path / "list.txt").write_text("\n".join([*files, str(jpeg)]))
     config = small_vqgan()
     listed = {"size": 16, "training_images_list_file": str(tmp_path / "list.txt")}
