@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,7 +40,9 @@ def save_weights(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        save_file({name: t.contiguous() for name, t in state.items()}, partial, metadata)
+        # Masks, and projections that decoding has fused, share memory, which the format forbids.
+        apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+        save_file(apart, partial, metadata)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
