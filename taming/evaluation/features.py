@@ -115,7 +115,7 @@ def _require_plain(name: str, path: Path) -> None:
     if name.startswith("clip-"):
         return  # TorchScript, which torch.jit reads without pickle
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=None)
+        torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -172,7 +172,7 @@ class Extractor:
         Raises UserError if they are not finite.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            found = self._forward(images.to(self.device, non_blocking=True))
+            found = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
             layer: tensor.flatten(1).float().cpu()
             for layer, tensor in zip(self.layers, found, strict=True)
@@ -202,7 +202,7 @@ class Extractor:
 
     def _resize(self) -> str:
         size = getattr(self.module, "INPUT_IMAGE_SIZE", getattr(self.module, "resolution", None))
-        if type(self.module).__module__.startswith("torch_fidelity.") and size:
+        if _is_torch_fidelitys(type(self.module)) and size:
             return f"tf1-bilinear {size}"
         return str(getattr(self.module, "resize", "by the extractor"))
 
@@ -224,8 +224,17 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
     options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
     try:
         return create_feature_extractor(name, list(layers), cuda=False, **options)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if path is None:
+    except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if path:
+            raise UserError(f"{path} does not fit the extractor {name} ({reason})") from error
+        if not _is_torch_fidelitys(extractor_class(name)):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold the weights of {name} ({reason})") from error
+        raise UserError(
+            f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
+            "copy that folder from a machine on which it was"
+        ) from error
+
+
+def _is_torch_fidelitys(kind: type) -> bool:
+    return kind.__module__.startswith("torch_fidelity.")
