@@ -53,11 +53,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inception_weights(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
-def test_inception_equals_torch_fidelitys_command(tmp_path: Path, weights: Path) -> None:
-    """With layer 768 for FID, whose eigenvalues the command has sooner than 2048's."""
-    folders = [write_pictures(tmp_path / "a", 8), write_pictures(tmp_path / "b", 8, 100, 0.97)]
+@pytest.mark.parametrize(
+    ("layer", "brightness"), [("192", 0.97), pytest.param("2048", 0.8, marks=pytest.mark.slow)]
+)
+def test_inception_equals_torch_fidelitys_command(
+    tmp_path: Path, weights: Path, layer: str, brightness: float
+) -> None:
+    """FID of few pictures is compared where rounding lets the command's own have the digits: of the
+    2048 x 2048 covariance of 8 pictures, it takes the roots of 2041 eigenvalues that should be 0.
+    """
+    folders = [
+        write_pictures(tmp_path / "a", 8),
+        write_pictures(tmp_path / "b", 8, 100, brightness),
+    ]
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 6 --isc-splits 4 --save-cpu-ram"
-    options += f" --feature-extractor {INCEPTION} --feature-layer-fid 768 --json --no-cache"
+    options += f" --feature-extractor {INCEPTION} --feature-layer-fid {layer} --json --no-cache"
     result = subprocess.run(
         [sys.executable, "-m", "torch_fidelity.fidelity", *options.split()]
         + ["--input1", str(folders[0]), "--input2", str(folders[1])]
@@ -67,11 +77,13 @@ def test_inception_equals_torch_fidelitys_command(tmp_path: Path, weights: Path)
         check=True,
     )
     expected = json.loads(result.stdout[result.stdout.index("{") :])
-    extractor = Extractor(layers=("768", "2048", "logits_unbiased"), weights=weights)
+    extractor = Extractor(
+        layers=dict.fromkeys((layer, *default_layers(INCEPTION))), weights=weights
+    )
     pair = [extractor(read_pictures(folder)) for folder in folders]
     moments, banks = [Moments(), Moments()], [FeatureBank(), FeatureBank()]
     for features, moment, bank in zip(pair, moments, banks, strict=True):
-        moment.add(features["768"])
+        moment.add(features[layer])
         bank.add(torch.arange(8), features["2048"])
     scores = InceptionScores(8, splits=4)
     scores.add(torch.arange(8), pair[0]["logits_unbiased"])
@@ -82,7 +94,7 @@ def test_inception_equals_torch_fidelitys_command(tmp_path: Path, weights: Path)
         **dict(zip(("precision", "recall", "f_score"), precision_recall(*banks), strict=True)),
     }
     assert found == pytest.approx(expected, rel=1e-6)
-    assert 0 < found["precision"] < 1
+    assert brightness < 0.9 or 0 < found["precision"] < 1
 
 
 def named(name: str, result: tuple[float, float]) -> dict[str, float]:
@@ -215,8 +227,8 @@ class Refused:
     ("content", "message"),
     [
         ({"conv.weight": torch.zeros(1)}, "does not fit the extractor inception-v3-compat"),
-        ({"conv.weight": Refused()}, "holds no plain weights"),
-        (None, "holds no plain weights"),
+        ({"conv.weight": Refused()}, ".*print"),
+        (None, "is a text file"),
     ],
 )
 def test_files_that_are_no_weights(

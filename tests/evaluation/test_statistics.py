@@ -100,7 +100,7 @@ def archive_without_arrays() -> bytes:
         (lambda: arrays(mu=np.array([np.nan]), sigma=np.ones((1, 1))), "NaN"),
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="{"), "is damaged"),
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="[1]"), "is damaged"),
-        (lambda: arrays(mu=np.array(["a"]), sigma=np.ones((1, 1))), "numbers"),
+        (lambda: arrays(mu=np.array(["a"]), sigma=np.ones((1, 1))), "is no statistics file"),
     ],
 )
 def test_other_files_are_a_sentence(
