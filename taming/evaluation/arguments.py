@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.cache import SAVE_EVERY, Cache
+from taming.evaluation.evaluate import ImageSet, Protocol, needed_layers
+from taming.evaluation.features import INCEPTION, Extractor
+from taming.evaluation.gather import Reading
 from taming.evaluation.runs import Drawing, RunSource
-from taming.evaluation.sources import DatasetSource, FolderSource, ImageSource
+from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.evaluation.statistics import Statistics
 from taming.sampling.arguments import Parser, add_drawing, check_drawing
 from taming.sampling.load import choose_dtype
@@ -20,10 +25,11 @@ from taming.sampling.requests import parse_classes
 
 CONFIGS = (".yaml", ".yml")
 NUM_SAMPLES = 50_000
+PRC_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
 
 
-def make_parser(description: str, batch_size: int | None = 50) -> argparse.ArgumentParser:
-    """A parser with what every evaluation takes; `batch_size` None: another flag brings it."""
+def make_parser(description: str) -> Parser:
+    """A parser with what every evaluation takes: output, device, precision, workers, cache."""
     parser = Parser(description=description, epilog="key.path=value overrides a config")
     parser.add_argument("-o", "--outdir", type=Path, help="where results go")
     parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps, cpu")
@@ -32,12 +38,14 @@ def make_parser(description: str, batch_size: int | None = 50) -> argparse.Argum
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile; for many images")
     parser.add_argument("--workers", type=int, help="processes that decode (default: up to 8)")
-    if batch_size is not None:
-        parser.add_argument(
-            "--batch_size", type=int, default=batch_size, help=f"at once (default {batch_size})"
-        )
     parser.add_argument(
         "--no_cache", action="store_true", help="use and keep no features of earlier evaluations"
+    )
+    parser.add_argument(
+        "--save_every",
+        type=float,
+        default=SAVE_EVERY,
+        help=f"seconds, so that an interrupted evaluation can go on (default {SAVE_EVERY:.0f})",
     )
     return parser
 
@@ -59,6 +67,75 @@ def add_extractor(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC=LAYER",
         help="other features than the extractor's own choice, as fid=192 (may be repeated)",
     )
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Which numbers, and their settings: torch-fidelity's by default."""
+    parser.add_argument(
+        "--metrics", default="fid", help="comma list of fid (default), isc, kid, prc"
+    )
+    parser.add_argument("--isc_splits", type=int, default=10, help="default 10")
+    parser.add_argument("--kid_subsets", type=int, default=100, help="default 100")
+    parser.add_argument("--kid_subset_size", type=int, default=1000, help="default 1000")
+    parser.add_argument("--prc_neighbours", type=int, default=3, help="default 3")
+    parser.add_argument(
+        "--per_class", action="store_true", help="FID of every class, as a table and a plot"
+    )
+
+
+def protocol_from(args: argparse.Namespace, banks: bool = False) -> Protocol:
+    """What the flags of `add_metrics` and `add_extractor` ask for."""
+    layers = dict(_layer(text) for text in args.layer)
+    return Protocol(
+        tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip())),
+        layers,
+        args.isc_splits,
+        args.kid_subsets,
+        args.kid_subset_size,
+        args.prc_neighbours,
+        args.per_class,
+        banks,
+    )
+
+
+def _layer(text: str) -> tuple[str, str]:
+    metric, equals, layer = text.partition("=")
+    if not equals or not layer:
+        raise UserError(f"--layer takes METRIC=LAYER such as fid=192, not '{text}'")
+    return metric, layer
+
+
+def extractors_from(
+    args: argparse.Namespace, protocol: Protocol, device: torch.device
+) -> tuple[Extractor, Extractor]:
+    """The extractor, and the one for precision and recall (often the same).
+
+    Raises:
+        UserError: for unknown names and layers, or weights that are not there.
+    """
+    own = [metric for metric in protocol.metrics if metric != "prc"]
+    own += ["fid"] if protocol.per_class or protocol.banks else []
+    name = extractor_name(args.extractor or INCEPTION)
+    prc_name = extractor_name(args.prc_extractor or args.extractor or PRC_EXTRACTOR)
+    shared = name == prc_name and args.prc_weights in (None, args.weights)
+    dtype = choose_dtype(args.precision, device)
+
+    def build(name: str, metrics: list[str], weights: Path | None) -> Extractor:
+        layers = needed_layers(name, metrics, protocol.layers)
+        return Extractor(name, layers, weights, device, dtype, args.compile)
+
+    if shared or "prc" not in protocol.metrics or not own:
+        only_prc = not own and not shared
+        metrics = ["prc"] if only_prc else list(dict.fromkeys([*own, *protocol.metrics]))
+        weights = args.prc_weights if only_prc else args.weights
+        one = build(prc_name if only_prc else name, metrics, weights)
+        return one, one
+    return build(name, own, args.weights), build(prc_name, ["prc"], args.prc_weights)
+
+
+def reading_from(args: argparse.Namespace) -> Reading:
+    """Batch size and cache as the flags want them."""
+    return Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +203,7 @@ def source_for(
     image_key: str = "image",
     deep: bool | None = None,
     workers: int | None = None,
-) -> ImageSource | Statistics:
+) -> ImageSet:
     """The set of images that `text` names: a folder of images, a run's folder or checkpoint (its
     samples), a config's dataset, or statistics (`.npz`) of images that need not be here.
 
@@ -140,7 +217,8 @@ def source_for(
             "of scripts/compute_statistics.py"
         )
     if path.suffix == ".npz":
-        return Statistics.load(path)
+        found = Statistics.load(path)
+        return replace(found, protocol=found.protocol | {"file": text})
     if path.suffix in CONFIGS:
         overrides = drawing.overrides if drawing else ()
         return DatasetSource(path, split, image_key, overrides, workers)
