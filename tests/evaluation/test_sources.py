@@ -15,8 +15,9 @@ from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import source_for
 from taming.evaluation.content import Content, Picture
+from taming.evaluation.loading import by_size
 from taming.evaluation.runs import Drawing, RunSource
-from taming.evaluation.sources import DatasetSource, FolderSource, by_size
+from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.sampling import SampleSettings
 from tests.evaluation.images import pixels, write_classes, write_images
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
