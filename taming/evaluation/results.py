@@ -1,7 +1,7 @@
 """Numbers that say how they were made: one JSON file, and a Markdown table beside it.
 
-A result holds `metrics`, `protocol`, the image sets under `sets`, `versions`, `hardware`, `seconds`,
-`time` and `command`.
+A result holds `metrics`, `protocol`, the image sets under `sets`, `versions`, `hardware`,
+`seconds`, `time` and `command`.
 """
 
 from __future__ import annotations
