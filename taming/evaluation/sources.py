@@ -62,12 +62,15 @@ class ImageSource(Protocol):
         """
 
 
-class _LoadedSource:
+class LoadedSource:
     """A set whose images are loaded by index, in worker processes."""
 
     workers: int | None = None
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
         raise NotImplementedError
 
     def load(self, index: int) -> Loaded:
@@ -102,7 +105,7 @@ class _LoadedSource:
 class _Pictures(Dataset[Any]):
     """What workers hand over: arrays, as tensors would take an open file each."""
 
-    def __init__(self, source: _LoadedSource) -> None:
+    def __init__(self, source: LoadedSource) -> None:
         self.source = source
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
@@ -139,7 +142,7 @@ def by_size(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Pictu
     yield from waiting.values()
 
 
-class FolderSource(_LoadedSource):
+class FolderSource(LoadedSource):
     """The image files of a folder, in the order of torch-fidelity: by path, as text.
 
     Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped.
@@ -236,7 +239,7 @@ def _file_digest(path: str) -> bytes:
     return _known_digests[key]
 
 
-class DatasetSource(_LoadedSource):
+class DatasetSource(LoadedSource):
     """The images of a dataset that a config names, as training and validation see them.
 
     Args:
@@ -300,9 +303,13 @@ class DatasetSource(_LoadedSource):
                 f"{did_you_mean(self.key, map(str, item))}"
             )
         name = str(item.get("file_path_", f"item {index}"))
-        pixels = _rgb_bytes(np.asarray(item[self.key]), name)
+        pixels = self.to_bytes(np.asarray(item[self.key]), name)
         label = int(item["class_label"]) if "class_label" in item else None
         return pixels, label, name, "RGB"
+
+    def to_bytes(self, image: np.ndarray, name: str) -> np.ndarray:
+        """The item's entry as uint8 (3, H, W)."""
+        return _rgb_bytes(image, name)
 
 
 def _rgb_bytes(image: np.ndarray, name: str) -> np.ndarray:

@@ -80,14 +80,23 @@ class CodeHistogram:
         self.counts: Tensor | None = None
 
     def add(self, indices: Tensor) -> None:
-        counts = torch.bincount(indices.reshape(-1), minlength=self.n_codes)
+        self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
+
+    def add_counts(self, counts: Tensor) -> None:
+        """Add what another histogram has counted, int64 [n_codes]."""
         self.counts = counts if self.counts is None else self.counts + counts
 
+    def counts_so_far(self) -> Tensor:
+        """How often this process has met each code, int64 [n_codes]."""
+        if self.counts is None:
+            return torch.zeros(self.n_codes, dtype=torch.long)
+        return self.counts
+
     def take(self) -> Tensor:
-        """What this process has counted, int64 [n_codes]; starts anew."""
-        counts = self.counts
+        """`counts_so_far`; starts anew."""
+        counts = self.counts_so_far()
         self.counts = None
-        return torch.zeros(self.n_codes, dtype=torch.long) if counts is None else counts
+        return counts
 
     def summary(self) -> tuple[float, float]:
         """`codebook_use` of what all processes have counted; starts anew."""
