@@ -29,6 +29,10 @@ class LoadedSource:
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def describe(self) -> dict[str, Any]:
+        """What the set is, as JSON values."""
+        raise NotImplementedError
+
     def load(self, index: int) -> Loaded:
         """Image `index`; runs in workers. Raises UserError that names the file."""
         raise NotImplementedError

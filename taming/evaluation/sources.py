@@ -23,9 +23,10 @@ from taming.data.seeding import SeededDataset
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.content import Picture
-from taming.evaluation.loading import Loaded, LoadedSource
+from taming.evaluation.loading import Loaded, LoadedSource, by_size, worker_count
 
-__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Picture"]
+__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Loaded", "LoadedSource", "Picture"]
+__all__ += ["by_size", "worker_count"]
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 
@@ -216,9 +217,13 @@ class DatasetSource(LoadedSource):
                 f"{did_you_mean(self.key, map(str, item))}"
             )
         name = str(item.get("file_path_", f"item {index}"))
-        pixels = _rgb_bytes(np.asarray(item[self.key]), name)
+        pixels = self.to_bytes(np.asarray(item[self.key]), name)
         label = int(item["class_label"]) if "class_label" in item else None
         return pixels, label, name, "RGB"
+
+    def to_bytes(self, image: np.ndarray, name: str) -> np.ndarray:
+        """The item's entry as uint8 (3, H, W)."""
+        return _rgb_bytes(image, name)
 
 
 def _rgb_bytes(image: np.ndarray, name: str) -> np.ndarray:
