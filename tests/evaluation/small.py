@@ -1,0 +1,99 @@
+"""A tiny feature extractor, registered with torch-fidelity, for tests that need no Inception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from taming.data.examples.rendering import render
+
+TINY = "tiny"
+
+
+class TinyExtractor(FeatureExtractorBase):
+    """16 features and 10 logits of 3 x H x W images, by fixed random weights or those of a file."""
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name, features_list)
+        generator = torch.Generator().manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, stride=2), nn.Linear(16, 10)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(self.conv(images.float() / 127.5 - 1)).mean(dim=(2, 3))  # (B, 16)
+        found = {"16": x, "logits": self.fc(x)}
+        return tuple(found[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "16", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "16"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def register_tiny() -> str:
+    """Register the extractor once; returns its name."""
+    if TINY not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(TINY, TinyExtractor)
+    return TINY
+
+
+def write_pictures(
+    folder: Path, count: int, first_seed: int = 0, brightness: float = 1.0, size: int = 24
+) -> Path:
+    """Write `count` rendered scenes as `000.png` and so on; returns the folder."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = render(first_seed + number, size, size).image * brightness
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
+    return folder
+
+
+def read_pictures(folder: Path) -> Tensor:
+    """uint8 [N, 3, H, W] of the folder's files in the order of their names."""
+    arrays = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def write_inception_weights(path: Path, seed: int = 0) -> Path:
+    """Write random weights of torch-fidelity's Inception, which keep the pictures' variance."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    without_file = patch.object(inception, "load_state_dict_from_url", return_value={})
+    with without_file, patch.object(nn.Module, "load_state_dict"):
+        module = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = noise * (2 / parameter[0].numel()) ** 0.5
+    torch.save(module.state_dict(), path)
+    return path
