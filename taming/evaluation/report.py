@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from taming.errors import UserError
 from taming.evaluation.labels import Labelled, neighbour_accuracy
-from taming.evaluation.models import score_first_stage, score_transformer
+from taming.evaluation.likelihood import score_transformer
+from taming.evaluation.models import score_first_stage
 
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
 
