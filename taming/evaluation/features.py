@@ -1,0 +1,231 @@
+"""Features of images by any of torch-fidelity's extractors, or one that was registered there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taming.downloads import Patience, fetch, file_hash
+from taming.errors import UserError
+
+INCEPTION = "inception-v3-compat"
+WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
+METRICS = ("fid", "isc", "kid", "prc")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def extractor_class(name: str) -> Any:
+    """The class that torch-fidelity's registry has under that name; UserError if there is none."""
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    if name not in FEATURE_EXTRACTORS_REGISTRY:
+        raise UserError(
+            f"there is no feature extractor {name}; there are "
+            f"{', '.join(sorted(FEATURE_EXTRACTORS_REGISTRY))}"
+        )
+    return FEATURE_EXTRACTORS_REGISTRY[name]
+
+
+def default_layer(name: str, metric: str) -> str:
+    """The layer that the extractor itself has for "fid", "isc", "kid" or "prc"."""
+    return extractor_class(name).get_default_feature_layer_for_metric(metric)
+
+
+def default_layers(name: str, metrics: Sequence[str] = METRICS) -> tuple[str, ...]:
+    """The layers that these metrics need of the extractor, each once."""
+    return tuple(dict.fromkeys(default_layer(name, metric) for metric in metrics))
+
+
+def _published(name: str) -> tuple[str, str] | None:
+    """Where an extractor's published weights are, and their file's name in the cache."""
+    if name == INCEPTION:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+        return url, url.rsplit("/", 1)[-1]
+    if name == "vgg16":
+        from torchvision.models import VGG16_Weights
+
+        url = VGG16_Weights.IMAGENET1K_V1.url
+        return url, url.rsplit("/", 1)[-1]
+    if name.startswith("clip-"):
+        from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+
+        if name in MODEL_URLS:
+            return MODEL_URLS[name], f"{name}-{MODEL_METADATA[name]['hash']}.pt"
+    return None
+
+
+def weights_file(name: str, given: str | Path | None = None) -> Path | None:
+    """The file with an extractor's weights; None for one that has none to be found.
+
+    It is `given`, else what TAMING_EXTRACTOR_WEIGHTS names, else the published file in torch's
+    cache (`$TORCH_HOME/hub/checkpoints`), which a download fills. The variable is for extractors
+    that have published weights. A file of the published name has to have the hash in that name.
+    Raises UserError.
+    """
+    extractor_class(name)
+    published = _published(name)
+    named = given or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
+    if named is None and published is None:
+        return None
+    path = Path(named).expanduser() if named else _cached(name)
+    if not path.is_file():
+        source = "--weights" if given else WEIGHTS_VARIABLE
+        raise UserError(f"{source}: there is no file {path}; give the weights of {name}")
+    if published and path.name == published[1]:
+        _check_hash(path)
+    return path
+
+
+def _check_hash(path: Path) -> None:
+    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    if match and not file_hash(path).startswith(match[1]):
+        raise UserError(
+            f"{path} is damaged (its SHA-256 does not start with {match[1]}, as its name says); "
+            "delete it to have it downloaded again, or give another file by --weights"
+        )
+
+
+def _cached(name: str) -> Path:
+    published = _published(name)
+    assert published is not None
+    url, file = published
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if path.is_file():
+        return path
+    try:
+        return fetch(url, path, patience=Patience(tries=2))
+    except UserError as error:
+        raise UserError(
+            f"the extractor {name} needs the file {file}, which could not be downloaded; put it "
+            f"at {path}, or name it by --weights or {WEIGHTS_VARIABLE} ({error})"
+        ) from None
+
+
+def _require_plain(name: str, path: Path) -> None:
+    """Refuse what could run code: torch-fidelity itself opens any pickle."""
+    if name.startswith("clip-"):
+        return  # TorchScript, which torch.jit reads without pickle
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=None)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} holds no plain weights ({reason}); give the state_dict of {name}, saved by "
+            "torch.save"
+        ) from None
+
+
+def _module_hash(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Extractor:
+    """uint8 images to float32 features of some layers.
+
+    Images go in at their own size; torch-fidelity's extractors resize them as TensorFlow 1 did,
+    which is part of the published numbers.
+
+    Attributes:
+        name: in torch-fidelity's registry.
+        layers: those that are returned; None asks for what all metrics need.
+        weights_hash: SHA-256 of the weights file, or of the module's weights if there is no file.
+        module: the network, in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        name: str = INCEPTION,
+        layers: Sequence[str] | None = None,
+        weights: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UserError(f"features are extracted in float32 or bfloat16, not in {dtype}")
+        self.name, self.dtype, self.compiled = name, dtype, compiled
+        self.layers = tuple(layers) if layers else default_layers(name)
+        self.device = torch.device(device)
+        _require_layers(name, self.layers)
+        path = weights_file(name, weights)
+        self.module = _build(name, self.layers, path).to(self.device)
+        self.weights_hash = file_hash(path) if path else _module_hash(self.module)
+        self._forward: Any = torch.compile(self.module) if compiled else self.module
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Features float32 [B, D] per layer, on the CPU, of `images` uint8 [B, 3, H, W].
+
+        Raises UserError if they are not finite.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            found = self._forward(images.to(self.device, non_blocking=True))
+        features = {
+            layer: tensor.flatten(1).float().cpu()
+            for layer, tensor in zip(self.layers, found, strict=True)
+        }
+        for layer, tensor in features.items():
+            self._require_finite(layer, tensor)
+        return features
+
+    def _require_finite(self, layer: str, features: Tensor) -> None:
+        bad = (~features.isfinite()).any(dim=1).sum()
+        if bad:
+            raise UserError(
+                f"the extractor {self.name} gives NaN or infinity (layer {layer}, {int(bad)} of "
+                f"{len(features)} images); give it other weights, or dtype float32"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What features depend on, for results and for the keys of caches."""
+        return {
+            "extractor": self.name,
+            "layers": list(self.layers),
+            "weights_sha256": self.weights_hash,
+            "resize": self._resize(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "compiled": self.compiled,
+        }
+
+    def _resize(self) -> str:
+        size = getattr(self.module, "INPUT_IMAGE_SIZE", getattr(self.module, "resolution", None))
+        if type(self.module).__module__.startswith("torch_fidelity.") and size:
+            return f"tf1-bilinear {size}"
+        return str(getattr(self.module, "resize", "by the extractor"))
+
+
+def _require_layers(name: str, layers: Sequence[str]) -> None:
+    provided = extractor_class(name).get_provided_features_list()
+    for layer in layers:
+        if layer not in provided:
+            raise UserError(
+                f"the extractor {name} has no layer {layer}; it has {', '.join(provided)}"
+            )
+
+
+def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
+    from torch_fidelity.utils import create_feature_extractor
+
+    if path:
+        _require_plain(name, path)
+    options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
+    try:
+        return create_feature_extractor(name, list(layers), cuda=False, **options)
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if path is None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not hold the weights of {name} ({reason})") from error

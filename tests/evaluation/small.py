@@ -1,0 +1,60 @@
+"""A tiny feature extractor, registered with torch-fidelity, for tests that need no Inception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+TINY = "tiny"
+
+
+class TinyExtractor(FeatureExtractorBase):
+    """16 features and 10 logits of 3 x H x W images, by fixed random weights or those of a file."""
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name, features_list)
+        generator = torch.Generator().manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, stride=2), nn.Linear(16, 10)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(self.conv(images.float() / 127.5 - 1)).mean(dim=(2, 3))  # (B, 16)
+        found = {"16": x, "logits": self.fc(x)}
+        return tuple(found[layer] for layer in self.features_list)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return "16", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return "logits" if metric == "isc" else "16"
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Tensor:
+        return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+
+def register_tiny() -> str:
+    """Register the extractor once; returns its name."""
+    if TINY not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(TINY, TinyExtractor)
+    return TINY
