@@ -7,19 +7,17 @@ torch-fidelity: its last layer's inputs are `features`, its outputs `logits`.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from tqdm import tqdm
 
-from taming.checkpoint import read_checkpoint
+from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
 
 NAME = "small-classifier"
@@ -62,17 +60,9 @@ class SmallClassifier(nn.Module):
         """uint8 (B, 3, H, W) -> (B, classes)."""
         return self(images.to(self.head.weight.device))[1].softmax(1).cpu()
 
-    def weights_hash(self) -> str:
-        """SHA-256 over names and values of the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
     def save(self, path: Path) -> None:
-        """Write the weights as safetensors: equal weights are equal files."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, path)
+        """Write the weights."""
+        save_atomic(self.state_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
@@ -148,6 +138,7 @@ class SmallClassifierExtractor(FeatureExtractorBase):
         if feature_extractor_weights_path is None:
             raise UserError(f"the extractor {name} needs the file of its weights: give --weights")
         self.classifier = SmallClassifier.load(feature_extractor_weights_path)
+        self.resize = f"bilinear with antialiasing {int(self.classifier.side)}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (B, 3, H, W) -> the requested layers."""
