@@ -24,7 +24,7 @@ ALLOWED = {
     "lr_scheduler": set(),
     "export": {"export", "models", "modules", *LEAVES},
     "sampling": {"sampling", "data", "models", "modules", *LEAVES},
-    "evaluation": {"evaluation", "sampling", "models", "modules", "data", *LEAVES},
+    "evaluation": {"evaluation", "sampling", "models", "modules", "data", "downloads", *LEAVES},
     "training": {"training", "models", "modules", "data", *LEAVES},
 }
 

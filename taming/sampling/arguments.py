@@ -10,14 +10,16 @@ from taming.errors import UserError
 from taming.sampling.settings import SCHEDULES, SampleSettings
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are a `UserError`."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser with what every sampling script takes: the run, the output, device and seed."""
-    parser = _Parser(description=description, epilog="key.path=value overrides the run's config")
+    parser = Parser(description=description, epilog="key.path=value overrides the run's config")
     parser.add_argument("-r", "--resume", required=True, help="the run: its folder or checkpoint")
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -66,6 +66,13 @@ def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None)
             f"cannot write {path} ({error.strerror or error}); finished samples stay, and the "
             "same command goes on with the rest"
         ) from None
+
+
+class Finished(Protocol):
+    """Knows which samples need not be drawn."""
+
+    def finished(self, label: int | None) -> set[int]:
+        """Numbers of a label's samples that are there."""
 
 
 class SampleFolder:
@@ -172,7 +179,7 @@ class Job:
     ratio: float = 1.0
     score: Score | None = None
 
-    def missing(self, model: Any, folder: SampleFolder) -> Iterator[Request]:
+    def missing(self, model: Any, folder: Finished) -> Iterator[Request]:
         """What this process is to draw and has not, group by group where there is rejection."""
         kept = group_of(self.ratio)[0] if self.score else 1
         requests = requests_for(
@@ -181,7 +188,7 @@ class Job:
         return candidates(requests, self.ratio) if self.score else requests
 
     def samples(
-        self, model: Any, folder: SampleFolder, on_step: OnStep | None = None
+        self, model: Any, folder: Finished, on_step: OnStep | None = None
     ) -> Iterator[Sample]:
         """The samples that `folder` lacks."""
         requests = self.missing(model, folder)

@@ -1,0 +1,233 @@
+"""One pass over a set of images: everything that metrics need of it, continued where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from taming.errors import UserError
+from taming.evaluation.cache import SAVE_EVERY, Cache, State, Timer, key_of
+from taming.evaluation.content import Content, Picture
+from taming.evaluation.features import Extractor
+from taming.evaluation.fidelity import SEED, FeatureBank, InceptionScores, Moments, PerClass
+from taming.evaluation.processes import gather_states
+from taming.evaluation.sources import ImageSource
+from taming.sampling.load import own_share
+
+KINDS = {"moments": Moments, "bank": FeatureBank, "classes": PerClass, "scores": InceptionScores}
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is wanted of a set: an accumulator of one layer's features.
+
+    Attributes:
+        kind: one of `KINDS`.
+        splits: of "scores".
+    """
+
+    kind: str
+    extractor: Extractor
+    layer: str
+    splits: int = 0
+
+    def key(self, content_key: str) -> str:
+        """Hash of all that decides the accumulator's state."""
+        extractor = {k: v for k, v in self.extractor.describe().items() if k != "layers"}
+        setting = [self.kind, self.layer, self.splits, SEED if self.splits else None]
+        return key_of(content=content_key, extractor=extractor, setting=setting)
+
+    def empty(self, images: int) -> Any:
+        """The accumulator of nothing, for a set of `images` images."""
+        if self.kind == "scores":
+            return InceptionScores(images, self.splits)
+        return KINDS[self.kind]()
+
+    def add(
+        self, accumulator: Any, pictures: Sequence[Picture], features: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Add the features (per layer) of `pictures` to an accumulator."""
+        rows = features[self.layer]
+        if self.kind == "moments":
+            accumulator.add(rows)
+        elif self.kind == "classes":
+            labels = [picture.label for picture in pictures]
+            known = [n for n, label in enumerate(labels) if label is not None]
+            if known:
+                accumulator.add([labels[n] for n in known], rows[known])
+        else:
+            accumulator.add(torch.tensor([picture.index for picture in pictures]), rows)
+
+
+@dataclass
+class Gathered:
+    """Of a set of images: what they are, and an accumulator for each need."""
+
+    content: Content
+    parts: dict[Need, Any] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, needs: Sequence[Need], images: int) -> Gathered:
+        return cls(Content(images), {need: need.empty(images) for need in needs})
+
+    def add(self, pictures: Sequence[Picture]) -> None:
+        """Extract features of pictures of one size, and add them."""
+        images = torch.stack([picture.pixels for picture in pictures])
+        extractors = dict.fromkeys(need.extractor for need in self.parts)
+        features = {extractor: extractor(images) for extractor in extractors}
+        self.content.add(pictures)
+        for need, accumulator in self.parts.items():
+            need.add(accumulator, pictures, features[need.extractor])
+
+    def merge(self, other: Gathered) -> None:
+        """Add what was gathered of other images of the same set."""
+        self.content.merge(other.content)
+        for need, accumulator in self.parts.items():
+            accumulator.merge(other.parts[need])
+
+    def state(self) -> State:
+        """Arrays for `from_state`."""
+        states = {"content": self.content.state()}
+        states |= {f"{n}": part.state() for n, part in enumerate(self.parts.values())}
+        return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+
+    @classmethod
+    def from_state(cls, state: State, needs: Sequence[Need]) -> Gathered:
+        """What had this state, of the same needs in the same order."""
+        states: dict[str, State] = {}
+        for path, array in state.items():
+            name, _, key = path.partition("/")
+            states.setdefault(name, {})[key] = array
+        parts = {
+            need: KINDS[need.kind].from_state(states.get(f"{n}", {}))  # type: ignore[attr-defined]
+            for n, need in enumerate(needs)
+        }
+        return cls(Content.from_state(states["content"]), parts)
+
+
+@dataclass
+class Reading:
+    """How sets are gone through.
+
+    Attributes:
+        batch_size: images that are extracted, or drawn, at once.
+        cache: of finished sets and of unfinished evaluations.
+        save_every: seconds between saves of what an unfinished evaluation has.
+    """
+
+    batch_size: int = 50
+    cache: Cache = field(default_factory=Cache)
+    save_every: float = SAVE_EVERY
+    _unfinished: list[str] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """Forget the unfinished states: the numbers are there."""
+        if own_share()[0] == 0:
+            for key in self._unfinished:
+                self.cache.forget_parts(key)
+        self._unfinished.clear()
+
+    def gather(
+        self, source: ImageSource, needs: Sequence[Need], label: str, keep: bool = False
+    ) -> Gathered:
+        """Everything that `needs` want of a set; complete in the process of rank 0 alone.
+
+        What the cache has is not computed; with `keep`, what was computed goes there. All
+        processes that torchrun started take their share.
+        """
+        needs = list(dict.fromkeys(needs))
+        key = self._agreed(source.content_key() if own_share()[0] == 0 else None)
+        found = self._cached(key, needs) if own_share()[0] == 0 else Gathered(Content(0))
+        missing = [needs[n] for n in self._agreed(_missing(found, needs))]
+        if not missing:
+            return found
+        gathered = self._read(source, missing, key, label)
+        if keep and own_share()[0] == 0:
+            self.cache.save(key_of(content=key), gathered.content.state())
+            for need, part in gathered.parts.items():
+                self.cache.save(need.key(key), part.state())
+        return Gathered(gathered.content, found.parts | gathered.parts)
+
+    def _agreed(self, value: Any) -> Any:
+        """The value of rank 0."""
+        return gather_states(value)[0]
+
+    def _cached(self, key: str, needs: Sequence[Need]) -> Gathered:
+        content = self.cache.load(key_of(content=key))
+        if content is None:
+            return Gathered(Content(0))
+        states = {need: self.cache.load(need.key(key)) for need in needs}
+        parts = {
+            need: KINDS[need.kind].from_state(state)  # type: ignore[attr-defined]
+            for need, state in states.items()
+            if state is not None
+        }
+        return Gathered(Content.from_state(content), parts)
+
+    def _read(
+        self, source: ImageSource, needs: Sequence[Need], content_key: str, label: str
+    ) -> Gathered:
+        key = key_of(unfinished=[need.key(content_key) for need in needs])
+        self._unfinished.append(key)
+        images, (rank, processes) = len(source), own_share()
+        gathered = self._continued(key, needs, images)
+        done = set(self._agreed(gathered.content.indices().tolist() if rank == 0 else None))
+        timer = Timer(self.save_every)
+        with tqdm(total=images, initial=len(done), desc=label, unit="image", disable=rank > 0) as bar:
+            for pictures in source.batches(self.batch_size, (rank, processes), done):
+                gathered.add(pictures)
+                bar.update(min(len(pictures) * processes, images - bar.n))
+                if timer.due():
+                    timer.saved(self._save(key, gathered))
+        self._save(key, gathered)
+        return self._joined(gathered, needs, images)
+
+    def _save(self, key: str, gathered: Gathered) -> float:
+        start = time.monotonic()
+        if self.cache.enabled:
+            self.cache.save_part(key, own_share()[0], gathered.state())
+        return time.monotonic() - start
+
+    def _continued(self, key: str, needs: Sequence[Need], images: int) -> Gathered:
+        """What an interrupted evaluation has, for rank 0; nothing for the others.
+
+        A process may have been stopped while parts were being joined: the largest part counts, and
+        those that share no image with it.
+        """
+        gathered = Gathered.nothing(needs, images)
+        if own_share()[0] > 0:
+            return gathered
+        parts = [Gathered.from_state(state, needs) for state in self.cache.parts(key)]
+        for part in sorted(parts, key=lambda part: -int(part.content.seen.sum())):
+            if len(part.content.seen) == images:
+                if not (part.content.seen & gathered.content.seen).any():
+                    gathered.merge(part)
+        if parts:
+            self._save(key, gathered)
+            self.cache.forget_parts(key, but=0)
+        return gathered
+
+    def _joined(self, gathered: Gathered, needs: Sequence[Need], images: int) -> Gathered:
+        if own_share()[1] == 1:
+            joined = gathered
+        else:
+            states = gather_states(gathered.state())
+            joined = Gathered.nothing(needs, images)
+            for state in states if own_share()[0] == 0 else []:
+                joined.merge(Gathered.from_state(state, needs))
+        if own_share()[0] == 0 and not joined.content.seen.all():
+            lost = np.flatnonzero(~joined.content.seen)
+            raise UserError(f"{len(lost)} of {images} images did not arrive, the first is {lost[0]}")
+        return joined
+
+
+def _missing(found: Gathered, needs: Sequence[Need]) -> list[int] | None:
+    if own_share()[0] > 0:
+        return None
+    return [n for n, need in enumerate(needs) if need not in found.parts]

@@ -1,0 +1,220 @@
+"""Numbers that say how they were made: one JSON file, and a Markdown table beside it.
+
+A result holds `metrics`, `protocol`, the image sets under `sets`, `versions`, `hardware`, `seconds`,
+`time` and `command`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import taming
+from taming.errors import UserError
+
+Result = dict[str, Any]
+PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
+SECTIONS = ("metrics", "protocol", "sets", "versions", "hardware", "command")
+
+
+def make_result(
+    metrics: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    sets: Mapping[str, Mapping[str, Any]],
+    seconds: float,
+    device: torch.device,
+    command: Sequence[str],
+) -> Result:
+    """A result, of JSON values.
+
+    Args:
+        metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
+        protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
+        sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
+        command: `[script, *arguments]` as given.
+    """
+    return {
+        "metrics": dict(metrics),
+        "protocol": dict(protocol),
+        "sets": {name: dict(description) for name, description in sets.items()},
+        "versions": versions(),
+        "hardware": hardware(device),
+        "seconds": round(seconds, 1),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": list(command),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this package and of those that decide numbers."""
+    found = {"python": platform.python_version(), "taming": taming.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device, the CPUs and the number of processes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": device.type,
+        "name": name,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
+    """`[script, *arguments]`: what a result's `command` is, from what `main` was given."""
+    return [script, *(sys.argv[1:] if argv is None else argv)]
+
+
+def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:
+    """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
+
+    Raises:
+        UserError: where they cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+        _replace(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: infinities (the PSNR of equal images) and NaN as text, paths as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()  # numpy's and torch's scalars
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str) or value is None else str(value)
+
+
+def read_result(path: str | Path) -> Result:
+    """A result that `write_result` wrote.
+
+    Raises:
+        UserError: where there is none.
+    """
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    except ValueError:
+        raise UserError(f"{path} is no JSON; give the .json of an evaluation") from None
+    missing = [key for key in SECTIONS if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UserError(f"{path} is no result of an evaluation: it has no '{missing[0]}'")
+    return result
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("kid.mean", 0.1) of {"kid": {"mean": 0.1}}."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _markdown(result: Result) -> str:
+    rows = [{"metric": name, "value": value} for name, value in flattened(result["metrics"])]
+    facts: dict[str, Any] = {}
+    for name, description in result["sets"].items():
+        facts |= dict(flattened(description, f"{name}."))
+    facts |= dict(flattened(result["protocol"])) | dict(flattened(result["versions"]))
+    facts |= dict(flattened(result["hardware"], "hardware."))
+    facts |= {"seconds": result["seconds"], "time": result["time"]}
+    made = [{"made with": name, "": value} for name, value in facts.items() if value is not None]
+    command = f"```\n{' '.join(map(str, result['command']))}\n```"
+    return "\n\n".join([markdown_table(rows), command, markdown_table(made)])
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """A table of `rows`, the first one's keys as columns by default; numbers are on the right."""
+    columns = list(rows[0]) if columns is None and rows else list(columns or ())
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    numbers = [all(_is_number(row.get(column)) for row in rows) for column in columns]
+    widths = [max(3, *map(len, parts)) for parts in zip(columns, *cells, strict=True)]
+    rule = [
+        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numbers, strict=True)
+    ]
+    lines = [[*columns], rule, *cells]
+    return "\n".join(
+        f"| {' | '.join(_padded(*part) for part in zip(line, widths, numbers, strict=True))} |"
+        for line in lines
+    )
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    return text.rjust(width) if right else text.ljust(width)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(_plain(value) if not isinstance(value, str) else value).replace("|", "\\|")
+
+
+def differences(old: Result, new: Result, tolerance: float) -> list[str]:
+    """What differs, a phrase each: numbers by more than `tolerance` of the old one, and what may
+    have caused it (images, protocol, versions). Empty where the numbers agree.
+    """
+    before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
+    numbers = [
+        f"{name} was {_cell(before.get(name, 'not there'))} and is "
+        f"{_cell(after.get(name, 'not there'))}"
+        for name in {**before, **after}
+        if not _agree(before.get(name), after.get(name), tolerance)
+    ]
+    return [*numbers, *_causes(old, new)] if numbers else []
+
+
+def _agree(old: Any, new: Any, tolerance: float) -> bool:
+    if _is_number(old) and _is_number(new):
+        # Distances of a set to itself are rounding errors around 0.
+        return math.isclose(old, new, rel_tol=tolerance, abs_tol=1e-6)
+    return old == new
+
+
+def _causes(old: Result, new: Result) -> Iterator[str]:
+    for name, description in old["sets"].items():
+        fingerprint = new["sets"].get(name, {}).get("fingerprint")
+        if description.get("fingerprint") != fingerprint:
+            yield f"the {name} are other images"
+    for section in ("protocol", "versions", "hardware"):
+        before, after = dict(flattened(old[section])), dict(flattened(_plain(new[section])))
+        for key in {**before, **after}:
+            if before.get(key) != after.get(key):
+                yield f"{key} was {before.get(key)} and is {after.get(key)}"

@@ -1,0 +1,316 @@
+"""Sets of images to evaluate: folders, datasets of a config, and (in `runs`) runs that draw them.
+
+Numbers depend on an image's place in its set alone, never on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm
+
+from taming.config import did_you_mean, instantiate_from_config, load_config, plain
+from taming.data.files import in_threads
+from taming.data.images import BadImage, damage_named
+from taming.data.seeding import SeededDataset
+from taming.downloads import file_hash
+from taming.errors import UserError
+from taming.evaluation.content import Content, Picture, pixel_digest
+
+__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Picture"]
+
+EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
+MOST_WORKERS = 8
+IMAGES_PER_WORKER = 32  # fewer are not worth the start of a process
+WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
+
+# uint8 (3, H, W), label, name, mode
+Loaded = tuple[np.ndarray, "int | None", str, str]
+
+
+class ImageSource(Protocol):
+    """A set of images, read in batches, by one process or shared among several."""
+
+    def __len__(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the set is, as JSON values."""
+
+    def content_key(self) -> str:
+        """SHA-256 of what decides images and labels, known before they are decoded or drawn."""
+
+    def fingerprint(self) -> str | None:
+        """SHA-256 over the images' pixels in order; None where they are yet to be drawn."""
+
+    def batches(
+        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
+    ) -> Iterator[list[Picture]]:
+        """Images in batches of one size each.
+
+        Args:
+            share: (rank, processes): the n-th of as many parts of the set.
+            skip: indices that are left out.
+        """
+
+
+class _LoadedSource:
+    """A set whose images are loaded by index, in worker processes."""
+
+    workers: int | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def load(self, index: int) -> Loaded:
+        """Image `index`; runs in workers. Raises UserError that names the file."""
+        raise NotImplementedError
+
+    def content_key(self) -> str:
+        return self.fingerprint()
+
+    def fingerprint(self) -> str:
+        content = Content(len(self))
+        with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
+            for pictures in self.batches(32):
+                content.add(pictures)
+                bar.update(len(pictures))
+        return content.fingerprint()
+
+    def batches(
+        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
+    ) -> Iterator[list[Picture]]:
+        indices = [n for n in range(share[0], len(self), share[1]) if n not in skip]
+        loader = DataLoader(
+            _Pictures(self),
+            batch_size=min(batch_size, 32),
+            sampler=indices,
+            num_workers=worker_count(len(indices), self.workers),
+            collate_fn=list,
+        )
+        return by_size((_picture(parts) for group in loader for parts in group), batch_size)
+
+
+class _Pictures(Dataset[Any]):
+    """What workers hand over: arrays, as tensors would take an open file each."""
+
+    def __init__(self, source: _LoadedSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        pixels, label, name, mode = self.source.load(index)
+        return index, pixels, label, name, pixel_digest(pixels), mode
+
+
+def _picture(parts: tuple[Any, ...]) -> Picture:
+    index, pixels, *rest = parts
+    return Picture(index, torch.from_numpy(pixels), *rest)
+
+
+def worker_count(images: int, wanted: int | None = None) -> int:
+    """Processes that decode: the CPUs there are, up to eight, but few for few images."""
+    if wanted is not None:
+        return wanted
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST_WORKERS, cpus or 1, images // IMAGES_PER_WORKER)
+
+
+def by_size(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Picture]]:
+    """Batches of images of one size each; images wait for others of theirs, but not too many."""
+    waiting: dict[torch.Size, list[Picture]] = {}
+    held = 0
+    for picture in pictures:
+        group = waiting.setdefault(picture.pixels.shape, [])
+        group.append(picture)
+        held += 1
+        if len(group) < batch_size and held < WAITING * batch_size:
+            continue
+        largest = max(waiting, key=lambda shape: len(waiting[shape]))
+        held -= len(waiting[largest])
+        yield waiting.pop(largest)
+    yield from waiting.values()
+
+
+class FolderSource(_LoadedSource):
+    """The image files of a folder, in the order of torch-fidelity: by path, as text.
+
+    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped.
+
+    Args:
+        path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
+            is the name of its folder where all names are numbers, else their place in sorted order.
+        deep: look into folders below; by default where the folder itself holds no images.
+        workers: processes that decode; None: see `worker_count`.
+
+    Raises:
+        UserError: where there is no folder or no image; while reading, for a damaged file.
+    """
+
+    def __init__(
+        self, path: str | Path, deep: bool | None = None, workers: int | None = None
+    ) -> None:
+        self.path, self.workers = Path(path), workers
+        if not self.path.is_dir():
+            raise UserError(f"there is no folder {path}")
+        here = [] if deep else _image_files(self.path, deep=False)
+        self.deep = not here and deep is not False
+        self.files = _image_files(self.path, deep=True) if self.deep else here
+        if not self.files:
+            where = "" if self.deep else " itself (--deep looks into folders below)"
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
+        self.labels = _folder_labels(self.path, self.files) if self.deep else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def describe(self) -> dict[str, Any]:
+        classes = {} if self.labels is None else {"classes": len(set(self.labels))}
+        return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+
+    def load(self, index: int) -> Loaded:
+        path = self.files[index]
+        try:
+            with damage_named(path), Image.open(path) as image:
+                mode, pixels = image.mode, np.asarray(image.convert("RGB"))  # (H, W, 3)
+        except BadImage as error:
+            raise UserError(f"{path} {error}; replace the file or take it out") from None
+        label = None if self.labels is None else self.labels[index]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
+
+    def content_key(self) -> str:
+        """Of the files' bytes and labels: they need not be decoded for it."""
+        digest = hashlib.sha256(b"image files")
+        chunks = in_threads(self.files, _file_digests, f"hashing {self.path}")
+        for number, file_digest in enumerate(part for chunk in chunks for part in chunk):
+            label = "" if self.labels is None else str(self.labels[number])
+            digest.update(file_digest + label.encode() + b";")
+        return digest.hexdigest()
+
+
+def _image_files(folder: Path, deep: bool) -> list[str]:
+    found = []
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if deep and not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower().removeprefix(".")
+            if ending in EXTENSIONS and not name.startswith("."):
+                found.append(os.path.realpath(os.path.join(place, name)))
+    return sorted(found)
+
+
+def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
+    parents = [os.path.dirname(path) for path in files]
+    if os.path.realpath(root) in parents:
+        return None
+    names = [os.path.basename(parent) for parent in parents]
+    if all(name.isdecimal() for name in set(names)):
+        return [int(name) for name in names]
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return [places[name] for name in names]
+
+
+# What a file's bytes hash to, by path, time and size: within this process only.
+_known_digests: dict[tuple[str, int, int], bytes] = {}
+
+
+def _file_digests(paths: list[str]) -> list[bytes]:
+    return [_file_digest(path) for path in paths]
+
+
+def _file_digest(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+        key = (path, status.st_mtime_ns, status.st_size)
+        if key not in _known_digests:
+            _known_digests[key] = bytes.fromhex(file_hash(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    return _known_digests[key]
+
+
+class DatasetSource(_LoadedSource):
+    """The images of a dataset that a config names, as training and validation see them.
+
+    Args:
+        config: a YAML file, or several, with a `data` section: of this project, or a run's.
+        split: "train", "validation" or "test".
+        key: the items' entry, float32 (H, W, 1 or 3) in [-1, 1] or uint8.
+        overrides: `key.path=value`, merged over the config.
+
+    Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
+
+    Raises:
+        UserError: where the config has no such dataset; while reading, for damaged files.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Sequence[str | Path],
+        split: str = "validation",
+        key: str = "image",
+        overrides: Sequence[str] = (),
+        workers: int | None = None,
+    ) -> None:
+        self.configs = [config] if isinstance(config, str | Path) else list(config)
+        self.split, self.key, self.workers = split, key, workers
+        self.section = self._section(load_config(self.configs, overrides))
+        dataset = instantiate_from_config(self.section, key=f"data.params.{split}")
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
+        if not len(dataset):
+            raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
+        self.dataset = SeededDataset(dataset)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(map(str, self.configs))
+
+    def _section(self, config: Any) -> Any:
+        datasets = config.get("data", {}).get("params", {})
+        splits = [name for name in ("train", "validation", "test") if datasets.get(name)]
+        if self.split not in splits:
+            raise UserError(
+                f"{self.name} has no dataset data.params.{self.split} (--split)"
+                f"{did_you_mean(self.split, splits)}"
+            )
+        return plain(datasets[self.split])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def describe(self) -> dict[str, Any]:
+        config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}
+        # YAML has more kinds of values than JSON (dates); they are only to be read.
+        dataset = json.loads(json.dumps(self.section, default=str))
+        return {"kind": "dataset", **config, "dataset": dataset}
+
+    def load(self, index: int) -> Loaded:
+        item = self.dataset[index]
+        if self.key not in item:
+            raise UserError(
+                f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"
+                f"{did_you_mean(self.key, map(str, item))}"
+            )
+        name = str(item.get("file_path_", f"item {index}"))
+        pixels = _rgb_bytes(np.asarray(item[self.key]), name)
+        label = int(item["class_label"]) if "class_label" in item else None
+        return pixels, label, name, "RGB"
+
+
+def _rgb_bytes(image: np.ndarray, name: str) -> np.ndarray:
+    """uint8 (3, H, W) of (H, W, 1 or 3), uint8 or float in [-1, 1]."""
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
+    if image.dtype != np.uint8:
+        image = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))
