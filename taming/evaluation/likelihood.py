@@ -170,21 +170,28 @@ class Likelihood:
 
 
 @torch.no_grad()
-def measure_likelihood(model: Any, batches: Batches, label_key: str = "class_label") -> Likelihood:
-    """Cross-entropies of the image indices of `batches` under a `Net2NetTransformer`.
+def add_batch(
+    likelihood: Likelihood, model: Any, batch: Mapping[str, Any], label_key: str = "class_label"
+) -> None:
+    """Add the cross-entropies of a batch's image indices under a `Net2NetTransformer`.
 
     Each is that of the true index given the condition and the true indices before it, in the
     order of the model's permuter; sums are by the place in the image. Classes are counted where
-    batches have `label_key`.
+    the batch has `label_key`.
     """
+    x, c = (part.to(model.device) for part in model.get_xc(batch))
+    logits, target = model(x, c)
+    nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
+    hits = logits.argmax(-1) == target
+    nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
+    likelihood.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(label_key))
+
+
+def measure_likelihood(model: Any, batches: Batches) -> Likelihood:
+    """The likelihood of all images of `batches`: see `add_batch`."""
     likelihood = Likelihood()
     for batch in batches:
-        x, c = (part.to(model.device) for part in model.get_xc(batch))
-        logits, target = model(x, c)
-        nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
-        hits = logits.argmax(-1) == target
-        nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
-        likelihood.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(label_key))
+        add_batch(likelihood, model, batch)
     return likelihood
 
 
