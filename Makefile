@@ -11,7 +11,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,eval,dev]'
 	touch $@
 
 lint: install

@@ -85,10 +85,9 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
 
 def protocol_from(args: argparse.Namespace, banks: bool = False) -> Protocol:
     """What the flags of `add_metrics` and `add_extractor` ask for."""
-    layers = dict(_layer(text) for text in args.layer)
     return Protocol(
         tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip())),
-        layers,
+        layers_from(args),
         args.isc_splits,
         args.kid_subsets,
         args.kid_subset_size,
@@ -96,6 +95,15 @@ def protocol_from(args: argparse.Namespace, banks: bool = False) -> Protocol:
         args.per_class,
         banks,
     )
+
+
+def layers_from(args: argparse.Namespace) -> dict[str, str]:
+    """The layers that `--layer` chooses, by metric.
+
+    Raises:
+        UserError: where it says no such thing.
+    """
+    return dict(_layer(text) for text in args.layer)
 
 
 def _layer(text: str) -> tuple[str, str]:
@@ -168,6 +176,26 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )
+
+
+def parse_sets(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, most: int
+) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """The flags, the positional arguments, of which there are up to `most`, and the overrides.
+
+    What has a "=" in it and is no path is an override.
+
+    Raises:
+        UserError: for an unknown flag or too many positional arguments.
+    """
+    parser.add_argument("sets", nargs="*", help=argparse.SUPPRESS)
+    args, rest = parser.parse_known_intermixed_args(argv)
+    words = [*args.sets, *rest]
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    sets = [word for word in words if word not in overrides]
+    if unknown := [word for word in words if word.startswith("-")] or sets[most:]:
+        parser.error(f"unknown argument {unknown[0]}")
+    return args, sets, overrides
 
 
 def drawing_from(

@@ -11,6 +11,7 @@ from taming.errors import UserError
 from taming.evaluation.features import METRICS, Extractor, default_layer
 from taming.evaluation.fidelity import (
     SEED,
+    FeatureBank,
     PerClass,
     frechet_distance,
     kernel_distance,
@@ -89,15 +90,14 @@ class Evaluation:
         protocol: what decides them, as JSON values.
         sets: descriptions of "samples" and "reference", with the hashes of their images.
         classes: with `per_class`, the Fréchet distance of every label.
-        samples, reference: what was gathered of them, where it was images.
+        banks: with `Protocol.banks`, the features of samples and reference.
     """
 
     metrics: dict[str, Any]
     protocol: dict[str, Any]
     sets: dict[str, dict[str, Any]]
     classes: dict[int, float]
-    samples: Gathered | None
-    reference: Gathered | None
+    banks: tuple[FeatureBank, FeatureBank] | None = None
 
 
 class FidelityEvaluator:
@@ -207,8 +207,10 @@ class FidelityEvaluator:
         classes = self._classes(gathered) if self.protocol.per_class else {}
         if classes:
             metrics["mean_fid_of_classes"] = sum(classes.values()) / len(classes)
-        images = [g if isinstance(g, Gathered) else None for g in (gathered, self._gathered)]
-        return Evaluation(metrics, self.describe(), sets, classes, *images)
+        banks = None
+        if self.protocol.banks:
+            banks = self._part("neighbours", gathered), self._part("neighbours", self._gathered)
+        return Evaluation(metrics, self.describe(), sets, classes, banks)
 
     def _metric(self, name: str, samples: Any) -> Any:
         first, second = (self._part(name, of) for of in (samples, self._gathered))

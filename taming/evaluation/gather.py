@@ -127,7 +127,7 @@ class Reading:
     _unfinished: list[str] = field(default_factory=list)
 
     def finish(self) -> None:
-        """Forget the unfinished states: the numbers are there."""
+        """Forget the unfinished states: what they were for is there."""
         if own_share()[0] == 0:
             for key in self._unfinished:
                 self.cache.forget_parts(key)
@@ -152,6 +152,7 @@ class Reading:
             self.cache.save(key_of(content=key), gathered.content.state())
             for need, part in gathered.parts.items():
                 self.cache.save(need.key(key), part.state())
+            self.finish()
         return Gathered(gathered.content, found.parts | gathered.parts)
 
     def _agreed(self, value: Any) -> Any:
@@ -179,7 +180,9 @@ class Reading:
         gathered = self._continued(key, needs, images)
         done = set(self._agreed(gathered.content.indices().tolist() if rank == 0 else None))
         timer = Timer(self.save_every)
-        with tqdm(total=images, initial=len(done), desc=label, unit="image", disable=rank > 0) as bar:
+        with tqdm(
+            total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
+        ) as bar:
             for pictures in source.batches(self.batch_size, (rank, processes), done):
                 gathered.add(pictures)
                 bar.update(min(len(pictures) * processes, images - bar.n))
@@ -223,7 +226,9 @@ class Reading:
                 joined.merge(Gathered.from_state(state, needs))
         if own_share()[0] == 0 and not joined.content.seen.all():
             lost = np.flatnonzero(~joined.content.seen)
-            raise UserError(f"{len(lost)} of {images} images did not arrive, the first is {lost[0]}")
+            raise UserError(
+                f"{len(lost)} of {images} images did not arrive, the first is {lost[0]}"
+            )
         return joined
 
 

@@ -147,6 +147,26 @@ def preset(name: str) -> Preset:
     return PRESETS[names.index(name)]
 
 
+def flags(entry: Preset) -> dict[str, object]:
+    """The flags of scripts/evaluate_fid.py that a preset sets, as far as they are published.
+
+    Raises:
+        UserError: for a preset that another script computes.
+    """
+    if entry.script != "evaluate_fid":
+        raise UserError(f"the preset {entry.name} is computed by scripts/{entry.script}.py")
+    sampler = {
+        "top_k": entry.top_k,
+        "top_p": entry.top_p,
+        "temperature": entry.temperature,
+        "reject_ratio": entry.accepted,
+        "num_samples": entry.per_class or entry.samples,
+        "split": entry.reference_split,
+    }
+    known = {name: value for name, value in sampler.items() if value is not None}
+    return {"metrics": ",".join(entry.metrics), **known}
+
+
 def rows() -> Iterator[dict[str, str]]:
     """All presets as the rows of a table."""
     for entry in PRESETS:

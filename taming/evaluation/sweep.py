@@ -1,4 +1,4 @@
-"""Which sampler settings a sweep goes through."""
+"""One run under many sampler settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from taming.config import did_you_mean
 from taming.errors import UserError
+from taming.evaluation.evaluate import Evaluation, FidelityEvaluator
 from taming.evaluation.results import flattened
-from taming.evaluation.runs import Drawing
+from taming.evaluation.runs import Drawing, RunSource
 
 SWEPT: dict[str, type[int] | type[float]] = {
     "top_k": int,
@@ -42,11 +43,27 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
     return found
 
 
-def drawings(drawing: Drawing, swept: Mapping[str, list[Any]]) -> Iterator[tuple[dict, Drawing]]:
-    """Every combination of the values, and `drawing` with it."""
-    for values in itertools.product(*swept.values()):
-        chosen = dict(zip(swept, values, strict=True))
-        yield chosen, replace(drawing, settings=replace(drawing.settings, **chosen))
+def combinations(
+    drawing: Drawing, swept: Mapping[str, list[Any]]
+) -> list[tuple[dict[str, Any], Drawing]]:
+    """Every combination of the values, and `drawing` with it.
+
+    Raises:
+        UserError: for values out of range.
+    """
+    chosen = [
+        dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())
+    ]
+    settings = drawing.settings
+    return [(c, replace(drawing, settings=replace(settings, **c))) for c in chosen]
+
+
+def evaluate_sweep(
+    evaluator: FidelityEvaluator, run: RunSource, swept: Mapping[str, list[Any]]
+) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
+    """The settings and the numbers of every combination; what is drawn is not kept."""
+    for chosen, drawing in combinations(run.drawing, swept):
+        yield chosen, evaluator(run.with_drawing(drawing))
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def parse(
     return args, rest
 
 
-def add_drawing(parser: argparse.ArgumentParser, top_k: int, batch_size: int = 25) -> None:
+def add_drawing(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, top_k: int, batch_size: int = 25
+) -> None:
     """The flags that say how tokens are drawn."""
     parser.add_argument(
         "--batch_size",
