@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ from taming.evaluation import transformer
 from taming.evaluation.cache import Cache, cache_folder
 from taming.evaluation.likelihood import score_transformer
 from taming.evaluation.results import read_result
+from tests.evaluation.two import in_two_processes
 from tests.sampling.tiny import tiny_model, tiny_run
-from tests.training.small import ROOT
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -86,17 +84,8 @@ def test_numbers_tables_and_plots(run: Path, capsys: pytest.CaptureFixture[str])
 
 def test_batches_workers_and_processes_change_nothing(run: Path) -> None:
     one = evaluate(run, "--batch_size", "1")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += ["2", "scripts/evaluate_transformer.py", "-r", str(run)]
-    subprocess.run(
-        [*command, "--device", "cpu", "--workers", "1", "--batch_size", "4"],
-        cwd=ROOT,
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    flags = ["--device", "cpu", "--workers", "1", "--batch_size", "4"]
+    in_two_processes(main, ["-r", str(run), *flags])
     two = read_result(run / "evaluation" / "transformer.json")
     assert two["hardware"]["processes"] == 2
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
