@@ -22,8 +22,9 @@ from taming.evaluation.arguments import (
     reading_from,
     source_for,
 )
-from taming.evaluation.evaluate import Protocol, describe
+from taming.evaluation.evaluate import describe
 from taming.evaluation.gather import Need
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.results import versions
 from taming.evaluation.statistics import Statistics
 from taming.sampling.load import choose_device, own_share

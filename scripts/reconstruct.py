@@ -57,12 +57,11 @@ def list_images(args: Namespace) -> list[str]:
 
 def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
     """Paths below the folder, and images [1, C, H, W] in whole tokens."""
-    channels = model.encoder.conv_in.in_channels
     for path in paths:
-        picture = read_picture(path, channels)
+        picture = read_picture(path, model.channels)
         picture = picture if args.size is None else resized(picture, (args.size, args.size))
         name = str(Path(path).relative_to(args.folder))
-        yield name, cut_to_tokens(picture, 2 ** (model.decoder.num_resolutions - 1))
+        yield name, cut_to_tokens(picture, model.factor)
 
 
 def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:

@@ -13,9 +13,10 @@ import torch
 
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
-from taming.evaluation.evaluate import ImageSet, Protocol, needed_layers
+from taming.evaluation.evaluate import ImageSet, needed_layers
 from taming.evaluation.features import INCEPTION, Extractor
 from taming.evaluation.gather import Reading
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.runs import Drawing, RunSource
 from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.evaluation.statistics import Statistics

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -65,6 +65,38 @@ class Need:
             accumulator.add(torch.tensor([picture.index for picture in pictures]), rows)
 
 
+class Tally(Protocol):
+    """What is counted of a set of images, in parts that can be merged and kept."""
+
+    content: Content
+
+    def add(self, pictures: Sequence[Picture]) -> None:
+        """Count pictures of one size."""
+
+    def merge(self, other: Any) -> None:
+        """Add what another tally counted of other images of the same set."""
+
+    def state(self) -> State:
+        """All of it as arrays."""
+
+
+T = TypeVar("T", bound=Tally)
+
+
+def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
+    """{"a/b": array} of {"a": {"b": array}}."""
+    return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+
+
+def split_states(state: Mapping[str, np.ndarray]) -> dict[str, State]:
+    """The inverse of `joined_states`, but for empty states."""
+    states: dict[str, State] = {}
+    for path, array in state.items():
+        name, _, key = path.partition("/")
+        states.setdefault(name, {})[key] = array
+    return states
+
+
 @dataclass
 class Gathered:
     """Of a set of images: what they are, and an accumulator for each need."""
@@ -95,15 +127,12 @@ class Gathered:
         """Arrays for `from_state`."""
         states = {"content": self.content.state()}
         states |= {f"{n}": part.state() for n, part in enumerate(self.parts.values())}
-        return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+        return joined_states(states)
 
     @classmethod
     def from_state(cls, state: State, needs: Sequence[Need]) -> Gathered:
         """What had this state, of the same needs in the same order."""
-        states: dict[str, State] = {}
-        for path, array in state.items():
-            name, _, key = path.partition("/")
-            states.setdefault(name, {})[key] = array
+        states = split_states(state)
         parts = {
             need: KINDS[need.kind].from_state(states.get(f"{n}", {}))  # type: ignore[attr-defined]
             for n, need in enumerate(needs)
@@ -174,60 +203,79 @@ class Reading:
     def _read(
         self, source: ImageSource, needs: Sequence[Need], content_key: str, label: str
     ) -> Gathered:
+        def restored(state: State | None) -> Gathered:
+            if state is None:
+                return Gathered.nothing(needs, len(source))
+            return Gathered.from_state(state, needs)
+
         key = key_of(unfinished=[need.key(content_key) for need in needs])
+        return self.collect(source, key, label, restored)
+
+    def collect(
+        self, source: ImageSource, key: str, label: str, restored: Callable[[State | None], T]
+    ) -> T:
+        """A tally of all images of a set; complete in the process of rank 0 alone.
+
+        Args:
+            key: hash of all that decides the tally, under which an unfinished one is kept; that of
+                rank 0 counts.
+            label: of the progress bar.
+            restored: the tally that had this state; of no images for None.
+        """
+        key = self._agreed(key)
         self._unfinished.append(key)
         images, (rank, processes) = len(source), own_share()
-        gathered = self._continued(key, needs, images)
-        done = set(self._agreed(gathered.content.indices().tolist() if rank == 0 else None))
+        tally = self._continued(key, restored, images)
+        done = set(self._agreed(tally.content.indices().tolist() if rank == 0 else None))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
         ) as bar:
             for pictures in source.batches(self.batch_size, (rank, processes), done):
-                gathered.add(pictures)
+                tally.add(pictures)
                 bar.update(min(len(pictures) * processes, images - bar.n))
                 if timer.due():
-                    timer.saved(self._save(key, gathered))
-        self._save(key, gathered)
-        return self._joined(gathered, needs, images)
+                    timer.saved(self._save(key, tally))
+        self._save(key, tally)
+        return self._joined(tally, restored)
 
-    def _save(self, key: str, gathered: Gathered) -> float:
+    def _save(self, key: str, tally: Tally) -> float:
         start = time.monotonic()
         if self.cache.enabled:
-            self.cache.save_part(key, own_share()[0], gathered.state())
+            self.cache.save_part(key, own_share()[0], tally.state())
         return time.monotonic() - start
 
-    def _continued(self, key: str, needs: Sequence[Need], images: int) -> Gathered:
+    def _continued(self, key: str, restored: Callable[[State | None], T], images: int) -> T:
         """What an interrupted evaluation has, for rank 0; nothing for the others.
 
         A process may have been stopped while parts were being joined: the largest part counts, and
         those that share no image with it.
         """
-        gathered = Gathered.nothing(needs, images)
+        tally = restored(None)
         if own_share()[0] > 0:
-            return gathered
-        parts = [Gathered.from_state(state, needs) for state in self.cache.parts(key)]
+            return tally
+        parts = [restored(state) for state in self.cache.parts(key)]
         for part in sorted(parts, key=lambda part: -int(part.content.seen.sum())):
             if len(part.content.seen) == images:
-                if not (part.content.seen & gathered.content.seen).any():
-                    gathered.merge(part)
+                if not (part.content.seen & tally.content.seen).any():
+                    tally.merge(part)
         if parts:
-            self._save(key, gathered)
+            self._save(key, tally)
             self.cache.forget_parts(key, but=0)
-        return gathered
+        return tally
 
-    def _joined(self, gathered: Gathered, needs: Sequence[Need], images: int) -> Gathered:
-        if own_share()[1] == 1:
-            joined = gathered
-        else:
-            states = gather_states(gathered.state())
-            joined = Gathered.nothing(needs, images)
+    def _joined(self, tally: T, restored: Callable[[State | None], T]) -> T:
+        joined = tally
+        if own_share()[1] > 1:
+            states = gather_states(tally.state())
+            joined = restored(None)
             for state in states if own_share()[0] == 0 else []:
-                joined.merge(Gathered.from_state(state, needs))
+                joined.merge(restored(state))
         if own_share()[0] == 0 and not joined.content.seen.all():
             lost = np.flatnonzero(~joined.content.seen)
             raise UserError(
-                f"{len(lost)} of {images} images did not arrive, the first is {lost[0]}"
+                f"{len(lost)} of {len(joined.content.seen)} images did not arrive, the first is "
+                f"{lost[0]}"
             )
         return joined
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.evaluation.pairs import PairAccumulator
+from taming.evaluation.precision import computing_in
 from taming.models.codes import CodeHistogram
 
 Batches = Iterable[Mapping[str, Any]]
@@ -18,11 +19,11 @@ Batches = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class FirstStageScores:
-    """Of a first stage on `images` images in [-1, 1].
+    """Of a first stage on `images` images; `PairAccumulator` says how images are compared.
 
     Attributes:
-        l1: mean absolute difference between image and reconstruction.
-        psnr: dB, from the mean squared error over all images, for a range of 2.
+        l1: mean absolute difference between image and reconstruction, in units of [-1, 1].
+        psnr: dB, the mean over images.
         codebook_usage: share of the codebook that occurs among the images' indices.
         codebook_perplexity: exp(entropy) of the indices' distribution.
     """
@@ -35,6 +36,13 @@ class FirstStageScores:
 
 
 @torch.no_grad()
+def reconstruct(model: Any, x: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Codebook indices [B, h, w] of images [B, C, H, W], and the float32 images of those."""
+    with computing_in(dtype, x.device):
+        indices = model.encode_to_indices(x)
+        return indices, model.decode_indices(indices).float()
+
+
 def score_first_stage(
     model: Any,
     batches: Batches,
@@ -45,22 +53,18 @@ def score_first_stage(
 
     `on_batch` gets the images and the reconstructions [B, C, H, W] of each batch.
     """
-    count, absolute, squared, values = 0, 0.0, 0.0, 0
-    codes = CodeHistogram(model.quantize.n_e)
+    count, pairs, codes = 0, PairAccumulator(()), CodeHistogram(model.quantize.n_e)
     device = next(iter(model.state_dict().values())).device
     for batch in batches:
         x = model.get_input(batch, image_key).to(device)
-        indices = model.encode_to_indices(x)
-        reconstructions = model.decode_indices(indices)
+        indices, reconstructions = reconstruct(model, x)
         if on_batch is not None:
             on_batch(x, reconstructions)
-        difference = (reconstructions - x).double()
         codes.add(indices)
-        count, values = count + len(x), values + x.numel()
-        absolute += float(difference.abs().sum())
-        squared += float(difference.square().sum())
+        pairs.add(range(count, count + len(x)), x, reconstructions)
+        count += len(x)
     if not count:
         raise UserError("there are no images to evaluate; check the data section of the config")
+    means = pairs.summary()
     usage, perplexity = codes.summary()
-    psnr = 10 * math.log10(4 * values / squared) if squared else math.inf
-    return FirstStageScores(count, absolute / values, psnr, usage, perplexity)
+    return FirstStageScores(count, means["l1"], means["psnr"], usage, perplexity)

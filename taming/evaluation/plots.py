@@ -72,6 +72,23 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Pa
     return _save(figure, path)
 
 
+def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
+    """How often each code occurs, codes from the commonest to the rarest: a panel per name.
+
+    Codes that do not occur are where the curve has ended; the line is where all would be alike.
+    """
+    figure, charts = _figure(4.5 * len(counts), 3.5, len(counts))
+    for (name, found), axes in zip(counts.items(), charts, strict=True):
+        shares = np.sort(found)[::-1] / max(found.sum(), 1)
+        used = shares[shares > 0]
+        axes.fill_between(np.arange(len(used)), used, used.min(initial=1) / 2, step="post")
+        axes.axhline(1 / len(found), color="black", linewidth=0.8, linestyle="--")
+        axes.set(xlim=(0, len(found)), yscale="log", title=name)
+        axes.set_xlabel(f"the {len(found)} codes, the commonest first")
+        axes.set_ylabel("share of all")
+    return _save(figure, path)
+
+
 @dataclass(frozen=True)
 class _AllBut(Container[int]):
     wanted: Collection[int]

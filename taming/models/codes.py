@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.models.batches import channels_first
@@ -31,6 +31,7 @@ class CodesInterface:
 
     encode: Any
     decode: Any
+    encoder: Any
     quantize: Any
     decoder: Any
 
@@ -55,6 +56,17 @@ class CodesInterface:
         """The published name of `decode_indices`."""
         return self.decode_indices(code_b)
 
+    @property
+    def factor(self) -> int:
+        """Pixels per code, along a side."""
+        return 2 ** (self.decoder.num_resolutions - 1)
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
+        return next(convolutions).in_channels
+
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the config."""
         return self.quantize.e_dim, *self.decoder.z_shape[2:]
@@ -68,16 +80,38 @@ class CodeHistogram:
         self.counts: Tensor | None = None
 
     def add(self, indices: Tensor) -> None:
-        counts = torch.bincount(indices.reshape(-1), minlength=self.n_codes)
+        self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
+
+    def add_counts(self, counts: Tensor) -> None:
+        """Add what another histogram has counted, int64 [n_codes]."""
         self.counts = counts if self.counts is None else self.counts + counts
 
-    def summary(self) -> tuple[float, float]:
-        """(share of the codebook in use, perplexity of the code distribution); starts anew."""
-        counts = torch.zeros(self.n_codes) if self.counts is None else self.counts
+    def counts_so_far(self) -> Tensor:
+        """How often this process has met each code, int64 [n_codes]."""
+        if self.counts is None:
+            return torch.zeros(self.n_codes, dtype=torch.long)
+        return self.counts
+
+    def take(self) -> Tensor:
+        """`counts_so_far`; starts anew."""
+        counts = self.counts_so_far()
         self.counts = None
+        return counts
+
+    def summary(self) -> tuple[float, float]:
+        """`codebook_use` of what all processes have counted; starts anew."""
+        counts = self.take()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
-        counts = counts.cpu()
-        share = counts.double() / counts.sum().clamp_min(1)
-        entropy = -torch.xlogy(share, share).sum()
-        return float((counts > 0).double().mean()), float(entropy.exp())
+        return codebook_use(counts)
+
+
+def codebook_use(counts: Tensor) -> tuple[float, float]:
+    """(share of the codebook in use, perplexity of the code distribution) of counts [n_codes].
+
+    The perplexity is exp(entropy): n_codes if all are used equally, 1 if one is.
+    """
+    counts = counts.cpu()
+    share = counts.double() / counts.sum().clamp_min(1)
+    entropy = -torch.xlogy(share, share).sum()
+    return float((counts > 0).double().mean()), float(entropy.exp())

@@ -16,11 +16,11 @@ from taming.evaluation.cache import Cache
 from taming.evaluation.evaluate import (
     Evaluation,
     FidelityEvaluator,
-    Protocol,
     evaluate_fidelity,
 )
 from taming.evaluation.features import Extractor
 from taming.evaluation.gather import Need, Reading
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.sources import FolderSource, Picture
 from taming.evaluation.statistics import Statistics
 from tests.evaluation.images import write_classes, write_images

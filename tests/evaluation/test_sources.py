@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 from torch_fidelity.utils import glob_samples_paths
+from torchvision import models
 
 from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import source_for
 from taming.evaluation.content import Content, Picture
+from taming.evaluation.loading import by_size
 from taming.evaluation.runs import Drawing, RunSource
-from taming.evaluation.sources import DatasetSource, FolderSource, by_size
+from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.sampling import SampleSettings
 from tests.evaluation.images import pixels, write_classes, write_images
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
@@ -242,6 +245,24 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     torch.save(checkpoint, same / "checkpoints" / "last.ckpt")
     assert RunSource(same, DRAWING).content_key() != source.content_key()
     assert RunSource(same, DRAWING).describe()["checkpoint_hash"] != about["checkpoint_hash"]
+
+
+def test_rejection(run: Path, tmp_path: Path) -> None:
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
+    source = RunSource(run, replace(DRAWING, ratio=0.5, classifier=classifier))
+    whole = pictures(source)
+    assert sorted(whole) == list(range(6))
+    plain = pictures(RunSource(run, DRAWING))
+    assert any(not torch.equal(whole[n].pixels, plain[n].pixels) for n in range(6))
+    part = pictures(source, share=(1, 2), skip={1})
+    assert part and 1 not in part
+    assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
+    assert sorted([*part, 1, *pictures(source, share=(0, 2))]) == list(range(6))
+    key = source.content_key()
+    torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
+    assert RunSource(run, source.drawing).content_key() != key
 
 
 def test_unconditional_run(tmp_path: Path) -> None:

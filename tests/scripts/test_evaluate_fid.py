@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from multiprocessing import get_context
 from pathlib import Path
@@ -209,24 +210,35 @@ def test_one_sentence(
     assert message in fails(capsys, *words, *extractor)
 
 
-def process(rank: int, port: int, argv: list[str]) -> None:
+def process(rank: int, port: int, argv: list[str], variables: dict[str, str]) -> None:
     torch.set_num_threads(1)  # those of the parent are not here
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
     main(argv)
 
 
-def in_two_processes(argv: list[str]) -> None:
+def in_two_processes(argv: list[str], **variables: str) -> list[int | None]:
+    """Exit codes; a process that is left alone is ended, as torchrun does it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     fork = get_context("fork")
-    processes = [fork.Process(target=process, args=(rank, port, argv)) for rank in range(2)]
+    arguments = [(rank, port, argv, variables) for rank in range(2)]
+    processes = [fork.Process(target=process, args=args) for args in arguments]
     for one in processes:
         one.start()
     for one in processes:
-        one.join(120)
-    assert [one.exitcode for one in processes] == [0, 0]
+        one.join(60)
+        one.kill()
+        one.join()
+    return [one.exitcode for one in processes]
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in flattened(expected["metrics"]):
+        assert dict(flattened(found["metrics"]))[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+    for role in ("samples", "reference"):
+        assert found["sets"][role]["fingerprint"] == expected["sets"][role]["fingerprint"]
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -234,11 +246,28 @@ def test_two_processes(run: str, classes: tuple[str, str], tmp_path: Path, drawn
     samples = [run, "-n", "5", "--classes", "0,2"] if drawn else [classes[0]]
     flags = [*samples, classes[1], "--metrics", "fid,isc,kid,prc", *SMALL, "--per_class"]
     alone = evaluate(tmp_path / "alone", *flags, "--no_cache")
-    in_two_processes([*flags, *TINY, "-o", str(tmp_path / "two")])
+    assert in_two_processes([*flags, *TINY, "-o", str(tmp_path / "two")]) == [0, 0]
     (path,) = (tmp_path / "two").glob("*.json")
     found = read_result(path)
     assert found["hardware"]["processes"] == 2
-    for name, value in flattened(alone["metrics"]):
-        assert dict(flattened(found["metrics"]))[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
-    for role in ("samples", "reference"):
-        assert found["sets"][role]["fingerprint"] == alone["sets"][role]["fingerprint"]
+    assert_same(found, alone)
+
+
+def test_two_killed_processes_are_continued_by_one(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = write_images(tmp_path / "a", 30), write_images(tmp_path / "b", 20, seed=100)
+    sets = [str(a), str(b), "--metrics", "fid,kid", *SMALL, "--save_every", "0"]
+    argv = [*sets, "--extractor", "tests.evaluation.images:FatalExtractor", "--device", "cpu"]
+    log = tmp_path / "log.txt"
+    kill = {"TINY_LOG": str(log), "TINY_KILL_AT": "20"}  # each has 10 of b, then 15 of a
+    codes = in_two_processes([*argv, "-o", str(tmp_path / "two")], **kill)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+    assert len(list(cache.glob("*.partial.*.npz"))) == 2
+    log.unlink()
+    monkeypatch.setenv("TINY_LOG", str(log))
+    main([*argv, "-o", str(tmp_path / "out")])
+    assert sum(map(int, log.read_text().split())) == 30 - 2 * 8
+    assert not list(cache.glob("*.partial.*.npz"))
+    found = read_result(next((tmp_path / "out").glob("*.json")))
+    assert_same(found, evaluate(tmp_path / "alone", *sets, "--no_cache"))

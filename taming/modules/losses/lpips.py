@@ -1,4 +1,4 @@
-"""LPIPS, a perceptual distance by calibrated VGG16 features (arXiv 1801.03924, equation 1)."""
+"""LPIPS, a perceptual distance by calibrated features (arXiv 1801.03924, equation 1)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.modules.losses.lpips_weights import calibrated_layers, vgg16_features
+from taming.modules.losses.lpips_weights import backbone_features, calibrated_layers
 from taming.modules.util import without_autocast
 
 # Widths of VGG16's convolutions up to each of the five ReLUs that are compared.
 SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-SMALLEST_IMAGE = 16  # four poolings
+# AlexNet's convolutions, (width, kernel, stride, padding), each of which makes a slice.
+ALEXNET = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+SMALLEST_IMAGES = {"vgg": 16, "alex": 31}  # pixels a side of which the poolings leave something
 
 
 def normalize_tensor(x: Tensor, eps: float = 1e-10) -> Tensor:
@@ -35,7 +37,7 @@ class _EmptyConv(nn.Conv2d):
 
 
 class ScalingLayer(nn.Module):
-    """Images in [-1, 1] -> the range VGG16 was trained on; one channel becomes three."""
+    """Images in [-1, 1] -> the range of the backbones; one channel becomes three."""
 
     shift: Tensor
     scale: Tensor
@@ -49,8 +51,22 @@ class ScalingLayer(nn.Module):
         return (images - self.shift) / self.scale
 
 
-class VGG16Slices(nn.Module):
-    """VGG16's convolutions in five slices; modules bear torchvision's numbers."""
+class _Slices(nn.Module):
+    """Convolutions in slices, the outputs of which are compared; modules bear torchvision's
+    numbers."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for slice_ in self.children():
+            x = slice_(x)
+            features.append(x)
+        return features
+
+
+class VGG16Slices(_Slices):
+    """VGG16's convolutions in five slices."""
+
+    widths = tuple(widths[-1] for widths in SLICES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,12 +82,24 @@ class VGG16Slices(nn.Module):
                 number, before = number + 2, width
             self.add_module(f"slice{index}", slice_)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for slice_ in self.children():
-            x = slice_(x)
-            features.append(x)
-        return features
+
+class AlexNetSlices(_Slices):
+    """AlexNet's convolutions in five slices."""
+
+    widths = tuple(width for width, *_ in ALEXNET)
+
+    def __init__(self) -> None:
+        super().__init__()
+        number, before = 0, 3
+        for index, (width, kernel, stride, padding) in enumerate(ALEXNET, start=1):
+            slice_ = nn.Sequential()
+            if index in (2, 3):
+                slice_.add_module(str(number), nn.MaxPool2d(3, stride=2))
+                number += 1
+            slice_.add_module(str(number), _EmptyConv(before, width, kernel, stride, padding))
+            slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
+            number, before = number + 2, width
+            self.add_module(f"slice{index}", slice_)
 
 
 class CalibratedLayer(nn.Module):
@@ -91,14 +119,17 @@ class LPIPS(nn.Module):
 
     Construction needs no files: all weights are zero until `prepare` or a checkpoint fills them,
     and `forward` refuses to work with zeros. An image that needs no gradient costs no graph.
+
+    The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, net: str = "vgg") -> None:
         super().__init__()
+        self.backbone = net
         self.scaling_layer = ScalingLayer()
-        self.net = VGG16Slices()
-        for index, widths in enumerate(SLICES):
-            self.add_module(f"lin{index}", CalibratedLayer(widths[-1]))
+        self.net = VGG16Slices() if net == "vgg" else AlexNetSlices()
+        for index, width in enumerate(self.net.widths):
+            self.add_module(f"lin{index}", CalibratedLayer(width))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)
         self.requires_grad_(False)
@@ -116,17 +147,24 @@ class LPIPS(nn.Module):
         return self._known_ready
 
     @torch.no_grad()
-    def prepare(self, vgg_path: str | None = None) -> None:
-        """Load what no checkpoint has brought; see `vgg16_features` for where it looks."""
+    def prepare(self, path: str | None = None) -> None:
+        """Load what no checkpoint has brought; see `backbone_file` for where it looks."""
         if self.ready:
             return
-        weights = calibrated_layers()
-        for name, tensor in vgg16_features(vgg_path).items():
+        try:
+            weights = calibrated_layers(self.backbone) | self._backbone_weights(path)
+        except UserError as error:
+            raise UserError(f"{error}, or train without by perceptual_weight: 0") from error
+        for name, parameter in self.named_parameters():
+            parameter.copy_(weights[name])
+
+    def _backbone_weights(self, path: str | None) -> dict[str, Tensor]:
+        weights = {}
+        for name, tensor in backbone_features(self.backbone, path).items():
             number = name.split(".")[1]
             index = next(i for i, s in enumerate(self.net.children(), 1) if number in s._modules)
             weights[name.replace("features", f"net.slice{index}")] = tensor
-        for name, parameter in self.named_parameters():
-            parameter.copy_(weights[name])
+        return weights
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         self._check(input)
@@ -145,9 +183,10 @@ class LPIPS(nn.Module):
         if not self.ready:
             raise RuntimeError("LPIPS has no weights yet: call prepare() or load a checkpoint")
         _, channels, height, width = images.shape
-        if channels not in (1, 3) or min(height, width) < SMALLEST_IMAGE:
+        smallest = SMALLEST_IMAGES[self.backbone]
+        if channels not in (1, 3) or min(height, width) < smallest:
             raise UserError(
-                f"the perceptual loss takes 1 or 3 channels and at least {SMALLEST_IMAGE} pixels a "
+                f"the perceptual loss takes 1 or 3 channels and at least {smallest} pixels a "
                 f"side, not {channels} channels of {height}x{width}; set perceptual_weight: 0"
             )
 

@@ -1,19 +1,18 @@
-import hashlib
 from urllib.error import URLError
 
 import pytest
 import torch
 
 from taming.errors import UserError
-from taming.modules.losses import lpips_weights
 from taming.modules.losses.lpips import LPIPS, normalize_tensor, spatial_average
 from taming.modules.losses.lpips_weights import calibrated_layers
+from tests.modules.losses.backbones import backbone_file
 from tests.support import assert_close, fill_by_name
 
 
-def filled():
+def filled(net="vgg"):
     """With weights that make positive distances, as the calibrated layers do."""
-    loss = fill_by_name(LPIPS())
+    loss = fill_by_name(LPIPS(net))
     for index in range(5):
         getattr(loss, f"lin{index}").model[0].weight.abs_()
     return loss
@@ -22,25 +21,16 @@ def filled():
 @pytest.fixture
 def vgg_file(tmp_path, monkeypatch):
     """A file like torchvision's VGG16, which passes for the real one."""
-    torch.manual_seed(0)
-    weights = {"classifier.0.weight": torch.zeros(3)}
-    for name, parameter in LPIPS().net.named_parameters():
-        _, number, kind = name.split(".")
-        weights[f"features.{number}.{kind}"] = 0.02 * torch.randn(parameter.shape)
-    path = tmp_path / "vgg.pth"
-    torch.save(weights, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(lpips_weights, "VGG16_HASH", digest[:8])
-    monkeypatch.delenv("TAMING_VGG16", raising=False)
-    return path
+    return backbone_file("vgg", tmp_path, monkeypatch)
 
 
-def test_equals_the_lpips_package():
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_equals_the_lpips_package(net):
     import lpips
 
     torch.manual_seed(0)
-    theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
-    ours = LPIPS()
+    theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
+    ours = LPIPS(net)
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("lins.")}
     ours.load_state_dict(state, strict=True)
     first, second = torch.rand(2, 2, 3, 32, 48) * 2 - 1
@@ -69,10 +59,19 @@ def test_one_channel_counts_as_grey():
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 3, 8, 32)])
-def test_other_images_are_refused(shape):
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [("vgg", (1, 2, 32, 32)), ("vgg", (1, 3, 15, 32)), ("alex", (1, 3, 32, 30))],
+)
+def test_other_images_are_refused(net, shape):
     with pytest.raises(UserError, match="perceptual_weight: 0"):
-        filled()(torch.rand(shape), torch.rand(shape))
+        filled(net)(torch.rand(shape), torch.rand(shape))
+
+
+@pytest.mark.parametrize(("net", "side"), [("vgg", 16), ("alex", 31)])
+def test_the_smallest_images(net, side):
+    first, second = torch.rand(2, 1, 3, side, side)
+    assert filled(net)(first, second) > 0
 
 
 def test_gradients_are_finite_where_all_features_are_zero():
@@ -142,6 +141,22 @@ def test_prepare_finds_the_backbone(vgg_file, monkeypatch, tmp_path, way):
     assert torch.equal(state["lin3.model.1.weight"], calibrated_layers()["lin3.model.1.weight"])
     assert 0.019 < state["net.slice5.28.weight"].std() < 0.021
     assert loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)) > 0
+
+
+def test_prepare_finds_alexnet(monkeypatch, tmp_path):
+    path = backbone_file("alex", tmp_path, monkeypatch)
+    loss = LPIPS("alex")
+    with pytest.raises(UserError, match="not torchvision's AlexNet"):
+        (tmp_path / "other.pth").write_bytes(b"other")
+        loss.prepare(str(tmp_path / "other.pth"))
+    monkeypatch.setenv("TAMING_ALEXNET", str(path))
+    loss.prepare()
+    state, weights = loss.state_dict(), torch.load(path)
+    assert torch.equal(
+        state["lin3.model.1.weight"], calibrated_layers("alex")["lin3.model.1.weight"]
+    )
+    for place, name in (("slice2.3", "3"), ("slice4.8", "8"), ("slice5.10", "10")):
+        assert torch.equal(state[f"net.{place}.weight"], weights[f"features.{name}.weight"])
 
 
 def test_prepare_keeps_what_a_checkpoint_brought():

@@ -1,0 +1,97 @@
+"""First stages from their runs, to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from taming.checkpoint import Run, run_config
+from taming.downloads import file_hash
+from taming.errors import UserError
+from taming.models.codes import CodesInterface
+from taming.sampling.load import load_first_stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A first stage, and the run that it is from.
+
+    Attributes:
+        name: the run's folder, and its checkpoint where two are from one folder.
+        model: on the CPU until it is evaluated.
+        config: the run's whole config.
+    """
+
+    name: str
+    model: Any
+    run: Run
+    global_step: int
+    config: Any
+
+    @classmethod
+    def load(
+        cls, path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    ) -> Stage:
+        """The first stage of a run, which may be a transformer's.
+
+        Raises:
+            UserError: where there is no such run, or it has no codes.
+        """
+        model, run, step = load_first_stage(path, base, "cpu", overrides)
+        if not isinstance(model, CodesInterface):
+            raise UserError(f"{path}: {type(model).__name__} is no first stage with a codebook")
+        return cls(run.folder.resolve().name, model, run, step, run_config(run, base, overrides))
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        """SHA-256 of the checkpoint's file."""
+        return file_hash(self.run.checkpoint)
+
+    @property
+    def pictorial(self) -> bool:
+        """Whether it takes pictures, of 1 or 3 channels, and not segmentations."""
+        return self.model.channels in (1, 3)
+
+    @property
+    def image_key(self) -> str:
+        """The entry of a dataset's items that it is for."""
+        return getattr(self.model, "image_key", "image")
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "kind": "reconstructions",
+            "path": str(self.run.folder),
+            "checkpoint": self.run.checkpoint.name,
+            "checkpoint_hash": self.checkpoint_hash,
+            "global_step": self.global_step,
+            "model": type(self.model).__name__,
+            "f": self.model.factor,
+            "codes": self.model.quantize.n_e,
+        }
+
+
+def load_stages(
+    paths: Sequence[str | Path], base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> list[Stage]:
+    """The first stages of runs, under names that differ.
+
+    Raises:
+        UserError: for runs that cannot be read, and first stages of different kinds of images.
+    """
+    stages: list[Stage] = []
+    for path in paths:
+        stage = Stage.load(path, base, overrides)
+        taken = [other.name for other in stages]
+        name = stage.name
+        if name in taken:
+            name = f"{name} {stage.run.checkpoint.stem}"
+        copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
+        stages.append(replace(stage, name=f"{name} ({copies + 1})" if copies else name))
+    kinds = {None if stage.pictorial else stage.model.channels for stage in stages}
+    if len(kinds) > 1:
+        raise UserError("first stages of pictures and of segmentations cannot be compared")
+    return stages
