@@ -31,12 +31,15 @@ def test_first_stage_scores_are_those_of_all_images() -> None:
     stage = model.first_stage_model
     scores = score_first_stage(stage, batches)
     x = torch.cat([batch["image"] for batch in batches]).permute(0, 3, 1, 2)
-    difference = (stage(x)[0] - x).double()
+    reconstructions = stage(x)[0]
     indices = stage.encode_to_indices(x)
+    # Of the 8-bit images, as they would be saved.
+    first, second = (((y + 1) * 127.5).round().clamp(0, 255) for y in (x, reconstructions))
+    difference = (first - second).double() / 127.5
     assert scores.images == 6
     assert math.isclose(scores.l1, float(difference.abs().mean()), rel_tol=1e-5)
-    mse = float(difference.square().mean())
-    assert math.isclose(scores.psnr, 10 * math.log10(4 / mse), rel_tol=1e-5)
+    psnr = 10 * torch.log10(4 / difference.square().flatten(1).mean(dim=1))
+    assert math.isclose(scores.psnr, float(psnr.mean()), rel_tol=1e-5)
     assert scores.codebook_usage == len(indices.unique()) / 40
     share = torch.bincount(indices.flatten(), minlength=40) / indices.numel()
     entropy = -sum(float(p * p.log()) for p in share if p > 0)
