@@ -25,9 +25,14 @@ from taming.config import plain, without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.cache import SAVE_EVERY, Cache, key_of
+from taming.evaluation.gather import Reading
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.transformer import Measured, TransformerReading
+from taming.evaluation.transformer import (
+    TransformerData,
+    TransformerTally,
+    evaluate_transformer,
+)
 from taming.sampling.arguments import make_parser, parse
 from taming.sampling.examples import data_config, open_dataset
 from taming.sampling.load import choose_device, choose_dtype, load_transformer, own_share
@@ -64,13 +69,13 @@ def open_images(args: Namespace, data: Any) -> Any:
     return Subset(dataset, range(min(len(dataset), args.num_images or len(dataset))))
 
 
-def describe(measured: Measured, args: Namespace, data: Any) -> dict[str, Any]:
+def describe(measured: TransformerTally, args: Namespace, data: Any) -> dict[str, Any]:
     split = args.split or next(s for s in ("validation", "train", "test") if data.params.get(s))
     about = {"kind": "dataset", "split": split, "dataset": plain(data.params[split])}
     return {**about, "seed": args.seed, **measured.content.describe()}
 
 
-def write(result: dict[str, Any], measured: Measured, outdir: Path) -> Path:
+def write(result: dict[str, Any], measured: TransformerTally, outdir: Path) -> Path:
     """All files of a result; returns the JSON's path."""
     path = outdir / "transformer.json"
     likelihood, classes = measured.likelihood, measured.likelihood.by_class()
@@ -95,11 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset, checkpoint = open_images(args, data), file_hash(run.checkpoint)
     config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))
-    cache = Cache(enabled=not args.no_cache)
-    reading = TransformerReading(
-        model, dataset, identity, args.batch_size, args.workers, cache, args.save_every
-    )
-    measured = reading()
+    reading = Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
+    images = TransformerData(dataset, model, args.workers)
+    measured = evaluate_transformer(model, images, identity, reading)
+    reading.finish()
     if own_share()[0] > 0:
         return
     scores = asdict(measured.likelihood.scores(model.n_codes))

@@ -89,7 +89,7 @@ def judge(
     evaluator = FidelityEvaluator(
         training, extractor, protocol, reading=Reading(cache=Cache(enabled=False))
     )
-    found = Judgement({"by": BY}, {"trained_on": "reference", "seed": SEED, "weights": WEIGHTS})
+    found = Judgement({"by": BY}, {"trained_on": "reference", "training_seed": SEED})
     for name, images in sets.items():
         evaluation = evaluator(images)
         assert evaluation is not None  # there is one process
