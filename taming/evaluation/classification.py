@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.cache import State, key_of
+from taming.evaluation.content import Content, Picture
+from taming.evaluation.gather import Reading, joined_states, split_states
+from taming.evaluation.small_classifier import SmallClassifier
+from taming.evaluation.sources import ImageSource
+from taming.sampling.load import own_share
 from taming.sampling.rejection import Classifier, require_known
 
 Probabilities = Callable[[Tensor], Tensor]
@@ -93,7 +101,96 @@ def measure_accuracy(classify: Probabilities, batches: Labelled) -> Classificati
     return accuracy
 
 
-def torchvision_classifier(name: str, device: torch.device) -> Probabilities:
-    """A torchvision classifier, `resnet101` or `resnet18:FILE`; see `Classifier`."""
+class AccuracyTally:
+    """Accuracies of a set of images; see `taming.evaluation.gather.Tally`.
+
+    Args:
+        classify: gives the probabilities.
+        images: number of images of the set.
+    """
+
+    def __init__(self, classify: Probabilities, images: int) -> None:
+        self.classify = classify
+        self.content, self.accuracy = Content(images), ClassificationAccuracy()
+
+    def add(self, pictures: Sequence[Picture]) -> None:
+        """Classify pictures of one size."""
+        labels = [-1 if picture.label is None else picture.label for picture in pictures]
+        images = torch.stack([picture.pixels for picture in pictures])
+        self.accuracy.add(self.classify(images), torch.tensor(labels))
+        self.content.add(pictures)
+
+    def merge(self, other: AccuracyTally) -> None:
+        """Add what `other` counted of other images of the set."""
+        self.content.merge(other.content)
+        self.accuracy.merge(other.accuracy)
+
+    def state(self) -> State:
+        """All of it as arrays."""
+        parts = {"content": self.content.state(), "accuracy": self.accuracy.state()}
+        return joined_states(parts)
+
+    def restore(self, state: State) -> None:
+        """Be what `state` was taken of."""
+        parts = split_states(state)
+        self.content = Content.from_state(parts["content"])
+        self.accuracy = ClassificationAccuracy.from_state(parts["accuracy"])
+
+
+def evaluate_accuracy(
+    images: ImageSource, classify: Probabilities, identity: str, reading: Reading
+) -> AccuracyTally:
+    """The accuracies of a set of images; complete in the process of rank 0 alone.
+
+    Args:
+        identity: hash of what decides the classifier.
+    """
+
+    def restored(state: State | None) -> AccuracyTally:
+        tally = AccuracyTally(classify, len(images))
+        if state is not None:
+            tally.restore(state)
+        return tally
+
+    needed = own_share()[0] == 0 and reading.cache.enabled
+    content = images.content_key() if needed else None
+    return reading.collect(images, key_of(accuracy=identity, content=content), "images", restored)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier with its description, JSON values that decide what it says."""
+
+    classify: Probabilities
+    about: dict[str, Any]
+
+
+def load_judge(name: str, device: torch.device) -> Judge:
+    """`resnet101`, or any torchvision classifier; `resnet18:FILE` with weights of one's own; or
+    `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
+
+    Raises:
+        UserError: for an unknown name, or weights that are not there or do not fit.
+    """
+    kind, _, file = name.partition(":")
+    about: dict[str, Any] = {"classifier": kind}
+    if kind == "small":
+        if not file:
+            raise UserError("small needs the file of its weights, as small:report/classifier.pt")
+        small = SmallClassifier.load(file).to(device)
+        classify, preprocessing = small.probabilities, small.resize
+    else:
+        classify, preprocessing = torchvision_classifier(name, device)
+    if file:
+        about |= {"weights": file, "weights_sha256": file_hash(file)}
+    return Judge(classify, about | {"preprocessing": preprocessing})
+
+
+def torchvision_classifier(name: str, device: torch.device) -> tuple[Probabilities, str]:
+    """A torchvision classifier, `resnet101` or `resnet18:FILE`, and what it does to images."""
     classifier = Classifier(name, device)
-    return lambda images: classifier.probabilities(images.to(device) / 127.5 - 1)
+
+    def classify(images: Tensor) -> Tensor:
+        return classifier.probabilities(images.to(device) / 127.5 - 1)
+
+    return classify, " ".join(str(classifier.transform).split())

@@ -60,6 +60,11 @@ class SmallClassifier(nn.Module):
         """uint8 (B, 3, H, W) -> (B, classes)."""
         return self(images.to(self.head.weight.device))[1].softmax(1).cpu()
 
+    @property
+    def resize(self) -> str:
+        """What is done to images of other sizes."""
+        return f"bilinear with antialiasing {int(self.side)}"
+
     def save(self, path: Path) -> None:
         """Write the weights."""
         save_atomic(self.state_dict(), path)
@@ -138,7 +143,7 @@ class SmallClassifierExtractor(FeatureExtractorBase):
         if feature_extractor_weights_path is None:
             raise UserError(f"the extractor {name} needs the file of its weights: give --weights")
         self.classifier = SmallClassifier.load(feature_extractor_weights_path)
-        self.resize = f"bilinear with antialiasing {int(self.classifier.side)}"
+        self.resize = self.classifier.resize
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 (B, 3, H, W) -> the requested layers."""

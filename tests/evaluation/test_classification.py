@@ -13,8 +13,8 @@ from torchvision import models
 from taming.errors import UserError
 from taming.evaluation.classification import (
     ClassificationAccuracy,
+    load_judge,
     measure_accuracy,
-    torchvision_classifier,
 )
 from taming.evaluation.features import Extractor, default_layer
 from taming.evaluation.fidelity import Moments, frechet_distance
@@ -78,7 +78,9 @@ def test_a_torchvision_classifier(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=6).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    classify = torchvision_classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    judge = load_judge(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    assert len(judge.about["weights_sha256"]) == 64 and "224" in judge.about["preprocessing"]
+    classify = judge.classify
     images, _ = stripes(4, seed=1, side=32)
     named = classify(images).argmax(1)
     found = measure_accuracy(classify, [(images[:1], named[:1]), (images[1:], named[1:])])
