@@ -164,6 +164,9 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         help=f"per class, where there are classes (default {NUM_SAMPLES})",
     )
     add_drawing(drawn, top_k=250, batch_size=50)
+    drawn.add_argument(
+        "--sampler_precision", help="of the transformer, where it is not that of --precision"
+    )
     drawn.add_argument("--classes", help="comma list of class numbers (default: all)")
     drawn.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
     drawn.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
@@ -220,7 +223,7 @@ def drawing_from(
         tuple(args.base),
         tuple(overrides),
         device,
-        choose_dtype(args.precision, device),
+        choose_dtype(args.sampler_precision or args.precision, device),
         args.compile,
     )
 

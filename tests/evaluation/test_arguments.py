@@ -94,4 +94,7 @@ def test_drawing() -> None:
     drawing = drawing_from(args, overrides, CPU)  # type: ignore[arg-type]
     assert drawing.settings == SampleSettings(1.0, 7, 0.9)
     assert (drawing.num_samples, drawing.classes, drawing.seed) == (3, (4, 1), 2)
+    assert drawing.dtype == torch.float32
+    args, _, _ = parsed("A", "--sampler_precision", "bf16")
+    assert drawing_from(args, (), CPU).dtype == torch.bfloat16  # type: ignore[arg-type]
     assert (drawing.height, drawing.width, drawing.overrides) == (None, 8, ("model.x=1",))
