@@ -22,8 +22,9 @@ from taming.evaluation.arguments import (
     reading_from,
     source_for,
 )
-from taming.evaluation.evaluate import Protocol, describe
+from taming.evaluation.evaluate import describe
 from taming.evaluation.gather import Need
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.results import versions
 from taming.evaluation.statistics import Statistics
 from taming.sampling.load import choose_device, own_share
@@ -31,7 +32,10 @@ from taming.sampling.load import choose_device, own_share
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser("Compute the statistics of a set of images for FID.")
+    parser = make_parser(
+        "Compute the mean and covariance of the features of SOURCE, for fid: a folder of images, a "
+        "dataset's YAML, or a run."
+    )
     parser.usage = "%(prog)s SOURCE OUT.npz [flags]"
     add_extractor(parser)
     add_sources(parser)

@@ -54,7 +54,10 @@ ROWS = 8  # samples in the picture of neighbours
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], list[str]]:
-    parser = make_parser("Evaluate SAMPLES against REFERENCE.")
+    parser = make_parser(
+        "Evaluate SAMPLES against REFERENCE: each a folder of images, a dataset's YAML, a run, its "
+        "checkpoint, or an .npz of scripts/compute_statistics.py (for fid)."
+    )
     parser.usage = "%(prog)s SAMPLES REFERENCE [flags]"
     add_metrics(parser)
     add_extractor(parser)

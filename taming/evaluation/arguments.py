@@ -13,9 +13,10 @@ import torch
 
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
-from taming.evaluation.evaluate import ImageSet, Protocol, needed_layers
+from taming.evaluation.evaluate import ImageSet, needed_layers
 from taming.evaluation.features import INCEPTION, Extractor
 from taming.evaluation.gather import Reading
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.runs import Drawing, RunSource
 from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.evaluation.statistics import Statistics
@@ -163,6 +164,9 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         help=f"per class, where there are classes (default {NUM_SAMPLES})",
     )
     add_drawing(drawn, top_k=250, batch_size=50)
+    drawn.add_argument(
+        "--sampler_precision", help="of the transformer, where it is not that of --precision"
+    )
     drawn.add_argument("--classes", help="comma list of class numbers (default: all)")
     drawn.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
     drawn.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
@@ -219,7 +223,7 @@ def drawing_from(
         tuple(args.base),
         tuple(overrides),
         device,
-        choose_dtype(args.precision, device),
+        choose_dtype(args.sampler_precision or args.precision, device),
         args.compile,
     )
 

@@ -39,7 +39,7 @@ class Picture:
 def pixel_digest(pixels: np.ndarray) -> bytes:
     """SHA-256 of the size and the pixels of an image, uint8 (3, H, W)."""
     digest = hashlib.sha256(f"{pixels.shape[2]}x{pixels.shape[1]}:".encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
 
 

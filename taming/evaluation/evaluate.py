@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from taming.config import did_you_mean
 from taming.errors import UserError
-from taming.evaluation.features import METRICS, Extractor, default_layer
+from taming.evaluation.features import Extractor, default_layer
 from taming.evaluation.fidelity import (
-    SEED,
     FeatureBank,
     PerClass,
     frechet_distance,
@@ -18,66 +16,13 @@ from taming.evaluation.fidelity import (
     precision_recall,
 )
 from taming.evaluation.gather import Gathered, Need, Reading
+from taming.evaluation.protocol import Protocol
 from taming.evaluation.sources import ImageSource
 from taming.evaluation.statistics import Statistics
 from taming.sampling.load import own_share
 
 ImageSet = ImageSource | Statistics
 KINDS_NEEDED = {"fid": "moments", "isc": "scores", "kid": "bank", "prc": "bank"}
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What decides the numbers beside the images and the extractor; torch-fidelity's defaults.
-
-    Attributes:
-        metrics: of "fid", "isc", "kid" and "prc" (precision and recall).
-        layers: other layers of the extractor than its own choice, by metric.
-        isc_splits: parts of the samples that have an Inception Score each.
-        kid_subsets, kid_subset_size: random subsets that have a kernel distance each.
-        prc_neighbours: how many neighbours make an image's ball.
-        per_class: a Fréchet distance for every class as well.
-        banks: keep the features of all images, to look for neighbours.
-
-    Raises:
-        UserError: for an unknown metric or a number out of range.
-    """
-
-    metrics: tuple[str, ...] = ("fid",)
-    layers: Mapping[str, str] = field(default_factory=dict)
-    isc_splits: int = 10
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    prc_neighbours: int = 3
-    per_class: bool = False
-    banks: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (*self.metrics, *self.layers):
-            if name not in METRICS:
-                raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
-        if not self.metrics:
-            raise UserError(f"--metrics names none; there are {', '.join(METRICS)}")
-        for name in ("isc_splits", "kid_subsets", "kid_subset_size", "prc_neighbours"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
-
-    def describe(self) -> dict[str, Any]:
-        """The settings of those metrics that are computed, as JSON values."""
-        settings = {
-            "isc": {"isc_splits": self.isc_splits},
-            "kid": {
-                "kid_subsets": self.kid_subsets,
-                "kid_subset_size": self.kid_subset_size,
-                "kid_kernel": "polynomial, degree 3, gamma 1 / D, coefficient 1",
-            },
-            "prc": {"prc_neighbours": self.prc_neighbours},
-            "fid": {"covariance": "divided by N - 1"},
-        }
-        found: dict[str, Any] = {"metrics": list(self.metrics), "seed": SEED}
-        for metric in self.metrics:
-            found |= settings[metric]
-        return found
 
 
 @dataclass(frozen=True)
@@ -162,6 +107,8 @@ class FidelityEvaluator:
                 file = images.protocol.get("file", f"the statistics given as {role}")
                 images.check(self.extractor, self.needs["fid"].layer, file)
         elif images is not None:
+            if self.protocol.per_class and getattr(images, "labels", ()) in (None, [None]):
+                raise _unlabelled(role)
             self._require_enough(role, len(images))
 
     def _require_enough(self, role: str, images: int) -> None:
@@ -231,13 +178,10 @@ class FidelityEvaluator:
         return gathered
 
     def _classes(self, samples: Any) -> dict[int, float]:
-        first, second = (self._part("classes", of) for of in (samples, self._gathered))
         for role, found in (("samples", samples), ("reference", self._gathered)):
-            if not found.content.labelled():
-                raise UserError(
-                    f"--per_class needs classes, and the {role} have none; give class folders, or "
-                    "a dataset or a run with classes"
-                )
+            if not (isinstance(found, Gathered) and found.content.labelled()):
+                raise _unlabelled(role)
+        first, second = (self._part("classes", of) for of in (samples, self._gathered))
         return class_distances(first, second)
 
     def describe(self) -> dict[str, Any]:
@@ -284,6 +228,13 @@ def describe(images: ImageSet, gathered: Gathered | Statistics | None) -> dict[s
         return {"kind": "statistics", **about, "protocol": dict(images.protocol)}
     content = gathered.content.describe() if isinstance(gathered, Gathered) else {}
     return {**images.describe(), **content}
+
+
+def _unlabelled(role: str) -> UserError:
+    return UserError(
+        f"--per_class needs classes, and the {role} have none; give class folders, or a dataset or "
+        "a run with classes"
+    )
 
 
 def class_distances(samples: PerClass, reference: PerClass) -> dict[int, float]:

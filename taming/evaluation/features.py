@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taming.checkpoint import read_checkpoint
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
 
@@ -110,20 +111,6 @@ def _cached(name: str) -> Path:
         ) from None
 
 
-def _require_plain(name: str, path: Path) -> None:
-    """Refuse what could run code: torch-fidelity itself opens any pickle."""
-    if name.startswith("clip-"):
-        return  # TorchScript, which torch.jit reads without pickle
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=None)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path} holds no plain weights ({reason}); give the state_dict of {name}, saved by "
-            "torch.save"
-        ) from None
-
-
 def _module_hash(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -148,7 +135,7 @@ class Extractor:
     def __init__(
         self,
         name: str = INCEPTION,
-        layers: Sequence[str] | None = None,
+        layers: Iterable[str] | None = None,
         weights: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -172,7 +159,7 @@ class Extractor:
         Raises UserError if they are not finite.
         """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            found = self._forward(images.to(self.device, non_blocking=True))
+            found = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
             layer: tensor.flatten(1).float().cpu()
             for layer, tensor in zip(self.layers, found, strict=True)
@@ -202,7 +189,7 @@ class Extractor:
 
     def _resize(self) -> str:
         size = getattr(self.module, "INPUT_IMAGE_SIZE", getattr(self.module, "resolution", None))
-        if type(self.module).__module__.startswith("torch_fidelity.") and size:
+        if _is_torch_fidelitys(type(self.module)) and size:
             return f"tf1-bilinear {size}"
         return str(getattr(self.module, "resize", "by the extractor"))
 
@@ -217,15 +204,33 @@ def _require_layers(name: str, layers: Sequence[str]) -> None:
 
 
 def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
+    kind = extractor_class(name)
+    try:
+        if path is None or not _is_torch_fidelitys(kind) or name.startswith("clip-"):
+            return _create(name, layers, path)  # CLIP's files are TorchScript, not pickles
+        with tempfile.TemporaryDirectory() as folder:
+            # torch-fidelity opens any pickle, which could run code: it gets what ours has read.
+            plain = Path(folder) / "plain.pth"
+            torch.save(read_checkpoint(path)["state_dict"], plain)
+            return _create(name, layers, plain)
+    except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if path:
+            raise UserError(f"{path} does not fit the extractor {name} ({reason})") from error
+        if not _is_torch_fidelitys(kind):
+            raise
+        raise UserError(
+            f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
+            "copy that folder from a machine on which it was"
+        ) from error
+
+
+def _create(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
     from torch_fidelity.utils import create_feature_extractor
 
-    if path:
-        _require_plain(name, path)
     options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
-    try:
-        return create_feature_extractor(name, list(layers), cuda=False, **options)
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        if path is None:
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold the weights of {name} ({reason})") from error
+    return create_feature_extractor(name, list(layers), cuda=False, **options)
+
+
+def _is_torch_fidelitys(kind: type) -> bool:
+    return kind.__module__.startswith("torch_fidelity.")

@@ -50,16 +50,21 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
     Raises UserError for features of different widths or a set of fewer than 2 images.
     """
-    if a.mean.shape != b.mean.shape:
-        raise UserError(
-            f"features of {a.mean.size} and {b.mean.size} numbers cannot be compared; use one "
-            "extractor and one of its layers for both sets"
-        )
-    difference = a.mean - b.mean
+    means = a.mean, b.mean
+    _require_equal_widths(*(len(mean) for mean in means))
+    difference = means[0] - means[1]
     first, second = _factor(a), _factor(b)
     traces = np.square(first).sum() + np.square(second).sum()
     distance = difference @ difference + traces - 2 * _nuclear_norm(first @ second.T)
     return max(0.0, float(distance))
+
+
+def _require_equal_widths(first: int, second: int) -> None:
+    if first != second:
+        raise UserError(
+            f"features of {first} and {second} numbers cannot be compared; use one extractor and "
+            "one of its layers for both sets"
+        )
 
 
 def _factor(gaussian: Gaussian) -> np.ndarray:
@@ -225,11 +230,8 @@ class FeatureBank:
 
 def _two_sets(a: FeatureBank, b: FeatureBank) -> tuple[Tensor, Tensor]:
     first, second = torch.from_numpy(a.array()), torch.from_numpy(b.array())
-    if len(first) and len(second) and first.shape[1] != second.shape[1]:
-        raise UserError(
-            f"features of {first.shape[1]} and {second.shape[1]} numbers cannot be compared; use "
-            "one extractor and one of its layers for both sets"
-        )
+    if len(first) and len(second):
+        _require_equal_widths(first.shape[1], second.shape[1])
     return first, second
 
 
@@ -245,11 +247,12 @@ def kernel_distance(
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     first, second = _two_sets(a, b)
-    if (smaller := min(len(first), len(second))) < max(subset_size, 2):
+    smaller = min(len(first), len(second))
+    if not 2 <= subset_size <= smaller:
+        way_out = f"give --kid_subset_size 2 to {smaller}, or" if smaller >= 2 else "give"
         raise UserError(
             f"the kernel distance draws subsets of {subset_size} images and the two sets have "
-            f"{len(first)} and {len(second)}; give --kid_subset_size {max(smaller, 2)} or less, or "
-            "more images"
+            f"{len(first)} and {len(second)}; {way_out} more images"
         )
     result = kid_features_to_metric(
         first,
@@ -264,13 +267,13 @@ def kernel_distance(
 
 
 def precision_recall(
-    generated: FeatureBank, real: FeatureBank, neighbours: int = 3, block: int = 10000
+    generated: FeatureBank, real: FeatureBank, neighbours: int = 3, block: int = 1000
 ) -> tuple[float, float, float]:
     """Improved precision and recall of Kynkäänniemi et al. (2019), and their harmonic mean.
 
-    Precision is the share of generated images that lie nearer to some real image than that one's
-    `neighbours`-th nearest real image; recall the same with the sets exchanged. `block` rows of
-    distances are in memory at a time. Raises UserError if a set has no more than `neighbours`.
+    Precision is the share of generated images that lie no farther from some real image than that
+    one's `neighbours`-th nearest real image; recall the same with the sets exchanged. Distances are
+    in memory for `block` images at a time. Raises UserError if a set has no more than `neighbours`.
     """
     first, second = _two_sets(generated, real)
     if min(len(first), len(second)) <= neighbours:
@@ -285,13 +288,10 @@ def precision_recall(
 
 
 def _coverage(points: Tensor, manifold: Tensor, neighbours: int, block: int) -> float:
-    """The share of `points` [N, D] inside a ball of the `manifold` [M, D]."""
-    own = [_distances(part, manifold, block) for part in manifold.split(block)]
-    radii = torch.cat([rows.kthvalue(neighbours + 1).values for rows in own])
-    parts = points.split(block)
-    inside = [(_distances(part, manifold, block) <= radii).any(dim=1) for part in parts]
-    return float(torch.cat(inside).float().mean())
-
-
-def _distances(a: Tensor, b: Tensor, block: int) -> Tensor:
-    return torch.cat([torch.cdist(a, part) for part in b.split(block)], dim=1)
+    """The share of `points` [N, D] in the ball of any of `manifold` [M, D]."""
+    own = (torch.cdist(part, manifold) for part in manifold.split(block))
+    # One more than the neighbours, since the nearest is the image itself.
+    radii = torch.cat([distances.kthvalue(neighbours + 1).values for distances in own])
+    others = (torch.cdist(part, manifold) for part in points.split(block))
+    inside = torch.cat([(distances <= radii).any(dim=1) for distances in others])
+    return float(inside.float().mean())

@@ -156,7 +156,7 @@ class Reading:
     _unfinished: list[str] = field(default_factory=list)
 
     def finish(self) -> None:
-        """Forget the unfinished states: the numbers are there."""
+        """Forget the unfinished states: what they were for is there."""
         if own_share()[0] == 0:
             for key in self._unfinished:
                 self.cache.forget_parts(key)
@@ -181,6 +181,7 @@ class Reading:
             self.cache.save(key_of(content=key), gathered.content.state())
             for need, part in gathered.parts.items():
                 self.cache.save(need.key(key), part.state())
+            self.finish()
         return Gathered(gathered.content, found.parts | gathered.parts)
 
     def _agreed(self, value: Any) -> Any:

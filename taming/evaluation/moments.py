@@ -68,24 +68,27 @@ class Moments:
 
     def _whole(self) -> Moments:
         """The same with all rows folded."""
-        self._require(2)
+        self._require_two()
         if not self._rows:
             return self
         whole = Moments.from_state(self.state())
         whole._fold()
         return whole
 
-    def _require(self, least: int) -> None:
-        if self.count < least:
+    def _require_two(self) -> None:
+        if self.count < 2:
             raise UserError(
-                f"a mean and a covariance need {least} images at least, and a set has "
-                f"{self.count}; give more images"
+                "the Fréchet distance needs at least 2 images in each set (and of each class), "
+                f"and there is {self.count}; give more images"
             )
 
     @property
     def mean(self) -> np.ndarray:
         """[D]; UserError for fewer than 2 pictures, as all that follow."""
-        return self._whole()._mean
+        if self._folded:
+            return self._whole()._mean
+        self._require_two()
+        return np.concatenate(self._rows).mean(axis=0, dtype=np.float64)
 
     @property
     def covariance(self) -> np.ndarray:
@@ -95,7 +98,7 @@ class Moments:
 
     def deviations(self) -> np.ndarray | None:
         """F [N, D] with F^T F the covariance while all pictures are kept as they came."""
-        self._require(2)
+        self._require_two()
         if self._folded:
             return None
         rows = np.concatenate(self._rows).astype(np.float64)
@@ -153,7 +156,8 @@ class PerClass:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> PerClass:
         """The accumulator whose `state` this was."""
-        per_class, parts = cls(), {}
+        per_class = cls()
+        parts: dict[int, dict[str, np.ndarray]] = {}
         for key, array in state.items():
             label, name = key.split(".", 1)
             parts.setdefault(int(label), {})[name] = array

@@ -23,7 +23,7 @@ import taming
 from taming.errors import UserError
 
 Result = dict[str, Any]
-PACKAGES = ("torch", "torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
+PACKAGES = ("torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
 SECTIONS = ("metrics", "protocol", "sets", "versions", "hardware", "command")
 
 
@@ -58,6 +58,7 @@ def make_result(
 def versions() -> dict[str, str]:
     """Of Python, of this package and of those that decide numbers."""
     found = {"python": platform.python_version(), "taming": taming.__version__}
+    found["torch"] = torch.__version__
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
@@ -100,8 +101,11 @@ def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path
 
 def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -161,7 +165,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | N
     """A table of `rows`, the first one's keys as columns by default; numbers are on the right."""
     columns = list(rows[0]) if columns is None and rows else list(columns or ())
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    numbers = [all(_is_number(row.get(column)) for row in rows) for column in columns]
+    numbers = [bool(rows) and all(_is_number(row.get(name)) for row in rows) for name in columns]
     widths = [max(3, *map(len, parts)) for parts in zip(columns, *cells, strict=True)]
     rule = [
         "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numbers, strict=True)

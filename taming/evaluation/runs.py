@@ -18,7 +18,7 @@ from taming.config import without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.content import Picture, pixel_digest
-from taming.evaluation.sources import by_size
+from taming.evaluation.loading import by_size
 from taming.sampling import Sample, SampleSettings, labels_for
 from taming.sampling.folder import Job
 from taming.sampling.load import load_transformer

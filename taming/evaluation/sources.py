@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from tqdm import tqdm
+from torch.utils.data import IterableDataset
 
 from taming.config import did_you_mean, instantiate_from_config, load_config, plain
 from taming.data.files import in_threads
@@ -24,17 +22,13 @@ from taming.data.images import BadImage, damage_named
 from taming.data.seeding import SeededDataset
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.content import Content, Picture, pixel_digest
+from taming.evaluation.content import Picture
+from taming.evaluation.loading import Loaded, LoadedSource, by_size, worker_count
 
-__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Picture"]
+__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Loaded", "LoadedSource", "Picture"]
+__all__ += ["by_size", "worker_count"]
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
-MOST_WORKERS = 8
-IMAGES_PER_WORKER = 32  # fewer are not worth the start of a process
-WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
-
-# uint8 (3, H, W), label, name, mode
-Loaded = tuple[np.ndarray, "int | None", str, str]
 
 
 class ImageSource(Protocol):
@@ -60,86 +54,6 @@ class ImageSource(Protocol):
             share: (rank, processes): the n-th of as many parts of the set.
             skip: indices that are left out.
         """
-
-
-class LoadedSource:
-    """A set whose images are loaded by index, in worker processes."""
-
-    workers: int | None = None
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def load(self, index: int) -> Loaded:
-        """Image `index`; runs in workers. Raises UserError that names the file."""
-        raise NotImplementedError
-
-    def content_key(self) -> str:
-        return self.fingerprint()
-
-    def fingerprint(self) -> str:
-        content = Content(len(self))
-        with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
-            for pictures in self.batches(32):
-                content.add(pictures)
-                bar.update(len(pictures))
-        return content.fingerprint()
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[Picture]]:
-        indices = [n for n in range(share[0], len(self), share[1]) if n not in skip]
-        loader = DataLoader(
-            _Pictures(self),
-            batch_size=min(batch_size, 32),
-            sampler=indices,
-            num_workers=worker_count(len(indices), self.workers),
-            collate_fn=list,
-        )
-        return by_size((_picture(parts) for group in loader for parts in group), batch_size)
-
-
-class _Pictures(Dataset[Any]):
-    """What workers hand over: arrays, as tensors would take an open file each."""
-
-    def __init__(self, source: LoadedSource) -> None:
-        self.source = source
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        pixels, label, name, mode = self.source.load(index)
-        return index, pixels, label, name, pixel_digest(pixels), mode
-
-
-def _picture(parts: tuple[Any, ...]) -> Picture:
-    index, pixels, *rest = parts
-    return Picture(index, torch.from_numpy(pixels), *rest)
-
-
-def worker_count(images: int, wanted: int | None = None) -> int:
-    """Processes that decode: the CPUs there are, up to eight, but few for few images."""
-    if wanted is not None:
-        return wanted
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(MOST_WORKERS, cpus or 1, images // IMAGES_PER_WORKER)
-
-
-def by_size(pictures: Iterator[Picture], batch_size: int) -> Iterator[list[Picture]]:
-    """Batches of images of one size each; images wait for others of theirs, but not too many."""
-    waiting: dict[torch.Size, list[Picture]] = {}
-    held = 0
-    for picture in pictures:
-        group = waiting.setdefault(picture.pixels.shape, [])
-        group.append(picture)
-        held += 1
-        if len(group) < batch_size and held < WAITING * batch_size:
-            continue
-        largest = max(waiting, key=lambda shape: len(waiting[shape]))
-        held -= len(waiting[largest])
-        yield waiting.pop(largest)
-    yield from waiting.values()
 
 
 class FolderSource(LoadedSource):

@@ -76,7 +76,7 @@ class Statistics:
         """
         arrays = _read(Path(path))
         about = _about(Path(path), arrays)
-        mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+        mean, covariance = arrays["mu"], arrays["sigma"]
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise UserError(
                 f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
@@ -116,6 +116,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
             arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
+            numbers = {
+                name: arrays[name].astype(np.float64) for name in {"mu", "sigma"} & {*arrays}
+            }
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):
@@ -123,13 +126,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
             "scripts/compute_statistics.py wrote"
         )
-    return arrays
+    return arrays | numbers
 
 
 def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if "about" not in arrays:
         return {"protocol": {"note": FOREIGN}}
     try:
-        return json.loads(str(arrays["about"]))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); compute the statistics again") from None
+        about = json.loads(str(arrays["about"]))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is damaged (its description); compute the statistics again")
+    return about

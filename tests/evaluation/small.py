@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from taming.data.examples.rendering import render
 
 TINY = "tiny"
 
@@ -58,3 +64,36 @@ def register_tiny() -> str:
     if TINY not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(TINY, TinyExtractor)
     return TINY
+
+
+def write_pictures(
+    folder: Path, count: int, first_seed: int = 0, brightness: float = 1.0, size: int = 24
+) -> Path:
+    """Write `count` rendered scenes as `000.png` and so on; returns the folder."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = render(first_seed + number, size, size).image * brightness
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
+    return folder
+
+
+def read_pictures(folder: Path) -> Tensor:
+    """uint8 [N, 3, H, W] of the folder's files in the order of their names."""
+    arrays = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def write_inception_weights(path: Path, seed: int = 0) -> Path:
+    """Write random weights of torch-fidelity's Inception, which keep the pictures' variance."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    without_file = patch.object(inception, "load_state_dict_from_url", return_value={})
+    with without_file, patch.object(nn.Module, "load_state_dict"):
+        module = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = noise * (2 / parameter[0].numel()) ** 0.5
+    torch.save(module.state_dict(), path)
+    return path

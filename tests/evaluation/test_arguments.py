@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.evaluation.arguments import (
+    add_extractor,
+    add_metrics,
+    add_sources,
+    drawing_from,
+    extractors_from,
+    make_parser,
+    parse_sets,
+    protocol_from,
+)
+from taming.evaluation.features import Extractor
+from taming.sampling import SampleSettings
+from tests.evaluation.small import TinyExtractor, register_tiny
+
+CPU = torch.device("cpu")
+CLASS = "tests.evaluation.small:TinyExtractor"
+
+
+def extractors(*flags: str, banks: bool = False) -> tuple[Extractor, Extractor]:
+    parser = make_parser("For tests.")
+    add_metrics(parser)
+    add_extractor(parser)
+    args = parser.parse_args(flags)
+    return extractors_from(args, protocol_from(args, banks), CPU)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> str:
+    state = TinyExtractor("tiny", ["16"]).state_dict()
+    torch.save({name: -tensor for name, tensor in state.items()}, tmp_path / "other.pth")
+    return str(tmp_path / "other.pth")
+
+
+def test_one_extractor_for_all_metrics_where_it_is_named() -> None:
+    first, second = extractors("--extractor", CLASS, "--metrics", "kid,isc,prc")
+    assert first is second
+    assert (first.name, first.layers) == (CLASS, ("16", "logits"))
+    first, _ = extractors("--extractor", CLASS, "--layer", "fid=logits")
+    assert first.layers == ("logits",)
+
+
+def test_another_for_precision_and_recall(other: str) -> None:
+    name = register_tiny()
+    apart = ("--extractor", CLASS, "--prc_extractor", name, "--prc_weights", other)
+    first, second = extractors(*apart, "--metrics", "isc,prc")
+    assert (first.name, first.layers) == (CLASS, ("logits",))
+    assert (second.name, second.layers) == (name, ("16",))
+    assert first.weights_hash != second.weights_hash
+    first, second = extractors(*apart, "--metrics", "prc")  # the other is not needed
+    assert first is second
+    assert first.name == name
+    first, second = extractors(*apart, "--metrics", "prc", banks=True)
+    assert (first.name, second.name) == (CLASS, name)
+    first, second = extractors(*apart, "--metrics", "fid")
+    assert first is second
+    assert first.name == CLASS
+
+
+def test_weights_of_one_name_apart(other: str) -> None:
+    flags = ("--extractor", CLASS, "--prc_weights", other, "--metrics", "fid,prc")
+    first, second = extractors(*flags)
+    assert first.weights_hash != second.weights_hash
+    _, second = extractors("--extractor", CLASS, "--weights", other, "--metrics", "fid,prc")
+    assert second.weights_hash != first.weights_hash
+
+
+def parsed(*argv: str) -> tuple[object, list[str], list[str]]:
+    parser = make_parser("For tests.")
+    add_sources(parser)
+    return parse_sets(parser, argv, most=2)
+
+
+def test_sets_flags_and_overrides_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "epoch=000012.ckpt").write_text("a path, no override")
+    run = str(tmp_path / "epoch=000012.ckpt")
+    _, sets, overrides = parsed(run, "-n", "3", "model.params.pkeep=1.0", "B", "--split", "test")
+    assert sets == [run, "B"]
+    assert overrides == ["model.params.pkeep=1.0"]
+    with pytest.raises(UserError, match="unknown argument C"):
+        parsed("A", "B", "C")
+
+
+def test_drawing() -> None:
+    flags = ["-n", "3", "-k", "7", "-p", "0.9", "--classes", "4,1,", "--seed", "2", "--width", "8"]
+    args, _, overrides = parsed("A", *flags, "model.x=1")
+    drawing = drawing_from(args, overrides, CPU)  # type: ignore[arg-type]
+    assert drawing.settings == SampleSettings(1.0, 7, 0.9)
+    assert (drawing.num_samples, drawing.classes, drawing.seed) == (3, (4, 1), 2)
+    assert drawing.dtype == torch.float32
+    args, _, _ = parsed("A", "--sampler_precision", "bf16")
+    assert drawing_from(args, (), CPU).dtype == torch.bfloat16  # type: ignore[arg-type]
+    assert (drawing.height, drawing.width, drawing.overrides) == (None, 8, ("model.x=1",))

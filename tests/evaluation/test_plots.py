@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from taming.errors import UserError
+from taming.evaluation.fidelity import FeatureBank
+from taming.evaluation.plots import nearest, neighbours_picture, pictures_at, plot_classes
+from taming.evaluation.sources import FolderSource
+from tests.evaluation.images import pixels, write_images
+
+
+def bank(features: torch.Tensor) -> FeatureBank:
+    found = FeatureBank()
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
+    found.add(order, features[order])
+    return found
+
+
+def test_nearest_by_brute_force() -> None:
+    random = torch.Generator().manual_seed(1)
+    ours, theirs = (torch.randn(n, 4, generator=random) for n in (9, 30))
+    found = nearest(bank(ours), bank(theirs), rows=3, neighbours=5)
+    assert list(found) == [0, 4, 8]
+    for sample, places in found.items():
+        order = (theirs - ours[sample]).square().sum(1).argsort()
+        assert places == order[:5].tolist()
+    few = nearest(bank(ours[:2]), bank(theirs[:3]), rows=8, neighbours=5)
+    assert {sample: sorted(places) for sample, places in few.items()} == {
+        0: [0, 1, 2],
+        1: [0, 1, 2],
+    }
+
+
+def test_only_wanted_images_are_read(tmp_path: Path) -> None:
+    folder = write_images(tmp_path, 6)
+    (folder / "000003.png").write_bytes(b"damaged, and not asked for")
+    found = dict(pictures_at(FolderSource(folder, workers=0), [5, 1]))
+    assert sorted(found) == [1, 5]
+    np.testing.assert_array_equal(found[5], pixels(5))
+
+
+def test_rows_of_a_picture(tmp_path: Path) -> None:
+    source = FolderSource(write_images(tmp_path, 5), workers=0)
+    grid = np.asarray(neighbours_picture(source, source, {2: [2, 0], 4: [4, 1]}, side=12))
+    assert grid.shape == (24 + 2 * 12, 3 * 12 + 3, 3)
+    np.testing.assert_array_equal(grid[24:36, :12], pixels(2))
+    np.testing.assert_array_equal(grid[36:, 15:27], pixels(4))
+    np.testing.assert_array_equal(grid[36:, 27:], pixels(1))
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_bars_of_classes(tmp_path: Path, classes: int) -> None:
+    path = plot_classes({n: float(n % 7) for n in range(classes)}, tmp_path / "out" / "x.png")
+    with Image.open(path) as image:
+        assert np.asarray(image.convert("L")).std() > 10
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="pip install"):
+        plot_classes({0: 1.0}, tmp_path / "x.png")

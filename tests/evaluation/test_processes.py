@@ -1,0 +1,86 @@
+"""Two processes that torchrun starts find the numbers of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.evaluation.features import Extractor
+from taming.evaluation.fidelity import (
+    FeatureBank,
+    InceptionScores,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+)
+from taming.evaluation.processes import gather_states
+from tests.evaluation.small import read_pictures, register_tiny, write_pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[float]:
+    """FID and KID of the first against the last pictures, and the Inception Score of all."""
+    extractor, pictures = Extractor(register_tiny()), read_pictures(folder)
+    own = torch.arange(rank, len(pictures), processes)
+    moments, banks = [Moments(), Moments()], [FeatureBank(), FeatureBank()]
+    scores = InceptionScores(len(pictures), splits=3)
+    for indices in own.split(batch_size):
+        features = extractor(pictures[indices])
+        scores.add(indices, features["logits"])
+        for number, part in enumerate(
+            (indices < len(pictures) // 2, indices >= len(pictures) // 2)
+        ):
+            moments[number].add(features["16"][part])
+            banks[number].add(indices[part], features["16"][part])
+    pair = [joined(one) for one in moments]
+    kernel = kernel_distance(*(joined(one) for one in banks), subsets=4, subset_size=8)
+    return [frechet_distance(*pair), *kernel, *joined(scores).result()]
+
+
+def joined(accumulator):  # type: ignore[no-untyped-def]
+    states = gather_states(accumulator.state())
+    first, *rest = (type(accumulator).from_state(state) for state in states)
+    for other in rest:
+        first.merge(other)
+    return first
+
+
+def test_two_processes_find_the_numbers_of_one(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", 25)
+    alone = measure(folder, 25, 0, 1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["-m", "tests.evaluation.test_processes", str(folder), str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == pytest.approx(alone, rel=1e-5)
+        assert found[0] == pytest.approx(alone[0], rel=1e-6)
+
+
+def test_one_process_has_its_own_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert gather_states({"a": 1}) == [{"a": 1}]
+    assert not torch.distributed.is_initialized()
+
+
+def test_processes_that_torchrun_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is set, .* start them by torchrun"):
+        gather_states({})
+
+
+if __name__ == "__main__":
+    from taming.sampling.load import own_share
+
+    rank, processes = own_share()
+    numbers = measure(Path(sys.argv[1]), 4, rank, processes)
+    (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(numbers))

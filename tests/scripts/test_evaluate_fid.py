@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts.compute_statistics import main as compute_statistics
+from scripts.evaluate_fid import main
+from taming.evaluation.results import flattened, read_result
+from tests.evaluation.images import write_classes, write_images
+from tests.sampling.tiny import FIRST_STAGE, tiny_run
+from tests.training.small import small_vqgan, write_config
+
+TINY = ("--extractor", "tests.evaluation.small:TinyExtractor", "--device", "cpu")
+SMALL = ("--isc_splits", "2", "--kid_subsets", "5", "--kid_subset_size", "4", "--batch_size", "4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "taming" / "evaluation"
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    root = tmp_path_factory.mktemp("sets")
+    samples = write_classes(root / "a", {"0": 4, "2": 5})
+    return str(samples), str(write_classes(root / "b", {"0": 6, "2": 6}, seed=300))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_run(tmp_path_factory.mktemp("logs") / "run"))
+
+
+def evaluate(out: Path, *flags: str) -> dict[str, Any]:
+    """The result that was written to `out`."""
+    main([*flags, *TINY, "-o", str(out)])
+    (path,) = out.glob("*.json")
+    return read_result(path)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error
+
+
+def test_folders(
+    classes: tuple[str, str], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbours", "2")
+    found = evaluate(out, *classes, *flags)
+    assert set(found["metrics"]) == {
+        *("fid", "isc", "kid", "prc", "mean_fid_of_classes", "fid_of_class")
+    }
+    assert set(found["metrics"]["fid_of_class"]) == {"0", "2"}
+    assert found["command"][:3] == ["scripts/evaluate_fid.py", *classes]
+    assert found["sets"]["samples"]["images"] == 9
+    (path,) = out.glob("*.json")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{path.name} and {path.stem}.md are in {out}"
+    assert "| class |" in path.with_suffix(".md").read_text()
+    with Image.open(out / f"{path.stem}-neighbours.png") as picture:
+        assert picture.size == (3 * 128 + 32, 24 + 8 * 128)
+    with Image.open(out / f"{path.stem}-classes.png") as picture:
+        assert picture.size[0] > 300
+    assert list(cache.glob("*.npz"))
+    assert not list(cache.glob("*partial*"))
+
+
+def test_neighbours_are_the_nearest(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", 3)
+    write_images(tmp_path / "b", 5, seed=250)
+    for n in range(3):  # the samples are among the reference, last of all
+        (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"00000{n}.png").read_bytes())
+    evaluate(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--neighbours", "1")
+    (path,) = (tmp_path / "out").glob("*-neighbours.png")
+    with Image.open(path) as picture:
+        rows = np.asarray(picture)[24:]
+    np.testing.assert_array_equal(rows[:, :128], rows[:, -128:])
+
+
+def test_run_against_a_config(run: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, small_vqgan())
+    flags = ("-n", "2", "--classes", "0,3", "-k", "10", "--split", "train", "--seed", "4")
+    found = evaluate(tmp_path / "out", run, config, *flags)
+    sampler = found["sets"]["samples"]["sampler"]
+    assert (sampler["top_k"], sampler["seed"], sampler["num_samples"]) == (10, 4, 2)
+    assert len(found["sets"]["samples"]["checkpoint_hash"]) == 64
+    assert found["sets"]["samples"]["images"] == 4
+    assert found["sets"]["reference"]["images"] == 12
+    assert found["sets"]["reference"]["split"] == "train"
+    assert found["metrics"]["fid"] > 0
+
+
+def test_results_of_a_run_are_beside_it(run: str, classes: tuple[str, str]) -> None:
+    main([run, classes[1], "-n", "2", "--classes", "1", *TINY])
+    assert len(list((Path(run) / "evaluation").glob("fidelity-*.json"))) == 1
+
+
+def test_statistics(classes: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
+    file = str(tmp_path / "b.npz")
+    compute_statistics([classes[1], file, *TINY])
+    assert f"the statistics of 12 images are in {file}" in capsys.readouterr().out
+    by_file = evaluate(tmp_path / "out", classes[0], file)
+    by_images = evaluate(tmp_path / "images", *classes)
+    assert by_file["metrics"]["fid"] == pytest.approx(by_images["metrics"]["fid"], rel=1e-6)
+    sets = by_file["sets"], by_images["sets"]
+    assert sets[0]["reference"]["fingerprint"] == sets[1]["reference"]["fingerprint"]
+    # The same of another layer, and of images that are needed themselves.
+    logits = fails(capsys, classes[0], file, *TINY, "--layer", "fid=logits")
+    assert file in logits and "of another extractor" in logits
+    assert "kid needs the images" in fails(capsys, classes[0], file, *TINY, "--metrics", "kid")
+    with pytest.raises(SystemExit):
+        compute_statistics([file, file, *TINY])
+    assert "holds statistics already" in capsys.readouterr().err
+
+
+def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    flags = ("-n", "3", "--classes", "1", "--sweep", "top_k=2,20; temperature=0.5,1")
+    found = evaluate(out, run, classes[1], *flags)
+    names = [f"top_k={k}, temperature={t}" for k in (2, 20) for t in ("0.5", "1")]
+    assert list(found["metrics"]) == names
+    assert len({values["fid"] for values in found["metrics"].values()}) == 4
+    assert found["sets"][f"samples {names[0]}"]["sampler"]["top_k"] == 2
+    (path,) = out.glob("*.json")
+    assert path.with_suffix(".png").stat().st_size > 5000
+    assert "| top_k | temperature |" in path.with_suffix(".md").read_text()
+    alone = ("-n", "3", "--classes", "1", "-k", "20", "-t", "0.5")
+    single = evaluate(tmp_path / "single", run, classes[1], *alone)
+    expected = found["metrics"]["top_k=20, temperature=0.5"]["fid"]
+    assert single["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_reproduced_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write_images(tmp_path / "a", 6), write_images(tmp_path / "b", 8, seed=100)
+    evaluate(tmp_path / "out", str(a), str(b))
+    (path,) = (tmp_path / "out").glob("*.json")
+    main(["--reproduce", str(path)])
+    assert f"{path} is reproduced within 0.001: fid" in capsys.readouterr().out
+    write_images(b, 8, seed=200)
+    with pytest.raises(SystemExit) as stop:
+        main(["--reproduce", str(path)])
+    assert stop.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"{path} is not reproduced: fid was ")
+    assert last.endswith("the reference are other images")
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    changed = json.loads(path.read_text()) | {"command": ["scripts/evaluate_first_stage.py"]}
+    path.write_text(json.dumps(changed))
+    assert "is a result of scripts/evaluate_first_stage.py" in fails(
+        capsys, "--reproduce", str(path)
+    )
+
+
+def test_preset(run: str, classes: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
+    flags = ("--preset", "cin_1", "--classes", "1", "-n", "3")
+    found = evaluate(tmp_path / "out", run, classes[1], *flags)
+    assert found["sets"]["samples"]["sampler"]["num_samples"] == 3
+    assert "fid 15.98. Sampler: top_k: not published" in capsys.readouterr().out
+    assert "scripts/evaluate_first_stage.py" in fails(capsys, "a", "b", "--preset", "rfid_vq_f8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "give SAMPLES and REFERENCE"),
+        (("A",), "give a REFERENCE"),
+        (("A", "nowhere"), "there is no nowhere"),
+        (("A", "B", "C"), "unknown argument C"),
+        (("A", "B", "--metric", "fdi"), "no metric 'fdi'"),
+        (("A", "B", "--unknown", "1"), "unknown argument --unknown"),
+        (("A", "B", "--layer", "fid"), "--layer takes METRIC=LAYER"),
+        (("A", "B", "--layer", "fid=77"), "has no layer 77"),
+        (("A", "B", "--sweep", "top_k=1"), "A is none"),
+        (("A", "B", "--sweep", "topk=1"), "did you mean 'top_k'"),
+        (("A", "B", "--sweep", "top_k=one"), "takes numbers"),
+        (("A", "B", "--sweep", "top_k=1", "--per_class"), "goes without --per_class"),
+        (("A", "B", "--batch_size", "0"), "--batch_size must be at least 1"),
+        (("A", "B", "--extractor", "nowhere:Class"), "No module named 'nowhere'"),
+        (("A", "B", "--extractor", "taming.errors:UserError"), "is no subclass"),
+        (("A", "B", "--extractor", "inceptoin"), "no feature extractor inceptoin"),
+        (("STAGE", "B"), "is a first stage"),
+        (("--reproduce", "nowhere.json"), "cannot be read"),
+    ],
+)
+def test_one_sentence(
+    tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"A": write_images(tmp_path / "A", 2), "B": write_images(tmp_path / "B", 2)}
+    if "STAGE" in flags:
+        places["STAGE"] = tiny_run(tmp_path / "STAGE", FIRST_STAGE)
+    words = [str(places.get(word, word)) for word in flags]
+    extractor = () if "--extractor" in flags else TINY
+    assert message in fails(capsys, *words, *extractor)
+
+
+def process(rank: int, port: int, argv: list[str], variables: dict[str, str]) -> None:
+    torch.set_num_threads(1)  # those of the parent are not here
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
+    main(argv)
+
+
+def in_two_processes(argv: list[str], **variables: str) -> list[int | None]:
+    """Exit codes; a process that is left alone is ended, as torchrun does it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = get_context("fork")
+    arguments = [(rank, port, argv, variables) for rank in range(2)]
+    processes = [fork.Process(target=process, args=args) for args in arguments]
+    for one in processes:
+        one.start()
+    for one in processes:
+        one.join(60)
+        one.kill()
+        one.join()
+    return [one.exitcode for one in processes]
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in flattened(expected["metrics"]):
+        assert dict(flattened(found["metrics"]))[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
+    for role in ("samples", "reference"):
+        assert found["sets"][role]["fingerprint"] == expected["sets"][role]["fingerprint"]
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_two_processes(run: str, classes: tuple[str, str], tmp_path: Path, drawn: bool) -> None:
+    samples = [run, "-n", "5", "--classes", "0,2"] if drawn else [classes[0]]
+    flags = [*samples, classes[1], "--metrics", "fid,isc,kid,prc", *SMALL, "--per_class"]
+    alone = evaluate(tmp_path / "alone", *flags, "--no_cache")
+    assert in_two_processes([*flags, *TINY, "-o", str(tmp_path / "two")]) == [0, 0]
+    (path,) = (tmp_path / "two").glob("*.json")
+    found = read_result(path)
+    assert found["hardware"]["processes"] == 2
+    assert_same(found, alone)
+
+
+def test_two_killed_processes_are_continued_by_one(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = write_images(tmp_path / "a", 30), write_images(tmp_path / "b", 20, seed=100)
+    sets = [str(a), str(b), "--metrics", "fid,kid", *SMALL, "--save_every", "0"]
+    argv = [*sets, "--extractor", "tests.evaluation.images:FatalExtractor", "--device", "cpu"]
+    log = tmp_path / "log.txt"
+    kill = {"TINY_LOG": str(log), "TINY_KILL_AT": "20"}  # each has 10 of b, then 15 of a
+    codes = in_two_processes([*argv, "-o", str(tmp_path / "two")], **kill)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+    assert len(list(cache.glob("*.partial.*.npz"))) == 2
+    log.unlink()
+    monkeypatch.setenv("TINY_LOG", str(log))
+    main([*argv, "-o", str(tmp_path / "out")])
+    assert sum(map(int, log.read_text().split())) == 30 - 2 * 8
+    assert not list(cache.glob("*.partial.*.npz"))
+    found = read_result(next((tmp_path / "out").glob("*.json")))
+    assert_same(found, evaluate(tmp_path / "alone", *sets, "--no_cache"))
