@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def open_sets(
     samples: Path, run: Run, key: str, base: Sequence[str], overrides: Sequence[str], workers: int
 ) -> ReportSets:
-    configs = [*run.configs, *base]
+    configs: list[str | Path] = [*run.configs, *base]
     real = [
         DatasetSource(configs, split, key, overrides, workers) for split in ("train", "validation")
     ]

@@ -174,6 +174,7 @@ def load_judge(name: str, device: torch.device) -> Judge:
     """
     kind, _, file = name.partition(":")
     about: dict[str, Any] = {"classifier": kind}
+    classify: Probabilities
     if kind == "small":
         if not file:
             raise UserError("small needs the file of its weights, as small:report/classifier.pt")

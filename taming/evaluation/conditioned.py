@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from taming.checkpoint import find_run, run_config
+from taming.config import without_checkpoint_paths
 from taming.errors import UserError
 from taming.evaluation.cache import key_of
 from taming.evaluation.content import Picture, pixel_digest
@@ -32,9 +33,9 @@ def draws_for_data(path: str | Path, drawing: Drawing | None = None) -> bool:
     """
     drawing = drawing or Drawing()
     model = run_config(find_run(path), drawing.base, drawing.overrides).model
-    params = model.get("params") or {}
+    params = without_checkpoint_paths(model).get("params") or {}
     stage = params.get("cond_stage_config")
-    target = str(stage.get("target", "")) if hasattr(stage, "get") else str(stage)
+    target = str(stage.get("target", "")) if isinstance(stage, Mapping) else str(stage)
     if target.endswith(SCENES):
         raise UserError(f"{path} draws scenes; evaluate them with scripts/evaluate_scenes.py")
     free = params.get("unconditional") or target == "__is_unconditional__" or stage is None
@@ -62,11 +63,9 @@ class ConditionedRunSource(RunSource):
     ) -> None:
         super().__init__(path, drawing)
         self.split, self.workers = split, workers
-        wrong = {"--classes": self.drawing.classes, "--classifier": self.drawing.classifier}
-        wrong |= {"--height": self.drawing.height, "--width": self.drawing.width}
-        for flag, value in wrong.items():
-            if value is not None:
-                raise UserError(f"{path} draws for the conditions of its data; leave out {flag}")
+        for name in ("classes", "classifier", "height", "width"):
+            if getattr(self.drawing, name) is not None:
+                raise UserError(f"{path} draws for the conditions of its data; leave out --{name}")
         data = data_config(self.run, self.drawing.base, self.drawing.overrides)
         self.dataset = open_dataset(data, split)
 
@@ -78,7 +77,7 @@ class ConditionedRunSource(RunSource):
         return other
 
     @property
-    def labels(self) -> list[int | None]:  # type: ignore[override]
+    def labels(self) -> list[int | None]:
         """No classes."""
         return [None]
 
