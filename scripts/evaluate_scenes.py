@@ -46,6 +46,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )
+    parser.add_argument("--data", metavar="YAML", help="with a data section (default: the run's)")
     parser.add_argument("--split", help="validation (default), train or test")
     parser.add_argument("-R", "--resolution", default="256,256", help="height,width in pixels")
     parser.add_argument(
@@ -63,6 +64,9 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
         default=1.0,
         help="pixels that an object has at least, either way, to count for SceneFID (default 1)",
     )
+    parser.add_argument(
+        "--sampler_precision", help="of the transformer, where it is not that of --precision"
+    )
     add_drawing(parser, top_k=100, batch_size=20)
     add_extractor(parser)
     args, overrides = parse(parser, argv)
@@ -78,9 +82,10 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tuple[DrawnScenes, Any]:
     """What is to be drawn, and the run."""
     settings, size = check_drawing(args), parse_resolution(args.resolution)
-    dtype = choose_dtype(args.precision, device)
+    dtype = choose_dtype(args.sampler_precision or args.precision, device)
     model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
-    seeded = open_dataset(data_config(run, args.base, overrides), args.split)
+    base = [args.data] if args.data else args.base
+    seeded = open_dataset(data_config(run, base, overrides, bool(args.data)), args.split)
     layouts = Layouts(seeded, args.num_layouts, args.conditional)
     config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
     identity = {

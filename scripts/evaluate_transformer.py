@@ -4,9 +4,9 @@
 
 Bits and nats per token and per value of the image, the share of tokens that were found likeliest,
 a table of the classes, and maps of where in the image codes are hard to predict. The data are the
-run's validation data, or those of --split and of `key.path=value` overrides. JSON, Markdown and
-plots go to `<run>/evaluation/`. An interrupted evaluation goes on when the same command is given
-again; `torchrun --nproc_per_node 4 scripts/evaluate_transformer.py ...` shares the work.
+run's validation data, or those of --split, --data and of `key.path=value` overrides. JSON, Markdown
+and plots go to `<run>/evaluation/`. An interrupted evaluation goes on when the same command is
+given again; `torchrun --nproc_per_node 4 scripts/evaluate_transformer.py ...` shares the work.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ SCRIPT = "scripts/evaluate_transformer.py"
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = make_parser("Evaluate a transformer's likelihood.")
+    parser.add_argument("--data", metavar="YAML", help="with a data section (default: the run's)")
     parser.add_argument("--split", help="validation (default), train or test")
     parser.add_argument("-n", "--num_images", type=int, help="the first of the data (default: all)")
     parser.add_argument("--batch_size", type=int, default=16, help="default 16")
@@ -96,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(args.device)
     dtype = choose_dtype(args.precision, device)
     model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
-    data = data_config(run, args.base, overrides)
+    base = [args.data] if args.data else args.base
+    data = data_config(run, base, overrides, bool(args.data))
     dataset, checkpoint = open_images(args, data), file_hash(run.checkpoint)
     config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))

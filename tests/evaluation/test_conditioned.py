@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from scripts.evaluate_fid import main as evaluate_fid
 from scripts.make_samples import main as make_samples
 from taming.errors import UserError
 from taming.evaluation.arguments import source_for
 from taming.evaluation.conditioned import ConditionedRunSource, draws_for_data
 from taming.evaluation.content import Content
+from taming.evaluation.results import read_result
 from taming.evaluation.runs import Drawing
 from taming.evaluation.sources import FolderSource
 from taming.sampling import SampleSettings
@@ -82,3 +85,14 @@ def test_flags_of_classes_are_refused(run: Path) -> None:
         ConditionedRunSource(run, Drawing(classes=(1,)))
     with pytest.raises(UserError, match="no 'test'"):
         ConditionedRunSource(run, drawing(), "test")
+
+
+def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data, out = str(tmp_path / "data.yaml"), tmp_path / "out"
+    flags = ["--preset", "ade20k", "-b", data, "-o", str(out), "--device", "cpu"]
+    evaluate_fid([str(run), data, *flags, "--extractor", "tests.evaluation.small:TinyExtractor"])
+    (path,) = out.glob("*.json")
+    sets = read_result(path)["sets"]
+    assert sets["samples"]["images"] == sets["reference"]["images"] == 4
+    assert "fid 35.5" in path.with_suffix(".md").read_text()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
@@ -53,6 +54,15 @@ def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None
     make_scene_samples([*flags, "--seed", "5", "--device", "cpu"])
     written = FolderSource(tmp_path / "7_100_1.0" / "samples")
     assert written.fingerprint() == result["sets"]["samples"]["fingerprint"]
+
+
+def test_data_of_another_config(run: Path, tmp_path: Path) -> None:
+    config = OmegaConf.load(run / "configs" / "0-project.yaml")
+    config.data.params.train = config.data.params.pop("validation")
+    OmegaConf.save(config, tmp_path / "data.yaml")
+    flags = ["-N", "1", "--data", str(tmp_path / "data.yaml"), "--split", "train"]
+    result = evaluate(run, *flags, "data.params.train.params.max_objects_per_image=9")
+    assert result["sets"]["reference"]["images"] == 5
 
 
 def test_two_processes_give_the_same(run: Path) -> None:
