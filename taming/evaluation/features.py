@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from taming.checkpoint import read_checkpoint
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
+from taming.evaluation.precision import computing_in
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
@@ -177,7 +178,7 @@ class Extractor:
 
         Raises UserError if they are not finite.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with computing_in(self.dtype, self.device):
             found = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
             layer: tensor.flatten(1).float().cpu()
