@@ -34,7 +34,7 @@ from taming.sampling.scenes import (
     scene_of_data,
     scene_requests,
 )
-from taming.sampling.sizes import tokens_for
+from taming.sampling.sizes import parse_resolution, tokens_for
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
@@ -61,14 +61,12 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 
 def check(args: Namespace) -> tuple[SampleSettings, int, int]:
     """How tokens are drawn, and height and width in pixels."""
-    parts = args.resolution.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"--resolution takes height,width in pixels, not '{args.resolution}'")
+    size = parse_resolution(args.resolution)
     for name in ("n_samples_per_layout", "num_layouts"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
-    return check_drawing(args), int(parts[0]), int(parts[1])
+    return check_drawing(args), *size
 
 
 def scenes(args: Namespace, seeded: Any) -> Iterable[tuple[Scene, Tensor | None]]:

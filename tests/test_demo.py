@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from taming.evaluation.results import read_result
 from taming.training import run_folder
 from tests.training.small import ROOT
 
@@ -49,14 +50,10 @@ def test_digits_from_data_to_report(
         "model.params.transformer_config.params.n_embd=16",
     )
     [transformer] = tmp_path.glob("logs/*_digits_transformer")
-    run("scripts/sample_fast.py", "-r", str(transformer), "-n", "2", "--classes", "0,7")
+    run("scripts/sample_fast.py", "-r", str(transformer), "-n", "4", "--classes", "0,7")
     samples = sorted(transformer.glob("samples/top_k_250_temp_1.00_top_p_1.0/3/*/*.png"))
-    assert [f"{path.parent.name}/{path.name}" for path in samples] == [
-        "0/000000.png",
-        "0/000001.png",
-        "7/000000.png",
-        "7/000001.png",
-    ]
+    names = [f"{path.parent.name}/{path.name}" for path in samples]
+    assert names == [f"{label}/{number:06}.png" for label in (0, 7) for number in range(4)]
     run("scripts/report.py", "-r", str(transformer))
     report = json.loads((transformer / "report" / "report.json").read_text())
     assert report["first_stage"]["images"] == 297
@@ -66,6 +63,14 @@ def test_digits_from_data_to_report(
         < 1.2 * report["transformer"]["uniform_nats_per_token"]
     )
     assert 0 <= report["samples"]["named_right_by_5_neighbours"] <= 1
+    own = report["by_own_classifier"]
+    assert "own training data" in own["by"]
+    assert own["validation_images"]["top_1"] > 0.9  # it has learned the digits
+    assert own["samples"]["fid"] > 3 * own["validation_images"]["fid"]  # of three steps' training
+    assert {"kid", "precision", "recall", "top_1"} <= own["samples"].keys()
+    result = read_result(transformer / "report" / "report.json")
+    assert result["sets"]["reference"]["images"] == 1500
+    assert result["protocol"]["by_own_classifier"]["extractor"]["weights_sha256"]
     with Image.open(transformer / "report" / "samples.png") as picture:
         assert picture.width == (10 * 32 * 2) * 2 + 32
     assert "samples named right" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import torch
 
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
+from taming.evaluation.conditioned import ConditionedRunSource, draws_for_data
 from taming.evaluation.evaluate import ImageSet, needed_layers
 from taming.evaluation.features import INCEPTION, Extractor
 from taming.evaluation.gather import Reading
@@ -255,6 +256,8 @@ def source_for(
         overrides = drawing.overrides if drawing else ()
         return DatasetSource(path, split, image_key, overrides, workers)
     if path.is_file() or _is_run(path):
+        if draws_for_data(path, drawing):
+            return ConditionedRunSource(path, drawing, split, workers)
         return RunSource(path, drawing)
     return FolderSource(path, deep, workers)
 

@@ -1,14 +1,12 @@
-"""How good the two stages are on a data set: reconstruction, codebook usage, likelihood."""
+"""How good a first stage is on a data set: reconstruction and codebook usage."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from taming.errors import UserError
@@ -70,36 +68,3 @@ def score_first_stage(
     means = pairs.summary()
     usage, perplexity = codes.summary()
     return FirstStageScores(count, means["l1"], means["psnr"], usage, perplexity)
-
-
-@dataclass(frozen=True)
-class LikelihoodScores:
-    """Of a transformer's image indices, given the true ones before them.
-
-    Attributes:
-        nats_per_token: mean cross-entropy.
-        uniform_nats_per_token: log of the codebook's size, what knowing nothing gives.
-        bits_per_dimension: the whole code's bits over the image's values (H * W * C).
-    """
-
-    nats_per_token: float
-    uniform_nats_per_token: float
-    bits_per_dimension: float
-
-
-@torch.no_grad()
-def score_transformer(model: Any, batches: Batches) -> LikelihoodScores:
-    """Cross-entropy of the image indices of `batches` under a `Net2NetTransformer`."""
-    nats, tokens, dimensions = 0.0, 0, 0
-    for batch in batches:
-        x, c = (part.to(model.device) for part in model.get_xc(batch))
-        logits, target = model(x, c)
-        losses: Tensor = F.cross_entropy(
-            logits.flatten(0, 1).double(), target.flatten(), reduction="sum"
-        )
-        nats += float(losses)
-        tokens, dimensions = tokens + target.numel(), dimensions + x.numel()
-    if not tokens:
-        raise UserError("there are no images to evaluate; check the data section of the config")
-    uniform = math.log(model.first_stage_model.quantize.n_e)
-    return LikelihoodScores(nats / tokens, uniform, nats / math.log(2) / dimensions)

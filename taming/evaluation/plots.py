@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from taming.evaluation.sources import ImageSource
 
 NAMED_CLASSES = 40  # more would not be readable
 MARKERS = "osD^vP*X"
+log = logging.getLogger(__name__)
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
@@ -137,3 +139,34 @@ def neighbours_picture(
             x = column * side + (gap if column else 0)
             grid.paste(Image.fromarray(pixels).resize((side, side)), (x, head + row * side))
     return grid
+
+
+def plot_map(values: np.ndarray, path: Path, label: str) -> Path:
+    """A number for every place of an image, (h, w), as colours."""
+    figure, (axes,) = _figure(5, 4)
+    shown = axes.imshow(values, interpolation="nearest")
+    axes.set_xlabel("column of the code")
+    axes.set_ylabel("row of the code")
+    figure.colorbar(shown, label=label)
+    return _save(figure, path)
+
+
+def plot_bars(values: Mapping[int, float], path: Path, label: str) -> Path:
+    """Bars of a number of every class, in the order of the classes."""
+    named = len(values) <= NAMED_CLASSES
+    figure, (axes,) = _figure(max(6.0, 0.28 * min(len(values), NAMED_CLASSES)), 4)
+    axes.bar(range(len(values)), list(values.values()), width=0.8 if named else 1.0)
+    if named:
+        axes.set_xticks(range(len(values)), list(map(str, values)))
+    axes.set_xlabel("class")
+    axes.set_ylabel(label)
+    return _save(figure, path)
+
+
+def plotted(plot: Callable[..., Path], *arguments: Any) -> list[Path]:
+    """[the picture's path], or [] where there is no matplotlib, which is said."""
+    try:
+        return [plot(*arguments)]
+    except UserError as error:
+        log.warning("%s", error)
+        return []

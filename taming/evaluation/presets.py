@@ -114,7 +114,7 @@ def _scenes(name: str, fid: float, scene_fid: float, isc: float) -> Preset:
         name,
         "5 samples for every layout of Open Images, against its images",
         (("fid", fid), ("scene_fid", scene_fid), ("isc", isc)),
-        script="evaluate_transformer",
+        script="evaluate_scenes",
         metrics=("fid", "isc"),
         reference="the images of the layouts",
         reference_split=None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,10 @@ from tqdm import tqdm
 
 from taming.errors import UserError
 from taming.evaluation.labels import Labelled, neighbour_accuracy
-from taming.evaluation.models import score_first_stage, score_transformer
+from taming.evaluation.likelihood import score_transformer
+from taming.evaluation.models import score_first_stage
+from taming.evaluation.own_classifier import Judgement, judge
+from taming.evaluation.sources import ImageSource
 
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
 
@@ -28,23 +29,23 @@ def newest_samples(run_folder: Path) -> Path:
     return run_folder / "samples" / Path(*newest.relative_to(run_folder / "samples").parts[:2])
 
 
-def read_samples(folder: Path) -> Labelled:
-    """Images uint8 [N, H, W, 3] and labels [N] of `<class>/NNNNNN.png` (label -1 without class)."""
-    paths = sorted(folder.glob("**/*.png"))
-    labels = [int(path.parent.name) if path.parent != folder else -1 for path in paths]
-    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
-    return np.stack(pictures), np.array(labels)
+def read_labelled(source: ImageSource, what: str) -> Labelled:
+    """Images uint8 [N, H, W, 3] and labels [N] (-1 where there are none), in the source's order.
 
-
-def read_labelled(batches: Iterable[Mapping[str, Any]], image_key: str, label_key: str) -> Labelled:
-    """Images uint8 [N, H, W, 3] and labels [N] (-1 where the data has none) of a loader."""
-    images, labels = [], []
-    for batch in batches:
-        pixels = ((batch[image_key] + 1) * 127.5).round().clamp(0, 255)
-        images.append(pixels.byte().expand(-1, -1, -1, 3).numpy())
-        count = len(pixels)
-        labels.append(batch[label_key].numpy() if label_key in batch else np.full(count, -1))
-    return np.concatenate(images), np.concatenate(labels)
+    Raises:
+        UserError: for images of several sizes.
+    """
+    with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:
+        pictures = []
+        for batch in source.batches(64):
+            pictures += batch
+            bar.update(len(batch))
+    if len({picture.pixels.shape for picture in pictures}) > 1:
+        raise UserError(f"the {what} have several sizes; a report is of images of one size")
+    pictures.sort(key=lambda picture: picture.index)
+    images = [picture.pixels.permute(1, 2, 0).numpy() for picture in pictures]
+    labels = [-1 if picture.label is None else picture.label for picture in pictures]
+    return np.stack(images), np.array(labels)
 
 
 def class_grid(real: Labelled, samples: Labelled, scale: int = 2) -> Image.Image:
@@ -66,25 +67,48 @@ def class_grid(real: Labelled, samples: Labelled, scale: int = 2) -> Image.Image
     return grid
 
 
-def write_report(model: Any, data: Any, samples_folder: Path, outdir: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReportSets:
+    """The images that a report is about."""
+
+    samples: ImageSource
+    training: ImageSource
+    validation: ImageSource
+
+
+def make_report(model: Any, data: Any, sets: ReportSets, outdir: Path) -> dict[str, Any]:
     """Evaluate both stages on the validation data and the samples against the training data.
 
-    `data` is a set-up `DataModuleFromConfig`. Writes `report.json` and `samples.png` in `outdir`
-    and returns what the JSON holds.
+    `data` is a set-up `DataModuleFromConfig`. Writes `samples.png` and the classifier's weights in
+    `outdir`. The dict has `metrics`, `protocol` and `sets` for a result, and `by_class`.
     """
-    validation = tqdm(data.val_dataloader(), desc="validation data", leave=False)
+    batches = tqdm(data.val_dataloader(), desc="validation data", leave=False)
     stage, image_key = model.first_stage_model, model.first_stage_key
-    report: dict[str, Any] = {
-        "first_stage": asdict(score_first_stage(stage, validation, image_key)),
+    metrics: dict[str, Any] = {
+        "first_stage": asdict(score_first_stage(stage, batches, image_key)),
         "transformer": asdict(score_transformer(model, data.val_dataloader())),
     }
-    training = tqdm(data.train_dataloader(), desc="training data", leave=False)
-    real = read_labelled(training, image_key, "class_label")
-    samples = read_samples(samples_folder)
-    report["samples"] = {"images": len(samples[0]), "folder": str(samples_folder)}
-    if (samples[1] >= 0).all():
-        report["samples"]["named_right_by_5_neighbours"] = neighbour_accuracy(real, samples)
+    real, samples = (
+        read_labelled(sets.training, "training images"),
+        read_labelled(sets.samples, "samples"),
+    )
+    about = metrics["samples"] = {"images": len(samples[0])}
+    if (samples[1] >= 0).all() and (real[1] >= 0).all():
+        about["named_right_by_5_neighbours"] = neighbour_accuracy(real, samples)
     outdir.mkdir(parents=True, exist_ok=True)
-    (outdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     class_grid(real, samples).save(outdir / "samples.png")
-    return report
+    judged = {"samples": sets.samples, "validation_images": sets.validation}
+    found = judge(judged, sets.training, real, outdir) or Judgement()
+    if found.metrics:
+        metrics["by_own_classifier"] = found.metrics
+    protocol = {"by_own_classifier": found.protocol}
+    return {
+        "metrics": metrics,
+        "protocol": protocol if found.protocol else {},
+        "sets": found.sets or _described(sets),
+        "by_class": found.classes,
+    }
+
+
+def _described(sets: ReportSets) -> dict[str, Any]:
+    return {"samples": sets.samples.describe(), "reference": sets.training.describe()}

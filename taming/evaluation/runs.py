@@ -189,7 +189,7 @@ class RunSource:
         )
 
     def _picture(self, sample: Sample, place: int) -> Picture:
-        pixels = _pixels(sample.image)
+        pixels = to_pixels(sample.image)
         name = f"sample {sample.number}"
         if sample.label is not None:
             name = f"class {sample.label}, {name}"
@@ -210,7 +210,7 @@ class _Skipped:
         return {n for n in range(self.num_samples) if first + n in self.skip}
 
 
-def _pixels(image: Tensor) -> Tensor:
+def to_pixels(image: Tensor) -> Tensor:
     """uint8 (3, H, W) of an image (C, H, W) in [-1, 1], as a PNG of it would be read."""
     if image.shape[0] not in (1, 3, 4):
         raise UserError(f"the model draws {image.shape[0]} channels; images have 1, 3 or 4 of them")

@@ -91,16 +91,25 @@ class Classifier:
         self.network, self.device = network.to(device).eval(), device
 
     @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of every class [B, K], for images [B, 1 or 3, H, W] in [-1, 1]."""
+        pixels = images.to(self.device).clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
+        return self.network(self.transform(pixels)).softmax(1)
+
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Probabilities [B] of `labels` [B] for images [B, 1 or 3, H, W] in [-1, 1]."""
-        pixels = images.to(self.device).clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
-        probabilities = self.network(self.transform(pixels)).softmax(1)
-        if int(labels.max()) >= probabilities.shape[1]:
-            raise UserError(
-                f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples "
-                f"are of class {int(labels.max())}"
-            )
+        probabilities = self.probabilities(images)
+        require_known(int(labels.max()), probabilities)
         return probabilities.gather(1, labels.to(self.device)[:, None])[:, 0]
+
+
+def require_known(label: int, probabilities: Tensor) -> None:
+    """Refuse a label that is none of the classes of `probabilities` [B, K]."""
+    if label >= probabilities.shape[1]:
+        raise UserError(
+            f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples are "
+            f"of class {label}"
+        )
 
 
 def _published(architecture: str, weights: Any) -> torch.nn.Module:

@@ -61,3 +61,11 @@ def coordinate_map(model: Any, shape: tuple[int, int]) -> Tensor | None:
     height, width = (side * pixels_per_token(model) for side in shape)
     pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
     return condition_indices(model, pixels)[0].cpu()
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """Height and width of "height,width", in pixels; UserError for anything else."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--resolution takes height,width in pixels, not '{text}'")
+    return int(parts[0]), int(parts[1])

@@ -1,4 +1,4 @@
-"""Scores of both stages against what they are defined as."""
+"""Scores of a first stage against what they are defined as."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.evaluation.labels import neighbour_accuracy
-from taming.evaluation.models import score_first_stage, score_transformer
+from taming.evaluation.models import score_first_stage
 from tests.support import fill_by_name, load_golden
 
 
@@ -47,31 +46,10 @@ def test_first_stage_scores_are_those_of_all_images() -> None:
     assert math.isclose(scores.codebook_perplexity, math.exp(entropy), rel_tol=1e-5)
 
 
-@torch.no_grad()
-def test_likelihood_does_not_depend_on_batches() -> None:
-    model, batches = golden_model()
-    scores = score_transformer(model, batches)
-    together = [{key: torch.cat([b[key] for b in batches]) for key in batches[0]}]
-    assert math.isclose(
-        score_transformer(model, together).nats_per_token, scores.nats_per_token, rel_tol=1e-6
-    )
-    logits, target = model(*model.get_xc(together[0]))
-    expected = float(F.cross_entropy(logits.flatten(0, 1), target.flatten()))
-    assert math.isclose(scores.nats_per_token, expected, rel_tol=1e-5)
-    assert scores.uniform_nats_per_token == math.log(40)
-    assert math.isclose(
-        scores.bits_per_dimension, expected / math.log(2) * 256 / (32 * 32 * 3), rel_tol=1e-5
-    )
-
-
 def test_nothing_to_evaluate_is_said() -> None:
     model, _ = golden_model()
-    for score in (
-        lambda: score_first_stage(model.first_stage_model, []),
-        lambda: score_transformer(model, []),
-    ):
-        with pytest.raises(UserError, match="no images to evaluate"):
-            score()
+    with pytest.raises(UserError, match="no images to evaluate"):
+        score_first_stage(model.first_stage_model, [])
 
 
 def test_neighbours_name_what_lies_near() -> None:

@@ -1,0 +1,204 @@
+"""How probable a transformer finds the codes of images: as a whole, by class and by position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taming.errors import UserError
+
+Batches = Iterable[Mapping[str, Any]]
+
+# Nats are added up as multiples of 2**-32: sums of integers do not depend on their order, and a
+# token of 20 nats leaves room for 2**26 images.
+FIXED = 2**32
+
+
+@dataclass(frozen=True)
+class LikelihoodScores:
+    """Of a transformer's image indices, given the true ones before them.
+
+    Attributes:
+        images: how many there were.
+        nats_per_token: mean cross-entropy.
+        bits_per_token: the same in bits.
+        uniform_nats_per_token: log of the codebook's size, what knowing nothing gives.
+        nats_per_dimension: the whole code's nats over the image's values (C * H * W).
+        bits_per_dimension: the same in bits. What the code loses of the image is not in it, so
+            that only models of one first stage can be compared by it.
+        top_1: share of the tokens that the transformer found likeliest of all.
+    """
+
+    images: int
+    nats_per_token: float
+    bits_per_token: float
+    uniform_nats_per_token: float
+    nats_per_dimension: float
+    bits_per_dimension: float
+    top_1: float
+
+
+class Likelihood:
+    """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter.
+
+    Attributes:
+        shape: height and width in tokens, None before the first image.
+        dimensions: values of an image, C * H * W.
+        nats: int64 [h * w], row by row: sums in multiples of 1 / `FIXED`.
+        hits: int64 [h * w]: how many images had this token predicted right.
+        classes: for every label its images, nats and hits.
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, int] | None = None
+        self.images = self.dimensions = 0
+        self.nats = self.hits = np.zeros(0, np.int64)
+        self.classes: dict[int, np.ndarray] = {}
+
+    def add(self, nats: Tensor, hits: Tensor, size: tuple[int, int, int], labels: Any) -> None:
+        """Add a batch.
+
+        Args:
+            nats: cross-entropies [B, h * w], tokens row by row.
+            hits: bool [B, h * w].
+            size: channels, height and width of the images in pixels.
+            labels: ints [B], or None.
+
+        Raises:
+            UserError: for images of another size than before.
+        """
+        channels, height, width = size
+        side = isqrt(height * width // nats.shape[1])  # of the square that a token stands for
+        self._start((height // side, width // side), channels * height * width)
+        fixed = (nats.double() * FIXED).round().long().cpu().numpy()
+        right = hits.long().cpu().numpy()
+        self.images += len(fixed)
+        self.nats = self.nats + fixed.sum(0)
+        self.hits = self.hits + right.sum(0)
+        if labels is not None:
+            rows = np.stack([np.ones(len(fixed), np.int64), fixed.sum(1), right.sum(1)], axis=1)
+            for label, row in zip(torch.as_tensor(labels).tolist(), rows, strict=True):
+                self.classes[label] = self.classes.get(label, 0) + row
+
+    def _start(self, shape: tuple[int, int], dimensions: int) -> None:
+        if self.shape is None:
+            self.shape, self.dimensions = shape, dimensions
+            self.nats = self.hits = np.zeros(shape[0] * shape[1], np.int64)
+        elif (shape, dimensions) != (self.shape, self.dimensions):
+            raise UserError(
+                f"the images have codes of {self.shape} and of {shape} tokens; likelihoods are of "
+                "images of one size, as in training"
+            )
+
+    def merge(self, other: Likelihood) -> None:
+        """Add what `other` has seen, of other images."""
+        if other.shape is None:
+            return
+        self._start(other.shape, other.dimensions)
+        self.images += other.images
+        self.nats, self.hits = self.nats + other.nats, self.hits + other.hits
+        for label, row in other.classes.items():
+            self.classes[label] = self.classes.get(label, 0) + row
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, for other processes and for files."""
+        labels = sorted(self.classes)
+        rows = [self.classes[label] for label in labels]
+        return {
+            "shape": np.array(self.shape or (0, 0)),
+            "counts": np.array([self.images, self.dimensions]),
+            "nats": self.nats,
+            "hits": self.hits,
+            "labels": np.array(labels, np.int64),
+            "rows": np.array(rows, np.int64).reshape(-1, 3),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Likelihood:
+        """What `state` was taken of."""
+        new = cls()
+        new.shape = tuple(state["shape"].tolist()) if state["shape"].any() else None
+        new.images, new.dimensions = state["counts"].tolist()
+        new.nats, new.hits = state["nats"], state["hits"]
+        new.classes = dict(zip(state["labels"].tolist(), state["rows"], strict=True))
+        return new
+
+    def scores(self, codes: int) -> LikelihoodScores:
+        """Means over all tokens, for a codebook of `codes` entries.
+
+        Raises:
+            UserError: where there were no images.
+        """
+        if not self.images:
+            raise UserError("there are no images to evaluate; check the data section of the config")
+        tokens = self.images * len(self.nats)
+        per_token = int(self.nats.sum()) / FIXED / tokens
+        per_dimension = per_token * len(self.nats) / self.dimensions
+        return LikelihoodScores(
+            self.images,
+            per_token,
+            per_token / math.log(2),
+            math.log(codes),
+            per_dimension,
+            per_dimension / math.log(2),
+            int(self.hits.sum()) / tokens,
+        )
+
+    def map(self) -> np.ndarray:
+        """Mean nats float64 [h, w] of the token at every place of the image."""
+        return (self.nats / FIXED / self.images).reshape(self.shape)
+
+    def by_class(self) -> dict[int, dict[str, float]]:
+        """For every label its `images`, `nats_per_token` and `top_1`."""
+        table = {}
+        for label, (images, nats, hits) in sorted(self.classes.items()):
+            tokens = int(images) * len(self.nats)
+            table[label] = {
+                "images": int(images),
+                "nats_per_token": int(nats) / FIXED / tokens,
+                "top_1": int(hits) / tokens,
+            }
+        return table
+
+
+@torch.no_grad()
+def add_batch(
+    likelihood: Likelihood, model: Any, batch: Mapping[str, Any], label_key: str = "class_label"
+) -> None:
+    """Add the cross-entropies of a batch's image indices under a `Net2NetTransformer`.
+
+    Each is that of the true index given the condition and the true indices before it, in the
+    order of the model's permuter; sums are by the place in the image. Classes are counted where
+    the batch has `label_key`.
+    """
+    x, c = (part.to(model.device) for part in model.get_xc(batch))
+    logits, target = model(x, c)
+    nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
+    hits = logits.argmax(-1) == target
+    nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
+    likelihood.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(label_key))
+
+
+def measure_likelihood(model: Any, batches: Batches) -> Likelihood:
+    """The likelihood of all images of `batches`: see `add_batch`."""
+    likelihood = Likelihood()
+    for batch in batches:
+        add_batch(likelihood, model, batch)
+    return likelihood
+
+
+def score_transformer(model: Any, batches: Batches) -> LikelihoodScores:
+    """The scores of `measure_likelihood`.
+
+    Raises:
+        UserError: where there are no images.
+    """
+    return measure_likelihood(model, batches).scores(model.n_codes)

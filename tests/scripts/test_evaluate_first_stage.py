@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scripts.evaluate_first_stage import main
+from tests.evaluation.small import register_tiny
+from tests.evaluation.stages import (
+    DALLE,
+    SEGMENTATION,
+    TRANSFORMER,
+    run_with_data,
+    write_pictures,
+)
+from tests.modules.losses.backbones import backbone_file
+from tests.sampling.tiny import FIRST_STAGE, tiny_run
+
+ROOT = Path(__file__).parents[2]
+TINY = "tests.evaluation.small:TinyExtractor"
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No caches, weights or network of this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TAMING_VGG16", str(tmp_path / "vgg16.pth"))
+    monkeypatch.setenv("TAMING_ALEXNET", str(tmp_path / "alexnet.pth"))
+    monkeypatch.setenv("TAMING_EXTRACTOR_WEIGHTS", str(tmp_path / "inception.pth"))
+
+
+def written(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the result, and its JSON."""
+    (path,) = folder.glob("first_stages-*/first_stages.json")
+    return path.parent, json.loads(path.read_text())
+
+
+def test_three_first_stages_on_validation_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = run_with_data(tmp_path / "vqgan")
+    runs = [
+        own,
+        tiny_run(tmp_path / "transformer", TRANSFORMER),
+        tiny_run(tmp_path / "dall-e", DALLE),
+    ]
+    vgg = backbone_file("vgg", tmp_path, monkeypatch)
+    flags = ["--extractor", TINY, "--vgg_path", str(vgg), "--device", "cpu", "--rows", "3"]
+    main([part for run in runs for part in ("-r", str(run))] + flags)
+    folder, result = written(own / "evaluation")
+    assert list(result["metrics"]) == ["vqgan", "transformer", "dall-e"]
+    for name, metrics in result["metrics"].items():
+        assert metrics["images"] == 6 and metrics["rfid"] > 0 and metrics["lpips_vgg"] > 0
+        assert 0 < metrics["codebook_usage"] <= 1 <= metrics["codebook_perplexity"]
+        assert "alexnet.pth" in result["left_out"][name]["lpips_alex"]
+        assert "176 pixels" in result["left_out"][name]["ms_ssim"]
+        assert len(result["sets"][name]["checkpoint_hash"]) == 64
+    assert result["sets"]["images"]["cut_to_multiples_of"] == 8
+    assert result["protocol"]["rfid"]["extractor"] == TINY
+    assert len(result["protocol"]["lpips_vgg"]["backbone_sha256"]) == 64
+    # The transformer's first stage has the weights that it was built with, not the other run's.
+    assert result["metrics"]["vqgan"] != result["metrics"]["transformer"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("| first stage |   f | codes | images | L1") and len(printed) == 6
+    assert printed[4].split("|")[1:4] == [" dall-e      ", "   8 ", "    16 "]
+    text = (folder / "first_stages.md").read_text()
+    assert printed[3] in text and "LPIPS (AlexNet) is left out: TAMING_ALEXNET" in text
+    picture = Image.open(folder / "first_stages.png")
+    assert picture.size == (4 * 260 - 4, 22 + 3 * 260 - 4)
+    with (folder / "images-vqgan.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["index"] for line in lines] == list("012345")
+    psnr = sum(float(line["psnr"]) for line in lines) / 6
+    assert psnr == pytest.approx(result["metrics"]["vqgan"]["psnr"])
+    codes = (folder / "codes-dall-e.csv").read_text().splitlines()
+    assert len(codes) == 17 and sum(int(line.split(",")[1]) for line in codes[1:]) == 6 * 2 * 2
+    assert Image.open(folder / "codes.png").size[0] > 1000
+
+
+def test_a_folder_without_any_networks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"a.png": (20, 30), "b.png": (40, 20), "c.png": (24, 24)}
+    folder = write_pictures(tmp_path / "images", sizes)
+    run = tiny_run(tmp_path / "run", FIRST_STAGE)
+    main(["-r", str(run), "--images", str(folder), "--size", "16", "-o", str(tmp_path / "out")])
+    place, result = written(tmp_path / "out")
+    assert set(result["left_out"]["run"]) == {"rfid", "lpips_vgg", "lpips_alex", "ms_ssim"}
+    assert set(result["metrics"]["run"]) >= {"l1", "psnr", "ssim", "codebook_usage"}
+    sentences = [record.getMessage() for record in caplog.records]
+    assert sum("everything else is computed" in sentence for sentence in sentences) == 3
+    for name in ("vgg16.pth", "alexnet.pth", "inception.pth"):
+        assert sum(name in sentence for sentence in sentences) == 1
+    assert result["sets"]["images"]["sizes"] == {"16x16": 3}
+    assert "rFID is left out" in (place / "first_stages.md").read_text()
+
+
+def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with_data(tmp_path / "run", SEGMENTATION)
+    main(["-r", str(run)])
+    assert "pixel accuracy | mean IoU" in capsys.readouterr().out
+    place, result = written(run / "evaluation")
+    assert result["metrics"]["run"]["pixel_accuracy"] > 0
+    assert (place / "first_stages.png").is_file()
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    run = run_with_data(tmp_path / "run", length=5)
+    flags = ["-r", str(run), "--extractor", TINY, "--no_cache", "--device", "cpu"]
+    flags += ["--batch_size", "2", "--workers", "0"]
+    main([*flags, "-o", str(tmp_path / "1")])
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = str(ROOT / "scripts" / "evaluate_first_stage.py")
+    done = subprocess.run(
+        [sys.executable, *start, script, *flags, "-o", str(tmp_path / "2")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| first stage") == 1
+    (_, alone), (_, shared) = written(tmp_path / "1"), written(tmp_path / "2")
+    assert shared["hardware"]["processes"] == 2
+    assert shared["sets"] == alone["sets"]
+    assert shared["metrics"]["run"] == pytest.approx(alone["metrics"]["run"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-r", "nowhere"], "there is no run or checkpoint at nowhere"),
+        (["-r", "RUN", "--images", "EMPTY"], "holds no images"),
+        (["-r", "RUN", "--images", "IMAGES", "--data", "x.yaml"], "give one of them"),
+        (["-r", "RUN"], "none of the runs has validation data of its own"),
+        (["-r", "RUN", "--data", "x.yaml"], "there is no config file x.yaml"),
+        (["-r", "RUN", "--images", "IMAGES", "--size", "0"], "--size must be at least 1"),
+        (["-r", "RUN", "--images", "IMAGES", "-n", "0"], "--num_images must be at least 1"),
+        (["-r", "RUN", "--images", "IMAGES", "--batch_size", "0"], "--batch_size must be"),
+        (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], "--weights: there is no file"),
+        (["-r", "RUN", "--images", "IMAGES", "--alex_path", "no.pth"], "alex_path: there is no"),
+        (["-r", "RUN", "--images", "IMAGES", "--extractor", "vgg"], "no feature extractor vgg"),
+        (["-r", "RUN", "--images", "IMAGES", "--extractor", TINY], "bad.png is no image"),
+        (["-r", "SEGMENTATION", "--images", "IMAGES"], "takes segmentations"),
+        (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
+        (["-r", "RUN", "--fast"], "unknown argument --fast"),
+    ],
+)
+def test_one_sentence_for_wrong_input(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_pictures(tmp_path / "images", {"a.png": (16, 16)})
+    (images / "bad.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    places = {"IMAGES": images, "EMPTY": tmp_path / "empty"}
+    if "RUN" in flags:
+        places["RUN"] = tiny_run(tmp_path / "run", FIRST_STAGE)
+    if "SEGMENTATION" in flags:
+        places["SEGMENTATION"] = tiny_run(tmp_path / "segmentation", SEGMENTATION)
+    register_tiny()
+    with pytest.raises(SystemExit) as stop:
+        main([str(places.get(flag, flag)) for flag in flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error

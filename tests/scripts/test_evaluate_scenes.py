@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from scripts.evaluate_scenes import main
+from scripts.make_scene_samples import main as make_scene_samples
+from taming.evaluation.results import flattened, read_result
+from taming.evaluation.sources import FolderSource
+from tests.evaluation.scene_runs import scene_run, write_scenes
+from tests.evaluation.two import in_two_processes
+
+SMALL = ["-R", "8,8", "--isc_splits", "2", "--device", "cpu", "--batch_size", "4"]
+TINY = ["--extractor", "tests.evaluation.small:TinyExtractor"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = write_scenes(tmp_path_factory.mktemp("scenes"), 5)
+    return scene_run(root)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "taming" / "evaluation"
+
+
+def evaluate(run: Path, *flags: str) -> dict[str, Any]:
+    main(["-r", str(run), *SMALL, *TINY, *flags])
+    return read_result(run / "evaluation" / "scenes.json")
+
+
+def test_numbers_of_scenes(run: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate(run, "-N", "2", "-n", "4")
+    metrics, sets = result["metrics"], result["sets"]
+    assert metrics["fid"] > 0 and metrics["scene_fid"] > 0 and metrics["isc"]["mean"] >= 1
+    assert (sets["samples"]["images"], sets["reference"]["images"]) == (8, 4)
+    assert sets["samples"]["sampler"]["samples_per_layout"] == 2
+    assert sets["samples"]["objects"] == 2 * sets["reference"]["objects"] > 8
+    assert [row["sample"] for row in result["by_sample"]] == [0, 1]
+    assert result["protocol"]["extractor"]["weights_sha256"]
+    assert "| scene_fid" in (run / "evaluation" / "scenes.md").read_text()
+    assert "SceneFID" in capsys.readouterr().out
+    assert not list(cache.glob("*partial*"))
+
+
+def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None:
+    result = evaluate(run, "-N", "2", "-n", "3", "--seed", "5")
+    flags = ["-r", str(run), "-o", str(tmp_path), "-R", "8,8", "-N", "2", "-n", "3"]
+    make_scene_samples([*flags, "--seed", "5", "--device", "cpu"])
+    written = FolderSource(tmp_path / "7_100_1.0" / "samples")
+    assert written.fingerprint() == result["sets"]["samples"]["fingerprint"]
+
+
+def test_data_of_another_config(run: Path, tmp_path: Path) -> None:
+    config = OmegaConf.load(run / "configs" / "0-project.yaml")
+    config.data.params.train = config.data.params.pop("validation")
+    OmegaConf.save(config, tmp_path / "data.yaml")
+    flags = ["-N", "1", "--data", str(tmp_path / "data.yaml"), "--split", "train"]
+    result = evaluate(run, *flags, "data.params.train.params.max_objects_per_image=9")
+    assert result["sets"]["reference"]["images"] == 5
+
+
+def test_two_processes_give_the_same(run: Path) -> None:
+    flags = ["-N", "2", "-n", "5", "--no_cache"]
+    alone = evaluate(run, *flags)
+    in_two_processes(main, ["-r", str(run), *SMALL, *TINY, *flags])
+    shared = read_result(run / "evaluation" / "scenes.json")
+    assert shared["hardware"]["processes"] == 2
+    numbers = dict(flattened(alone["metrics"]))
+    assert dict(flattened(shared["metrics"])) == pytest.approx(numbers, rel=1e-5, abs=1e-8)
+    for role in ("samples", "reference"):
+        assert shared["sets"][role] == alone["sets"][role]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-R", "8"], "--resolution takes height,width"),
+        (["-N", "0"], "--samples_per_layout must be at least 1"),
+        (["--min_object_side", "0"], "--min_object_side must be above 0"),
+        (["-n", "1"], "FID needs at least 2 layouts"),
+        (["--isc_splits", "9"], "needs at least 9 layouts"),
+        (["-C", "objects_boxes"], "did you mean 'objects_bbox'"),
+        (["--split", "train"], "no 'train'"),
+    ],
+)
+def test_one_sentence(
+    run: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), *SMALL, *TINY, *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]

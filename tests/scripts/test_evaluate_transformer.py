@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import Dataset
+
+from scripts.evaluate_transformer import main
+from taming.evaluation.cache import cache_folder
+from taming.evaluation.likelihood import score_transformer
+from taming.evaluation.results import read_result
+from taming.evaluation.transformer import TransformerTally
+from tests.evaluation.two import in_two_processes
+from tests.sampling.tiny import tiny_model, tiny_run
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Random images of 5 classes; `seed` makes others, and item `wide` is of another size."""
+
+    def __init__(self, count: int = 7, seed: int = 0, wide: int | None = None) -> None:
+        self.count, self.seed, self.wide = count, seed, wide
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(1000 * self.seed + index)
+        width = 12 if index == self.wide else 8
+        image = torch.rand(8, width, 3, generator=generator) * 2 - 1
+        return {"image": image.numpy(), "class_label": index % 3, "name": str(index)}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = tiny_run(tmp_path / "run")
+    dataset = {"target": f"{__name__}.Pictures", "params": {"count": 7}}
+    data = {"target": "main.DataModuleFromConfig"}
+    data["params"] = {"batch_size": 2, "validation": dataset, "train": dataset}
+    OmegaConf.save(OmegaConf.create({"data": data}), run / "configs" / "0-project.yaml")
+    return run
+
+
+def evaluate(run: Path, *flags: str) -> dict[str, Any]:
+    main(["-r", str(run), "--device", "cpu", "--workers", "0", *flags])
+    return read_result(run / "evaluation" / "transformer.json")
+
+
+def whole(count: int = 7) -> Any:
+    items = [Pictures()[index] for index in range(count)]
+    images = torch.stack([torch.from_numpy(item["image"]) for item in items])
+    labels = torch.tensor([item["class_label"] for item in items])
+    return score_transformer(tiny_model(), [{"image": images, "class_label": labels}])
+
+
+def test_numbers_tables_and_plots(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate(run, "--batch_size", "3")
+    expected = whole()
+    for name in ("nats_per_token", "bits_per_dimension", "top_1"):
+        assert result["metrics"][name] == pytest.approx(getattr(expected, name), rel=1e-6)
+    assert {label: row["images"] for label, row in result["by_class"].items()} == {
+        "0": 3,
+        "1": 2,
+        "2": 2,
+    }
+    positions = torch.tensor(result["by_position"])
+    assert positions.shape == (4, 4)
+    assert float(positions.mean()) == pytest.approx(expected.nats_per_token, rel=1e-6)
+    assert result["sets"]["images"]["images"] == 7
+    assert result["protocol"]["global_step"] == 7
+    text = (run / "evaluation" / "transformer.md").read_text()
+    assert "| nats_per_token" in text and "| class |" in text and "](positions.png)" in text
+    for name in ("positions", "classes"):
+        with Image.open(run / "evaluation" / f"{name}.png") as picture:
+            assert picture.width > 300
+    assert "nats per token" in capsys.readouterr().out
+
+
+def test_batches_workers_and_processes_change_nothing(run: Path) -> None:
+    one = evaluate(run, "--batch_size", "1")
+    flags = ["--device", "cpu", "--workers", "1", "--batch_size", "4"]
+    in_two_processes(main, ["-r", str(run), *flags])
+    two = read_result(run / "evaluation" / "transformer.json")
+    assert two["hardware"]["processes"] == 2
+    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-6)
+    assert two["sets"]["images"]["fingerprint"] == one["sets"]["images"]["fingerprint"]
+    assert [row["images"] for row in two["by_class"].values()] == [3, 2, 2]
+
+
+def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--batch_size", "2", "--save_every", "0")
+    whole = evaluate(run, *flags)
+    seen: list[int] = []
+    add = TransformerTally.add
+
+    def counted(self: Any, pictures: Any) -> None:
+        if len(seen) >= 4 and stop:
+            raise KeyboardInterrupt
+        add(self, pictures)
+        seen.extend(picture.index for picture in pictures)
+
+    monkeypatch.setattr(TransformerTally, "add", counted)
+    for changed, again in ((False, [4, 5, 6]), (True, list(range(7)))):
+        stop = True
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(run, *flags)
+        assert len(list(cache_folder().glob("*.partial.*"))) == 1
+        stop = False
+        seen.clear()
+        # Of other images, what was seen of the first ones does not count.
+        override = ["data.params.validation.params.seed=1"] if changed else []
+        result = evaluate(run, *flags, *override)
+        assert seen == again
+        assert (result["metrics"] == whole["metrics"]) != changed
+        assert len(list(cache_folder().glob("*.partial.*"))) == changed
+
+
+def test_the_first_images_of_a_split(run: Path) -> None:
+    result = evaluate(run, "-n", "4", "--split", "train")
+    assert result["metrics"]["images"] == 4
+    assert result["sets"]["images"]["split"] == "train"
+    expected = whole(4).nats_per_token
+    assert result["metrics"]["nats_per_token"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_matplotlib(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    evaluate(run)
+    assert caplog.text.count("plots need matplotlib") == 2
+    assert not list((run / "evaluation").glob("*.png"))
+    assert json.loads((run / "evaluation" / "transformer.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--split", "test"], "no 'test'"),
+        (["data.params.validation.params.wide=3"], "likelihoods are of images of one size"),
+        (["data.params.validation.params.count=0"], "there are no images to evaluate"),
+        (["model.params.cond_stage_key=depth"], "the data has no 'depth'"),
+    ],
+)
+def test_one_sentence_for_what_cannot_be(
+    run: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate(run, *flags)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
