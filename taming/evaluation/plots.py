@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,11 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
     for (name, found), axes in zip(counts.items(), charts, strict=True):
         shares = np.sort(found)[::-1] / max(found.sum(), 1)
         used = shares[shares > 0]
-        axes.fill_between(np.arange(len(used)), used, used.min(initial=1) / 2, step="post")
-        axes.axhline(1 / len(found), color="black", linewidth=0.8, linestyle="--")
-        axes.set(xlim=(0, len(found)), yscale="log", title=name)
+        alike = 1 / len(found)
+        axes.stairs(used, baseline=used.min(initial=alike) / 2, fill=True)
+        axes.axhline(alike, color="black", linewidth=0.8, linestyle="--")
+        axes.set(xlim=(0, len(found)), yscale="log")
+        axes.set_title("\n".join(wrap(name, 40)), fontsize=10)
         axes.set_xlabel(f"the {len(found)} codes, the commonest first")
         axes.set_ylabel("share of all")
     return _save(figure, path)
