@@ -21,7 +21,7 @@ WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,): (N, out), by the fastest order of factors.
+    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), the faster factor first.
 
     With few rows, a CPU's BLAS reads the weights up to twice as fast where they are the left
     factor; the result is then a transposed view.
