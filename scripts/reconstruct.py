@@ -27,6 +27,7 @@ from taming.sampling.arguments import make_parser, parse
 from taming.sampling.conditions import cut_to_tokens, read_picture, resized
 from taming.sampling.folder import save_png
 from taming.sampling.load import load_first_stage
+from taming.sampling.sizes import image_channels, pixels_per_code
 
 Named = tuple[str, Tensor]
 
@@ -57,12 +58,12 @@ def list_images(args: Namespace) -> list[str]:
 
 def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
     """Paths below the folder, and images [1, C, H, W] in whole tokens."""
-    channels = model.encoder.conv_in.in_channels
+    channels = image_channels(model)
     for path in paths:
         picture = read_picture(path, channels)
         picture = picture if args.size is None else resized(picture, (args.size, args.size))
         name = str(Path(path).relative_to(args.folder))
-        yield name, cut_to_tokens(picture, 2 ** (model.decoder.num_resolutions - 1))
+        yield name, cut_to_tokens(picture, pixels_per_code(model))
 
 
 def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:

@@ -12,9 +12,20 @@ from taming.errors import UserError
 from taming.modules.misc.coord import CoordStage
 
 
+def pixels_per_code(stage: Any) -> int:
+    """Side, in pixels, of the square that a code of a first stage stands for."""
+    return 2 ** (stage.decoder.num_resolutions - 1)
+
+
 def pixels_per_token(model: Any) -> int:
-    """Side, in pixels, of the square that a code of a `Net2NetTransformer` stands for."""
-    return 2 ** (model.first_stage_model.decoder.num_resolutions - 1)
+    """The same for the codes that a `Net2NetTransformer` draws."""
+    return pixels_per_code(model.first_stage_model)
+
+
+def image_channels(stage: Any) -> int:
+    """How many channels the images of a first stage have."""
+    first = getattr(stage.encoder, "conv_in", None)
+    return 3 if first is None else first.in_channels  # DALL-E's has none, and reads RGB
 
 
 def tokens_for(

@@ -17,7 +17,7 @@ from taming.sampling.conditions import cut_to_tokens, read_condition, read_pictu
 from taming.sampling.engine import Request
 from taming.sampling.examples import read_example
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_requests
-from taming.sampling.sizes import pixels_per_token
+from taming.sampling.sizes import image_channels, pixels_per_token
 
 # Side, in pixels, of pictures of a condition that has no pixels of its own.
 PICTURE_SIDE = 384
@@ -146,7 +146,7 @@ def reads_files(model: Any, dataset: Any) -> bool:
 
 
 def _image(model: Any, path: str, reduce: bool) -> Tensor:
-    channels = model.first_stage_model.encoder.conv_in.in_channels
+    channels = image_channels(model.first_stage_model)
     if reduce:
         _reduce(model, path, Image.Resampling.LANCZOS)
     return cut_to_tokens(read_picture(path, channels), pixels_per_token(model))
