@@ -114,8 +114,8 @@ def choose_files(model: Any, dataset: Any) -> Start:
         types = LAYOUT_TYPES if has_scenes(model, dataset) else IMAGE_TYPES
         condition = side.file_uploader(f"Condition: {model.cond_stage_key}", types, key="condition")
     reduce = side.checkbox("Reduce large images to the size of training", True, key="reduce")
-    with stored(image, condition) as paths:
-        return start_of_files(model, dataset, *paths, reduce=reduce)
+    with stored(image, condition) as (image_path, condition_path):
+        return start_of_files(model, dataset, image_path, condition_path, reduce)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def choose_kept(model: Any, start: Start) -> tuple[str | None, Tensor | None]:
 def key_of(start: Start) -> str:
     digest = hashlib.sha256(repr((start.shape, start.scene)).encode())
     if start.c is not None:
-        digest.update(start.c.contiguous().numpy())
+        digest.update(start.c.contiguous().numpy().data)
     return digest.hexdigest()
 
 
