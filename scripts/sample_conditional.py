@@ -177,9 +177,9 @@ def key_of(start: Start) -> str:
 
 @st.cache_data(show_spinner="Reading the condition", max_entries=20)
 def condition_pictures(
-    key: str, about: str, _model: Any, _dataset: Any, _start: Start
+    key: str, flags: str, _model: Any, _dataset: Any, _start: Start
 ) -> dict[str, Image.Image]:
-    """What the condition looks like, by name; `key` and `about` tell calls apart."""
+    """What the condition looks like, by name; `key` and `flags` tell calls apart."""
     pictures = pictures_of(_model, _dataset, _start)
     return {name: enlarged(to_pillow(picture)) for name, picture in pictures.items()}
 
@@ -246,14 +246,15 @@ def show_result(result: Result) -> None:
 
 def show() -> None:
     args, overrides = read_arguments()
-    model, dataset, about = load(repr((vars(args), overrides)), args, overrides)
+    flags = repr((vars(args), overrides))
+    model, dataset, about = load(flags, args, overrides)
     st.title("Draw an image")
     st.caption(about)
     start = choose_start(model, dataset)
     keep, kept = choose_kept(model, start)
     settings, seed = choose_settings(model)
     asked = st.button("Draw", key="draw", type="primary")
-    pictures = condition_pictures(key_of(start), about, model, dataset, start)
+    pictures = condition_pictures(key_of(start), flags, model, dataset, start)
     with show_start(model, start, kept, pictures):
         if asked:
             st.session_state.pop("result", None)
