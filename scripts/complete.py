@@ -59,7 +59,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 def read_image(args: Namespace, model: Any) -> Tensor:
     """The image [1, C, H, W], resized where a size is given, in whole tokens."""
     factor = pixels_per_token(model)
-    picture = read_picture(args.image, model.first_stage_model.encoder.conv_in.in_channels)
+    picture = read_picture(args.image, model.first_stage_model.channels)
     size = tokens_for(model, args.height, args.width)
     if size is not None:
         picture = resized(picture, (size[0] * factor, size[1] * factor))

@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(args.outdir or run.folder / "samples_of_data") / name
     record = {"seed": args.seed, "global_step": step, "dtype": str(dtype), **asdict(settings)}
     folder = SampleFolder(root / "samples", record)
-    numbers = tqdm(missing(args, dataset, folder), unit="image")
-    draw(args, model, read_examples(model, dataset, numbers), folder)
+    with tqdm(missing(args, dataset, folder), unit="image") as numbers:
+        draw(args, model, read_examples(model, dataset, numbers), folder)
     print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
 
 

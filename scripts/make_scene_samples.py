@@ -12,7 +12,7 @@ data, `originals/` and `reconstructions/`. The same command again draws what is 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from taming.sampling.scenes import (
     Scene,
     builder_of,
     read_layout,
-    scene_of_data,
+    read_scene,
     scene_requests,
 )
 from taming.sampling.sizes import parse_resolution, tokens_for
@@ -73,15 +73,8 @@ def scenes(args: Namespace, seeded: Any) -> Iterable[tuple[Scene, Tensor | None]
     """Scenes with their images [1, H, W, 3], where there are any."""
     if args.layout:
         return [(read_layout(path, seeded.dataset, args.conditional), None) for path in args.layout]
-    return scenes_of_data(args, seeded)
-
-
-def scenes_of_data(args: Namespace, seeded: Any) -> Iterator[tuple[Scene, Tensor]]:
-    seeded.dataset.keys = ["image", "crop_bbox", "flipped"]
-    for number in range(min(len(seeded), args.num_layouts or len(seeded))):
-        item = seeded[number]
-        scene = scene_of_data(seeded.dataset, number, item)
-        yield scene, torch.from_numpy(item["image"])[None]
+    count = min(len(seeded), args.num_layouts or len(seeded))
+    return (read_scene(seeded, number) for number in range(count))
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from taming.errors import UserError, command
 from taming.evaluation.models import score_first_stage
 from taming.sampling.arguments import make_parser, parse
 from taming.sampling.conditions import cut_to_tokens, read_picture, resized
-from taming.sampling.folder import save_png
+from taming.sampling.folder import check_place, save_png, save_whole
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
@@ -95,10 +95,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, run, step = load_first_stage(args.resume, args.base, args.device, overrides)
     folder = Path(args.folder).resolve()
     root = Path(args.outdir or run.folder / "reconstructions" / folder.name) / str(step)
+    check_place(root)
     scores = reconstruct(args, model, paths, root)
     made = {"checkpoint": str(run.checkpoint), "global_step": step, "folder": str(folder)}
     report = {**scores, **made, "size": args.size}
-    (root / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = json.dumps(report, indent=2) + "\n"
+    save_whole(root / "metrics.json", lambda partial: partial.write_text(text))
     print(
         f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB, codebook usage "
         f"{scores['codebook_usage']:.1%}, perplexity {scores['codebook_perplexity']:.1f}"

@@ -91,8 +91,7 @@ class DalleDecoder(nn.Module):
 
     def __init__(self, n_init: int, n_hid: int, blocks_per_group: int, resolution: int) -> None:
         super().__init__()
-        self.resolution = resolution
-        self.num_resolutions = 4
+        self.resolution, self.num_resolutions = resolution, 4
         self.z_shape = (1, n_init, resolution // 8, resolution // 8)
         widths = [n_init, 8 * n_hid, 4 * n_hid, 2 * n_hid, n_hid]
         upsample = ("upsample", nn.Upsample(scale_factor=2, mode="nearest"))

@@ -49,6 +49,16 @@ class Recorder:
             self.on_frame(self.frames[-1], progress)
 
 
+def enlarged(picture: Image.Image, side: int = 384) -> Image.Image:
+    """With every pixel as a square, so that the longer side is at most `side`: small pictures, to
+    be looked at. Others are returned as they are."""
+    times = side // max(picture.size)
+    if times < 2:
+        return picture
+    size = (times * picture.width, times * picture.height)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
 def to_gif(frames: Sequence[Image.Image]) -> bytes:
     """The frames as a GIF that starts over after a second on the last one."""
     buffer = io.BytesIO()

@@ -31,7 +31,7 @@ def read_picture(path: str | Path, channels: int = 3) -> Tensor:
     try:
         pixels = read_rgb(str(path))
     except BadImage as error:
-        raise UserError(f"{error}; give an image file") from None
+        raise UserError(f"{path} {error}; give an image file") from None
     if channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     return torch.from_numpy(to_float(pixels)).permute(2, 0, 1)[None].contiguous()
@@ -63,11 +63,11 @@ def cut_to_tokens(picture: Tensor, factor: int) -> Tensor:
     return picture[:, :, :height, :width]
 
 
-def read_condition(model: Any, text: str, size: tuple[int, int]) -> Tensor:
+def read_condition(model: Any, text: str, size: tuple[int, int] | None = None) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
     A model of segmentations reads an image of label numbers (grey or with a palette), others read
-    pictures. `size` is the image's, in pixels (height, width).
+    pictures. `size` is the image's, in pixels (height, width); None takes files of any size.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, or labels out
@@ -87,7 +87,7 @@ def read_condition(model: Any, text: str, size: tuple[int, int]) -> Tensor:
         if channels in (1, 3) and not hasattr(stage, "colorize")
         else _read_labels(Path(text), channels)
     )
-    if tuple(condition.shape[2:]) != tuple(size):
+    if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(
             f"{text} has {width} x {height} pixels, and the image will have {size[1]} x {size[0]}; "

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,10 +54,20 @@ def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None)
     info = PngImagePlugin.PngInfo()
     if record is not None:
         info.add_text(RECORD, json.dumps(record))
+    picture = to_pillow(image)
+    save_whole(path, lambda partial: picture.save(partial, format="PNG", pnginfo=info))
+
+
+def save_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file, which then appears at `path`: complete, or not at all.
+
+    Raises:
+        UserError: where it cannot be written, as on a full disk.
+    """
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_pillow(image).save(partial, format="PNG", pnginfo=info)
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         with suppress(OSError):
@@ -73,6 +83,20 @@ class Finished(Protocol):
 
     def finished(self, label: int | None) -> set[int]:
         """Numbers of a label's samples that are there."""
+
+
+def check_place(folder: Path) -> None:
+    """Before work begins: whether files can go to a folder, which need not exist yet.
+
+    Raises:
+        UserError: where they cannot.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(
+            f"nothing can be written to {folder}, as {there} is no folder or write-protected; "
+            "choose another --outdir"
+        )
 
 
 class SampleFolder:
@@ -97,8 +121,9 @@ class SampleFolder:
         """Numbers of a label's samples that are already here.
 
         Raises:
-            UserError: if they were drawn with other settings.
+            UserError: if they were drawn with other settings, or no more can be written.
         """
+        check_place(self.root)
         paths = [p for p in self._of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
         if paths:
             self._check_settings(min(paths))

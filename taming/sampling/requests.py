@@ -40,7 +40,7 @@ def labels_for(model: Any, classes: Sequence[int] | None = None) -> list[int | N
         if not free:
             raise UserError(
                 f"this model draws images for a given '{model.cond_stage_key}', which is no class; "
-                "use scripts/make_samples.py"
+                "use scripts/make_samples.py (or make_scene_samples.py, for scenes)"
             )
         if classes is not None:
             raise UserError("this model has no classes; leave out --classes")

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -65,6 +66,17 @@ def scene_of_data(dataset: Any, number: int, item: Mapping[str, Any]) -> Scene:
     """The scene of a data set's image; `item` has its `crop_bbox` and `flipped`."""
     annotations = list(dataset.annotations(number))
     return Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
+
+
+def read_scene(seeded: Any, number: int) -> tuple[Scene, Tensor]:
+    """The scene of that number of a `SeededDataset` of scenes, and its image [1, H, W, 3].
+
+    From then on, items of the data set have what scenes need instead of tokens.
+    """
+    seeded.dataset.keys = ["image", "crop_bbox", "flipped"]
+    item = seeded[number]
+    scene = scene_of_data(seeded.dataset, number, item)
+    return scene, torch.from_numpy(item["image"])[None]
 
 
 def read_layout(path: Path, dataset: Any, key: str) -> Scene:

@@ -14,7 +14,7 @@ from taming.modules.misc.coord import CoordStage
 
 def pixels_per_token(model: Any) -> int:
     """Side, in pixels, of the square that a code of a `Net2NetTransformer` stands for."""
-    return 2 ** (model.first_stage_model.decoder.num_resolutions - 1)
+    return model.first_stage_model.factor
 
 
 def tokens_for(

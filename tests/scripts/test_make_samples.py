@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from scripts.make_samples import main
@@ -36,7 +37,14 @@ class Pictures(Dataset[dict[str, Any]]):
         generator = torch.Generator().manual_seed(index)
         width = 13 if index == 2 else 8
         pictures = torch.rand(2, 8, width, 3, generator=generator) * 2 - 1
-        return {"image": pictures[0], "sketch": pictures[1], "class_label": index}
+        labels = torch.randint(4, (8, width), generator=generator)
+        return {
+            "image": pictures[0],
+            "sketch": pictures[1],
+            "segmentation": one_hot(labels, 4).float(),
+            "coord": torch.linspace(0, 1, 8 * width).view(8, width),
+            "class_label": index,
+        }
 
 
 def write_data(path: Path, count: int = 3) -> Path:

@@ -28,13 +28,18 @@ SCENES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logs")
-    run = tiny_run(folder / "run", transformer_config(**SCENES))
+    write_scenes(folder)
+    return tiny_run(folder / "run", transformer_config(**SCENES))
+
+
+def write_scenes(folder: Path) -> Path:
+    """A YAML of a data set with one scene."""
     options = OPTIONS | {"no_tokens": 64, "target_image_size": 8, "data_path": str(folder / "coco")}
     write_coco(folder / "coco")
     target = "taming.data.annotated_objects_coco.AnnotatedObjectsCoco"
     data = {"params": {"validation": {"target": target, "params": options}}}
     OmegaConf.save(OmegaConf.create({"data": data}), folder / "data.yaml")
-    return run
+    return folder / "data.yaml"
 
 
 def draw(run: Path, out: Path, *flags: str) -> Path:

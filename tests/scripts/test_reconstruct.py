@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,12 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
+DALLE: dict[str, Any] = {
+    "target": "taming.models.dalle.DalleVAE",
+    "params": {"n_embed": 16, "n_hid": 8, "n_init": 4, "resolution": 16},
+}
+
+
 @pytest.mark.parametrize("config", [None, FIRST_STAGE])
 def test_a_folder(config: dict | None, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images")
@@ -41,6 +48,13 @@ def test_a_folder(config: dict | None, tmp_path: Path) -> None:
     assert metrics["images"] == 3
     assert metrics["l1"] > 0
     assert metrics["global_step"] == 7
+
+
+def test_dalles_first_stage(tmp_path: Path) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", DALLE)
+    main(["-r", str(run), str(folder), "-o", str(tmp_path / "out")])
+    files = sorted((tmp_path / "out").rglob("*.png"))
+    assert [Image.open(path).size for path in files] == [(8, 8)] * 3
 
 
 def test_resized_to_a_square(tmp_path: Path) -> None:

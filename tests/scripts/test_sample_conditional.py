@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.sampling.tiny import tiny_run, transformer_config
+from taming.sampling.folder import RECORD
+from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
 from tests.scripts.test_make_samples import SEGMENTED, write_data
+from tests.scripts.test_make_scene_samples import SCENES, write_scenes
 
 testing = pytest.importorskip("streamlit.testing.v1")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sample_conditional.py"
-KINDS: dict[str, dict[str, Any]] = {
-    "class": {},
-    "map": SEGMENTED,
-    "none": {"cond_stage_config": "__is_unconditional__"},
+WIDE: dict[str, Any] = {
+    "target": "taming.modules.transformer.mingpt.GPT",
+    "params": {"vocab_size": 64, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16},
+}
+LABELS: dict[str, Any] = {
+    "cond_stage_config": {
+        "target": "taming.models.vqgan.VQSegmentationModel",
+        "params": {
+            **FIRST_STAGE["params"],
+            "n_labels": 4,
+            "ddconfig": {**FIRST_STAGE["params"]["ddconfig"], "in_channels": 4, "out_ch": 4},
+        },
+    },
+    "cond_stage_key": "segmentation",
+    "transformer_config": WIDE,
+}
+COORDINATES: dict[str, Any] = {
+    "cond_stage_config": {
+        "target": "taming.modules.misc.coord.CoordStage",
+        "params": {"n_embed": 20, "down_factor": 2},
+    },
+    "cond_stage_key": "coord",
+    "transformer_config": WIDE,
+}
+# Changes to the model, and the names under the pictures of its condition.
+KINDS: dict[str, tuple[dict[str, Any], int]] = {
+    "class": ({}, 1),
+    "picture": (SEGMENTED, 2),
+    "labels": (LABELS, 2),
+    "coordinates": (COORDINATES, 2),
+    "none": ({"cond_stage_config": "__is_unconditional__"}, 0),
+    "scenes": (SCENES, 1),
 }
 
 
@@ -26,27 +57,56 @@ def app(monkeypatch: pytest.MonkeyPatch, run: Path, *flags: str) -> Any:
     return testing.AppTest.from_file(str(SCRIPT), default_timeout=60).run()
 
 
+def drawn(page: Any) -> Image.Image:
+    """The sample, after `Draw` was pressed."""
+    page.button(key="draw").click().run()
+    assert not page.exception and not page.error
+    return page.session_state.result.image
+
+
+def captions(page: Any) -> list[str]:
+    elements = page.get("image") or page.get("imgs")  # as newer and older streamlits call them
+    return [image.caption for element in elements for image in element.proto.imgs]
+
+
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_of_condition(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tiny_run(tmp_path / "run", transformer_config(**KINDS[kind]))
-    page = app(monkeypatch, run, "-b", str(write_data(tmp_path / "data.yaml")))
+    changes, pictures = KINDS[kind]
+    run = tiny_run(tmp_path / "run", transformer_config(**changes))
+    scenes = kind == "scenes"
+    data = write_scenes(tmp_path) if scenes else write_data(tmp_path / "data.yaml")
+    page = app(monkeypatch, run, "-b", str(data))
     assert not page.exception and not page.error
-    assert "frames" not in page.session_state
-    page.number_input(key="example").set_value(1)
+    assert "result" not in page.session_state
+    assert len(captions(page)) == 1 + pictures
+    if not scenes:
+        page.number_input(key="example").set_value(1)
     page.slider(key="temperature").set_value(0.9)
     page.slider(key="scale").set_value(1.5)
-    page.button(key="draw").click().run()
-    assert not page.exception and not page.error
-    frames = page.session_state.frames
-    assert frames[-1].size == (12, 12)
-    assert len(frames) > 10
-    page.slider(key="scale").set_value(1.0)
+    assert drawn(page).size == (12, 12)
+    result = page.session_state.result
+    assert "12 x 12 pixels, seed 0, temperature 0.9" in captions(page)[-1]
+    with Image.open(io.BytesIO(result.files["GIF"][0])) as film:
+        assert (film.n_frames > 10, film.size) == (True, (384, 384))  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(result.files["PNG"][0])) as file:
+        assert (file.size, json.loads(file.info[RECORD])["temperature"]) == ((12, 12), 0.9)
+    page.slider(key="scale").set_value(0.5)
     page.selectbox(key="keep").set_value("top-half")
-    page.button(key="draw").click().run()
-    assert not page.exception and not page.error
-    assert page.session_state.frames[-1].size == (8, 8)
+    assert drawn(page).size == (4, 4)
+    assert "what is kept of the image" in captions(page)
+    assert "keep top-half" in captions(page)[-1]
+
+
+def test_a_box_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path / "run")
+    page = app(monkeypatch, run, "-b", str(write_data(tmp_path / "data.yaml")))
+    page.selectbox(key="keep").set_value("a box").run()
+    box = page.text_input(key="box 0,0,8,4")
+    assert drawn(page).size == (8, 8)
+    box.set_value("0,0,9,4").run()
+    assert "is not inside of the image" in page.error[0].value
 
 
 def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +114,8 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "no examples" in page.caption[0].value
     page.slider(key="guidance").set_value(2.0)
     page.number_input(key="class of 0").set_value(3)
-    page.button(key="draw").click().run()
-    assert not page.exception and not page.error
-    page.selectbox(key="keep").set_value("left-half")
-    page.button(key="draw").click().run()
-    assert "no image to keep" in page.error[0].value
+    assert drawn(page).size == (8, 8)
+    assert not page.selectbox(key="schedule").options == [] and len(page.selectbox) == 1
 
 
 def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,19 +123,44 @@ def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert "there is no run" in page.error[0].value
 
 
-def test_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = app(monkeypatch, tiny_run(tmp_path / "run", transformer_config(**SEGMENTED)))
+def upload(page: Any, key: str, name: str, content: bytes) -> None:
+    page.file_uploader(key=key).set_value((name, content, "application/octet-stream"))
+
+
+def needs_uploads(page: Any) -> None:
     if not hasattr(page, "file_uploader"):
         pytest.skip("this streamlit's test bench has no uploads")
+
+
+def test_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = app(monkeypatch, tiny_run(tmp_path / "run", transformer_config(**SEGMENTED)))
+    needs_uploads(page)
     page.button(key="draw").click().run()
     assert "draws for a given 'sketch'" in page.error[0].value
-    page.file_uploader(key="condition").set_value(("a.png", png((12, 10)), "image/png"))
-    page.button(key="draw").click().run()
-    assert not page.exception and not page.error
-    assert page.session_state.frames[-1].size == (12, 10)
-    page.file_uploader(key="image").set_value(("b.png", png((8, 8)), "image/png"))
+    upload(page, "condition", "a.png", png((24, 20)))
+    assert drawn(page).size == (10, 8)
+    page.checkbox(key="reduce").uncheck()
+    assert drawn(page).size == (24, 20)
+    upload(page, "image", "b.png", png((8, 8)))
     page.run()
-    assert "a.png has 12 x 10 pixels, and the image will have 8 x 8" in page.error[0].value
+    assert "8 x 8 pixels and the condition 24 x 20; make them equal" in page.error[0].value
+    upload(page, "image", "b.png", b"nothing")
+    page.run()
+    assert page.error[0].value.startswith("b.png")
+
+
+def test_layouts_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SCENES))
+    page = app(monkeypatch, run, "-b", str(write_scenes(tmp_path)))
+    needs_uploads(page)
+    page.radio(key="source").set_value("an upload").run()
+    upload(page, "condition", "street.yaml", b"- {class: person, box: [0, 0, 0.5, 1]}")
+    page.slider(key="scale").set_value(2.0)
+    assert drawn(page).size == (16, 16)
+    assert captions(page)[0] == "objects_bbox"
+    upload(page, "condition", "street.yaml", b"- {class: persom, box: [0, 0, 0.5, 1]}")
+    page.run()
+    assert page.error[0].value.startswith("street.yaml, object 1: there is no class 'persom'")
 
 
 def png(size: tuple[int, int]) -> bytes:
