@@ -107,7 +107,7 @@ def load_run(
     state = checkpoint["state_dict"]
     if load_weights(model, state, source=run.checkpoint, assign=True):
         model = instantiate_from_config(config, key="model")  # what it lacks needs initial values
-        load_weights(model, state, source=run.checkpoint)
+        load_weights(model, state, source=run.checkpoint, assign=True)
     return model.eval(), run, int(checkpoint.get("global_step") or 0)
 
 
@@ -149,24 +149,58 @@ def load_weights(
 
     Keys that start with one of `ignore_keys` are dropped. Names with a part in `optional` (the
     losses, which only training needs) may be missing or in excess; any other difference is a
-    `UserError`, as the model would not be the one that was saved. With `assign` the module takes
-    the tensors themselves where device and dtype agree, instead of copies: not for a model whose
-    optimisers exist already, or that outlives its file.
+    `UserError`, as the model would not be the one that was saved.
+
+    With `assign` the module's parameters and buffers stay the objects that they are, but take the
+    memory of `state_dict` instead of a copy, wherever device, dtype and layout agree. It is for
+    tensors that nobody else uses, such as those just read from a file: pages of the file then serve
+    as memory until they are written to, and writing changes the process's own memory alone. A file
+    in use may be replaced or deleted, but not overwritten in place.
     """
     ignored = tuple(ignore_keys)
     kept = {k: v for k, v in state_dict.items() if not k.startswith(ignored)}
-    own = module.state_dict()
+    own = module.state_dict(keep_vars=True)
     missing = sorted(own.keys() - kept.keys())
     needed = [n for n in missing if not _has_part(n, optional) and not n.startswith(ignored)]
     excess = [n for n in sorted(kept.keys() - own.keys()) if not _has_part(n, optional)]
     error = misfit(source, _shapes(kept), _shapes(own), needed, excess)
     if error is not None:
         raise error
-    fitting = {name: kept[name].to(own[name]) for name in own if name in kept}
-    module.load_state_dict(fitting, strict=False, assign=assign)
+    fitting = {name: kept[name] for name in own if name in kept}
+    if assign:
+        _take_memory(own, fitting)
+    module.load_state_dict(fitting, strict=False)  # copies, where the memory is not the same
     for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
         log.info("%s: %s", source, line)
     return missing
+
+
+def _take_memory(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Let tensors of a module have the memory of those given, where that is all that changes.
+
+    What shares memory on either side, as a transformer's masks do, is left to be copied.
+    """
+    shared = _overlapping(given) | _overlapping({name: own[name] for name in given})
+    for name in given.keys() - shared:
+        if _layout(own[name]) == _layout(given[name]) and given[name].is_contiguous():
+            own[name].data = given[name]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of tensors that have memory in common with another one."""
+    found: set[str] = set()
+    end, last = 0, ""
+    for start, name in sorted((tensor.data_ptr(), name) for name, tensor in tensors.items()):
+        size = tensors[name].nbytes
+        if size and start < end:
+            found |= {name, last}
+        if start + size > end:
+            end, last = start + size, name
+    return found
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:

@@ -37,8 +37,9 @@ _BROKEN = (
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
 
-    Tensors of `.ckpt` and `.pt` files are mapped from the file, and read once they are used.
-    Raises `UserError` for a file that is missing, no checkpoint, cut short, or that holds code.
+    Tensors are mapped from the file, and read once they are used; files of torch before 1.6 are
+    read into memory as a whole. Raises `UserError` for a file that is missing, no checkpoint, cut
+    short, or that holds code.
     """
     path = Path(path)
     content = _read(path)

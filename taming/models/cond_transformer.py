@@ -140,7 +140,7 @@ class Net2NetTransformer(CodeSampling, pl.LightningModule):
         """Load weights from a checkpoint or run folder."""
         checkpoint = find_run(path).checkpoint
         state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
+        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys, assign=True)
         self.loaded_from = str(checkpoint)
 
     def train(self, mode: bool = True) -> Net2NetTransformer:

@@ -62,7 +62,8 @@ class DalleVAE(CodesInterface, nn.Module):
     def init_from_ckpt(self, path: str) -> None:
         """Load weights from a checkpoint or run folder."""
         checkpoint = find_run(path).checkpoint
-        load_weights(self, read_checkpoint(checkpoint)["state_dict"], source=checkpoint)
+        state = read_checkpoint(checkpoint)["state_dict"]
+        load_weights(self, state, source=checkpoint, assign=True)
         self.loaded_from = str(checkpoint)
 
     def encode(self, x: Tensor) -> Encoding:

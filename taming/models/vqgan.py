@@ -90,7 +90,7 @@ class VQModel(AutoencoderTraining):
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         checkpoint = find_run(path).checkpoint
         state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
+        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys, assign=True)
         self.loaded_from = str(checkpoint)
 
     # ------------------------------------------------------------------ images <-> codes
