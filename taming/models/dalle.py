@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint import find_run, load_weights, read_checkpoint, save_atomic
-from taming.checkpoint_formats import read_pickled_modules
+from taming.checkpoint_modules import read_pickled_modules
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.modules.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
