@@ -161,18 +161,35 @@ def load_weights(
     kept = {k: v for k, v in state_dict.items() if not k.startswith(ignored)}
     own = module.state_dict(keep_vars=True)
     missing = sorted(own.keys() - kept.keys())
-    needed = [n for n in missing if not _has_part(n, optional) and not n.startswith(ignored)]
-    excess = [n for n in sorted(kept.keys() - own.keys()) if not _has_part(n, optional)]
-    error = misfit(source, _shapes(kept), _shapes(own), needed, excess)
-    if error is not None:
-        raise error
+    needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
+    check_fit(needed, kept, source=source, optional=optional)
     fitting = {name: kept[name] for name in own if name in kept}
     if assign:
         _take_memory(own, fitting)
     module.load_state_dict(fitting, strict=False)  # copies, where the memory is not the same
     for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
         log.info("%s: %s", source, line)
+    for line in groups(sorted(kept.keys() - own.keys()), "in excess: left out"):
+        log.info("%s: %s", source, line)
     return missing
+
+
+def check_fit(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    *,
+    source: str | Path,
+    optional: Sequence[str] = (),
+) -> None:
+    """Raise a `UserError` unless tensors `given` have the names and shapes of a model's `own`.
+
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone.
+    """
+    missing = [name for name in sorted(own.keys() - given.keys()) if not _has_part(name, optional)]
+    excess = [name for name in sorted(given.keys() - own.keys()) if not _has_part(name, optional)]
+    error = misfit(source, _shapes(given), _shapes(own), missing, excess)
+    if error is not None:
+        raise error
 
 
 def _take_memory(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
