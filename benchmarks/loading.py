@@ -30,7 +30,7 @@ from sampling import resident_bytes
 from torch import nn
 from tqdm import tqdm
 
-from taming.checkpoint import load_run, save_atomic
+from taming.checkpoint import load_file, load_run, save_atomic
 from taming.config import (
     get_obj_from_str,
     instantiate_from_config,
@@ -55,9 +55,17 @@ def ours(checkpoint: Path) -> nn.Module:
     return load_run(checkpoint)[0]
 
 
+def into_a_model(checkpoint: Path) -> nn.Module:
+    """As first stages and fine-tuning load: into a model with initial values."""
+    model = instantiate_from_config(load_config([checkpoint.parent / "config.yaml"]).model)
+    load_file(model, checkpoint)
+    return model.eval()
+
+
 CANDIDATES: dict[str, tuple[str, Callable[[Path], nn.Module]]] = {
     ".ckpt": (CKPT, ours),
     ".safetensors": (SAFETENSORS, ours),
+    "ckpt_path": (CKPT, into_a_model),
     "torch.load": (CKPT, plainly),
 }
 

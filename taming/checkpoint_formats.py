@@ -52,6 +52,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether tensors of a checkpoint are read from its file only once they are used."""
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
 def _all_tensors(content: Mapping[Any, Any]) -> bool:
     return all(isinstance(value, Tensor) for value in content.values())
 

@@ -1,4 +1,4 @@
-"""Weights stay in their file until they change: memory is taken once, the file stays as it is."""
+"""Weights from files: memory is taken once, and the files stay as they are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from taming.checkpoint import load_weights, read_checkpoint, save_atomic
+from taming.checkpoint import load_file, load_run, load_weights, read_checkpoint, save_atomic
+from taming.errors import UserError
 from tests.memory import KINDS, WAYS
 from tests.models.tiny import build, first_stage_config, fit, images
 
@@ -62,17 +64,55 @@ def test_training_changes_the_model_and_not_its_file(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_replaced_file_leaves_a_loaded_model_alone(tmp_path: Path, name: str) -> None:
+def test_a_file_may_be_overwritten_once_its_weights_are_copied(tmp_path: Path, name: str) -> None:
+    """As notebooks do that save where they have loaded from."""
     state = build(first_stage_config(n_embed=5000)).state_dict()
     path = write(state, tmp_path / name)
     model = build(first_stage_config(n_embed=5000, ckpt_path=str(path)))
-    replacement = write({"weight": torch.zeros(1)}, tmp_path / f"new-{name}")
-    replacement.replace(path)
-    assert path.stat().st_size < 10_000
+    with path.open("r+b") as file:
+        file.truncate(100)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    path.unlink()
+    torch.save({"state_dict": model.state_dict()}, path.with_suffix(".ckpt"))
+    model.init_from_ckpt(str(path.with_suffix(".ckpt")))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_a_loaded_run_may_be_replaced(tmp_path: Path, name: str) -> None:
+    config = first_stage_config(n_embed=5000)
+    state = build(config).state_dict()
+    path = write(state, tmp_path / name)
+    content = path.read_bytes()
+    OmegaConf.save({"model": config}, tmp_path / "config.yaml")
+    model, _, _ = load_run(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[..., :1] += 1  # in a page of memory of its own from now on
+    assert path.read_bytes() == content
+    write({"weight": torch.zeros(1)}, tmp_path / f"new-{name}").replace(path)
+    assert path.stat().st_size < 10_000
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter[..., 1:], state[key][..., 1:]), key
+        assert torch.equal(parameter[..., :1], state[key][..., :1] + 1), key
     saved = write(model.state_dict(), tmp_path / "again.ckpt")
     assert saved.stat().st_size < 1.1 * sum(value.nbytes for value in state.values()) + 50_000
+
+
+def test_a_large_file_is_copied_in_parts(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(9)))  # 4 MiB each
+    state = {name: torch.rand_like(tensor) for name, tensor in model.state_dict().items()}
+    path, parts = write(state, tmp_path / "a.ckpt"), list[int]()
+    model.register_load_state_dict_pre_hook(lambda _, given, *about: parts.append(len(given)))
+    assert load_file(model, path) == path
+    assert len(parts) == 3 and sum(parts) == 18
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+    def replace_it(module: nn.Module, *about: object) -> None:
+        write(state, tmp_path / "b.ckpt").replace(path)
+
+    model.register_load_state_dict_pre_hook(replace_it)
+    with pytest.raises(UserError, match="a.ckpt was replaced while it was being read"):
+        load_file(model, path)
 
 
 def test_optimisers_keep_their_parameters(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class AutoencoderTraining(CodesInterface, TwoOptimizers):
             )
         if hasattr(self.loss, "prepare"):
             self.loss.prepare()
-        if getattr(self.quantize, "legacy", False):
+        if getattr(self.quantize, "legacy", False) and self.trainer.is_global_zero:
             log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
         if self.has_discriminator and world_size() > 1:
             for parameter in self.loss.discriminator.parameters():

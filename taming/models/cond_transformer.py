@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from taming.checkpoint import find_run, load_weights, read_checkpoint
+from taming.checkpoint import load_file
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.batches import channels_first
@@ -138,10 +138,7 @@ class Net2NetTransformer(CodeSampling, pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
-        checkpoint = find_run(path).checkpoint
-        state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys, assign=True)
-        self.loaded_from = str(checkpoint)
+        self.loaded_from = str(load_file(self, path, ignore_keys))
 
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""
@@ -224,6 +221,8 @@ class Net2NetTransformer(CodeSampling, pl.LightningModule):
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     def on_fit_start(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
         stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         for name, stage in stages.items():
             untrained = hasattr(stage, "init_from_ckpt") and not hasattr(stage, "loaded_from")

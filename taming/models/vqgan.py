@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.checkpoint import find_run, load_weights, read_checkpoint
+from taming.checkpoint import load_file
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining
@@ -88,10 +88,7 @@ class VQModel(AutoencoderTraining):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
-        checkpoint = find_run(path).checkpoint
-        state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys, assign=True)
-        self.loaded_from = str(checkpoint)
+        self.loaded_from = str(load_file(self, path, ignore_keys))
 
     # ------------------------------------------------------------------ images <-> codes
 

@@ -41,6 +41,7 @@ def test_it_computes_what_the_published_networks_do(published: Path) -> None:
     indices = model.encode_to_indices(x)
     assert indices.shape == (2, 2, 3) and torch.equal(indices, computed["indices"])
     torch.testing.assert_close(model.decode_indices(indices), expected)
+    torch.testing.assert_close(model.decode_code(indices), expected)
     torch.testing.assert_close(model(x)[0], expected)
     quant, loss, (_, _, again) = model.encode(x)
     assert quant.shape == (2, INIT, 2, 3) and loss == 0 and torch.equal(again, indices)
