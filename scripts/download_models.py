@@ -14,13 +14,20 @@ from collections.abc import Sequence
 from taming.config import did_you_mean
 from taming.errors import UserError, command
 from taming.models.dalle import convert
-from taming.pretrained import Published, download_model, published_models
+from taming.pretrained import Published, download_model, lacks_config, published_models
+
+NO_CONFIG = (
+    "but it came without a config, and its sizes are not known here: name a YAML with --base when "
+    "you use it. That of a similar model is a start; loading tells which values differ, except "
+    "n_head, which weights do not show."
+)
 
 
 def print_table(models: dict[str, Published]) -> None:
     width = max(map(len, models))
     for model in models.values():
-        print(f"{model.name:{width}}  {model.what}; FID {model.fid}")
+        fid = model.fid if "FID" in model.fid else f"FID {model.fid}"
+        print(f"{model.name:{width}}  {model.what}; {fid}")
         print(f"{'':{width}}  -> {model.folder} from {' '.join(model.addresses)}")
 
 
@@ -47,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = download_model(models[name], args.root, check=args.check)
         if name == "dalle_dvae":
             convert(folder)
-        print(f"{name} is in {folder}")
+        print(f"{name} is in {folder}{', ' + NO_CONFIG if lacks_config(folder) else ''}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint_fit import groups, misfit
-from taming.checkpoint_formats import read_checkpoint
+from taming.checkpoint_formats import is_mapped, read_checkpoint
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.errors import UserError
 
-__all__ = ["Run", "find_run", "load_run", "load_weights", "read_checkpoint", "run_config"]
-__all__ += ["save_atomic"]
+__all__ = ["Run", "check_fit", "find_run", "load_file", "load_run", "load_weights"]
+__all__ += ["read_checkpoint", "run_config", "save_atomic"]
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def load_run(
     state = checkpoint["state_dict"]
     if load_weights(model, state, source=run.checkpoint, assign=True):
         model = instantiate_from_config(config, key="model")  # what it lacks needs initial values
-        load_weights(model, state, source=run.checkpoint)
+        load_weights(model, state, source=run.checkpoint, assign=True)
     return model.eval(), run, int(checkpoint.get("global_step") or 0)
 
 
@@ -149,24 +149,122 @@ def load_weights(
 
     Keys that start with one of `ignore_keys` are dropped. Names with a part in `optional` (the
     losses, which only training needs) may be missing or in excess; any other difference is a
-    `UserError`, as the model would not be the one that was saved. With `assign` the module takes
-    the tensors themselves where device and dtype agree, instead of copies: not for a model whose
-    optimisers exist already, or that outlives its file.
+    `UserError`, as the model would not be the one that was saved.
+
+    With `assign` the module's parameters and buffers stay the objects that they are, but take the
+    memory of `state_dict` instead of a copy, wherever device, dtype and layout agree. It is for
+    tensors that nobody else uses, such as those just read from a file: pages of the file then serve
+    as memory until they are written to, and writing changes the process's own memory alone.
     """
-    ignored = tuple(ignore_keys)
-    kept = {k: v for k, v in state_dict.items() if not k.startswith(ignored)}
-    own = module.state_dict()
-    missing = sorted(own.keys() - kept.keys())
-    needed = [n for n in missing if not _has_part(n, optional) and not n.startswith(ignored)]
-    excess = [n for n in sorted(kept.keys() - own.keys()) if not _has_part(n, optional)]
-    error = misfit(source, _shapes(kept), _shapes(own), needed, excess)
-    if error is not None:
-        raise error
-    fitting = {name: kept[name].to(own[name]) for name in own if name in kept}
-    module.load_state_dict(fitting, strict=False, assign=assign)
+    own = module.state_dict(keep_vars=True)
+    names = _fitting(own, state_dict, source, tuple(ignore_keys), optional)
+    fitting = {name: state_dict[name] for name in names}
+    if assign:
+        _take_memory(own, fitting)
+    module.load_state_dict(fitting, strict=False)  # copies, where the memory is not the same
+    return sorted(own.keys() - fitting.keys())
+
+
+def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = ()) -> Path:
+    """Put the weights of a checkpoint or run folder into `module`, as `load_weights` does.
+
+    They are copied, and the file is let go of after every part, so that hardly any memory is taken
+    beside the module's. Only files of torch before 1.6 are in memory as a whole meanwhile. Returns
+    the file's path.
+    """
+    file = find_run(path).checkpoint
+    version, state = _version(file), read_checkpoint(file)["state_dict"]
+    names = _fitting(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
+    for part in (
+        _parts({name: state[name].nbytes for name in names}) if is_mapped(file) else [names]
+    ):
+        module.load_state_dict({name: state[name] for name in part}, strict=False)
+        state = read_checkpoint(file)["state_dict"] if is_mapped(file) else {}
+        if _version(file) != version:
+            raise UserError(f"{file} was replaced while it was being read; load it again")
+    return file
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    about = file.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in groups of about a tenth of all bytes, or of 16 MiB."""
+    limit, part, size = max(2**24, sum(sizes.values()) // 10), list[str](), 0
+    for name, nbytes in sizes.items():
+        if part and size + nbytes > limit:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += nbytes
+    yield part
+
+
+def _fitting(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    source: str | Path,
+    ignored: tuple[str, ...],
+    optional: Sequence[str],
+) -> list[str]:
+    """The names that a model and its weights share; tells of the others, or raises `UserError`."""
+    kept = {name: tensor for name, tensor in given.items() if not name.startswith(ignored)}
+    needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
+    check_fit(needed, kept, source=source, optional=optional)
+    missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
     for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
         log.info("%s: %s", source, line)
-    return missing
+    for line in groups(excess, "in excess: left out"):
+        log.info("%s: %s", source, line)
+    return [name for name in own if name in kept]
+
+
+def check_fit(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    *,
+    source: str | Path,
+    optional: Sequence[str] = (),
+) -> None:
+    """Raise a `UserError` unless tensors `given` have the names and shapes of a model's `own`.
+
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone.
+    """
+    missing = [name for name in sorted(own.keys() - given.keys()) if not _has_part(name, optional)]
+    excess = [name for name in sorted(given.keys() - own.keys()) if not _has_part(name, optional)]
+    error = misfit(source, _shapes(given), _shapes(own), missing, excess)
+    if error is not None:
+        raise error
+
+
+def _take_memory(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Let tensors of a module have the memory of those given, where that is all that changes.
+
+    What shares memory on either side, as a transformer's masks do, is left to be copied.
+    """
+    shared = _overlapping(given) | _overlapping({name: own[name] for name in given})
+    for name in given.keys() - shared:
+        if _layout(own[name]) == _layout(given[name]) and given[name].is_contiguous():
+            own[name].data = given[name]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of tensors that have memory in common with another one."""
+    found: set[str] = set()
+    end, last = 0, ""
+    for start, name in sorted((tensor.data_ptr(), name) for name, tensor in tensors.items()):
+        size = tensors[name].nbytes
+        if size and start < end:
+            found |= {name, last}
+        if start + size > end:
+            end, last = start + size, name
+    return found
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:

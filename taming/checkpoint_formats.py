@@ -9,18 +9,20 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
 
+Read = TypeVar("Read")
+
 # What torch, pickle and zipfile raise for files that are cut short or something else altogether.
-_BROKEN = (
+BROKEN = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -37,11 +39,12 @@ _BROKEN = (
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
 
-    Tensors of `.ckpt` and `.pt` files are mapped from the file, and read once they are used.
-    Raises `UserError` for a file that is missing, no checkpoint, cut short, or that holds code.
+    Tensors are mapped from the file, and read once they are used; files of torch before 1.6 are
+    read into memory as a whole. Raises `UserError` for a file that is missing, no checkpoint, cut
+    short, or that holds code.
     """
     path = Path(path)
-    content = _read(path)
+    content = explained(path, _read)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     if isinstance(content, Mapping) and content and _all_tensors(content):
@@ -49,38 +52,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether tensors of a checkpoint are read from its file only once they are used."""
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+
+
 def _all_tensors(content: Mapping[Any, Any]) -> bool:
     return all(isinstance(value, Tensor) for value in content.values())
 
 
-def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
-    """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
-
-    The classes are neither needed nor run: their modules and parameters are read as data.
-    """
-    content = _read(Path(path), packages + ("torch.nn.modules.", "torch.nn.parameter."))
-    if isinstance(content, Mapping):
-        return read_checkpoint(path)["state_dict"]
-    return dict(_tensors_of(content, ""))
-
-
-def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    state = getattr(module, "state", None) or {}
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in state.get(kind, {}).items():
-            if isinstance(tensor, Tensor):
-                yield prefix + name, tensor.detach()
-    for name, child in state.get("_modules", {}).items():
-        yield from _tensors_of(child, f"{prefix}{name}.")
-
-
-def _read(path: Path, packages: tuple[str, ...] = ()) -> Any:
+def explained(path: Path, read: Callable[[Path], Read]) -> Read:
+    """What `read` makes of a file; where it fails, a `UserError` that says what the file is."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _load(path, packages)
-    except _BROKEN as error:
+        return read(path)
+    except BROKEN as error:
         raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+
+
+def _read(path: Path) -> Any:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -116,14 +108,16 @@ _PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
 _TORCH = re.compile(
     r"torch\.(_utils|_tensor|serialization|storage|cuda|nn\.parameter)\.\w+|torch\.\w+"
 )
-_SAFE = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
-_SAFE |= {"builtins.set", "builtins.complex", "builtins.bytearray"}
+SAFE = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}
+SAFE |= {"builtins.set", "builtins.complex", "builtins.bytearray"}
 
 
-def _load(path: Path, packages: tuple[str, ...]) -> Any:
+def load_torch(path: Path, packages: tuple[str, ...] = ()) -> Any:
+    """The content of a file of torch's; foreign classes, and those of `packages`, as `Inert`."""
     zipped = zipfile.is_zipfile(path)
-    stubs = [_stub(path, name, packages) for name in sorted(_names_in(path, zipped) - _SAFE)]
-    safe: list[Any] = [stub for stub in stubs if stub is not None]
+    names = sorted(_names_in(path, zipped) - SAFE)
+    stand_ins = [(stand_in(path, name, packages), name) for name in names]
+    safe: list[Any] = [pair for pair in stand_ins if pair[0] is not None]
     with torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickle protocols and deprecated storages of old files
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
@@ -151,25 +145,27 @@ def _names_in_pickle(file: IO[bytes]) -> set[str]:
         if isinstance(argument, str) and "UNICODE" in opcode.name:
             strings = [strings[-1], argument]
         elif opcode.name in ("GLOBAL", "INST"):
-            names.add(_todays_name(*str(argument).split(" ", 1)))
+            names.add(todays_name(*str(argument).split(" ", 1)))
         elif opcode.name == "STACK_GLOBAL":  # torch does not read these, but a refusal names them
             names.add(".".join(strings))
     return names
 
 
-def _todays_name(module: str, name: str) -> str:
-    """Pickles of protocol 2 call Python's own things by their names in Python 2."""
+def todays_name(module: str, name: str) -> str:
+    """The full name of what a pickle names; protocol 2 has Python 2's names of Python's own."""
     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
-def _stub(
-    path: Path, name: str, packages: tuple[str, ...]
-) -> tuple[Callable[..., Any], str] | None:
+def stand_in(path: Path, name: str, packages: tuple[str, ...]) -> Callable[..., Any] | None:
+    """What a class or function named in a file becomes; None for what is torch's own.
+
+    Raises `UserError` for what is neither plain data nor foreign and known to be harmless.
+    """
     if name in _STAND_INS:
-        return _STAND_INS[name], name
+        return _STAND_INS[name]
     if name.removeprefix("builtins.") in _PLAIN or name.startswith(_FOREIGN + packages):
-        return type("Inert", (Inert,), {}), name
+        return type("Inert", (Inert,), {})
     if _TORCH.fullmatch(name):
         return None
     if name.startswith("torch.nn."):

@@ -166,8 +166,13 @@ def download_model(
 def _add_config(name: str, folder: Path) -> None:
     """Models that are published as a bare checkpoint get the config that it was trained with."""
     config = resources.files("taming").joinpath("pretrained_configs", f"{name}.yaml")
-    if config.is_file() and not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]:
+    if config.is_file() and lacks_config(folder):
         (folder / "config.yaml").write_text(config.read_text("utf-8"))
+
+
+def lacks_config(folder: Path) -> bool:
+    """Whether neither the download nor this package brought a model's config."""
+    return not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

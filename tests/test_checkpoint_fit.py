@@ -90,11 +90,11 @@ def test_the_other_stages_checkpoint_is_recognised() -> None:
 
 def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> None:
     model = build(first_stage_config())
+    state = {**model.state_dict(), "loss.logvar": torch.zeros(1)}
     with caplog.at_level(logging.INFO):
-        missing = load_weights(
-            model, model.state_dict(), source="a.ckpt", ignore_keys=["loss.discriminator"]
-        )
+        missing = load_weights(model, state, source="a.ckpt", ignore_keys=["loss.discriminator"])
     assert len(missing) == 10
+    assert "a.ckpt: logvar: 1 key in excess: left out (loss.logvar)" in caplog.text
     assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialised anew" in caplog.text
 
 

@@ -7,11 +7,8 @@ import collections
 import datetime
 import os
 import pickle
-import sys
-import types
 import typing
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from taming.checkpoint_formats import read_checkpoint, read_pickled_modules
+from taming.checkpoint_formats import read_checkpoint
 from taming.errors import UserError
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])
@@ -124,43 +121,11 @@ def test_newer_pickles_are_refused_by_name_too(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_a_whole_model_is_refused_with_advice(tmp_path: Path) -> None:
-    path = save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "model.pt")
+@BOTH
+def test_a_whole_model_is_refused_with_advice(tmp_path: Path, zipped: bool) -> None:
+    path = save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "model.pt", zipped)
     with pytest.raises(UserError, match="whole pickled model.*save its state_dict"):
         read_checkpoint(path)
-
-
-@pytest.fixture
-def foreign_package() -> Iterator[types.ModuleType]:
-    module = types.ModuleType("foreign_net")
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-            self.w = nn.Parameter(torch.arange(3.0))
-            self.register_buffer("mean", torch.ones(2))
-
-        def __setstate__(self, state: Any) -> None:
-            raise AssertionError("code of the file's classes was run")
-
-    Block.__module__, Block.__qualname__ = "foreign_net", "Block"
-    module.Block = Block  # type: ignore[attr-defined]
-    sys.modules["foreign_net"] = module
-    yield module
-    sys.modules.pop("foreign_net", None)
-
-
-def test_pickled_modules_become_tensors(tmp_path: Path, foreign_package: types.ModuleType) -> None:
-    block = foreign_package.Block()
-    path = save(block, tmp_path / "block.pkl")
-    del sys.modules["foreign_net"]
-    state = read_pickled_modules(path, ("foreign_net.",))
-    assert state.keys() == block.state_dict().keys()
-    for name, value in block.state_dict().items():
-        assert torch.equal(state[name], value) and not state[name].requires_grad
-    with pytest.raises(UserError, match="would run 'foreign_net.Block'"):
-        read_pickled_modules(path, ("another.",))
 
 
 def _cut(data: bytes) -> dict[str, bytes]:

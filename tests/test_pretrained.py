@@ -7,15 +7,17 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import taming
 from scripts.download_models import main
-from taming.checkpoint import find_run, read_checkpoint
+from taming.checkpoint import find_run, load_run, read_checkpoint
 from taming.config import instantiate_from_config, load_config
 from taming.downloads import Patience
 from taming.errors import UserError
@@ -27,6 +29,8 @@ from taming.pretrained import (
     published_models,
     remote_files,
 )
+from tests.models.test_conditions import transformer_config
+from tests.models.tiny import build
 from tests.web import Site, serve
 
 CONFIGS = sorted((Path(taming.__file__).parent / "pretrained_configs").glob("*.yaml"))
@@ -177,6 +181,33 @@ def test_a_bare_checkpoint_gets_its_config(site: Site, tmp_path: Path) -> None:
     model = Published("vq_f8", "a model", "-", "logs/vq_f8", (f"{site.url}/last.ckpt",))
     folder = download_model(model, tmp_path, patience=QUICK)
     assert load_config(find_run(folder).configs).model.params.n_embed == 16384
+
+
+def test_a_model_of_unknown_sizes_says_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one published checkpoint there is no config: none is made up."""
+    name, model = "oi_scene_125m", build(transformer_config())
+    published = published_models()[name]
+    assert "config unknown here" in published.what
+    buffer = io.BytesIO()
+    torch.save({"state_dict": model.state_dict()}, buffer)
+    site.files["/last.ckpt"] = buffer.getvalue()
+    local = replace(published, addresses=(f"{site.url}/last.ckpt",))
+    monkeypatch.setattr("scripts.download_models.published_models", lambda: {name: local})
+    main([name, "--root", str(tmp_path)])
+    assert "it came without a config" in capsys.readouterr().out
+    folder = tmp_path / published.folder
+    assert sorted(path.name for path in folder.iterdir()) == [RECORD, "last.ckpt"]
+    with pytest.raises(UserError, match="name its YAML with --base"):
+        load_run(folder)
+    OmegaConf.save({"model": transformer_config(gpt={"n_layer": 2})}, tmp_path / "own.yaml")
+    with pytest.raises(UserError, match="n_layer is 2, but 1 in the checkpoint"):
+        load_run(folder, [tmp_path / "own.yaml"])
+    loaded, _, _ = load_run(
+        folder, [tmp_path / "own.yaml"], ["model.params.transformer_config.params.n_layer=1"]
+    )
+    assert torch.equal(loaded.transformer.pos_emb, model.transformer.pos_emb)
 
 
 def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:

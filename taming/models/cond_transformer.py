@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,20 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from taming.checkpoint import find_run, load_weights, read_checkpoint
+from taming.checkpoint import load_file
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.batches import channels_first
-from taming.models.pictures import condition_pictures
+from taming.models.code_sampling import CodeSampling
 from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.transformer.decoding import (
-    CachedDecoder,
-    draw,
-    filter_logits,
-    generate,
-    one_pass_logits,
-)
-from taming.modules.transformer.mingpt import top_k_logits
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
 
@@ -37,7 +29,7 @@ UNCONDITIONAL = "__is_unconditional__"
 log = logging.getLogger(__name__)
 
 
-class Net2NetTransformer(pl.LightningModule):
+class Net2NetTransformer(CodeSampling, pl.LightningModule):
     """p(codes | condition) as an autoregressive transformer (equations 8 to 10).
 
     Args:
@@ -146,10 +138,7 @@ class Net2NetTransformer(pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
-        checkpoint = find_run(path).checkpoint
-        state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
-        self.loaded_from = str(checkpoint)
+        self.loaded_from = str(load_file(self, path, ignore_keys))
 
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""
@@ -232,6 +221,8 @@ class Net2NetTransformer(pl.LightningModule):
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     def on_fit_start(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
         stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         for name, stage in stages.items():
             untrained = hasattr(stage, "init_from_ckpt") and not hasattr(stage, "loaded_from")
@@ -258,74 +249,6 @@ class Net2NetTransformer(pl.LightningModule):
     def configure_optimizers(self) -> AdamW:
         groups = self.transformer.parameter_groups(weight_decay=0.01)
         return AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95))
-
-    # ------------------------------------------------------------------ sampling
-
-    def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
-        """All but the `k` largest of the last dimension set to -inf."""
-        return top_k_logits(logits, k)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        x: Tensor,
-        c: Tensor,
-        steps: int,
-        temperature: float = 1.0,
-        sample: bool = False,
-        top_k: int | None = None,
-        callback: Callable[[int], Any] = lambda k: None,
-        top_p: float | None = None,
-    ) -> Tensor:
-        """Continue indices `x` [B, n] under condition indices `c` [B, m] by `steps` indices.
-
-        Returns [B, n + steps]. `sample=False` takes the most likely index. Randomness is torch's
-        global generator's; `taming.sampling` has one per sample.
-        """
-        prompt = torch.cat((c, x), dim=1)
-        numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
-
-        def pick(logits: Tensor, n: int) -> Tensor:
-            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
-            return draw(logits, None if numbers is None else numbers[n])
-
-        if self.pkeep <= 0:  # trained with noise as its past: one pass draws every index
-            logits = one_pass_logits(self.transformer, prompt, steps)
-            new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
-        else:
-            decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-            new = generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
-        return torch.cat((x, new), dim=1)
-
-    @torch.no_grad()
-    def log_images(
-        self,
-        batch: Mapping[str, Any],
-        max_images: int = 4,
-        temperature: float = 1.0,
-        top_k: int | None = 100,
-        **_: Any,
-    ) -> dict[str, Tensor]:
-        """Pictures of a batch: `inputs`, `reconstructions`, what the condition looks like, and
-        `samples_half` (lower half drawn), `samples_nopix` (all drawn), `samples_det` (argmax)."""
-        x, c = (part.to(self.device) for part in self.get_xc(batch, max_images))
-        quant_z, z_indices = self.encode_to_z(x)
-        quant_c, c_indices = self.encode_to_c(c)
-        half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
-        pictures = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
-        if not self.be_unconditional:
-            pictures |= condition_pictures(
-                self.cond_stage_model, c, quant_c, (x.shape[2], x.shape[3])
-            )
-        for name, start, random in (
-            ("samples_half", half, True),
-            ("samples_nopix", nothing, True),
-            ("samples_det", nothing, False),
-        ):
-            steps = z_indices.shape[1] - start.shape[1]
-            indices = self.sample(start, c_indices, steps, temperature, random, top_k)
-            pictures[name] = self.decode_to_img(indices, quant_z.shape)
-        return pictures
 
 
 def _frozen(stage: nn.Module) -> nn.Module:

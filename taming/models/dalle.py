@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint import find_run, load_weights, read_checkpoint, save_atomic
-from taming.checkpoint_formats import read_pickled_modules
+from taming.checkpoint import load_file, load_weights, save_atomic
+from taming.checkpoint_modules import read_pickled_modules
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.modules.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
@@ -61,9 +61,7 @@ class DalleVAE(CodesInterface, nn.Module):
 
     def init_from_ckpt(self, path: str) -> None:
         """Load weights from a checkpoint or run folder."""
-        checkpoint = find_run(path).checkpoint
-        load_weights(self, read_checkpoint(checkpoint)["state_dict"], source=checkpoint)
-        self.loaded_from = str(checkpoint)
+        self.loaded_from = str(load_file(self, path))
 
     def encode(self, x: Tensor) -> Encoding:
         """Images -> (codes [B, n_init, h, w], loss 0, (None, None, indices [B, h, w]))"""

@@ -5,20 +5,17 @@ One training recipe serves them all. The members of the family differ in their q
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
-from taming.checkpoint import find_run, load_weights, read_checkpoint
+from taming.checkpoint import load_file
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models.codes import CodeHistogram, CodesInterface
-from taming.models.optimizing import TwoOptimizers, average_gradients, world_size
+from taming.models.autoencoder_training import AutoencoderTraining
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.vqperceptual import DummyLoss
 from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
@@ -26,10 +23,8 @@ from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, Ve
 Config = Mapping[str, Any]
 Encoded = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 
-log = logging.getLogger(__name__)
 
-
-class VQModel(CodesInterface, TwoOptimizers):
+class VQModel(AutoencoderTraining):
     """VQGAN: convolutional encoder and decoder around a codebook of `n_embed` vectors.
 
     Images are [B, C, H, W] in [-1, 1] with H and W divisible by 2^(len(ch_mult) - 1).
@@ -44,9 +39,6 @@ class VQModel(CodesInterface, TwoOptimizers):
         monitor: the logged value by which the best checkpoints are kept.
         remap, sane_index_shape, legacy: see `VectorQuantizer2`.
     """
-
-    loss: Any
-    quantize: Any
 
     def __init__(
         self,
@@ -82,11 +74,7 @@ class VQModel(CodesInterface, TwoOptimizers):
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
         if monitor is not None:
             self.monitor = monitor
-        # The discriminator has a backward pass of its own, and averages its own gradients.
-        self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_parameters() if name.startswith("loss.discriminator.")
-        ]
-        self._used_codes = CodeHistogram(self.quantize.n_e)
+        self._prepare_training()
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -100,10 +88,7 @@ class VQModel(CodesInterface, TwoOptimizers):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
-        checkpoint = find_run(path).checkpoint
-        state = read_checkpoint(checkpoint)["state_dict"]
-        load_weights(self, state, source=checkpoint, ignore_keys=ignore_keys)
-        self.loaded_from = str(checkpoint)
+        self.loaded_from = str(load_file(self, path, ignore_keys))
 
     # ------------------------------------------------------------------ images <-> codes
 
@@ -120,109 +105,6 @@ class VQModel(CodesInterface, TwoOptimizers):
         """Images -> (reconstructions, codebook loss)."""
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
-
-    def get_last_layer(self) -> Tensor:
-        """The weight at which the adaptive weight compares gradients (equation 7)."""
-        return self.decoder.conv_out.weight
-
-    # ------------------------------------------------------------------ training
-
-    @property
-    def has_discriminator(self) -> bool:
-        """Whether the loss plays the adversarial game (section 3.1), with an optimiser for D."""
-        return hasattr(self.loss, "discriminator")
-
-    def on_fit_start(self) -> None:
-        if isinstance(self.loss, DummyLoss):
-            raise UserError(
-                "model.params.lossconfig: set a loss; without one nothing can be trained"
-            )
-        if hasattr(self.loss, "prepare"):
-            self.loss.prepare()
-        if getattr(self.quantize, "legacy", False):
-            log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
-        if self.has_discriminator and world_size() > 1:
-            for parameter in self.loss.discriminator.parameters():
-                torch.distributed.broadcast(parameter.data, src=0)
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """One batch: the autoencoder's update, then the discriminator's, on what the updated
-        autoencoder makes of the same batch."""
-        x = self.get_input(batch, self.image_key)
-        boundary = self._is_update(batch_idx)
-        reconstruction, codebook_loss = self(x)
-        step = self.global_step  # the update below counts, and the game is played at one step
-        with self._gradient_sync(boundary):
-            self._backward(self._autoencoder_loss(codebook_loss, x, reconstruction, step, "train"))
-        optimizers = self._torch_optimizers()
-        if boundary:
-            self._update(optimizers[0], counted=True)
-        if not self.has_discriminator:
-            return
-        with torch.no_grad():
-            reconstruction, codebook_loss = self(x)
-        self._backward(self._discriminator_loss(codebook_loss, x, reconstruction, step, "train"))
-        if boundary:
-            average_gradients(self.loss.discriminator.parameters())
-            self._update(optimizers[1], counted=False)
-
-    def _autoencoder_loss(
-        self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
-    ) -> Tensor:
-        loss, logs = self.loss(
-            codebook_loss, x, rec, 0, step, last_layer=self.get_last_layer(), split=split
-        )
-        self._log_losses(f"{split}/aeloss", loss, logs, len(x))
-        return loss
-
-    def _discriminator_loss(
-        self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
-    ) -> Tensor:
-        loss, logs = self.loss(
-            codebook_loss, x, rec, 1, step, last_layer=self.get_last_layer(), split=split
-        )
-        self._log_losses(f"{split}/discloss", loss, logs, len(x))
-        return loss
-
-    def _log_losses(
-        self, name: str, loss: Tensor, logs: Mapping[str, Tensor], batch_size: int
-    ) -> None:
-        validating = name.startswith("val/")
-        how: dict[str, Any] = {
-            "on_step": not validating,
-            "on_epoch": validating,
-            "sync_dist": validating,
-            "batch_size": batch_size,
-        }
-        self.log(name, loss.detach(), prog_bar=True, **how)
-        self.log_dict(dict(logs), **how)
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        x = self.get_input(batch, self.image_key)
-        quant, codebook_loss, (_, _, indices) = self.encode(x)
-        reconstruction = self.decode(quant)
-        self._used_codes.add(indices)
-        terms = (codebook_loss, x, reconstruction, self.global_step, "val")
-        self._autoencoder_loss(*terms)
-        if self.has_discriminator:
-            self._discriminator_loss(*terms)
-
-    def on_validation_epoch_end(self) -> None:
-        used, perplexity = self._used_codes.summary()
-        self.log("val/codebook_usage", used, rank_zero_only=True)
-        self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
-
-    def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything but the loss, whose only trained part is the discriminator."""
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and not name.startswith("loss."):
-                yield parameter
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        groups = [list(self.autoencoder_parameters())]
-        if self.has_discriminator:
-            groups.append(list(self.loss.discriminator.parameters()))
-        return [Adam(group, lr=self.learning_rate, betas=(0.5, 0.9)) for group in groups]
 
     # ------------------------------------------------------------------ pictures
 

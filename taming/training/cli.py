@@ -23,7 +23,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError, command
-from taming.training.run_folder import RunFolder, new_run, resumed_run
+from taming.training.run_folder import RunFolder, check_resumable, new_run, resumed_run
 from taming.training.trainer import (
     make_trainer,
     move_manual_options,
@@ -193,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = _build_data(config)
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
     model = instantiate_from_config(model_config, key="model")
+    if run.resume_from and args.train:
+        check_resumable(model, run.resume_from)
     accumulate = options.get("accumulate_grad_batches") or 1
     trainer = make_trainer(
         move_manual_options(options, model), lightning_config, config, run, model

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from taming.checkpoint import find_run, read_checkpoint
+from torch import nn
+
+from taming.checkpoint import check_fit, find_run, read_checkpoint
 from taming.errors import UserError
 
 # Processes that a trainer starts on this machine inherit it, and so agree on one folder.
@@ -57,3 +59,19 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     run = find_run(path)
     read_checkpoint(run.checkpoint)  # a broken one is found before anything is built
     return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)
+
+
+def check_resumable(model: nn.Module, checkpoint: Path) -> None:
+    """Refuse, before anything is written, a checkpoint that `model`'s training cannot go on from.
+
+    Raises `UserError` for the weights of another model, and for weights alone.
+    """
+    content, own = read_checkpoint(checkpoint), model.state_dict()
+    # A perceptual loss that the config has turned off since is left out.
+    state = {k: v for k, v in content["state_dict"].items() if k in own or "perceptual" not in k}
+    check_fit(own, state, source=checkpoint)
+    if not {"optimizer_states", "pytorch-lightning_version"} <= content.keys():
+        raise UserError(
+            f"{checkpoint} has weights, but no state of a training to go on with; start a new run "
+            f"from it with --base and model.params.ckpt_path={checkpoint}"
+        )

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from taming.checkpoint import save_atomic
+from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
@@ -119,12 +119,17 @@ def _gpu_devices(gpus: Any) -> int | list[int]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that a crash while writing leaves as they were."""
+    """Checkpoints that a crash while writing leaves as they were, and that are read safely."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         save_atomic(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
 
 
 def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:

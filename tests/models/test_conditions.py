@@ -12,7 +12,15 @@ from torch import Tensor
 from tests.models.tiny import build, first_stage_config, fit, images
 
 VQGAN = "taming.models.vqgan."
-PERMUTERS = ("Identity", "Subsample", "ZCurve", "SpiralOut", "SpiralIn", "Random")
+PERMUTERS = (
+    "Identity",
+    "Subsample",
+    "ZCurve",
+    "SpiralOut",
+    "SpiralIn",
+    "Random",
+    "AlternateParsing",
+)
 
 
 def transformer_config(**params: Any) -> dict[str, Any]:

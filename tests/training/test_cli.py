@@ -157,7 +157,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     base = write_config(tmp_path, small_vqgan(length=16))
     flags = ["-t", "--accelerator", "cpu", "--devices", "2"]
     output = _run(["--base", base, *flags, "-n", "first", "--max_steps", "1"])
-    assert "* 2 (devices) * 4 (batch_size)" in output
+    assert "* 2 (devices) * 4 (batch_size)" in output and output.count("legacy: true") == 1
     [run] = tmp_path.glob("logs/*")
     main(["--base", base, "-t", "-n", "one", "--max_steps", "1", "data.params.batch_size=8"])
     two, one = state(run), state(tmp_path / "logs" / "2021-04-03T19-39-50_one")
