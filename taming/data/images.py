@@ -99,7 +99,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, least_side: int) -> np.ndar
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not whole:
         return None
-    import cv2  # comes with albumentations
+    import cv2
 
     smallest = min(image.size)
     factor = next((f for f in (8, 4, 2) if least_side and smallest // f >= least_side), 1)
@@ -116,7 +116,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def npy_size(path: str) -> tuple[int, int]:
@@ -143,7 +143,6 @@ def _load_npy(path: str) -> np.ndarray:
 
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 to float32 [-1, 1], any shape."""
-    scaled = image.astype(np.float32)
-    scaled /= 127.5
+    scaled = np.divide(image, np.float32(127.5), dtype=np.float32)
     scaled -= 1.0
     return scaled
