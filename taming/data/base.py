@@ -133,8 +133,9 @@ class PathDataset(Dataset[Item]):
 
     def check(self, index: int) -> None:
         """Look at item `index` without decoding its files; raises `BadFile`."""
-        with self.naming(self.paths[index]):
-            self._check_size(*self.header_size(self.paths[index]))
+        path = self.paths[index]
+        with self.naming(path):
+            self._check_size(*self.header_size(path))
 
     def _check_size(self, height: int, width: int) -> None:
         if not self.transform.fits(height, width):
@@ -155,8 +156,9 @@ class PathDataset(Dataset[Item]):
 
     def pixels(self, index: int) -> np.ndarray:
         """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
-        with self.naming(self.paths[index]):
-            pixels = self.read(self.paths[index])
+        path = self.paths[index]
+        with self.naming(path):
+            pixels = self.read(path)
             self._check_size(*pixels.shape[:2])
             return pixels
 
