@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from taming.data.extraction import depth_picture
 from taming.errors import UserError
 from taming.sampling.conditions import (
     cut_to_tokens,
@@ -37,11 +38,17 @@ def test_pictures(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_text("nothing")
     for path, channels, message in (
         (tmp_path / "c.png", 3, "there is no image"),
-        (tmp_path / "b.png", 3, "give an image file"),
+        (tmp_path / "b.png", 3, "b.png is no image .*; give an image file"),
         (file, 5, "5 channels"),
     ):
         with pytest.raises(UserError, match=message):
             read_picture(path, channels)
+
+
+def test_depth_of_extraction(tmp_path: Path) -> None:
+    depth = np.array([[5.0, 7.0, 9.0]], dtype=np.float32)
+    depth_picture(depth).save(tmp_path / "d.png")
+    assert read_picture(tmp_path / "d.png", 1).tolist() == [[[[-1.0, 0.0, 1.0]]]]
 
 
 def test_sizes() -> None:
