@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from taming.data.compact import StringTable, column, entry
-from taming.data.files import HEADERS_CHECKED, check_spread
+from taming.data.files import HEADERS_CHECKED, OnError, check_spread
 from taming.data.images import (
     BadImage,
     image_size,
@@ -25,7 +25,6 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 Item = dict[str, Any]
-OnError = Literal["raise", "skip"]
 REPLACEMENTS_TRIED = 100
 log = logging.getLogger(__name__)
 
