@@ -3,20 +3,22 @@
     python scripts/reconstruct.py -r logs/<run> FOLDER
 
 Reconstructions, as PNGs under the images' names, and `metrics.json` go to
-`<run>/reconstructions/<folder's name>/<global step>/`.
+`<run>/reconstructions/<folder's name>/<global step>/`. A first stage of segmentations reads and
+writes PNGs of label numbers, and one of depth reads what scripts/extract_depth.py writes.
 """
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +26,7 @@ from taming.data.files import find_images
 from taming.errors import UserError, command
 from taming.evaluation.models import score_first_stage
 from taming.sampling.arguments import make_parser, parse
-from taming.sampling.conditions import cut_to_tokens, read_picture, resized
+from taming.sampling.conditions import cut_to_tokens, read_input, reads_labels, resized
 from taming.sampling.folder import check_place, save_png, save_whole
 from taming.sampling.load import load_first_stage
 
@@ -58,8 +60,11 @@ def list_images(args: Namespace) -> list[str]:
 def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
     """Paths below the folder, and images [1, C, H, W] in whole tokens."""
     for path in paths:
-        picture = read_picture(path, model.channels)
-        picture = picture if args.size is None else resized(picture, (args.size, args.size))
+        picture = read_input(model, path)
+        if args.size is not None:
+            picture = resized(picture, (args.size, args.size))
+        if reads_labels(model):  # resizing mixes them
+            picture = F.one_hot(picture.argmax(1), picture.shape[1]).permute(0, 3, 1, 2).float()
         name = str(Path(path).relative_to(args.folder))
         yield name, cut_to_tokens(picture, model.factor)
 
@@ -74,6 +79,7 @@ def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Ten
 def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -> dict[str, Any]:
     """Write the reconstructions of all images; their scores."""
     names: list[str] = []
+    right: list[Tensor] = []
 
     def loaded() -> Iterator[dict[str, Tensor]]:
         for batch, pictures in batches(read_images(args, model, bar), args.batch_size):
@@ -81,11 +87,30 @@ def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -
             yield {"image": pictures.permute(0, 2, 3, 1)}
 
     def write(images: Tensor, reconstructions: Tensor) -> None:
+        if reads_labels(model):
+            labels = reconstructions.argmax(1, keepdim=True)
+            right.append((labels == images.argmax(1, keepdim=True)).flatten(1).float().mean(1))
+            reconstructions = labels / 127.5 - 1  # which is saved as the labels
         for name, image in zip(names, reconstructions, strict=True):
             save_png(image, root / (name if name.endswith(".png") else name + ".png"))
 
     with tqdm(paths, unit="image") as bar:
-        return asdict(score_first_stage(model, loaded(), on_batch=write))
+        scores = asdict(score_first_stage(model, loaded(), on_batch=write))
+    if right:  # distances of scores to labels mean nothing
+        del scores["l1"], scores["psnr"]
+        scores["labels_right"] = float(torch.cat(right).mean())
+    return scores
+
+
+def summary(scores: Mapping[str, Any]) -> str:
+    if "labels_right" in scores:
+        quality = f"{scores['labels_right']:.1%} of the pixels have their label"
+    else:
+        quality = f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB"
+    return (
+        f"{quality}, codebook usage {scores['codebook_usage']:.1%}, perplexity "
+        f"{scores['codebook_perplexity']:.1f}"
+    )
 
 
 @command
@@ -101,10 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = {**scores, **made, "size": args.size}
     text = json.dumps(report, indent=2) + "\n"
     save_whole(root / "metrics.json", lambda partial: partial.write_text(text))
-    print(
-        f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB, codebook usage "
-        f"{scores['codebook_usage']:.1%}, perplexity {scores['codebook_perplexity']:.1f}"
-    )
+    print(summary(scores))
     print(f"{scores['images']} reconstructions and metrics.json are in {root}")
 
 

@@ -1,4 +1,5 @@
-"""Every YAML in configs/, shrunken, trains two steps on files of its format, logs and resumes."""
+"""Every YAML in configs/, shrunken, trains two steps on files of its format, logs, resumes and is
+sampled from."""
 
 from __future__ import annotations
 
@@ -8,9 +9,16 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import Image
 
+from scripts.make_samples import main as make_samples
+from scripts.make_scene_samples import main as make_scene_samples
+from scripts.reconstruct import main as reconstruct
+from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run
 from taming.data.examples import write_all
+from taming.data.examples.rendering import render
+from taming.data.examples.writer import depth_bytes
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.training.small import ROOT
@@ -90,8 +98,37 @@ def _untrained(stage: DictConfig, path: Path) -> str:
     return str(path)
 
 
+def draw(run: Path, model: Any, folder: Path) -> list[Path]:
+    """One image of a run, by the script that is for its condition; where it is."""
+    common = ["-r", str(run), "-o", str(folder), "--batch_size", "1", "--device", "cpu"]
+    if not hasattr(model, "transformer"):
+        size = str(model.encoder.resolution)
+        reconstruct([*common, inputs_of(model, folder / "inputs"), "--size", size])
+        return list(folder.glob("3/*.png"))
+    if model.cond_stage_key == "objects_bbox":
+        make_scene_samples([*common, "-R", f"{SIZE},{SIZE}", "-N", "1", "-n", "1"])
+        return list(folder.glob("3_*/samples/*/*.png"))
+    if model.be_unconditional or model.cond_stage_key in ("class_label", "coord"):
+        classes = ["--classes", "1"] if model.cond_stage_key == "class_label" else []
+        sample_fast([*common, "-n", "1", *classes])
+        return list(folder.glob("samples/*/3/**/*.png"))
+    make_samples([*common, "-n", "1"])
+    assert list(folder.glob("3_*/reconstructions/*.png"))
+    return list(folder.glob("3_*/samples/*.png"))
+
+
+def inputs_of(stage: Any, folder: Path) -> str:
+    """A folder with a file of what a first stage reads: labels, depth or a picture."""
+    scene = render(0, SIZE, SIZE)
+    channels = stage.encoder.conv_in.in_channels
+    files = {1: depth_bytes(scene.depth), 3: scene.image}
+    folder.mkdir(parents=True)
+    Image.fromarray(files.get(channels, scene.labels)).save(folder / "a.png")
+    return str(folder)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_logs_and_resumes(
+def test_config_trains_logs_resumes_and_is_sampled_from(
     path: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "max_steps" in OmegaConf.load(path).lightning.trainer
@@ -108,3 +145,6 @@ def test_config_trains_logs_and_resumes(
     main(["-r", str(run), "-t", "True", "--max_steps", "3"])
     model, _, step = load_run(run)
     assert step == 3 and not model.training
+    [drawn] = draw(run, model, tmp_path / "drawn")
+    with Image.open(drawn) as image:
+        assert image.size == ((32, 32) if "digits" in path.stem else (SIZE, SIZE))

@@ -73,7 +73,7 @@ class ADE20kTrain(Segmented):
         on_error: OnError = "raise",
     ) -> None:
         name = type(self).__name__
-        names = self._names(name)
+        names = self._names(name, on_error)
         super().__init__(
             Listed(names, StringTable(f"{IMAGES}/{name}" for name in names)),
             f"{ROOT}/annotations",
@@ -88,7 +88,7 @@ class ADE20kTrain(Segmented):
             on_error=on_error,
         )
 
-    def _names(self, dataset: str) -> StringTable:
+    def _names(self, dataset: str, on_error: OnError) -> StringTable:
         """Lines may start at the root, at its images, or be a name of this split."""
         LISTS.make_missing(dataset)
         folder = "training" if self.training else "validation"
@@ -98,7 +98,7 @@ class ADE20kTrain(Segmented):
             return next((n for n in choices if os.path.isfile(f"{IMAGES}/{n}")), None)
 
         list_file = LISTS.train if self.training else LISTS.validation
-        return read_image_list(list_file, f"{dataset} with files below {IMAGES}", locate)
+        return read_image_list(list_file, f"{dataset} with files below {IMAGES}", locate, on_error)
 
     def _categories(self, names: StringTable) -> Iterator[str]:
         scenes = _scenes()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from taming.data.compact import StringTable, column, entry
-from taming.data.files import HEADERS_CHECKED, check_spread
+from taming.data.files import HEADERS_CHECKED, OnError, check_spread
 from taming.data.images import (
     BadImage,
     image_size,
@@ -25,7 +25,6 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 Item = dict[str, Any]
-OnError = Literal["raise", "skip"]
 REPLACEMENTS_TRIED = 100
 log = logging.getLogger(__name__)
 
@@ -133,8 +132,9 @@ class PathDataset(Dataset[Item]):
 
     def check(self, index: int) -> None:
         """Look at item `index` without decoding its files; raises `BadFile`."""
-        with self.naming(self.paths[index]):
-            self._check_size(*self.header_size(self.paths[index]))
+        path = self.paths[index]
+        with self.naming(path):
+            self._check_size(*self.header_size(path))
 
     def _check_size(self, height: int, width: int) -> None:
         if not self.transform.fits(height, width):
@@ -155,8 +155,9 @@ class PathDataset(Dataset[Item]):
 
     def pixels(self, index: int) -> np.ndarray:
         """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
-        with self.naming(self.paths[index]):
-            pixels = self.read(self.paths[index])
+        path = self.paths[index]
+        with self.naming(path):
+            pixels = self.read(path)
             self._check_size(*pixels.shape[:2])
             return pixels
 
@@ -166,7 +167,7 @@ class PathDataset(Dataset[Item]):
 
     def finished(self, image: np.ndarray) -> np.ndarray:
         """What the item holds of uint8 (H, W, 3): float32 in [-1, 1], or bytes."""
-        return np.ascontiguousarray(image) if self.image_bytes else to_float(image)
+        return np.require(image, requirements="CW") if self.image_bytes else to_float(image)
 
     def files(self, index: int) -> dict[str, str]:
         """The files of item `index`; raises `BadFile` for what `check` finds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections import defaultdict
@@ -19,6 +20,7 @@ from taming.data.pairs import Maps, PairedPaths
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 
+log = logging.getLogger(__name__)
 N_LABELS = 183  # 182 and, as number 0, unlabelled
 
 
@@ -78,7 +80,7 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        names, groups = self._captioned(given_files)
+        names, groups = self._captioned(given_files, on_error)
         self._captions = Captions(groups)
         images = StringTable(f"data/coco/{self.split}/{name}" for name in names)
         segmentations = StringTable(self._segmentation_paths(names, use_stuffthing))
@@ -101,7 +103,9 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         folder = f"data/cocostuffthings/{self.split}" if use_stuffthing else stuff
         return [os.path.join(folder, f"{Path(name).stem}.png") for name in names]
 
-    def _captioned(self, given_files: Sequence[str] | None) -> tuple[StringTable, list[list[str]]]:
+    def _captioned(
+        self, given_files: Sequence[str] | None, on_error: OnError
+    ) -> tuple[StringTable, list[list[str]]]:
         """Names of the images that have captions (or are given), and their captions."""
         file = f"data/coco/annotations/captions_{self.split}.json"
         dataset = type(self).__name__
@@ -110,7 +114,7 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         for number, image in enumerate(content["images"]):
             identity, name = fields(image, ("id", "file_name"), file, f"entry {number} of images")
             names[identity] = name
-        captions = _captions_by_image(content["annotations"], names, file)
+        captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
             captions = _restricted(captions, names, given_files, file, dataset)
         table = StringTable(names[identity] for identity in captions)
@@ -124,15 +128,23 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
 
 
 def _captions_by_image(
-    annotations: Sequence[Any], names: dict[Any, str], file: str
+    annotations: Sequence[Any], names: dict[Any, str], file: str, on_error: OnError
 ) -> dict[Any, list[str]]:
     found: dict[Any, list[str]] = defaultdict(list)
+    unknown: list[str] = []
     for number, annotation in enumerate(annotations):
         place = f"entry {number} of annotations"
         identity, caption = fields(annotation, ("image_id", "caption"), file, place)
-        if identity not in names:
-            raise UserError(f"{file}: {place} is for image {identity}, which is not among images")
-        found[identity].append(caption)
+        if identity in names:
+            found[identity].append(caption)
+        else:
+            unknown.append(f"{place} is for image {identity}, which is not among images")
+    if unknown and on_error == "raise":
+        raise UserError(f"{file}: {unknown[0]}; repair it, or set on_error: skip")
+    if unknown:
+        log.warning(
+            "%s: left out %d captions, the first because %s", file, len(unknown), unknown[0]
+        )
     return {identity: found[identity] for identity in names if identity in found}
 
 

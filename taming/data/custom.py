@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
-from taming.data.base import ImagePaths, Item
+from taming.data.base import ImagePaths, Item, OnError
 from taming.data.files import read_image_list
 
 
@@ -25,27 +26,10 @@ class CustomBase(Dataset[Item]):
 
 
 class _Listed(CustomBase):
-    def __init__(
-        self,
-        list_file: str | Path,
-        size: int | None,
-        random_crop: bool,
-        random_flip: bool,
-        crop_size: int | None,
-    ) -> None:
+    def __init__(self, list_file: str | Path, size: int | None, **options: Any) -> None:
         name = type(self).__name__
-        paths = read_image_list(list_file, name)
-        source = f"{name}'s list {list_file}"
-        super().__init__(
-            ImagePaths(
-                paths,
-                size,
-                random_crop,
-                random_flip=random_flip,
-                crop_size=crop_size,
-                source=source,
-            )
-        )
+        paths = read_image_list(list_file, name, on_error=options["on_error"])
+        super().__init__(ImagePaths(paths, size, source=f"{name}'s list {list_file}", **options))
 
 
 class CustomTrain(_Listed):
@@ -58,8 +42,16 @@ class CustomTrain(_Listed):
         random_crop: bool = False,
         random_flip: bool = False,
         crop_size: int | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(training_images_list_file, size, random_crop, random_flip, crop_size)
+        super().__init__(
+            training_images_list_file,
+            size,
+            random_crop=random_crop,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            on_error=on_error,
+        )
 
 
 class CustomTest(_Listed):
@@ -72,5 +64,13 @@ class CustomTest(_Listed):
         random_crop: bool = False,
         random_flip: bool = False,
         crop_size: int | None = None,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(test_images_list_file, size, random_crop, random_flip, crop_size)
+        super().__init__(
+            test_images_list_file,
+            size,
+            random_crop=random_crop,
+            random_flip=random_flip,
+            crop_size=crop_size,
+            on_error=on_error,
+        )

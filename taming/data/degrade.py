@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
+from taming.data.images import to_float
 from taming.errors import UserError
 
 ENLARGEMENTS = {
@@ -14,6 +17,43 @@ ENLARGEMENTS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """The pair that is made of an image: a target, and a condition that shows less.
+
+    Args:
+        up_factor: the condition is the image reduced by this (bicubic) and enlarged again, or the
+            edges of the reduced image; None: no condition.
+        hr_factor: if given, the target has as little detail as if reduced by this.
+        keep_mode: how what was reduced is enlarged: nearest, bilinear, bicubic or lanczos.
+        edges: the condition are Canny edges.
+
+    Raises `UserError` for factors below 1 and unknown modes.
+    """
+
+    up_factor: int | None = None
+    hr_factor: int | None = None
+    keep_mode: str = "bicubic"
+    edges: bool = False
+
+    def __post_init__(self) -> None:
+        check_factor("up_factor", self.up_factor)
+        check_factor("hr_factor", self.hr_factor)
+        check_enlargement(self.keep_mode)
+
+    def target(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) of the same."""
+        return reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
+
+    def condition(self, image: np.ndarray) -> np.ndarray | None:
+        """float32 (H, W, 3) in [-1, 1] of uint8 (H, W, 3)."""
+        if self.edges:
+            return canny_edges(image, self.up_factor or 1)
+        if self.up_factor is None:
+            return None
+        return to_float(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
 
 
 def check_factor(name: str, factor: int | None) -> None:

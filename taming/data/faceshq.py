@@ -46,7 +46,7 @@ class _Faces(Dataset[Item]):
         name = type(self).__name__
         self.keys = keys
         self.data = self.reader(
-            self.lists.read(self.training, name).paths,
+            self.lists.read(self.training, name, on_error).paths,
             size,
             random_crop,
             random_flip=random_flip,

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tqdm import tqdm
 
 from taming.data.compact import StringTable, chunks
 from taming.errors import UserError
 
+OnError = Literal["raise", "skip"]
 T = TypeVar("T")
 R = TypeVar("R")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm")
 THREADS = 8  # network file systems answer slowly, but many questions at once
 HEADERS_CHECKED = 20_000
+log = logging.getLogger(__name__)
 
 
 def in_threads(items: Iterable[T], work: Callable[[list[T]], R], label: str) -> Iterator[R]:
@@ -59,13 +62,17 @@ class _Missing:
 
 
 def read_image_list(
-    list_file: str | Path, dataset: str, locate: Callable[[str], str | None] | None = None
+    list_file: str | Path,
+    dataset: str,
+    locate: Callable[[str], str | None] | None = None,
+    on_error: OnError = "raise",
 ) -> StringTable:
     """Paths of a text file with one path a line; blank lines and outer white space do not count.
 
     `locate` turns a line into what the table holds, None where there is no such file. By default a
     relative path is looked up in the working directory, then beside the list file. Raises
-    `UserError` if the list is missing or empty or names files that do not exist.
+    `UserError` if the list is missing or empty or names files that do not exist; with `on_error`
+    "skip" those are counted, logged and left out.
     """
     file = Path(list_file).expanduser()
     if not file.is_file():
@@ -77,10 +84,12 @@ def read_image_list(
     table = StringTable(_existing(file, missing, locate or _near(file.parent)))
     listed = len(table) + missing.count
     if missing.count:
-        raise UserError(
-            f"{dataset}: {missing.first} does not exist ({missing.count} of the {listed} listed "
-            "files are missing); put the files there or correct the list"
-        )
+        message = f"{dataset}: {missing.first} does not exist ({missing.count} of the {listed} "
+        if on_error == "raise" or not len(table):
+            raise UserError(
+                f"{message}listed files are missing); put the files there or correct the list"
+            )
+        log.warning("%slisted files are missing and left out)", message)
     if not listed:
         raise UserError(
             f"{dataset}: the list file {list_file} is empty; write one image path per line into it"

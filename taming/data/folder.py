@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from taming.data.base import ImagePaths
+from taming.data.base import ImagePaths, OnError
 from taming.data.compact import Categories, StringTable
 from taming.data.files import EXTENSIONS, find_images, split_off
 from taming.errors import UserError
@@ -41,7 +41,7 @@ class ImageFolder(ImagePaths):
     Args:
         n_classes: if given, how many classes there must be (the model's number).
         extensions: endings of image files; others are passed over.
-        (size, random_crop, random_flip, crop_size: see `ImagePaths`)
+        (size, random_crop, random_flip, crop_size, on_error: see `ImagePaths`)
 
     Raises `UserError`: no class folders, a class without images, splits of different classes.
     """
@@ -59,6 +59,7 @@ class ImageFolder(ImagePaths):
         split_seed: int = 0,
         extensions: Sequence[str] = EXTENSIONS,
         n_classes: int | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         self._name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
@@ -79,6 +80,7 @@ class ImageFolder(ImagePaths):
             random_flip=random_flip,
             crop_size=crop_size,
             source=self._name,
+            on_error=on_error,
         )
 
     def _layout(self, root: Path) -> tuple[Path, bool]:

@@ -12,15 +12,9 @@ import numpy as np
 from taming.config import did_you_mean
 from taming.data.base import ImagePaths, Item, OnError
 from taming.data.compact import Categories, StringTable
-from taming.data.degrade import (
-    canny_edges,
-    check_enlargement,
-    check_factor,
-    reduce_and_enlarge,
-)
+from taming.data.degrade import Degradation
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.data.imagenet_files import TRAIN, VALIDATION, Split, prepare
-from taming.data.images import to_float
 from taming.data.lists import Listed, read_names
 from taming.data.maps import Depth
 from taming.data.pairs import Maps, PairedPaths
@@ -214,14 +208,13 @@ class ImageNetScaleTrain(ImagePaths):
         size: the smallest side is resized to this.
         crop_size: side of the square that is cropped, `size` if None.
         random_crop: anywhere; by default in training.
-        up_factor: `lr` is the image reduced by this (bicubic) and enlarged again; None: no `lr`.
-        hr_factor: if given, `image` has as little detail as if reduced by this.
-        keep_mode: how what was reduced is enlarged: nearest, bilinear, bicubic or lanczos.
+        up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
         sub_indices: classes, see `class_indices`.
         (random_flip, on_error: see `ImagePaths`)
     """
 
     split: ClassVar[Split] = TRAIN
+    edges: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -236,10 +229,7 @@ class ImageNetScaleTrain(ImagePaths):
         on_error: OnError = "raise",
     ) -> None:
         name = type(self).__name__
-        self.up_factor, self.hr_factor, self.keep_mode = up_factor, hr_factor, keep_mode
-        check_factor("up_factor", up_factor)
-        check_factor("hr_factor", hr_factor)
-        check_enlargement(keep_mode)
+        self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
         files = ImageNetFiles(self.split, sub_indices, name)
         super().__init__(
             files.paths,
@@ -254,13 +244,9 @@ class ImageNetScaleTrain(ImagePaths):
 
     def load(self, index: int) -> Item:
         image = self.transform(self.pixels(index))["image"]
-        target = reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
-        pair = {"image": self.finished(target)}
-        return pair if self.up_factor is None else pair | {"lr": self.degraded(image)}
-
-    def degraded(self, image: np.ndarray) -> np.ndarray:
-        """What the model gets for (H, W, 3) uint8: float32 (H, W, 3) in [-1, 1]."""
-        return to_float(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
+        lr = self.degradation.condition(image)
+        pair = {"image": self.finished(self.degradation.target(image))}
+        return pair if lr is None else pair | {"lr": lr}
 
 
 class ImageNetScaleValidation(ImageNetScaleTrain):
@@ -273,11 +259,10 @@ class ImageNetEdgesTrain(ImageNetScaleTrain):
     """As `ImageNetScaleTrain`, but `lr` holds Canny edges (sigma 2), 1 on -1, in 3 channels; they
     are found in the image reduced by `up_factor`."""
 
+    edges = True
+
     def __init__(self, up_factor: int = 1, **options: Any) -> None:
         super().__init__(up_factor=up_factor, **options)
-
-    def degraded(self, image: np.ndarray) -> np.ndarray:
-        return canny_edges(image, self.up_factor or 1)
 
 
 class ImageNetEdgesValidation(ImageNetEdgesTrain):

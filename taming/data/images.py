@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
+from numpy.lib import format
 from PIL import Image, UnidentifiedImageError
 
 from taming.data.members import is_member, opened, read_bytes
@@ -44,7 +46,18 @@ def damage_named(path: str) -> Iterator[None]:
         raise BadImage(_reason(path, error)) from error
 
 
+def _most_pixels() -> int:
+    """Above this Pillow refuses to decode."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+
+
+def _too_large() -> str:
+    return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
+
+
 def _reason(path: str, error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large()
     if is_member(path):
         return f"cannot be read ({error})"
     if not os.path.exists(path):
@@ -99,7 +112,7 @@ def _decode_jpeg(image: Image.Image, content: bytes, least_side: int) -> np.ndar
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
     if image.format != "JPEG" or image.mode not in ("RGB", "L") or not whole:
         return None
-    import cv2  # comes with albumentations
+    import cv2
 
     smallest = min(image.size)
     factor = next((f for f in (8, 4, 2) if least_side and smallest // f >= least_side), 1)
@@ -116,34 +129,47 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def npy_size(path: str) -> tuple[int, int]:
     """(height, width) of a `.npy` of shape (1, 3, H, W) from its header; raises `BadImage`."""
-    _, _, height, width = _load_npy(path).shape
-    return height, width
+    with damage_named(path), _opened_npy(path) as file:
+        (_, _, height, width), _ = _npy_header(file)
+        return height, width
 
 
 def read_npy(path: str) -> np.ndarray:
     """Read a `.npy` of shape (1, 3, H, W) uint8 as uint8 (H, W, 3); raises `BadImage`."""
-    return np.ascontiguousarray(_load_npy(path)[0].transpose(1, 2, 0))
+    with damage_named(path), _opened_npy(path) as file:
+        shape, order = _npy_header(file)
+        content = np.frombuffer(file.read(), np.uint8, math.prod(shape))
+        return np.ascontiguousarray(content.reshape(shape, order=order)[0].transpose(1, 2, 0))
 
 
-def _load_npy(path: str) -> np.ndarray:
-    with damage_named(path):
-        mode: Literal["r"] | None = None if is_member(path) else "r"
-        pixels = np.load(opened(path), mmap_mode=mode, allow_pickle=False)  # pickles could run code
-        if not isinstance(pixels, np.ndarray):
-            raise ValueError("it is an archive of arrays, not one array")
-        if pixels.ndim != 4 or pixels.shape[:2] != (1, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"{pixels.dtype} {pixels.shape} instead of uint8 (1, 3, H, W)")
-        return pixels
+def _opened_npy(path: str) -> IO[bytes]:
+    return io.BytesIO(read_bytes(path)) if is_member(path) else open(path, "rb")
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"]]:
+    """Shape and order; `np.load` would make room for whatever size a file claims, and run the
+    code of pickles if told to."""
+    first = format.read_magic(file) == (1, 0)
+    read_header = format.read_array_header_1_0 if first else format.read_array_header_2_0
+    shape, transposed, dtype = read_header(file)
+    if len(shape) != 4 or shape[:2] != (1, 3) or dtype != np.uint8:
+        raise ValueError(f"{dtype} {shape} instead of uint8 (1, 3, H, W)")
+    if shape[2] * shape[3] > _most_pixels():
+        raise Image.DecompressionBombError
+    start = file.tell()
+    if file.seek(0, os.SEEK_END) - start < math.prod(shape):
+        raise ValueError("it is cut short")
+    file.seek(start)
+    return shape, "F" if transposed else "C"
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
     """uint8 0..255 to float32 [-1, 1], any shape."""
-    scaled = image.astype(np.float32)
-    scaled /= 127.5
+    scaled = np.divide(image, np.float32(127.5), dtype=np.float32)
     scaled -= 1.0
     return scaled

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taming.data.compact import StringTable
-from taming.data.files import find_images, read_image_list, split_off
+from taming.data.files import OnError, find_images, read_image_list, split_off
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,16 +38,19 @@ def write_atomically(file: str | Path, lines: Iterable[str]) -> None:
     os.replace(temporary, file)
 
 
-def read_names(list_file: str | Path, root: str | Path, dataset: str) -> Listed:
+def read_names(
+    list_file: str | Path, root: str | Path, dataset: str, on_error: OnError = "raise"
+) -> Listed:
     """The files of a list whose lines are relative to `root`.
 
-    Raises `UserError` if the list is missing or empty, or names a file that `root` has not.
+    Raises `UserError` if the list is missing or empty, or names a file that `root` has not (with
+    `on_error` "skip" these are logged and left out).
     """
 
     def locate(name: str) -> str | None:
         return name if os.path.isfile(os.path.join(root, name)) else None
 
-    names = read_image_list(list_file, f"{dataset} with files below {root}", locate)
+    names = read_image_list(list_file, f"{dataset} with files below {root}", locate, on_error)
     return Listed(names, StringTable(os.path.join(root, name) for name in names))
 
 
@@ -65,10 +68,11 @@ class ListPair:
     validation_fraction: float = 0.0
     validation_folder: str = ""
 
-    def read(self, training: bool, dataset: str) -> Listed:
-        """The list of one split; raises `UserError`."""
+    def read(self, training: bool, dataset: str, on_error: OnError = "raise") -> Listed:
+        """The list of one split; see `read_names`."""
         self.make_missing(dataset)
-        return read_names(self.train if training else self.validation, self.root, dataset)
+        list_file = self.train if training else self.validation
+        return read_names(list_file, self.root, dataset, on_error)
 
     def make_missing(self, dataset: str) -> None:
         """Write the lists that are absent, and say so; raises `UserError` if there are no files."""

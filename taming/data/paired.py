@@ -168,12 +168,9 @@ class Paired(PairedPaths):
         return "train" if self.training else validation
 
     def load(self, index: int) -> Item:
-        item = super().load(index)
-        if self._found_edges:
-            image = item["image"]
-            pixels = image if self.image_bytes else ((image + 1) * 127.5).round().astype("uint8")
-            item["edges"] = canny_edges(pixels)
-        return item
+        cropped = self.cropped(index)
+        edges = {"edges": canny_edges(cropped["image"])} if self._found_edges else {}
+        return self.completed(cropped) | edges
 
 
 class PairedTrain(Paired):

@@ -116,11 +116,18 @@ class PairedPaths(ImagePaths):
             self._check_same(index, size, pixels.shape[:2])
             return pixels
 
-    def load(self, index: int) -> Item:
+    def cropped(self, index: int) -> dict[str, np.ndarray]:
+        """The image, uint8 (H, W, 3), and the maps as their kinds read them."""
         image = self.pixels(index)
         maps = {
             name: self._map_pixels(maps, index, image.shape[:2]) for name, maps in self.maps.items()
         }
-        cropped = self.transform(image, **maps)
+        return self.transform(image, **maps)
+
+    def completed(self, cropped: Mapping[str, np.ndarray]) -> Item:
+        """What items hold of it."""
         finished = {name: maps.kind.finish(cropped[name]) for name, maps in self.maps.items()}
         return {"image": self.finished(cropped["image"])} | finished
+
+    def load(self, index: int) -> Item:
+        return self.completed(self.cropped(index))

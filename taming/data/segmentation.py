@@ -70,7 +70,7 @@ class SegmentationBase(Segmented):
     ) -> None:
         name = type(self).__name__
         super().__init__(
-            read_names(data_csv, data_root, name),
+            read_names(data_csv, data_root, name, on_error),
             segmentation_root,
             Labels(n_labels, shift_segmentation),
             size=size,

@@ -25,10 +25,10 @@ from tqdm import tqdm
 from taming.data.base import Item, OnError
 from taming.data.coco import Captions
 from taming.data.compact import StringTable, column
-from taming.data.degrade import canny_edges, check_factor, reduce_and_enlarge
+from taming.data.degrade import Degradation
 from taming.data.faceshq import coordinates
 from taming.data.files import EXTENSIONS
-from taming.data.images import npy_size, read_npy, to_float
+from taming.data.images import npy_size, read_npy
 from taming.data.lists import write_atomically
 from taming.data.maps import kind_of
 from taming.data.members import member_path
@@ -185,8 +185,8 @@ class Shards(PairedPaths):
         maps: for each map how it is read: `segmentation: {kind: labels, n_labels: 183, shift:
             true}`, `depth: {kind: depth}`, `condition: {kind: image}`; None takes what
             `make_shards` has written in the folder, if anything.
-        lr_factor: adds `lr`, the image reduced by this and enlarged again (bicubic).
-        edges: adds the Canny edges of the image under this name.
+        up_factor, hr_factor, keep_mode: as for `ImageNetScaleTrain`, adding `lr`.
+        edges: adds the Canny edges of the image (reduced by `up_factor`) under this name instead.
         coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
             does; `random_crop` is then about this crop.
         (the others: see `PairedPaths`)
@@ -203,13 +203,15 @@ class Shards(PairedPaths):
         crop_size: int | None = None,
         maps: Mapping[str, Mapping[str, Any]] | None = None,
         interpolation: str | None = None,
-        lr_factor: int | None = None,
+        up_factor: int | None = None,
+        hr_factor: int | None = None,
+        keep_mode: str = "bicubic",
         edges: str = "",
         coord_crop: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        check_factor("lr_factor", lr_factor)
-        self.lr_factor, self.edges = lr_factor, edges
+        self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges=bool(edges))
+        self._degraded = edges or "lr"
         self.coord_crop = (
             JointTransform(None, coord_crop, random_crop, maps={"coord": False})
             if coord_crop
@@ -250,16 +252,14 @@ class Shards(PairedPaths):
         return read_npy(path) if path.endswith(".npy") else super().read(path)
 
     def load(self, index: int) -> Item:
-        item = super().load(index)
+        cropped = self.cropped(index)
+        image, made = cropped["image"], {}
         if self.coord_crop is not None:
-            coord = coordinates(*item["image"].shape[:2])
-            item |= self.coord_crop(item["image"], coord=coord)
-        image = item["image"]
-        pixels = image if self.image_bytes else ((image + 1) * 127.5).round().astype(np.uint8)
-        if self.lr_factor is not None:
-            item["lr"] = to_float(reduce_and_enlarge(pixels, self.lr_factor, "bicubic"))
-        if self.edges:
-            item[self.edges] = canny_edges(pixels)
+            made = self.coord_crop(image, coord=coordinates(*image.shape[:2]))
+            image = made.pop("image")
+        if (condition := self.degradation.condition(image)) is not None:
+            made[self._degraded] = condition
+        item = self.completed(cropped | {"image": self.degradation.target(image)}) | made
         return item | {name: texts.draw(index) for name, texts in self._choices.items()}
 
 

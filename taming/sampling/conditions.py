@@ -11,15 +11,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from taming.data.images import BadImage, read_rgb, to_float
+from taming.data.images import BadImage, image_mode_and_size, read_rgb, to_float
+from taming.data.maps import DEPTH_MODES, Depth
 from taming.errors import UserError
 from taming.modules.misc.coord import CoordStage
 from taming.sampling.engine import Request
 from taming.sampling.sizes import condition_indices, coordinate_map
 
+MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # an 8-bit grey may be a picture
+
 
 def read_picture(path: str | Path, channels: int = 3) -> Tensor:
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is grey, 3 is RGB.
+
+    With 1, files of 16 or 32 bits, and those of `scripts/extract_depth.py`, are depth.
 
     Raises:
         UserError: for a file that is no image, and for other numbers of channels.
@@ -29,12 +34,29 @@ def read_picture(path: str | Path, channels: int = 3) -> Tensor:
     if not Path(path).is_file():
         raise UserError(f"there is no image {path}")
     try:
-        pixels = read_rgb(str(path))
+        if channels == 1 and image_mode_and_size(str(path))[0] in MEASURED:
+            values = Depth().read(str(path))[..., None]
+        else:
+            values = to_float(_in_channels(read_rgb(str(path)), channels))
     except BadImage as error:
         raise UserError(f"{path} {error}; give an image file") from None
-    if channels == 1:
-        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return torch.from_numpy(to_float(pixels)).permute(2, 0, 1)[None].contiguous()
+    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
+
+
+def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def reads_labels(stage: Any) -> bool:
+    """Whether a first stage is one of segmentations."""
+    return stage.channels not in (1, 3) or hasattr(stage, "colorize")
+
+
+def read_input(stage: Any, path: str | Path) -> Tensor:
+    """What a first stage reads, [1, C, H, W]: a picture, or labels one-hot; raises `UserError`."""
+    if reads_labels(stage):
+        return _read_labels(Path(path), stage.channels)
+    return read_picture(path, stage.channels)
 
 
 def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
@@ -81,12 +103,7 @@ def read_condition(model: Any, text: str, size: tuple[int, int] | None = None) -
     stage = model.cond_stage_model
     if not hasattr(stage, "encoder"):
         raise UserError(f"a condition '{model.cond_stage_key}' cannot be read from a file")
-    channels = stage.encoder.conv_in.in_channels
-    condition = (
-        read_picture(text, channels)
-        if channels in (1, 3) and not hasattr(stage, "colorize")
-        else _read_labels(Path(text), channels)
-    )
+    condition = read_input(stage, text)
     if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(

@@ -129,6 +129,7 @@ def test_bytes_become_the_same_floats_in_the_model(tmp_path: Path) -> None:
     assert batch.dtype == torch.uint8
     expected = default_collate([plain[0], plain[1]])["image"].permute(0, 3, 1, 2)
     assert torch.equal(channels_first(batch), expected)
+    assert channels_first(batch).is_contiguous()
 
 
 def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:

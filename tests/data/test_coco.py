@@ -79,6 +79,15 @@ def test_given_files(content: dict[str, Any]) -> None:
         CocoImagesAndCaptionsTrain(16, given_files=["x.jpg"])
 
 
+def test_captions_of_unknown_images_are_left_out_if_asked(
+    content: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = {"image_id": 99, "caption": "?"}
+    write(content | {"annotations": [unknown, *content["annotations"]]})
+    assert len(CocoImagesAndCaptionsTrain(16, on_error="skip")) == 2
+    assert "left out 1 captions, the first because entry 0 of annotations is for" in caplog.text
+
+
 def test_mistakes_in_the_annotations(content: dict[str, Any]) -> None:
     write(content | {"annotations": [{"image_id": 99, "caption": "?"}]})
     with pytest.raises(UserError, match="entry 0 of annotations is for image 99, which is not"):

@@ -52,6 +52,23 @@ def test_errors_name_class_list_and_file(tmp_path: Path) -> None:
         CustomTrain(16, write_list(tmp_path, ["000.png", "001.png"]))
 
 
+def test_bad_files_and_absent_ones_are_passed_over_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, 3)
+    truncate(write_image(tmp_path / "a.jpg", 100, 100), 0.7)
+    (tmp_path / "b.png").write_bytes(b"")
+    file = write_list(tmp_path, ["000.png", "absent.png", "a.jpg", "b.png", "001.png"])
+    data = CustomTrain(16, file, on_error="skip")
+    assert "line 2 of" in caplog.text and "(1 of the 5 listed files are missing" in caplog.text
+    assert "1 of the 4 files looked at cannot be used" in caplog.text  # the empty one
+    names = [Path(item["file_path_"]).name for item in data]
+    assert names == ["000.png", "001.png", "001.png", "001.png"]
+    file = write_list(tmp_path, ["absent.png"])
+    with pytest.raises(UserError, match="1 of the 1 listed files are missing"):
+        CustomTest(16, file, on_error="skip")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_damage_found_by_a_worker_is_one_sentence(tmp_path: Path, workers: int) -> None:
     truncate(write_image(tmp_path / "a.jpg", 100, 100), 0.7)

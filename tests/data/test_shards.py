@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
 from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.coco import CocoImagesAndCaptionsTrain
+from taming.data.custom import CustomTrain
 from taming.data.examples import write_all
 from taming.data.faceshq import FacesHQTrain
-from taming.data.imagenet import ImageNetTrain, ImageNetTrainWithDepth
+from taming.data.folder import ImageFolderTrain
+from taming.data.imagenet import (
+    ImageNetEdgesTrain,
+    ImageNetScaleTrain,
+    ImageNetTrain,
+    ImageNetTrainWithDepth,
+)
+from taming.data.paired import PairedTrain
 from taming.data.seeding import BLOCKS_MIXED, PositionSampler
+from taming.data.segmentation import SegmentationBase
 from taming.data.shard_writer import write_shards
 from taming.data.shards import Shards
 from taming.errors import UserError
 from tests.data.files import truncate, write_image, write_images
-from tests.data.scenes import OPTIONS, write_coco
+from tests.data.scenes import OPTIONS, write_coco, write_open_images
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +45,43 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-DATASETS = {
-    "faces": lambda: FacesHQTrain(32),
-    "imagenet": lambda: ImageNetTrain({"size": 32, "ImageNetTrain/random_crop": False}),
-    "depth": lambda: ImageNetTrainWithDepth(size=32, random_crop=False),
-    "captions": lambda: CocoImagesAndCaptionsTrain(32, onehot_segmentation=True, crop_size=32),
+SR = {"up_factor": 8, "hr_factor": 2, "keep_mode": "nearest"}
+
+
+def paired(kind: str, folder: str | None = None, **options: Any) -> PairedTrain:
+    root = Path("data/pairs")
+    return PairedTrain(root / "images", folder and root / folder, kind, 32, **options)  # type: ignore[arg-type]
+
+
+# A dataset, and the options with which shards of it give the same items.
+DATASETS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
+    "list": (lambda: CustomTrain(32, "data/own/train.txt", random_crop=True), {}),
+    "faces": (lambda: FacesHQTrain(32), {"random_crop": False}),
+    "imagenet": (lambda: ImageNetTrain({"size": 32}), {}),
+    "depth": (lambda: ImageNetTrainWithDepth(size=32, random_flip=True), {"random_flip": True}),
+    "classes": (lambda: ImageFolderTrain("data/classes", 32), {"random_crop": False}),
+    "super-resolution": (lambda: ImageNetScaleTrain(32, **SR), SR),
+    "edges": (lambda: ImageNetEdgesTrain(2, size=32), {"edges": "lr", "up_factor": 2}),
+    "captions": (
+        lambda: CocoImagesAndCaptionsTrain(32, onehot_segmentation=True, crop_size=32),
+        {},
+    ),
+    "pictures of labels": (lambda: CocoImagesAndCaptionsTrain(32, crop_size=24), {"crop_size": 24}),
+    "ade20k": (lambda: ADE20kTrain(size=32), {}),
+    "s-flckr": (
+        lambda: SegmentationBase(
+            "data/sflckr_train.txt", "data/sflckr_images", "data/sflckr_segmentations", 32
+        ),
+        {"random_crop": False},
+    ),
+    "paired colours": (
+        lambda: paired("segmentation", "colours", n_labels=7, palette="data/pairs/palette.txt"),
+        {"random_crop": False},
+    ),
+    "paired depth": (lambda: paired("depth", "depth", random_crop=True), {}),
+    "paired images": (lambda: paired("image", "conditions", random_crop=True), {}),
+    "paired drawings": (lambda: paired("edges", "edges", random_crop=True), {}),
+    "paired with found edges": (lambda: paired("edges", random_crop=True), {"edges": "edges"}),
 }
 
 
@@ -46,10 +91,10 @@ def test_shards_give_the_same_items(
 ) -> None:
     monkeypatch.chdir(examples)
     monkeypatch.setenv("XDG_CACHE_HOME", str(examples / "cache"))
-    dataset: Any = DATASETS[name]()
+    make, options = DATASETS[name]
+    dataset: Any = make()
     assert write_shards(dataset, tmp_path, per_shard=3) == len(dataset)
-    crop = name == "captions"  # whose training crops are random
-    sharded = Shards(str(tmp_path), 32, random_crop=crop)
+    sharded = Shards(str(tmp_path), 32, **{"random_crop": True} | options)
     assert len(sharded) == len(dataset) and len(sharded.shard_lengths) == -(-len(dataset) // 3)
     for index in range(len(dataset)):
         random.seed(index)
@@ -76,14 +121,29 @@ def test_coordinates_of_faces(
         random.seed(3)
 
 
-def test_scenes_take_their_images_from_shards(tmp_path: Path) -> None:
-    root = write_coco(tmp_path / "coco")
-    dataset = AnnotatedObjectsCoco(data_path=root, **OPTIONS)
+@pytest.mark.parametrize("name", ["coco", "open images"])
+def test_scenes_take_their_images_from_shards(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_coco(root) if name == "coco" else write_open_images(root)
+
+    def scenes(**options: Any) -> Any:
+        options = OPTIONS | options | {"data_path": root}
+        if name == "coco":
+            return AnnotatedObjectsCoco(**options)
+        return AnnotatedObjectsOpenImages(use_additional_parameters=True, **options)
+
+    dataset = scenes()
     write_shards(dataset, tmp_path / "shards", 10)
-    expected = dataset[0]
-    (root / "train2017").rename(tmp_path / "elsewhere")
-    moved = AnnotatedObjectsCoco(data_path=root, shards=str(tmp_path / "shards"), **OPTIONS)
-    np.testing.assert_array_equal(moved[0]["image"], expected["image"])
+    expected = list(dataset)
+    for folder in ("train", "train2017"):
+        shutil.rmtree(root / folder, ignore_errors=True)
+    random.seed(0)
+    moved = list(scenes(shards=str(tmp_path / "shards")))
+    assert len(moved) == len(expected)
+    for found, item in zip(moved, expected, strict=True):
+        np.testing.assert_array_equal(found["image"], item["image"])
+        assert found["annotations"] == item["annotations"]
+        assert sorted(found["objects_bbox"].tolist()) == sorted(item["objects_bbox"].tolist())
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
@@ -108,9 +168,9 @@ def test_shards_of_others(tmp_path: Path) -> None:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     for _ in range(2):  # the second time from the index
-        item = Shards(str(tmp_path / "*.tar"), 16, lr_factor=4, edges="edges")[1]
+        item = Shards(str(tmp_path / "*.tar"), 16, up_factor=4)[1]
         assert (item["__key__"], item["class_label"], item["caption"]) == ("two", 7, "a house")
-        assert item["lr"].shape == item["edges"].shape == item["image"].shape == (16, 16, 3)
+        assert item["lr"].shape == item["image"].shape == (16, 16, 3)
 
 
 def test_bad_shards(tmp_path: Path) -> None:

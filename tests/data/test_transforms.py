@@ -3,11 +3,12 @@ from __future__ import annotations
 import pickle
 import random
 
+import albumentations
 import cv2
 import numpy as np
 import pytest
 
-from taming.data.transforms import JointTransform
+from taming.data.transforms import INTERPOLATIONS, JointTransform
 from taming.errors import UserError
 from tests.data.files import pixels
 
@@ -16,6 +17,27 @@ def test_centre_crop_is_opencvs_bilinear_resize_and_the_middle() -> None:
     image = pixels(30, 50)
     expected = cv2.resize(image, (27, 16), interpolation=cv2.INTER_LINEAR)[:, 5:21]
     np.testing.assert_array_equal(JointTransform(16)(image)["image"], expected)
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_pixels_are_those_of_albumentations(interpolation: str) -> None:
+    sizes = np.random.RandomState(0)
+    for _ in range(20):
+        height, width, size = sizes.randint(20, 80, 3).tolist()
+        image = pixels(height, width)
+        maps = {"labels": image[..., 0].astype(np.int32), "depth": image[..., 1].astype(np.float32)}
+        crop = size - size // 3
+        steps = [
+            albumentations.SmallestMaxSize(size, interpolation=INTERPOLATIONS[interpolation]),
+            albumentations.CenterCrop(crop, crop),
+        ]
+        targets = {"labels": "mask", "depth": "image"}
+        expected = albumentations.Compose(steps, additional_targets=targets)(image=image, **maps)
+        smooth = {"labels": False, "depth": True}
+        ours = JointTransform(size, crop, interpolation=interpolation, maps=smooth)(image, **maps)
+        for name, values in expected.items():
+            np.testing.assert_array_equal(ours[name], values)
+            assert ours[name].dtype == values.dtype
 
 
 @pytest.mark.parametrize("size", [None, 0])
@@ -73,10 +95,21 @@ def test_python_s_generator_decides_alone() -> None:
     assert first == draws(0) and len(set(first)) > 1 and first != draws(1)
 
 
+def test_single_channels_stay() -> None:
+    depth = pixels(24, 32)[..., :1]
+    assert JointTransform(12, maps={"depth": True})(pixels(24, 32), depth=depth)["depth"].shape == (
+        12,
+        12,
+        1,
+    )
+
+
 def test_fits() -> None:
     assert JointTransform(64).fits(3, 3) and JointTransform(None).fits(1, 1)
     crop = JointTransform(None, 16)
     assert crop.fits(16, 16) and not crop.fits(100, 15)
+    with pytest.raises(UserError, match="a side of 15 pixels is smaller than the crop of 16"):
+        crop(pixels(100, 15))
 
 
 def test_transform_travels_to_spawned_workers() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from taming.data.extraction import depth_picture
 from taming.errors import UserError
 from taming.sampling.conditions import (
     cut_to_tokens,
@@ -42,6 +43,12 @@ def test_pictures(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             read_picture(path, channels)
+
+
+def test_depth_of_extraction(tmp_path: Path) -> None:
+    depth = np.array([[5.0, 7.0, 9.0]], dtype=np.float32)
+    depth_picture(depth).save(tmp_path / "d.png")
+    assert read_picture(tmp_path / "d.png", 1).tolist() == [[[[-1.0, 0.0, 1.0]]]]
 
 
 def test_sizes() -> None:

@@ -57,6 +57,25 @@ def test_dalles_first_stage(tmp_path: Path) -> None:
     assert [Image.open(path).size for path in files] == [(8, 8)] * 3
 
 
+@pytest.mark.parametrize("size", [[], ["--size", "6"]])
+def test_labels(size: list[str], tmp_path: Path) -> None:
+    ddconfig = FIRST_STAGE["params"]["ddconfig"] | {"in_channels": 5, "out_ch": 5}
+    params = {**FIRST_STAGE["params"], "n_labels": 5, "ddconfig": ddconfig}
+    stage = {"target": "taming.models.vqgan.VQSegmentationModel", "params": params}
+    (tmp_path / "labels").mkdir()
+    labels = (np.arange(80).reshape(8, 10) // 4 % 5).astype(np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels/a.png")
+    run = tiny_run(tmp_path / "run", stage)
+    main(["-r", str(run), str(tmp_path / "labels"), "--device", "cpu", *size])
+    root = run / "reconstructions/labels/7"
+    written = np.asarray(Image.open(root / "a.png"))
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert written.max() < 5 and written.shape == ((6, 6) if size else (8, 10))
+    if not size:
+        assert metrics["labels_right"] == pytest.approx(np.mean(written == labels))
+    assert "l1" not in metrics
+
+
 def test_resized_to_a_square(tmp_path: Path) -> None:
     folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run")
     main(["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--size", "6", "-n", "2"])
