@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,21 @@ from torch import Tensor, nn
 from taming.checkpoint import read_checkpoint
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
+from taming.evaluation.precision import computing_in
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
 METRICS = ("fid", "isc", "kid", "prc")
 DTYPES = (torch.float32, torch.bfloat16)
+
+# Parts that stay in float32 with bfloat16: rounding in the first layers, of which all others are
+# made, moves the Fréchet distance by percents.
+PRECISE = {
+    INCEPTION: (
+        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+        *("Mixed_5b", "Mixed_5c", "Mixed_5d", "AvgPool"),
+    )
+}
 
 
 def extractor_class(name: str) -> Any:
@@ -125,6 +136,13 @@ class Extractor:
     Images go in at their own size; torch-fidelity's extractors resize them as TensorFlow 1 did,
     which is part of the published numbers.
 
+    `compiled` moves Inception's FID by less than 1e-6 of it and KID, a small difference of large
+    float32 sums, by 2e-5. `torch.bfloat16` (in Inception behind the stem only, and not in
+    normalisations) moves FID by 0.07 %, IS by 0.03 % and KID by 0.3 %, if both sets are extracted
+    so. That was measured on a CPU with 2 x 24 pictures and random weights whose normalisations were
+    fitted to pictures, as trained ones are; with ones that were not, FID moves by 1 %. So compare
+    once with float32 before numbers in bfloat16 are published.
+
     Attributes:
         name: in torch-fidelity's registry.
         layers: those that are returned; None asks for what all metrics need.
@@ -150,6 +168,8 @@ class Extractor:
         path = weights_file(name, weights)
         self.module = _build(name, self.layers, path).to(self.device)
         self.weights_hash = file_hash(path) if path else _module_hash(self.module)
+        if dtype != torch.float32:
+            _keep_precise(self.module, PRECISE.get(name, ()))
         self._forward: Any = torch.compile(self.module) if compiled else self.module
 
     @torch.no_grad()
@@ -158,7 +178,7 @@ class Extractor:
 
         Raises UserError if they are not finite.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with computing_in(self.dtype, self.device):
             found = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
             layer: tensor.flatten(1).float().cpu()
@@ -230,6 +250,22 @@ def _create(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
 
     options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
     return create_feature_extractor(name, list(layers), cuda=False, **options)
+
+
+def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
+    def precise(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        @functools.wraps(forward)
+        def run(x: Tensor) -> Tensor:
+            with torch.autocast(x.device.type, enabled=False):
+                return forward(x.float())
+
+        return run
+
+    parts: list[Any] = [getattr(module, name) for name in names]
+    # The scales of normalisations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
+    parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in parts:
+        part.forward = precise(part.forward)
 
 
 def _is_torch_fidelitys(kind: type) -> bool:

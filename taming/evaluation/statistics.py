@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Statistics:
     """What the Fréchet distance needs of a set of images.
 

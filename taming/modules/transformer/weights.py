@@ -16,6 +16,23 @@ if TYPE_CHECKING:
 Pair = tuple[Tensor, Tensor]  # weight and bias, or keys and values
 
 
+# How many rows of x a CPU multiplies faster with the weights as the left factor.
+WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,): (N, out), by the fastest order of factors.
+
+    With few rows, a CPU's BLAS reads the weights up to twice as fast where they are the left
+    factor; the result is then a transposed view.
+    """
+    if x.device.type != "cpu" or len(x) not in WEIGHTS_FIRST.get(x.dtype, ()):
+        return F.linear(x, weight, bias)
+    if bias is None:
+        return torch.mm(weight, x.t()).t()
+    return torch.addmm(bias[:, None], weight, x.t()).t()
+
+
 def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
     """The weights (kC, C) and biases (kC,) of k linear layers as one of each, without a copy.
 
@@ -81,14 +98,14 @@ class Layer:
     def project(self, normed: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values (..., C) of `normed` (..., C)."""
         if len(self.qkv) == 1:
-            return F.linear(normed, *self.qkv[0]).chunk(3, dim=-1)
-        return [F.linear(normed, *pair) for pair in self.qkv]
+            return linear(normed, *self.qkv[0]).contiguous().chunk(3, dim=-1)
+        return [linear(normed, *pair).contiguous() for pair in self.qkv]
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """`x` (..., C) after the block, given what its heads gathered (..., C)."""
-        x = F.linear(attended, *self.proj).add_(x)
+        x = linear(attended, *self.proj).add_(x)
         normed = F.layer_norm(x, x.shape[-1:], *self.ln2)
-        return F.linear(F.gelu(F.linear(normed, *self.up)), *self.down).add_(x)
+        return linear(F.gelu(linear(normed, *self.up)), *self.down).add_(x)
 
 
 @dataclass(frozen=True)
@@ -177,7 +194,7 @@ class Weights:
             parts = zip(segments, q.split(asking), k.split(sizes), v.split(sizes), strict=True)
             y = [s.attend(n, layer.heads, *qkv) for s, *qkv in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
-        return F.linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
+        return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
 
     def _embed(self, segment: Segment) -> Tensor:
         x = F.embedding(segment.tokens, self.tok_emb) + self.pos_emb[segment.write]
