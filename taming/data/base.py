@@ -167,7 +167,7 @@ class PathDataset(Dataset[Item]):
 
     def finished(self, image: np.ndarray) -> np.ndarray:
         """What the item holds of uint8 (H, W, 3): float32 in [-1, 1], or bytes."""
-        return np.require(image, requirements="CW") if self.image_bytes else to_float(image)
+        return np.require(image, requirements=("C", "W")) if self.image_bytes else to_float(image)
 
     def files(self, index: int) -> dict[str, str]:
         """The files of item `index`; raises `BadFile` for what `check` finds."""
