@@ -6,13 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.annotation_files import fields, read_json
+from taming.data.annotation_files import all_fields, read_json
 from taming.data.helper_types import Category
-from taming.data.scene_table import SceneCollector
+from taming.data.scene_table import Objects, SceneCollector, converted
 from taming.errors import UserError
 
 SPLITS = {"train": "train2017", "validation": "val2017"}
+UNUSED = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")
+BOX_KEYS = ("image_id", "category_id", "bbox", "id", "iscrowd")
+Row = tuple[int, tuple[Any, ...]]
 LEFT_OUT = "other"  # the stuff category of everything else
 
 
@@ -48,63 +53,77 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
     def _read(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         if self._contents is None:
             keys = ("images", "annotations", "categories")
-            self._contents = [read_json(file, keys, self._name) for file in self._files]
+            self._contents = [read_json(f, keys, self._name, UNUSED) for f in self._files]
         return zip(self._files, self._contents, strict=True)
 
     def load_categories(self) -> list[Category]:
         categories = []
         for file, content in self._read():
-            for number, record in enumerate(content["categories"]):
-                names = ("id", "name", "supercategory")
-                identity, name, parent = fields(
-                    record, names, file, f"entry {number} of categories"
-                )
+            names = ("id", "name", "supercategory")
+            for identity, name, parent in all_fields(
+                content["categories"], names, file, "categories"
+            ):
                 if name != LEFT_OUT:
                     categories.append(Category(str(identity), parent, name))
         return categories
 
     def collect(
-        self, collector: SceneCollector, mapping: Mapping[str, str]
+        self, collector: SceneCollector, categories: Mapping[str, int]
     ) -> tuple[Sequence[str], Sequence[str]]:
         images: dict[Any, tuple[int, int, int]] = {}
         names: list[str] = []
         for file, content in self._read():
-            for number, record in enumerate(content["images"]):
-                keys = ("id", "file_name", "width", "height")
-                place = f"entry {number} of images"
-                identity, name, width, height = fields(record, keys, file, place)
+            keys = ("id", "file_name", "width", "height")
+            for identity, name, width, height in all_fields(
+                content["images"], keys, file, "images"
+            ):
                 if identity not in images:
                     images[identity] = len(names), width, height
                     names.append(name)
         for file, content in self._read():
-            for number, record in enumerate(content["annotations"]):
-                place = f"entry {number} of annotations in {file}"
-                self._collect_one(collector, record, images, mapping, file, place)
+            rows = all_fields(content["annotations"], BOX_KEYS, file, "annotations")
+            self._collect_some(collector, list(enumerate(rows)), images, categories, file)
         return names, [str(identity) for identity in images]
 
-    def _collect_one(
+    def _collect_some(
         self,
         collector: SceneCollector,
-        record: Any,
+        rows: list[Row],
         images: Mapping[Any, tuple[int, int, int]],
-        mapping: Mapping[str, str],
+        categories: Mapping[str, int],
         file: Path,
-        place: str,
     ) -> None:
-        keys = ("image_id", "category_id", "bbox", "id", "iscrowd")
-        image, category, box, identity, crowd = fields(record, keys, file, place)
-        if image not in images:
-            collector.reject(f"{place} is for image {image}, which is not among its images")
-            return
-        category_no = self.category_numbers.get(mapping.get(str(category), str(category)))
-        if category_no is None:
-            return
-        number, width, height = images[image]
-        try:
-            x0, y0, w, h = (float(value) for value in box)
-        except (TypeError, ValueError):
-            collector.reject(f"{place} has the box {box!r}, which is not four numbers")
-            return
-        relative = (x0 / width, y0 / height, w / width, h / height)
-        flags = int(bool(crowd))
-        collector.add(number, relative, category_no, identity, lambda: place, flags=flags)
+        def place(row: Row) -> str:
+            return f"entry {row[0]} of annotations in {file}"
+
+        for row in rows:
+            if row[1][0] not in images:
+                collector.reject(
+                    f"{place(row)} is for image {row[1][0]}, which is not among its images"
+                )
+        rows = [row for row in rows if row[1][0] in images and str(row[1][1]) in categories]
+        rows, boxes = converted(
+            rows,
+            _boxes,
+            lambda row, _: collector.reject(
+                f"{place(row)} has the box {row[1][2]!r}, which is not four numbers"
+            ),
+        )
+        found = np.array([images[row[0]] for _, row in rows]).reshape(-1, 3)
+        collector.add(
+            Objects(
+                images=found[:, 0],
+                boxes=boxes / np.tile(found[:, 1:], 2),
+                categories=[categories[str(row[1])] for _, row in rows],
+                ids=[row[3] for _, row in rows],
+                confidences=np.ones(len(rows)),
+                flags=[int(bool(row[4])) for _, row in rows],
+                sources=[""] * len(rows),
+                place=lambda number: place(rows[number]),
+            )
+        )
+
+
+def _boxes(rows: list[Row]) -> np.ndarray:
+    """(n, 4) pixels; raises ValueError."""
+    return np.array([row[2] for _, row in rows], dtype=float).reshape(len(rows), 4)

@@ -108,7 +108,7 @@ class AnnotatedObjectsDataset(ImagePaths):
         mapping = get_obj_from_str(category_mapping_target) if category_mapping_target else {}
         self._number_categories(self._allowed(category_allow_list_target, mapping))
         collector = SceneCollector(limits, self.flags_known, on_error, self._name)
-        names, ids = self.collect(collector, mapping)
+        names, ids = self.collect(collector, self._numbers_with(mapping))
         self.scenes, kept = collector.table(len(names))
         self.file_names = StringTable(names[number] for number in kept)
         self.image_ids = StringTable(ids[number] for number in kept)
@@ -125,7 +125,8 @@ class AnnotatedObjectsDataset(ImagePaths):
             )
             for key, builder in BUILDERS.items()
         }
-        paths: Iterable[str] = (os.path.join(self.image_folder, n) for n in self.file_names)
+        folder = str(self.image_folder)
+        paths: Iterable[str] = (os.path.join(folder, name) for name in self.file_names)
         if shards is not None:
             paths = paths_by_name(shards, self.file_names)
         super().__init__(paths, source=self._name, on_error=on_error)
@@ -148,10 +149,10 @@ class AnnotatedObjectsDataset(ImagePaths):
         return identity
 
     def collect(
-        self, collector: SceneCollector, mapping: Mapping[str, str]
+        self, collector: SceneCollector, categories: Mapping[str, int]
     ) -> tuple[Sequence[str], Sequence[str]]:
-        """Give all objects of `category_numbers` to `collector`; return the images' file names and
-        ids, by the numbers that were given with the objects."""
+        """Give all objects of `categories`, numbers by category id, to `collector`; return the
+        images' file names and ids, by the numbers that were given with the objects."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ categories
@@ -170,6 +171,11 @@ class AnnotatedObjectsDataset(ImagePaths):
         self.categories = {category.id: category for category in categories}
         self.category_ids = sorted(self.categories, key=self.category_order)
         self.category_numbers = {identity: i for i, identity in enumerate(self.category_ids)}
+
+    def _numbers_with(self, mapping: Mapping[str, str]) -> dict[str, int]:
+        """Numbers by category id, those that are replaced included."""
+        numbers = self.category_numbers
+        return numbers | {old: numbers[new] for old, new in mapping.items() if new in numbers}
 
     def _no_object_classes(self, given: int | None) -> int:
         count = len(self.category_ids)

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.annotation_files import read_csv
+from taming.data.compact import chunks
 from taming.data.files import find_images
 from taming.data.helper_types import Category
-from taming.data.scene_table import FLAGS, SceneCollector
+from taming.data.scene_table import FLAGS, Objects, SceneCollector, converted
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 SUITCASE = "/m/01s55n"  # numbered last: it joined when the others' numbers were in use
 BOX_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax")
+Row = tuple[int, Sequence[str]]
+CHUNK = 50_000  # rows that are turned into arrays together
 FLAG_COLUMNS = ("IsGroupOf", "IsTruncated", "IsOccluded", "IsDepiction", "IsInside")  # as FLAGS
 
 
@@ -76,44 +80,61 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         return [name if "." in name else f"{name}.jpg" for name in names]
 
     def collect(
-        self, collector: SceneCollector, mapping: Mapping[str, str]
+        self, collector: SceneCollector, categories: Mapping[str, int]
     ) -> tuple[Sequence[str], Sequence[str]]:
         names = self._image_names()
         ids = [os.path.splitext(name)[0] for name in names]
-        numbers = {identity: number for number, identity in enumerate(ids)}
+        images = {identity: number for number, identity in enumerate(ids)}
         file = self.data_path / FILES[self.split].boxes
         rows = read_csv(file, BOX_COLUMNS + FLAG_COLUMNS, self._name)
-        for line, row in tqdm(rows, f"reading {file.name}", unit=" boxes", delay=2, disable=None):
-            if row[0] not in numbers:
-                collector.reject(f"line {line} of {file} is for {row[0]}, which is no listed image")
-                continue
-            category_no = self.category_numbers.get(mapping.get(row[2], row[2]))
-            if category_no is not None:
-                self._collect_one(collector, row, numbers[row[0]], category_no, line, file)
+        with tqdm(desc=f"reading {file.name}", unit=" boxes", delay=2, disable=None) as bar:
+            for chunk in chunks(rows, CHUNK):
+                self._collect_some(collector, chunk, images, categories, file)
+                bar.update(len(chunk))
         return names, ids
 
-    def _collect_one(
+    def _collect_some(
         self,
         collector: SceneCollector,
-        row: Sequence[str],
-        image: int,
-        category_no: int,
-        line: int,
+        rows: list[Row],
+        images: Mapping[str, int],
+        categories: Mapping[str, int],
         file: Path,
     ) -> None:
-        def place() -> str:
-            return f"line {line} of {file}"
+        def place(row: Row) -> str:
+            return f"line {row[0]} of {file}"
 
-        try:
-            confidence, x0, x1, y0, y1 = map(float, row[3:8])
-            # -1 stands for "not known", and counted as true when published models were trained.
-            group, truncated, occluded, depiction, inside = map(bool, map(int, row[8:]))
-        except ValueError as error:
-            collector.reject(f"{place()} cannot be read ({error})")
-            return
-        flags = group | truncated << 1 | occluded << 2 | depiction << 3 | inside << 4
-        box = (x0, y0, x1 - x0, y1 - y0)
-        collector.add(image, box, category_no, line, place, row[1], confidence, flags)
+        for row in rows:
+            if row[1][0] not in images:
+                collector.reject(f"{place(row)} is for {row[1][0]}, which is no listed image")
+        rows = [row for row in rows if row[1][0] in images and row[1][2] in categories]
+        rows, (boxes, confidences, flags) = converted(
+            rows, _values, lambda row, e: collector.reject(f"{place(row)} cannot be read ({e})")
+        )
+        lines, fields = [line for line, _ in rows], [row for _, row in rows]
+        collector.add(
+            Objects(
+                images=[images[row[0]] for row in fields],
+                boxes=boxes,
+                categories=[categories[row[2]] for row in fields],
+                ids=lines,
+                confidences=confidences,
+                flags=flags,
+                sources=[row[1] for row in fields],
+                place=lambda number: place(rows[number]),
+            )
+        )
+
+
+def _values(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (n, 4), confidences and flags (n,); raises ValueError."""
+    count = 5 * len(rows)
+    numbers = np.fromiter((float(v) for _, row in rows for v in row[3:8]), float, count)
+    confidence, x0, x1, y0, y1 = numbers.reshape(-1, 5).T
+    # -1 stands for "not known", and counted as true when published models were trained.
+    flags = np.fromiter((int(v) != 0 for _, row in rows for v in row[8:]), bool, count)
+    bits = (flags.reshape(-1, 5) << np.arange(5)).sum(axis=1)
+    return np.stack((x0, y0, x1 - x0, y1 - y0), axis=1), confidence, bits
 
 
 def _header(file: Path) -> list[str]:

@@ -9,14 +9,30 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from taming.errors import UserError
 
 
-def read_json(file: str | Path, keys: Sequence[str], dataset: str) -> dict[str, Any]:
-    """A JSON object with at least `keys`; raises `UserError`."""
+def read_json(
+    file: str | Path, keys: Sequence[str], dataset: str, unused: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A JSON object with at least `keys`; raises `UserError`.
+
+    The entries `unused` of any object in it are dropped as soon as they are read: outlines of
+    objects take gigabytes.
+    """
+    name = Path(file).name
     try:
-        with open(file, "rb") as raw:
-            content = json.load(raw)
+        with tqdm(desc=f"reading {name}", unit=" entries", delay=2, disable=None) as bar:
+
+            def used(entry: dict[str, Any]) -> dict[str, Any]:
+                for key in unused:
+                    entry.pop(key, None)
+                bar.update()
+                return entry
+
+            content = json.loads(Path(file).read_text("utf-8"), object_hook=used)
     except OSError as error:
         raise UserError(
             f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
@@ -29,6 +45,19 @@ def read_json(file: str | Path, keys: Sequence[str], dataset: str) -> dict[str, 
     if missing:
         raise UserError(f"{dataset}: {file} has no {missing[0]!r}; is it another file?")
     return content
+
+
+def all_fields(
+    records: Sequence[Any], names: Sequence[str], file: str | Path, kind: str
+) -> list[tuple[Any, ...]]:
+    """`fields` of each of the records, which are entries of `kind`."""
+    pick = itemgetter(*names)
+    try:
+        return [pick(record) for record in records]
+    except (KeyError, TypeError, IndexError):
+        for number, record in enumerate(records):
+            fields(record, names, file, f"entry {number} of {kind}")
+        raise
 
 
 def fields(record: Any, names: Sequence[str], file: str | Path, place: str) -> list[Any]:

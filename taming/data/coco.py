@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taming.data.annotation_files import fields, read_json
+from taming.data.annotation_files import all_fields, read_json
 from taming.data.base import Item, OnError
 from taming.data.compact import StringTable
 from taming.data.maps import ImageMap, Labels, MapKind
@@ -110,10 +110,7 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         file = f"data/coco/annotations/captions_{self.split}.json"
         dataset = type(self).__name__
         content = read_json(file, ("images", "annotations"), dataset)
-        names = {}
-        for number, image in enumerate(content["images"]):
-            identity, name = fields(image, ("id", "file_name"), file, f"entry {number} of images")
-            names[identity] = name
+        names = dict(all_fields(content["images"], ("id", "file_name"), file, "images"))
         captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
             captions = _restricted(captions, names, given_files, file, dataset)
@@ -132,12 +129,12 @@ def _captions_by_image(
 ) -> dict[Any, list[str]]:
     found: dict[Any, list[str]] = defaultdict(list)
     unknown: list[str] = []
-    for number, annotation in enumerate(annotations):
-        place = f"entry {number} of annotations"
-        identity, caption = fields(annotation, ("image_id", "caption"), file, place)
+    pairs = all_fields(annotations, ("image_id", "caption"), file, "annotations")
+    for number, (identity, caption) in enumerate(pairs):
         if identity in names:
             found[identity].append(caption)
         else:
+            place = f"entry {number} of annotations"
             unknown.append(f"{place} is for image {identity}, which is not among images")
     if unknown and on_error == "raise":
         raise UserError(f"{file}: {unknown[0]}; repair it, or set on_error: skip")

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from taming.data.helper_types import Annotation, AnnotationList, BoundingBox
+from taming.data.helper_types import Annotation, AnnotationList
 from taming.errors import UserError
 
+Row = TypeVar("Row")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_inside")
 COLUMNS = ("box", "category", "id", "confidence", "flags", "source")
+TYPES = {
+    "image": np.int64,
+    "box": np.float64,
+    "category": np.int32,
+    "id": np.int64,
+    "confidence": np.float32,
+    "flags": np.uint8,
+    "source": np.uint8,
+}
 OVERHANG = 0.02  # share of the image by which annotators' boxes may stick out; it is cut off
 
 
@@ -71,18 +81,59 @@ class SceneTable:
         )
 
 
-def _cut_off(box: BoundingBox) -> BoundingBox:
-    """What of the box lies in the image; a box that lies in it wholly keeps its exact numbers."""
-    x0, y0, width, height = box
-    if x0 < 0 or x0 + width > 1:
-        x0, width = max(x0, 0.0), min(x0 + width, 1.0) - max(x0, 0.0)
-    if y0 < 0 or y0 + height > 1:
-        y0, height = max(y0, 0.0), min(y0 + height, 1.0) - max(y0, 0.0)
-    return x0, y0, width, height
+def _cut_off(boxes: np.ndarray) -> np.ndarray:
+    """What of the boxes (n, 4) lies in the image; those that lie in it wholly keep their exact
+    numbers."""
+    starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    over = (starts < 0) | (ends > 1)
+    inside = np.maximum(starts, 0.0)
+    sizes = np.where(over, np.minimum(ends, 1.0) - inside, boxes[:, 2:])
+    return np.concatenate((np.where(over, inside, starts), sizes), axis=1)
+
+
+def _outside(boxes: np.ndarray) -> np.ndarray:
+    """(n,) bool: which boxes are no boxes within the image; numbers that are none count as such."""
+    ends = boxes[:, :2] + boxes[:, 2:]
+    good = (boxes[:, :2] >= -OVERHANG) & (ends <= 1 + OVERHANG) & (boxes[:, 2:] >= 0)
+    return ~good.all(axis=1)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Some objects, a column per fact; `images` are numbers of images, bit i of `flags` is
+    `FLAGS[i]`, and `place` says where in which file object i is."""
+
+    images: Sequence[int] | np.ndarray
+    boxes: np.ndarray  # (n, 4)
+    categories: Sequence[int] | np.ndarray
+    ids: Sequence[int] | np.ndarray
+    confidences: Sequence[float] | np.ndarray
+    flags: Sequence[int] | np.ndarray
+    sources: Sequence[str]
+    place: Callable[[int], str]
+
+
+def converted(
+    rows: list[Row], convert: Callable[[list[Row]], T], reject: Callable[[Row, Exception], None]
+) -> tuple[list[Row], T]:
+    """The rows that `convert` can convert, and what it makes of them together; `reject` is given
+    the others."""
+    try:
+        return rows, convert(rows)
+    except (TypeError, ValueError):
+        good = []
+        for row in rows:
+            try:
+                convert([row])
+            except (TypeError, ValueError) as error:
+                reject(row, error)
+            else:
+                good.append(row)
+        return good, convert(good)
 
 
 class SceneCollector:
-    """Takes objects one by one, leaves out what the limits exclude, and groups them by image.
+    """Takes objects, leaves out what the limits exclude, and groups them by image.
 
     Args:
         flags_known: which of `FLAGS` the data have.
@@ -98,11 +149,9 @@ class SceneCollector:
     ) -> None:
         self._limits, self._flags_known = limits, flags_known
         self._on_error, self._dataset = on_error, dataset
-        self._images, self._boxes, self._categories = array("q"), array("d"), array("i")
-        self._ids, self._confidences = array("q"), array("f")
-        self._flags, self._source_codes = array("B"), array("B")
+        self._parts: list[dict[str, np.ndarray]] = []
         self._sources: dict[str, int] = {}
-        self._skipped: list[str] = []
+        self._skipped, self._first_skipped = 0, ""
 
     def reject(self, what: str) -> None:
         """An object that cannot be right: `what` says why and where."""
@@ -111,45 +160,27 @@ class SceneCollector:
                 f"{self._dataset}: {what}; repair the file, or set on_error: skip to leave such "
                 "objects out"
             )
-        self._skipped.append(what)
+        self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or what
 
-    def add(
-        self,
-        image: int,
-        box: BoundingBox,
-        category_no: int,
-        number: int,
-        place: Callable[[], str],
-        source: str = "",
-        confidence: float = 1.0,
-        flags: int = 0,
-    ) -> None:
-        """An object of image number `image`; bit i of `flags` is `FLAGS[i]`.
-
-        `place` says where in which file it is, and is asked only if something is wrong with it.
-        """
-        x0, y0, width, height = box
-        left, right = -OVERHANG <= x0, x0 + width <= 1 + OVERHANG
-        if not (
-            left
-            and right
-            and -OVERHANG <= y0
-            and y0 + height <= 1 + OVERHANG
-            and width >= 0
-            and height >= 0
-        ):
-            shown = ", ".join(f"{value:.3g}" for value in box)
-            self.reject(f"{place()} has a box outside its image (x, y, width, height: {shown})")
-            return
-        if width * height <= self._limits.min_object_area:
-            return
-        self._images.append(image)
-        self._boxes.extend(_cut_off(box))
-        self._categories.append(category_no)
-        self._ids.append(number)
-        self._confidences.append(confidence)
-        self._flags.append(flags)
-        self._source_codes.append(self._sources.setdefault(source, len(self._sources)))
+    def add(self, objects: Objects) -> None:
+        """Take those that are in their images and large enough; `reject` the impossible ones."""
+        boxes, outside = objects.boxes, _outside(objects.boxes)
+        for row in np.flatnonzero(outside).tolist():
+            shown = ", ".join(f"{value:.3g}" for value in boxes[row])
+            place = objects.place(row)
+            self.reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
+        large = boxes[:, 2] * boxes[:, 3] > self._limits.min_object_area
+        kept = np.flatnonzero(large & ~outside)
+        columns: dict[str, Any] = {
+            "image": objects.images,
+            "box": _cut_off(boxes),
+            "category": objects.categories,
+            "id": objects.ids,
+            "confidence": objects.confidences,
+            "flags": objects.flags,
+            "source": [self._sources.setdefault(s, len(self._sources)) for s in objects.sources],
+        }
+        self._parts.append({name: np.array(columns[name], TYPES[name])[kept] for name in TYPES})
 
     def table(self, image_count: int) -> tuple[SceneTable, np.ndarray]:
         """The table of the images that stay, and their numbers."""
@@ -157,24 +188,23 @@ class SceneCollector:
             log.warning(
                 "%s: left out %d objects, the first because %s",
                 self._dataset,
-                len(self._skipped),
-                self._skipped[0],
+                self._skipped,
+                self._first_skipped,
             )
-        images = np.array(self._images, dtype=np.int64)
+        empty = {"box": np.empty((0, 4))}
+        columns = {
+            name: np.concatenate(
+                [empty.get(name, np.empty(0, dtype)), *(part[name] for part in self._parts)]
+            )
+            for name, dtype in TYPES.items()
+        }
+        images = columns.pop("image")
         counts = np.bincount(images, minlength=image_count)
         limits = self._limits
         stays = (counts >= limits.min_objects_per_image) & (counts <= limits.max_objects_per_image)
         kept = np.flatnonzero(stays[images])
         order = kept[np.argsort(images[kept], kind="stable")]
         starts = np.concatenate(([0], np.cumsum(counts[stays])))
-        values = (
-            np.array(self._boxes).reshape(-1, 4),
-            np.array(self._categories),
-            np.array(self._ids),
-            np.array(self._confidences),
-            np.array(self._flags),
-            np.array(self._source_codes),
-        )
-        ordered = {name: value[order] for name, value in zip(COLUMNS, values, strict=True)}
+        ordered = {name: column[order] for name, column in columns.items()}
         table = SceneTable(starts, ordered, list(self._sources), self._flags_known)
         return table, np.flatnonzero(stays)

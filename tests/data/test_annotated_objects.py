@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
+from taming.data.annotation_files import read_json
 from taming.data.helper_types import AnnotationList
 from taming.data.open_images_helper import (
     open_images_unify_categories_for_coco,
@@ -83,6 +84,24 @@ def test_open_images_annotations(tmp_path: Path) -> None:
     assert (suitcase.source, suitcase.confidence, man.confidence) == ("xclick", 1, 0.5)
     assert suitcase.is_truncated and not suitcase.is_occluded
     assert man.is_occluded and man.is_group_of and man.is_inside  # -1 counts as true
+
+
+def test_open_images_rows_are_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = open_images(write_open_images(tmp_path), keys=["annotations"])
+    monkeypatch.setattr("taming.data.annotated_objects_open_images.CHUNK", 1)
+    assert list(open_images(tmp_path, keys=["annotations"])) == list(whole)
+
+
+def test_outlines_are_not_kept(tmp_path: Path) -> None:
+    content = coco_content()
+    for thing in content["annotations"]:
+        thing["segmentation"] = [[1.0, 2.0]]
+    file = write_coco(tmp_path, content) / "annotations/instances_train2017.json"
+    read = read_json(file, ("images",), "x", unused=("segmentation", "height"))
+    assert read["annotations"][0] == coco_content()["annotations"][0]
+    assert "height" not in read["images"][0] and read["images"][0]["width"] == 48
 
 
 def test_open_images_categories_are_allowed_and_mapped(
