@@ -26,7 +26,7 @@ from taming.data.files import find_images
 from taming.errors import UserError, command
 from taming.evaluation.models import score_first_stage
 from taming.sampling.arguments import make_parser, parse
-from taming.sampling.conditions import cut_to_tokens, read_input, reads_labels, resized
+from taming.sampling.conditions import cut_to_tokens, read_input, resized
 from taming.sampling.folder import check_place, save_png, save_whole
 from taming.sampling.load import load_first_stage
 
@@ -63,7 +63,7 @@ def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[N
         picture = read_input(model, path)
         if args.size is not None:
             picture = resized(picture, (args.size, args.size))
-        if reads_labels(model):  # resizing mixes them
+        if model.reads_labels:  # resizing mixes them
             picture = F.one_hot(picture.argmax(1), picture.shape[1]).permute(0, 3, 1, 2).float()
         name = str(Path(path).relative_to(args.folder))
         yield name, cut_to_tokens(picture, model.factor)
@@ -79,7 +79,6 @@ def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Ten
 def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -> dict[str, Any]:
     """Write the reconstructions of all images; their scores."""
     names: list[str] = []
-    right: list[Tensor] = []
 
     def loaded() -> Iterator[dict[str, Tensor]]:
         for batch, pictures in batches(read_images(args, model, bar), args.batch_size):
@@ -87,24 +86,18 @@ def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -
             yield {"image": pictures.permute(0, 2, 3, 1)}
 
     def write(images: Tensor, reconstructions: Tensor) -> None:
-        if reads_labels(model):
-            labels = reconstructions.argmax(1, keepdim=True)
-            right.append((labels == images.argmax(1, keepdim=True)).flatten(1).float().mean(1))
-            reconstructions = labels / 127.5 - 1  # which is saved as the labels
+        if model.reads_labels:
+            reconstructions = reconstructions.argmax(1, keepdim=True) / 127.5 - 1  # as bytes
         for name, image in zip(names, reconstructions, strict=True):
             save_png(image, root / (name if name.endswith(".png") else name + ".png"))
 
     with tqdm(paths, unit="image") as bar:
-        scores = asdict(score_first_stage(model, loaded(), on_batch=write))
-    if right:  # distances of scores to labels mean nothing
-        del scores["l1"], scores["psnr"]
-        scores["labels_right"] = float(torch.cat(right).mean())
-    return scores
+        return asdict(score_first_stage(model, loaded(), on_batch=write))
 
 
 def summary(scores: Mapping[str, Any]) -> str:
-    if "labels_right" in scores:
-        quality = f"{scores['labels_right']:.1%} of the pixels have their label"
+    if "pixel_accuracy" in scores:
+        quality = f"{scores['pixel_accuracy']:.1%} of the pixels have their label"
     else:
         quality = f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB"
     return (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.evaluation.label_pairs import LabelPairs
 from taming.evaluation.pairs import PairAccumulator
 from taming.evaluation.precision import computing_in
 from taming.models.codes import CodeHistogram
@@ -35,6 +36,17 @@ class FirstStageScores:
     codebook_perplexity: float
 
 
+@dataclass(frozen=True)
+class LabelScores:
+    """Of a first stage of segmentations; `LabelPairs` says how these are compared."""
+
+    images: int
+    pixel_accuracy: float
+    mean_iou: float
+    codebook_usage: float
+    codebook_perplexity: float
+
+
 @torch.no_grad()
 def reconstruct(model: Any, x: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Codebook indices [B, h, w] of images [B, C, H, W], and the float32 images of those."""
@@ -48,12 +60,13 @@ def score_first_stage(
     batches: Batches,
     image_key: str = "image",
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
-) -> FirstStageScores:
+) -> FirstStageScores | LabelScores:
     """Reconstruct all images of `batches` ([B, H, W, C] under `image_key`) and compare.
 
     `on_batch` gets the images and the reconstructions [B, C, H, W] of each batch.
     """
-    count, pairs, codes = 0, PairAccumulator(()), CodeHistogram(model.quantize.n_e)
+    count, codes = 0, CodeHistogram(model.quantize.n_e)
+    pairs = LabelPairs(model.channels) if model.reads_labels else PairAccumulator(())
     device = next(iter(model.state_dict().values())).device
     for batch in batches:
         x = model.get_input(batch, image_key).to(device)
@@ -61,10 +74,13 @@ def score_first_stage(
         if on_batch is not None:
             on_batch(x, reconstructions)
         codes.add(indices)
+        if model.reads_labels:
+            x, reconstructions = (y.argmax(1, keepdim=True) for y in (x, reconstructions))
         pairs.add(range(count, count + len(x)), x, reconstructions)
         count += len(x)
     if not count:
         raise UserError("there are no images to evaluate; check the data section of the config")
-    means = pairs.summary()
-    usage, perplexity = codes.summary()
-    return FirstStageScores(count, means["l1"], means["psnr"], usage, perplexity)
+    means, use = pairs.summary(), codes.summary()
+    if model.reads_labels:
+        return LabelScores(count, means["pixel_accuracy"], means["mean_iou"], *use)
+    return FirstStageScores(count, means["l1"], means["psnr"], *use)

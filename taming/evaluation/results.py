@@ -23,7 +23,7 @@ import taming
 from taming.errors import UserError
 
 Result = dict[str, Any]
-PACKAGES = ("torchvision", "torch-fidelity", "torchmetrics", "lpips", "numpy", "pillow")
+PACKAGES = ("torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
 SECTIONS = ("metrics", "protocol", "sets", "versions", "hardware", "command")
 
 

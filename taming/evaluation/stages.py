@@ -52,8 +52,8 @@ class Stage:
 
     @property
     def pictorial(self) -> bool:
-        """Whether it takes pictures, of 1 or 3 channels, and not segmentations."""
-        return self.model.channels in (1, 3)
+        """Whether it takes pictures, and not segmentations."""
+        return not self.model.reads_labels
 
     @property
     def image_key(self) -> str:

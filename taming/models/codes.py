@@ -67,6 +67,11 @@ class CodesInterface:
         convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
         return next(convolutions).in_channels
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it is one of segmentations: a channel per label, of which each pixel has one."""
+        return self.channels not in (1, 3) or hasattr(self, "colorize")
+
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the config."""
         return self.quantize.e_dim, *self.decoder.z_shape[2:]

@@ -47,14 +47,9 @@ def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
-def reads_labels(stage: Any) -> bool:
-    """Whether a first stage is one of segmentations."""
-    return stage.channels not in (1, 3) or hasattr(stage, "colorize")
-
-
 def read_input(stage: Any, path: str | Path) -> Tensor:
     """What a first stage reads, [1, C, H, W]: a picture, or labels one-hot; raises `UserError`."""
-    if reads_labels(stage):
+    if stage.reads_labels:
         return _read_labels(Path(path), stage.channels)
     return read_picture(path, stage.channels)
 

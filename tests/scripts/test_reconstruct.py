@@ -72,7 +72,7 @@ def test_labels(size: list[str], tmp_path: Path) -> None:
     metrics = json.loads((root / "metrics.json").read_text())
     assert written.max() < 5 and written.shape == ((6, 6) if size else (8, 10))
     if not size:
-        assert metrics["labels_right"] == pytest.approx(np.mean(written == labels))
+        assert metrics["pixel_accuracy"] == pytest.approx(np.mean(written == labels))
     assert "l1" not in metrics
 
 
