@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,33 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(fast, read_rgb(str(tmp_path / f"{mode}.jpg")))
     png = write_image(tmp_path / "a.png")
     np.testing.assert_array_equal(read_rgb_fast(png, 4), read_rgb(png))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"icc_profile": bytes(100_000), "comment": b"\xff\xc0"},
+        {"subsampling": 0},
+        {"keep_rgb": True},
+    ],
+)
+def test_jpegs_of_all_kinds_are_decoded_alike(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = str(tmp_path / "a.jpg")
+    Image.fromarray(pixels(40, 60)).save(path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("PIL.Image.open", None)  # it is not asked
+        found = read_rgb_fast(path)
+    np.testing.assert_array_equal(found, read_rgb(path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xd8", b"\xff\xd8" + bytes(50), b"\xff\xd8\xff\xe0\x00\x00\xff", b"\xff" * 99]
+)
+def test_what_only_begins_like_a_jpeg(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImage):
+        read_rgb_fast(str(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize(
