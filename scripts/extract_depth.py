@@ -12,13 +12,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from taming.data.extraction import depth_of, depth_picture, extract, load_network
 from taming.data.files import find_images
 from taming.data.imagenet import DEPTH_ROOT
 from taming.data.imagenet_files import TRAIN, VALIDATION, prepare
 from taming.errors import UserError, command
+from taming.sampling.load import choose_device
 
 
 def jobs(images: str | None, output: str) -> Iterator[tuple[Sequence[str], str, str]]:
@@ -46,12 +45,13 @@ def main() -> None:
     )
     parser.add_argument("--entry", default="MiDaS", help="function of --model that makes it")
     parser.add_argument("--weights", help="checkpoint to load into it")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps, cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    device = torch.device(args.device)
+    device = choose_device(args.device)
+    found = list(jobs(args.images, args.output))
     network = load_network(args.model, args.entry, args.weights, device, pretrained=True)
-    for names, folder, output in jobs(args.images, args.output):
+    for names, folder, output in found:
         report = extract(
             names, folder, output, lambda image: depth_picture(depth_of(network, image, device))
         )

@@ -9,12 +9,12 @@ import argparse
 import logging
 import os
 
-import torch
 from PIL import Image
 
 from taming.data.extraction import extract, labels_of, load_network
 from taming.data.files import find_images
 from taming.errors import UserError, command
+from taming.sampling.load import choose_device
 
 
 @command
@@ -31,13 +31,13 @@ def main() -> None:
         "--entry", default="deeplabv2_resnet101", help="function of --model that makes it"
     )
     parser.add_argument("--weights", help="checkpoint to load into it")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps, cpu")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     names = [os.path.relpath(path, args.images) for path in find_images(args.images)]
     if not names:
         raise UserError(f"--images {args.images} has no images")
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     network = load_network(
         args.model, args.entry, args.weights, device, pretrained="cocostuff164k", n_classes=182
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_BGR_MEAN = (104.008, 116.669, 122.675)  # of pixels 0..255, blue first
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
+FILE_ENDINGS = (".py", ".pt", ".pth", ".ts", ".jit", ".ckpt")
 MIDAS_SIDE, MIDAS_MULTIPLE = 384, 32
 DEEPLAB_SIDE = 513
 
@@ -47,19 +51,28 @@ def load_network(
             state = torch.load(weights, map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # whatever the code of others does
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--model {model} cannot be loaded ({first_line}); give a TorchScript file, a .py file "
-            "or hub folder with the function --entry, or a torch hub name owner/repository"
+            f"--model {model} cannot be loaded ({_reason(error)}); give a TorchScript file, a .py "
+            "file or hub folder with the function --entry, or a torch hub name owner/repository"
         ) from error
     return network.to(device).eval()
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, URLError) or "internet connection" in text:
+        return (
+            "torch hub cannot be reached and has no copy of it here: get the repository where "
+            "there is a network, and give its folder and --weights"
+        )
+    return text
 
 
 def _build(model: str, entry: str, hub_options: Mapping[str, Any]) -> nn.Module:
     path = Path(model).expanduser()
     if path.is_dir():
         return torch.hub.load(str(path), entry, source="local")
-    if path.suffix == ".py":
+    if path.suffix == ".py" and path.is_file():
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None  # it ends in .py
         module = importlib.util.module_from_spec(spec)
@@ -67,6 +80,8 @@ def _build(model: str, entry: str, hub_options: Mapping[str, Any]) -> nn.Module:
         return getattr(module, entry)()
     if path.is_file():
         return torch.jit.load(str(path), map_location="cpu")
+    if not HUB_NAME.fullmatch(model) or path.suffix in FILE_ENDINGS:
+        raise ValueError("there is no such file or folder")
     return torch.hub.load(model, entry, trust_repo=True, **hub_options)
 
 

@@ -80,3 +80,16 @@ def test_sequences_fit(name: str) -> None:
         assert params.get("unconditional", False) == (condition == "__is_unconditional__")
     elif "n_embed" in condition.params:
         assert gpt.vocab_size >= condition.params.n_embed
+
+
+def test_every_key_is_explained_somewhere() -> None:
+    explained: dict[str, bool] = {}
+    for name in ALL:
+        before = ""
+        for line in (CONFIGS / f"{name}.yaml").read_text().splitlines():
+            key, colon, rest = line.strip().partition(":")
+            if colon and not key.startswith("#"):
+                told = "#" in rest or before.strip().startswith("#")
+                explained[key] = explained.get(key, False) or told
+            before = line
+    assert not [key for key, told in explained.items() if not told]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -94,6 +95,31 @@ def test_networks_that_cannot_be_loaded(tmp_path: Path) -> None:
     for model, entry in (("bad.pt", "x"), ("net.py", "absent")):
         with pytest.raises(UserError, match=f"--model .*{model} cannot be loaded"):
             load_network(str(tmp_path / model), entry, None, CPU)
+    for model in ("absent.pt", "nets/absent.pt", "absent.py", "absent", "a/b/c"):
+        with pytest.raises(UserError, match=f"--model {model} .*no such file or folder"):
+            load_network(model, "x", None, CPU)
+
+
+@pytest.mark.parametrize("model", ["owner/repository", "owner/repository:v2"])
+def test_hub_without_a_network(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(UserError, match=f"--model {model} .*torch hub cannot be reached") as caught:
+        load_network(model, "x", None, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_devices_and_folders_are_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    for script, args in (("depth", ["-o", "x"]), ("segmentation", ["x"])):
+        result = run(f"extract_{script}.py", *args, "--images", str(tmp_path), "--device", "gpu")
+        assert result.returncode == 2 and "--device takes auto" in result.stderr
+        result = run(f"extract_{script}.py", *args, "--images", str(tmp_path / "absent"))
+        assert result.returncode == 2 and "absent has no images" in result.stderr
 
 
 def test_sizes() -> None:

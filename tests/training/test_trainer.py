@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from omegaconf import OmegaConf
 
 from taming.errors import UserError
@@ -104,6 +105,16 @@ def test_data_module_loads_each_split() -> None:
     labels = [batch["class_label"].tolist() for batch in data.val_dataloader()]
     assert labels == [[0, 1], [2]]
     assert data.test_dataloader() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
+    data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=workers)
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert loader.persistent_workers == bool(workers)
+        assert loader.pin_memory == torch.cuda.is_available()
 
 
 def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
