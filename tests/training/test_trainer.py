@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 from taming.errors import UserError
 from taming.training.callbacks import ImageLogger
