@@ -110,8 +110,8 @@ def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
 
 
 def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
-    """None where Pillow has to judge: other formats, sizes that it refuses, and files that lack
-    their end, of which OpenCV would give the part that is there."""
+    """None where Pillow has to judge: other formats, sizes that it refuses, damage, and files that
+    lack their end, of which OpenCV would give the part that is there."""
     height, width, channels = _jpeg_frame(content)
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
     if channels not in (1, 3) or height * width > _most_pixels() or not whole:
@@ -121,7 +121,10 @@ def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
     smallest = min(height, width)
     factor = next((f for f in (8, 4, 2) if least_side and smallest // f >= least_side), 1)
     flags = REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error:
+        return None
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,16 @@ def test_reduced_decoding_stays_large_enough(
     assert reduced.shape == (*shape, 3)
     resized = Image.fromarray(read_rgb(path)).resize(shape[::-1], Image.Resampling.BOX)
     assert np.abs(reduced.astype(int) - np.asarray(resized)).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(0, 32), (24, 0), (1, 60_000)])
+def test_fast_decoding_of_wrong_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    content = bytearray(Path(write_image(tmp_path / "a.jpg")).read_bytes())
+    frame = content.index(b"\xff\xc0") + 5
+    content[frame : frame + 4] = struct.pack(">HH", *size)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with contextlib.suppress(BadImage):  # some are decoded as what they say
+        assert read_rgb_fast(str(tmp_path / "a.jpg")).shape == (*size, 3)
 
 
 def test_fast_decoding_refuses_what_is_cut_short(tmp_path: Path) -> None:
