@@ -211,6 +211,7 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
             row["gb_per_s"] = read * 2**20 * shape.tokens / seconds["engine"]["median"] / 1e9
             row["share_of_copy_bandwidth"] = row["gb_per_s"] / copy_bandwidth(device)
         results[f"batch {batch}"] = row
+        tell(f"steps, batch {batch}", row)
     return results
 
 
@@ -239,6 +240,7 @@ def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) 
             seconds["full windows"][key] = value * positions / WINDOWS_TIMED
         name = "map condition" if mapped else "unconditional"
         results[name] = summary(seconds, positions)
+        tell(f"windows, {name}", results[name])
     return results
 
 
@@ -253,6 +255,12 @@ def summary(seconds: dict[str, dict[str, float]], tokens: int) -> dict[str, Any]
             if name != "engine"
         },
     }
+
+
+def tell(name: str, row: dict[str, Any]) -> None:
+    """Print a row at once: the next one can take minutes."""
+    told = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
+    print(f"{name}: {told}", flush=True)
 
 
 @command
@@ -273,11 +281,6 @@ def main() -> None:
         report["steps"] = {"shape": asdict(shape), **measure_steps(args, shape, device)}
     if args.only != "steps":
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
-    for part in ("steps", "windows"):
-        for name, row in report.get(part, {}).items():
-            told = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
-            if told:
-                print(f"{part}, {name}: {told}")
     if not args.no_results:
         path = write_results(f"sampling-{args.size}-{args.precision}", device, report)
         print(f"written to {path}")
