@@ -39,7 +39,7 @@ SCRIPT = "scripts/evaluate_classes.py"
 
 def write(result: dict[str, Any], tally: AccuracyTally, outdir: Path) -> Path:
     """All files of a result; returns the JSON's path."""
-    classes = tally.accuracy.by_class()
+    classes = tally.counted.by_class()
     result["by_class"] = classes
     tables = [markdown_table([{"class": label} | row for label, row in classes.items()])]
     key = key_of(protocol=result["protocol"], sets=result["sets"])
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     reading.finish()
     if own_share()[0] > 0:
         return
-    scores = tally.accuracy.scores()
+    scores = tally.counted.scores()
     sets = {"samples": images.describe() | tally.content.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     result = make_result(scores, judge.about, sets, seconds, device, line)

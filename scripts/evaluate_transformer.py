@@ -79,7 +79,7 @@ def describe(measured: TransformerTally, args: Namespace, data: Any) -> dict[str
 def write(result: dict[str, Any], measured: TransformerTally, outdir: Path) -> Path:
     """All files of a result; returns the JSON's path."""
     path = outdir / "transformer.json"
-    likelihood, classes = measured.likelihood, measured.likelihood.by_class()
+    likelihood, classes = measured.counted, measured.counted.by_class()
     images = plotted(plot_map, likelihood.map(), outdir / "positions.png", "nats per token")
     tables = []
     if classes:
@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     reading.finish()
     if own_share()[0] > 0:
         return
-    scores = asdict(measured.likelihood.scores(model.n_codes))
+    scores = asdict(measured.counted.scores(model.n_codes))
     protocol = {
         "checkpoint": str(run.checkpoint),
         "checkpoint_hash": checkpoint,
         "global_step": step,
         "codes": model.n_codes,
-        "code_shape": list(measured.likelihood.shape or ()),
+        "code_shape": list(measured.counted.shape or ()),
         "order": type(model.permuter).__name__,
         "precision": str(dtype).removeprefix("torch."),
         "batch_size": args.batch_size,
@@ -122,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = {"images": describe(measured, args, data)}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     result = make_result(scores, protocol, sets, seconds, device, line)
-    result["by_class"] = measured.likelihood.by_class()
-    result["by_position"] = measured.likelihood.map().tolist()
+    result["by_class"] = measured.counted.by_class()
+    result["by_position"] = measured.counted.map().tolist()
     path = write(result, measured, Path(args.outdir or run.folder / "evaluation"))
     print_scores(scores)
     print(

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.cache import State, key_of
-from taming.evaluation.content import Content, Picture
-from taming.evaluation.gather import Reading, joined_states, split_states
+from taming.evaluation.content import Picture
+from taming.evaluation.gather import Reading
 from taming.evaluation.small_classifier import SmallClassifier
 from taming.evaluation.sources import ImageSource
-from taming.sampling.load import own_share
+from taming.evaluation.tally import CountedTally
 from taming.sampling.rejection import Classifier, require_known
 
 Probabilities = Callable[[Tensor], Tensor]
@@ -101,8 +100,8 @@ def measure_accuracy(classify: Probabilities, batches: Labelled) -> Classificati
     return accuracy
 
 
-class AccuracyTally:
-    """Accuracies of a set of images; see `taming.evaluation.gather.Tally`.
+class AccuracyTally(CountedTally):
+    """Accuracies of a set of images; see `taming.evaluation.tally.Tally`.
 
     Args:
         classify: gives the probabilities.
@@ -111,30 +110,14 @@ class AccuracyTally:
 
     def __init__(self, classify: Probabilities, images: int) -> None:
         self.classify = classify
-        self.content, self.accuracy = Content(images), ClassificationAccuracy()
+        super().__init__(images, ClassificationAccuracy())
 
     def add(self, pictures: Sequence[Picture]) -> None:
         """Classify pictures of one size."""
         labels = [-1 if picture.label is None else picture.label for picture in pictures]
         images = torch.stack([picture.pixels for picture in pictures])
-        self.accuracy.add(self.classify(images), torch.tensor(labels))
+        self.counted.add(self.classify(images), torch.tensor(labels))
         self.content.add(pictures)
-
-    def merge(self, other: AccuracyTally) -> None:
-        """Add what `other` counted of other images of the set."""
-        self.content.merge(other.content)
-        self.accuracy.merge(other.accuracy)
-
-    def state(self) -> State:
-        """All of it as arrays."""
-        parts = {"content": self.content.state(), "accuracy": self.accuracy.state()}
-        return joined_states(parts)
-
-    def restore(self, state: State) -> None:
-        """Be what `state` was taken of."""
-        parts = split_states(state)
-        self.content = Content.from_state(parts["content"])
-        self.accuracy = ClassificationAccuracy.from_state(parts["accuracy"])
 
 
 def evaluate_accuracy(
@@ -145,16 +128,9 @@ def evaluate_accuracy(
     Args:
         identity: hash of what decides the classifier.
     """
-
-    def restored(state: State | None) -> AccuracyTally:
-        tally = AccuracyTally(classify, len(images))
-        if state is not None:
-            tally.restore(state)
-        return tally
-
-    needed = own_share()[0] == 0 and reading.cache.enabled
-    content = images.content_key() if needed else None
-    return reading.collect(images, key_of(accuracy=identity, content=content), "images", restored)
+    return reading.count(
+        images, "images", lambda: AccuracyTally(classify, len(images)), accuracy=identity
+    )
 
 
 @dataclass(frozen=True)

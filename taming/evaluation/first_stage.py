@@ -15,7 +15,7 @@ from taming.evaluation.cache import State, key_of
 from taming.evaluation.content import Content, Picture
 from taming.evaluation.features import Extractor
 from taming.evaluation.fidelity import Moments, frechet_distance
-from taming.evaluation.gather import Reading, joined_states, split_states
+from taming.evaluation.gather import Reading
 from taming.evaluation.label_pairs import LabelPairs
 from taming.evaluation.models import reconstruct
 from taming.evaluation.pairs import SMALLEST, PairAccumulator, to_bytes
@@ -24,6 +24,7 @@ from taming.evaluation.plots import pictures_at
 from taming.evaluation.sources import ImageSource
 from taming.evaluation.stage_images import as_channels, model_input
 from taming.evaluation.stages import Stage
+from taming.evaluation.tally import joined_states, split_states
 from taming.models.codes import CodeHistogram, codebook_use
 from taming.sampling.load import own_share
 
@@ -154,7 +155,7 @@ def _shown(stage: Stage, image: Tensor) -> np.ndarray:
 
 
 class StageTally:
-    """What is counted of a first stage's reconstructions; see `taming.evaluation.gather.Tally`."""
+    """What is counted of a first stage's reconstructions; see `taming.evaluation.tally.Tally`."""
 
     def __init__(self, evaluator: FirstStageEvaluator, stage: Stage, images: int) -> None:
         self.evaluator, self.stage = evaluator, stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from taming.evaluation.features import Extractor
 from taming.evaluation.fidelity import SEED, FeatureBank, InceptionScores, Moments, PerClass
 from taming.evaluation.processes import gather_states
 from taming.evaluation.sources import ImageSource
+from taming.evaluation.tally import CountedTally, Tally, joined_states, split_states
 from taming.sampling.load import own_share
 
 KINDS = {"moments": Moments, "bank": FeatureBank, "classes": PerClass, "scores": InceptionScores}
@@ -65,36 +66,8 @@ class Need:
             accumulator.add(torch.tensor([picture.index for picture in pictures]), rows)
 
 
-class Tally(Protocol):
-    """What is counted of a set of images, in parts that can be merged and kept."""
-
-    content: Content
-
-    def add(self, pictures: Sequence[Picture]) -> None:
-        """Count pictures of one size."""
-
-    def merge(self, other: Any) -> None:
-        """Add what another tally counted of other images of the same set."""
-
-    def state(self) -> State:
-        """All of it as arrays."""
-
-
 T = TypeVar("T", bound=Tally)
-
-
-def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
-    """{"a/b": array} of {"a": {"b": array}}."""
-    return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
-
-
-def split_states(state: Mapping[str, np.ndarray]) -> dict[str, State]:
-    """The inverse of `joined_states`, but for empty states."""
-    states: dict[str, State] = {}
-    for path, array in state.items():
-        name, _, key = path.partition("/")
-        states.setdefault(name, {})[key] = array
-    return states
+C = TypeVar("C", bound=CountedTally)
 
 
 @dataclass
@@ -210,6 +183,23 @@ class Reading:
 
         key = key_of(unfinished=[need.key(content_key) for need in needs])
         return self.collect(source, key, label, restored)
+
+    def count(self, source: ImageSource, label: str, empty: Callable[[], C], **identity: Any) -> C:
+        """A tally of all images of a set, like `collect`, from `empty` ones.
+
+        Args:
+            identity: JSON values that decide the tally, beside the set's content.
+        """
+
+        def restored(state: State | None) -> C:
+            tally = empty()
+            if state is not None:
+                tally.restore(state)
+            return tally
+
+        needed = own_share()[0] == 0 and self.cache.enabled
+        content = source.content_key() if needed else None
+        return self.collect(source, key_of(**identity, content=content), label, restored)
 
     def collect(
         self, source: ImageSource, key: str, label: str, restored: Callable[[State | None], T]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,16 @@ WAITING = 8  # batches' worth of images of different sizes that wait for others 
 
 # uint8 (3, H, W), label, name, mode
 Loaded = tuple[np.ndarray, "int | None", str, str]
+
+
+def hash_pictures(batches: Iterable[Sequence[Picture]], images: int) -> str:
+    """The fingerprint of a set of `images` pictures, with a progress bar."""
+    content = Content(images)
+    with tqdm(total=images, desc="hashing images", delay=2, leave=False) as bar:
+        for pictures in batches:
+            content.add(pictures)
+            bar.update(len(pictures))
+    return content.fingerprint()
 
 
 class LoadedSource:
@@ -41,12 +51,7 @@ class LoadedSource:
         return self.fingerprint()
 
     def fingerprint(self) -> str:
-        content = Content(len(self))
-        with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
-            for pictures in self.batches(32):
-                content.add(pictures)
-                bar.update(len(pictures))
-        return content.fingerprint()
+        return hash_pictures(self.batches(32), len(self))
 
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()

@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm import tqdm
 
 from taming.errors import UserError
-from taming.evaluation.cache import State, key_of
-from taming.evaluation.content import Content, Picture
-from taming.evaluation.gather import Reading, joined_states, split_states
+from taming.evaluation.content import Picture
+from taming.evaluation.gather import Reading
 from taming.evaluation.likelihood import Likelihood, add_batch
-from taming.evaluation.loading import worker_count
-from taming.sampling.load import own_share
+from taming.evaluation.loading import hash_pictures, worker_count
+from taming.evaluation.tally import CountedTally
 
 LABEL = "class_label"
 
@@ -57,12 +55,7 @@ class TransformerData:
 
     @cached_property
     def _content_key(self) -> str:
-        content = Content(len(self))
-        with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
-            for pictures in self.batches(32):
-                content.add(pictures)
-                bar.update(len(pictures))
-        return content.fingerprint()
+        return hash_pictures(self.batches(32), len(self))
 
     def content_key(self) -> str:
         return self._content_key
@@ -112,12 +105,12 @@ class _Items(Dataset[Any]):
         return index, digest.digest(), read
 
 
-class TransformerTally:
-    """What was seen of a data set, and how likely it was; see `taming.evaluation.gather.Tally`."""
+class TransformerTally(CountedTally):
+    """What was seen of a data set, and how likely it was; see `taming.evaluation.tally.Tally`."""
 
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
-        self.content, self.likelihood = Content(size), Likelihood()
+        super().__init__(size, Likelihood())
 
     def add(self, pictures: Sequence[Picture]) -> None:
         """Add a batch of `ItemPicture`s.
@@ -132,24 +125,8 @@ class TransformerTally:
                 "as in training: set a size or a crop in the data section"
             )
         items = [picture.item for picture in pictures if isinstance(picture, ItemPicture)]
-        add_batch(self.likelihood, self.model, default_collate(items), LABEL)
+        add_batch(self.counted, self.model, default_collate(items), LABEL)
         self.content.add(pictures)
-
-    def merge(self, other: TransformerTally) -> None:
-        """Add what `other` has seen, of other items of the set."""
-        self.content.merge(other.content)
-        self.likelihood.merge(other.likelihood)
-
-    def state(self) -> State:
-        """All of it as arrays."""
-        parts = {"content": self.content.state(), "likelihood": self.likelihood.state()}
-        return joined_states(parts)
-
-    def restore(self, state: State) -> None:
-        """Be what `state` was taken of."""
-        parts = split_states(state)
-        self.content = Content.from_state(parts["content"])
-        self.likelihood = Likelihood.from_state(parts["likelihood"])
 
 
 def evaluate_transformer(
@@ -165,13 +142,6 @@ def evaluate_transformer(
     Raises:
         UserError: for items that the model cannot read.
     """
-
-    def restored(state: State | None) -> TransformerTally:
-        tally = TransformerTally(model, len(data))
-        if state is not None:
-            tally.restore(state)
-        return tally
-
-    needed = own_share()[0] == 0 and reading.cache.enabled
-    content = data.content_key() if needed else None
-    return reading.collect(data, key_of(likelihood=identity, content=content), "images", restored)
+    return reading.count(
+        data, "images", lambda: TransformerTally(model, len(data)), likelihood=identity
+    )

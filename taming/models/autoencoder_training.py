@@ -84,19 +84,28 @@ class AutoencoderTraining(CodesInterface, TwoOptimizers):
     def _autoencoder_loss(
         self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
     ) -> Tensor:
-        loss, logs = self.loss(
-            codebook_loss, x, rec, 0, step, last_layer=self.get_last_layer(), split=split
-        )
-        self._log_losses(f"{split}/aeloss", loss, logs, len(x))
-        return loss
+        return self._logged_loss(0, codebook_loss, x, rec, step, split)
 
     def _discriminator_loss(
         self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
     ) -> Tensor:
+        return self._logged_loss(1, codebook_loss, x, rec, step, split)
+
+    def _logged_loss(
+        self,
+        optimizer_idx: int,
+        codebook_loss: Tensor,
+        x: Tensor,
+        rec: Tensor,
+        step: int,
+        split: str,
+    ) -> Tensor:
+        last_layer = self.get_last_layer()
         loss, logs = self.loss(
-            codebook_loss, x, rec, 1, step, last_layer=self.get_last_layer(), split=split
+            codebook_loss, x, rec, optimizer_idx, step, last_layer=last_layer, split=split
         )
-        self._log_losses(f"{split}/discloss", loss, logs, len(x))
+        name = ("aeloss", "discloss")[optimizer_idx]
+        self._log_losses(f"{split}/{name}", loss, logs, len(x))
         return loss
 
     def _log_losses(

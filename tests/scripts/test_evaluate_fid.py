@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
 from taming.evaluation.results import flattened, read_result
 from tests.evaluation.images import write_classes, write_images
+from tests.evaluation.two import exit_codes_of_two
 from tests.sampling.tiny import FIRST_STAGE, tiny_run
 from tests.training.small import small_vqgan, write_config
 
@@ -210,30 +207,6 @@ def test_one_sentence(
     assert message in fails(capsys, *words, *extractor)
 
 
-def process(rank: int, port: int, argv: list[str], variables: dict[str, str]) -> None:
-    torch.set_num_threads(1)  # those of the parent are not here
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
-    main(argv)
-
-
-def in_two_processes(argv: list[str], **variables: str) -> list[int | None]:
-    """Exit codes; a process that is left alone is ended, as torchrun does it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    fork = get_context("fork")
-    arguments = [(rank, port, argv, variables) for rank in range(2)]
-    processes = [fork.Process(target=process, args=args) for args in arguments]
-    for one in processes:
-        one.start()
-    for one in processes:
-        one.join(60)
-        one.kill()
-        one.join()
-    return [one.exitcode for one in processes]
-
-
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in flattened(expected["metrics"]):
         assert dict(flattened(found["metrics"]))[name] == pytest.approx(value, rel=1e-5, abs=1e-6)
@@ -246,7 +219,7 @@ def test_two_processes(run: str, classes: tuple[str, str], tmp_path: Path, drawn
     samples = [run, "-n", "5", "--classes", "0,2"] if drawn else [classes[0]]
     flags = [*samples, classes[1], "--metrics", "fid,isc,kid,prc", *SMALL, "--per_class"]
     alone = evaluate(tmp_path / "alone", *flags, "--no_cache")
-    assert in_two_processes([*flags, *TINY, "-o", str(tmp_path / "two")]) == [0, 0]
+    assert exit_codes_of_two(main, [*flags, *TINY, "-o", str(tmp_path / "two")]) == [0, 0]
     (path,) = (tmp_path / "two").glob("*.json")
     found = read_result(path)
     assert found["hardware"]["processes"] == 2
@@ -261,7 +234,7 @@ def test_two_killed_processes_are_continued_by_one(
     argv = [*sets, "--extractor", "tests.evaluation.images:FatalExtractor", "--device", "cpu"]
     log = tmp_path / "log.txt"
     kill = {"TINY_LOG": str(log), "TINY_KILL_AT": "20"}  # each has 10 of b, then 15 of a
-    codes = in_two_processes([*argv, "-o", str(tmp_path / "two")], **kill)
+    codes = exit_codes_of_two(main, [*argv, "-o", str(tmp_path / "two")], **kill)
     assert codes == [-signal.SIGKILL, -signal.SIGKILL]
     assert len(list(cache.glob("*.partial.*.npz"))) == 2
     log.unlink()

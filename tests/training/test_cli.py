@@ -136,6 +136,8 @@ def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
         assert process.poll() is None
         step = read_checkpoint(last)["global_step"]
         assert step >= 1
+        later = 2 ** step.bit_length()  # images are saved at powers of two
+        _wait_for(tmp_path, f"logs/*/images/train/inputs_gs-{later:06}*.png")
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
