@@ -16,7 +16,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.decoding import check_length, given_or, segment_at
-from taming.modules.transformer.weights import Pair, Segment, Weights
+from taming.modules.transformer.weights import Segment, Weights
 from taming.sampling.settings import SampleSettings, uniforms
 
 # Windows that only later rows use again keep their keys and values while all of them fit into it.
@@ -73,11 +73,11 @@ class _Caches:
         self.weights, self.layout, self.rows, self.length = weights, layout, rows, length
         size = rows * length * weights.config.n_embd * weights.dtype.itemsize
         self.limit = CACHE_BYTES // (2 * weights.config.n_layer * size)
-        self.held: dict[Corner, list[Pair]] = {}
+        self.held: dict[Corner, Tensor] = {}
         self.filled: dict[Corner, int] = {}
-        self._free: list[list[Pair]] = []
+        self._free: list[Tensor] = []
 
-    def at(self, corner: Corner) -> list[Pair] | None:
+    def at(self, corner: Corner) -> Tensor | None:
         """The window's cache; None where there is none, as it would not be used again."""
         if corner not in self.held:
             rows, columns = self.layout.served(corner)
@@ -193,14 +193,14 @@ class SlidingWindow:
             condition = condition[:, top : top + h, left : left + w].flatten(1)
         return torch.cat((condition, image.repeat(self.copies, 1)), dim=1)
 
-    def _continued(self, tokens: Tensor, corner: Corner, cache: list[Pair]) -> Segment:
+    def _continued(self, tokens: Tensor, corner: Corner, cache: Tensor) -> Segment:
         start = self.caches.filled.get(corner, 0)
         if start < self.weights.config.n_unmasked:
             start = 0  # its first tokens see the new ones, too
         self.caches.filled[corner] = tokens.shape[1]
         return self._segment(tokens[:, start:], start, cache)
 
-    def _segment(self, tokens: Tensor, start: int, cache: list[Pair] | None = None) -> Segment:
+    def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
         return segment_at(tokens, start, self._columns, self.weights.config.n_unmasked, cache)
 
 

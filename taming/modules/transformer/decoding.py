@@ -100,7 +100,7 @@ class CachedDecoder:
         start, stop = self.length, self.length + idx.shape[1]
         if stop > self.max_length:
             raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
-        cache = [(keys[: len(idx)], values[: len(idx)]) for keys, values in self._cache]
+        cache = self._cache[:, :, : len(idx)]
         segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
         self.length = stop
         self._position.fill_(stop)
@@ -164,7 +164,7 @@ def segment_at(
     start: int,
     columns: Tensor,
     n_unmasked: int = 0,
-    cache: list[tuple[Tensor, Tensor]] | None = None,
+    cache: Tensor | None = None,
 ) -> Segment:
     """`tokens` (B, T) from position `start` on; `columns` counts positions, on the device."""
     stop = start + tokens.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from taming.modules.transformer.mingpt import GPT, Block
 
-Pair = tuple[Tensor, Tensor]  # weight and bias, or keys and values
+Pair = tuple[Tensor, Tensor]  # weight and bias
 
 
 # How many rows of x a CPU multiplies faster with the weights as the left factor.
@@ -24,13 +25,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), the faster factor first.
 
     With few rows, a CPU's BLAS reads the weights up to twice as fast where they are the left
-    factor; the result is then a transposed view.
+    factor; the result is then a transposed view. For one row in bfloat16, it takes longer to begin
+    with the bias than to add it.
     """
     if x.device.type != "cpu" or len(x) not in WEIGHTS_FIRST.get(x.dtype, ()):
+        if bias is not None and _one_row(x) and x.dtype == torch.bfloat16:
+            return F.linear(x, weight).add_(bias)
         return F.linear(x, weight, bias)
     if bias is None:
         return torch.mm(weight, x.t()).t()
     return torch.addmm(bias[:, None], weight, x.t()).t()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of `x` (N, C).
+
+    For what is contiguous, a CPU starts oneDNN's threads, which takes longer than a row's values;
+    a row that is repeated in place is not.
+    """
+    return F.gelu(x.expand(2, -1))[:1] if _one_row(x) else F.gelu(x)
+
+
+def _one_row(x: Tensor) -> bool:
+    return len(x) == 1 and x.device.type == "cpu"
 
 
 def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
@@ -91,21 +108,18 @@ class Layer:
         ends = {"proj": pair(attn.proj), "up": pair(mlp[0]), "down": pair(mlp[2])}
         return cls(attn.n_head, pair(block.ln1), pair(block.ln2), pairs, **ends)
 
-    def normalised(self, x: Tensor) -> Tensor:
-        """`x` (..., C) as the attention's projections read it."""
-        return F.layer_norm(x, x.shape[-1:], *self.ln1)
-
-    def project(self, normed: Tensor) -> Sequence[Tensor]:
-        """Queries, keys and values (..., C) of `normed` (..., C)."""
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of `x` (N, C), one after the other: (N, 3C)."""
+        normed = F.layer_norm(x, x.shape[-1:], *self.ln1)
         if len(self.qkv) == 1:
-            return linear(normed, *self.qkv[0]).contiguous().chunk(3, dim=-1)
-        return [linear(normed, *pair).contiguous() for pair in self.qkv]
+            return linear(normed, *self.qkv[0]).contiguous()
+        return torch.cat([linear(normed, *pair) for pair in self.qkv], dim=-1)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """`x` (..., C) after the block, given what its heads gathered (..., C)."""
+        """`x` (N, C) after the block, given what its heads gathered (N, C)."""
         x = linear(attended, *self.proj).add_(x)
         normed = F.layer_norm(x, x.shape[-1:], *self.ln2)
-        return linear(F.gelu(linear(normed, *self.up)), *self.down).add_(x)
+        return linear(gelu(linear(normed, *self.up)), *self.down).add_(x)
 
 
 @dataclass(frozen=True)
@@ -118,8 +132,8 @@ class Segment:
         seen: how many positions there are, with the new ones.
         allowed: bool, broadcastable to (B, heads, T, seen); None: all, or by `causal`.
         causal: each of the new tokens, which are the first, sees itself and those before it.
-        cache: for each layer the keys and values (B, heads, >= seen, size) of the positions before,
-            which those of the new ones are added to; None where there are none, and none are kept.
+        cache: keys and values (layers, 2, B, heads, >= seen, size) of the positions before, which
+            those of the new ones are added to; None where there are none, and none are kept.
     """
 
     tokens: Tensor
@@ -127,31 +141,52 @@ class Segment:
     seen: int
     allowed: Tensor | None = None
     causal: bool = False
-    cache: Sequence[Pair] | None = None
+    cache: Tensor | None = None
 
     @property
     def length(self) -> int:
         return self.tokens.shape[1]
 
-    def attend(self, layer: int, heads: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What `q` (N', C) gather, (N', C); `k` and `v` (N, C) are those of all new tokens.
+    def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
+        """What the new tokens gather, (B * T, C), from their `qkv` (B * T, 3C).
 
-        N = B * T; N' is N, or B where only the last token of each sequence asks.
+        If `last`, only each sequence's last token asks: (B, C).
         """
-        queries, keys, values = (
-            x.reshape(len(self.tokens), -1, heads, x.shape[-1] // heads).transpose(1, 2)
-            for x in (q, k, v)
-        )  # (B, heads, T, size)
+        batch, length = self.tokens.shape
+        split = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        queries, keys, values = split.unbind()  # (B, heads, T, size)
         if self.cache is not None:
-            all_keys, all_values = self.cache[layer]
-            all_keys[:, :, self.write] = keys
-            all_values[:, :, self.write] = values
-            keys, values = all_keys[:, :, : self.seen], all_values[:, :, : self.seen]
-        asking = queries.shape[2]
-        allowed = None if self.allowed is None else self.allowed[..., -asking:, :]
-        causal = self.causal and asking > 1
+            self._keep(layer, split[1:])
+            keys, values = self._seen[2 * layer], self._seen[2 * layer + 1]
+        allowed = self.allowed
+        if last and length > 1:
+            queries = queries[:, :, -1:]
+            allowed = None if allowed is None else allowed[..., -1:, :]
+        causal = self.causal and queries.shape[2] > 1
         y = F.scaled_dot_product_attention(queries, keys, values, allowed, is_causal=causal)
-        return y.transpose(1, 2).reshape(q.shape)
+        return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
+
+    def _keep(self, layer: int, new: Tensor) -> None:
+        """Add the `new` keys and values (2, B, heads, T, size) to the cache."""
+        if isinstance(self.write, slice):
+            self._room[layer].copy_(new)
+        else:
+            assert self.cache is not None
+            self.cache[layer].index_copy_(3, self.write, new)
+
+    # A view costs as much as a small kernel, so that those of all layers are taken at once.
+
+    @cached_property
+    def _room(self) -> Sequence[Tensor]:
+        """For each layer, where the new keys and values go: (2, B, heads, T, size)."""
+        assert self.cache is not None
+        return self.cache[..., self.write, :].unbind()
+
+    @cached_property
+    def _seen(self) -> Sequence[Tensor]:
+        """Keys, then values (B, heads, seen, size) of each layer."""
+        assert self.cache is not None
+        return self.cache[..., : self.seen, :].flatten(0, 1).unbind()
 
 
 class Weights:
@@ -170,11 +205,10 @@ class Weights:
     def device(self) -> torch.device:
         return self.pos_emb.device
 
-    def new_cache(self, batch_size: int, length: int) -> list[Pair]:
-        """Room for the keys and values of `length` positions in every layer."""
+    def new_cache(self, batch_size: int, length: int) -> Tensor:
+        """Room for the keys and values of `length` positions in every layer; see `Segment`."""
         heads, size = self.config.n_head, self.config.n_embd // self.config.n_head
-        shape = (self.config.n_layer, 2, batch_size, heads, length, size)
-        return [(keys, values) for keys, values in self.pos_emb.new_zeros(shape)]
+        return self.pos_emb.new_zeros(self.config.n_layer, 2, batch_size, heads, length, size)
 
     def logits(self, segments: Sequence[Segment]) -> Tensor:
         """Float32 logits (B1 + B2 + ..., V) after the last token of every sequence.
@@ -185,14 +219,11 @@ class Weights:
         x = torch.cat([self._embed(segment) for segment in segments])  # (N, C)
         sizes = [segment.tokens.numel() for segment in segments]
         for n, layer in enumerate(self.layers):
-            q, k, v = layer.project(layer.normalised(x))
-            if n + 1 == len(self.layers):
-                q, x = (_last_tokens(part, segments) for part in (q, x))
-                asking = [len(segment.tokens) for segment in segments]
-            else:
-                asking = sizes
-            parts = zip(segments, q.split(asking), k.split(sizes), v.split(sizes), strict=True)
-            y = [s.attend(n, layer.heads, *qkv) for s, *qkv in parts]
+            qkv, last = layer.project(x), n + 1 == len(self.layers)
+            if last:
+                x = _last_tokens(x, segments)
+            parts = zip(segments, qkv.split(sizes) if len(sizes) > 1 else (qkv,), strict=True)
+            y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
         return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
 

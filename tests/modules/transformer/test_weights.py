@@ -66,6 +66,6 @@ def test_a_copy_in_another_precision_is_one_copy() -> None:
 def test_what_decoding_holds_is_weights_and_one_cache() -> None:
     gpt = golden_gpt().requires_grad_(False)
     decoder = CachedDecoder(gpt, 3, 20)
-    cache = storages([tensor for pair in decoder._cache for tensor in pair])
+    cache = storages([decoder._cache])
     config = gpt.config
     assert list(cache.values()) == [2 * config.n_layer * 3 * 20 * config.n_embd * 4]
