@@ -24,6 +24,7 @@ import torch
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     add_extractor,
+    extractor_dtype,
     extractor_name,
     layers_from,
     make_parser,
@@ -143,7 +144,7 @@ def find_extractor(args: Namespace, device: torch.device) -> tuple[Extractor | N
             raise
         log.warning("rFID is left out, everything else is computed: %s", error)
         return None, str(error)
-    dtype = choose_dtype(args.precision, device)
+    dtype = extractor_dtype(args.precision, device)
     return Extractor(name, layers, args.weights, device, dtype, args.compile), None
 
 

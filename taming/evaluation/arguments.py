@@ -128,7 +128,7 @@ def extractors_from(
     name = extractor_name(args.extractor or INCEPTION)
     prc_name = extractor_name(args.prc_extractor or args.extractor or PRC_EXTRACTOR)
     shared = name == prc_name and args.prc_weights in (None, args.weights)
-    dtype = choose_dtype(args.precision, device)
+    dtype = extractor_dtype(args.precision, device)
 
     def build(name: str, metrics: list[str], weights: Path | None) -> Extractor:
         layers = needed_layers(name, metrics, protocol.layers)
@@ -141,6 +141,19 @@ def extractors_from(
         one = build(prc_name if only_prc else name, metrics, weights)
         return one, one
     return build(name, own, args.weights), build(prc_name, ["prc"], args.prc_weights)
+
+
+def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What an extractor computes in where `--precision` says `precision`.
+
+    For bf16 that is float16 on a GPU, which is as fast there and rounds 8 times as finely, and
+    float32 on a CPU, which is as fast as float16 there.
+
+    Raises:
+        UserError: for an unknown precision.
+    """
+    exact = choose_dtype(precision, device) == torch.float32 or device.type == "cpu"
+    return torch.float32 if exact else torch.float16
 
 
 def reading_from(args: argparse.Namespace) -> Reading:

@@ -10,11 +10,8 @@ import torch
 
 @contextmanager
 def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """fp32 in full, which GPUs by default cut to TF32's 10 bits in convolutions, or autocast."""
-    if dtype != torch.float32:
-        with torch.autocast(device.type, dtype):
-            yield
-        return
+    """Autocast to `dtype`; float32 is so in full, which GPUs cut to TF32's 10 bits by default."""
     cudnn = torch.backends.cudnn
-    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=False, allow_tf32=False):
+    full = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=False, allow_tf32=False)
+    with full, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield

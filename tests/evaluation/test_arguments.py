@@ -11,6 +11,7 @@ from taming.evaluation.arguments import (
     add_metrics,
     add_sources,
     drawing_from,
+    extractor_dtype,
     extractors_from,
     make_parser,
     parse_sets,
@@ -30,6 +31,25 @@ def extractors(*flags: str, banks: bool = False) -> tuple[Extractor, Extractor]:
     add_extractor(parser)
     args = parser.parse_args(flags)
     return extractors_from(args, protocol_from(args, banks), CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "expected"),
+    [
+        ("fp32", "cuda", torch.float32),
+        ("bf16", "cuda", torch.float16),
+        ("bf16", "mps", torch.float16),
+        ("bf16", "cpu", torch.float32),
+        ("auto", "cpu", torch.float32),
+    ],
+)
+def test_what_an_extractor_computes_in(precision: str, device: str, expected: torch.dtype) -> None:
+    assert extractor_dtype(precision, torch.device(device)) == expected
+
+
+def test_an_unknown_precision() -> None:
+    with pytest.raises(UserError, match="--precision takes fp32, bf16 or auto, not 'fp8'"):
+        extractor_dtype("fp8", CPU)
 
 
 @pytest.fixture
