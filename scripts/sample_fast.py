@@ -19,7 +19,7 @@ import torch
 
 from taming.errors import UserError, command
 from taming.sampling import SampleSettings, labels_for
-from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
+from taming.sampling.arguments import add_drawing, add_images, check_drawing, make_parser, parse
 from taming.sampling.folder import Job, SampleFolder, fill_folder
 from taming.sampling.load import choose_device, choose_dtype, load_transformer, own_share
 from taming.sampling.rejection import Classifier, group_of
@@ -33,17 +33,9 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
         "-n", "--num_samples", type=int, default=50000, help="per class, where there are classes"
     )
     add_drawing(parser, top_k=250)
-    parser.add_argument("--classes", help="comma list of class numbers (default: all)")
+    add_images(parser)
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile; for many batches of one size"
-    )
-    parser.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
-    parser.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
-    parser.add_argument(
-        "--reject-ratio", type=float, default=1.0, help="keep this share, by the classifier"
-    )
-    parser.add_argument(
-        "--classifier", help="torchvision model, as resnet101, or with own weights: resnet18:FILE"
     )
     return parse(parser, argv)
 

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from taming.config import instantiate_from_config
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # The golden adversarial run was made with this torch. The kernels of others round differently, and
@@ -50,6 +52,26 @@ def fill_by_name(module: nn.Module, seed: int = 0) -> nn.Module:
         if tensor.is_floating_point() and not fixed:
             tensor.copy_(_golden_weight(name, tensor, seed))
     return module
+
+
+def golden_class_model() -> tuple[Any, list[dict[str, Tensor]]]:
+    """The class-conditional transformer of the golden run, untrained, and its three batches."""
+    tensors, spec = load_golden("net2net_class")
+    model = instantiate_from_config(spec["model"])
+    fill_by_name(model)
+    keys = ("image", "class_label")
+    batches = [{key: tensors[f"batch{i}.{key}"] for key in keys} for i in range(3)]
+    return model.eval(), batches
+
+
+class Malicious:
+    """Is pickled as a call, with its arguments."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call[0], self.call[1:]
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from taming.checkpoint_formats import read_checkpoint
 from taming.errors import UserError
+from tests.support import Malicious
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])
 
@@ -80,14 +81,6 @@ def test_numpy_scalars_by_both_names(tmp_path: Path, zipped: bool) -> None:
         assert read_checkpoint(path)["score"] == 1.5
 
 
-class _Malicious:
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call[0], self.call[1:]
-
-
 @BOTH
 def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path: Path, zipped: bool) -> None:
     command = f"touch {tmp_path / 'ran'}"
@@ -98,7 +91,7 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path: Path, zip
         "datetime.date": (datetime.date, 2020, 1, 1),
     }
     for name, call in calls.items():
-        content = {"state_dict": {}, "evil": _Malicious(*call)}
+        content = {"state_dict": {}, "evil": Malicious(*call)}
         path = save(content, tmp_path / "evil.ckpt", zipped)
         builtin = name.replace("builtins", "(builtins|__builtin__)")
         with pytest.raises(UserError, match=f"evil.ckpt would run '{builtin}'.*refused as unsafe"):
@@ -109,14 +102,14 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path: Path, zip
 def test_a_stand_in_is_not_called_as_the_real_one(tmp_path: Path) -> None:
     """numpy's own loader of files would read, and numpy.save write, what it is told to."""
     target = tmp_path / "written.npy"
-    content = {"state_dict": {"weight": torch.ones(1)}, "a": _Malicious(np.save, str(target), [1])}
+    content = {"state_dict": {"weight": torch.ones(1)}, "a": Malicious(np.save, str(target), [1])}
     read_checkpoint(save(content, tmp_path / "a.ckpt"))
     assert not target.exists()
 
 
 def test_newer_pickles_are_refused_by_name_too(tmp_path: Path) -> None:
     path = tmp_path / "new.ckpt"
-    path.write_bytes(pickle.dumps(_Malicious(os.system, "true"), protocol=4))
+    path.write_bytes(pickle.dumps(Malicious(os.system, "true"), protocol=4))
     with pytest.raises(UserError, match="would run 'posix.system'|would run 'nt.system'"):
         read_checkpoint(path)
 

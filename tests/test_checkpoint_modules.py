@@ -17,6 +17,7 @@ from torch import nn
 
 from taming.checkpoint_modules import read_pickled_modules
 from taming.errors import UserError
+from tests.support import Malicious
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])
 PACKAGE = ("foreign_net.",)
@@ -75,14 +76,6 @@ def test_weights_alone_are_read_too(tmp_path: Path, zipped: bool) -> None:
     assert torch.equal(read_pickled_modules(path, ())["weight"], torch.arange(3.0))
 
 
-class _Malicious:
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call[0], self.call[1:]
-
-
 @BOTH
 def test_code_in_them_is_refused_by_name(tmp_path: Path, block: Block, zipped: bool) -> None:
     command = f"touch {tmp_path / 'ran'}"
@@ -92,7 +85,7 @@ def test_code_in_them_is_refused_by_name(tmp_path: Path, block: Block, zipped: b
         "builtins.getattr": (getattr, "a", "upper"),
         "torch.hub.load": (torch.hub.load, "a/b", "c"),
     }.items():
-        block.make = _Malicious(*call)  # type: ignore[assignment]
+        block.make = Malicious(*call)  # type: ignore[assignment]
         sys.modules["foreign_net"] = types.ModuleType("foreign_net")
         sys.modules["foreign_net"].Block = Block  # type: ignore[attr-defined]
         path = save(block, tmp_path / "evil.pkl", zipped)

@@ -21,7 +21,7 @@ from taming.evaluation.protocol import Protocol
 from taming.evaluation.runs import Drawing, RunSource
 from taming.evaluation.sources import DatasetSource, FolderSource
 from taming.evaluation.statistics import Statistics
-from taming.sampling.arguments import Parser, add_drawing, check_drawing
+from taming.sampling.arguments import Parser, add_drawing, add_images, check_drawing
 from taming.sampling.load import choose_dtype
 from taming.sampling.requests import parse_classes
 
@@ -181,16 +181,8 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument(
         "--sampler_precision", help="of the transformer, where it is not that of --precision"
     )
-    drawn.add_argument("--classes", help="comma list of class numbers (default: all)")
+    add_images(drawn)
     drawn.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
-    drawn.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
-    drawn.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
-    drawn.add_argument(
-        "--reject-ratio", type=float, default=1.0, help="keep this share, by the classifier"
-    )
-    drawn.add_argument(
-        "--classifier", help="torchvision model, as resnet101, or with own weights: resnet18:FILE"
-    )
     drawn.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )

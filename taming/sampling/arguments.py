@@ -77,6 +77,19 @@ def add_drawing(
     )
 
 
+def add_images(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The flags that say which images are drawn, and which of them are kept."""
+    parser.add_argument("--classes", help="comma list of class numbers (default: all)")
+    parser.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
+    parser.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
+    parser.add_argument(
+        "--reject-ratio", type=float, default=1.0, help="keep this share, by the classifier"
+    )
+    parser.add_argument(
+        "--classifier", help="torchvision model, as resnet101, or with own weights: resnet18:FILE"
+    )
+
+
 def check_drawing(args: argparse.Namespace) -> SampleSettings:
     """The settings that the flags of `add_drawing` ask for.
 

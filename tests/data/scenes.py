@@ -34,6 +34,22 @@ BOXES = [
 ]
 
 
+def scene_model(block_size: int) -> dict[str, Any]:
+    """What makes a transformer's config one of scenes."""
+    gpt = {"vocab_size": 64, "block_size": block_size, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    return {
+        "cond_stage_config": {
+            "target": "taming.models.dummy_cond_stage.DummyCondStage",
+            "params": {"conditional_key": "objects_bbox"},
+        },
+        "cond_stage_key": "objects_bbox",
+        "transformer_config": {
+            "target": "taming.modules.transformer.mingpt.GPT",
+            "params": gpt,
+        },
+    }
+
+
 def coco_content() -> dict[str, Any]:
     """Images 5 (48 x 32) with two objects, one of them a crowd, and 7 with a speck."""
     images = [

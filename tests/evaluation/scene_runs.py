@@ -12,20 +12,10 @@ from taming.data.examples.annotated import write_coco
 from taming.data.examples.writer import Examples
 from taming.data.seeding import SeededDataset
 from taming.evaluation.scene_sources import Layouts
-from tests.data.scenes import OPTIONS
+from tests.data.scenes import OPTIONS, scene_model
 from tests.sampling.tiny import tiny_run, transformer_config
 
-SCENES: dict[str, Any] = {
-    "cond_stage_config": {
-        "target": "taming.models.dummy_cond_stage.DummyCondStage",
-        "params": {"conditional_key": "objects_bbox"},
-    },
-    "cond_stage_key": "objects_bbox",
-    "transformer_config": {
-        "target": "taming.modules.transformer.mingpt.GPT",
-        "params": {"vocab_size": 64, "block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 16},
-    },
-}
+SCENES = scene_model(block_size=64)
 # Rendered scenes have up to 3 things, sky and grass.
 SMALL = {"no_tokens": 64, "target_image_size": 8, "max_objects_per_image": 8}
 

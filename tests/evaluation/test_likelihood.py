@@ -11,20 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.evaluation.likelihood import Likelihood, measure_likelihood, score_transformer
 from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
-from tests.support import fill_by_name, load_golden
-
-
-def golden_model() -> tuple[Any, list[dict[str, Tensor]]]:
-    tensors, spec = load_golden("net2net_class")
-    model = instantiate_from_config(spec["model"])
-    fill_by_name(model)
-    keys = ("image", "class_label")
-    batches = [{key: tensors[f"batch{i}.{key}"] for key in keys} for i in range(3)]
-    return model.eval(), batches
+from tests.support import golden_class_model
 
 
 def tiny_batch(labels: list[int]) -> dict[str, Tensor]:
@@ -35,7 +25,7 @@ def tiny_batch(labels: list[int]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def test_scores_are_those_of_all_images() -> None:
-    model, batches = golden_model()
+    model, batches = golden_class_model()
     scores = score_transformer(model, batches)
     together = {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
     logits, target = model(*model.get_xc(together))
@@ -52,7 +42,7 @@ def test_scores_are_those_of_all_images() -> None:
 
 
 def test_batches_change_nothing_but_rounding() -> None:
-    model, batches = golden_model()
+    model, batches = golden_class_model()
     together = [{key: torch.cat([b[key] for b in batches]) for key in batches[0]}]
     first, second = (score_transformer(model, data) for data in (batches, together))
     assert math.isclose(first.nats_per_token, second.nats_per_token, rel_tol=1e-6)
@@ -88,7 +78,7 @@ def test_classes_have_their_own_rows() -> None:
 
 
 def test_shares_of_several_processes_add_up() -> None:
-    model, batches = golden_model()
+    model, batches = golden_class_model()
     whole = measure_likelihood(model, batches)
     states = [measure_likelihood(model, batches[rank::2]).state() for rank in range(2)]
     merged = Likelihood.from_state(Likelihood().state())  # of a process without a share

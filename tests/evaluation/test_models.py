@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.evaluation.labels import neighbour_accuracy
 from taming.evaluation.models import score_first_stage
-from tests.support import fill_by_name, load_golden
-
-
-def golden_model() -> tuple[Any, list[dict[str, torch.Tensor]]]:
-    tensors, spec = load_golden("net2net_class")
-    model = instantiate_from_config(spec["model"])
-    fill_by_name(model)
-    keys = ("image", "class_label")
-    batches = [{key: tensors[f"batch{i}.{key}"] for key in keys} for i in range(3)]
-    return model.eval(), batches
+from tests.support import golden_class_model
 
 
 @torch.no_grad()
 def test_first_stage_scores_are_those_of_all_images() -> None:
-    model, batches = golden_model()
+    model, batches = golden_class_model()
     stage = model.first_stage_model
     scores = score_first_stage(stage, batches)
     x = torch.cat([batch["image"] for batch in batches]).permute(0, 3, 1, 2)
@@ -47,7 +36,7 @@ def test_first_stage_scores_are_those_of_all_images() -> None:
 
 
 def test_nothing_to_evaluate_is_said() -> None:
-    model, _ = golden_model()
+    model, _ = golden_class_model()
     with pytest.raises(UserError, match="no images to evaluate"):
         score_first_stage(model.first_stage_model, [])
 

@@ -2,27 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
 from scripts.make_scene_samples import main
-from tests.data.scenes import OPTIONS, write_coco
+from tests.data.scenes import OPTIONS, scene_model, write_coco
 from tests.sampling.tiny import tiny_run, transformer_config
 
-SCENES: dict[str, Any] = {
-    "cond_stage_config": {
-        "target": "taming.models.dummy_cond_stage.DummyCondStage",
-        "params": {"conditional_key": "objects_bbox"},
-    },
-    "cond_stage_key": "objects_bbox",
-    "transformer_config": {
-        "target": "taming.modules.transformer.mingpt.GPT",
-        "params": {"vocab_size": 64, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16},
-    },
-}
+SCENES = scene_model(block_size=32)
 
 
 @pytest.fixture(scope="module")
