@@ -23,11 +23,11 @@ from measure import interleaved, write_results
 from torch import Tensor
 from torch.nn import functional as F
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.modules.transformer.decoding import CachedDecoder, draw, generate
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import sample_sliding_window
-from taming.sampling.load import choose_device, choose_dtype
 
 WINDOWS_TIMED = 8
 

@@ -19,10 +19,10 @@ from measure import interleaved, write_results
 from torch import Tensor
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.devices import choose_device
 from taming.errors import command
 from taming.modules.losses.vqperceptual import hinge_d_loss
 from taming.modules.transformer.mingpt import sample, sample_with_past
-from taming.sampling.load import choose_device
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STAGES = {

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command
 from taming.sampling import sample_images
 from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
@@ -33,7 +34,7 @@ from taming.sampling.conditions import (
     resized,
 )
 from taming.sampling.folder import FolderWriter, SampleFolder, save_png
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 from taming.sampling.sizes import pixels_per_token, tokens_for
 
 

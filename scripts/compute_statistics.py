@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from taming.devices import choose_device
+from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     add_extractor,
@@ -22,12 +24,11 @@ from taming.evaluation.arguments import (
     reading_from,
     source_for,
 )
-from taming.evaluation.evaluate import describe
-from taming.evaluation.gather import Need
-from taming.evaluation.protocol import Protocol
+from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import versions
-from taming.evaluation.statistics import Statistics
-from taming.sampling.load import choose_device, own_share
+from taming.evaluation.runner import Need
+from taming.evaluation.tasks.fidelity import describe
+from taming.evaluation.tasks.protocol import Protocol
 
 
 @command

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taming.devices import choose_device
+from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     add_sources,
@@ -26,13 +28,12 @@ from taming.evaluation.arguments import (
     source_for,
 )
 from taming.evaluation.cache import key_of
-from taming.evaluation.classification import AccuracyTally, evaluate_accuracy, load_judge
+from taming.evaluation.metrics.accuracy import AccuracyTally, evaluate_accuracy, load_judge
+from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.runs import RunSource
-from taming.evaluation.sources import ImageSource
-from taming.evaluation.statistics import Statistics
-from taming.sampling.load import choose_device, own_share
+from taming.evaluation.sources.folder import ImageSource
+from taming.evaluation.sources.run import RunSource
 
 SCRIPT = "scripts/evaluate_classes.py"
 

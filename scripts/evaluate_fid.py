@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taming.devices import choose_device
+from taming.distributed import own_share
 from taming.errors import UserError, command
-from taming.evaluation import presets
+from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     add_extractor,
     add_metrics,
@@ -32,7 +34,7 @@ from taming.evaluation.arguments import (
     source_for,
 )
 from taming.evaluation.cache import key_of
-from taming.evaluation.evaluate import Evaluation, FidelityEvaluator, ImageSet
+from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbours_picture, plot_classes, plot_sweep
 from taming.evaluation.results import (
     Result,
@@ -44,10 +46,9 @@ from taming.evaluation.results import (
     read_result,
     write_result,
 )
-from taming.evaluation.runs import RunSource
-from taming.evaluation.statistics import Statistics
-from taming.evaluation.sweep import evaluate_sweep, parse_sweep, row
-from taming.sampling.load import choose_device, own_share
+from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet
+from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbours

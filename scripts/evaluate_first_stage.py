@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from taming.devices import choose_device, choose_dtype
+from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     add_extractor,
@@ -31,7 +33,15 @@ from taming.evaluation.arguments import (
     reading_from,
 )
 from taming.evaluation.cache import key_of
-from taming.evaluation.comparison import (
+from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
+from taming.evaluation.metrics.lpips import Networks, load_networks
+from taming.evaluation.metrics.reconstruction import NETWORKS, SIMILARITIES
+from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.sources.folder import DatasetSource, FolderSource, LoadedSource
+from taming.evaluation.sources.prepared import LabelSource, Prepared
+from taming.evaluation.tasks.fidelity import needed_layers
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
+from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,
     file_name,
     reasons,
@@ -39,17 +49,8 @@ from taming.evaluation.comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.evaluate import needed_layers
-from taming.evaluation.features import INCEPTION, Extractor, weights_file
-from taming.evaluation.first_stage import FirstStageEvaluator, StageResult
-from taming.evaluation.pairs import NETWORKS, SIMILARITIES
-from taming.evaluation.perceptual import Networks, load_networks
-from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources import DatasetSource, FolderSource, LoadedSource
-from taming.evaluation.stage_images import LabelSource, Prepared
-from taming.evaluation.stages import Stage, load_stages
+from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
 from taming.sampling.arguments import parse
-from taming.sampling.load import choose_device, choose_dtype, own_share
 
 SCRIPT = "scripts/evaluate_first_stage.py"
 

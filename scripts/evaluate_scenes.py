@@ -19,6 +19,7 @@ from typing import Any
 
 from taming.checkpoint import run_config
 from taming.config import plain, without_checkpoint_paths
+from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
@@ -28,13 +29,13 @@ from taming.evaluation.arguments import (
     make_parser,
     reading_from,
 )
-from taming.evaluation.evaluate import Protocol
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.scene_sources import DrawnScenes, Layouts
-from taming.evaluation.scenes import SceneEvaluation, evaluate_scenes
+from taming.evaluation.sources.scenes import DrawnScenes, Layouts
+from taming.evaluation.tasks.fidelity import Protocol
+from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling.arguments import add_drawing, check_drawing, parse
 from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 from taming.sampling.sizes import parse_resolution, tokens_for
 
 SCRIPT = "scripts/evaluate_scenes.py"

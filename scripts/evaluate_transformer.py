@@ -22,20 +22,22 @@ from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
 from taming.config import plain, without_checkpoint_paths
+from taming.devices import choose_device, choose_dtype
+from taming.distributed import own_share
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.cache import SAVE_EVERY, Cache, key_of
-from taming.evaluation.gather import Reading
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.transformer import (
+from taming.evaluation.runner import Reading
+from taming.evaluation.tasks.transformer import (
     TransformerData,
     TransformerTally,
     evaluate_transformer,
 )
 from taming.sampling.arguments import make_parser, parse
 from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import choose_device, choose_dtype, load_transformer, own_share
+from taming.sampling.load import load_transformer
 
 SCRIPT = "scripts/evaluate_transformer.py"
 

@@ -12,12 +12,12 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
-from taming.data.extraction import depth_of, depth_picture, extract, load_network
-from taming.data.files import find_images
+from taming.data.files.find import find_images
+from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 from taming.data.imagenet import DEPTH_ROOT
-from taming.data.imagenet_files import TRAIN, VALIDATION, prepare
+from taming.data.tools.extraction import depth_of, depth_picture, extract, load_network
+from taming.devices import choose_device
 from taming.errors import UserError, command
-from taming.sampling.load import choose_device
 
 
 def jobs(images: str | None, output: str) -> Iterator[tuple[Sequence[str], str, str]]:

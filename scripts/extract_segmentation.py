@@ -11,10 +11,10 @@ import os
 
 from PIL import Image
 
-from taming.data.extraction import extract, labels_of, load_network
-from taming.data.files import find_images
+from taming.data.files.find import find_images
+from taming.data.tools.extraction import extract, labels_of, load_network
+from taming.devices import choose_device
 from taming.errors import UserError, command
-from taming.sampling.load import choose_device
 
 
 @command

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command
 from taming.models.pictures import condition_pictures
 from taming.sampling import Request, sample_images
@@ -26,7 +27,7 @@ from taming.sampling.arguments import add_drawing, check_drawing, make_parser, p
 from taming.sampling.conditions import request_for
 from taming.sampling.examples import Example, data_config, open_dataset, read_examples
 from taming.sampling.folder import SampleFolder, save_png
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command
 from taming.sampling import SampleSettings, sample_images
 from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
 from taming.sampling.examples import data_config, open_dataset
 from taming.sampling.folder import SampleFolder, save_png
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 from taming.sampling.scenes import (
     Scene,
     builder_of,

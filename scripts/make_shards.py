@@ -6,7 +6,7 @@ import argparse
 import logging
 
 from taming.config import instantiate_from_config, load_config
-from taming.data.shard_writer import write_shards
+from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError, command
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from taming.config import load_config
-from taming.data.preview import write_preview
+from taming.data.tools.preview import write_preview
 from taming.errors import command
 
 

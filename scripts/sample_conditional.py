@@ -24,6 +24,7 @@ import streamlit as st
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, sentence
 from taming.sampling import Progress, SampleSettings, sample_images
 from taming.sampling.animation import Recorder, enlarged, to_gif, to_mp4
@@ -32,7 +33,7 @@ from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import read_condition
 from taming.sampling.examples import data_config, open_dataset
 from taming.sampling.folder import RECORD, to_pillow
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 from taming.sampling.settings import SCHEDULES
 from taming.sampling.sizes import pixels_per_token
 from taming.sampling.starts import (

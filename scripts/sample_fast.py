@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
+from taming.devices import choose_device, choose_dtype
+from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.sampling import SampleSettings, labels_for
 from taming.sampling.arguments import add_drawing, add_images, check_drawing, make_parser, parse
 from taming.sampling.folder import Job, SampleFolder, fill_folder
-from taming.sampling.load import choose_device, choose_dtype, load_transformer, own_share
+from taming.sampling.load import load_transformer
 from taming.sampling.rejection import Classifier, group_of
 from taming.sampling.requests import parse_classes
 from taming.sampling.sizes import tokens_for

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from taming.checkpoint_formats import read_checkpoint
+from taming.checkpoint.formats import read_checkpoint
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
 

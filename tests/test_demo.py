@@ -78,7 +78,7 @@ def test_digits_from_data_to_report(
 
 def test_report_needs_samples(tmp_path: Path) -> None:
     from taming.errors import UserError
-    from taming.evaluation.report import newest_samples
+    from taming.evaluation.tasks.report import newest_samples
 
     with pytest.raises(UserError, match="draw some with scripts/sample_fast.py"):
         newest_samples(tmp_path)

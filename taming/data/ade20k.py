@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from taming.data.base import OnError
-from taming.data.compact import StringTable
-from taming.data.files import read_image_list
-from taming.data.lists import Listed, ListPair
-from taming.data.maps import Labels
+from taming.data.columns import StringTable
+from taming.data.condition_maps import Labels
+from taming.data.files.find import read_image_list
+from taming.data.files.list_files import Listed, ListPair
 from taming.data.segmentation import SegmentationExamples, Segmented
 from taming.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.annotation_files import all_fields, read_json
+from taming.data.files.annotations import all_fields, read_json
 from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, SceneCollector, converted
 from taming.errors import UserError

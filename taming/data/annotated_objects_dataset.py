@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taming.config import did_you_mean, get_obj_from_str
 from taming.data.base import ImagePaths, Item, OnError
-from taming.data.compact import StringTable
+from taming.data.columns import StringTable
 from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import (

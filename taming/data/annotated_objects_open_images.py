@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.annotation_files import read_csv
-from taming.data.compact import chunks
-from taming.data.files import find_images
+from taming.data.columns import chunks
+from taming.data.files.annotations import read_csv
+from taming.data.files.find import find_images
 from taming.data.helper_types import Category
 from taming.data.scene_table import FLAGS, Objects, SceneCollector, converted
 from taming.errors import UserError

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from taming.data.compact import StringTable, column, entry
-from taming.data.files import HEADERS_CHECKED, OnError, check_spread
-from taming.data.images import (
+from taming.data.columns import StringTable, column, entry
+from taming.data.files.find import HEADERS_CHECKED, OnError, check_spread
+from taming.data.files.images import (
     BadImage,
     image_size,
     npy_size,

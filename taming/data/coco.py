@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taming.data.annotation_files import all_fields, read_json
 from taming.data.base import Item, OnError
-from taming.data.compact import StringTable
-from taming.data.maps import ImageMap, Labels, MapKind
-from taming.data.pairs import Maps, PairedPaths
+from taming.data.columns import StringTable
+from taming.data.condition_maps import ImageMap, Labels, MapKind
+from taming.data.files.annotations import all_fields, read_json
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from taming.data.base import ImagePaths, Item, OnError
-from taming.data.files import read_image_list
+from taming.data.files.find import read_image_list
 
 
 class CustomBase(Dataset[Item]):

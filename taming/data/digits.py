@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from taming.data.base import Item
-from taming.data.files import split_off
-from taming.data.images import to_float
+from taming.data.files.find import split_off
+from taming.data.files.images import to_float
 from taming.errors import UserError
 
 VALIDATION_FRACTION = 297 / 1797

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
 from taming.data.base import ImagePaths, Item, NumpyPaths, OnError, PathDataset
-from taming.data.lists import ListPair
+from taming.data.files.list_files import ListPair
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 

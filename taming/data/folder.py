@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from taming.data.base import ImagePaths, OnError
-from taming.data.compact import Categories, StringTable
-from taming.data.files import EXTENSIONS, find_images, split_off
+from taming.data.columns import Categories, StringTable
+from taming.data.files.find import EXTENSIONS, find_images, split_off
 from taming.errors import UserError
 
 VALIDATION_FOLDERS = ("val", "validation", "test")

@@ -11,13 +11,13 @@ import numpy as np
 
 from taming.config import did_you_mean
 from taming.data.base import ImagePaths, Item, OnError
-from taming.data.compact import Categories, StringTable
-from taming.data.degrade import Degradation
+from taming.data.columns import Categories, StringTable
+from taming.data.condition_maps import Depth
+from taming.data.degradation import Degradation
+from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
+from taming.data.files.list_files import Listed, read_names
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.imagenet_classes import NAMES, SYNSETS
-from taming.data.imagenet_files import TRAIN, VALIDATION, Split, prepare
-from taming.data.lists import Listed, read_names
-from taming.data.maps import Depth
-from taming.data.pairs import Maps, PairedPaths
 from taming.errors import UserError
 
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal, get_args
 
 from taming.config import did_you_mean
 from taming.data.base import Item, OnError
-from taming.data.compact import StringTable
-from taming.data.degrade import canny_edges
-from taming.data.files import find_images, split_off
+from taming.data.columns import StringTable
+from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind, read_palette
+from taming.data.degradation import canny_edges
+from taming.data.files.find import find_images, split_off
 from taming.data.folder import VALIDATION_FOLDERS
-from taming.data.maps import Depth, ImageMap, Labels, MapKind, read_palette
-from taming.data.pairs import Maps, PairedPaths
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from taming.data.base import OnError
-from taming.data.compact import StringTable
-from taming.data.lists import Listed, read_names
-from taming.data.maps import Labels
-from taming.data.pairs import Maps, PairedPaths
+from taming.data.columns import StringTable
+from taming.data.condition_maps import Labels
+from taming.data.files.list_files import Listed, read_names
+from taming.data.image_with_maps import Maps, PairedPaths
 
 
 class Segmented(PairedPaths):

@@ -24,15 +24,15 @@ from tqdm import tqdm
 
 from taming.data.base import Item, OnError
 from taming.data.coco import Captions
-from taming.data.compact import StringTable, column
-from taming.data.degrade import Degradation
+from taming.data.columns import StringTable, column
+from taming.data.condition_maps import kind_of
+from taming.data.degradation import Degradation
 from taming.data.faceshq import coordinates
-from taming.data.files import EXTENSIONS
-from taming.data.images import npy_size, read_npy
-from taming.data.lists import write_atomically
-from taming.data.maps import kind_of
-from taming.data.members import member_path
-from taming.data.pairs import Maps, PairedPaths
+from taming.data.files.find import EXTENSIONS
+from taming.data.files.images import npy_size, read_npy
+from taming.data.files.list_files import write_atomically
+from taming.data.files.tar_members import member_path
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 

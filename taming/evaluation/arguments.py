@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
+from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
-from taming.evaluation.conditioned import ConditionedRunSource, draws_for_data
-from taming.evaluation.evaluate import ImageSet, needed_layers
-from taming.evaluation.features import INCEPTION, Extractor
-from taming.evaluation.gather import Reading
-from taming.evaluation.protocol import Protocol
-from taming.evaluation.runs import Drawing, RunSource
-from taming.evaluation.sources import DatasetSource, FolderSource
-from taming.evaluation.statistics import Statistics
+from taming.evaluation.metrics.features import INCEPTION, Extractor
+from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.runner import Reading
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource, draws_for_data
+from taming.evaluation.sources.folder import DatasetSource, FolderSource
+from taming.evaluation.sources.run import Drawing, RunSource
+from taming.evaluation.tasks.fidelity import ImageSet, needed_layers
+from taming.evaluation.tasks.protocol import Protocol
 from taming.sampling.arguments import Parser, add_drawing, add_images, check_drawing
-from taming.sampling.load import choose_dtype
 from taming.sampling.requests import parse_classes
 
 CONFIGS = (".yaml", ".yml")

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from taming.errors import UserError
-from taming.evaluation.fidelity import FeatureBank
-from taming.evaluation.sources import ImageSource
+from taming.evaluation.metrics.fidelity import FeatureBank
+from taming.evaluation.sources.folder import ImageSource
 
 NAMED_CLASSES = 40  # more would not be readable
 MARKERS = "osD^vP*X"

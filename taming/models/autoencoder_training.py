@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from taming.distributed import average_gradients, world_size
 from taming.errors import UserError
 from taming.models.codes import CodeHistogram, CodesInterface
-from taming.models.optimizing import TwoOptimizers, average_gradients, world_size
+from taming.models.optimizing import TwoOptimizers
 from taming.modules.losses.vqperceptual import DummyLoss
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming.distributed import sum_over_ranks
 from taming.errors import UserError
 from taming.models.batches import channels_first
 
@@ -105,10 +106,7 @@ class CodeHistogram:
 
     def summary(self) -> tuple[float, float]:
         """`codebook_use` of what all processes have counted; starts anew."""
-        counts = self.take()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(counts)
-        return codebook_use(counts)
+        return codebook_use(sum_over_ranks(self.take()))
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file, load_weights, save_atomic
-from taming.checkpoint_modules import read_pickled_modules
+from taming.checkpoint.pickled_modules import read_pickled_modules
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.modules.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels

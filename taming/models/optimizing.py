@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class TwoOptimizers(pl.LightningModule):
@@ -49,22 +47,3 @@ class TwoOptimizers(pl.LightningModule):
         else:
             self.trainer.strategy.optimizer_step(optimizer.optimizer, lambda: None, model=self)
         optimizer.zero_grad()
-
-
-def world_size() -> int:
-    """The number of processes that train together."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
-
-
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average over ranks what DistributedDataParallel was told to leave alone."""
-    ranks = world_size()
-    if ranks == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    pending = [torch.distributed.all_reduce(grad, async_op=True) for grad in gradients]
-    for work in pending:
-        work.wait()
-    for grad in gradients:
-        grad /= ranks

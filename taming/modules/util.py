@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
 
 # What `encode` of every first and condition stage returns: (codes, loss, (_, _, indices)).
@@ -19,29 +20,6 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
     if verbose:
         print(f"{type(model).__name__}: {total * 1e-6:.2f} M parameters")
     return total
-
-
-def without_autocast(device: torch.device) -> torch.autocast:
-    """A context in which operations on `device` keep the dtype of their inputs."""
-    return torch.autocast(device.type, enabled=False)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """`tensor` summed, in place, over all processes of a distributed run."""
-    if _is_distributed():
-        torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def same_on_all_ranks(tensor: Tensor) -> Tensor:
-    """The first process's `tensor`, in place, on all processes of a distributed run."""
-    if _is_distributed():
-        torch.distributed.broadcast(tensor, src=0)
-    return tensor
 
 
 class ActNorm(nn.Module):

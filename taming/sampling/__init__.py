@@ -3,8 +3,8 @@
 from taming.sampling.engine import Request, Sample, sample_images
 from taming.sampling.requests import labels_for, requests_for
 from taming.sampling.settings import SampleSettings, uniforms
-from taming.sampling.sliding import sample_sliding_window
-from taming.sampling.tokens import Progress
+from taming.sampling.sliding_window import sample_sliding_window
+from taming.sampling.token_sampler import Progress
 
 __all__ = [
     "Progress",

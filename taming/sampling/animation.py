@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from taming.sampling.folder import to_pillow
-from taming.sampling.tokens import Progress
+from taming.sampling.token_sampler import Progress
 
 FRAMES_PER_SECOND = 10
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from taming.data.images import BadImage, image_mode_and_size, read_rgb, to_float
-from taming.data.maps import DEPTH_MODES, Depth
+from taming.data.condition_maps import DEPTH_MODES, Depth
+from taming.data.files.images import BadImage, image_mode_and_size, read_rgb, to_float
 from taming.errors import UserError
 from taming.modules.misc.coord import CoordStage
 from taming.sampling.engine import Request

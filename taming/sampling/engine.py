@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.sampling.settings import SampleSettings, uniforms
-from taming.sampling.tokens import Box, OnStep, TokenDrawer
+from taming.sampling.token_sampler import Box, OnStep, TokenDrawer
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from taming.sampling.engine import Request, Sample, sample_images
 from taming.sampling.rejection import Score, best_of, candidates, group_of
 from taming.sampling.requests import requests_for
 from taming.sampling.settings import SampleSettings
-from taming.sampling.tokens import OnStep, Progress
+from taming.sampling.token_sampler import OnStep, Progress
 
 # The text entry of a PNG that says how it was drawn, as JSON.
 RECORD = "sampling"

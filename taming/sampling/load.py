@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from taming.checkpoint import Run, load_run
+from taming.devices import choose_device
 from taming.errors import UserError
 
 
@@ -54,55 +54,3 @@ def load_first_stage(
     stage: Any = getattr(model, "first_stage_model", model)
     stage.requires_grad_(False)
     return stage.to(choose_device(device)), run, global_step
-
-
-def own_share() -> tuple[int, int]:
-    """(n, processes): which of the processes that `torchrun` started this is; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of that name; "auto" is the first there is of CUDA, MPS and CPU.
-
-    Of several GPUs, processes that `torchrun` started take one each.
-
-    Raises:
-        UserError: for a device that is not there.
-    """
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        kind = next(kind for kind, present in there.items() if present)
-        if kind != "cuda":
-            return torch.device(kind)
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device(kind, local % torch.cuda.device_count())
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device takes auto, cuda, cuda:1, mps or cpu, not '{name}'") from None
-    known = there.get(device.type, False)
-    if not known or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device '{name}' here; use --device auto")
-    return device
-
-
-def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The transformer's dtype: "fp32", "bf16", or "auto": bf16 where the hardware multiplies it.
-
-    Raises:
-        UserError: for any other name.
-    """
-    if precision not in ("fp32", "bf16", "auto"):
-        raise UserError(f"--precision takes fp32, bf16 or auto, not '{precision}'")
-    fast = precision == "bf16" or precision == "auto" and _multiplies_bf16(device)
-    return torch.bfloat16 if fast else torch.float32
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()

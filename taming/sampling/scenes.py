@@ -17,7 +17,7 @@ from taming.data.conditional_builder.boxes import WHOLE, mirrored
 from taming.data.helper_types import Annotation
 from taming.errors import UserError
 from taming.sampling.engine import Request
-from taming.sampling.sliding import Box
+from taming.sampling.sliding_window import Box
 
 
 @dataclass(frozen=True)

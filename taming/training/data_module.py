@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from taming.config import instantiate_from_config
 from taming.data.base import set_loading
 from taming.data.seeding import PositionSampler, SeededDataset
+from taming.devices import available_cpus
+from taming.distributed import rank, world_size
 from taming.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -137,11 +139,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
     def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        world_size = torch.distributed.get_world_size() if distributed else 1
         blocks = getattr(dataset, "shard_lengths", None)
-        sampler = PositionSampler(len(dataset), self.seed, shuffle, rank, world_size, blocks=blocks)
+        sampler = PositionSampler(
+            len(dataset), self.seed, shuffle, rank(), world_size(), blocks=blocks
+        )
         if shuffle and self.trainer is not None:
             # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
             # to the next epoch, which the sampler then begins at its start.
@@ -151,5 +152,4 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
 
 def _default_workers(batch_size: int) -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(2 * batch_size, cpus or 1)
+    return min(2 * batch_size, available_cpus())

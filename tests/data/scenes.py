@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.data.files import write_image
+from tests.data.written_files import write_image
 
 OPTIONS: dict[str, Any] = {
     "split": "train",

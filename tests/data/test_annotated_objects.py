@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.annotation_files import read_json
+from taming.data.files.annotations import read_json
 from taming.data.helper_types import AnnotationList
 from taming.data.open_images_helper import (
     open_images_unify_categories_for_coco,
@@ -19,9 +19,9 @@ from taming.data.open_images_helper import (
 )
 from taming.data.scene_crops import SceneCrop
 from taming.errors import UserError
-from tests.data.files import pixels, truncate, write_image
 from tests.data.real import FOLDER, needs_real_data
 from tests.data.scenes import BOXES, HEAD, OPTIONS, coco_content, write_coco, write_open_images
+from tests.data.written_files import pixels, truncate, write_image
 
 HELPER = "taming.data.open_images_helper"
 

@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
 from taming.data.base import ImagePaths, NumpyPaths, set_loading
-from taming.data.compact import StringTable
+from taming.data.columns import StringTable
+from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
-from taming.data.maps import ImageMap
-from taming.data.pairs import Maps, PairedPaths
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 from taming.models.batches import channels_first
-from tests.data.files import pixels, truncate, write_image, write_images
+from tests.data.written_files import pixels, truncate, write_image, write_images
 
 
 def test_item(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from taming.data.base import ImagePaths, NumpyPaths, PathDataset, set_loading
-from taming.data.compact import StringTable
-from taming.data.maps import Depth, ImageMap, Labels, MapKind
-from taming.data.pairs import Maps, PairedPaths
-from taming.data.shard_writer import write_shards
+from taming.data.columns import StringTable
+from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind
+from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.shards import Shards
+from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
-from tests.data.files import pixels, write_image
+from tests.data.written_files import pixels, write_image
 
 SIDE = 60_000
 CLAIM = "claims to have more than 178,956,970 pixels, which would fill the memory; replace the file"
@@ -133,7 +133,7 @@ def test_bombs_in_shards(ending: str, tmp_path: Path) -> None:
     dataset = reader([path], 16)
     bomb = npy() if ending == "npy" else png("RGB")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("taming.data.shard_writer.read_bytes", lambda path: bomb)
+        patch.setattr("taming.data.tools.shard_writer.read_bytes", lambda path: bomb)
         write_shards(dataset, tmp_path / "out", 10)
     with pytest.raises(UserError, match=f"shard-000000.tar::.*, from Shards of .*, {CLAIM}"):
         Shards(str(tmp_path / "out"), 16)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.data.files import write_images
+from tests.data.written_files import write_images
 from tests.support import load_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

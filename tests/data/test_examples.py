@@ -15,7 +15,7 @@ from taming.config import instantiate_from_config, load_config
 from taming.data.examples import write_all
 from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
 from taming.data.examples.writer import SYNSETS
-from taming.data.imagenet_files import TRAIN, VALIDATION, prepare
+from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))

@@ -17,7 +17,7 @@ from taming.data.faceshq import (
     coordinates,
 )
 from taming.errors import UserError
-from tests.data.files import pixels, write_images
+from tests.data.written_files import pixels, write_images
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from taming.data.folder import ImageFolderTrain, ImageFolderValidation
 from taming.data.helper_types import AnnotationList
 from taming.data.imagenet_classes import NAMES
 from taming.data.paired import PairedTrain, PairedValidation
-from taming.data.shard_writer import write_shards
 from taming.data.shards import Shards
+from taming.data.tools.shard_writer import write_shards
 from tests.data.real import FOLDER, link_real_data, needs_real_data
 
 Check = Callable[[Any], None]

@@ -31,11 +31,11 @@ from taming.data.imagenet import (
 from taming.data.paired import PairedTrain
 from taming.data.seeding import BLOCKS_MIXED, PositionSampler
 from taming.data.segmentation import SegmentationBase
-from taming.data.shard_writer import write_shards
 from taming.data.shards import Shards
+from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
-from tests.data.files import truncate, write_image, write_images
 from tests.data.scenes import OPTIONS, write_coco, write_open_images
+from tests.data.written_files import truncate, write_image, write_images
 
 
 @pytest.fixture(scope="module")

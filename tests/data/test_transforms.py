@@ -10,7 +10,7 @@ import pytest
 
 from taming.data.transforms import INTERPOLATIONS, JointTransform
 from taming.errors import UserError
-from tests.data.files import pixels
+from tests.data.written_files import pixels
 
 
 def test_centre_crop_is_opencvs_bilinear_resize_and_the_middle() -> None:

@@ -11,7 +11,7 @@ from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.examples.annotated import write_coco
 from taming.data.examples.writer import Examples
 from taming.data.seeding import SeededDataset
-from taming.evaluation.scene_sources import Layouts
+from taming.evaluation.sources.scenes import Layouts
 from tests.data.scenes import OPTIONS, scene_model
 from tests.sampling.tiny import tiny_run, transformer_config
 

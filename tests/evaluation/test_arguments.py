@@ -17,7 +17,7 @@ from taming.evaluation.arguments import (
     parse_sets,
     protocol_from,
 )
-from taming.evaluation.features import Extractor
+from taming.evaluation.metrics.features import Extractor
 from taming.sampling import SampleSettings
 from tests.evaluation.small import TinyExtractor, register_tiny
 

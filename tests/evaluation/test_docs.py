@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from taming.evaluation.presets import PRESETS, preset
+from taming.evaluation.published_numbers import PRESETS, preset
 from taming.pretrained import published_models
 from tests.training.small import ROOT
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from taming.distributed import gather_objects
 from taming.errors import UserError
-from taming.evaluation.features import Extractor
-from taming.evaluation.fidelity import (
+from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fidelity import (
     FeatureBank,
     InceptionScores,
     Moments,
     frechet_distance,
     kernel_distance,
 )
-from taming.evaluation.processes import gather_states
 from tests.evaluation.small import read_pictures, register_tiny, write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[fl
 
 
 def joined(accumulator):  # type: ignore[no-untyped-def]
-    states = gather_states(accumulator.state())
+    states = gather_objects(accumulator.state())
     first, *rest = (type(accumulator).from_state(state) for state in states)
     for other in rest:
         first.merge(other)
@@ -66,7 +66,7 @@ def test_two_processes_find_the_numbers_of_one(tmp_path: Path) -> None:
 
 def test_one_process_has_its_own_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert gather_states({"a": 1}) == [{"a": 1}]
+    assert gather_objects({"a": 1}) == [{"a": 1}]
     assert not torch.distributed.is_initialized()
 
 
@@ -75,11 +75,11 @@ def test_processes_that_torchrun_did_not_start(monkeypatch: pytest.MonkeyPatch) 
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is set, .* start them by torchrun"):
-        gather_states({})
+        gather_objects({})
 
 
 if __name__ == "__main__":
-    from taming.sampling.load import own_share
+    from taming.distributed import own_share
 
     rank, processes = own_share()
     numbers = measure(Path(sys.argv[1]), 4, rank, processes)

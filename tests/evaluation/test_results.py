@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.evaluation import presets
+from taming.evaluation import published_numbers as presets
 from taming.evaluation.results import (
     Result,
     differences,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from taming.data.extraction import depth_picture
+from taming.data.tools.extraction import depth_picture
 from taming.errors import UserError
 from taming.sampling.conditions import (
     cut_to_tokens,

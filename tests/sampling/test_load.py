@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
-from taming.sampling.load import choose_device, choose_dtype, load_transformer
+from taming.sampling.load import load_transformer
 from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
 
 

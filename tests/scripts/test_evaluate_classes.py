@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from scripts.evaluate_classes import main
+from taming.evaluation.metrics.small_classifier import train_small_classifier
 from taming.evaluation.results import read_result
-from taming.evaluation.small_classifier import train_small_classifier
 from tests.evaluation.images import write_images
-from tests.evaluation.test_classification import stripes
+from tests.evaluation.metrics.test_accuracy import stripes
 from tests.evaluation.two import in_two_processes
 from tests.sampling.tiny import tiny_run
 

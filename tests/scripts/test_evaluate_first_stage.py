@@ -13,7 +13,7 @@ from PIL import Image
 
 from scripts.evaluate_first_stage import main
 from tests.evaluation.small import register_tiny
-from tests.evaluation.stages import (
+from tests.evaluation.stage_runs import (
     DALLE,
     SEGMENTATION,
     TRANSFORMER,

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import flattened, read_result
-from taming.evaluation.sources import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from tests.evaluation.scene_runs import scene_run, write_scenes
 from tests.evaluation.two import in_two_processes
 

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from scripts.evaluate_transformer import main
 from taming.evaluation.cache import cache_folder
-from taming.evaluation.likelihood import score_transformer
+from taming.evaluation.metrics.likelihood import score_transformer
 from taming.evaluation.results import read_result
-from taming.evaluation.transformer import TransformerTally
+from taming.evaluation.tasks.transformer import TransformerTally
 from tests.evaluation.two import in_two_processes
 from tests.sampling.tiny import tiny_model, tiny_run
 

@@ -14,10 +14,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from taming.data.extraction import depth_of, depth_picture, extract, labels_of, load_network, within
-from taming.data.maps import Depth
+from taming.data.condition_maps import Depth
+from taming.data.tools.extraction import (
+    depth_of,
+    depth_picture,
+    extract,
+    labels_of,
+    load_network,
+    within,
+)
 from taming.errors import UserError
-from tests.data.files import pixels, truncate, write_image
+from tests.data.written_files import pixels, truncate, write_image
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from taming.training.cli import parse_arguments
-from tests.data.files import truncate, write_image, write_images
+from tests.data.written_files import truncate, write_image, write_images
 from tests.training.small import ROOT, small_vqgan, write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions

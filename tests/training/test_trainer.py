@@ -14,7 +14,7 @@ from taming.errors import UserError
 from taming.training.callbacks import ImageLogger
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.trainer import move_manual_options, parse_option, resolve_devices
-from tests.data.files import write_images
+from tests.data.written_files import write_images
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from taming.data.examples.rendering import N_LABELS, Scene, render
-from taming.data.lists import write_atomically
+from taming.data.files.list_files import write_atomically
 
 # In the order of SHAPES: ids in each data set, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.losses.lpips_weights import backbone_features, calibrated_layers
-from taming.modules.util import without_autocast
 
 # Widths of VGG16's convolutions up to each of the five ReLUs that are compared.
 SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.lpips import LPIPS
-from taming.modules.util import without_autocast
 
 Logged = dict[str, Tensor]
 

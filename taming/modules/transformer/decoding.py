@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.weights import Segment, Weights
+from taming.modules.transformer.inference import Segment, Weights
 
 if TYPE_CHECKING:
     from taming.modules.transformer.mingpt import GPT

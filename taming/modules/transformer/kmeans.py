@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
-from taming.modules.util import Encoding, same_on_all_ranks
+from taming.modules.util import Encoding
 
 log = logging.getLogger(__name__)
 

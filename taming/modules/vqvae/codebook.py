@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.devices import without_autocast
 from taming.errors import UserError
-from taming.modules.util import without_autocast
 
 # Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes.
 MAX_DISTANCES = 2**26

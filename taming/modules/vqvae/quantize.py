@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.modules.util import same_on_all_ranks, sum_over_ranks, without_autocast
+from taming.devices import without_autocast
+from taming.distributed import same_on_all_ranks, sum_over_ranks
 from taming.modules.vqvae.codebook import (
     Codebook,
     channels_first,

@@ -1,0 +1,150 @@
+"""Models that were pickled whole -> their weights. Neither their classes nor any code is run."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from taming.checkpoint.formats import (
+    SAFE,
+    Inert,
+    explained,
+    load_torch,
+    read_checkpoint,
+    stand_in,
+    todays_name,
+)
+
+# Classes of which whole models are made, beside those of their own package.
+_PARTS = ("torch.nn.", "functools.partial", "attr.", "builtins.range")
+_ZIP = b"PK"
+
+# The beginning of torch's files before 1.6: a number, pickled.
+_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
+    """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
+
+    The classes are neither needed nor run: their modules and parameters are read as data, from
+    files of torch of any age. A file with a `state_dict` alone is read too. Raises `UserError` for
+    anything else, and for files that name other classes or functions.
+    """
+
+    def read(file: Path) -> dict[str, Tensor] | None:
+        content = _content(file, packages + _PARTS)
+        return None if isinstance(content, Mapping) else dict(_tensors_of(content, ""))
+
+    state = explained(Path(path), read)
+    return read_checkpoint(path)["state_dict"] if state is None else state
+
+
+def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    state = getattr(module, "state", None) or {}
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in state.get(kind, {}).items():
+            if isinstance(tensor, Tensor):
+                yield prefix + name, tensor.detach()
+    for name, child in state.get("_modules", {}).items():
+        yield from _tensors_of(child, f"{prefix}{name}.")
+
+
+def _content(path: Path, packages: tuple[str, ...]) -> Any:
+    with path.open("rb") as file:
+        if file.read(2) == _ZIP:
+            return load_torch(path, packages)
+        file.seek(0)
+        return _read_old(path, file, packages)
+
+
+# ---------------------------------------------------------------------- files before torch 1.6
+
+
+def _read_old(path: Path, file: IO[bytes], packages: tuple[str, ...]) -> Any:
+    """Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
+
+    torch's own safe reader refuses whole models in this format, which remarks on their classes'
+    source code where it names them.
+    """
+    if _Reader(path, file, packages).load() != _MAGIC:
+        raise pickle.UnpicklingError("not a file of torch")
+    for _ in range(2):
+        _Reader(path, file, packages).load()
+    reader = _Reader(path, file, packages)
+    content = reader.load()
+    for key in _Reader(path, file, packages).load():
+        _fill(reader.storages[key], file)
+    return content
+
+
+def _fill(storage: Tensor, file: IO[bytes]) -> None:
+    count = int.from_bytes(file.read(8), "little")
+    data = bytearray(file.read(storage.nbytes))
+    if count != storage.numel() or len(data) != storage.nbytes:
+        raise EOFError("it ends within a tensor")
+    if count:
+        storage.copy_(torch.frombuffer(data, dtype=storage.dtype))
+
+
+class _Reader(pickle.Unpickler):
+    """Makes tensors, plain data and `Inert` objects, and calls nothing that a file brings."""
+
+    def __init__(self, path: Path, file: IO[bytes], packages: tuple[str, ...]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.path, self.packages = path, packages
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        full = todays_name(module, name)
+        if full in _MADE:
+            return _MADE[full]
+        return Inert if full in SAFE else stand_in(self.path, full, self.packages) or Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, *about = pid
+        if kind == "module":  # (class, its source file, its source)
+            return about[0]
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"unknown reference to a '{kind}'")
+        dtype, key, _, count, view = about
+        if view is not None:
+            raise pickle.UnpicklingError("storages within storages")
+        if key not in self.storages:
+            self.storages[key] = torch.empty(count, dtype=dtype)
+        return self.storages[key]
+
+
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *about: Any) -> Tensor:
+    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+
+
+def _parameter(tensor: Tensor, *about: Any) -> Tensor:
+    return tensor
+
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_MADE: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}

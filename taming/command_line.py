@@ -1,0 +1,178 @@
+"""Flags of the scripts: a parser with errors of one sentence, and flags made from dataclasses.
+
+A setting is written down once, as a field of a frozen dataclass with `flag(...)`: its default, its
+help and its other spellings. `add_flags` makes the command-line flags, `from_flags` the object.
+
+    @dataclass(frozen=True)
+    class Blur:
+        radius: float = flag(1.0, "in pixels", "-r")
+
+    add_flags(parser, Blur)
+    blur = from_flags(Blur, parser.parse_args())
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, NoReturn, TypeVar
+
+from taming.errors import UserError
+
+T = TypeVar("T")
+
+Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose refusals are a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the `key.path=value` overrides among the rest.
+
+    Raises:
+        UserError: for an unknown flag.
+    """
+    args, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    return args, rest
+
+
+# ---------------------------------------------------------------------- values
+
+
+def parse_switch(text: str) -> bool:
+    """True or False of yes/no, true/false, t/f, y/n, 1/0."""
+    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return words[text.lower()]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels of "height,width", or of one number for a square.
+
+    Raises:
+        UserError: for anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"a size is height,width in pixels, such as 256,384, not '{text}'")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of a comma list (a trailing comma is fine), without repetitions.
+
+    Raises:
+        UserError: if a part is not a number, or there is none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if not part.isdecimal():
+            raise UserError(f"a list takes numbers such as 0,1,7, not '{part}'")
+    if not parts:
+        raise UserError("the list of numbers is empty; leave the flag out instead")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+# ---------------------------------------------------------------------- dataclasses as flags
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field of a dataclass appears on the command line.
+
+    Attributes:
+        help: what follows the flag in `--help`; the default is added.
+        names: further spellings that `--help` shows, such as "-k".
+        hidden: earlier spellings, still understood.
+        parse: from text to the value; by default the field's type.
+        metavar: what stands for the value in `--help`.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    metavar: str | None = None
+
+
+def flag(
+    default: Any,
+    help: str,
+    *names: str,
+    hidden: Sequence[str] = (),
+    parse: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`."""
+    about = Flag(help, names, tuple(hidden), parse, metavar)
+    return field(default=default, metadata={"flag": about})
+
+
+def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
+    """A flag `--<field>` for every `flag` field of the dataclass, and of dataclasses inside it.
+
+    Args:
+        defaults: other default values than the fields'.
+    """
+    hints = typing.get_type_hints(settings)
+    for entry in fields(settings):
+        kind = hints[entry.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            add_flags(parser, kind, **defaults)
+        elif "flag" in entry.metadata:
+            _add_flag(parser, entry, kind, defaults.get(entry.name, entry.default))
+
+
+def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> None:
+    about: Flag = entry.metadata["flag"]
+    options: dict[str, Any] = {"dest": entry.name}
+    if kind is bool:
+        options["action"] = "store_true"
+    else:
+        options |= {"type": about.parse or _type_of(kind), "metavar": about.metavar}
+    shown = "" if default in (None, False, MISSING, ()) else f" (default {default})"
+    names = (*about.names, f"--{entry.name}")
+    parser.add_argument(*names, default=default, help=about.help + shown, **options)
+    for name in about.hidden:
+        parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+
+
+def _type_of(kind: Any) -> type:
+    """int of `int | None`."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def from_flags(settings: type[T], args: argparse.Namespace, **rest: Any) -> T:
+    """The dataclass with what the flags of `add_flags` say; `rest` are its fields without a flag.
+
+    Raises:
+        UserError: as the dataclass does, for values out of range.
+    """
+    hints = typing.get_type_hints(settings)
+    values = dict(rest)
+    for entry in fields(settings):  # type: ignore[arg-type]
+        kind = hints[entry.name]
+        if entry.name in rest:
+            continue
+        if is_dataclass(kind) and isinstance(kind, type):
+            values[entry.name] = from_flags(kind, args)
+        elif "flag" in entry.metadata:
+            values[entry.name] = getattr(args, entry.name)
+    return settings(**values)

@@ -1,0 +1,256 @@
+"""What lies beside an image, pixel for pixel: labels, depth, or another image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from taming.config import did_you_mean
+from taming.data.files.images import (
+    BadImage,
+    damage_named,
+    image_mode_and_size,
+    read_rgb,
+    to_float,
+)
+from taming.data.files.tar_members import opened
+from taming.errors import UserError
+
+UNLABELLED = 255
+INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
+
+
+class MapKind:
+    """How one kind of map is read, resized and handed over.
+
+    `smooth`: resized like an image; otherwise the nearest value is taken. `look`: files must be
+    decoded to know whether they are right, so some are at start.
+    """
+
+    smooth: bool
+    look: ClassVar[bool] = False
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
+        raise NotImplementedError
+
+    def read(self, path: str) -> np.ndarray:
+        """The whole map (H, W) or (H, W, C); raises `BadImage`."""
+        raise NotImplementedError
+
+    def finish(self, cropped: np.ndarray) -> np.ndarray:
+        """From what `read` gave, resized and cropped, to what the item holds."""
+        raise NotImplementedError
+
+
+def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, int]:
+    mode, size = image_mode_and_size(path)
+    if mode not in modes:
+        raise BadImage(f"has pixels of mode {mode}, not {' or '.join(modes[:3])}: {advice}")
+    return size
+
+
+def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
+    """(H, W) whole numbers below `n_labels` to (H, W, n_labels) float32."""
+    hot = np.zeros((labels.size, n_labels), dtype=np.float32)
+    hot[np.arange(labels.size), labels.reshape(-1)] = 1
+    return hot.reshape(*labels.shape, n_labels)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of labels: row i of `colours` (n, 3) uint8 is label i."""
+
+    source: str
+    colours: np.ndarray
+
+    def labels_of(self, rgb: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (H, W) whole numbers; raises `BadImage` for an unlisted colour."""
+        known, wanted = _colour_codes(self.colours), _colour_codes(rgb)
+        order = np.argsort(known)
+        places = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
+        labels = order[places]  # (H, W)
+        unknown = known[labels] != wanted
+        if unknown.any():
+            row, column = np.argwhere(unknown)[0]
+            colour = " ".join(map(str, rgb[row, column]))
+            raise BadImage(
+                f"has the colour {colour} at row {row}, column {column}, which {self.source} lacks"
+            )
+        return labels
+
+
+def _colour_codes(rgb: np.ndarray) -> np.ndarray:
+    wide = rgb.astype(np.int32)
+    return (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
+
+
+def read_palette(file: str | Path) -> Palette:
+    """Read a text file with a colour per line, `red green blue` and perhaps a name; label 0 first.
+
+    Raises `UserError` naming the line that is no colour or has one for the second time.
+    """
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the palette {file} cannot be read ({error})") from None
+    seen: dict[tuple[int, ...], int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        colour = _colour(line)
+        if colour is None or colour in seen:
+            what = "is no colour" if colour is None else f"repeats label {seen[colour]}'s colour"
+            raise UserError(
+                f"line {number} of the palette {file} {what}; write red, green and blue as whole "
+                "numbers 0 to 255, a different colour for each label"
+            )
+        seen[colour] = len(seen)
+    if not seen:
+        raise UserError(f"the palette {file} has no colours; write one 'red green blue' per line")
+    return Palette(str(file), np.array(list(seen), dtype=np.uint8))
+
+
+def _colour(line: str) -> tuple[int, ...] | None:
+    words = line.replace(",", " ").split()[:3]
+    if len(words) < 3 or not all(word.isdecimal() and int(word) <= 255 for word in words):
+        return None
+    return tuple(map(int, words))
+
+
+@dataclass(frozen=True)
+class Labels(MapKind):
+    """A label per pixel, as `(H, W, n_labels)` float32 one-hot.
+
+    Files hold the labels themselves (8 or 16 bits, or palette indices), or colours if there is a
+    `palette`. `shift` adds 1 to 8-bit labels, so that 255, unlabelled, becomes 0.
+    """
+
+    n_labels: int
+    shift: bool = False
+    palette: Palette | None = None
+    smooth = False
+    look = True
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        if self.palette:
+            return image_mode_and_size(path)[1]
+        advice = "save one grey value per pixel, or give a palette file for colours"
+        return _checked_size(path, INDEX_MODES, advice)
+
+    def read(self, path: str) -> np.ndarray:
+        if self.palette:
+            labels = self.palette.labels_of(read_rgb(path))
+        else:
+            self.header_size(path)
+            with damage_named(path), Image.open(opened(path)) as image:
+                labels = np.asarray(image)
+        if self.shift:
+            labels = np.where(labels == UNLABELLED, 0, labels.astype(np.int32) + 1)
+        if labels.min() < 0 or labels.max() >= self.n_labels:
+            raise BadImage(self._out_of_range(int(labels.max())))
+        return labels.astype(np.uint8 if self.n_labels <= 256 else np.int32)
+
+    def _out_of_range(self, highest: int) -> str:
+        stored, limit = highest - self.shift, self.n_labels - 1 - self.shift
+        return (
+            f"has the label {stored}, but with n_labels {self.n_labels} labels go from 0 to {limit}"
+            f"{' (and 255, unlabelled)' if self.shift else ''}"
+        )
+
+    def finish(self, cropped: np.ndarray) -> np.ndarray:
+        return one_hot(cropped, self.n_labels)
+
+
+@dataclass(frozen=True)
+class Depth(MapKind):
+    """Depth (H, W) float32, scaled so that the whole image's lowest and highest are -1 and 1.
+
+    Files are RGBA whose four bytes are one little-endian float32 per pixel, or have one value of
+    8, 16 or 32 bits per pixel.
+    """
+
+    smooth = True
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        return _checked_size(path, DEPTH_MODES, "save depth as scripts/extract_depth.py does")
+
+    def read(self, path: str) -> np.ndarray:
+        self.header_size(path)
+        with damage_named(path), Image.open(opened(path)) as image:
+            values = np.asarray(image)
+        if values.ndim == 3:  # (H, W, 4) bytes
+            values = np.ascontiguousarray(values).view("<f4")[..., 0]
+        depth = values.astype(np.float32)
+        if not np.isfinite(depth).all():
+            raise BadImage("has depths that are no finite numbers")
+        return _between_ones(depth)
+
+    def finish(self, cropped: np.ndarray) -> np.ndarray:
+        return cropped
+
+
+def _between_ones(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros_like(values)
+    return (values - low) / (high - low) * 2 - 1
+
+
+@dataclass(frozen=True)
+class ImageMap(MapKind):
+    """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colours mean labels."""
+
+    smooth: bool = True
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        return image_mode_and_size(path)[1]
+
+    def read(self, path: str) -> np.ndarray:
+        return read_rgb(path)
+
+    def finish(self, cropped: np.ndarray) -> np.ndarray:
+        return to_float(cropped)
+
+
+def described(kind: MapKind) -> dict[str, Any]:
+    """What `kind_of` makes the kind of again; JSON can hold it."""
+    if isinstance(kind, Labels):
+        colours = kind.palette.colours.tolist() if kind.palette else None
+        return {
+            "kind": "labels",
+            "n_labels": kind.n_labels,
+            "shift": kind.shift,
+            "palette": colours,
+        }
+    return (
+        {"kind": "depth"} if isinstance(kind, Depth) else {"kind": "image", "smooth": kind.smooth}
+    )
+
+
+def kind_of(description: Mapping[str, Any]) -> MapKind:
+    """`{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}` or `{kind: image}`, as an
+    object; raises `UserError`."""
+    options = dict(description)
+    name = options.pop("kind", None)
+    if name not in KINDS:
+        raise UserError(f"there is no kind {name!r} of map{did_you_mean(str(name), KINDS)}")
+    if (palette := options.pop("palette", None)) is not None:
+        options["palette"] = (
+            read_palette(palette)
+            if isinstance(palette, str)
+            else Palette("the palette of the shards", np.array(palette, dtype=np.uint8))
+        )
+    try:
+        return KINDS[name](**options)
+    except TypeError as error:
+        raise UserError(f"maps of kind {name}: {error}") from None
+
+
+KINDS: dict[str, Any] = {"labels": Labels, "depth": Depth, "image": ImageMap}

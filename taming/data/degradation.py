@@ -1,0 +1,102 @@
+"""Conditions that are made from the image itself: less detail, or its edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from taming.config import did_you_mean
+from taming.data.files.images import to_float
+from taming.errors import UserError
+
+ENLARGEMENTS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """The pair that is made of an image: a target, and a condition that shows less.
+
+    Args:
+        up_factor: the condition is the image reduced by this (bicubic) and enlarged again, or the
+            edges of the reduced image; None: no condition.
+        hr_factor: if given, the target has as little detail as if reduced by this.
+        keep_mode: how what was reduced is enlarged: nearest, bilinear, bicubic or lanczos.
+        edges: the condition are Canny edges.
+
+    Raises `UserError` for factors below 1 and unknown modes.
+    """
+
+    up_factor: int | None = None
+    hr_factor: int | None = None
+    keep_mode: str = "bicubic"
+    edges: bool = False
+
+    def __post_init__(self) -> None:
+        check_factor("up_factor", self.up_factor)
+        check_factor("hr_factor", self.hr_factor)
+        check_enlargement(self.keep_mode)
+
+    def target(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3) of the same."""
+        return reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
+
+    def condition(self, image: np.ndarray) -> np.ndarray | None:
+        """float32 (H, W, 3) in [-1, 1] of uint8 (H, W, 3)."""
+        if self.edges:
+            return canny_edges(image, self.up_factor or 1)
+        if self.up_factor is None:
+            return None
+        return to_float(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
+
+
+def check_factor(name: str, factor: int | None) -> None:
+    """Raise `UserError` if a reduction's factor is no whole number from 1."""
+    if factor is not None and (not isinstance(factor, int) or factor < 1):
+        raise UserError(f"{name} {factor!r} is no factor; give a whole number such as 4")
+
+
+def check_enlargement(name: str) -> None:
+    """Raise `UserError` if there is no such way to enlarge."""
+    if name not in ENLARGEMENTS:
+        raise UserError(f"keep_mode {name!r} is not known{did_you_mean(name, ENLARGEMENTS)}")
+
+
+def _reduced(image: np.ndarray, factor: int) -> Image.Image:
+    height, width = image.shape[:2]
+    size = max(1, round(width / factor)), max(1, round(height / factor))
+    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+
+
+def reduce_and_enlarge(image: np.ndarray, factor: int | None, enlargement: str) -> np.ndarray:
+    """uint8 (H, W, 3), reduced by `factor` (bicubic, antialiased) and brought back to its size."""
+    if factor is None or factor == 1:
+        return image
+    height, width = image.shape[:2]
+    return np.asarray(_reduced(image, factor).resize((width, height), ENLARGEMENTS[enlargement]))
+
+
+def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
+    """Edges of uint8 (H, W, 3) as float32 (H, W, 3), 1 on -1: Canny (1986) with sigma 2.
+
+    They are found in the image reduced by `factor`. Raises `UserError` without scikit-image.
+    """
+    try:
+        from skimage.feature import canny
+    except ImportError:
+        raise UserError(
+            "edges are found with scikit-image, which is not installed; "
+            "run: pip install taming-transformers[data]"
+        ) from None
+    height, width = image.shape[:2]
+    small = image if factor == 1 else np.asarray(_reduced(image, factor))
+    grey = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R 709
+    edges = Image.fromarray(canny(grey, sigma=2).astype(np.uint8) * 255)
+    values = np.asarray(edges.resize((width, height), Image.Resampling.NEAREST))
+    return np.repeat(values[..., None] / np.float32(127.5) - 1, 3, axis=2).astype(np.float32)

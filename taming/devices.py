@@ -1,0 +1,84 @@
+"""Where networks compute and how precisely: devices, dtypes, autocast, processor cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from taming.distributed import local_rank
+from taming.errors import UserError
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name; "auto" is the first available of CUDA, MPS and CPU.
+
+    Of several GPUs, processes that `torchrun` started take one each.
+
+    Raises:
+        UserError: for a device that does not exist on this machine.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        kind = next(kind for kind, present in available.items() if present)
+        if kind != "cuda":
+            return torch.device(kind)
+        return torch.device(kind, local_rank() % torch.cuda.device_count())
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device takes auto, cuda, cuda:1, mps or cpu, not '{name}'") from None
+    known = available.get(device.type, False)
+    if not known or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device '{name}' here; use --device auto")
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of "fp32", "bf16", or "auto" (bf16 if the hardware multiplies it).
+
+    Raises:
+        UserError: for any other name.
+    """
+    if precision not in ("fp32", "bf16", "auto"):
+        raise UserError(f"--precision takes fp32, bf16 or auto, not '{precision}'")
+    fast = precision == "bf16" or precision == "auto" and _multiplies_bf16(device)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype's name for results and records: "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which operations on `device` keep the dtype of their inputs."""
+    return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Autocast to `dtype`; with float32, convolutions keep the 13 bits that TF32 would drop."""
+    cudnn = torch.backends.cudnn
+    full = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=False, allow_tf32=False)
+    with full, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
+
+
+def available_cpus() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: containers may allow fewer than there are
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,108 @@
+"""Several processes that work together: which one this is, and what they exchange.
+
+Training processes are connected by Lightning. Scripts that `torchrun` starts know their share of
+the work from its environment variables, and are connected by the first `gather_objects`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taming.errors import UserError
+
+T = TypeVar("T")
+
+# Processes reach a gathering as far apart as their shares differ in length, possibly by hours.
+GATHER_TIMEOUT = timedelta(days=2)
+
+
+def is_connected() -> bool:
+    """Whether this process belongs to an initialized process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process within its process group; 0 without one."""
+    return dist.get_rank() if is_connected() else 0
+
+
+def world_size() -> int:
+    """The number of processes of the process group; 1 without one."""
+    return dist.get_world_size() if is_connected() else 1
+
+
+def own_share() -> tuple[int, int]:
+    """(rank, processes) as `torchrun` set them for a script; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """`tensor` summed, in place, over all processes."""
+    if is_connected():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def same_on_all_ranks(tensor: Tensor) -> Tensor:
+    """The first process's `tensor`, in place, on all processes."""
+    if is_connected():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average over processes the gradients that DistributedDataParallel was told to leave alone."""
+    processes = world_size()
+    if processes == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    pending = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for work in pending:
+        work.wait()
+    for gradient in gradients:
+        gradient /= processes
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes that `torchrun` started, in the order of their ranks, in each.
+
+    A value is anything that can be pickled, such as a dict of arrays. A single process gets
+    `[value]`. The first call connects the processes (gloo) and waits for all of them.
+
+    Raises:
+        UserError: if torchrun's environment variables are incomplete.
+    """
+    _, processes = own_share()
+    if processes == 1:
+        return [value]
+    _connect()
+    values: list[T | None] = [None] * processes
+    dist.all_gather_object(values, value)
+    return [one for one in values if one is not None]
+
+
+def _connect() -> None:
+    if is_connected():
+        return
+    if not dist.is_available():
+        raise UserError(
+            "this torch has no support for several processes; start it without torchrun"
+        )
+    try:
+        dist.init_process_group("gloo", timeout=GATHER_TIMEOUT)
+    except ValueError as error:
+        raise UserError(
+            f"WORLD_SIZE is set, but the processes cannot find one another ({error}); start them "
+            "by torchrun, or unset WORLD_SIZE"
+        ) from None
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine `torchrun` made this one; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,67 @@
+"""The networks of LPIPS for evaluation: those whose files are there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from taming.downloads import file_hash
+from taming.errors import UserError
+from taming.evaluation.metrics.reconstruction import NETWORKS
+from taming.modules.losses.lpips import LPIPS
+from taming.modules.losses.lpips_weights import NAMES, backbone_file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Networks:
+    """LPIPS by backbone ("vgg", "alex"), and what there is to say about them.
+
+    Attributes:
+        ready: prepared networks.
+        hashes: SHA-256 of the files of their backbones.
+        left_out: why a metric (`lpips_vgg`, `lpips_alex`) cannot be computed.
+    """
+
+    ready: dict[str, LPIPS] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def load_networks(
+    metrics: Iterable[str] = NETWORKS,
+    device: str | torch.device = "cpu",
+    files: Mapping[str, str | Path | None] | None = None,
+) -> Networks:
+    """The networks for `metrics` (`lpips_vgg`, `lpips_alex`); one without a file is left out.
+
+    Args:
+        files: of the backbones "vgg" and "alex"; by default see `backbone_file`.
+
+    Raises:
+        UserError: for a file that was given and is missing or is something else.
+    """
+    networks = Networks()
+    for metric in metrics:
+        net = NETWORKS[metric]
+        given = (files or {}).get(net)
+        network = LPIPS(net)
+        try:
+            file = backbone_file(net, str(given) if given else None)
+            network.prepare(str(file))
+        except UserError as error:
+            if given:
+                raise
+            networks.left_out[metric] = str(error)
+            log.warning(
+                "LPIPS by %s is left out, everything else is computed: %s", NAMES[net], error
+            )
+            continue
+        networks.ready[net] = network.to(device)
+        networks.hashes[net] = file_hash(file)
+    return networks

@@ -1,0 +1,80 @@
+"""How well segmentations are reconstructed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taming.errors import UserError
+from taming.evaluation.metrics.reconstruction import State
+
+
+class LabelPairs:
+    """Counts which labels become which, in memory O(n_labels^2).
+
+    - pixel_accuracy: share of the pixels that keep their label.
+    - mean_iou: intersection over union of each label over all images, averaged over the labels
+      that occur.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        self.n_labels, self.images = n_labels, 0
+        self.confusion = np.zeros((n_labels, n_labels), np.int64)  # (true, reconstructed)
+
+    def add(
+        self,
+        indices: Sequence[int],
+        images: Tensor,
+        reconstructions: Tensor,
+        labels: Sequence[int | None] | None = None,
+    ) -> None:
+        """Compare label maps [B, 1, H, W], integers; the images' places and classes do not count.
+
+        Raises:
+            UserError: where the two differ in size.
+        """
+        if images.shape != reconstructions.shape:
+            raise UserError(
+                f"segmentations of {tuple(images.shape[2:])} and reconstructions of "
+                f"{tuple(reconstructions.shape[2:])} pixels cannot be compared"
+            )
+        pairs = images.long().flatten() * self.n_labels + reconstructions.long().flatten()
+        counts = torch.bincount(pairs.cpu(), minlength=self.n_labels**2)
+        self.confusion += counts.reshape(self.n_labels, self.n_labels).numpy()
+        self.images += len(images)
+
+    def state(self) -> State:
+        return {"confusion": self.confusion, "images": np.array(self.images)}
+
+    def merge(self, state: Mapping[str, np.ndarray]) -> None:
+        """Add what another's `state` has."""
+        self.confusion = self.confusion + state["confusion"]
+        self.images += int(state["images"])
+
+    def summary(self) -> dict[str, Any]:
+        """Raises UserError where no pairs were added."""
+        if not self.images:
+            raise UserError("there are no images to evaluate")
+        right = np.diagonal(self.confusion)
+        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - right
+        occurs = union > 0
+        return {
+            "images": self.images,
+            "pixel_accuracy": float(right.sum() / self.confusion.sum()),
+            "mean_iou": float((right[occurs] / union[occurs]).mean()),
+        }
+
+    def left_out(self) -> dict[str, str]:
+        return {}
+
+    def per_label(self) -> dict[int, dict[str, Any]]:
+        """Nothing: images are not told apart."""
+        return {}
+
+    def values(self) -> State:
+        """Nothing: images are not told apart."""
+        return {}

@@ -1,0 +1,141 @@
+"""The mean and covariance of a set's features as a small file, with how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taming.errors import UserError
+
+if TYPE_CHECKING:
+    from taming.evaluation.metrics.features import Extractor
+
+FOREIGN = "a file of another tool, which does not say its extractor and its images"
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What the Fréchet distance needs of a set of images.
+
+    Attributes:
+        extractor: name in torch-fidelity's registry; "" in files of other tools.
+        layer: of the extractor; "" in files of other tools.
+        weights_hash: SHA-256 of the extractor's weights; "" in files of other tools.
+        mean: float64 [D].
+        covariance: float64 [D, D], divided by the number of images less one.
+        count: the number of images; None if the file does not say it.
+        fingerprint: SHA-256 over the images; None if unknown.
+        protocol: how the features were made, as results repeat it.
+    """
+
+    extractor: str
+    layer: str
+    weights_hash: str
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int | None
+    fingerprint: str | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.
+
+        The file appears once it is complete. Returns its path, which ends with .npz.
+        """
+        path = Path(path)
+        path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+        about = {
+            "extractor": self.extractor,
+            "layer": self.layer,
+            "weights_sha256": self.weights_hash,
+            "count": self.count,
+            "fingerprint": self.fingerprint,
+            "protocol": self.protocol,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read a file of `save`, or the `mu` and `sigma` of another tool.
+
+        `protocol["note"]` says so of the latter. Raises UserError.
+        """
+        arrays = _read(Path(path))
+        about = _about(Path(path), arrays)
+        mean, covariance = arrays["mu"], arrays["sigma"]
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise UserError(
+                f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
+                "give a file with D and D x D numbers"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
+        return cls(
+            extractor=about.get("extractor", ""),
+            layer=about.get("layer", ""),
+            weights_hash=about.get("weights_sha256", ""),
+            mean=mean,
+            covariance=covariance,
+            count=about.get("count"),
+            fingerprint=about.get("fingerprint"),
+            protocol=about.get("protocol", {}),
+        )
+
+    def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
+        """Raise UserError if these are not of that extractor, its weights and that layer.
+
+        Of another tool's file, only the width can be checked, once there are features.
+        """
+        ours = (extractor.name, layer, extractor.weights_hash)
+        if not self.extractor or ours == (self.extractor, self.layer, self.weights_hash):
+            return
+        theirs = f"{self.extractor}, layer {self.layer}, weights {self.weights_hash[:8]}"
+        raise UserError(
+            f"{path} is of another extractor ({theirs}) than this evaluation's ({ours[0]}, layer "
+            f"{layer}, weights {ours[2][:8]}); compute it again with scripts/compute_statistics.py"
+        )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
+    try:
+        with np.load(path, allow_pickle=False) as file:  # pickles could run code
+            arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
+            numbers = {
+                name: arrays[name].astype(np.float64) for name in {"mu", "sigma"} & {*arrays}
+            }
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
+    if missing := {"mu", "sigma"} - set(arrays):
+        raise UserError(
+            f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
+            "scripts/compute_statistics.py wrote"
+        )
+    return arrays | numbers
+
+
+def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    if "about" not in arrays:
+        return {"protocol": {"note": FOREIGN}}
+    try:
+        about = json.loads(str(arrays["about"]))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is damaged (its description); compute the statistics again")
+    return about

@@ -1,0 +1,244 @@
+"""Scenes as sets of images: those of the data, and those that a run draws for their layouts.
+
+Every image knows the boxes of its objects, so that they can be cut out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from taming.data.conditional_builder.boxes import clip, mirrored, touches
+from taming.data.helper_types import BoundingBox
+from taming.evaluation.cache import key_of
+from taming.evaluation.sources.picture import Picture, pixel_digest
+from taming.evaluation.sources.run import to_pixels
+from taming.sampling import Request, SampleSettings, sample_images
+from taming.sampling.scenes import Scene, builder_of, scene_of_data, scene_requests
+
+SIDE = 224  # of cut out objects: arXiv 2003.07449
+
+
+@dataclass(frozen=True)
+class ScenePicture(Picture):
+    """An image with the boxes of its objects, as shares of it."""
+
+    boxes: tuple[BoundingBox, ...] = ()
+
+
+def visible_boxes(scene: Scene) -> tuple[BoundingBox, ...]:
+    """What of the objects' boxes the image shows, as shares of it: after its crop and flip."""
+    x0, y0, width, height = scene.crop
+    found = []
+    for annotation in scene.annotations:
+        if not touches(annotation.bbox, scene.crop):
+            continue
+        left, top, wide, high = annotation.bbox
+        left, right = ((side - x0) / width for side in (left, left + wide))
+        top, bottom = ((side - y0) / height for side in (top, top + high))
+        left, right, top, bottom = map(clip, (left, right, top, bottom))
+        box = (left, top, right - left, bottom - top)
+        found.append(mirrored(box) if scene.flipped else box)
+    return tuple(found)
+
+
+def cut_objects(
+    pixels: Tensor, boxes: Sequence[BoundingBox], min_side: float, side: int = SIDE
+) -> Tensor:
+    """The objects of an image uint8 (3, H, W), resized: uint8 (N, 3, side, side).
+
+    A crop has all pixels that its box touches, and is resized as a picture of its own: nothing
+    around it shines in. Boxes of less than `min_side` pixels in either way are left out.
+    """
+    height, width = pixels.shape[1:]
+    crops = []
+    for x0, y0, wide, high in boxes:
+        if min(wide * width, high * height) < min_side:
+            continue
+        columns, rows = _touched(x0, wide, width), _touched(y0, high, height)
+        image = Image.fromarray(pixels[:, rows, columns].permute(1, 2, 0).numpy())
+        crop = image.resize((side, side), Image.Resampling.BILINEAR)
+        crops.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+    return torch.stack(crops) if crops else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+
+
+def _touched(start: float, share: float, pixels: int) -> slice:
+    rounding = 1e-6  # a box that ends at a pixel's edge does not touch the next one
+    first = math.floor(start * pixels + rounding)
+    return slice(max(first, 0), min(math.ceil((start + share) * pixels - rounding), pixels))
+
+
+class Layouts:
+    """The first `count` scenes of a data set, each decided by its index alone.
+
+    Args:
+        seeded: a `SeededDataset` of an `AnnotatedObjectsDataset`.
+        condition: "objects_bbox" or "objects_center_points".
+
+    Raises:
+        UserError: where the data have no such condition.
+    """
+
+    def __init__(self, seeded: Any, count: int | None, condition: str) -> None:
+        self.builder = builder_of(seeded.dataset, condition)
+        self.seeded, self.condition = seeded, condition
+        self.seeded.dataset.keys = ["image", "crop_bbox", "flipped"]
+        self.count = min(len(seeded), count or len(seeded))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> tuple[Scene, Tensor]:
+        """The scene and its image, uint8 (3, H, W)."""
+        item = self.seeded[number]
+        image = torch.as_tensor(np.asarray(item["image"])).permute(2, 0, 1)
+        pixels = image if image.dtype == torch.uint8 else to_pixels(image)
+        return scene_of_data(self.seeded.dataset, number, item), pixels
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the images, the objects' boxes and the conditions."""
+        digest = hashlib.sha256()
+        numbers = range(len(self))
+        for number in tqdm(numbers, desc="hashing layouts", delay=2, leave=False):
+            scene, pixels = self[number]
+            boxes, tokens = visible_boxes(scene), scene.tokens(self.builder).tolist()
+            digest.update(pixel_digest(pixels.numpy()) + f"{boxes} {tokens};".encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        return {"layouts": len(self), "condition": self.condition}
+
+
+class RealScenes:
+    """The images that the layouts were taken of."""
+
+    def __init__(self, layouts: Layouts) -> None:
+        self.layouts = layouts
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "images of layouts", **self.layouts.describe()}
+
+    def content_key(self) -> str:
+        return self.layouts.key
+
+    def fingerprint(self) -> str | None:
+        return None
+
+    def batches(
+        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
+    ) -> Iterator[list[Picture]]:
+        batch: list[Picture] = []
+        for number in range(share[0], len(self), share[1]):
+            if number in skip:
+                continue
+            scene, pixels = self.layouts[number]
+            batch.append(_picture(number, pixels, f"layout {number}", visible_boxes(scene)))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _picture(index: int, pixels: Tensor, name: str, boxes: tuple[BoundingBox, ...]) -> ScenePicture:
+    return ScenePicture(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
+
+
+@dataclass
+class DrawnScenes:
+    """`per_layout` images for every layout; image k of layout n has the index n * per_layout + k.
+
+    They equal those of scripts/make_scene_samples.py with the same settings.
+
+    Attributes:
+        model: the transformer.
+        identity: JSON values that decide the model: the checkpoint's hash, its config.
+        shape: height and width in tokens; None as trained.
+        batch_size: drawn at once; no larger than that of the evaluation.
+    """
+
+    layouts: Layouts
+    model: Any
+    identity: Mapping[str, Any]
+    per_layout: int = 5
+    settings: SampleSettings = SampleSettings(top_k=100)
+    seed: int = 0
+    shape: tuple[int, int] | None = None
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+
+    def __len__(self) -> int:
+        return len(self.layouts) * self.per_layout
+
+    def describe(self) -> dict[str, Any]:
+        sampler = {
+            **asdict(self.settings),
+            "samples_per_layout": self.per_layout,
+            "seed": self.seed,
+            "tokens": list(self.shape or self.model.latent_shape()[1:]),
+            "precision": str(self.dtype).removeprefix("torch."),
+        }
+        about = {"kind": "scenes of a run", **self.layouts.describe()}
+        return about | {"sampler": sampler, **self.identity}
+
+    def content_key(self) -> str:
+        device = self.model.transformer.pos_emb.device.type
+        about = {name: value for name, value in self.describe().items() if name != "path"}
+        setting = {"torch": torch.__version__, "device": device}
+        return key_of(scenes=about, layouts=self.layouts.key, **setting)
+
+    def fingerprint(self) -> str | None:
+        return None
+
+    def batches(
+        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
+    ) -> Iterator[list[Picture]]:
+        boxes: dict[int, tuple[BoundingBox, ...]] = {}
+        samples = sample_images(
+            self.model,
+            self._requests(share, skip, boxes),
+            self.settings,
+            batch_size,
+            self.seed,
+            shape=self.shape,
+            compiled=self.compiled,
+        )
+        batch: list[Picture] = []
+        for sample in samples:
+            layout = sample.label or 0
+            index = layout * self.per_layout + sample.number
+            name = f"layout {layout}, sample {sample.number}"
+            batch.append(_picture(index, to_pixels(sample.image), name, boxes[layout]))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _requests(
+        self,
+        share: tuple[int, int],
+        skip: Container[int],
+        boxes: dict[int, tuple[BoundingBox, ...]],
+    ) -> Iterator[Request]:
+        for layout in range(share[0], len(self.layouts), share[1]):
+            first = layout * self.per_layout
+            wanted = [n for n in range(self.per_layout) if first + n not in skip]
+            if wanted:
+                scene, _ = self.layouts[layout]
+                boxes[layout] = visible_boxes(scene)
+                yield from scene_requests(scene, self.layouts.builder, layout, wanted)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from taming.data.files.images import (
+    BadImage,
+    image_size,
+    npy_size,
+    read_npy,
+    read_rgb,
+    read_rgb_fast,
+    to_float,
+)
+from tests.data.written_files import pixels, truncate, write_image
+
+
+def test_rgb_png_is_read_as_it_is(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", 24, 32)
+    assert image_size(path) == (24, 32)
+    np.testing.assert_array_equal(read_rgb(path), pixels(24, 32))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    ending = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
+    Image.fromarray(pixels(24, 32)).convert(mode).save(tmp_path / f"a.{ending}")
+    image = read_rgb(str(tmp_path / f"a.{ending}"))
+    assert image.shape == (24, 32, 3) and image.dtype == np.uint8
+    expected = np.asarray(Image.fromarray(pixels(24, 32)).convert(mode).convert("RGB"))
+    assert np.abs(image.astype(int) - expected).mean() < 6  # JPEG loses a little
+
+
+def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
+    colours = pixels(8, 8)
+    alpha = np.zeros((8, 8, 1), dtype=np.uint8)
+    Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colours)
+
+
+def test_palette_with_transparency_is_read_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    image = Image.fromarray(pixels(8, 8)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
+    assert read_rgb(str(tmp_path / "a.png")).shape == (8, 8, 3)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / f"a.{ending}")
+    image = read_rgb(str(tmp_path / f"a.{ending}"))
+    np.testing.assert_array_equal(image, np.stack([grey >> 8] * 3, axis=2))
+
+
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    Image.fromarray(pixels(24, 32)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_rgb(str(tmp_path / "a.jpg")).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_truncated_file_has_a_header_but_cannot_be_read(tmp_path: Path, ending: str) -> None:
+    path = write_image(tmp_path / f"a.{ending}", 100, 100)
+    truncate(path, 0.7)
+    assert image_size(path) == (100, 100)
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_rgb(path)
+
+
+def test_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    write_image(tmp_path / "bomb.png", 40, 40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, reason in {
+        "absent.png": "does not exist",
+        "empty.png": "is empty",
+        "text.png": "no image that Pillow can read",
+        "float.tif": "floating-point",
+        "bomb.png": "claims to have more than 200 pixels",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(BadImage, match=reason):
+            read_rgb(str(tmp_path / name))
+
+
+def test_npy(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.npy")
+    np.save(path, pixels(6, 8).transpose(2, 0, 1)[None])
+    assert npy_size(path) == (6, 8)
+    np.testing.assert_array_equal(read_npy(path), pixels(6, 8))
+    np.save(path, np.asfortranarray(pixels(6, 8).transpose(2, 0, 1)[None]))
+    np.testing.assert_array_equal(read_npy(path), pixels(6, 8))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((1, 3, 4, 4), np.float32),
+        np.array([{}], dtype=object),  # a pickle, which is never opened
+    ],
+)
+def test_other_arrays_are_refused(tmp_path: Path, wrong: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", wrong, allow_pickle=True)
+    with pytest.raises(BadImage, match="cannot be read"):
+        npy_size(str(tmp_path / "a.npy"))
+
+
+def test_archives_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", pixels(4, 4))
+    np.save(tmp_path / "b.npy", np.zeros((1, 3, 40, 40), np.uint8))
+    truncate(tmp_path / "b.npy")
+    for name in ("a.npz", "b.npy"):
+        for read in (npy_size, read_npy):
+            with pytest.raises(BadImage, match="cannot be read"):
+                read(str(tmp_path / name))
+
+
+def test_to_float_ends_at_one() -> None:
+    scaled = to_float(np.array([0, 51, 255], dtype=np.uint8))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [-1, -0.6, 1], atol=1e-6)
+
+
+def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned, which neither does
+    for mode in ("RGB", "L", "CMYK"):
+        image = Image.fromarray(pixels(40, 60)).convert(mode)
+        image.save(tmp_path / f"{mode}.jpg", exif=exif)
+        fast = read_rgb_fast(str(tmp_path / f"{mode}.jpg"))
+        np.testing.assert_array_equal(fast, read_rgb(str(tmp_path / f"{mode}.jpg")))
+    png = write_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb_fast(png, 4), read_rgb(png))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"icc_profile": bytes(100_000), "comment": b"\xff\xc0"},
+        {"subsampling": 0},
+        {"keep_rgb": True},
+    ],
+)
+def test_jpegs_of_all_kinds_are_decoded_alike(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = str(tmp_path / "a.jpg")
+    Image.fromarray(pixels(40, 60)).save(path, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("PIL.Image.open", None)  # it is not asked
+        found = read_rgb_fast(path)
+    np.testing.assert_array_equal(found, read_rgb(path))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xd8", b"\xff\xd8" + bytes(50), b"\xff\xd8\xff\xe0\x00\x00\xff", b"\xff" * 99]
+)
+def test_what_only_begins_like_a_jpeg(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImage):
+        read_rgb_fast(str(tmp_path / "a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("least_side", "shape"), [(201, (400, 500)), (200, (200, 250)), (40, (50, 63))]
+)
+def test_reduced_decoding_stays_large_enough(
+    tmp_path: Path, least_side: int, shape: tuple[int, int]
+) -> None:
+    path = write_image(tmp_path / "a.jpg", 400, 500)
+    reduced = read_rgb_fast(path, least_side)
+    assert reduced.shape == (*shape, 3)
+    resized = Image.fromarray(read_rgb(path)).resize(shape[::-1], Image.Resampling.BOX)
+    assert np.abs(reduced.astype(int) - np.asarray(resized)).max() <= 4
+
+
+@pytest.mark.parametrize("size", [(0, 32), (24, 0), (1, 60_000)])
+def test_fast_decoding_of_wrong_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    content = bytearray(Path(write_image(tmp_path / "a.jpg")).read_bytes())
+    frame = content.index(b"\xff\xc0") + 5
+    content[frame : frame + 4] = struct.pack(">HH", *size)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with contextlib.suppress(BadImage):  # some are decoded as what they say
+        assert read_rgb_fast(str(tmp_path / "a.jpg")).shape == (*size, 3)
+
+
+def test_fast_decoding_refuses_what_is_cut_short(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.jpg", 100, 100)
+    truncate(path, 0.7)
+    with pytest.raises(BadImage, match="cannot be read"):
+        read_rgb_fast(path)

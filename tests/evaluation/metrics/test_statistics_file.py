@@ -1,0 +1,117 @@
+"""Statistics files: what was saved comes back, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.statistics_file import Statistics
+from tests.evaluation.small import register_tiny
+
+EXTRACTOR = Extractor(register_tiny())
+
+
+def made() -> tuple[Statistics, Moments]:
+    moments = Moments()
+    pictures = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8)
+    moments.add(EXTRACTOR(pictures)["16"])
+    statistics = Statistics(
+        extractor="tiny",
+        layer="16",
+        weights_hash=EXTRACTOR.weights_hash,
+        mean=moments.mean,
+        covariance=moments.covariance,
+        count=moments.count,
+        fingerprint="f" * 64,
+        protocol=EXTRACTOR.describe() | {"size": [8, 8]},
+    )
+    return statistics, moments
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    statistics, moments = made()
+    path = statistics.save(tmp_path / "new" / "reference.v1")
+    assert path == tmp_path / "new" / "reference.v1.npz"
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    loaded = Statistics.load(path)
+    for name in ("extractor", "layer", "weights_hash", "count", "fingerprint", "protocol"):
+        assert getattr(loaded, name) == getattr(statistics, name)
+    assert np.array_equal(loaded.mean, moments.mean)
+    assert np.array_equal(loaded.covariance, moments.covariance)
+    assert frechet_distance(loaded, moments) < 1e-9
+    loaded.check(EXTRACTOR, "16")
+
+
+def test_only_the_same_extractor_weights_and_layer_match() -> None:
+    statistics, _ = made()
+    for change in ({"extractor": "vgg16"}, {"layer": "logits"}, {"weights_hash": "0" * 64}):
+        other = replace(statistics, **change)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="ref.npz is of another extractor .* than this eval"):
+            other.check(EXTRACTOR, "16", "ref.npz")
+
+
+def test_files_of_other_tools_are_taken_with_a_note(tmp_path: Path) -> None:
+    statistics, moments = made()
+    np.savez(tmp_path / "other.npz", mu=statistics.mean, sigma=statistics.covariance, more=[1])
+    loaded = Statistics.load(tmp_path / "other.npz")
+    assert loaded.extractor == "" and loaded.count is None and loaded.fingerprint is None
+    assert "another tool" in loaded.protocol["note"]
+    loaded.check(EXTRACTOR, "16")
+    assert frechet_distance(loaded, moments) < 1e-9
+    narrow = replace(loaded, mean=loaded.mean[:4], covariance=loaded.covariance[:4, :4])
+    with pytest.raises(UserError, match="features of 4 and 16 numbers"):
+        frechet_distance(narrow, moments)
+
+
+def arrays(**content: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **content)
+    return file.getvalue()
+
+
+def archive_without_arrays() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("mu.npy", "no array")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: b"", "is no statistics file"),
+        (lambda: b"no archive", "is no statistics file"),
+        (archive_without_arrays, "is no statistics file|lacks sigma"),
+        (lambda: arrays(mu=np.array([print], dtype=object)), "is no statistics file"),
+        (lambda: arrays(mu=np.zeros(3)), "lacks sigma"),
+        (lambda: arrays(images=np.zeros(3)), "lacks mu and sigma"),
+        (lambda: arrays(mu=np.zeros(3), sigma=np.zeros((2, 2))), r"covariance of \(2, 2\)"),
+        (lambda: arrays(mu=np.array([np.nan]), sigma=np.ones((1, 1))), "NaN"),
+        (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="{"), "is damaged"),
+        (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="[1]"), "is damaged"),
+        (lambda: arrays(mu=np.array(["a"]), sigma=np.ones((1, 1))), "is no statistics file"),
+    ],
+)
+def test_other_files_are_a_sentence(
+    tmp_path: Path, content: Callable[[], bytes], message: str
+) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content())
+    with pytest.raises(UserError, match=f"bad.npz .*({message})"):
+        Statistics.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no statistics file .*nowhere.npz"):
+        Statistics.load(tmp_path / "nowhere.npz")

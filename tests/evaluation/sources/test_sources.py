@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch_fidelity.utils import glob_samples_paths
+from torchvision import models
+
+from scripts.sample_fast import main as sample_fast
+from taming.errors import UserError, sentence
+from taming.evaluation.arguments import source_for
+from taming.evaluation.sources.base import by_size
+from taming.evaluation.sources.folder import DatasetSource, FolderSource
+from taming.evaluation.sources.picture import Content, Picture
+from taming.evaluation.sources.run import Drawing, RunSource
+from taming.sampling import SampleSettings
+from tests.evaluation.images import pixels, write_classes, write_images
+from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.training.small import Noise, small_vqgan, write_config
+
+
+def pictures(source: Any, batch_size: int = 4, **options: Any) -> dict[int, Picture]:
+    found = [p for batch in source.batches(batch_size, **options) for p in batch]
+    assert len({picture.index for picture in found}) == len(found)
+    return {picture.index: picture for picture in found}
+
+
+def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"10": 2, "2": 3})
+    (tmp_path / "2" / "note.txt").write_text("no image")
+    (tmp_path / "2" / "._000000.png").write_bytes(b"left by another system")
+    source = FolderSource(tmp_path, workers=0)
+    hidden = (tmp_path / "2" / "._000000.png").resolve()
+    theirs = glob_samples_paths(str(tmp_path), True, "png,jpg,jpeg", verbose=False)
+    assert source.files == [path for path in theirs if path != str(hidden)]
+    found = pictures(source)
+    assert [found[n].label for n in range(len(source))] == [10, 10, 2, 2, 2]
+    assert found[0].name == str((tmp_path / "10" / "000000.png").resolve())
+    np.testing.assert_array_equal(found[0].pixels.permute(1, 2, 0), pixels(0))
+    assert source.describe() == {
+        "kind": "folder",
+        "path": str(tmp_path),
+        "deep": True,
+        "classes": 2,
+    }
+
+
+def test_class_folders_with_names(tmp_path: Path) -> None:
+    source = FolderSource(write_classes(tmp_path, {"dog": 1, "cat": 2}), workers=0)
+    assert source.labels == [0, 0, 1]
+
+
+def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
+    write_images(tmp_path, 2)
+    write_images(tmp_path / "more", 3)
+    assert len(FolderSource(tmp_path)) == 2
+    everything = FolderSource(tmp_path, deep=True)
+    assert len(everything) == 5
+    assert everything.labels is None
+    with pytest.raises(UserError, match="--deep"):
+        FolderSource(tmp_path.parent, deep=False)
+
+
+MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "L": lambda image: image.convert("L"),
+    "RGBA": lambda image: image.convert("RGBA"),
+    "P": lambda image: image.quantize(8),
+    "LA": lambda image: image.convert("LA"),
+}
+
+
+def test_any_mode_becomes_rgb_and_is_counted(tmp_path: Path) -> None:
+    for n, change in enumerate(MODES.values()):
+        image = change(Image.fromarray(pixels(n)))
+        if image.mode == "RGBA":
+            image.putalpha(128)
+        image.save(tmp_path / f"{n}.png")
+    content = Content(4)
+    for index, picture in pictures(FolderSource(tmp_path, workers=0)).items():
+        with Image.open(tmp_path / f"{index}.png") as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(picture.pixels.permute(1, 2, 0), expected)
+        content.add([picture])
+    assert content.describe()["converted_to_rgb"] == dict.fromkeys(sorted(MODES), 1)
+    assert content.describe()["sizes"] == {"12x12": 4}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: b"", "is empty (0 bytes)"),
+        (lambda content: content[: len(content) // 2], "cannot be read"),
+        (lambda content: b"no image at all", "is no image that Pillow can read"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_files_are_named(
+    tmp_path: Path, damage: Callable[[bytes], bytes], message: str, workers: int
+) -> None:
+    path = write_images(tmp_path, 3) / "000001.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError) as error:
+        pictures(FolderSource(tmp_path, workers=workers))
+    assert sentence(error.value).startswith(f"{path} {message}")
+    assert len(sentence(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_no_images(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        FolderSource(tmp_path / name)
+
+
+def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
+    first = FolderSource(write_images(tmp_path / "a", 3), workers=0)
+    (tmp_path / "b").mkdir()
+    for n, name in enumerate("xyz"):
+        with Image.open(first.files[n]) as image:
+            image.save(tmp_path / "b" / f"{name}.png", compress_level=0)
+    renamed = FolderSource(tmp_path / "b", workers=0)
+    assert first.fingerprint() == renamed.fingerprint()
+    assert first.content_key() != renamed.content_key()  # of the files' bytes
+    (tmp_path / "b" / "x.png").rename(tmp_path / "b" / "zz.png")
+    assert FolderSource(tmp_path / "b", workers=0).fingerprint() != first.fingerprint()
+
+    key, changed = first.content_key(), pixels(1)
+    assert FolderSource(shutil.copytree(tmp_path / "a", tmp_path / "c")).content_key() == key
+    changed[3, 4, 1] ^= 1
+    Image.fromarray(changed).save(first.files[1])
+    assert first.content_key() != key
+    assert first.fingerprint() != FolderSource(tmp_path / "c", workers=0).fingerprint()
+
+
+def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
+    sources = [FolderSource(write_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
+    assert sources[0].content_key() != sources[1].content_key()
+    assert sources[0].fingerprint() == sources[1].fingerprint()
+
+
+def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
+    for n in range(12):
+        Image.fromarray(pixels(n, width=8 + n % 3)).save(tmp_path / f"{n:06}.png")
+    source = FolderSource(tmp_path, workers=0)
+    for batch in source.batches(3):
+        assert len({picture.pixels.shape for picture in batch}) == 1
+        assert len(batch) <= 3
+    shares = [set(pictures(source, share=(rank, 3), skip={4, 5})) for rank in range(3)]
+    assert shares == [{0, 3, 6, 9}, {1, 7, 10}, {2, 8, 11}]
+
+
+def test_few_images_wait_for_others_of_their_size() -> None:
+    held: set[int] = set()
+    most = 0
+
+    def arriving() -> Any:
+        nonlocal most
+        for n in range(500):
+            held.add(n)
+            most = max(most, len(held))
+            yield Picture(n, torch.zeros(3, 1, 1 + n % 100, dtype=torch.uint8))
+
+    for batch in by_size(arriving(), 4):
+        held -= {picture.index for picture in batch}
+    assert not held
+    assert most <= 32
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_config(tmp_path_factory.mktemp("config"), small_vqgan())
+
+
+def test_dataset_of_a_config(config: str) -> None:
+    source = DatasetSource(config, "train", workers=1)
+    found, noise = pictures(source), Noise(12)
+    assert sorted(found) == list(range(12))
+    expected = ((noise[11]["image"] + 1) * 127.5).round().astype(np.uint8)
+    np.testing.assert_array_equal(found[11].pixels.permute(1, 2, 0), expected)
+    assert found[11].label == 1
+    about = source.describe()
+    assert about["dataset"]["params"] == {"length": 12}
+    assert about["split"] == "train"
+    assert len(DatasetSource(config)) == 4
+    assert DatasetSource(config).content_key() != source.content_key()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "has no dataset data.params.test"),
+        ({"split": "validatoin"}, "did you mean 'validation'"),
+        ({"key": "picture"}, "have no 'picture'"),
+        ({"key": "class_label"}, r"is \(\)"),
+    ],
+)
+def test_wrong_choices_of_a_dataset(config: str, options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pictures(DatasetSource(config, **options, workers=0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("logs") / "run")
+
+
+DRAWING = Drawing(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
+
+
+def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) -> None:
+    flags = ["-n", "3", "--classes", "1,4", "-k", "10", "-t", "0.9", "-p", "0.95", "--seed", "5"]
+    sample_fast(["-r", str(run), "-o", str(tmp_path), "--device", "cpu", *flags])
+    (folder,) = tmp_path.glob("samples/*/7")
+    written = pictures(FolderSource(folder, workers=0))
+    drawn = pictures(RunSource(run, DRAWING))
+    assert sorted(drawn) == list(range(6))
+    for index, picture in drawn.items():
+        assert torch.equal(picture.pixels, written[index].pixels)
+        assert (picture.label, picture.digest) == (written[index].label, written[index].digest)
+    part = pictures(RunSource(run, DRAWING), share=(1, 2), skip={3})
+    assert sorted(part) == [1, 5]
+    assert torch.equal(part[5].pixels, drawn[5].pixels)
+    assert drawn[5].name == "class 4, sample 2"
+
+
+def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> None:
+    source = RunSource(run, DRAWING)
+    about = source.describe()
+    assert about["global_step"] == 7
+    assert about["sampler"]["top_k"] == 10
+    assert about["sampler"]["classes"] == [1, 4]
+    assert source.fingerprint() is None
+    other = Drawing(3, DRAWING.settings, seed=6, classes=(1, 4))
+    assert source.with_drawing(other).content_key() != source.content_key()
+    same = shutil.copytree(run, tmp_path / "copy")
+    assert RunSource(same, DRAWING).content_key() == source.content_key()
+    checkpoint = torch.load(same / "checkpoints" / "last.ckpt")
+    checkpoint["state_dict"]["transformer.pos_emb"] += 1
+    torch.save(checkpoint, same / "checkpoints" / "last.ckpt")
+    assert RunSource(same, DRAWING).content_key() != source.content_key()
+    assert RunSource(same, DRAWING).describe()["checkpoint_hash"] != about["checkpoint_hash"]
+
+
+def test_rejection(run: Path, tmp_path: Path) -> None:
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
+    source = RunSource(run, replace(DRAWING, ratio=0.5, classifier=classifier))
+    whole = pictures(source)
+    assert sorted(whole) == list(range(6))
+    plain = pictures(RunSource(run, DRAWING))
+    assert any(not torch.equal(whole[n].pixels, plain[n].pixels) for n in range(6))
+    part = pictures(source, share=(1, 2), skip={1})
+    assert part and 1 not in part
+    assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
+    assert sorted([*part, 1, *pictures(source, share=(0, 2))]) == list(range(6))
+    key = source.content_key()
+    torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
+    assert RunSource(run, source.drawing).content_key() != key
+
+
+def test_unconditional_run(tmp_path: Path) -> None:
+    config = transformer_config(cond_stage_config="__is_unconditional__")
+    source = RunSource(tiny_run(tmp_path / "run", config), Drawing(3))
+    found = pictures(source)
+    assert [found[n].label for n in range(3)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "--num_samples must be at least 1"),
+        ({"settings": SampleSettings(0.0)}, "--temperature 0"),
+        ({"ratio": 0.5}, "rejection needs both"),
+    ],
+)
+def test_wrong_drawings(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Drawing(**options)
+
+
+def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
+    write_images(tmp_path / "images", 1)
+    assert isinstance(source_for(str(tmp_path / "images")), FolderSource)
+    assert isinstance(source_for(config), DatasetSource)
+    for path in (run, run / "checkpoints" / "last.ckpt"):
+        assert isinstance(source_for(str(path)), RunSource)
+    with pytest.raises(UserError, match="give a folder of images, a run"):
+        source_for(str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="is a first stage.*evaluate_first_stage.py"):
+        source_for(str(tiny_run(tmp_path / "stage", FIRST_STAGE)))
+
+
+def test_content_in_parts() -> None:
+    images = [Picture(n, torch.full((3, 4, 5), n, dtype=torch.uint8), label=n) for n in range(4)]
+    whole, odd = Content(4), Content(4)
+    whole.add(images)
+    odd.add(images[1::2])
+    part = Content(4)
+    part.add(images[::2])
+    assert part.fingerprint() != whole.fingerprint()
+    part.merge(Content.from_state(odd.state()))
+    assert part.describe() == whole.describe()
+    assert part.labelled()
+    assert part.labels.tolist() == [0, 1, 2, 3]

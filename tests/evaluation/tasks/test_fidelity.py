@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+from torch import Tensor
+from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+from taming.errors import UserError
+from taming.evaluation.cache import Cache
+from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.runner import Need, Reading
+from taming.evaluation.sources.folder import FolderSource, Picture
+from taming.evaluation.tasks.fidelity import (
+    Evaluation,
+    FidelityEvaluator,
+    evaluate_fidelity,
+)
+from taming.evaluation.tasks.protocol import Protocol
+from tests.evaluation.images import write_classes, write_images
+from tests.evaluation.small import TinyExtractor, register_tiny
+
+ALL = Protocol(("fid", "isc", "kid", "prc"), isc_splits=3, kid_subsets=5, kid_subset_size=10)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("sets")
+    return write_images(root / "a", 30), write_images(root / "b", 40, seed=100)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Extractor:
+    return Extractor(register_tiny())
+
+
+def reading(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) -> Reading:
+    cache = Cache(tmp_path, enabled=tmp_path is not None)
+    return Reading(batch_size, cache, **options)
+
+
+def evaluate(a: Any, b: Any, tiny: Extractor, *args: Any, **options: Any) -> Evaluation:
+    found = evaluate_fidelity(a, b, tiny, *args, **{"reading": reading(), **options})
+    assert found is not None
+    return found
+
+
+def numbers(evaluation: Evaluation) -> dict[str, float]:
+    found = {"fid": evaluation.metrics["fid"]}
+    for name in ("isc", "kid", "prc"):
+        found |= {f"{name}.{key}": value for key, value in evaluation.metrics[name].items()}
+    return found
+
+
+def test_equal_to_torch_fidelity(sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path) -> None:
+    found = evaluate(*map(FolderSource, sets), tiny, ALL)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(sets[0]),
+        input2=str(sets[1]),
+        feature_extractor=tiny.name,
+        isc=True,
+        fid=True,
+        kid=True,
+        prc=True,
+        isc_splits=3,
+        kid_subsets=5,
+        kid_subset_size=10,
+        cuda=False,
+        cache=False,
+        verbose=False,
+    )
+    names = {
+        "fid": "frechet_inception_distance",
+        "isc.mean": "inception_score_mean",
+        "isc.std": "inception_score_std",
+        "kid.mean": "kernel_inception_distance_mean",
+        "kid.std": "kernel_inception_distance_std",
+        "prc.precision": "precision",
+        "prc.recall": "recall",
+        "prc.f_score": "f_score",
+    }
+    for name, value in numbers(found).items():
+        assert value == pytest.approx(theirs[names[name]], rel=1e-6, abs=1e-9), name
+    assert found.sets["samples"]["fingerprint"] == FolderSource(sets[0]).fingerprint()
+    assert found.protocol["layers"] == {"fid": "16", "isc": "logits", "kid": "16", "prc": "16"}
+    assert found.protocol["extractor"]["weights_sha256"] == tiny.weights_hash
+
+
+class Shuffled(FolderSource):
+    """The same set, whose images arrive in another order."""
+
+    def batches(self, batch_size: int, *args: Any, **options: Any) -> Any:
+        arrived = [p for batch in super().batches(batch_size, *args, **options) for p in batch]
+        order = np.random.RandomState(3).permutation(len(arrived))
+        for first in range(0, len(arrived), batch_size):
+            yield [arrived[n] for n in order[first : first + batch_size]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 11, 100])
+def test_neither_order_nor_batch_size_count(
+    sets: tuple[Path, Path], tiny: Extractor, batch_size: int
+) -> None:
+    expected = evaluate(*map(FolderSource, sets), tiny, ALL)
+    found = evaluate(*map(Shuffled, sets), tiny, ALL, reading=reading(batch_size=batch_size))
+    assert numbers(found) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-6)
+    assert found.sets["samples"]["fingerprint"] == expected.sets["samples"]["fingerprint"]
+
+
+def test_a_set_and_itself(sets: tuple[Path, Path], tiny: Extractor) -> None:
+    found = numbers(evaluate(FolderSource(sets[0]), FolderSource(sets[0]), tiny, ALL))
+    assert found["fid"] == pytest.approx(0, abs=1e-6)
+    assert found["prc.precision"] == found["prc.recall"] == 1
+
+
+class Counting(FolderSource):
+    read = 0
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, workers=0)
+
+    def load(self, index: int) -> Any:
+        self.read += 1
+        return super().load(index)
+
+
+def test_the_reference_is_read_once(
+    sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path
+) -> None:
+    samples, first, second, third = (Counting(path) for path in (sets[0], *[sets[1]] * 3))
+    expected = evaluate(samples, first, tiny, ALL, reading=reading(tmp_path))
+    again = evaluate(samples, second, tiny, ALL, reading=reading(tmp_path))
+    assert (samples.read, first.read, second.read) == (60, 40, 0)
+    assert again.metrics == expected.metrics
+    assert again.sets == expected.sets
+    # What the cache lacks is computed, here a bank of another layer.
+    other = replace(ALL, layers={"kid": "logits"})
+    assert (
+        numbers(evaluate(samples, third, tiny, other, reading=reading(tmp_path)))["fid"]
+        == (expected.metrics["fid"])
+    )
+    assert third.read == 40
+
+
+def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: Path) -> None:
+    a, b = write_images(tmp_path / "a", 5), write_images(tmp_path / "b", 6, seed=100)
+    first = evaluate(FolderSource(a), FolderSource(b), tiny, reading=reading(tmp_path / "c"))
+    write_images(b, 6, seed=200)
+    second = evaluate(FolderSource(a), FolderSource(b), tiny, reading=reading(tmp_path / "c"))
+    alone = evaluate(FolderSource(a), FolderSource(b), tiny)
+    assert second.metrics == alone.metrics
+    assert second.metrics != first.metrics
+
+
+def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path) -> None:
+    source = FolderSource(sets[1])
+    need = Need("moments", tiny, "16")
+    moments = reading().gather(source, [need], "images").parts[need]
+    arrays = (moments.mean, moments.covariance, moments.count, source.fingerprint())
+    statistics = Statistics(tiny.name, "16", tiny.weights_hash, *arrays)
+    found = evaluate(FolderSource(sets[0]), statistics, tiny)
+    expected = evaluate(FolderSource(sets[0]), source, tiny)
+    assert found.metrics["fid"] == pytest.approx(expected.metrics["fid"], rel=1e-6)
+    about = expected.sets["reference"]
+    assert found.sets["reference"]["fingerprint"] == about["fingerprint"]
+    assert found.sets["reference"]["images"] == 40
+    with pytest.raises(UserError, match="kid needs the images themselves"):
+        evaluate(source, statistics, tiny, replace(ALL, metrics=("fid", "kid")))
+    with pytest.raises(UserError, match="of another extractor"):
+        evaluate(source, replace(statistics, weights_hash="0" * 64), tiny)
+
+
+def test_other_extractor_for_precision_and_recall(
+    sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path
+) -> None:
+    weights = tmp_path / "other.pth"
+    state = {name: tensor.flip(0) + 0.1 for name, tensor in tiny.module.state_dict().items()}
+    torch.save(state, weights)
+    other = Extractor(tiny.name, ["16"], weights)
+    sources = [FolderSource(path) for path in sets]
+    found = evaluate(*sources, tiny, ALL, other)
+    by_other = evaluate(*sources, other, Protocol(("prc",)))
+    assert found.metrics["prc"] == by_other.metrics["prc"]
+    assert found.metrics["fid"] == evaluate(*sources, tiny, ALL).metrics["fid"]
+    assert found.protocol["prc_extractor"]["weights_sha256"] == other.weights_hash
+    assert found.protocol["extractor"]["weights_sha256"] == tiny.weights_hash
+
+
+def test_classes(tiny: Extractor, tmp_path: Path) -> None:
+    a = FolderSource(write_classes(tmp_path / "a", {"0": 6, "3": 8, "7": 1}))
+    b = FolderSource(write_classes(tmp_path / "b", {"0": 9, "3": 7, "5": 4}, seed=300))
+    found = evaluate(a, b, tiny, Protocol(per_class=True))
+    alone = [FolderSource(tmp_path / name / "3") for name in "ab"]
+    expected = evaluate(*alone, tiny).metrics["fid"]
+    assert list(found.classes) == [0, 3]
+    assert found.classes[3] == pytest.approx(expected, rel=1e-6)
+    assert found.metrics["mean_fid_of_classes"] == pytest.approx(sum(found.classes.values()) / 2)
+    with pytest.raises(UserError, match="the samples have none"):
+        evaluate(alone[0], b, tiny, Protocol(per_class=True))
+    other = FolderSource(write_classes(tmp_path / "c", {"8": 3}))
+    with pytest.raises(UserError, match="no class has 2 images in both sets"):
+        evaluate(a, other, tiny, Protocol(per_class=True))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (Protocol(("kid",)), "kid needs at least 1000 images.*smaller --kid_subset_size"),
+        (Protocol(("isc",), isc_splits=31), "isc needs at least 31 images, and the samples are 30"),
+        (Protocol(("prc",), prc_neighbours=30), "prc needs at least 31 images"),
+    ],
+)
+def test_too_few_images(
+    sets: tuple[Path, Path], tiny: Extractor, protocol: Protocol, message: str
+) -> None:
+    samples, reference = Counting(sets[0]), Counting(sets[1])
+    with pytest.raises(UserError, match=message):
+        evaluate(samples, reference, tiny, protocol)
+    assert samples.read == 0  # nobody waits for hours to hear it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("fdi",)}, "no metric 'fdi'; did you mean 'fid'"),
+        ({"metrics": ()}, "--metrics names none"),
+        ({"layers": {"lpips": "1"}}, "no metric 'lpips'"),
+        ({"kid_subsets": 0}, "--kid_subsets must be at least 1"),
+    ],
+)
+def test_wrong_protocols(options: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Protocol(**options)
+
+
+def test_no_reference(sets: tuple[Path, Path], tiny: Extractor) -> None:
+    found = evaluate(FolderSource(sets[0]), None, tiny, Protocol(("isc",), isc_splits=3))
+    assert list(found.sets) == ["samples"]
+    with pytest.raises(UserError, match="give a REFERENCE"):
+        FidelityEvaluator(None, tiny)
+
+
+class Broken(TinyExtractor):
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(features / 0 for features in super().forward(images))
+
+
+def test_features_that_are_no_numbers(sets: tuple[Path, Path]) -> None:
+    if "broken" not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor("broken", Broken)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        evaluate(*map(FolderSource, sets), Extractor("broken"))
+
+
+def test_images_of_many_sizes(tiny: Extractor, tmp_path: Path) -> None:
+    for n in range(6):
+        write_images(tmp_path / str(n), 3, seed=n, width=9 + n)
+    source = FolderSource(tmp_path)
+    found = evaluate(source, source, tiny)
+    assert len(found.sets["samples"]["sizes"]) == 6
+    alone = evaluate(source, source, tiny, reading=reading(batch_size=1))
+    assert found.metrics["fid"] == pytest.approx(alone.metrics["fid"], abs=1e-6)
+
+
+def test_a_set_that_loses_images(sets: tuple[Path, Path], tiny: Extractor) -> None:
+    class Lossy(FolderSource):
+        def batches(self, *args: Any, **options: Any) -> Any:
+            yield from list(super().batches(*args, **options))[:-1]
+
+    with pytest.raises(UserError, match="images did not arrive"):
+        evaluate(Lossy(sets[0]), FolderSource(sets[1]), tiny)
+
+
+def test_need_of_labels_passes_over_images_without() -> None:
+    tiny = Extractor(register_tiny())
+    need = Need("classes", tiny, "16")
+    found = need.empty(2)
+    pictures = [Picture(n, torch.zeros(3, 4, 4), label=label) for n, label in ((0, None), (1, 5))]
+    need.add(found, pictures, {"16": torch.rand(2, 16)})
+    assert list(found.moments) == [5]

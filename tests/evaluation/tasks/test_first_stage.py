@@ -1,0 +1,230 @@
+"""First stages on the same images: against the numbers computed by hand, whatever the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.evaluation.cache import Cache
+from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.reconstruction import PairAccumulator, to_bytes
+from taming.evaluation.runner import Reading
+from taming.evaluation.sources.folder import DatasetSource, FolderSource
+from taming.evaluation.sources.prepared import LabelSource, Prepared, as_channels
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
+from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
+from taming.sampling.load import load_first_stage
+from tests.evaluation.small import register_tiny
+from tests.evaluation.stage_runs import (
+    DALLE,
+    DEPTH,
+    LABELS,
+    SEGMENTATION,
+    TRANSFORMER,
+    Scenes,
+    run_with_data,
+    write_pictures,
+)
+from tests.sampling.tiny import FIRST_STAGE, tiny_run
+
+CLOSE = 1e-6
+
+
+def evaluator(tmp_path: Path, batch_size: int = 4, **options: Any) -> FirstStageEvaluator:
+    extractor = Extractor(register_tiny(), ["16"])
+    reading = Reading(batch_size, Cache(tmp_path / "cache"), save_every=0)
+    return FirstStageEvaluator(extractor=extractor, metrics=("ssim",), reading=reading, **options)
+
+
+def validation(run: Path, key: str = "image") -> DatasetSource:
+    return DatasetSource(next((run / "configs").glob("*.yaml")), key=key, workers=0)
+
+
+def evaluated(tmp_path: Path, run: Path, **options: Any) -> StageResult:
+    result = evaluator(tmp_path, **options)(Stage.load(run), Prepared(validation(run)))
+    assert result is not None
+    return result
+
+
+def by_hand(run: Path, images: torch.Tensor) -> dict[str, Any]:
+    """Metrics of uint8 images [N, 3, H, W] as the first stage of a run reconstructs them."""
+    stage, _, _ = load_first_stage(run, device="cpu")
+    x = images.float() / 127.5 - 1
+    with torch.no_grad():
+        found, indices = to_bytes(stage(x)[0]), stage.encode_to_indices(x)
+    pairs, extractor = PairAccumulator(("ssim",)), Extractor(register_tiny(), ["16"])
+    pairs.add(range(len(x)), images, found)
+    moments = [Moments(), Moments()]
+    for one, pixels in zip(moments, (images, found), strict=True):
+        one.add(extractor(pixels)["16"])
+    share = torch.bincount(indices.flatten(), minlength=20).double() / indices.numel()
+    return pairs.summary() | {
+        "rfid": frechet_distance(*moments),
+        "codebook_usage": float((share > 0).double().mean()),
+        "codebook_perplexity": float(torch.exp(-torch.xlogy(share, share).sum())),
+    }
+
+
+def scenes(count: int = 6) -> torch.Tensor:
+    images = np.stack([Scenes(count)[index]["image"] for index in range(count)])
+    return to_bytes(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return run_with_data(tmp_path / "run")
+
+
+@pytest.mark.parametrize("config", [FIRST_STAGE, TRANSFORMER], ids=["first stage", "transformer"])
+def test_all_numbers_are_those_computed_by_hand(config: dict[str, Any], tmp_path: Path) -> None:
+    run = run_with_data(tmp_path / "run", config)
+    result = evaluated(tmp_path, run)
+    assert result.metrics == pytest.approx(by_hand(run, scenes()), rel=CLOSE)
+    assert result.name == "run" and result.left_out == {}
+    assert result.counts.sum() == 6 * 8 * 8 and len(result.counts) == 20
+    assert list(result.classes) == [0, 1] and result.classes[0]["images"] == 3
+    assert result.values["psnr"].mean() == pytest.approx(result.metrics["psnr"])
+    assert result.reconstructions["f"] == 2 and result.reconstructions["codes"] == 20
+    assert result.reconstructions["global_step"] == 7
+    assert result.images["fingerprint"] != result.reconstructions["fingerprint"]
+
+
+def test_batches_change_nothing(run: Path, tmp_path: Path) -> None:
+    whole = evaluated(tmp_path / "a", run, batch_size=6)
+    for batch_size in (1, 4):
+        other = evaluated(tmp_path / str(batch_size), run, batch_size=batch_size)
+        assert other.metrics == pytest.approx(whole.metrics, rel=CLOSE)
+        assert other.images == whole.images
+
+
+def test_an_interrupted_evaluation_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = evaluated(tmp_path / "whole", run)
+    read: list[int] = []
+    load = DatasetSource.load
+
+    def failing(self: DatasetSource, index: int) -> Any:
+        read.append(index)
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        return load(self, index)
+
+    source = Prepared(validation(run))
+    source.content_key()
+    monkeypatch.setattr(DatasetSource, "load", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator(tmp_path, batch_size=2)(Stage.load(run), source)
+    result = evaluator(tmp_path, batch_size=2)(Stage.load(run), source)
+    assert result is not None and result.metrics == pytest.approx(expected.metrics, rel=CLOSE)
+    assert read[5:] == [4, 5]
+    assert result.reconstructions == expected.reconstructions
+
+
+def test_several_first_stages_share_the_originals(run: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path / "dalle", DALLE)
+    stages = load_stages([run, other])
+    images = Prepared(validation(run), multiple=8)
+    evaluate = evaluator(tmp_path)
+    first, second = [evaluate(stage, images) for stage in stages]
+    assert first is not None and second is not None
+    alone = evaluator(tmp_path / "alone")(Stage.load(other), images)
+    assert alone is not None
+    assert second.metrics == pytest.approx(alone.metrics, rel=CLOSE)
+    assert second.reconstructions["f"] == 8 and second.reconstructions["codes"] == 16
+    assert first.images == second.images
+    pictures = evaluate.pictures(stages[0], images, [1, 5])
+    assert sorted(pictures) == [1, 5]
+    original, reconstruction = pictures[5]
+    assert (original == scenes()[5].permute(1, 2, 0).numpy()).all()
+    assert reconstruction.shape == (16, 16, 3) and (reconstruction != original).any()
+
+
+def test_depths_are_of_one_channel(tmp_path: Path) -> None:
+    run = run_with_data(tmp_path / "run", DEPTH)
+    stage = Stage.load(run)
+    images = Prepared(validation(run, stage.image_key))
+    evaluate = evaluator(tmp_path)
+    result = evaluate(stage, images)
+    assert result is not None
+    assert {"l1", "psnr", "ssim", "rfid", "codebook_usage"} <= set(result.metrics)
+    depth = to_bytes(torch.from_numpy(Scenes(6)[2]["depth"]))
+    original, _ = evaluate.pictures(stage, images, [2])[2]
+    assert (original == depth[..., None].numpy()).all()
+
+
+def test_pictures_become_grey() -> None:
+    from PIL import Image
+
+    pixels = scenes(1)
+    expected = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).convert("L"))
+    difference = as_channels(pixels, 1)[0, 0].numpy().astype(int) - expected
+    assert abs(difference).max() <= 1
+
+
+def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
+    run = run_with_data(tmp_path / "run", SEGMENTATION)
+    stage = Stage.load(run)
+    config = next((run / "configs").glob("*.yaml"))
+    source = LabelSource(LABELS, config, "validation", stage.image_key, workers=0)
+    evaluate = evaluator(tmp_path)
+    result = evaluate(stage, Prepared(source))
+    assert result is not None
+    x = torch.from_numpy(np.stack([Scenes(6)[n]["segmentation"] for n in range(6)]))
+    with torch.no_grad():
+        found = stage.model(x.permute(0, 3, 1, 2))[0].argmax(dim=1)
+    right = float((found == x.argmax(dim=3)).double().mean())
+    assert result.metrics["pixel_accuracy"] == pytest.approx(right)
+    assert 0 < result.metrics["mean_iou"] < 1 and "psnr" not in result.metrics
+    assert result.left_out["rfid"] == "segmentations have no colours"
+    original, _ = evaluate.pictures(stage, Prepared(source), [0])[0]
+    assert original.shape == (16, 16, 3)
+    with pytest.raises(UserError, match="'image' is .*takes .height, width, 5 labels"):
+        LabelSource(LABELS, config, "validation", "image", workers=0).load(0)
+
+
+def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
+    folder = write_pictures(
+        tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)}
+    )
+    source = FolderSource(folder, workers=0)
+    as_they_are = Prepared(source, multiple=4)
+    sizes = [pixels.shape for pixels, *_ in map(as_they_are.load, range(3))]
+    assert sizes == [(3, 8, 12), (3, 12, 8), (3, 8, 8)]
+    squares = Prepared(source, size=10, multiple=4, limit=2)
+    assert len(squares) == 2
+    assert [squares.load(index)[0].shape for index in range(2)] == [(3, 8, 8)] * 2
+    assert squares.content_key() != Prepared(source, size=10, multiple=4).content_key()
+    result = evaluator(tmp_path)(Stage.load(run), as_they_are)
+    assert result is not None and result.images["sizes"] == {"12x8": 1, "8x12": 1, "8x8": 1}
+    assert "ssim" in result.left_out
+    with pytest.raises(UserError, match="c.png has 8 x 8 pixels, fewer than the 16"):
+        Prepared(source, multiple=16).load(2)
+
+
+def test_one_image_has_no_covariance(run: Path, tmp_path: Path) -> None:
+    result = evaluator(tmp_path)(Stage.load(run), Prepared(validation(run), limit=1))
+    assert result is not None and "rfid" not in result.metrics
+    assert "2 images at least" in result.left_out["rfid"]
+
+
+def test_names_differ(run: Path, tmp_path: Path) -> None:
+    other = tiny_run(tmp_path / "b" / "run", FIRST_STAGE)
+    assert [s.name for s in load_stages([run, run, other])] == ["run", "run last", "run last (2)"]
+    segmentation = tiny_run(tmp_path / "segmentation", SEGMENTATION)
+    with pytest.raises(UserError, match="cannot be compared"):
+        load_stages([run, segmentation])
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    yield

@@ -1,0 +1,128 @@
+"""The report of a run: what it finds, and what it says where there is too little."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import Dataset
+
+from scripts.report import main
+from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.small_classifier import SmallClassifier
+from taming.evaluation.results import differences, read_result
+from tests.evaluation.metrics.test_accuracy import stripes
+from tests.sampling.tiny import CLASSES, tiny_run, transformer_config
+
+THREE = CLASSES | {"params": {"n_classes": 3}}
+
+
+class Stripes(Dataset[dict[str, Any]]):
+    """Stripes of three directions, 8 x 8; with `classes` false nobody says which."""
+
+    def __init__(self, count: int, seed: int, classes: bool = True) -> None:
+        self.images, self.labels = stripes(count, seed, side=8)
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.images[index].permute(1, 2, 0).float() / 127.5 - 1
+        label = {"class_label": int(self.labels[index])} if self.classes else {}
+        return {"image": image.numpy(), **label}
+
+
+def write_run(folder: Path, classes: bool = True) -> Path:
+    """A run whose data are stripes, with real ones (others) as its samples."""
+    stage: Any = THREE if classes else "__is_unconditional__"
+    run = tiny_run(folder, transformer_config(cond_stage_config=stage))
+
+    def dataset(count: int, seed: int) -> dict[str, Any]:
+        params = {"count": count, "seed": seed, "classes": classes}
+        return {"target": f"{__name__}.Stripes", "params": params}
+
+    params = {"batch_size": 8, "num_workers": 0}
+    params |= {"train": dataset(120, 0), "validation": dataset(30, 1)}
+    data = {"target": "main.DataModuleFromConfig", "params": params}
+    OmegaConf.save(OmegaConf.create({"data": data}), run / "configs" / "0-project.yaml")
+    return run
+
+
+def write_samples(run: Path, count: int = 24, classes: bool = True) -> Path:
+    root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / "7"
+    images, labels = stripes(count, seed=2, side=8)
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = root / str(label) if classes else root
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{number:06}.png")
+    return root
+
+
+def test_all_of_it_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    root = write_samples(run)
+    main(["-r", str(run), "--device", "cpu"])
+    result = read_result(run / "report" / "report.json")
+    own = result["metrics"]["by_own_classifier"]
+    assert result["by_own_classifier"] == own
+    assert own["samples"]["top_1"] > 0.9
+    assert {"fid", "isc", "kid", "precision", "recall", "top_5"} <= own["samples"].keys()
+    assert own.keys() == {"by", "samples", "validation_images"}
+    assert result["samples"]["folder"] == str(root)
+    assert result["samples"]["named_right_by_5_neighbours"] > 0.9
+    assert set(result["sets"]) == {"samples", "validation_images", "reference"}
+    assert all(len(about["fingerprint"]) == 64 for about in result["sets"].values())
+    assert result["protocol"]["checkpoint_hash"] and result["command"][0] == "scripts/report.py"
+    assert sum(row["images"] for row in result["by_class"].values()) == 24
+    printed = capsys.readouterr().out
+    assert "by a classifier of the training images" in printed and "class right" in printed
+    main(["-r", str(run), "--device", "cpu", "-o", str(tmp_path / "again")])
+    again = read_result(tmp_path / "again" / "report.json")
+    assert not differences(result, again, 1e-6)
+
+
+def test_the_distance_is_that_of_the_saved_classifier(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_samples(run)
+    main(["-r", str(run), "--device", "cpu"])
+    classifier = SmallClassifier.load(run / "report" / "classifier.pt")
+    moments = []
+    for count, seed in ((24, 2), (120, 0)):
+        moments.append(Moments())
+        with torch.no_grad():
+            moments[-1].add(classifier(stripes(count, seed, side=8)[0])[0])
+    result = json.loads((run / "report" / "report.json").read_text())
+    found = result["by_own_classifier"]["samples"]["fid"]
+    assert found == pytest.approx(frechet_distance(*moments), rel=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "samples"), [(False, 24), (True, 6)])
+def test_without_classes_or_images_there_is_the_rest(
+    tmp_path: Path, classes: bool, samples: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = write_run(tmp_path / "run", classes)
+    write_samples(run, samples, classes)
+    main(["-r", str(run), "--device", "cpu"])
+    result = read_result(run / "report" / "report.json")
+    assert "by_own_classifier" not in result
+    assert result["samples"]["images"] == samples
+    assert ("named_right_by_5_neighbours" in result["samples"]) == classes
+    assert result["first_stage"]["images"] == result["transformer"]["images"] == 30
+    assert "no classifier of the run's own" in caplog.text
+    assert (run / "report" / "samples.png").is_file()
+
+
+def test_samples_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    folder = write_samples(run)
+    Image.new("RGB", (9, 8)).save(folder / "0" / "000099.png")
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), "--device", "cpu"])
+    assert "the samples have several sizes" in capsys.readouterr().err

@@ -1,0 +1,200 @@
+"""Distances between scenes and between their objects, against what they are defined as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from taming.data.helper_types import Annotation
+from taming.data.helper_types import BoundingBox as Box
+from taming.errors import UserError
+from taming.evaluation.cache import Cache
+from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.runner import Reading
+from taming.evaluation.sources.scenes import (
+    DrawnScenes,
+    Layouts,
+    RealScenes,
+    ScenePicture,
+    cut_objects,
+    visible_boxes,
+)
+from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
+from taming.sampling import SampleSettings
+from taming.sampling.scenes import Scene
+from tests.evaluation.scene_runs import SCENES, layouts, write_scenes
+from tests.evaluation.small import register_tiny
+from tests.sampling.tiny import tiny_model, transformer_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("examples"))
+
+
+def drawn(layouts: Layouts, per_layout: int = 2, **changes: Any) -> DrawnScenes:
+    model = tiny_model(transformer_config(**SCENES))
+    settings = SampleSettings(top_k=100)
+    return DrawnScenes(layouts, model, {"checkpoint_hash": "0"}, per_layout, settings, **changes)
+
+
+def evaluate(
+    samples: DrawnScenes, cache: Path | None = None, batch_size: int = 4, **changes: Any
+) -> SceneEvaluation:
+    reading = Reading(batch_size, Cache(cache, enabled=cache is not None))
+    found = evaluate_scenes(samples, Extractor(register_tiny()), reading, isc_splits=2, **changes)
+    assert found is not None
+    return found
+
+
+def pictures(source: RealScenes | DrawnScenes) -> dict[int, ScenePicture]:
+    batches = source.batches(3)
+    return {p.index: p for batch in batches for p in batch if isinstance(p, ScenePicture)}
+
+
+def object_moments(images: list[ScenePicture], min_side: float = 1.0) -> Moments:
+    crops = torch.cat([cut_objects(p.pixels, p.boxes, min_side) for p in images])
+    return moments_of(crops)
+
+
+def moments_of(images: Tensor) -> Moments:
+    moments = Moments()
+    moments.add(Extractor(register_tiny())(images)["16"])
+    return moments
+
+
+def scene(*boxes: Box, **changes: Any) -> Scene:
+    return Scene("s", [Annotation(0.1, "i", box, 0, "c") for box in boxes], **changes)
+
+
+def assert_boxes(found: Sequence[Box], expected: Sequence[Box]) -> None:
+    np.testing.assert_allclose(np.array(found), np.array(expected), atol=1e-12)
+
+
+def test_boxes_are_those_that_the_image_shows() -> None:
+    boxes = [(0.0, 0.0, 0.5, 0.5), (0.5, 0.25, 0.5, 0.5), (0.0, 0.8, 0.1, 0.2)]
+    assert_boxes(visible_boxes(scene(*boxes)), boxes)
+    # The right half, twice as wide: the first box ends where it begins, the second fills it.
+    half = visible_boxes(scene(*boxes, crop=(0.5, 0.0, 0.5, 1.0)))
+    assert_boxes(half, [(0.0, 0.25, 1.0, 0.5)])
+    middle = visible_boxes(scene(boxes[0], crop=(0.25, 0.25, 0.5, 0.5), flipped=True))
+    assert_boxes(middle, [(0.5, 0.0, 0.5, 0.5)])  # cut off, and on the right
+
+
+def test_objects_are_cut_at_their_boxes() -> None:
+    image = torch.zeros(3, 16, 32, dtype=torch.uint8)
+    image[0, 4:8, 8:24] = 200
+    found = cut_objects(image, [(0.25, 0.25, 0.5, 0.25), (0.0, 0.0, 0.25, 1.0)], 1.0)
+    assert found.shape == (2, 3, 224, 224)
+    assert (found[0, 0] == 200).all() and (found[0, 1:] == 0).all()  # nothing from around it
+    assert (found[1] == 0).all()
+    boxes = [(0.0, 0.0, 1.9 / 32, 1.0), (0.0, 0.0, 2 / 32, 2 / 16), (0.5, 0.5, 0.6, 0.6)]
+    assert len(cut_objects(image, boxes, 2.0)) == 2
+    assert cut_objects(image, boxes, 17.0).shape == (0, 3, 224, 224)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_real_boxes_follow_crop_and_flip(data: Path, flip: bool) -> None:
+    """A box of the whole image, cut out of the shown one, holds the same thing."""
+    changes = {"crop_method": "random-1d", "random_flip": flip, "target_image_size": 96}
+    scenes = layouts(data, 4, **changes)
+    for number in range(4):
+        found, pixels = scenes[number]
+        left, _, share, _ = found.crop
+        dataset = scenes.seeded.dataset
+        full = torch.tensor(dataset.pixels(number)).permute(2, 0, 1)
+        crops = cut_objects(pixels, visible_boxes(found), 4, side=32).float()
+        inside = []
+        for annotation in found.annotations:  # those that the crop shows as a whole
+            x0, _, width, _ = annotation.bbox
+            inside.append(left <= x0 and x0 + width <= left + share)
+        wanted = [a.bbox for a, whole in zip(found.annotations, inside, strict=True) if whole]
+        assert wanted
+        for crop in cut_objects(full, wanted, 4, side=32).float():
+            seen = crop.flip(2) if found.flipped else crop
+            assert (crops - seen).abs().mean((1, 2, 3)).min() < 15  # others: 40 and more
+
+
+def test_numbers_are_those_of_the_images(data: Path) -> None:
+    samples = drawn(layouts(data))
+    found = evaluate(samples)
+    real, made = pictures(RealScenes(samples.layouts)), pictures(samples)
+    assert sorted(made) == list(range(12)) and sorted(real) == list(range(6))
+    truth = [real[n] for n in range(6)]
+    whole = moments_of(torch.stack([p.pixels for p in truth]))
+    for k, row in enumerate(found.rows):
+        own = [made[2 * n + k] for n in range(6)]
+        assert [p.boxes for p in own] == [p.boxes for p in truth]
+        images = moments_of(torch.stack([p.pixels for p in own]))
+        assert row["fid"] == pytest.approx(frechet_distance(images, whole), rel=1e-6)
+        distance = frechet_distance(object_moments(own), object_moments(truth))
+        assert row["scene_fid"] == pytest.approx(distance, rel=1e-6)
+    everything = list(made.values())
+    distance = frechet_distance(object_moments(everything), object_moments(truth))
+    assert found.metrics["scene_fid"] == pytest.approx(distance, rel=1e-6)
+    assert found.sets["samples"]["objects"] == 2 * found.sets["reference"]["objects"]
+    spread = found.metrics["one_per_layout"]["fid"]
+    assert spread["std"] == pytest.approx(np.std([row["fid"] for row in found.rows]))
+    assert found.protocol["min_object_side"] == 1.0 and "224" in found.protocol["objects"]
+
+
+def test_batches_processes_and_caches_change_nothing(data: Path, tmp_path: Path) -> None:
+    samples = drawn(layouts(data, 5))
+    expected = evaluate(samples).metrics
+    flat = lambda m: [m["fid"], m["scene_fid"], m["isc"]["mean"], m["isc"]["std"]]  # noqa: E731
+    for batch_size in (1, 7):
+        found = evaluate(samples, batch_size=batch_size).metrics
+        assert flat(found) == pytest.approx(flat(expected), rel=1e-5)
+    shares = [p.index for rank in (0, 1) for batch in samples.batches(3, (rank, 2)) for p in batch]
+    assert sorted(shares) == list(range(10))
+    rest = [p.index for batch in samples.batches(3, skip={0, 1, 2, 5}) for p in batch]
+    assert sorted(rest) == [3, 4, 6, 7, 8, 9]
+    evaluate(samples, cache=tmp_path)
+    kept = len(list(tmp_path.glob("*.npz")))
+    again = evaluate(samples, cache=tmp_path).metrics
+    assert flat(again) == pytest.approx(flat(expected), rel=1e-5)
+    assert len(list(tmp_path.glob("*.npz"))) == kept
+    # Other smallest objects are other objects: what is cached of them is not used.
+    fewer = evaluate(samples, cache=tmp_path, min_side=4.0)
+    assert fewer.sets["reference"]["objects"] < found_objects(samples)
+    assert fewer.metrics["scene_fid"] != expected["scene_fid"]
+
+
+def found_objects(samples: DrawnScenes) -> int:
+    return sum(len(p.boxes) for p in pictures(RealScenes(samples.layouts)).values())
+
+
+def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
+    key = layouts(data, 3).key
+    assert layouts(data, 3).key == key
+    copied = write_scenes(tmp_path / "copy")
+    assert layouts(copied, 3).key == key  # another place, the same content
+    assert layouts(data, 4).key != key
+    assert layouts(data, 3, crop_method="none").key != key
+    own = drawn(layouts(data, 3)).content_key()
+    assert drawn(layouts(copied, 3)).content_key() == own
+    assert drawn(layouts(data, 3), per_layout=3).content_key() != own
+    assert drawn(layouts(data, 3), seed=1).content_key() != own
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "message"),
+    [
+        (1, {}, "FID needs at least 2 layouts, and there are 1"),
+        (3, {"isc_splits": 4}, "needs at least 4 layouts"),
+        (3, {"min_side": 9.0}, "SceneFID needs two or more"),
+    ],
+)
+def test_too_little(data: Path, count: int, changes: dict[str, Any], message: str) -> None:
+    samples = drawn(layouts(data, count), per_layout=1)
+    options = {"isc_splits": 2} | changes
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        reading = Reading(4, Cache(enabled=False))
+        evaluate_scenes(samples, Extractor(register_tiny()), reading, **options)

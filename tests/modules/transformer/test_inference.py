@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taming.modules.transformer.decoding import CachedDecoder
+from taming.modules.transformer.inference import Layer, Weights
+from taming.modules.transformer.mingpt import GPT
+from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    """Bytes of the memory behind the tensors, each piece once."""
+    parts = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in parts}
+
+
+def tensors_of(weights: Weights) -> list[Tensor]:
+    found = [weights.tok_emb, weights.pos_emb, weights.head, *weights.ln_f]
+    for layer in weights.layers:
+        pairs = [layer.ln1, layer.ln2, *layer.qkv, layer.proj, layer.up, layer.down]
+        found += [tensor for pair in pairs for tensor in pair]
+    return found
+
+
+def own_bytes(gpt: GPT) -> int:
+    return sum(p.numel() * p.element_size() for p in gpt.parameters())
+
+
+def test_weights_that_need_no_gradients_are_used_where_they_are() -> None:
+    gpt = golden_gpt().requires_grad_(False)
+    before = {name: value.clone() for name, value in gpt.state_dict().items()}
+    logits = gpt(TENSORS["gpt.idx"])[0]
+    weights = Weights(gpt)
+    assert len(weights.layers[0].qkv) == 1
+    assert storages(tensors_of(weights)) == storages(list(gpt.parameters()))
+    assert sum(storages(tensors_of(weights)).values()) == own_bytes(gpt)
+    assert all(torch.equal(value, before[name]) for name, value in gpt.state_dict().items())
+    assert torch.equal(gpt(TENSORS["gpt.idx"])[0], logits)
+    again = Weights(gpt)
+    assert storages(tensors_of(again)) == storages(tensors_of(weights))
+
+
+def test_weights_in_training_stay_where_they_are() -> None:
+    gpt = golden_gpt()
+    where = storages(list(gpt.parameters()))
+    assert storages(tensors_of(Weights(gpt))) == where == storages(list(gpt.parameters()))
+
+
+def test_moved_weights_are_stacked_anew() -> None:
+    gpt = golden_gpt().requires_grad_(False)
+    Weights(gpt)
+    gpt.double().float()
+    layer = Layer.of(gpt.blocks[0], torch.float32)  # type: ignore[arg-type]
+    attn = gpt.blocks[0].attn
+    expected = torch.cat([attn.query.weight, attn.key.weight, attn.value.weight])
+    assert torch.equal(layer.qkv[0][0], expected)
+
+
+def test_a_copy_in_another_precision_is_one_copy() -> None:
+    gpt = golden_gpt()
+    copied = storages(tensors_of(Weights(gpt, torch.bfloat16)))
+    assert sum(copied.values()) == own_bytes(gpt) // 2
+
+
+def test_what_decoding_holds_is_weights_and_one_cache() -> None:
+    gpt = golden_gpt().requires_grad_(False)
+    decoder = CachedDecoder(gpt, 3, 20)
+    cache = storages([decoder._cache])
+    config = gpt.config
+    assert list(cache.values()) == [2 * config.n_layer * 3 * 20 * config.n_embd * 4]
