@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, default_collate
 from taming.data.base import ImagePaths, set_loading
 from taming.data.examples.rendering import render
 from taming.errors import command
-from taming.models.batches import channels_first
+from taming.models.codes import channels_first
 
 SIZE = 256
 KINDS = {"imagenet": (375, 500), "large": (1200, 1600)}

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
-from taming.modules.transformer.decoding import CachedDecoder, draw, generate
+from taming.modules.transformer.decoding import CachedDecoder, generate, sample_token
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import sample_sliding_window
 
@@ -133,7 +133,7 @@ def engine(
 ) -> Callable[[], Tensor]:
     """Greedy tokens from the engine's decoder, which serves all calls."""
     decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled)
-    return lambda: generate(decoder, prompt, steps, lambda logits, n: draw(logits))
+    return lambda: generate(decoder, prompt, steps, lambda logits, n: sample_token(logits))
 
 
 def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:

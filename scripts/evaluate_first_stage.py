@@ -100,7 +100,7 @@ def check(args: Namespace) -> None:
 
 def find_images(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) -> Prepared:
     """The same images for all first stages, in whole codes of each of them."""
-    multiple = math.lcm(*(stage.model.factor for stage in stages))
+    multiple = math.lcm(*(stage.model.downsampling_factor for stage in stages))
     return Prepared(_source(args, stages, overrides), args.size, multiple, args.num_images)
 
 

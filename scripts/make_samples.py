@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command
-from taming.models.pictures import condition_pictures
 from taming.sampling import Request, sample_images
 from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
 from taming.sampling.conditions import request_for
@@ -63,7 +62,7 @@ def show_example(model: Any, example: Example, root: Path) -> Request:
     if example.c is not None:
         c = example.c.to(device)
         size = (x.shape[2], x.shape[3])
-        pictures = condition_pictures(model.cond_stage_model, c, model.encode_to_c(c)[0], size)
+        pictures = model.condition_images(c, model.encode_to_c(c)[0], size)
         if "conditioning" in pictures:
             save_png(pictures["conditioning"][0], root / "conditioning" / name)
     return request_for(model, example.c, example.number, example.shape)

@@ -66,7 +66,7 @@ def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[N
         if model.reads_labels:  # resizing mixes them
             picture = F.one_hot(picture.argmax(1), picture.shape[1]).permute(0, 3, 1, 2).float()
         name = str(Path(path).relative_to(args.folder))
-        yield name, cut_to_tokens(picture, model.factor)
+        yield name, cut_to_tokens(picture, model.downsampling_factor)
 
 
 def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:

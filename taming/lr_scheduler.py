@@ -1,8 +1,25 @@
-"""Schedules as functions of the step, for `torch.optim.lr_scheduler.LambdaLR` and temperatures."""
+"""Learning-rate rules: the rate of a run, and its course, a function of the step.
+
+A rule is a class (or function) that turns a step into a factor of the learning rate, and one line
+of YAML in either stage's params: `scheduler_config: {target: ..., params: ...}`. Temperatures of
+Gumbel quantizers follow the same classes.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from taming.config import instantiate_from_config
+
+
+def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
+    """The schedule of a `scheduler_config` for an optimizer, to be stepped after every update."""
+    return LambdaLR(optimizer, instantiate_from_config(config, key="scheduler_config"))
 
 
 class LambdaWarmUpCosineScheduler:

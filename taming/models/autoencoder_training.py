@@ -1,116 +1,191 @@
-"""How all first stages are trained: an autoencoder and, where the loss has one, a discriminator.
+"""How every first stage is trained: an autoencoder and, if its loss has one, a discriminator.
 
-The adversarial game of arXiv 2012.09841, section 3.1, a turn of both sides on every batch.
+The adversarial game of arXiv 2012.09841, section 3.1, with a turn of both sides on every batch.
+A step of training is read from top to bottom of `AutoencoderTraining.training_step`; the loss
+itself is in `taming.modules.losses.vqperceptual`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from taming.distributed import average_gradients, world_size
+from taming.distributed import average_gradients, same_on_all_ranks, world_size
 from taming.errors import UserError
+from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
+from taming.lr_scheduler import make_schedule
 from taming.models.codes import CodeHistogram, CodesInterface
-from taming.models.optimizing import TwoOptimizers
-from taming.modules.losses.vqperceptual import DummyLoss
+from taming.modules.losses.base import DummyLoss, FirstStageLoss
 
 log = logging.getLogger(__name__)
 
 
-class AutoencoderTraining(CodesInterface, TwoOptimizers):
-    """Steps, logged values and optimisers of a model with `encode`, `decode` and a `loss`.
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a first stage makes of a batch, and the step at which it does."""
 
-    Who inherits calls `_prepare_training` once all its parts are there.
+    inputs: Tensor  # (B, C, H, W)
+    outputs: Tensor  # (B, C, H, W)
+    codebook_loss: Tensor
+    global_step: int
+
+
+class AutoencoderTraining(CodesInterface, pl.LightningModule):
+    """Steps, logged values and optimizers of a model with `encode`, `decode` and a `loss`.
+
+    Subclasses call `_prepare_training()` at the end of `__init__`. Optimization is manual, as
+    Lightning offers no turns of two optimizers: `accumulate_grad_batches` and `gradient_clip_val`
+    are set here by whoever builds the Trainer, which would refuse them.
     """
 
     loss: Any
     image_key: str
     learning_rate: float
+    scheduler_config: Mapping[str, Any] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.accumulate_grad_batches = 1
+        self.gradient_clip_val: float | None = None
 
     def _prepare_training(self) -> None:
         self._used_codes = CodeHistogram(self.quantize.n_e)
         # The discriminator has a backward pass of its own, and averages its own gradients.
-        self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_parameters() if name.startswith("loss.discriminator.")
-        ]
+        names = [name for name, _ in self.named_parameters()]
+        leave_out_of_ddp(self, [n for n in names if n.startswith("loss.discriminator.")])
 
     def get_last_layer(self) -> Tensor:
         """The weight at which the adaptive weight compares gradients (equation 7)."""
         return self.decoder.conv_out.weight
 
     @property
-    def has_discriminator(self) -> bool:
-        """Whether the loss plays the adversarial game (section 3.1), with an optimiser for D."""
-        return hasattr(self.loss, "discriminator")
+    def discriminator(self) -> nn.Module | None:
+        """The loss's discriminator, None without the adversarial game (section 3.1)."""
+        return getattr(self.loss, "discriminator", None)
 
     def on_fit_start(self) -> None:
         if isinstance(self.loss, DummyLoss):
             raise UserError(
                 "model.params.lossconfig: set a loss; without one nothing can be trained"
             )
-        if hasattr(self.loss, "prepare"):
+        if isinstance(self.loss, FirstStageLoss):
             self.loss.prepare()
         if getattr(self.quantize, "legacy", False) and self.trainer.is_global_zero:
             log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
-        if self.has_discriminator and world_size() > 1:
-            for parameter in self.loss.discriminator.parameters():
-                torch.distributed.broadcast(parameter.data, src=0)
+        if self.discriminator is not None and world_size() > 1:
+            for parameter in self.discriminator.parameters():
+                same_on_all_ranks(parameter.data)
+
+    # ------------------------------------------------------------------ one step
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
         autoencoder makes of the same batch."""
         x = self.get_input(batch, self.image_key)
+        optimizers = self._wrapped_optimizers()
         boundary = self._is_update(batch_idx)
-        reconstruction, codebook_loss = self(x)
-        step = self.global_step  # the update below counts, and the game is played at one step
-        with self._gradient_sync(boundary):
-            self._backward(self._autoencoder_loss(codebook_loss, x, reconstruction, step, "train"))
-        optimizers = self._torch_optimizers()
+        step = self.global_step  # the update below counts, and both sides play at one step
+        with nullcontext() if boundary else without_gradient_sync(self.trainer):
+            self._backward(self._generator_loss(self._reconstruct(x, step), "train"))
         if boundary:
             self._update(optimizers[0], counted=True)
-        if not self.has_discriminator:
+        if self.discriminator is None:
             return
         with torch.no_grad():
-            reconstruction, codebook_loss = self(x)
-        self._backward(self._discriminator_loss(codebook_loss, x, reconstruction, step, "train"))
+            reconstruction = self._reconstruct(x, step)
+        self._backward(self._discriminator_loss(reconstruction, "train"))
         if boundary:
-            average_gradients(self.loss.discriminator.parameters())
+            average_gradients(self.discriminator.parameters())
             self._update(optimizers[1], counted=False)
 
-    def _autoencoder_loss(
-        self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
-    ) -> Tensor:
-        return self._logged_loss(0, codebook_loss, x, rec, step, split)
+    def _reconstruct(self, x: Tensor, step: int) -> Reconstruction:
+        outputs, codebook_loss = self(x)
+        return Reconstruction(x, outputs, codebook_loss, step)
 
-    def _discriminator_loss(
-        self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
-    ) -> Tensor:
-        return self._logged_loss(1, codebook_loss, x, rec, step, split)
-
-    def _logged_loss(
-        self,
-        optimizer_idx: int,
-        codebook_loss: Tensor,
-        x: Tensor,
-        rec: Tensor,
-        step: int,
-        split: str,
-    ) -> Tensor:
-        last_layer = self.get_last_layer()
-        loss, logs = self.loss(
-            codebook_loss, x, rec, optimizer_idx, step, last_layer=last_layer, split=split
-        )
-        name = ("aeloss", "discloss")[optimizer_idx]
-        self._log_losses(f"{split}/{name}", loss, logs, len(x))
+    def _generator_loss(self, images: Reconstruction, split: str) -> Tensor:
+        terms: Mapping[str, Tensor]
+        if isinstance(self.loss, FirstStageLoss):
+            loss, terms = self.loss.generator_loss(
+                images.inputs,
+                images.outputs,
+                images.codebook_loss,
+                images.global_step,
+                last_layer=self.get_last_layer(),
+            )
+            terms = {f"{split}/{name}": term for name, term in terms.items()}
+        else:
+            loss, terms = self._published_loss(images, 0, split)
+        self._log_losses(f"{split}/aeloss", loss, terms, len(images.inputs))
         return loss
 
+    def _discriminator_loss(self, images: Reconstruction, split: str) -> Tensor:
+        terms: Mapping[str, Tensor]
+        if isinstance(self.loss, FirstStageLoss):
+            loss, terms = self.loss.discriminator_loss(
+                images.inputs, images.outputs, images.global_step
+            )
+            terms = {f"{split}/{name}": term for name, term in terms.items()}
+        else:
+            loss, terms = self._published_loss(images, 1, split)
+        self._log_losses(f"{split}/discloss", loss, terms, len(images.inputs))
+        return loss
+
+    def _published_loss(
+        self, images: Reconstruction, optimizer_idx: int, split: str
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Call a loss that was written for the original, which is no `FirstStageLoss`."""
+        return self.loss(
+            images.codebook_loss,
+            images.inputs,
+            images.outputs,
+            optimizer_idx,
+            images.global_step,
+            last_layer=self.get_last_layer(),
+            split=split,
+        )
+
+    def _is_update(self, batch_idx: int) -> bool:
+        full = (batch_idx + 1) % self.accumulate_grad_batches == 0
+        return full or self.trainer.is_last_batch
+
+    def _backward(self, loss: Tensor) -> None:
+        self.manual_backward(loss / self.accumulate_grad_batches)
+
+    def _wrapped_optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _update(self, optimizer: Any, *, counted: bool) -> None:
+        """Clip and step. Lightning counts the steps of its own wrappers of optimizers: only the
+        autoencoder's is one, so that `global_step` counts batches."""
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
+        if counted:
+            optimizer.step()
+        else:
+            uncounted_step(self.trainer, optimizer, self)
+        optimizer.zero_grad()
+        self._step_schedule(optimizer)
+
+    def _step_schedule(self, optimizer: Any) -> None:
+        schedules = self.lr_schedulers()
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            if schedule is not None and schedule.optimizer is optimizer.optimizer:
+                schedule.step()
+
+    # ------------------------------------------------------------------ logged values
+
     def _log_losses(
-        self, name: str, loss: Tensor, logs: Mapping[str, Tensor], batch_size: int
+        self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int
     ) -> None:
         validating = name.startswith("val/")
         how: dict[str, Any] = {
@@ -120,22 +195,25 @@ class AutoencoderTraining(CodesInterface, TwoOptimizers):
             "batch_size": batch_size,
         }
         self.log(name, loss.detach(), prog_bar=True, **how)
-        self.log_dict(dict(logs), **how)
+        self.log_dict(dict(terms), **how)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The losses of both sides and the use of the codebook, of one batch."""
         x = self.get_input(batch, self.image_key)
         quant, codebook_loss, (_, _, indices) = self.encode(x)
-        reconstruction = self.decode(quant)
         self._used_codes.add(indices)
-        terms = (codebook_loss, x, reconstruction, self.global_step, "val")
-        self._autoencoder_loss(*terms)
-        if self.has_discriminator:
-            self._discriminator_loss(*terms)
+        assert codebook_loss is not None
+        images = Reconstruction(x, self.decode(quant), codebook_loss, self.global_step)
+        self._generator_loss(images, "val")
+        if self.discriminator is not None:
+            self._discriminator_loss(images, "val")
 
     def on_validation_epoch_end(self) -> None:
         used, perplexity = self._used_codes.summary()
         self.log("val/codebook_usage", used, rank_zero_only=True)
         self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
+
+    # ------------------------------------------------------------------ optimizers
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Everything but the loss, whose only trained part is the discriminator."""
@@ -143,8 +221,12 @@ class AutoencoderTraining(CodesInterface, TwoOptimizers):
             if parameter.requires_grad and not name.startswith("loss."):
                 yield parameter
 
-    def configure_optimizers(self) -> list[Optimizer]:
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
+        """An Adam for the autoencoder, one for the discriminator, and their schedules, if any."""
         groups = [list(self.autoencoder_parameters())]
-        if self.has_discriminator:
-            groups.append(list(self.loss.discriminator.parameters()))
-        return [Adam(group, lr=self.learning_rate, betas=(0.5, 0.9)) for group in groups]
+        if self.discriminator is not None:
+            groups.append(list(self.discriminator.parameters()))
+        optimizers = [Adam(group, lr=self.learning_rate, betas=(0.5, 0.9)) for group in groups]
+        if self.scheduler_config is None:
+            return list(optimizers), []
+        return list(optimizers), [make_schedule(self.scheduler_config, one) for one in optimizers]

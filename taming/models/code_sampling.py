@@ -1,41 +1,132 @@
-"""Images drawn from the transformer: continued index by index, and shown beside their conditions.
+"""What a trained transformer does with its stages: images and conditions to indices, and back.
 
-One call of `sample` and the pictures of a batch; `taming.sampling` draws many images, larger ones,
-and with a generator per sample.
+`CodeSampling` is the base of `Net2NetTransformer` and all of it that needs no training.
+`taming.sampling` samples many images with it, larger ones, and with a generator per sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from taming.models.pictures import condition_pictures
+from taming.errors import UserError
+from taming.models.codes import as_grid, channels_first
+from taming.models.first_stage import ConditionKind, ConditionStage, FirstStage, index_count
 from taming.modules.transformer.decoding import (
     CachedDecoder,
-    draw,
     filter_logits,
     generate,
     one_pass_logits,
+    sample_token,
 )
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.mingpt import top_k_logits
+from taming.pictures import text_images
 
 
-class CodeSampling:
-    """Draws the codes of a model with a `transformer` and the stages around it."""
+class CodeSampling(pl.LightningModule):
+    """A transformer between a frozen first stage and a frozen condition stage.
 
-    transformer: Any
-    cond_stage_model: Any
-    device: Any
+    Attributes:
+        transformer: reads condition indices, then image indices in the permuter's order.
+        first_stage_model, cond_stage_model: images and conditions <-> indices.
+        permuter: the order in which image indices are predicted.
+        condition_kind, n_classes: of the condition stage.
+        be_unconditional: whether there is no condition but a start token.
+        first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
+        downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
+        pkeep: share of true input indices in training; at 0 or below, the past says nothing.
+    """
+
+    transformer: GPT
+    first_stage_model: FirstStage
+    cond_stage_model: ConditionStage
+    permuter: nn.Module
+    condition_kind: ConditionKind
+    n_classes: int | None
     be_unconditional: bool
+    first_stage_key: str
+    cond_stage_key: str
+    downsample_cond_size: int
     pkeep: float
-    n_codes: Any
-    get_xc: Callable[..., tuple[Tensor, Tensor]]
-    encode_to_z: Callable[..., tuple[Tensor, Tensor]]
-    encode_to_c: Callable[..., tuple[Tensor, Tensor]]
-    decode_to_img: Callable[..., Tensor]
+    cond_drop: float
+    sos_token: int
+    loaded_from: str | None = None  # the file with its weights
+
+    @property
+    def n_codes(self) -> int:
+        """How many tokens of the vocabulary stand for image codes: the first ones."""
+        return index_count(self.first_stage_model)
+
+    @property
+    def null_token(self) -> int:
+        """What stands at every position of a dropped condition: the vocabulary's last token.
+
+        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. A real map of
+        this one token throughout does not occur; of a single-token condition it is no value.
+        """
+        return self.transformer.config.vocab_size - 1
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the codes at the resolution of the first stage's config."""
+        return self.first_stage_model.latent_shape()
+
+    # ------------------------------------------------------------------ data -> indices -> data
+
+    def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
+        """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
+        tokens [B, n] as is."""
+        if key not in batch:
+            known = ", ".join(batch)
+            raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
+        x = batch[key]
+        if x.dim() in (3, 4):
+            return channels_first(x)
+        return x.float() if x.is_floating_point() else x
+
+    def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
+        """Images and conditions of the first `N` entries of a batch."""
+        x = self.get_input(self.first_stage_key, batch)
+        c = self.get_input(self.cond_stage_key, batch)
+        return x[:N], c[:N]
+
+    @torch.no_grad()
+    def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] -> (quantized [B, c, h, w], indices [B, h*w] in predicted order)."""
+        quant, _, (_, _, indices) = self.first_stage_model.encode(x)
+        return quant, self.permuter(indices.reshape(len(quant), -1))
+
+    @torch.no_grad()
+    def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditions -> (what the condition stage makes of them, indices [B, n])."""
+        if self.downsample_cond_size > -1:
+            size = (self.downsample_cond_size, self.downsample_cond_size)
+            c = F.interpolate(c, size=size)
+        quant, _, (_, _, indices) = self.cond_stage_model.encode(c)
+        return quant, indices.reshape(len(c), -1)
+
+    @torch.no_grad()
+    def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
+        """Indices [B, h*w] in predicted order, and (b, c, h, w) of the codes -> images."""
+        index = self.permuter(index, reverse=True)
+        shape = (zshape[0], zshape[2], zshape[3], zshape[1])
+        quant = self.first_stage_model.quantize.get_codebook_entry(index.reshape(-1), shape)
+        return self.first_stage_model.decode(quant)
+
+    def encode_to_indices(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> codebook indices [B, h, w], row by row as in the image."""
+        return self.first_stage_model.encode_to_indices(x)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
+        return self.first_stage_model.decode_indices(as_grid(indices))
+
+    # ------------------------------------------------------------------ sampling
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
         """All but the `k` largest of the last dimension set to -inf."""
@@ -63,9 +154,9 @@ class CodeSampling:
 
         def pick(logits: Tensor, n: int) -> Tensor:
             logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
-            return draw(logits, None if numbers is None else numbers[n])
+            return sample_token(logits, None if numbers is None else numbers[n])
 
-        if self.pkeep <= 0:  # trained with noise as its past: one pass draws every index
+        if self.pkeep <= 0:  # trained with noise as its past: one pass gives every index
             logits = one_pass_logits(self.transformer, prompt, steps)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
@@ -82,17 +173,14 @@ class CodeSampling:
         top_k: int | None = 100,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """Pictures of a batch: `inputs`, `reconstructions`, what the condition looks like, and
-        `samples_half` (lower half drawn), `samples_nopix` (all drawn), `samples_det` (argmax)."""
+        """Images of a batch: `inputs`, `reconstructions`, what the condition looks like, and
+        `samples_half` (lower half sampled), `samples_nopix` (all of it), `samples_det` (argmax)."""
         x, c = (part.to(self.device) for part in self.get_xc(batch, max_images))
         quant_z, z_indices = self.encode_to_z(x)
         quant_c, c_indices = self.encode_to_c(c)
         half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
-        pictures = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
-        if not self.be_unconditional:
-            pictures |= condition_pictures(
-                self.cond_stage_model, c, quant_c, (x.shape[2], x.shape[3])
-            )
+        images = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
+        images |= self.condition_images(c, quant_c, (x.shape[2], x.shape[3]))
         for name, start, random in (
             ("samples_half", half, True),
             ("samples_nopix", nothing, True),
@@ -100,5 +188,34 @@ class CodeSampling:
         ):
             steps = z_indices.shape[1] - start.shape[1]
             indices = self.sample(start, c_indices, steps, temperature, random, top_k)
-            pictures[name] = self.decode_to_img(indices, quant_z.shape)
-        return pictures
+            images[name] = self.decode_to_img(indices, quant_z.shape)
+        return images
+
+    def condition_images(
+        self, c: Tensor, quant: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """`conditioning` and, if the stage decodes, `conditioning_rec`: [B, 1 or 3, H, W].
+
+        Args:
+            c: what the data gave: labels [B] are written out, images [B, C, H, W] are shown (with
+                a random color per channel beyond three); token lists [B, n] have no image here.
+            quant: what `encode_to_c` made of it.
+            size: (height, width) of written labels.
+        """
+        if self.be_unconditional:
+            return {}
+        if c.dim() < 2:
+            return {"conditioning": text_images([str(int(label)) for label in c], size).to(quant)}
+        if c.dim() != 4:
+            return {}
+        images = {"conditioning": c}
+        if self.condition_kind in ("image", "coordinates"):
+            images["conditioning_rec"] = self.cond_stage_model.decode(quant)
+        return {name: self._as_rgb(image) for name, image in images.items()}
+
+    def _as_rgb(self, x: Tensor) -> Tensor:
+        if x.shape[1] in (1, 3):
+            return x
+        labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2)
+        to_rgb: Callable[[Tensor], Tensor] = self.cond_stage_model.to_rgb  # type: ignore[attr-defined]
+        return to_rgb(labels.to(x))

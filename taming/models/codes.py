@@ -1,4 +1,4 @@
-"""Codebook indices: their grid, and how much of a codebook they use."""
+"""Batches to images, images to codebook indices, and how much of a codebook indices use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
-from taming.models.batches import channels_first
+from taming.modules.util import Encoding
+from taming.pictures import to_values
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Images of a batch, [B, H, W, C] or [B, H, W] -> float32 [B, C, H, W].
+
+    Bytes are pixels of 0 to 255 and become [-1, 1], here and not in the loader: a quarter of the
+    memory is copied between processes and to the device.
+    """
+    x = x[..., None] if x.dim() == 3 else x
+    x = x.permute(0, 3, 1, 2)
+    return to_values(x) if x.dtype == torch.uint8 else x.contiguous().float()
 
 
 def as_grid(indices: Tensor) -> Tensor:
@@ -26,15 +38,25 @@ def as_grid(indices: Tensor) -> Tensor:
     return indices.reshape(-1, side, side)
 
 
-class CodesInterface:
-    """Images to a grid of indices and back, for any first stage with `encode`, `decode`, a
-    `quantize` that looks codes up and a `decoder` that knows the latents' training size."""
+class CodesInterface(nn.Module):
+    """The part of `FirstStage` that follows from `encode`, `decode`, `quantize`, and an `encoder`
+    and `decoder` like those of `taming.modules.diffusionmodules.model`."""
 
-    encode: Any
-    decode: Any
+    kind = "image"
+    n_classes = None
+
     encoder: Any
-    quantize: Any
     decoder: Any
+    quantize: Any  # a Quantizer; Any, as the classes have more than its protocol
+    loaded_from: str | None = None  # the file with its weights
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Images [B, C, H, W] -> (codes, loss, (perplexity, one-hot, indices))."""
+        raise NotImplementedError
+
+    def decode(self, quant: Tensor) -> Tensor:
+        """Codes [B, c, h, w] -> images [B, C, H, W]."""
+        raise NotImplementedError
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W], bytes scaled to [-1, 1]."""
@@ -58,20 +80,20 @@ class CodesInterface:
         return self.decode_indices(code_b)
 
     @property
-    def factor(self) -> int:
+    def downsampling_factor(self) -> int:
         """Pixels per code, along a side."""
         return 2 ** (self.decoder.num_resolutions - 1)
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """Channels of the images."""
         convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
         return next(convolutions).in_channels
 
     @property
     def reads_labels(self) -> bool:
-        """Whether it is one of segmentations: a channel per label, of which each pixel has one."""
-        return self.channels not in (1, 3) or hasattr(self, "colorize")
+        """Whether its images are segmentations: one channel per label, one-hot."""
+        return self.channels not in (1, 3) or "colorize" in self._buffers
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the config."""
@@ -86,6 +108,7 @@ class CodeHistogram:
         self.counts: Tensor | None = None
 
     def add(self, indices: Tensor) -> None:
+        """Count indices of any shape."""
         self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
 
     def add_counts(self, counts: Tensor) -> None:
@@ -99,13 +122,13 @@ class CodeHistogram:
         return self.counts
 
     def take(self) -> Tensor:
-        """`counts_so_far`; starts anew."""
+        """`counts_so_far`; counting starts anew."""
         counts = self.counts_so_far()
         self.counts = None
         return counts
 
     def summary(self) -> tuple[float, float]:
-        """`codebook_use` of what all processes have counted; starts anew."""
+        """`codebook_use` of what all processes have counted; counting starts anew."""
         return codebook_use(sum_over_ranks(self.take()))
 
 

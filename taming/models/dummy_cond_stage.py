@@ -8,6 +8,9 @@ from torch import Tensor, nn
 class DummyCondStage(nn.Module):
     """Passes indices [B, n] through, as scene layouts come from the data (arXiv 2105.06458)."""
 
+    kind = "tokens"
+    n_classes = None
+
     def __init__(self, conditional_key: str) -> None:
         super().__init__()
         self.conditional_key = conditional_key

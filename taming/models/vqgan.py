@@ -1,6 +1,6 @@
 """First stages: images <-> a grid of codebook indices (arXiv 2012.09841, section 3.1).
 
-One training recipe serves them all. The members of the family differ in their quantiser and loss.
+One training recipe serves them all. The members of the family differ in their quantizer and loss.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from taming.checkpoint import load_file
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models.autoencoder_training import AutoencoderTraining
+from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.losses.vqperceptual import DummyLoss
-from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
+from taming.modules.losses.base import DummyLoss
+from taming.modules.vqvae.codebook import Quantized
+from taming.modules.vqvae.ema import EMAVectorQuantizer
+from taming.modules.vqvae.gumbel import GumbelQuantize
+from taming.modules.vqvae.nearest import VectorQuantizer2
 
 Config = Mapping[str, Any]
-Encoded = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 
 
 class VQModel(AutoencoderTraining):
@@ -32,20 +34,23 @@ class VQModel(AutoencoderTraining):
     Args:
         ddconfig: arguments of `Encoder` and `Decoder`.
         lossconfig: the training loss; None or `DummyLoss` where the model is only used.
-        n_embed, embed_dim: size of the codebook and of its vectors.
+        n_embed, embed_dim: size of the codebook and of its vectors (1024 and 256).
         ckpt_path: a checkpoint or run folder to start from, less the names in `ignore_keys`.
         image_key: the entry of a batch that holds the images, [B, H, W, C].
-        colorize_nlabels: number of channels that are shown as random colours when logged.
+        colorize_nlabels: number of channels that are shown as random colors when logged.
         monitor: the logged value by which the best checkpoints are kept.
         remap, sane_index_shape, legacy: see `VectorQuantizer2`.
+        quantizer_config: another quantizer, as `target` and `params`, instead of the model's own;
+            what that is, `taming.modules.vqvae.codebook` says. It brings its own size and options.
+        scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
     """
 
     def __init__(
         self,
         ddconfig: Config,
         lossconfig: Config | None = None,
-        n_embed: int = 1024,
-        embed_dim: int = 256,
+        n_embed: int | None = None,
+        embed_dim: int | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
@@ -54,22 +59,34 @@ class VQModel(AutoencoderTraining):
         remap: str | None = None,
         sane_index_shape: bool = False,
         legacy: bool = True,
+        quantizer_config: Config | None = None,
+        scheduler_config: Config | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
+        self.scheduler_config = scheduler_config
         self.image_key = image_key
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = (
             instantiate_from_config(lossconfig, key="lossconfig") if lossconfig else DummyLoss()
         )
-        self.quantize = self._make_quantizer(
-            n_embed, embed_dim, remap=remap, sane_index_shape=sane_index_shape, legacy=legacy
-        )
+        if quantizer_config is None:
+            self.quantize = self._make_quantizer(
+                n_embed or 1024,
+                embed_dim or 256,
+                remap=remap,
+                sane_index_shape=sane_index_shape,
+                legacy=legacy,
+            )
+        else:
+            self.quantize = instantiate_from_config(quantizer_config, key="quantizer_config")
+            _require_size(self.quantize, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
-        self.quant_conv = nn.Conv2d(encoder_channels, self._quantizer_input(embed_dim), 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        quantizer_input = getattr(self.quantize, "input_channels", self.quantize.e_dim)
+        self.quant_conv = nn.Conv2d(encoder_channels, quantizer_input, 1)
+        self.post_quant_conv = nn.Conv2d(self.quantize.e_dim, z_channels, 1)
         if colorize_nlabels is not None:
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
         if monitor is not None:
@@ -83,22 +100,19 @@ class VQModel(AutoencoderTraining):
     ) -> nn.Module:
         return VectorQuantizer2(n_embed, embed_dim, beta=0.25, legacy=legacy, **options)
 
-    def _quantizer_input(self, embed_dim: int) -> int:
-        return embed_dim
-
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         self.loaded_from = str(load_file(self, path, ignore_keys))
 
     # ------------------------------------------------------------------ images <-> codes
 
-    def encode(self, x: Tensor) -> Encoded:
-        """[B, C, H, W] -> (quantised [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
-        indices)); the indices' shape is the quantiser's."""
+    def encode(self, x: Tensor) -> Quantized:
+        """[B, C, H, W] -> (quantized [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
+        indices)); the indices' shape is the quantizer's."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Quantised [B, embed_dim, h, w] -> images [B, C, H, W]."""
+        """Quantized [B, embed_dim, h, w] -> images [B, C, H, W]."""
         return self.decoder(self.post_quant_conv(quant))
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,10 +130,10 @@ class VQModel(AutoencoderTraining):
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """[B, 1 or 3, H, W] unchanged; other channels as a random colour each, [B, 3, H, W]."""
+        """[B, 1 or 3, H, W] unchanged; other channels as a random color each, [B, 3, H, W]."""
         if x.shape[1] in (1, 3):
             return x
-        if not hasattr(self, "colorize"):
+        if "colorize" not in self._buffers:
             colors = torch.randn(3, x.shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
             self.register_buffer("colorize", colors.to(x), persistent=False)
         rgb = F.conv2d(x, cast(Tensor, self.colorize))
@@ -131,19 +145,17 @@ class VQSegmentationModel(VQModel):
     """First stage of segmentations, [B, n_labels, H, W] one-hot, with a per-label loss."""
 
     def __init__(self, n_labels: int, *args: Any, **kwargs: Any) -> None:
-        # The base class makes the colours, which have to be there before it loads a checkpoint.
+        # The base class makes the colors, which have to be there before it loads a checkpoint.
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
-    def _autoencoder_loss(
-        self, codebook_loss: Tensor, x: Tensor, rec: Tensor, step: int, split: str
-    ) -> Tensor:
-        loss, logs = self.loss(codebook_loss, x, rec, split=split)
-        self._log_losses(f"{split}/aeloss", loss, logs, len(x))
-        return loss
+    def _published_loss(
+        self, images: Reconstruction, optimizer_idx: int, split: str
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
-        """Inputs and the most likely label at each pixel of the reconstructions, in colours."""
+        """Inputs and the most likely label at each pixel of the reconstructions, in colors."""
         x = self.get_input(batch, self.image_key).to(self.device)
         logits, _ = self(x)
         labels = F.one_hot(logits.argmax(dim=1), num_classes=logits.shape[1])
@@ -158,8 +170,8 @@ class VQNoDiscModel(VQModel):
         self,
         ddconfig: Config,
         lossconfig: Config | None = None,
-        n_embed: int = 1024,
-        embed_dim: int = 256,
+        n_embed: int | None = None,
+        embed_dim: int | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
@@ -170,13 +182,13 @@ class VQNoDiscModel(VQModel):
             lossconfig,
             n_embed,
             embed_dim,
-            ckpt_path,
-            ignore_keys,
-            image_key,
-            colorize_nlabels,
+            ckpt_path=ckpt_path,
+            ignore_keys=ignore_keys,
+            image_key=image_key,
+            colorize_nlabels=colorize_nlabels,
         )
 
-    _autoencoder_loss = VQSegmentationModel._autoencoder_loss
+    _published_loss = VQSegmentationModel._published_loss
 
 
 class EMAVQ(VQModel):
@@ -204,7 +216,7 @@ class EMAVQ(VQModel):
 
 
 class GumbelVQ(VQModel):
-    """VQModel with a Gumbel-softmax quantiser (as in DALL-E, arXiv 2102.12092), whose temperature
+    """VQModel with a Gumbel-softmax quantizer (as in DALL-E, arXiv 2102.12092), whose temperature
     follows `temperature_scheduler_config`, a function of the step."""
 
     def __init__(
@@ -221,6 +233,7 @@ class GumbelVQ(VQModel):
         monitor: str | None = None,
         kl_weight: float = 1e-8,
         remap: str | None = None,
+        scheduler_config: Config | None = None,
     ) -> None:
         self._z_channels = ddconfig["z_channels"]
         self._kl_weight = kl_weight
@@ -229,12 +242,11 @@ class GumbelVQ(VQModel):
             lossconfig,
             n_embed,
             embed_dim,
-            None,
-            (),
-            image_key,
-            colorize_nlabels,
-            monitor,
-            remap,
+            image_key=image_key,
+            colorize_nlabels=colorize_nlabels,
+            monitor=monitor,
+            remap=remap,
+            scheduler_config=scheduler_config,
         )
         if temperature_scheduler_config is None:
             raise UserError("GumbelVQ needs temperature_scheduler_config")
@@ -262,10 +274,18 @@ class GumbelVQ(VQModel):
             **options,
         )
 
-    def _quantizer_input(self, embed_dim: int) -> int:
-        return self._z_channels
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
         self.log("temperature", self.quantize.temperature)
         super().training_step(batch, batch_idx)
+
+
+def _require_size(quantizer: Any, **wanted: int | None) -> None:
+    """Refuse a size beside a `quantizer_config` that is another than the quantizer's."""
+    sizes = {"n_embed": quantizer.n_e, "embed_dim": quantizer.e_dim}
+    for name, value in wanted.items():
+        if value not in (None, sizes[name]):
+            raise UserError(
+                f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
+                f"leave {name} out"
+            )

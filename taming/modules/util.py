@@ -86,7 +86,13 @@ class ActNorm(nn.Module):
 
 
 class AbstractEncoder(nn.Module):
-    """A condition stage: `encode` turns a batch's conditions into indices."""
+    """A condition stage: `encode` turns a batch's conditions into indices.
+
+    `kind` says where conditions come from; see `taming.models.first_stage.ConditionKind`.
+    """
+
+    kind = "tokens"
+    n_classes: int | None = None
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -97,6 +103,9 @@ class Labelator(AbstractEncoder):
 
     `quantize_interface=False` returns the plain indices instead of an `Encoding`.
     """
+
+    kind = "class"
+    n_classes: int
 
     def __init__(self, n_classes: int, quantize_interface: bool = True) -> None:
         super().__init__()
@@ -117,6 +126,8 @@ class SOSProvider(AbstractEncoder):
 
     `quantize_interface=False` returns the plain indices instead of an `Encoding`.
     """
+
+    kind = "none"
 
     def __init__(self, sos_token: int, quantize_interface: bool = True) -> None:
         super().__init__()

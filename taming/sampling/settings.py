@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import draw, filter_logits
+from taming.modules.transformer.decoding import filter_logits, sample_token
 
 # How much of the guidance applies, by the share of the image that is drawn.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -27,8 +27,8 @@ class SampleSettings:
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token always.
-        top_k: draw among the k likeliest tokens; None, or more than there are, is no limit.
-        top_p: draw among the likeliest tokens that make up this probability; 1 is no limit.
+        top_k: sample_token among the k likeliest tokens; None, or more than there are, is no limit.
+        top_p: sample_token among the likeliest tokens that make up this probability; 1 is no limit.
         guidance: scale of classifier-free guidance (arXiv 2207.12598): logits move from those
             without the condition, through those with it (1: no guidance), and beyond.
         guidance_schedule: "constant", or the scale rises from 1 to `guidance` over the image,
@@ -81,8 +81,10 @@ class SampleSettings:
     def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""
         if self.temperature == 0:
-            return draw(logits)
-        return draw(filter_logits(logits, self.temperature, self.top_k, self.top_p), uniform)
+            return sample_token(logits)
+        return sample_token(
+            filter_logits(logits, self.temperature, self.top_k, self.top_p), uniform
+        )
 
 
 def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:

@@ -14,7 +14,7 @@ from taming.modules.misc.coord import CoordStage
 
 def pixels_per_token(model: Any) -> int:
     """Side, in pixels, of the square that a code of a `Net2NetTransformer` stands for."""
-    return model.first_stage_model.factor
+    return model.first_stage_model.downsampling_factor
 
 
 def tokens_for(

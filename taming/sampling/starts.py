@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.models.pictures import condition_pictures
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture, request_for
 from taming.sampling.engine import Request
 from taming.sampling.examples import read_example
@@ -104,7 +103,7 @@ def pictures_of(model: Any, dataset: Any, start: Start) -> dict[str, Tensor]:
         return {}
     c = start.c.to(model.device)
     quant, _ = model.encode_to_c(c)
-    found = condition_pictures(model.cond_stage_model, c, quant, (PICTURE_SIDE, PICTURE_SIDE))
+    found = model.condition_images(c, quant, (PICTURE_SIDE, PICTURE_SIDE))
     names = {"conditioning": key, "conditioning_rec": f"{key}, as the transformer knows it"}
     return {names[name]: picture[0].float() for name, picture in found.items()}
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from taming.errors import UserError
+from taming.lightning_internals import batches_begun, dump_checkpoint
 from taming.training.scenes import scene_pictures
 
 __all__ = [
@@ -194,8 +195,7 @@ class WholeEpochCheckpoint(ModelCheckpoint):
     """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        if progress.current.ready >= trainer.num_training_batches:
+        if batches_begun(trainer) >= trainer.num_training_batches:
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -247,8 +247,5 @@ class SaveOnDemand(Callback):
 
     @rank_zero_only
     def _save(self, trainer: pl.Trainer) -> None:
-        # Not trainer.save_checkpoint: that waits for all processes, and after a crash of one of
-        # them the others never come.
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        trainer.strategy.save_checkpoint(checkpoint, self.path)
+        trainer.strategy.save_checkpoint(dump_checkpoint(trainer), self.path)
         log.info("saved %s at step %d", self.path, trainer.global_step)

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from taming.checkpoint import expand_stages
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -186,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(run.configs, overrides)
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
+    expand_stages(config)
     lightning_config = OmegaConf.create(config.pop("lightning", None) or {})
     options = {**plain(lightning_config.get("trainer") or {}), **flags}
     lightning_config.trainer = options

@@ -16,6 +16,7 @@ from taming.data.seeding import PositionSampler, SeededDataset
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
+from taming.lightning_internals import batches_done
 
 SPLITS = ("train", "validation", "test")
 
@@ -146,8 +147,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if shuffle and self.trainer is not None:
             # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
             # to the next epoch, which the sampler then begins at its start.
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            sampler.set_position(self.trainer.current_epoch, progress.processed * self.batch_size)
+            done = batches_done(self.trainer) * self.batch_size
+            sampler.set_position(self.trainer.current_epoch, done)
         return sampler
 
 

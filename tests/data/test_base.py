@@ -15,7 +15,7 @@ from taming.data.custom import CustomBase
 from taming.data.image_with_maps import Maps, PairedPaths
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
-from taming.models.batches import channels_first
+from taming.models.codes import channels_first
 from tests.data.written_files import pixels, truncate, write_image, write_images
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import draw
+from taming.modules.transformer.decoding import sample_token
 from taming.sampling import (
     Progress,
     Request,
@@ -48,7 +48,7 @@ def test_greedy_is_the_models_own_greedy() -> None:
     samples = list(sample_images(model, REQUESTS[2:4], SampleSettings(temperature=0)))
     c = torch.tensor([[3], [1]])
     logits = model.transformer(torch.cat((c, torch.stack([s.indices for s in samples])), 1)[:, :-1])
-    expected = draw(logits[0][..., :20].flatten(0, 1)).view(2, 16)
+    expected = sample_token(logits[0][..., :20].flatten(0, 1)).view(2, 16)
     assert torch.equal(torch.stack([s.indices for s in samples]), expected)
     image = model.decode_to_img(expected, (2, 4, 4, 4))
     assert_close(torch.stack([s.image for s in samples]), image)

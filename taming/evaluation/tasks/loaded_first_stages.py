@@ -69,7 +69,7 @@ class Stage:
             "checkpoint_hash": self.checkpoint_hash,
             "global_step": self.global_step,
             "model": type(self.model).__name__,
-            "f": self.model.factor,
+            "f": self.model.downsampling_factor,
             "codes": self.model.quantize.n_e,
         }
 

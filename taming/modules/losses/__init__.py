@@ -1,5 +1,5 @@
 """Losses of the first stage."""
 
-from taming.modules.losses.vqperceptual import DummyLoss
+from taming.modules.losses.base import DummyLoss
 
 __all__ = ["DummyLoss"]

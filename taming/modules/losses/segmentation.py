@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Logged = dict[str, Tensor]
+from taming.modules.losses.base import FirstStageLoss, Logged
 
 
 class BCELoss(nn.Module):
@@ -15,18 +15,33 @@ class BCELoss(nn.Module):
         return F.binary_cross_entropy_with_logits(prediction, target), {}
 
 
-class BCELossWithQuant(nn.Module):
+class BCELossWithQuant(FirstStageLoss):
     """Binary cross-entropy plus `codebook_weight` times the quantizer's loss."""
 
     def __init__(self, codebook_weight: float = 1.0) -> None:
         super().__init__()
         self.codebook_weight = codebook_weight
 
-    def forward(
-        self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str
+    def generator_loss(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        codebook_loss: Tensor,
+        global_step: int,
+        *,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
     ) -> tuple[Tensor, Logged]:
-        bce = F.binary_cross_entropy_with_logits(prediction, target)
-        quant = qloss.mean()
+        """`inputs` are 0/1 maps [B, labels, H, W], `reconstructions` logits of that shape."""
+        bce = F.binary_cross_entropy_with_logits(reconstructions, inputs)
+        quant = codebook_loss.mean()
         loss = bce + self.codebook_weight * quant
         terms = {"total_loss": loss, "bce_loss": bce, "quant_loss": quant}
-        return loss, {f"{split}/{name}": term.detach() for name, term in terms.items()}
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def forward(  # type: ignore[override]  # the published way, which knows no optimizers
+        self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str
+    ) -> tuple[Tensor, Logged]:
+        """The loss, and its terms by `<split>/<term>`."""
+        loss, terms = self.generator_loss(target, prediction, qloss, global_step=0)
+        return loss, {f"{split}/{name}": term for name, term in terms.items()}

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.losses.base import DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
-
-Logged = dict[str, Tensor]
-
-
-class DummyLoss(nn.Module):
-    """Stands where a config needs a loss but nothing is trained."""
 
 
 def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
@@ -39,6 +34,17 @@ def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     """Cross-entropy of a discriminator (arXiv 1406.2661, equation 1), halved."""
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
 
+
+__all__ = [
+    "LPIPS",
+    "DummyLoss",
+    "NLayerDiscriminator",
+    "VQLPIPSWithDiscriminator",
+    "adopt_weight",
+    "hinge_d_loss",
+    "vanilla_d_loss",
+    "weights_init",
+]
 
 D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hinge": hinge_d_loss,
@@ -80,13 +86,15 @@ def _norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> T
     return length * at_layer.float().norm()
 
 
-class VQLPIPSWithDiscriminator(nn.Module):
+class VQLPIPSWithDiscriminator(FirstStageLoss):
     """Losses of the autoencoder (optimizer 0) and of its discriminator (optimizer 1).
 
     Beyond the published options: the discriminator trains alone for `disc_warmup_steps` after
     `disc_start`, then its weight on the generator rises linearly over `disc_ramp_steps`;
     `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
     """
+
+    discriminator: nn.Module
 
     def __init__(
         self,
@@ -127,51 +135,67 @@ class VQLPIPSWithDiscriminator(nn.Module):
         if self.perceptual_loss is not None:
             self.perceptual_loss.prepare(self.vgg_path)
 
-    def forward(
+    def generator_loss(
         self,
-        codebook_loss: Tensor,
         inputs: Tensor,
         reconstructions: Tensor,
-        optimizer_idx: int,
+        codebook_loss: Tensor,
         global_step: int,
+        *,
         last_layer: Tensor | None = None,
         cond: Tensor | None = None,
-        split: str = "train",
     ) -> tuple[Tensor, Logged]:
-        """Loss and logged terms (detached scalars, by "<split>/<term>") for one optimizer.
+        """Reconstruction, perceptual, codebook and adversarial terms (equations 5 to 7).
 
-        Images are [B, C, H, W]; `cond` [B, C', H, W] joins the discriminator's input where
-        `disc_conditional`. `last_layer` is the weight at which gradients are balanced, needed in
-        training. `global_step` counts batches.
+        `last_layer` is needed in training. `cond` joins the discriminator's input if
+        `disc_conditional`.
         """
-        if inputs.shape != reconstructions.shape:
-            raise UserError(
-                f"images of shape {list(inputs.shape)} came back as {list(reconstructions.shape)}: "
-                "height and width must be multiples of the first stage's down-sampling factor, and "
-                "out_ch must equal the images' channels"
-            )
-        images = (inputs.float(), reconstructions)
+        _require_equal_shapes(inputs, reconstructions)
         with without_autocast(inputs.device):
-            if optimizer_idx == 0:
-                loss, terms = self._generator(*images, codebook_loss, global_step, last_layer, cond)
-            else:
-                loss, terms = self._discriminator(*images, global_step, cond)
-        return loss, {f"{split}/{name}": term.detach() for name, term in terms.items()}
+            loss, terms = self._generator_terms(
+                inputs.float(), reconstructions, global_step, last_layer, cond
+            )
+            quant_loss = codebook_loss.float().mean()
+            loss = loss + self.codebook_weight * quant_loss
+        return loss, _detached({"total_loss": loss, "quant_loss": quant_loss, **terms})
 
-    def _generator(
+    def discriminator_loss(
         self,
         inputs: Tensor,
         reconstructions: Tensor,
-        codebook_loss: Tensor,
+        global_step: int,
+        *,
+        cond: Tensor | None = None,
+    ) -> tuple[Tensor, Logged]:
+        """Hinge or vanilla loss on detached images; 0 before `disc_start`."""
+        _require_equal_shapes(inputs, reconstructions)
+        with without_autocast(inputs.device):
+            # Two passes, not one over both: batch normalization sees real and fake apart.
+            logits_real = self._discriminator_logits(inputs.detach().float(), cond)
+            logits_fake = self._discriminator_logits(reconstructions.detach().float(), cond)
+            factor = adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
+            loss = factor * self.disc_loss(logits_real, logits_fake)
+        terms = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+        return loss, _detached({"disc_loss": loss, **terms})
+
+    def _generator_terms(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
         global_step: int,
         last_layer: Tensor | None,
         cond: Tensor | None,
     ) -> tuple[Tensor, Logged]:
+        """Everything but the codebook's term.
+
+        One backward pass through LPIPS and one through the discriminator, down to the images, give
+        both the gradients that the adaptive weight compares and those that train the autoencoder.
+        """
         differentiate = torch.is_grad_enabled() and reconstructions.requires_grad
         images = reconstructions.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(inputs, images)
         nll_grad = _gradient(nll_loss, images)
-        g_loss = -self._judge(images, cond).mean()
+        g_loss = -self._discriminator_logits(images, cond).mean()
         g_grad = _gradient(g_loss, images)
 
         d_weight = torch.zeros_like(g_loss)
@@ -182,31 +206,13 @@ class VQLPIPSWithDiscriminator(nn.Module):
         loss = nll_loss.detach() + weight * g_loss.detach()
         if differentiate:
             loss = _Differentiated.apply(reconstructions, loss, nll_grad + weight * g_grad)
-        quant_loss = codebook_loss.float().mean()
-        loss = loss + self.codebook_weight * quant_loss
         return loss, {
-            "total_loss": loss,
-            "quant_loss": quant_loss,
             "nll_loss": nll_loss,
             "rec_loss": nll_loss,
             "p_loss": p_loss,
             "d_weight": d_weight,
             "disc_factor": torch.full_like(loss, disc_factor),
             "g_loss": g_loss,
-        }
-
-    def _discriminator(
-        self, inputs: Tensor, reconstructions: Tensor, global_step: int, cond: Tensor | None
-    ) -> tuple[Tensor, Logged]:
-        # Two passes, not one over both: batch normalisation sees real and fake apart.
-        logits_real = self._judge(inputs.detach(), cond)
-        logits_fake = self._judge(reconstructions.detach().float(), cond)
-        factor = adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
-        loss = factor * self.disc_loss(logits_real, logits_fake)
-        return loss, {
-            "disc_loss": loss,
-            "logits_real": logits_real.mean(),
-            "logits_fake": logits_fake.mean(),
         }
 
     def _reconstruction_terms(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +223,7 @@ class VQLPIPSWithDiscriminator(nn.Module):
         p_loss = self.perceptual_loss(inputs, images).mean()
         return pixels + self.perceptual_weight * p_loss, p_loss
 
-    def _judge(self, images: Tensor, cond: Tensor | None) -> Tensor:
+    def _discriminator_logits(self, images: Tensor, cond: Tensor | None) -> Tensor:
         if not self.disc_conditional:
             return self.discriminator(images)
         if cond is None:
@@ -238,6 +244,19 @@ class VQLPIPSWithDiscriminator(nn.Module):
         start = self.discriminator_iter_start + self.disc_warmup_steps
         ramp = min((global_step - start + 1) / (self.disc_ramp_steps + 1), 1.0)
         return adopt_weight(self.disc_factor * ramp, global_step, start)
+
+
+def _require_equal_shapes(inputs: Tensor, reconstructions: Tensor) -> None:
+    if inputs.shape != reconstructions.shape:
+        raise UserError(
+            f"images of shape {list(inputs.shape)} came back as {list(reconstructions.shape)}: "
+            "height and width must be multiples of the first stage's down-sampling factor, and "
+            "out_ch must equal the images' channels"
+        )
+
+
+def _detached(terms: Logged) -> Logged:
+    return {name: term.detach() for name, term in terms.items()}
 
 
 def _drop_unused_lpips(module: Any, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:

@@ -11,6 +11,8 @@ from taming.modules.util import AbstractEncoder, Encoding
 class CoordStage(AbstractEncoder):
     """Coordinate maps [B, 1, H, W] in [0, 1] <-> indices [B, 1, H / f, W / f] below `n_embed`."""
 
+    kind = "coordinates"
+
     def __init__(self, n_embed: int, down_factor: int) -> None:
         super().__init__()
         self.n_embed, self.down_factor = n_embed, down_factor

@@ -1,22 +1,19 @@
-"""Fast autoregressive generation from a GPT: cached decoding, and draws from filtered logits.
+"""Fast autoregressive generation from a GPT: cached decoding, and tokens from filtered logits.
 
 `CachedDecoder` gives the logits that `GPT.forward` would give, without computing any position
-twice; `filter_logits` and `draw` turn logits into tokens. Nothing here waits for the device.
+twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Segment, Weights
-
-if TYPE_CHECKING:
-    from taming.modules.transformer.mingpt import GPT
 
 
 class CachedDecoder:
@@ -253,7 +250,7 @@ def filter_logits(
     return logits.masked_fill(logits < likeliest.gather(-1, last_kept), -torch.inf)
 
 
-def draw(logits: Tensor, uniform: Tensor | None = None) -> Tensor:
+def sample_token(logits: Tensor, uniform: Tensor | None = None) -> Tensor:
     """One token (B,) of `logits` (B, V): the likeliest, or drawn by the inverse CDF of softmax.
 
     `uniform` (B,) are numbers in [0, 1): a token depends on its own row and number alone.

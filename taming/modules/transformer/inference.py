@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from taming.modules.transformer.mingpt import GPT, Block
+from taming.modules.transformer.gpt import GPT, Block
 
 Pair = tuple[Tensor, Tensor]  # weight and bias
 
@@ -197,7 +196,7 @@ class Weights:
         self.dtype = dtype or gpt.pos_emb.dtype
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
         self.pos_emb = gpt.pos_emb[0].detach().to(self.dtype)  # (T, C)
-        self.layers = [Layer.of(cast("Block", block), self.dtype) for block in gpt.blocks]
+        self.layers = [Layer.of(cast(Block, block), self.dtype) for block in gpt.blocks]
         self.ln_f = (gpt.ln_f.weight.detach().to(self.dtype), gpt.ln_f.bias.detach().to(self.dtype))
         self.head = gpt.head.weight.detach().to(self.dtype)  # (V, C)
 

@@ -84,6 +84,16 @@ class KMeans(nn.Module):
 
     # ------------------------------------------------------------------ as a first stage
 
+    kind = "image"
+    n_classes = None
+    downsampling_factor = 1  # every pixel is a code
+    reads_labels = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.nc
+
     @property
     def quantize(self) -> KMeans:
         """What looks codes up: this module itself."""

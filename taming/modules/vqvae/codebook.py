@@ -1,10 +1,17 @@
-"""What all quantizers share: the search for the nearest code, look-up, remapping, counting."""
+"""What a quantizer is, and what all of them share: nearest code, look-up, remapping, counting.
+
+A new quantizer is a class in a file of its own, here or in any other package, and one line of YAML
+(`quantizer_config: {target: ..., params: ...}` in a first stage's params). It is an `nn.Module`
+with what the protocol `Quantizer` lists; inheriting from `Codebook` gives it all but `forward` and
+`codes`. Sources: VQ-VAE (arXiv 1711.00937) and VQGAN (arXiv 2012.09841, section 3.1).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,6 +20,29 @@ from torch import Tensor, nn
 
 from taming.devices import without_autocast
 from taming.errors import UserError
+
+Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
+"""(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), in fp32 under autocast too.
+
+`indices` has one entry for each of the B * h * w positions, in any shape.
+"""
+
+
+class Quantizer(Protocol):
+    """Latents -> the nearest (or drawn) codebook vectors and their indices."""
+
+    n_e: int
+    """Number of codes."""
+
+    e_dim: int
+    """Width of a code: the channels that the decoder's side sees."""
+
+    def __call__(self, z: Tensor) -> Quantized:
+        """Latents [B, input_channels, h, w] -> `Quantized`."""
+
+    def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Codes of `indices` [...] as [..., e_dim]; with `shape` (b, h, w, c) as [b, c, h, w]."""
+
 
 # Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes.
 MAX_DISTANCES = 2**26
@@ -122,6 +152,21 @@ class Codebook(nn.Module):
     def codes(self) -> Tensor:
         """The codebook [n_e, e_dim]."""
         raise NotImplementedError
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the latents that are quantized."""
+        return self.e_dim
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Latents [B, input_channels, h, w] -> `Quantized`."""
+        raise NotImplementedError
+
+    def _shaped(self, indices: Tensor, z: Tensor, as_grid: bool) -> Tensor:
+        """Indices [N] as a quantizer returns them: [N, 1] if remapped, [B, h, w] if `as_grid`."""
+        if self.remap is not None:
+            indices = self.remap_to_used(indices)[:, None]
+        return indices.reshape(z.shape[0], *z.shape[2:]) if as_grid else indices
 
     def remap_to_used(self, indices: Tensor) -> Tensor:
         """Indices into the codebook -> indices into the list of used codes, of any shape."""

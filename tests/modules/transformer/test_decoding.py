@@ -7,10 +7,10 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.modules.transformer.decoding import (
     CachedDecoder,
-    draw,
     filter_logits,
     generate,
     one_pass_logits,
+    sample_token,
 )
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 from tests.support import assert_close
@@ -36,7 +36,7 @@ def test_a_decoder_serves_several_batches(static: bool) -> None:
     model, c = golden_gpt().train(), TENSORS["greedy.c"]
     decoder = CachedDecoder(model, 3, 20, static=static)
     for rows in (3, 2, 3):
-        tokens = generate(decoder, c[:rows], 20, lambda logits, n: draw(logits))
+        tokens = generate(decoder, c[:rows], 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens, TENSORS["greedy.out"][:rows])
 
 
@@ -53,7 +53,7 @@ def test_bf16_is_near() -> None:
 
 def test_results_are_ordinary_tensors() -> None:
     tokens = generate(
-        CachedDecoder(golden_gpt(), 3, 4), TENSORS["greedy.c"], 4, lambda x, n: draw(x)
+        CachedDecoder(golden_gpt(), 3, 4), TENSORS["greedy.c"], 4, lambda x, n: sample_token(x)
     )
     assert not tokens.is_inference()
 
@@ -61,7 +61,7 @@ def test_results_are_ordinary_tensors() -> None:
 @pytest.mark.slow
 def test_compiled_steps() -> None:
     decoder = CachedDecoder(golden_gpt(), 3, 20, compiled=True)
-    tokens = generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: draw(logits))
+    tokens = generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: sample_token(logits))
     assert torch.equal(tokens, TENSORS["greedy.out"])
 
 
@@ -72,7 +72,7 @@ def test_steps_recorded_as_a_graph(compiled: bool) -> None:
     assert decoder.static
     for rows in (3, 2, 3):
         c = TENSORS["greedy.c"][:rows].cuda()
-        tokens = generate(decoder, c, 20, lambda logits, n: draw(logits))
+        tokens = generate(decoder, c, 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens.cpu(), TENSORS["greedy.out"][:rows])
 
 
@@ -86,7 +86,7 @@ def test_known_tokens_are_fed_together(static: bool) -> None:
 
     def pick(logits: Tensor, n: int) -> Tensor:
         picked.append(n)
-        return draw(logits)
+        return sample_token(logits)
 
     decoder = CachedDecoder(model, 3, 20, static=static)
     tokens = generate(
@@ -100,7 +100,9 @@ def test_known_tokens_are_fed_together(static: bool) -> None:
 def test_prompts_that_go_on_alike() -> None:
     model, c = golden_gpt(), TENSORS["greedy.c"]
     prompt = torch.cat((c, c.flip(0)))
-    tokens = generate(CachedDecoder(model, 6, 5), prompt, 5, lambda x, n: draw(x[:3]), copies=2)
+    tokens = generate(
+        CachedDecoder(model, 6, 5), prompt, 5, lambda x, n: sample_token(x[:3]), copies=2
+    )
     assert torch.equal(tokens, TENSORS["greedy.out"][:, :5])
 
 
@@ -149,14 +151,14 @@ def test_nucleus_is_taken_after_temperature() -> None:
 def test_draw_inverts_the_distribution() -> None:
     probabilities = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0])
     uniform = torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75, 1 - 2**-24])
-    tokens = draw(probabilities.log().expand(6, -1), uniform)
+    tokens = sample_token(probabilities.log().expand(6, -1), uniform)
     assert tokens.tolist() == [1, 1, 3, 3, 4, 4]
-    assert draw(probabilities.log()[None]).tolist() == [3]
+    assert sample_token(probabilities.log()[None]).tolist() == [3]
 
 
 def test_draw_follows_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, generator=generator)
-    tokens = draw(logits.expand(20000, -1), torch.rand(20000, generator=generator))
+    tokens = sample_token(logits.expand(20000, -1), torch.rand(20000, generator=generator))
     frequency = tokens.bincount(minlength=20) / 20000
     assert (frequency - logits.softmax(0)).abs().max() < 0.01

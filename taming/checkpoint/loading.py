@@ -1,0 +1,81 @@
+"""Runs become models: their configs, merged, and the weights of their checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint.runs import Run, find_run
+from taming.checkpoint.weights import LargeTensorsUnset, load_weights
+from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.errors import UserError
+
+# Parts of a transformer's params that may be given as the path of a run.
+STAGES = ("first_stage_config", "cond_stage_config")
+
+
+def run_config(
+    run: Run, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> DictConfig:
+    """The config that a run was trained with, `base` and `overrides` merged over it."""
+    if not run.configs and not base:
+        raise UserError(f"{run.folder} has no configs/*-project.yaml; name its YAML with --base")
+    config = load_config([*run.configs, *base], overrides)
+    if "model" not in config:
+        raise UserError(f"the configs of {run.folder} have no 'model' section")
+    expand_stages(config)
+    return config
+
+
+def expand_stages(config: DictConfig) -> None:
+    """Write out, in place, stages of the model that are given as the path of a run.
+
+    A config that is kept in a run's folder is then complete without the other run's.
+    """
+    params = config.model.get("params") or {}
+    for key in STAGES:
+        if isinstance(params.get(key), str) and not params[key].startswith("__"):
+            params[key] = run_as_stage(params[key])
+
+
+def run_as_stage(path: str | Path) -> dict[str, Any]:
+    """`target` and `params` of a run's model, which starts from the run's checkpoint.
+
+    Raises:
+        UserError: if there is no such run, or it is a transformer's.
+    """
+    run = find_run(path)
+    model = without_checkpoint_paths(run_config(run).model)
+    params = model.get("params") or {}
+    if "transformer_config" in params:
+        raise UserError(
+            f"{path} is a transformer, which cannot be a stage of another; take its first stage "
+            "out with scripts/extract_submodel.py IN OUT first_stage_model"
+        )
+    params.pop("lossconfig", None)  # what the stage was trained with is of no use here
+    return {"target": model["target"], "params": {**params, "ckpt_path": str(run.checkpoint)}}
+
+
+def load_run(
+    path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> tuple[nn.Module, Run, int]:
+    """Build the model of a run and load its weights: `(model in eval mode, run, global step)`.
+
+    `base` are further YAMLs merged over the run's own; they may replace them for a lone checkpoint.
+    Weights stay in the file until they are used, so the model takes its size in memory once.
+    """
+    run = find_run(path)
+    config = without_checkpoint_paths(run_config(run, base, overrides).model)
+    checkpoint = read_checkpoint(run.checkpoint)
+    with LargeTensorsUnset():
+        model = instantiate_from_config(config, key="model")
+    state = checkpoint["state_dict"]
+    if load_weights(model, state, source=run.checkpoint, assign=True):
+        model = instantiate_from_config(config, key="model")  # what it lacks needs initial values
+        load_weights(model, state, source=run.checkpoint, assign=True)
+    return model.eval(), run, int(checkpoint.get("global_step") or 0)

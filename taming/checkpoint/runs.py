@@ -1,0 +1,62 @@
+"""Runs on disk: which checkpoint and which configs a path names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from taming.errors import UserError
+
+# Where a run, or a download of one, has the checkpoint to use.
+_CHECKPOINTS = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/model.ckpt", "model.ckpt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk: its folder, the checkpoint to use, and its configs in merge order."""
+
+    folder: Path
+    checkpoint: Path
+    configs: tuple[Path, ...]
+
+
+def find_run(path: str | Path) -> Run:
+    """The run that `path` names: a folder with `checkpoints/last.ckpt`, or a checkpoint.
+
+    Downloads of published models may have `model.ckpt` and `config.yaml` instead.
+
+    Raises `UserError` where there is no such run or no checkpoint in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no run or checkpoint at {path}")
+    folder = _folder_of_checkpoint(path) if path.is_file() else path
+    there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
+    if path.is_dir() and not there:
+        raise UserError(_no_last_checkpoint(folder))
+    checkpoint = path if path.is_file() else there[0]
+    return Run(folder, checkpoint, tuple(_configs(folder)))
+
+
+def _folder_of_checkpoint(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _no_last_checkpoint(folder: Path) -> str:
+    others = sorted(folder.glob("checkpoints/*.ckpt"))
+    if others:
+        return (
+            f"{folder} has no checkpoints/last.ckpt; pass one of its checkpoints, say {others[-1]}"
+        )
+    return (
+        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
+    )
+
+
+def _configs(folder: Path) -> list[Path]:
+    """Configs by time; each resume wrote a pair of them, and the newest wins in a merge."""
+    configs = folder / "configs"
+    project = sorted(configs.glob("*-project.yaml"))
+    if project:
+        return sorted(configs.glob("*-lightning.yaml")) + project
+    return sorted(configs.glob("*.yaml")) or sorted(folder.glob("*.yaml"))

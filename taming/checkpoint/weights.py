@@ -1,0 +1,194 @@
+"""Tensors of a file into a model, without a second copy of either in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from taming.atomic_files import atomic_path
+from taming.checkpoint.fit import groups, misfit
+from taming.checkpoint.formats import is_mapped, read_checkpoint
+from taming.checkpoint.runs import find_run
+from taming.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class LargeTensorsUnset(TorchFunctionMode):
+    """Leaves large tensors without their random initial values, which loading would overwrite.
+
+    Memory that nothing is written to is not taken from the machine.
+    """
+
+    LARGE = 2**16
+    FILLS = (
+        Tensor.normal_,
+        Tensor.uniform_,
+        nn.init.kaiming_uniform_,
+        nn.init.normal_,
+        nn.init.trunc_normal_,
+        nn.init.uniform_,
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.numel() > self.LARGE:
+                return tensor
+        return func(*args, **kwargs)
+
+
+def load_weights(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str | Path = "the checkpoint",
+    ignore_keys: Iterable[str] = (),
+    optional: Sequence[str] = ("loss.",),
+    assign: bool = False,
+) -> list[str]:
+    """Put `state_dict` into `module`; returns the names that kept their initial values.
+
+    Keys that start with one of `ignore_keys` are dropped. Names with a part in `optional` (the
+    losses, which only training needs) may be missing or in excess; any other difference is a
+    `UserError`, as the model would not be the one that was saved.
+
+    With `assign` the module's parameters and buffers stay the objects that they are, but take the
+    memory of `state_dict` instead of a copy, wherever device, dtype and layout agree. It is for
+    tensors that nobody else uses, such as those just read from a file: pages of the file then serve
+    as memory until they are written to, and writing changes the process's own memory alone.
+    """
+    own = module.state_dict(keep_vars=True)
+    names = _fitting(own, state_dict, source, tuple(ignore_keys), optional)
+    fitting = {name: state_dict[name] for name in names}
+    if assign:
+        _take_memory(own, fitting)
+    module.load_state_dict(fitting, strict=False)  # copies, where the memory is not the same
+    return sorted(own.keys() - fitting.keys())
+
+
+def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = ()) -> Path:
+    """Put the weights of a checkpoint or run folder into `module`, as `load_weights` does.
+
+    They are copied, and the file is let go of after every part, so that hardly any memory is taken
+    beside the module's. Only files of torch before 1.6 are in memory as a whole meanwhile. Returns
+    the file's path.
+    """
+    file = find_run(path).checkpoint
+    version, state = _version(file), read_checkpoint(file)["state_dict"]
+    names = _fitting(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
+    for part in (
+        _parts({name: state[name].nbytes for name in names}) if is_mapped(file) else [names]
+    ):
+        module.load_state_dict({name: state[name] for name in part}, strict=False)
+        state = read_checkpoint(file)["state_dict"] if is_mapped(file) else {}
+        if _version(file) != version:
+            raise UserError(f"{file} was replaced while it was being read; load it again")
+    return file
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    about = file.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in groups of about a tenth of all bytes, or of 16 MiB."""
+    limit, part, size = max(2**24, sum(sizes.values()) // 10), list[str](), 0
+    for name, nbytes in sizes.items():
+        if part and size + nbytes > limit:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += nbytes
+    yield part
+
+
+def _fitting(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    source: str | Path,
+    ignored: tuple[str, ...],
+    optional: Sequence[str],
+) -> list[str]:
+    """The names that a model and its weights share; tells of the others, or raises `UserError`."""
+    kept = {name: tensor for name, tensor in given.items() if not name.startswith(ignored)}
+    needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
+    check_fit(needed, kept, source=source, optional=optional)
+    missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
+    for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
+        log.info("%s: %s", source, line)
+    for line in groups(excess, "in excess: left out"):
+        log.info("%s: %s", source, line)
+    return [name for name in own if name in kept]
+
+
+def check_fit(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    *,
+    source: str | Path,
+    optional: Sequence[str] = (),
+) -> None:
+    """Raise a `UserError` unless tensors `given` have the names and shapes of a model's `own`.
+
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone.
+    """
+    missing = [name for name in sorted(own.keys() - given.keys()) if not _has_part(name, optional)]
+    excess = [name for name in sorted(given.keys() - own.keys()) if not _has_part(name, optional)]
+    error = misfit(source, _shapes(given), _shapes(own), missing, excess)
+    if error is not None:
+        raise error
+
+
+def _take_memory(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Let tensors of a module have the memory of those given, where that is all that changes.
+
+    What shares memory on either side, as a transformer's masks do, is left to be copied.
+    """
+    shared = _overlapping(given) | _overlapping({name: own[name] for name in given})
+    for name in given.keys() - shared:
+        if _layout(own[name]) == _layout(given[name]) and given[name].is_contiguous():
+            own[name].data = given[name]
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of tensors that have memory in common with another one."""
+    found: set[str] = set()
+    end, last = 0, ""
+    for start, name in sorted((tensor.data_ptr(), name) for name, tensor in tensors.items()):
+        size = tensors[name].nbytes
+        if size and start < end:
+            found |= {name, last}
+        if start + size > end:
+            end, last = start + size, name
+    return found
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _has_part(name: str, parts: Sequence[str]) -> bool:
+    return any(name.startswith(part) or f".{part}" in name for part in parts)
+
+
+def save_atomic(content: Any, path: str | Path) -> None:
+    """Write a checkpoint so that at any moment `path` is either the old file or the new one.
+
+    Raises:
+        UserError: if it cannot be written, for example on a full disk.
+    """
+    with atomic_path(path, durable=True) as partial:
+        torch.save(content, partial)

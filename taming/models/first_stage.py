@@ -1,0 +1,114 @@
+"""What the rest of the project expects of a first stage and of a condition stage.
+
+These are protocols: a class of one's own need not inherit from anything here, it is enough that it
+has these methods. `VQModel` is the usual first stage, `taming.modules.util.Labelator` the simplest
+condition stage. What a quantizer is, `taming.modules.vqvae.codebook` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from taming.modules.util import Encoding
+from taming.modules.vqvae.codebook import Quantizer
+
+ConditionKind = Literal["none", "class", "coordinates", "image", "tokens"]
+"""Where conditions come from: nowhere, class numbers, pixel coordinates, images of some kind
+(segmentations, depth, edges; they have rows and columns), or lists of tokens from the data."""
+
+
+class Stage(Protocol):
+    """The methods of `nn.Module` that stages need, which all of them are."""
+
+    training: bool
+
+    def to(self, device: torch.device | str | None = ...) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
+
+    def parameters(self, recurse: bool = ...) -> Iterator[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class FirstStage(Stage, Protocol):
+    """Images [B, C, H, W] <-> indices [B, h, w] of a codebook (arXiv 2012.09841, section 3.1).
+
+    Images are in [-1, 1], or one-hot segmentations. H = h * downsampling_factor.
+    """
+
+    @property
+    def quantize(self) -> Quantizer:
+        """The codebook, under its published name."""
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels per code, along a side."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether its images are segmentations: one channel per label, one-hot."""
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the codes of an image of the training size."""
+
+    def encode(self, x: Tensor) -> Encoding:
+        """Images -> (codes [B, c, h, w], codebook loss, (perplexity, one-hot, indices))."""
+
+    def decode(self, quant: Tensor) -> Tensor:
+        """Codes [B, c, h, w] -> images."""
+
+    def encode_to_indices(self, x: Tensor) -> Tensor:
+        """Images -> indices [B, h, w]."""
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices [B, h, w], or [B, h * w] of a square grid -> images."""
+
+
+class ConditionStage(Stage, Protocol):
+    """Conditions as the data has them -> indices that the transformer reads (section 3.2)."""
+
+    @property
+    def kind(self) -> ConditionKind: ...
+
+    @property
+    def n_classes(self) -> int | None:
+        """How many classes there are, if the condition is a class."""
+
+    def encode(self, c: Tensor) -> Encoding:
+        """Conditions -> (codes, loss or None, (_, _, indices))."""
+
+    def decode(self, c: Tensor) -> Tensor:
+        """Codes -> conditions, for the kinds "image" and "coordinates"."""
+
+
+def condition_of(stage: Any) -> tuple[ConditionKind, int | None]:
+    """The kind and the number of classes of a condition stage.
+
+    Stages that were written before there were kinds are of classes if they have `n_classes`, of
+    images if they have `decode`, and otherwise make tokens.
+    """
+    n_classes = getattr(stage, "n_classes", None)
+    assumed: ConditionKind = "tokens"
+    if n_classes is not None:
+        assumed = "class"
+    elif hasattr(stage, "decode"):
+        assumed = "image"
+    return getattr(stage, "kind", assumed), n_classes
+
+
+def index_count(stage: FirstStage) -> int:
+    """How many different indices a first stage gives: fewer than codes, if they are remapped."""
+    return getattr(stage.quantize, "re_embed", stage.quantize.n_e)

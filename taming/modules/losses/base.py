@@ -1,0 +1,86 @@
+"""What a first stage's loss is: the generator's side and, if there is a game, the discriminator's.
+
+A new loss is a `FirstStageLoss` in a file of its own and one line of YAML
+(`lossconfig: {target: ..., params: ...}`). Modules that only have the published `forward` are
+trained with as well.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+Logged = dict[str, Tensor]
+
+
+class DummyLoss(nn.Module):
+    """Stands where a config needs a loss but nothing is trained."""
+
+
+class FirstStageLoss(nn.Module):
+    """Loss of an autoencoder and, if there is a `discriminator`, of that.
+
+    Every loss comes with its terms: scalars by the name under which they are logged, without
+    gradients. Images are [B, C, H, W]; `global_step` counts batches. A loss with a sub-module named
+    `discriminator` has a `discriminator_loss` as well, and that sub-module an optimizer of its own.
+    """
+
+    def prepare(self) -> None:
+        """Load weights that the loss itself needs; called once, before training starts."""
+
+    def generator_loss(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        codebook_loss: Tensor,
+        global_step: int,
+        *,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
+    ) -> tuple[Tensor, Logged]:
+        """What trains encoder, decoder and quantizer.
+
+        Args:
+            codebook_loss: the quantizer's loss.
+            last_layer: the decoder's last weight, at which gradients can be compared.
+            cond: a condition [B, C', H, W] of the discriminator.
+        """
+        raise NotImplementedError
+
+    def discriminator_loss(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        global_step: int,
+        *,
+        cond: Tensor | None = None,
+    ) -> tuple[Tensor, Logged]:
+        """What trains the discriminator, on images that need no gradient."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        codebook_loss: Tensor,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        optimizer_idx: int,
+        global_step: int,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
+        split: str = "train",
+    ) -> tuple[Tensor, Logged]:
+        """The published way to call both: `optimizer_idx` 0 is the generator, 1 the discriminator.
+
+        Terms are named `<split>/<term>`.
+        """
+        if optimizer_idx == 0:
+            loss, terms = self.generator_loss(
+                inputs,
+                reconstructions,
+                codebook_loss,
+                global_step,
+                last_layer=last_layer,
+                cond=cond,
+            )
+        else:
+            loss, terms = self.discriminator_loss(inputs, reconstructions, global_step, cond=cond)
+        return loss, {f"{split}/{name}": term for name, term in terms.items()}

@@ -1,0 +1,203 @@
+"""A GPT over codebook indices (arXiv 2012.09841, section 3.2; architecture of GPT-2).
+
+`GPT` is the network. `taming.modules.transformer.inference` runs its weights on new tokens alone,
+`taming.modules.transformer.decoding` generates with them.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from taming.errors import UserError
+
+
+def _attention_mask(block_size: int, n_unmasked: int) -> Tensor:
+    """1 where a position (row) may attend to another (column): float32 (1, 1, block, block)."""
+    mask = torch.ones(block_size, block_size).tril_()
+    mask[:n_unmasked, :n_unmasked] = 1
+    return mask[None, None]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head self-attention on the positions before, and on those that `mask` allows."""
+
+    mask: Tensor
+
+    def __init__(self, config: SimpleNamespace, mask: Tensor) -> None:
+        super().__init__()
+        self.key = nn.Linear(config.n_embd, config.n_embd)
+        self.query = nn.Linear(config.n_embd, config.n_embd)
+        self.value = nn.Linear(config.n_embd, config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_drop = nn.Dropout(config.resid_pdrop)
+        self.attn_pdrop = config.attn_pdrop
+        self.n_head = config.n_head
+        # Only published checkpoints need it in every block; see GPT.hidden for what is attended.
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), None for causal attention."""
+        # A bias of the keys shifts all logits of a query alike, which softmax ignores: its gradient
+        # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps.
+        key_bias = self.key.bias.detach() + 0 * self.key.bias
+        q, k, v = (
+            projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, nh, T, hs)
+            for projected in (
+                self.query(x),
+                F.linear(x, self.key.weight, key_bias),
+                self.value(x),
+            )
+        )
+        dropout = self.attn_pdrop if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=allowed is None)
+        return self.resid_drop(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each behind a LayerNorm and added to its input."""
+
+    def __init__(self, config: SimpleNamespace, mask: Tensor) -> None:
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.n_embd)
+        self.ln2 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config, mask)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.GELU(),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Dropout(config.resid_pdrop),
+        )
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """`x` (B, T, C) -> (B, T, C)."""
+        x = x + self.attn(self.ln1(x), allowed)
+        return x + self.mlp(self.ln2(x))
+
+
+class GPT(nn.Module):
+    """Autoregressive transformer over indices.
+
+    Args:
+        vocab_size: number of tokens, of images and conditions together.
+        block_size: longest sequence.
+        n_unmasked: the first positions, which attend to each other fully (a condition that is
+            always given).
+        gradient_checkpointing: recompute activations in the backward pass: training takes about a
+            quarter longer, with the memory of one block and the blocks' inputs.
+
+    Raises:
+        UserError: where `n_embd` is no multiple of `n_head`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        n_layer: int = 12,
+        n_head: int = 8,
+        n_embd: int = 256,
+        embd_pdrop: float = 0.0,
+        resid_pdrop: float = 0.0,
+        attn_pdrop: float = 0.0,
+        n_unmasked: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if n_embd % n_head:
+            raise UserError(f"GPT: n_embd ({n_embd}) must be a multiple of n_head ({n_head})")
+        self.config = config = SimpleNamespace(
+            vocab_size=vocab_size,
+            block_size=block_size,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            embd_pdrop=embd_pdrop,
+            resid_pdrop=resid_pdrop,
+            attn_pdrop=attn_pdrop,
+            n_unmasked=n_unmasked,
+        )
+        self.gradient_checkpointing = gradient_checkpointing
+        self.tok_emb = nn.Embedding(vocab_size, n_embd)
+        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_embd))
+        self.drop = nn.Dropout(embd_pdrop)
+        mask = _attention_mask(block_size, n_unmasked)
+        self.blocks = nn.Sequential(*(Block(config, mask) for _ in range(n_layer)))
+        self.ln_f = nn.LayerNorm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def get_block_size(self) -> int:
+        """The longest sequence that fits."""
+        return self.config.block_size
+
+    def hidden(self, idx: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`.
+
+        Raises:
+            UserError: if the sequence is longer than `block_size`.
+        """
+        x = self.tok_emb(idx)  # (B, T, C)
+        if embeddings is not None:
+            x = torch.cat((embeddings, x), dim=1)  # (B, E + T, C)
+        length, block_size = x.shape[1], self.config.block_size
+        if length > block_size:
+            raise UserError(
+                f"a sequence of {length} tokens is longer than the transformer's block_size of "
+                f"{block_size}: the image or its condition has more tokens than it was built for"
+            )
+        x = self.drop(x + self.pos_emb[:, :length])
+        allowed = self._allowed(length)
+        for block in self.blocks:
+            x = self._run(block, x, allowed)
+        return self.ln_f(x)
+
+    def _allowed(self, length: int) -> Tensor | None:
+        if not self.config.n_unmasked:
+            return None
+        return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
+
+    def _run(self, block: nn.Module, x: Tensor, allowed: Tensor | None) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, allowed, use_reentrant=False)
+        return block(x, allowed)
+
+    def forward(
+        self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, E + T, V) of the next token at every position, and the cross-entropy.
+
+        Args:
+            idx: int64 (B, T).
+            embeddings: (B, E, C), put before the tokens' embeddings.
+            targets: int64 (B, E + T); without them the loss is None. In nats per token.
+
+        Raises:
+            UserError: if the sequence is longer than `block_size`.
+        """
+        logits = self.head(self.hidden(idx, embeddings))
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def parameter_groups(self, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+        """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""
+        decayed = {
+            f"{name}.weight" for name, layer in self.named_modules() if isinstance(layer, nn.Linear)
+        }
+        parameters = sorted(self.named_parameters())
+        return [
+            {"params": [p for n, p in parameters if n in decayed], "weight_decay": weight_decay},
+            {"params": [p for n, p in parameters if n not in decayed], "weight_decay": 0.0},
+        ]

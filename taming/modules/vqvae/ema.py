@@ -1,0 +1,106 @@
+"""A codebook of moving averages instead of trained vectors (arXiv 1711.00937, appendix A.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.distributed import same_on_all_ranks, sum_over_ranks
+from taming.modules.vqvae.codebook import (
+    Codebook,
+    Quantized,
+    channels_first,
+    channels_last,
+    count_codes,
+    nearest_code,
+    perplexity,
+    straight_through,
+)
+
+
+class EmbeddingEMA(nn.Module):
+    """Codes [n_embed, embedding_dim] that follow the mean of the latents assigned to them."""
+
+    weight: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    def __init__(self, n_embed: int, embedding_dim: int, decay: float, eps: float) -> None:
+        super().__init__()
+        self.decay, self.eps = decay, eps
+        weight = torch.randn(n_embed, embedding_dim)
+        self.register_buffer("weight", weight)
+        # A size of one agrees with `embed_avg`: with zero, codes not yet used would be divided by
+        # almost nothing at the first update, and be out of reach for good.
+        self.register_buffer("cluster_size", torch.ones(n_embed))
+        self.register_buffer("embed_avg", weight.clone())
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, indices: Tensor) -> None:
+        """Move towards latents [N, C] with codes [N], of all processes of a distributed run."""
+        counts = sum_over_ranks(count_codes(indices, len(self.weight)))
+        sums = sum_over_ranks(torch.zeros_like(self.embed_avg).index_add_(0, indices, rows))
+        self.cluster_size.lerp_(counts, 1 - self.decay)
+        self.embed_avg.lerp_(sums, 1 - self.decay)
+        total = self.cluster_size.sum()
+        smoothing = total / (total + len(self.weight) * self.eps)  # Laplace
+        self.weight.copy_(self.embed_avg / ((self.cluster_size + self.eps) * smoothing)[:, None])
+
+    @torch.no_grad()
+    def revive(self, rows: Tensor, threshold: float) -> None:
+        """Put codes with a cluster size below `threshold` on random ones of the latents [N, C]."""
+        choice = torch.randint(len(rows), (len(self.weight),), device=rows.device)
+        latents = same_on_all_ranks(rows[choice])  # (n_embed, C)
+        dead = self.cluster_size < threshold  # (n_embed,)
+        for state in (self.weight, self.embed_avg):
+            state.copy_(torch.where(dead[:, None], latents, state))
+        self.cluster_size.masked_fill_(dead, 1.0)
+
+
+class EMAVectorQuantizer(Codebook):
+    """Nearest code in L2; codes are moving averages of their latents instead of being trained.
+
+    The loss is the encoder's (commitment) term alone, times `beta`. Codes move in training mode.
+    `revive_after` > 0 replaces dead codes by random latents of the batch: a code that was used once
+    a batch is dead after so many batches without use, rarer ones sooner. Indices are [B * h * w],
+    with `remap` [B * h * w, 1], with `sane_index_shape` [B, h, w].
+    """
+
+    def __init__(
+        self,
+        n_embed: int,
+        embedding_dim: int,
+        beta: float,
+        decay: float = 0.99,
+        eps: float = 1e-5,
+        remap: str | None = None,
+        unknown_index: str | int = "random",
+        revive_after: int = 0,
+        sane_index_shape: bool = False,
+    ) -> None:
+        super().__init__(n_embed, embedding_dim, remap, unknown_index)
+        self.sane_index_shape = sane_index_shape
+        self.beta, self.decay, self.revive_after = beta, decay, revive_after
+        self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
+
+    @property
+    def codes(self) -> Tensor:
+        return self.embedding.weight
+
+    def forward(self, z: Tensor) -> Quantized:
+        rows = channels_last(z)  # (N, C)
+        indices = nearest_code(rows, self.codes)  # (N,)
+        codes = F.embedding(indices, self.codes)
+        # Without gradients it is the discriminator's turn, on a batch that was counted before.
+        if self.training and torch.is_grad_enabled():
+            self._follow(rows.detach(), indices)
+        loss = self.beta * F.mse_loss(rows, codes)
+        z_q = channels_first(straight_through(rows, codes), like=z)
+        usage = perplexity(indices, self.n_e)
+        return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))
+
+    def _follow(self, rows: Tensor, indices: Tensor) -> None:
+        self.embedding.update(rows, indices)
+        if self.revive_after > 0:
+            self.embedding.revive(rows, self.decay**self.revive_after)

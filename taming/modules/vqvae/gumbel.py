@@ -1,0 +1,79 @@
+"""Gumbel-softmax quantization (arXiv 1611.01144), as in DALL-E (arXiv 2102.12092, section 2.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.devices import without_autocast
+from taming.modules.vqvae.codebook import Codebook
+
+
+class GumbelQuantize(Codebook):
+    """Draw codes by Gumbel-softmax over logits; indices are [B, h, w].
+
+    In training the noise has temperature `temperature` (set it by a schedule) and the one-hot is
+    hard with a soft gradient, or soft without `straight_through`. In evaluation the most probable
+    code is taken, without noise. The loss is `kl_weight` times the KL divergence (in nats) from the
+    uniform prior. `use_vqinterface=False` returns the indices alone in the third place.
+    """
+
+    def __init__(
+        self,
+        num_hiddens: int,
+        embedding_dim: int,
+        n_embed: int,
+        straight_through: bool = True,
+        kl_weight: float = 5e-4,
+        temp_init: float = 1.0,
+        use_vqinterface: bool = True,
+        remap: str | None = None,
+        unknown_index: str | int = "random",
+    ) -> None:
+        super().__init__(n_embed, embedding_dim, remap, unknown_index)
+        self.num_hiddens, self.embedding_dim, self.n_embed = num_hiddens, embedding_dim, n_embed
+        self.straight_through, self.kl_weight = straight_through, kl_weight
+        self.temperature, self.use_vqinterface = temp_init, use_vqinterface
+        self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
+        self.embed = nn.Embedding(n_embed, embedding_dim)
+
+    @property
+    def codes(self) -> Tensor:
+        return self.embed.weight
+
+    @property
+    def input_channels(self) -> int:
+        return self.num_hiddens
+
+    def _draw(self, logits: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Codes [B, C, h, w] and indices [B, h, w] for logits [B, K, h, w]."""
+        if not self.training:
+            indices = logits.argmax(dim=1)
+            return F.embedding(indices, codes).permute(0, 3, 1, 2).contiguous(), indices
+        weights = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
+        return torch.einsum("bkhw,kc->bchw", weights, codes), weights.argmax(dim=1)
+
+    def forward(self, z: Tensor, temp: float | None = None, return_logits: bool = False) -> Any:
+        """Latents [B, num_hiddens, h, w] -> `Quantized`; `return_logits` appends the logits.
+
+        `temp` replaces `temperature` for this call. With `remap` only used codes are drawn.
+        """
+        temperature = self.temperature if temp is None else temp
+        with without_autocast(z.device):
+            logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
+            if self.remap is not None:
+                logits, codes = logits[:, self.used], codes[self.used]
+            z_q, indices = self._draw(logits, codes, temperature)
+            loss = self.kl_weight * self._divergence(logits)
+        info = (None, None, indices) if self.use_vqinterface else indices
+        return (z_q, loss, info, logits) if return_logits else (z_q, loss, info)
+
+    @staticmethod
+    def _divergence(logits: Tensor) -> Tensor:
+        """KL(softmax(logits) || uniform), averaged over positions."""
+        probabilities = logits.softmax(dim=1)
+        ratios = probabilities * logits.shape[1] + 1e-10  # to the prior, 1 / K
+        return (probabilities * ratios.log()).sum(dim=1).mean()

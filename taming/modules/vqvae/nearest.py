@@ -1,0 +1,75 @@
+"""Quantizers that take the nearest code in L2 and train the codebook by a loss (VQ-VAE, VQGAN)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taming.modules.vqvae.codebook import (
+    Codebook,
+    Quantized,
+    channels_first,
+    channels_last,
+    nearest_code,
+    perplexity,
+    straight_through,
+)
+
+
+class VectorQuantizer2(Codebook):
+    """Nearest code in L2 with a straight-through gradient (arXiv 2012.09841, equations 2 and 4).
+
+    `legacy=True` weights the codebook's term by `beta`, as the original code does by mistake and
+    published models were trained; `legacy=False` weights the encoder's (commitment) term.
+    Indices are [B * h * w], [B * h * w, 1] with `remap`, or [B, h, w] with `sane_index_shape`.
+    """
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float,
+        remap: str | None = None,
+        unknown_index: str | int = "random",
+        sane_index_shape: bool = False,
+        legacy: bool = True,
+    ) -> None:
+        super().__init__(n_e, e_dim, remap, unknown_index)
+        self.beta, self.legacy, self.sane_index_shape = beta, legacy, sane_index_shape
+        self.embedding = nn.Embedding(n_e, e_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
+
+    @property
+    def codes(self) -> Tensor:
+        return self.embedding.weight
+
+    def _loss(self, rows: Tensor, codes: Tensor) -> Tensor:
+        encoder_term = F.mse_loss(rows, codes.detach())
+        codebook_term = F.mse_loss(codes, rows.detach())
+        if self.legacy:
+            return encoder_term + self.beta * codebook_term
+        return self.beta * encoder_term + codebook_term
+
+    def forward(self, z: Tensor) -> Quantized:
+        rows = channels_last(z)  # (N, C)
+        indices = nearest_code(rows, self.codes)  # (N,)
+        codes = F.embedding(indices, self.codes).float()
+        loss = self._loss(rows, codes)
+        z_q = channels_first(straight_through(rows, codes), like=z)
+        return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
+
+
+class VectorQuantizer(VectorQuantizer2):
+    """The first quantizer of the original: as `VectorQuantizer2`, and with statistics.
+
+    Also returns the perplexity of this batch's codes and their one-hot encodings [N, n_e];
+    indices are [N, 1].
+    """
+
+    def __init__(self, n_e: int, e_dim: int, beta: float) -> None:
+        super().__init__(n_e, e_dim, beta)
+
+    def forward(self, z: Tensor) -> Quantized:
+        z_q, loss, (_, _, indices) = super().forward(z)
+        encodings = F.one_hot(indices, self.n_e).float()
+        return z_q, loss, (perplexity(indices, self.n_e), encodings, indices[:, None])
