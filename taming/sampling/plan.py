@@ -1,6 +1,6 @@
 """What a command samples from a run: how many images, of which classes and size, how, and where.
 
-`scripts/sample_fast.py` and the evaluation take the same `SamplingPlan`; its fields are their flags.
+`scripts/sample_fast.py` and the evaluation take the same `SamplingPlan`: its fields are flags.
 """
 
 from __future__ import annotations
