@@ -33,6 +33,8 @@ def find_run(path: str | Path) -> Run:
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"{path} is a config, not a run or checkpoint")
     folder = _folder_of_checkpoint(path) if path.is_file() else path
     there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
     if path.is_dir() and not there:
