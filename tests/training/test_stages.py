@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,14 +11,13 @@ from omegaconf import OmegaConf
 
 from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run, read_checkpoint
-from taming.config import load_config
 from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.models.test_conditions import transformer_config
 from tests.models.tiny import first_stage_config
 from tests.support import write_run
-from tests.training.small import ROOT, small_vqgan, write_config
+from tests.training.small import small_vqgan, write_config, write_transformer
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 TIME = "2021-04-03T19-39-50"
@@ -31,17 +29,6 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
     return tmp_path
-
-
-def write_transformer(folder: Path, **params: Any) -> str:
-    """configs/digits_transformer.yaml, shrunken, its first stage as the YAML has it."""
-    config = load_config([ROOT / "configs" / "digits_transformer.yaml"])
-    small = small_vqgan()
-    gpt = {"vocab_size": 16, "block_size": 128, "n_layer": 1, "n_head": 2, "n_embd": 16}
-    config.model.params.transformer_config.params = gpt
-    config.model.params.update(params)
-    config.data, config.lightning = small.data, small.lightning
-    return write_config(folder, config, "transformer.yaml")
 
 
 def test_a_run_is_enough_to_train_over(tmp_path: Path) -> None:
