@@ -21,6 +21,7 @@ from taming.config import (
 )
 from taming.errors import UserError
 
+
 def run_config(
     run: Run, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
 ) -> DictConfig:

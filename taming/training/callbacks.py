@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from taming.errors import UserError
-from taming.lightning_internals import batches_begun, dump_checkpoint
+from taming.lightning_internals import batches_begun, save_without_barrier
 from taming.training.scenes import scene_pictures
 
 __all__ = [
@@ -247,5 +247,5 @@ class SaveOnDemand(Callback):
 
     @rank_zero_only
     def _save(self, trainer: pl.Trainer) -> None:
-        trainer.strategy.save_checkpoint(dump_checkpoint(trainer), self.path)
+        save_without_barrier(trainer, self.path)
         log.info("saved %s at step %d", self.path, trainer.global_step)
