@@ -9,9 +9,9 @@ import torch
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
-from tests.checkpoint.test_fit import write_run
 from tests.models.test_conditions import transformer_config
 from tests.models.tiny import build, ddconfig, first_stage_config
+from tests.support import write_run
 
 
 @pytest.fixture

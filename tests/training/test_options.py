@@ -81,7 +81,7 @@ def rates(run: Path) -> dict[int, list[float]]:
 
 
 def configs(folder: Path, stage: str) -> tuple[Any, int, float]:
-    """A YAML with the schedule, the number of its groups of parameters, and the full learning rate."""
+    """A YAML with the schedule, its number of parameter groups, and the full learning rate."""
     if stage == "first":
         config = small_vqgan()
         config.model.params.scheduler_config = SCHEDULER
