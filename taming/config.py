@@ -60,12 +60,12 @@ def load_config(
 
 def _read_yaml(path: Path) -> DictConfig:
     config = _read_one_yaml(path)
-    model = config.get("model")
-    params = model.get("params") if isinstance(model, DictConfig) else None
-    for key in STAGES if isinstance(params, DictConfig) else ():
-        stage = params.get(key)
+    for key in STAGES:
+        place = f"model.params.{key}"
+        stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if isinstance(stage, DictConfig) and "base" in stage:
-            params[key] = _with_base(stage, path, f"{path}: model.params.{key}.base")
+            whole = _with_base(stage, path, f"{path}: {place}.base")
+            OmegaConf.update(config, place, whole, merge=False)
     return config
 
 
@@ -135,10 +135,12 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     module = _import(module_name, string)
     if reload:
         module = importlib.reload(module)
-    if not hasattr(module, name):
+    try:
+        return getattr(module, name)
+    except AttributeError:
         public = [entry for entry in dir(module) if not entry.startswith("_")]
-        raise _config_error(f"there is no '{name}' in {module_name}{did_you_mean(name, public)}")
-    return getattr(module, name)
+        hint = did_you_mean(name, public)
+        raise _config_error(f"there is no '{name}' in {module_name}{hint}") from None
 
 
 def _import(module_name: str, target: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs become models: their configs, merged, and the weights of their checkpoint."""
+"""Models of runs: from their merged configs and the weights of their checkpoint."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> N
         missing = load_weights(model, state, source="a.ckpt", ignore_keys=["loss.discriminator"])
     assert len(missing) == 10
     assert "a.ckpt: logvar: 1 key in excess: left out (loss.logvar)" in caplog.text
-    assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialised anew" in caplog.text
+    assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialized anew" in caplog.text
 
 
 def test_layers_for_other_channels_can_start_anew() -> None:
