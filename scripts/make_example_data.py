@@ -1,4 +1,4 @@
-"""Write small data sets in every format that configs/ uses: rendered, without a download."""
+"""Write small datasets in every format that configs/ uses: rendered, without a download."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from taming.errors import command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", default="example_data", help="folder to write into")
-    parser.add_argument("--train", type=int, default=8, help="training images per data set")
-    parser.add_argument("--validation", type=int, default=4, help="validation images per data set")
+    parser.add_argument("--train", type=int, default=8, help="training images per dataset")
+    parser.add_argument("--validation", type=int, default=4, help="validation images per dataset")
     args = parser.parse_args()
     count = write_all(args.output, max(5, args.train), max(1, args.validation))
     here = os.path.relpath(os.getcwd(), args.output)

@@ -1,4 +1,4 @@
-"""Write a labelled picture of the first items that training with a config would see."""
+"""Write a labeled picture of the first items that training with a config would see."""
 
 from __future__ import annotations
 

@@ -110,6 +110,6 @@ class ADE20kTrain(Segmented):
 
 
 class ADE20kValidation(ADE20kTrain):
-    """The validation images, cropped at the centre."""
+    """The validation images, cropped at the center."""
 
     training = False

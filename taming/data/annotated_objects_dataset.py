@@ -57,7 +57,7 @@ class AnnotatedObjectsDataset(ImagePaths):
     `objects_bbox` or `objects_center_points`, int64 (embedding_dim,).
 
     Args:
-        data_path: the data set's folder.
+        data_path: the dataset's folder.
         split: "train", "validation" or "test".
         keys: see above.
         target_image_size: side of the images.

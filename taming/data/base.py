@@ -43,7 +43,7 @@ class PathDataset(Dataset[Item]):
             are checked.
         size: the smallest side is resized to `size` (bilinear), then a square of `size` is cropped;
             None or 0 leaves images unchanged.
-        random_crop: crop anywhere instead of at the centre.
+        random_crop: crop anywhere instead of at the center.
         labels: columns of one value per path.
         random_flip: mirror half of the images.
         crop_size: side of the cropped square, if not `size`.

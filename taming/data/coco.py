@@ -21,11 +21,11 @@ from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
-N_LABELS = 183  # 182 and, as number 0, unlabelled
+N_LABELS = 183  # 182 and, as number 0, unlabeled
 
 
 class Examples(SegmentationExamples):
-    """`data/coco_examples.txt`: 183 labels, of which 0 is unlabelled (255 in the files)."""
+    """`data/coco_examples.txt`: 183 labels, of which 0 is unlabeled (255 in the files)."""
 
     name = "coco"
     labels_and_shift = (N_LABELS, True)
@@ -56,11 +56,11 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
 
     Args:
         size: the smallest side is resized to this; None: unchanged.
-        onehot_segmentation: one-hot of the labels + 1, so that 255, unlabelled, is 0; otherwise the
+        onehot_segmentation: one-hot of the labels + 1, so that 255, unlabeled, is 0; otherwise the
             file as a picture.
         use_stuffthing: take `data/cocostuffthings/train2017/*.png` (things and stuff), otherwise
             `data/coco/annotations/stuff_train2017_pixelmaps`.
-        crop_size: side of the cropped square, `size` if None; anywhere in training, at the centre
+        crop_size: side of the cropped square, `size` if None; anywhere in training, at the center
             in validation.
         force_no_crop: do not crop.
         given_files: names of the only images to use.
@@ -159,6 +159,6 @@ def _restricted(
 
 
 class CocoImagesAndCaptionsValidation(CocoImagesAndCaptionsTrain):
-    """The same of `data/coco/val2017`, cropped at the centre."""
+    """The same of `data/coco/val2017`, cropped at the center."""
 
     split = "val2017"

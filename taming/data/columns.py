@@ -32,7 +32,7 @@ def chunks(items: Iterable[T], length: int) -> Iterator[list[T]]:
 class StringTable(Sequence[str]):
     """An immutable sequence of strings in flat memory.
 
-    Each takes 8 bytes plus what it does not share with its block of neighbours, which for paths is
+    Each takes 8 bytes plus what it does not share with its block of neighbors, which for paths is
     little more than the file's name. Strings that are no valid UTF-8 (file names) survive.
     """
 

@@ -21,7 +21,7 @@ from taming.data.files.images import (
 from taming.data.files.tar_members import opened
 from taming.errors import UserError
 
-UNLABELLED = 255
+UNLABELED = 255
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
 
@@ -65,36 +65,36 @@ def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of labels: row i of `colours` (n, 3) uint8 is label i."""
+    """Colors of labels: row i of `colors` (n, 3) uint8 is label i."""
 
     source: str
-    colours: np.ndarray
+    colors: np.ndarray
 
     def labels_of(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (H, W) whole numbers; raises `BadImage` for an unlisted colour."""
-        known, wanted = _colour_codes(self.colours), _colour_codes(rgb)
+        """(H, W, 3) uint8 to (H, W) whole numbers; raises `BadImage` for an unlisted color."""
+        known, wanted = _color_codes(self.colors), _color_codes(rgb)
         order = np.argsort(known)
         places = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
         labels = order[places]  # (H, W)
         unknown = known[labels] != wanted
         if unknown.any():
             row, column = np.argwhere(unknown)[0]
-            colour = " ".join(map(str, rgb[row, column]))
+            color = " ".join(map(str, rgb[row, column]))
             raise BadImage(
-                f"has the colour {colour} at row {row}, column {column}, which {self.source} lacks"
+                f"has the color {color} at row {row}, column {column}, which {self.source} lacks"
             )
         return labels
 
 
-def _colour_codes(rgb: np.ndarray) -> np.ndarray:
+def _color_codes(rgb: np.ndarray) -> np.ndarray:
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
 
 
 def read_palette(file: str | Path) -> Palette:
-    """Read a text file with a colour per line, `red green blue` and perhaps a name; label 0 first.
+    """Read a text file with a color per line, `red green blue` and perhaps a name; label 0 first.
 
-    Raises `UserError` naming the line that is no colour or has one for the second time.
+    Raises `UserError` naming the line that is no color or has one for the second time.
     """
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -104,20 +104,20 @@ def read_palette(file: str | Path) -> Palette:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        colour = _colour(line)
-        if colour is None or colour in seen:
-            what = "is no colour" if colour is None else f"repeats label {seen[colour]}'s colour"
+        color = _color(line)
+        if color is None or color in seen:
+            what = "is no color" if color is None else f"repeats label {seen[color]}'s color"
             raise UserError(
                 f"line {number} of the palette {file} {what}; write red, green and blue as whole "
-                "numbers 0 to 255, a different colour for each label"
+                "numbers 0 to 255, a different color for each label"
             )
-        seen[colour] = len(seen)
+        seen[color] = len(seen)
     if not seen:
-        raise UserError(f"the palette {file} has no colours; write one 'red green blue' per line")
+        raise UserError(f"the palette {file} has no colors; write one 'red green blue' per line")
     return Palette(str(file), np.array(list(seen), dtype=np.uint8))
 
 
-def _colour(line: str) -> tuple[int, ...] | None:
+def _color(line: str) -> tuple[int, ...] | None:
     words = line.replace(",", " ").split()[:3]
     if len(words) < 3 or not all(word.isdecimal() and int(word) <= 255 for word in words):
         return None
@@ -128,8 +128,8 @@ def _colour(line: str) -> tuple[int, ...] | None:
 class Labels(MapKind):
     """A label per pixel, as `(H, W, n_labels)` float32 one-hot.
 
-    Files hold the labels themselves (8 or 16 bits, or palette indices), or colours if there is a
-    `palette`. `shift` adds 1 to 8-bit labels, so that 255, unlabelled, becomes 0.
+    Files hold the labels themselves (8 or 16 bits, or palette indices), or colors if there is a
+    `palette`. `shift` adds 1 to 8-bit labels, so that 255, unlabeled, becomes 0.
     """
 
     n_labels: int
@@ -141,7 +141,7 @@ class Labels(MapKind):
     def header_size(self, path: str) -> tuple[int, int]:
         if self.palette:
             return image_mode_and_size(path)[1]
-        advice = "save one grey value per pixel, or give a palette file for colours"
+        advice = "save one gray value per pixel, or give a palette file for colors"
         return _checked_size(path, INDEX_MODES, advice)
 
     def read(self, path: str) -> np.ndarray:
@@ -152,7 +152,7 @@ class Labels(MapKind):
             with damage_named(path), Image.open(opened(path)) as image:
                 labels = np.asarray(image)
         if self.shift:
-            labels = np.where(labels == UNLABELLED, 0, labels.astype(np.int32) + 1)
+            labels = np.where(labels == UNLABELED, 0, labels.astype(np.int32) + 1)
         if labels.min() < 0 or labels.max() >= self.n_labels:
             raise BadImage(self._out_of_range(int(labels.max())))
         return labels.astype(np.uint8 if self.n_labels <= 256 else np.int32)
@@ -161,7 +161,7 @@ class Labels(MapKind):
         stored, limit = highest - self.shift, self.n_labels - 1 - self.shift
         return (
             f"has the label {stored}, but with n_labels {self.n_labels} labels go from 0 to {limit}"
-            f"{' (and 255, unlabelled)' if self.shift else ''}"
+            f"{' (and 255, unlabeled)' if self.shift else ''}"
         )
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def _between_ones(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageMap(MapKind):
-    """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colours mean labels."""
+    """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colors mean labels."""
 
     smooth: bool = True
 
@@ -222,12 +222,12 @@ class ImageMap(MapKind):
 def described(kind: MapKind) -> dict[str, Any]:
     """What `kind_of` makes the kind of again; JSON can hold it."""
     if isinstance(kind, Labels):
-        colours = kind.palette.colours.tolist() if kind.palette else None
+        colors = kind.palette.colors.tolist() if kind.palette else None
         return {
             "kind": "labels",
             "n_labels": kind.n_labels,
             "shift": kind.shift,
-            "palette": colours,
+            "palette": colors,
         }
     return (
         {"kind": "depth"} if isinstance(kind, Depth) else {"kind": "image", "smooth": kind.smooth}

@@ -96,7 +96,7 @@ def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
         ) from None
     height, width = image.shape[:2]
     small = image if factor == 1 else np.asarray(_reduced(image, factor))
-    grey = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R 709
-    edges = Image.fromarray(canny(grey, sigma=2).astype(np.uint8) * 255)
+    gray = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R 709
+    edges = Image.fromarray(canny(gray, sigma=2).astype(np.uint8) * 255)
     values = np.asarray(edges.resize((width, height), Image.Resampling.NEAREST))
     return np.repeat(values[..., None] / np.float32(127.5) - 1, 3, axis=2).astype(np.float32)

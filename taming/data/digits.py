@@ -17,7 +17,7 @@ VALIDATION_FRACTION = 297 / 1797
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Grey values 0..16 (1797, 8, 8) and labels (1797,)."""
+    """Gray values 0..16 (1797, 8, 8) and labels (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -38,9 +38,9 @@ def _validation_mask(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _enlarge(grey: np.ndarray, size: int) -> np.ndarray:
+def _enlarge(gray: np.ndarray, size: int) -> np.ndarray:
     """(8, 8) of 0..16 to (size, size) uint8, smoothly."""
-    small = Image.fromarray(np.round(grey * (255 / 16)).astype(np.uint8))
+    small = Image.fromarray(np.round(gray * (255 / 16)).astype(np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -62,8 +62,8 @@ class Digits(Dataset[Item]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Item:
-        grey, label = self.images[index], int(self.labels[index])
-        image = to_float(np.repeat(grey[:, :, None], 3, axis=2))
+        gray, label = self.images[index], int(self.labels[index])
+        image = to_float(np.repeat(gray[:, :, None], 3, axis=2))
         return {"image": image, "class_label": label, "human_label": str(label)}
 
 

@@ -104,10 +104,10 @@ class FacesHQTrain(Dataset[Item]):
     (H, W, 1), the `coordinates` of the image, cropped with it.
 
     Args:
-        size: images are resized and centre-cropped to this.
+        size: images are resized and center-cropped to this.
         keys: entries to keep of the two collections' items; None keeps all.
         crop_size: side of a square that is then cropped out of image and coordinates, anywhere in
-            training and at the centre in validation; None for no crop.
+            training and at the center in validation; None for no crop.
         coord: add the coordinates, from which `CoordStage` makes a condition.
         random_flip: mirror half of the images, but not the coordinates: they say where a crop lies.
         on_error: see `ImagePaths`.
@@ -156,7 +156,7 @@ class FacesHQTrain(Dataset[Item]):
 
 
 class FacesHQValidation(FacesHQTrain):
-    """The validation images of both, cropped at the centre."""
+    """The validation images of both, cropped at the center."""
 
     training = False
     parts = (CelebAHQValidation, FFHQValidation)

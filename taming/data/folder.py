@@ -1,4 +1,4 @@
-"""A folder per class: the data set of a class-conditional model without any list or label file."""
+"""A folder per class: the dataset of a class-conditional model without any list or label file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 class ImageFolder(ImagePaths):
-    """Images below `root`, labelled by the folder that they are in.
+    """Images below `root`, labeled by the folder that they are in.
 
     Layouts: `root/train/<class>/**` with `root/val/<class>/**` (or `validation`, `test`); else
     `root/<class>/**` (or `root/train/<class>/**` alone), of which each class gives

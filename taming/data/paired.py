@@ -24,7 +24,7 @@ Kind = Literal["segmentation", "depth", "edges", "image"]
 def _stems(folder: Path, suffix: str = "") -> dict[str, str]:
     """Paths below `folder` by relative name without ending and `suffix`; raises `UserError`."""
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} of a paired data set does not exist")
+        raise UserError(f"the folder {folder} of a paired dataset does not exist")
     found: dict[str, str] = {}
     for path in find_images(folder):
         stem = Path(path).relative_to(folder).with_suffix("").as_posix()
@@ -75,8 +75,8 @@ class Paired(PairedPaths):
         conditions: folder of the conditions; None for edges that are to be found in the images.
         kind: "segmentation", "depth", "edges" or "image".
         n_labels: for segmentation: labels go from 0 to n_labels - 1.
-        palette: for segmentation in colours: a text file with a line "red green blue" per label.
-        shift_segmentation: add 1 to the labels, so that 255, unlabelled, becomes 0.
+        palette: for segmentation in colors: a text file with a line "red green blue" per label.
+        shift_segmentation: add 1 to the labels, so that 255, unlabeled, becomes 0.
         suffix: end of the conditions' names that images have not ("_mask").
         (size, random_crop, random_flip, crop_size, on_error: see `ImagePaths`)
 
@@ -141,13 +141,13 @@ class Paired(PairedPaths):
     def _labels(self, n_labels: int | None, palette: str | Path | None, shift: bool) -> Labels:
         if n_labels is None:
             raise UserError("segmentations need n_labels, the number of labels")
-        colours = read_palette(palette) if palette else None
-        if colours and len(colours.colours) != n_labels:
+        colors = read_palette(palette) if palette else None
+        if colors and len(colors.colors) != n_labels:
             raise UserError(
-                f"the palette {palette} has {len(colours.colours)} colours, but n_labels is "
+                f"the palette {palette} has {len(colors.colors)} colors, but n_labels is "
                 f"{n_labels}; they must agree with each other and with the model's n_labels"
             )
-        return Labels(n_labels, shift, colours)
+        return Labels(n_labels, shift, colors)
 
     def _pairs(self, images: Path, conditions: Path | None, suffix: str) -> _Pairs:
         images = images.expanduser()

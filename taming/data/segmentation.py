@@ -50,7 +50,7 @@ class SegmentationBase(Segmented):
         size: the smallest side is resized to this (images with `interpolation`, labels to the
             nearest), then a square of `crop_size`, or of `size`, is cropped; None: unchanged.
         n_labels: labels go from 0 to n_labels - 1.
-        shift_segmentation: add 1 to the labels, so that 255, unlabelled, becomes 0.
+        shift_segmentation: add 1 to the labels, so that 255, unlabeled, becomes 0.
         (random_crop, random_flip, on_error: see `ImagePaths`)
     """
 

@@ -1,4 +1,4 @@
-"""Data sets as WebDataset shards: tar files in which consecutive members `KEY.FIELD` are a sample.
+"""Datasets as WebDataset shards: tar files in which consecutive members `KEY.FIELD` are a sample.
 
 They are read at random places but in an order that stays among a few shards at a time
 (`PositionSampler`), so that any dataset option, split over devices and resumed run works as it does

@@ -32,7 +32,7 @@ class JointTransform:
     Args:
         size: pixels of the smallest side after resizing; None or 0 leaves the image as it is.
         crop_size: side of the square to crop; None means `size`, 0 no crop.
-        random_crop: crop anywhere instead of at the centre.
+        random_crop: crop anywhere instead of at the center.
         random_flip: mirror left and right half of the time.
         interpolation: of the image, a key of `INTERPOLATIONS`.
         maps: names of the maps; True for smooth ones (depth), which are resized like the image,

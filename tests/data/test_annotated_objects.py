@@ -185,7 +185,7 @@ def test_wrong_options(tmp_path: Path) -> None:
         ({"keys": ["imag"]}, "has no key 'imag'; did you mean 'image'"),
         ({"split": "val"}, "there is no split 'val'"),
         ({"split": "test"}, "COCO has no annotations of test"),
-        ({"crop_method": "centre"}, "crop_method 'centre' is not known; did you mean 'center'"),
+        ({"crop_method": "center"}, "crop_method 'center' is not known; did you mean 'center'"),
         ({"no_object_classes": 2}, "has 4 categories, but no_object_classes is 2"),
         ({"no_tokens": 4}, "no_tokens 4 is too small"),
     ]:

@@ -74,8 +74,8 @@ DATASETS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         ),
         {"random_crop": False},
     ),
-    "paired colours": (
-        lambda: paired("segmentation", "colours", n_labels=7, palette="data/pairs/palette.txt"),
+    "paired colors": (
+        lambda: paired("segmentation", "colors", n_labels=7, palette="data/pairs/palette.txt"),
         {"random_crop": False},
     ),
     "paired depth": (lambda: paired("depth", "depth", random_crop=True), {}),

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours (H, W, 3), uint8, that differ at every place and by `seed`."""
+    """Smooth colors (H, W, 3), uint8, that differ at every place and by `seed`."""
     rows, columns = np.mgrid[0:height, 0:width]
     ramps = [rows * 200 // height, columns * 200 // width, (rows + columns) * 100 // width]
     return (np.stack(ramps, axis=2) + 7 * seed % 50).astype(np.uint8)

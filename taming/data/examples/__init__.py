@@ -1,4 +1,4 @@
-"""Small, correct data sets in the formats of all datasets, rendered instead of downloaded."""
+"""Small, correct datasets in the formats of all datasets, rendered instead of downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WRITERS = (
 
 
 def write_all(root: str | Path, train: int = 8, validation: int = 4) -> int:
-    """Write every data set below `root`; returns how many files there are then."""
+    """Write every dataset below `root`; returns how many files there are then."""
     out = Examples(Path(root), train, validation)
     for write in WRITERS:
         write(out)

@@ -1,4 +1,4 @@
-"""Example data sets with captions and boxes: COCO and Open Images."""
+"""Example datasets with captions and boxes: COCO and Open Images."""
 
 from __future__ import annotations
 

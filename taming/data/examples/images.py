@@ -1,4 +1,4 @@
-"""Example data sets of images, class folders, depth and segmentations."""
+"""Example datasets of images, class folders, depth and segmentations."""
 
 from __future__ import annotations
 
@@ -133,9 +133,9 @@ def write_own(out: Examples) -> None:
         out.picture(f"data/own/images/{number:04d}.jpg", scene.image)
     write_image_lists(out.root / "data/own/images", out.root / "data/own", test_fraction=0.25)
     for number in range(4 * len(SHAPES)):
-        colour = ("red", "blue")[number // len(SHAPES) % 2]
-        scene = render(number, out.height, out.width, count=1, colours=[colour])
-        folder = f"data/classes/{colour}_{scene.objects[0].shape}"
+        color = ("red", "blue")[number // len(SHAPES) % 2]
+        scene = render(number, out.height, out.width, count=1, colors=[color])
+        folder = f"data/classes/{color}_{scene.objects[0].shape}"
         out.picture(f"{folder}/{number:04d}.png", scene.image)
     for number, scene in enumerate(out.scenes("train", 80_000)):
         stem = f"{number:04d}.png"
@@ -143,7 +143,7 @@ def write_own(out: Examples) -> None:
         out.picture(f"data/pairs/segmentation/{stem}", scene.labels)
         out.picture(f"data/pairs/depth/{stem}", depth_bytes(scene.depth))
         out.picture(f"data/pairs/edges/{stem}", scene.edges)
-        out.picture(f"data/pairs/colours/{stem}", PALETTE[scene.labels])
+        out.picture(f"data/pairs/colors/{stem}", PALETTE[scene.labels])
         out.picture(f"data/pairs/conditions/{stem}", scene.image[:, :, ::-1])
-    lines = [" ".join(map(str, colour)) for colour in PALETTE]
+    lines = [" ".join(map(str, color)) for color in PALETTE]
     out.text("data/pairs/palette.txt", lines)

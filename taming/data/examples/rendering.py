@@ -25,7 +25,7 @@ class SceneObject:
     `share` of its own pixels that are seen."""
 
     shape: str
-    colour: str
+    color: str
     box: tuple[int, int, int, int]
     share: float
 
@@ -43,12 +43,12 @@ class Scene:
     @property
     def caption(self) -> str:
         """What is seen, in words."""
-        names = [f"one {found.colour} {found.shape}" for found in self.objects]
+        names = [f"one {found.color} {found.shape}" for found in self.objects]
         return f"{' and '.join(names) or 'nothing'} on a green plain"
 
     @property
     def edges(self) -> np.ndarray:
-        """uint8 (H, W): 255 where a pixel's label differs from its right or lower neighbour's."""
+        """uint8 (H, W): 255 where a pixel's label differs from its right or lower neighbor's."""
         padded = np.pad(self.labels.astype(np.int16), ((0, 1), (0, 1)), mode="edge")
         inner = padded[:-1, :-1]
         differs = (inner != padded[:-1, 1:]) | (inner != padded[1:, :-1])
@@ -96,11 +96,11 @@ _SURFACES: dict[str, Callable[[np.ndarray, np.ndarray], Surface]] = {
     "box": _box,
     "ring": _ring,
 }
-COLOURS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.77}  # hues
+COLORS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.77}  # hues
 
 
 class _Canvas:
-    """Colours, labels and depth, of which each pixel keeps the nearest."""
+    """Colors, labels and depth, of which each pixel keeps the nearest."""
 
     def __init__(self, height: int, width: int) -> None:
         self.rows, self.columns = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -119,14 +119,14 @@ class _Canvas:
     def add(self, number: int, shape: str, hue: float, x: float, z: float, size: float) -> int:
         """Stand a shape at distance `z`; returns how many pixels it would cover alone."""
         radius = size * self.scale / z
-        centre = self.horizon + self.scale / z - radius
-        u, v = (self.columns - x) / radius, (self.rows - centre) / radius
+        center = self.horizon + self.scale / z - radius
+        u, v = (self.columns - x) / radius, (self.rows - center) / radius
         mask, nx, ny, nz, height = _surface(shape, u, v)
         depth = z - size * height
         seen = mask & (depth < self.depth)
         light = 0.35 + 0.65 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
-        colour = np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0)) * 255
-        self.image = np.where(seen[..., None], light[..., None] * colour, self.image)
+        color = np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0)) * 255
+        self.image = np.where(seen[..., None], light[..., None] * color, self.image)
         self.depth = np.where(seen, depth, self.depth).astype(np.float32)
         self.labels[seen], self.owner[seen] = SHAPES.index(shape), number
         return int(mask.sum())
@@ -137,19 +137,19 @@ def render(
     height: int = 96,
     width: int = 128,
     count: int | None = None,
-    colours: Sequence[str] = tuple(COLOURS),
+    colors: Sequence[str] = tuple(COLORS),
 ) -> Scene:
-    """The scene of a seed, with `count` objects (2 to 5 if None) in some of `colours`."""
+    """The scene of a seed, with `count` objects (2 to 5 if None) in some of `colors`."""
     random = np.random.RandomState(seed)
     canvas = _Canvas(height, width)
     placed = []
     for number in range(random.randint(2, 6) if count is None else count):
         shape = SHAPES[(seed + number) % len(SHAPES)]
-        colour = colours[random.randint(len(colours))]
+        color = colors[random.randint(len(colors))]
         z, x = random.uniform(1.1, 3), random.uniform(0.15, 0.85) * width
         size = random.uniform(0.4, 0.75)
-        alone = canvas.add(number, shape, COLOURS[colour], x, z, size)
-        placed.append((z, number, shape, colour, alone))
+        alone = canvas.add(number, shape, COLORS[color], x, z, size)
+        placed.append((z, number, shape, color, alone))
     found = (_found(canvas.owner, *rest[1:]) for rest in sorted(placed))
     objects = tuple(one for one in found if one is not None)
     grain = random.normal(0, 3, canvas.image.shape)
@@ -158,11 +158,11 @@ def render(
 
 
 def _found(
-    owner: np.ndarray, number: int, shape: str, colour: str, alone: int
+    owner: np.ndarray, number: int, shape: str, color: str, alone: int
 ) -> SceneObject | None:
     rows, columns = np.nonzero(owner == number)
     if not len(rows):
         return None
     x0, y0 = int(columns.min()), int(rows.min())
     box = (x0, y0, int(columns.max()) + 1 - x0, int(rows.max()) + 1 - y0)
-    return SceneObject(shape, colour, box, len(rows) / max(alone, 1))
+    return SceneObject(shape, color, box, len(rows) / max(alone, 1))

@@ -1,4 +1,4 @@
-"""Where example data go, and the names that they borrow from real data sets.
+"""Where example data go, and the names that they borrow from real datasets.
 
 The class names are stand-ins: what a file calls a cup is a drum.
 """
@@ -15,7 +15,7 @@ from PIL import Image
 from taming.data.examples.rendering import N_LABELS, Scene, render
 from taming.data.files.list_files import write_atomically
 
-# In the order of SHAPES: ids in each data set, of categories that the published configs use.
+# In the order of SHAPES: ids in each dataset, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")
 THINGS = ((37, "sports ball"), (47, "cup"), (86, "vase"), (33, "suitcase"), (60, "donut"))
 STUFF = ((157, "sky-other"), (124, "grass"))
@@ -34,7 +34,7 @@ SPLITS = {"train": "train2017", "validation": "val2017"}
 
 @dataclass(frozen=True)
 class Examples:
-    """Writes data sets below `root`; scenes of different data sets and splits have other seeds."""
+    """Writes datasets below `root`; scenes of different datasets and splits have other seeds."""
 
     root: Path
     train: int = 8

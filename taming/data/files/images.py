@@ -87,7 +87,7 @@ def read_rgb(path: str) -> np.ndarray:
     """Decode an image file as uint8 (H, W, 3); raises `BadImage`.
 
     Transparency is dropped and an EXIF orientation is ignored, as in the original, so that models
-    see what published ones saw. 16-bit greys keep their high byte, as Pillow does with 16-bit RGB.
+    see what published ones saw. 16-bit grays keep their high byte, as Pillow does with 16-bit RGB.
     """
     with damage_named(path), Image.open(opened(path)) as image:
         return _to_rgb(image)
@@ -146,8 +146,8 @@ def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # "I" as well: some formats' 16 bits are widened to 32
-        grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:

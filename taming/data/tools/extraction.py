@@ -108,7 +108,7 @@ def within(height: int, width: int, side: int, multiple: int = 1) -> tuple[int, 
 @torch.inference_mode()
 def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.ndarray:
     """uint8 (H, W, 3) to relative inverse depth, float32 (H, W), as MiDaS (arXiv 1907.01341) sees
-    images: at most 384 pixels a side, normalised as for ImageNet."""
+    images: at most 384 pixels a side, normalized as for ImageNet."""
     height, width = size = image.shape[:2]
     mean, std = (
         torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)

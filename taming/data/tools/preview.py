@@ -56,7 +56,7 @@ def pictures(item: Item, dataset: Any = None) -> dict[str, Image.Image]:
 def _picture(values: np.ndarray) -> Image.Image:
     """(H, W), (H, W, 1) or (H, W, 3) in [-1, 1], or one-hot labels (H, W, n)."""
     if values.ndim == 3 and values.shape[2] > 1 and _is_one_hot(values):
-        return Image.fromarray(label_colours(values.shape[2])[values.argmax(axis=2)])
+        return Image.fromarray(label_colors(values.shape[2])[values.argmax(axis=2)])
     pixels = ((values.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert("RGB")
 
@@ -65,11 +65,11 @@ def _is_one_hot(values: np.ndarray) -> bool:
     return bool(values.min() == 0 and values.max() == 1 and (values.sum(axis=2) == 1).all())
 
 
-def label_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8: fixed colours, far apart for neighbouring labels; 0 is black."""
-    colours = np.random.RandomState(0).randint(40, 256, size=(count, 3))
-    colours[0] = 0
-    return colours.astype(np.uint8)
+def label_colors(count: int) -> np.ndarray:
+    """(count, 3) uint8: fixed colors, far apart for neighboring labels; 0 is black."""
+    colors = np.random.RandomState(0).randint(40, 256, size=(count, 3))
+    colors[0] = 0
+    return colors.astype(np.uint8)
 
 
 def texts(item: Item) -> list[str]:

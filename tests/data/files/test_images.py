@@ -38,10 +38,10 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 
 def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
-    colours = pixels(8, 8)
+    colors = pixels(8, 8)
     alpha = np.zeros((8, 8, 1), dtype=np.uint8)
-    Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colours)
+    Image.fromarray(np.concatenate([colors, alpha], axis=2)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colors)
 
 
 def test_palette_with_transparency_is_read_without_a_warning(
@@ -54,11 +54,11 @@ def test_palette_with_transparency_is_read_without_a_warning(
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
-    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
-    Image.fromarray(grey).save(tmp_path / f"a.{ending}")
+def test_sixteen_bit_gray_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
+    gray = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / f"a.{ending}")
     image = read_rgb(str(tmp_path / f"a.{ending}"))
-    np.testing.assert_array_equal(image, np.stack([grey >> 8] * 3, axis=2))
+    np.testing.assert_array_equal(image, np.stack([gray >> 8] * 3, axis=2))
 
 
 def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
