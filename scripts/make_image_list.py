@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from taming.data.files.find import write_image_lists
+from taming.data.files.list_files import write_image_lists
 from taming.errors import command
 
 

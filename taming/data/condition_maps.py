@@ -16,10 +16,10 @@ from taming.data.files.images import (
     damage_named,
     image_mode_and_size,
     read_rgb,
-    to_float,
 )
 from taming.data.files.tar_members import opened
 from taming.errors import UserError
+from taming.pictures import to_values_array
 
 UNLABELED = 255
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
@@ -27,14 +27,16 @@ DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
 
 
 class MapKind:
-    """How one kind of map is read, resized and handed over.
+    """How one kind of map is read, resized and put into items.
 
-    `smooth`: resized like an image; otherwise the nearest value is taken. `look`: files must be
-    decoded to know whether they are right, so some are at start.
+    Attributes:
+        smooth: resized like an image; otherwise the nearest value is taken.
+        checked_by_decoding: the header of a file does not show whether its values are right, so
+            some files are decoded when a dataset is made.
     """
 
     smooth: bool
-    look: ClassVar[bool] = False
+    checked_by_decoding: ClassVar[bool] = False
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
@@ -45,7 +47,11 @@ class MapKind:
         raise NotImplementedError
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
-        """From what `read` gave, resized and cropped, to what the item holds."""
+        """From what `read` returned, resized and cropped, to what items hold."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What `map_kind` makes this kind of again, for JSON."""
         raise NotImplementedError
 
 
@@ -57,7 +63,7 @@ def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, in
 
 
 def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """(H, W) whole numbers below `n_labels` to (H, W, n_labels) float32."""
+    """Labels (H, W), integers below `n_labels`, as float32 (H, W, n_labels) of zeros and ones."""
     hot = np.zeros((labels.size, n_labels), dtype=np.float32)
     hot[np.arange(labels.size), labels.reshape(-1)] = 1
     return hot.reshape(*labels.shape, n_labels)
@@ -65,14 +71,14 @@ def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colors of labels: row i of `colors` (n, 3) uint8 is label i."""
+    """Colors of labels: row i of `colors` uint8 (n, 3) is label i; `source` is for errors."""
 
     source: str
     colors: np.ndarray
 
     def labels_of(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (H, W) whole numbers; raises `BadImage` for an unlisted color."""
-        known, wanted = _color_codes(self.colors), _color_codes(rgb)
+        """Pixels uint8 (H, W, 3) as labels (H, W); raises `BadImage` for an unlisted color."""
+        known, wanted = _color_codes(self.colors), _color_codes(rgb)  # (n,), (H, W)
         order = np.argsort(known)
         places = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
         labels = order[places]  # (H, W)
@@ -87,6 +93,7 @@ class Palette:
 
 
 def _color_codes(rgb: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) as one number per color, int32 (...)."""
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
 
@@ -94,7 +101,8 @@ def _color_codes(rgb: np.ndarray) -> np.ndarray:
 def read_palette(file: str | Path) -> Palette:
     """Read a text file with a color per line, `red green blue` and perhaps a name; label 0 first.
 
-    Raises `UserError` naming the line that is no color or has one for the second time.
+    Raises:
+        UserError: for an unreadable or empty file, and for a line that is no color or repeats one.
     """
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -136,7 +144,7 @@ class Labels(MapKind):
     shift: bool = False
     palette: Palette | None = None
     smooth = False
-    look = True
+    checked_by_decoding = True
 
     def header_size(self, path: str) -> tuple[int, int]:
         if self.palette:
@@ -167,6 +175,11 @@ class Labels(MapKind):
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return one_hot(cropped, self.n_labels)
 
+    def describe(self) -> dict[str, Any]:
+        colors = self.palette.colors.tolist() if self.palette else None
+        options = {"n_labels": self.n_labels, "shift": self.shift, "palette": colors}
+        return {"kind": "labels", **options}
+
 
 @dataclass(frozen=True)
 class Depth(MapKind):
@@ -190,13 +203,17 @@ class Depth(MapKind):
         depth = values.astype(np.float32)
         if not np.isfinite(depth).all():
             raise BadImage("has depths that are no finite numbers")
-        return _between_ones(depth)
+        return _scaled(depth)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return cropped
 
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "depth"}
 
-def _between_ones(values: np.ndarray) -> np.ndarray:
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values of any range as values from -1 to 1, or as zeros if all are the same."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros_like(values)
@@ -216,27 +233,20 @@ class ImageMap(MapKind):
         return read_rgb(path)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
-        return to_float(cropped)
+        return to_values_array(cropped)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "image", "smooth": self.smooth}
 
 
-def described(kind: MapKind) -> dict[str, Any]:
-    """What `kind_of` makes the kind of again; JSON can hold it."""
-    if isinstance(kind, Labels):
-        colors = kind.palette.colors.tolist() if kind.palette else None
-        return {
-            "kind": "labels",
-            "n_labels": kind.n_labels,
-            "shift": kind.shift,
-            "palette": colors,
-        }
-    return (
-        {"kind": "depth"} if isinstance(kind, Depth) else {"kind": "image", "smooth": kind.smooth}
-    )
+def map_kind(description: Mapping[str, Any]) -> MapKind:
+    """The kind of `{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}`, `{kind: image}`.
 
+    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it.
 
-def kind_of(description: Mapping[str, Any]) -> MapKind:
-    """`{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}` or `{kind: image}`, as an
-    object; raises `UserError`."""
+    Raises:
+        UserError: for unknown kinds and options.
+    """
     options = dict(description)
     name = options.pop("kind", None)
     if name not in KINDS:
@@ -253,4 +263,4 @@ def kind_of(description: Mapping[str, Any]) -> MapKind:
         raise UserError(f"maps of kind {name}: {error}") from None
 
 
-KINDS: dict[str, Any] = {"labels": Labels, "depth": Depth, "image": ImageMap}
+KINDS: dict[str, type[MapKind]] = {"labels": Labels, "depth": Depth, "image": ImageMap}

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from taming.data.condition_maps import DEPTH_MODES, Depth
-from taming.data.files.images import BadImage, image_mode_and_size, read_rgb, to_float
+from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.errors import UserError
 from taming.modules.misc.coord import CoordStage
+from taming.pictures import to_values_array
 from taming.sampling.engine import Request
 from taming.sampling.sizes import condition_indices, coordinate_map
 
@@ -37,7 +38,7 @@ def read_picture(path: str | Path, channels: int = 3) -> Tensor:
         if channels == 1 and image_mode_and_size(str(path))[0] in MEASURED:
             values = Depth().read(str(path))[..., None]
         else:
-            values = to_float(_in_channels(read_rgb(str(path)), channels))
+            values = to_values_array(_in_channels(read_rgb(str(path)), channels))
     except BadImage as error:
         raise UserError(f"{path} {error}; give an image file") from None
     return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()

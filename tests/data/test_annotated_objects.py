@@ -185,7 +185,7 @@ def test_wrong_options(tmp_path: Path) -> None:
         ({"keys": ["imag"]}, "has no key 'imag'; did you mean 'image'"),
         ({"split": "val"}, "there is no split 'val'"),
         ({"split": "test"}, "COCO has no annotations of test"),
-        ({"crop_method": "center"}, "crop_method 'center' is not known; did you mean 'center'"),
+        ({"crop_method": "centre"}, "crop_method 'centre' is not known; did you mean 'center'"),
         ({"no_object_classes": 2}, "has 4 categories, but no_object_classes is 2"),
         ({"no_tokens": 4}, "no_tokens 4 is too small"),
     ]:
@@ -221,7 +221,11 @@ def test_coco_files_with_mistakes(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ("boxes", "head", "message"),
     [
         (BOXES, HEAD.replace("YMax", "Y"), "line 1 of .*bbox.csv lacks the column 'YMax'"),
-        ([*BOXES, "cc,x,/m/0a,1,0,1,0,1,0,0,0,0,0"], HEAD, "line 5 of .* is for cc, which is no"),
+        (
+            [*BOXES, "cc,x,/m/0a,1,0,1,0,1,0,0,0,0,0"],
+            HEAD,
+            "line 5 of .* is for image cc, which is not listed",
+        ),
         ([BOXES[0].replace("0.25", "1.5")], HEAD, "line 2 of .* has a box outside its image"),
         ([BOXES[0].replace("0.25", "half")], HEAD, "line 2 of .* cannot be read .*'half'"),
         ([BOXES[0][:30]], HEAD, "line 2 of .*bbox.csv has only 7 columns"),

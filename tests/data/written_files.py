@@ -27,6 +27,13 @@ def write_images(folder: Path, count: int, height: int = 24, width: int = 32) ->
     return [write_image(folder / f"{i:03d}.png", height, width, seed=i) for i in range(count)]
 
 
+def touch(*paths: Path) -> None:
+    """Empty files, and the folders on the way to them."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
 def truncate(path: str | Path, keep: float = 0.5) -> None:
     """Cut a file short, as an interrupted copy does."""
     content = Path(path).read_bytes()

@@ -18,7 +18,7 @@ from taming.data.examples.writer import (
     Examples,
     depth_bytes,
 )
-from taming.data.files.find import write_image_lists
+from taming.data.files.list_files import write_image_lists
 
 
 def _nearest(scene: Scene) -> int:

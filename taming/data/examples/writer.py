@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from taming.data.examples.rendering import N_LABELS, Scene, render
-from taming.data.files.list_files import write_atomically
+from taming.data.files.list_files import write_lines
 
 # In the order of SHAPES: ids in each dataset, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")
@@ -56,7 +56,7 @@ class Examples:
 
     def text(self, name: str, lines: Sequence[str]) -> None:
         """Save lines below `root`."""
-        write_atomically(self.root / name, lines)
+        write_lines(self.root / name, lines)
 
 
 def depth_bytes(depth: np.ndarray) -> np.ndarray:

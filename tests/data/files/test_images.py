@@ -16,7 +16,6 @@ from taming.data.files.images import (
     read_npy,
     read_rgb,
     read_rgb_fast,
-    to_float,
 )
 from tests.data.written_files import pixels, truncate, write_image
 
@@ -126,12 +125,6 @@ def test_archives_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
         for read in (npy_size, read_npy):
             with pytest.raises(BadImage, match="cannot be read"):
                 read(str(tmp_path / name))
-
-
-def test_to_float_ends_at_one() -> None:
-    scaled = to_float(np.array([0, 51, 255], dtype=np.uint8))
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled, [-1, -0.6, 1], atol=1e-6)
 
 
 def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:

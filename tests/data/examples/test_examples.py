@@ -17,7 +17,7 @@ from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
 from taming.data.examples.writer import SYNSETS
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 
 
