@@ -26,7 +26,6 @@ from taming.atomic_files import atomic_path
 from taming.command_line import flag
 from taming.data.files.find import find_images
 from taming.data.files.images import BadImage, read_rgb
-from taming.devices import choose_device
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,17 +48,16 @@ class NetworkOptions:
     device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
 
 
-def load_network(options: NetworkOptions, **hub_options: Any) -> tuple[nn.Module, torch.device]:
-    """The network `options.model`, ready for use, and the device that it is on.
+def load_network(options: NetworkOptions, device: torch.device, **hub_options: Any) -> nn.Module:
+    """The network `options.model` on `device`, ready for use.
 
     A model is a TorchScript file; a Python file with a function `entry` that returns the network; a
     folder with a `hubconf.py` that has it; or a torch hub name (owner/repository[:version]), whose
     `entry` is called with `hub_options`.
 
     Raises:
-        UserError: if there is no such model, entry, checkpoint or device.
+        UserError: if there is no such model, entry or checkpoint.
     """
-    device = choose_device(options.device)
     try:
         network = _build(options, hub_options if options.weights is None else {})
         if options.weights is not None:
@@ -71,7 +69,7 @@ def load_network(options: NetworkOptions, **hub_options: Any) -> tuple[nn.Module
             "file, a .py file or hub folder with the function --entry, or a torch hub name "
             "owner/repository"
         ) from error
-    return network.to(device).eval(), device
+    return network.to(device).eval()
 
 
 def _reason(error: Exception) -> str:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from taming.atomic_files import atomic_path
-from taming.config import instantiate_from_config
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.base import Item
+from taming.data.from_config import dataset_of
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 from taming.pictures import Cell, grid, to_uint8_array
@@ -32,10 +32,7 @@ def first_items(
     Raises:
         UserError: if the config has no such dataset, and for what is wrong with its files.
     """
-    sections = config.get("data", {}).get("params", {})
-    if not sections.get(split):
-        raise UserError(f"the config has no data.params.{split}; give --split train or validation")
-    dataset = instantiate_from_config(sections[split], key=f"data.params.{split}")
+    dataset = dataset_of(config, split)
     order = PositionSampler(len(dataset), seed, shuffle=split == "train")
     seeded = SeededDataset(dataset, seed)
     return dataset, [seeded[position] for position in islice(order, count)]

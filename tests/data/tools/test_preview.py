@@ -82,5 +82,8 @@ def test_script(
     picture = Image.open(output)
     assert picture.width > 3 * CELL and picture.height > 2 * CELL
     with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--base", base, "-o", base.parent / "p.xyz")
+    assert "p.xyz has no ending of an image format" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "--base", base, "--split", "validation")
     assert "no data.params.validation" in capsys.readouterr().err
