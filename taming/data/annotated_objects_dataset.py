@@ -19,6 +19,7 @@ from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxCondi
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
+from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import (
     AnnotationList,
     BoundingBox,
@@ -29,7 +30,6 @@ from taming.data.helper_types import (
 from taming.data.options import ImageOptions, OnError
 from taming.data.scene_crops import SceneCrop
 from taming.data.scene_table import Limits, SceneCollector
-from taming.data.shards import paths_by_name
 from taming.errors import UserError
 
 BUILDERS = {
@@ -153,9 +153,9 @@ class AnnotatedObjectsDataset(ImageFiles):
         """All categories of the data; raises `UserError`."""
         raise NotImplementedError
 
-    def category_order(self, identity: str) -> Any:
+    def category_order(self, identity: str) -> tuple[bool, str]:
         """The key by which the ids of categories are sorted before they are numbered."""
-        return identity
+        return False, identity
 
     def collect(
         self, collector: SceneCollector, categories: Mapping[str, int]

@@ -66,7 +66,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         rows = read_csv(file, ("id", "name"), self._name, header=False)
         return [Category(identity, None, name) for _, (identity, name) in rows]
 
-    def category_order(self, identity: str) -> Any:
+    def category_order(self, identity: str) -> tuple[bool, str]:
         return identity == SUITCASE, identity
 
     def _image_names(self) -> list[str]:

@@ -212,6 +212,11 @@ class Depth(MapKind):
         return {"kind": "depth"}
 
 
+def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
+    """Depth (H, W) as the bytes of its float32 values, uint8 (H, W, 4), for RGBA PNGs."""
+    return np.ascontiguousarray(depth, dtype="<f4").view(np.uint8).reshape(*depth.shape, 4)
+
+
 def _scaled(values: np.ndarray) -> np.ndarray:
     """Values of any range as values from -1 to 1, or as zeros if all are the same."""
     low, high = values.min(), values.max()

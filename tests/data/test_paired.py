@@ -100,7 +100,7 @@ def test_edges_are_found_where_there_are_none(pairs: Path) -> None:
     pytest.importorskip("skimage")
     item = build(pairs, None, kind="edges", size=16)[0]
     assert item["edges"].shape == (16, 16, 3) and set(np.unique(item["edges"])) <= {-1.0, 1.0}
-    with pytest.raises(UserError, match="depth cannot be found in images; give the folder"):
+    with pytest.raises(UserError, match="depth cannot be computed from images; give the folder"):
         build(pairs, None, kind="depth")
 
 

@@ -89,7 +89,7 @@ class ObjectsCenterPointsConditionalBuilder:
         crop_coordinates: BoundingBox | None = None,
         horizontal_flip: bool = False,
     ) -> Tensor:
-        """Tokens int64 (embedding_dim,) of the objects, in an order drawn by Python's generator.
+        """Tokens int64 (embedding_dim,) of the objects, in random order (Python's generator).
 
         `crop_coordinates` is what is seen of the image; objects outside are left out.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from taming.data.examples import annotated, images
-from taming.data.examples.writer import Examples
+from taming.data.examples.writer import ExampleWriter
 
 WRITERS = (
     images.write_faces,
@@ -22,7 +22,7 @@ WRITERS = (
 
 def write_all(root: str | Path, train: int = 8, validation: int = 4) -> int:
     """Write every dataset below `root`; returns how many files there are then."""
-    out = Examples(Path(root), train, validation)
+    out = ExampleWriter(Path(root), train, validation)
     for write in WRITERS:
         write(out)
     return sum(path.is_file() for path in Path(root).rglob("*"))

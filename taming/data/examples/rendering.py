@@ -1,4 +1,4 @@
-"""Small rendered scenes whose labels, depth, boxes and captions are exact: they are one scene's.
+"""Small rendered scenes with exact labels, depth, boxes and captions.
 
 Shaded balls, drums, cones, boxes and rings stand on a plain and hide one another.
 """
@@ -21,8 +21,12 @@ Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape of which some pixels are seen: `box` (x0, y0, width, height) in pixels around them,
-    `share` of its own pixels that are seen."""
+    """A shape that is at least partly visible.
+
+    Attributes:
+        box: (x0, y0, width, height) in pixels, around its visible part.
+        share: the share of its pixels that is visible.
+    """
 
     shape: str
     color: str
@@ -32,8 +36,14 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` uint8 (H, W, 3), `labels` uint8 (H, W) below `N_LABELS`, `depth` float32 (H, W) in
-    units of the camera's height, and the objects, nearest first."""
+    """A rendered scene.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        labels: uint8 (H, W), below `N_LABELS`.
+        depth: float32 (H, W), in units of the camera's height.
+        objects: nearest first.
+    """
 
     image: np.ndarray
     labels: np.ndarray
@@ -42,8 +52,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What is seen, in words."""
-        names = [f"one {found.color} {found.shape}" for found in self.objects]
+        """The scene in words."""
+        names = [f"one {one.color} {one.shape}" for one in self.objects]
         return f"{' and '.join(names) or 'nothing'} on a green plain"
 
     @property
@@ -100,7 +110,7 @@ COLORS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.
 
 
 class _Canvas:
-    """Colors, labels and depth, of which each pixel keeps the nearest."""
+    """Colors, labels and depth; each pixel keeps those of the nearest shape."""
 
     def __init__(self, height: int, width: int) -> None:
         self.rows, self.columns = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -150,14 +160,14 @@ def render(
         size = random.uniform(0.4, 0.75)
         alone = canvas.add(number, shape, COLORS[color], x, z, size)
         placed.append((z, number, shape, color, alone))
-    found = (_found(canvas.owner, *rest[1:]) for rest in sorted(placed))
-    objects = tuple(one for one in found if one is not None)
+    by_distance = (_visible_object(canvas.owner, *shape[1:]) for shape in sorted(placed))
+    objects = tuple(one for one in by_distance if one is not None)
     grain = random.normal(0, 3, canvas.image.shape)
     image = (canvas.image + grain).clip(0, 255).astype(np.uint8)
     return Scene(image, canvas.labels, canvas.depth, objects)
 
 
-def _found(
+def _visible_object(
     owner: np.ndarray, number: int, shape: str, color: str, alone: int
 ) -> SceneObject | None:
     rows, columns = np.nonzero(owner == number)

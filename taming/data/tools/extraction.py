@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
 from taming.command_line import flag
+from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import find_images
 from taming.data.files.images import BadImage, read_rgb
 from taming.errors import UserError
@@ -161,9 +162,8 @@ def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.n
 
 
 def depth_picture(depth: np.ndarray) -> Image.Image:
-    """Depth (H, W) as RGBA: the four bytes of each value as little-endian float32."""
-    pixels = np.ascontiguousarray(depth, dtype="<f4").view(np.uint8)
-    return Image.fromarray(pixels.reshape(*depth.shape, 4))
+    """Depth (H, W) as an RGBA image; see `depth_to_rgba`."""
+    return Image.fromarray(depth_to_rgba(depth))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def _row(item: Item, dataset: object) -> list[Cell | tuple[str, Cell]]:
         (f"{key} {' x '.join(map(str, np.shape(item[key])))}", picture)
         for key, picture in pictures(item, dataset).items()
     ]
-    return [*captioned, "\n".join(texts(item))]
+    return [*captioned, "\n".join(texts(item)) or None]
 
 
 def preview(items: Sequence[Item], dataset: object = None) -> Image.Image:
