@@ -23,6 +23,7 @@ from taming.evaluation.sources.folder import DatasetSource, FolderSource
 from taming.evaluation.sources.run import Drawing, RunSource
 from taming.evaluation.tasks.fidelity import ImageSet, needed_layers
 from taming.evaluation.tasks.protocol import Protocol
+from taming.sampling.arguments import require_positive
 from taming.sampling.plan import add_plan_flags
 from taming.sampling.settings import SampleSettings
 
@@ -209,6 +210,7 @@ def drawing_from(
     Raises:
         UserError: for values out of range.
     """
+    require_positive(batch_size=args.batch_size)
     height, width = args.size or (None, None)
     return Drawing(
         args.num_samples,
