@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.atomic_files import write_text
+from taming.atomic_files import atomic_path
 from taming.command_line import parse
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
 from taming.evaluation.tasks.models import score_first_stage
 from taming.sampling.arguments import make_parser
 from taming.sampling.conditions import cut_to_tokens, read_input
-from taming.sampling.folder import check_place, save_png
+from taming.sampling.folder import ADVICE, check_place, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = {"checkpoint": str(run.checkpoint), "global_step": step, "folder": str(folder)}
     report = {**scores, **made, "size": args.size}
     text = json.dumps(report, indent=2) + "\n"
-    write_text(root / "metrics.json", text)
+    with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
+        partial.write_text(text)
     print(summary(scores))
     print(f"{scores['images']} reconstructions and metrics.json are in {root}")
 
