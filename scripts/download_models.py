@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from taming.config import did_you_mean
 from taming.errors import UserError, command
-from taming.models.dalle import convert
 from taming.pretrained import Published, download_model, lacks_config, published_models
 
 NO_CONFIG = (
@@ -52,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"there is no published model '{name}'{did_you_mean(name, models)}")
     for name in names:
         folder = download_model(models[name], args.root, check=args.check)
-        if name == "dalle_dvae":
-            convert(folder)
         print(f"{name} is in {folder}{', ' + NO_CONFIG if lacks_config(folder) else ''}")
 
 

@@ -20,9 +20,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint import find_run, read_checkpoint
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
+from taming.models.dalle import convert
 
 # In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
 RECORD = "downloads.json"
@@ -153,14 +154,33 @@ def download_model(
     for path, known in files.items():
         _check_present(folder / path, known, check)
     if record["complete"] and all((folder / path).is_file() for path in files):
-        return folder
+        return _converted(folder)
     for address in model.addresses:
         for file in resolve(address):
             files |= _bring(file, folder, files, patience)
             _write_record(folder, record)
     _add_config(model.name, folder)
+    _converted(folder)
     _write_record(folder, {**record, "complete": True})
     return folder
+
+
+def _converted(folder: Path) -> Path:
+    """The folder, in which DALL-E's pickles have become a checkpoint."""
+    if (folder / "encoder.pkl").is_file() and not (folder / "model.ckpt").is_file():
+        convert(folder)
+    return folder
+
+
+def is_downloaded(model: Published, root: str | Path = ".") -> bool:
+    """Whether a model is ready to use below `root`: fetched as a whole, or put there by hand."""
+    folder = Path(root) / model.folder
+    if (folder / RECORD).is_file() and not _read_record(folder)["complete"]:
+        return False
+    try:
+        return find_run(folder).checkpoint.is_file()
+    except UserError:
+        return False
 
 
 def _add_config(name: str, folder: Path) -> None:

@@ -24,7 +24,10 @@ def run_config(
 ) -> DictConfig:
     """The config that a run was trained with, `base` and `overrides` merged over it."""
     if not run.configs and not base:
-        raise UserError(f"{run.folder} has no configs/*-project.yaml; name its YAML with --base")
+        raise UserError(
+            f"{run.folder} has no configs/*-project.yaml; name its YAML with --base (in Python: "
+            "base=[...])"
+        )
     config = load_config([*run.configs, *base], overrides)
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")

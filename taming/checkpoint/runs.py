@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +32,31 @@ def find_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no run or checkpoint at {path}")
+        raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
     folder = _folder_of_checkpoint(path) if path.is_file() else path
     there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
     if path.is_dir() and not there:
         raise UserError(_no_last_checkpoint(folder))
     checkpoint = path if path.is_file() else there[0]
     return Run(folder, checkpoint, tuple(_configs(folder)))
+
+
+def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
+    """`"; did you mean 'logs/y'?"` for the run most like a `path` that does not exist, or "".
+
+    Runs in the same folder and in logs/ are compared by name, with and without the time at which
+    they began; `other_names` stand for themselves.
+    """
+    missing = Path(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = {name: name for name in other_names}
+    for folder in dict.fromkeys((Path("logs"), missing.parent)):
+        for run in folder.glob("*"):
+            if any((run / name).is_file() for name in _CHECKPOINTS):
+                names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
 def _folder_of_checkpoint(path: Path) -> Path:
