@@ -12,7 +12,8 @@ from taming.data.base import ImagePaths, NumpyPaths, set_loading
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 from taming.models.codes import channels_first
@@ -134,8 +135,8 @@ def test_bytes_become_the_same_floats_in_the_model(tmp_path: Path) -> None:
 
 def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
     image, mask = write_image(tmp_path / "a.jpg", 64, 64), write_image(tmp_path / "b.png", 64, 64)
-    maps = {"condition": Maps(StringTable([mask]), ImageMap())}
-    paired = PairedPaths([image], maps, size=16)
+    maps = {"condition": MapFiles(StringTable([mask]), ImageMap())}
+    paired = ImagesWithMaps([image], maps, ImageOptions(16))
     set_loading(CustomBase(paired), fast_decode=True, image_bytes=True)
     assert paired.pixels(0).shape == (64, 64, 3)
     item = paired[0]
