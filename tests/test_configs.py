@@ -16,6 +16,7 @@ from scripts.make_scene_samples import main as make_scene_samples
 from scripts.reconstruct import main as reconstruct
 from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run
+from taming.config import load_config
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
@@ -77,7 +78,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(name: str, folder: Path) -> str:
     """The shrunken config `name` on disk, and checkpoints of its stages."""
-    config = shrink(OmegaConf.load(ROOT / "configs" / f"{name}.yaml"))  # type: ignore[arg-type]
+    config = shrink(load_config([ROOT / "configs" / f"{name}.yaml"]))
     for stage in ("first_stage_config", "cond_stage_config"):
         params = (config.model.params.get(stage) or {}) if "model" in config else {}
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):

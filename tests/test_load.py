@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from taming.errors import UserError
 from taming.pretrained import published_models
 from tests.models.test_conditions import transformer_config
 from tests.models.tiny import build, first_stage_config, images
+from tests.support import write_run
 
 NAME = "vqgan_imagenet_f16_16384"
 
@@ -28,15 +28,6 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_run(folder: Path, config: dict[str, Any]) -> Path:
-    """A run folder; returns its checkpoint."""
-    (folder / "configs").mkdir(parents=True)
-    OmegaConf.save({"model": config}, folder / "configs" / "2021-project.yaml")
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    save_atomic({"state_dict": build(config).state_dict()}, checkpoint)
-    return checkpoint
-
-
 def test_importing_the_package_imports_no_framework() -> None:
     code = "import sys, taming; print({'torch', 'pytorch_lightning'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -44,7 +35,7 @@ def test_importing_the_package_imports_no_framework() -> None:
 
 
 def test_runs_and_checkpoints_of_both_stages() -> None:
-    checkpoint = write_run(Path("logs/first"), first_stage_config())
+    checkpoint = write_run(Path("logs/first"), first_stage_config()) / "checkpoints" / "last.ckpt"
     write_run(Path("logs/second"), transformer_config())
     x = images(2).permute(0, 3, 1, 2)
     for path in ("logs/first", checkpoint, "logs/second"):
@@ -62,16 +53,16 @@ def test_runs_and_checkpoints_of_both_stages() -> None:
 def test_a_published_name_is_downloaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = write_run(tmp_path / "server", first_stage_config())
-    OmegaConf.save({"model": first_stage_config()}, tmp_path / "server" / "model.yaml")
-    addresses = (served.as_uri(), (tmp_path / "server" / "model.yaml").as_uri())
+    run = write_run(tmp_path / "server", first_stage_config())
+    served = [run / "checkpoints" / "last.ckpt", run / "configs" / "2021-project.yaml"]
+    addresses = tuple(path.as_uri() for path in served)
     local = replace(published_models()[NAME], addresses=addresses)
     monkeypatch.setattr("taming.model_loading.published_models", lambda: {NAME: local})
     with pytest.raises(UserError, match=f"{NAME} is not in logs/.*download=True"):
         taming.load(NAME, download=False)
     first = taming.load(NAME)
     assert Path("logs", NAME, "last.ckpt").is_file()
-    served.unlink()
+    served[0].unlink()
     again = taming.load(NAME, download=False)
     assert torch.equal(first.encoder.conv_in.weight, again.encoder.conv_in.weight)
 

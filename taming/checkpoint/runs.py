@@ -28,16 +28,19 @@ def find_run(path: str | Path) -> Run:
 
     Downloads of published models may have `model.ckpt` and `config.yaml` instead.
 
-    Raises `UserError` where there is no such run or no checkpoint in it.
+    Raises:
+        UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"{path} is a config, not a run or checkpoint")
     folder = _folder_of_checkpoint(path) if path.is_file() else path
-    there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
-    if path.is_dir() and not there:
+    usual = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
+    if path.is_dir() and not usual:
         raise UserError(_no_last_checkpoint(folder))
-    checkpoint = path if path.is_file() else there[0]
+    checkpoint = path if path.is_file() else usual[0]
     return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
@@ -75,7 +78,7 @@ def _no_last_checkpoint(folder: Path) -> str:
 
 
 def _configs(folder: Path) -> list[Path]:
-    """Configs by time; each resume wrote a pair of them, and the newest wins in a merge."""
+    """Configs from the oldest to the newest, which wins in a merge; each start writes a pair."""
     configs = folder / "configs"
     project = sorted(configs.glob("*-project.yaml"))
     if project:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.checkpoint import expand_stages
+from taming.command_line import Parser, parse_switch
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -34,29 +35,16 @@ from taming.training.trainer import (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message} (see --help)")
-
-
-def _switch(text: str) -> bool:
-    known = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    known |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
-    return known[text.lower()]
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Our own flags; the Trainer's arguments and overrides are read from what is left."""
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description="Train a first stage or a transformer from YAML configs.",
         epilog="Further arguments: --key value for any argument of the Lightning Trainer, "
         "--gpus 0, | 0,1 | 2, and key.path=value to override the configs.",
         allow_abbrev=False,
     )
-    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True}
+    switch: dict[str, Any] = {"type": parse_switch, "nargs": "?", "const": True}
     parser.add_argument("-n", "--name", help="name of the run; default: that of the first config")
     parser.add_argument("-r", "--resume", help="go on with a run: its folder or a checkpoint of it")
     parser.add_argument(

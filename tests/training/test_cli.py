@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from taming.checkpoint import load_run, read_checkpoint
+from taming.config import load_config
 from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
@@ -189,7 +190,7 @@ def _run(arguments: list[str]) -> str:
 
 
 def _transformer(folder: Path, first_stage: Path) -> str:
-    config = OmegaConf.load(ROOT / "configs" / "digits_transformer.yaml")
+    config = load_config([ROOT / "configs" / "digits_transformer.yaml"])
     small = small_vqgan()
     params = config.model.params
     stage = params.first_stage_config.params
