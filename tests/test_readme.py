@@ -217,7 +217,7 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     for script in scripts:
         known |= flags_of(script, capsys)
     for path in DOCUMENTS:
-        for span in (span for span in spans_of(path) if span.startswith("-")):
+        for span in (span for span in spans_of(path) if re.match(r"--?[A-Za-z]", span)):
             flags = set(re.findall(r"(?<!\S)--?[A-Za-z][\w-]*", span))
             assert flags and flags <= known, f"{path.name}: {span}"
 

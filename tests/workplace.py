@@ -75,9 +75,9 @@ class Workplace:
             (root / name).symlink_to(ROOT / name)
         (root / "configs").mkdir()
         for path in (ROOT / "configs").glob("*.yaml"):
-            OmegaConf.save(shrink(OmegaConf.load(path)), root / "configs" / path.name)  # type: ignore[arg-type]
+            OmegaConf.save(shrink(load_config([path])), root / "configs" / path.name)
         Image.fromarray(render(0, 256, 256).image).save(root / "photo.png")
-        Image.new("L", (256, 256), 255).save(root / "mask.png")
+        Image.linear_gradient("L").point(lambda value: 255 * (value > 127)).save(root / "mask.png")
         (root / "street.yaml").write_text("- {class: cup, box: [0.1, 0.2, 0.3, 0.7]}\n")
 
     def run_of(self, config: str) -> str:
