@@ -6,11 +6,13 @@ is neither there nor a Python script, or code in another language, fails the tes
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,13 @@ def check_page(workplace: Workplace, command: str) -> None:
     assert not page.exception and not page.error
 
 
+def check_flags(workplace: Workplace, command: str) -> None:
+    script, *words = shlex.split(command)[1:]
+    with redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
+        run_script(script, ["--help"])
+    assert all(word in text.getvalue() for word in words if word.startswith("-"))
+
+
 Check = Callable[[Workplace, str], None]
 ENVIRONMENT = "makes or enters an environment of its own"
 NETWORK = "downloads gigabytes"
@@ -149,6 +158,15 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
     "python scripts/download_models.py cin_transformer": (NETWORK, check_models),
     "python scripts/download_models.py vqgan_imagenet_f16_16384": (NETWORK, check_models),
+    "python scripts/extract_depth.py": (NETWORK, check_flags),
+    "python scripts/extract_depth.py --images data/pairs/images --outdir data/pairs/depth": (
+        NETWORK,
+        check_flags,
+    ),
+    "python scripts/extract_segmentation.py data/pairs/segmentation --images data/pairs/images": (
+        NETWORK,
+        check_flags,
+    ),
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": ("several processes", check_share),
     "streamlit run scripts/sample_conditional.py -- -r logs/<run>": (
         "a server that does not end",
