@@ -26,9 +26,9 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import versions
-from taming.evaluation.runner import Need
+from taming.evaluation.metrics.base import FeatureRequest
 from taming.evaluation.tasks.fidelity import describe
-from taming.evaluation.tasks.protocol import Protocol
+from taming.evaluation.metrics.fidelity import FidelitySettings
 
 
 @command
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = source_for(names[0], *options)
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
-    protocol = Protocol(("fid",), layers_from(args))
+    protocol = FidelitySettings(("fid",), layers_from(args))
     extractor, _ = extractors_from(args, protocol, device)
-    need = Need("moments", extractor, extractor.layers[0])
+    need = FeatureRequest("moments", extractor, extractor.layers[0])
     reading = reading_from(args)
     gathered = reading.gather(source, [need], "images")
     reading.finish()

@@ -28,11 +28,13 @@ from taming.evaluation.arguments import (
     source_for,
 )
 from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.accuracy import AccuracyTally, evaluate_accuracy, load_judge
+from taming.evaluation.metrics.accuracy import AccuracyTally
+from taming.evaluation.tasks.classes import evaluate_accuracy
+from taming.evaluation.metrics.accuracy import load_classifier
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.folder import ImageSource
+from taming.evaluation.sources.base import ImageSource
 from taming.evaluation.sources.run import RunSource
 
 SCRIPT = "scripts/evaluate_classes.py"
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = source_for(names[0], drawing, args.split, args.image_key, args.deep, args.workers)
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
-    judge = load_judge(args.judge, device)
+    judge = load_classifier(args.judge, device)
     reading = reading_from(args)
     tally = evaluate_accuracy(images, judge.classify, key_of(**judge.about), reading)
     reading.finish()

@@ -37,10 +37,14 @@ from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_fil
 from taming.evaluation.metrics.lpips import Networks, load_networks
 from taming.evaluation.metrics.reconstruction import NETWORKS, SIMILARITIES
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.folder import DatasetSource, FolderSource, LoadedSource
-from taming.evaluation.sources.prepared import LabelSource, Prepared
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.base import LoadedSource
+from taming.evaluation.sources.prepared import LabelSource
+from taming.evaluation.sources.prepared import PreparedSource
 from taming.evaluation.tasks.fidelity import needed_layers
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator
+from taming.evaluation.tasks.first_stage import FirstStageResult
 from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,
     file_name,
@@ -49,7 +53,7 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
+from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
 from taming.sampling.arguments import parse
 
 SCRIPT = "scripts/evaluate_first_stage.py"
@@ -98,13 +102,13 @@ def check(args: Namespace) -> None:
             raise UserError(f"--{flag} must be at least 1, not {getattr(args, flag)}")
 
 
-def find_images(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) -> Prepared:
+def find_images(args: Namespace, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]) -> PreparedSource:
     """The same images for all first stages, in whole codes of each of them."""
     multiple = math.lcm(*(stage.model.downsampling_factor for stage in stages))
-    return Prepared(_source(args, stages, overrides), args.size, multiple, args.num_images)
+    return PreparedSource(_source(args, stages, overrides), args.size, multiple, args.num_images)
 
 
-def _source(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) -> LoadedSource:
+def _source(args: Namespace, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]) -> LoadedSource:
     pictorial = stages[0].pictorial
     if args.images and not pictorial:
         raise UserError("--images holds pictures, and the first stage takes segmentations")
@@ -120,7 +124,7 @@ def _source(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) 
     return LabelSource(labels, config, args.split, key, overrides, args.workers)
 
 
-def _own_data(args: Namespace, stages: Sequence[Stage]) -> list[Any]:
+def _own_data(args: Namespace, stages: Sequence[LoadedFirstStage]) -> list[Any]:
     """The configs of the first run that has data of the split."""
     for stage in stages:
         if stage.config.get("data", {}).get("params", {}).get(args.split):
@@ -169,7 +173,7 @@ def make_evaluator(args: Namespace, pictorial: bool) -> FirstStageEvaluator:
 
 
 def write(
-    outdir: Path, evaluator: FirstStageEvaluator, results: Sequence[StageResult], made: Any
+    outdir: Path, evaluator: FirstStageEvaluator, results: Sequence[FirstStageResult], made: Any
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
@@ -190,7 +194,7 @@ def write(
     return path
 
 
-def class_tables(results: Sequence[StageResult]) -> list[str]:
+def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
     """A table per first stage with a row per class, where there are classes."""
     return [
         f"{result.name}:\n\n"
@@ -205,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = read_arguments(argv)
     check(args)
     start = time.monotonic()
-    stages = load_stages(args.resume, args.base, overrides)
+    stages = load_first_stages(args.resume, args.base, overrides)
     images = find_images(args, stages, overrides)
     evaluator = make_evaluator(args, stages[0].pictorial)
     found = [evaluator(stage, images) for stage in stages]

@@ -30,8 +30,9 @@ from taming.evaluation.arguments import (
     reading_from,
 )
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.scenes import DrawnScenes, Layouts
-from taming.evaluation.tasks.fidelity import Protocol
+from taming.evaluation.sources.scenes import Layouts
+from taming.evaluation.sources.scenes import SampledScenes
+from taming.evaluation.metrics.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling.arguments import add_drawing, check_drawing, parse
 from taming.sampling.examples import data_config, open_dataset
@@ -80,7 +81,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     return args, overrides
 
 
-def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tuple[DrawnScenes, Any]:
+def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tuple[SampledScenes, Any]:
     """What is to be drawn, and the run."""
     settings, size = check_drawing(args), parse_resolution(args.resolution)
     dtype = choose_dtype(args.sampler_precision or args.precision, device)
@@ -97,7 +98,7 @@ def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tupl
         "model": plain(config),
     }
     shape = tokens_for(model, *size)
-    samples = DrawnScenes(
+    samples = SampledScenes(
         layouts,
         model,
         identity,
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = read_arguments(argv)
     device = choose_device(args.device)
     layers = layers_from(args)
-    protocol = Protocol(("fid", "isc"), layers, args.isc_splits)
+    protocol = FidelitySettings(("fid", "isc"), layers, args.isc_splits)
     extractor, _ = extractors_from(args, protocol, device)
     samples, run = drawn_scenes(args, overrides, device)
     reading = reading_from(args)

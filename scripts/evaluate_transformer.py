@@ -29,12 +29,9 @@ from taming.errors import UserError, command
 from taming.evaluation.cache import SAVE_EVERY, Cache, key_of
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.runner import Reading
-from taming.evaluation.tasks.transformer import (
-    TransformerData,
-    TransformerTally,
-    evaluate_transformer,
-)
+from taming.evaluation.runner import Runner
+from taming.evaluation.tasks.transformer import TransformerTally, evaluate_transformer
+from taming.evaluation.sources.dataset import ItemSource
 from taming.sampling.arguments import make_parser, parse
 from taming.sampling.examples import data_config, open_dataset
 from taming.sampling.load import load_transformer
@@ -104,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset, checkpoint = open_images(args, data), file_hash(run.checkpoint)
     config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))
-    reading = Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
-    images = TransformerData(dataset, model, args.workers)
+    reading = Runner(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
+    images = ItemSource(dataset, model, args.workers)
     measured = evaluate_transformer(model, images, identity, reading)
     reading.finish()
     if own_share()[0] > 0:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
-from taming.evaluation.tasks.models import score_first_stage
+from taming.evaluation.tasks.first_stage import score_first_stage
 from taming.sampling.arguments import make_parser, parse
 from taming.sampling.conditions import cut_to_tokens, read_input, resized
 from taming.sampling.folder import check_place, save_png, save_whole

@@ -84,33 +84,55 @@ def to_pillow(values: Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
+def to_rgb_pixels(values: Tensor) -> Tensor:
+    """Values (C, H, W) in [-1, 1] as pixels uint8 (3, H, W), as a PNG of them would be read.
+
+    Gray values (C = 1) are repeated; of RGBA (C = 4), transparency is dropped.
+
+    Raises:
+        UserError: for any other number of channels.
+    """
+    if values.shape[0] not in (1, 3, 4):
+        raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
+    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
+
+
 # ---------------------------------------------------------------------- resizing
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """Pixels uint8 (H, W, C), or float values (H, W) or (H, W, C), at `size` (height, width).
 
     Bilinear; when an image shrinks, all of its pixels count (Pillow's filter, "antialiased").
+    Label numbers, int32 (H, W), need NEAREST as `resampling`.
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
     shape = (size[1], size[0])
     if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3:
-        return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize(shape, resampling))
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
     resized = [
-        np.asarray(Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR))
+        np.asarray(Image.fromarray(plane).resize(shape, resampling))
         for plane in np.ascontiguousarray(planes.transpose(2, 0, 1))
     ]
     return np.stack(resized, axis=2).reshape(*size, *pixels.shape[2:])
 
 
-def resize_and_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_and_crop(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """`resize` until `size` (height, width) is just covered, then cut off the rest at both ends."""
     height, width = size
     scale = max(height / pixels.shape[0], width / pixels.shape[1])
     rows, columns = (max(s, round(scale * old)) for s, old in zip(size, pixels.shape, strict=False))
-    pixels = resize(pixels, (rows, columns))
+    pixels = resize(pixels, (rows, columns), resampling)
     top, left = (rows - height) // 2, (columns - width) // 2
     return pixels[top : top + height, left : left + width]
 

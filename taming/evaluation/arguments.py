@@ -16,12 +16,15 @@ from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Reading
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource, draws_for_data
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
-from taming.evaluation.sources.run import Drawing, RunSource
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource
+from taming.evaluation.sources.conditioned_run import needs_data_conditions
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.run import RunSource
+from taming.sampling.plan import SamplingPlan
 from taming.evaluation.tasks.fidelity import ImageSet, needed_layers
-from taming.evaluation.tasks.protocol import Protocol
+from taming.evaluation.metrics.fidelity import FidelitySettings
 from taming.sampling.arguments import Parser, add_drawing, add_images, check_drawing
 from taming.sampling.requests import parse_classes
 
@@ -85,9 +88,9 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def protocol_from(args: argparse.Namespace, banks: bool = False) -> Protocol:
+def protocol_from(args: argparse.Namespace, banks: bool = False) -> FidelitySettings:
     """What the flags of `add_metrics` and `add_extractor` ask for."""
-    return Protocol(
+    return FidelitySettings(
         tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip())),
         layers_from(args),
         args.isc_splits,
@@ -116,7 +119,7 @@ def _layer(text: str) -> tuple[str, str]:
 
 
 def extractors_from(
-    args: argparse.Namespace, protocol: Protocol, device: torch.device
+    args: argparse.Namespace, protocol: FidelitySettings, device: torch.device
 ) -> tuple[Extractor, Extractor]:
     """The extractor, and the one for precision and recall (often the same).
 
@@ -156,9 +159,9 @@ def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32 if exact else torch.float16
 
 
-def reading_from(args: argparse.Namespace) -> Reading:
+def reading_from(args: argparse.Namespace) -> Runner:
     """Batch size and cache as the flags want them."""
-    return Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
+    return Runner(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -210,14 +213,14 @@ def parse_sets(
 
 def drawing_from(
     args: argparse.Namespace, overrides: Sequence[str], device: torch.device
-) -> Drawing:
+) -> SamplingPlan:
     """How the flags of `add_sources` want a run's images.
 
     Raises:
         UserError: for values out of range.
     """
     classes = parse_classes(args.classes)
-    return Drawing(
+    return SamplingPlan(
         args.num_samples,
         check_drawing(args),
         args.seed,
@@ -236,7 +239,7 @@ def drawing_from(
 
 def source_for(
     text: str,
-    drawing: Drawing | None = None,
+    drawing: SamplingPlan | None = None,
     split: str = "validation",
     image_key: str = "image",
     deep: bool | None = None,
@@ -261,7 +264,7 @@ def source_for(
         overrides = drawing.overrides if drawing else ()
         return DatasetSource(path, split, image_key, overrides, workers)
     if path.is_file() or _is_run(path):
-        if draws_for_data(path, drawing):
+        if needs_data_conditions(path, drawing):
             return ConditionedRunSource(path, drawing, split, workers)
         return RunSource(path, drawing)
     return FolderSource(path, deep, workers)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from taming.errors import UserError
-from taming.evaluation.metrics.fidelity import FeatureBank
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.plots import nearest, neighbours_picture, pictures_at, plot_classes
 from taming.evaluation.sources.folder import FolderSource
 from tests.evaluation.images import pixels, write_images

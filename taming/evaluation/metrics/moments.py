@@ -1,21 +1,24 @@
-"""Mean and covariance of features, gathered in portions and in memory that does not grow."""
+"""Mean and covariance of features, counted in portions and in memory that does not grow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.evaluation.cache import State
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.sources.image import NO_LABEL
 
 
-class Moments:
+class Moments(FeatureAccumulator):
     """Mean and covariance of features [D]; float64.
 
-    Up to D pictures are kept as they came, in float32: for a few pictures (a class of many) that
+    Up to D images are kept as they came, in float32: for a few images (a class of many) that
     is less than a covariance. Then they are folded into it, so that memory is O(D^2) for any number
-    of pictures. Folding adds centred sums (Chan et al., 1979), so a large mean costs no digits.
+    of images. Folding adds centered sums (Chan et al., 1979), so a large mean costs no digits.
     """
 
     def __init__(self) -> None:
@@ -26,11 +29,11 @@ class Moments:
 
     @property
     def count(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return self._folded + sum(map(len, self._rows))
 
-    def add(self, features: Tensor) -> None:
-        """`features` [B, D] of pictures that were not added before."""
+    def update(self, indices: Tensor, features: Tensor, labels: Tensor | None = None) -> None:
+        """Count `features` [B, D]; indices and labels do not matter."""
         self._add(features.float().cpu().numpy().copy())
 
     def _add(self, rows: np.ndarray) -> None:
@@ -60,18 +63,24 @@ class Moments:
         self._folded = total
 
     def merge(self, other: Moments) -> None:
-        """Add the other's pictures."""
+        """Add the images of `other`."""
         if other._folded:
             self._absorb(other._folded, other._mean, other._scatter)
         for rows in other._rows:
             self._add(rows)
 
-    def _whole(self) -> Moments:
-        """The same with all rows folded."""
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        if state["folded"]:
+            self._absorb(int(state["folded"]), state["mean"], state["scatter"])
+        if len(state["rows"]):
+            self._add(state["rows"])
+
+    def _with_rows_folded(self) -> Moments:
         self._require_two()
         if not self._rows:
             return self
-        whole = Moments.from_state(self.state())
+        whole = Moments()
+        whole.merge_state(self.state_dict())
         whole._fold()
         return whole
 
@@ -84,28 +93,32 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        """[D]; UserError for fewer than 2 pictures, as all that follow."""
+        """[D]; UserError for fewer than 2 images, as for all that follows."""
         if self._folded:
-            return self._whole()._mean
+            return self._with_rows_folded()._mean
         self._require_two()
         return np.concatenate(self._rows).mean(axis=0, dtype=np.float64)
 
     @property
     def covariance(self) -> np.ndarray:
-        """[D, D], the sum over the pictures divided by their number less one."""
-        whole = self._whole()
+        """[D, D], the sum over the images divided by their number less one."""
+        whole = self._with_rows_folded()
         return whole._scatter / (whole._folded - 1)
 
     def deviations(self) -> np.ndarray | None:
-        """F [N, D] with F^T F the covariance while all pictures are kept as they came."""
+        """F [N, D] with F^T F the covariance as long as all images are kept as they came."""
         self._require_two()
         if self._folded:
             return None
         rows = np.concatenate(self._rows).astype(np.float64)
         return (rows - rows.mean(axis=0)) / np.sqrt(len(rows) - 1)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays for `from_state`; at most D^2 float64 and D^2 float32."""
+    def compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean [D] and covariance [D, D]."""
+        return self.mean, self.covariance
+
+    def state_dict(self) -> State:
+        """At most D^2 float64 and D^2 float32."""
         rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 0), np.float32)
         return {
             "folded": np.array(self._folded),
@@ -114,52 +127,43 @@ class Moments:
             "rows": rows,
         }
 
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Moments:
-        """The moments whose `state` this was."""
-        moments = cls()
-        moments._folded = int(state["folded"])
-        moments._mean, moments._scatter = state["mean"].copy(), state["scatter"].copy()
-        moments._rows = [state["rows"]] if len(state["rows"]) else []
-        return moments
 
-
-class PerClass:
+class PerClass(FeatureAccumulator):
     """`Moments` per label, for a Fréchet distance of every class.
 
     Memory is O(classes * D^2) at most, and no more than all features while the classes have up to D
-    pictures each.
+    images each.
     """
 
     def __init__(self) -> None:
         self.moments: dict[int, Moments] = {}
 
-    def add(self, labels: Iterable[int], features: Tensor) -> None:
-        """`labels` [B] and `features` [B, D] of pictures that were not added before."""
-        of_rows = np.array([int(label) for label in labels], dtype=np.int64)
-        for label in np.unique(of_rows).tolist():
-            self.moments.setdefault(label, Moments()).add(features[of_rows == label])
+    def update(self, indices: Tensor, features: Tensor, labels: Tensor | None = None) -> None:
+        """Count those images that have a label."""
+        if labels is None:
+            return
+        for label in sorted(set(labels.tolist()) - {NO_LABEL}):
+            chosen = labels == label
+            self._of(label).update(indices[chosen], features[chosen.to(features.device)])
 
-    def merge(self, other: PerClass) -> None:
-        """Add the other's pictures."""
-        for label, moments in other.moments.items():
-            self.moments.setdefault(label, Moments()).merge(moments)
+    def _of(self, label: int) -> Moments:
+        return self.moments.setdefault(label, Moments())
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays for `from_state`, named `<label>.<array>`."""
+    def compute(self) -> dict[int, Moments]:
+        return self.moments
+
+    def state_dict(self) -> State:
+        """Arrays named `<label>.<array>`."""
         return {
             f"{label}.{name}": array
             for label, moments in sorted(self.moments.items())
-            for name, array in moments.state().items()
+            for name, array in moments.state_dict().items()
         }
 
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> PerClass:
-        """The accumulator whose `state` this was."""
-        per_class = cls()
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         parts: dict[int, dict[str, np.ndarray]] = {}
         for key, array in state.items():
             label, name = key.split(".", 1)
             parts.setdefault(int(label), {})[name] = array
-        per_class.moments = {label: Moments.from_state(part) for label, part in parts.items()}
-        return per_class
+        for label, part in parts.items():
+            self._of(label).merge_state(part)

@@ -11,13 +11,11 @@ from torch import Tensor
 from torchvision import models
 
 from taming.errors import UserError
-from taming.evaluation.metrics.accuracy import (
-    ClassificationAccuracy,
-    load_judge,
-    measure_accuracy,
-)
+from taming.evaluation.metrics.accuracy import ClassificationAccuracy, measure_accuracy
+from taming.evaluation.metrics.accuracy import load_classifier
 from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,
     register_small_classifier,
@@ -78,7 +76,7 @@ def test_a_torchvision_classifier(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=6).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    judge = load_judge(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    judge = load_classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
     assert len(judge.about["weights_sha256"]) == 64 and "224" in judge.about["preprocessing"]
     classify = judge.classify
     images, _ = stripes(4, seed=1, side=32)

@@ -22,14 +22,12 @@ from taming.evaluation.metrics.features import (
     default_layers,
     weights_file,
 )
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    InceptionScores,
-    Moments,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.metrics.inception_score import InceptionScores
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.precision_recall import precision_recall
 from tests.evaluation.small import (
     TinyExtractor,
     read_pictures,

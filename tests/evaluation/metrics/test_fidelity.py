@@ -20,15 +20,12 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    InceptionScores,
-    Moments,
-    PerClass,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.metrics.inception_score import InceptionScores
+from taming.evaluation.metrics.moments import Moments, PerClass
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.precision_recall import precision_recall
 from tests.evaluation.small import read_pictures, register_tiny, write_pictures
 
 COMMAND = """

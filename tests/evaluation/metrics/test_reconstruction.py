@@ -14,8 +14,9 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.lpips import load_networks
-from taming.evaluation.metrics.reconstruction import PairAccumulator, to_bytes
-from taming.evaluation.metrics.segmentation import LabelPairs
+from taming.evaluation.metrics.reconstruction import PairAccumulator
+from taming.evaluation.metrics.reconstruction import to_pixels
+from taming.evaluation.metrics.segmentation import SegmentationAccumulator
 from taming.evaluation.metrics.ssim import ssim
 from taming.modules.losses.lpips import LPIPS
 from tests.modules.losses.backbones import backbone_file
@@ -50,7 +51,7 @@ def test_every_metric_is_what_it_is_defined_as() -> None:
     images, copies = pairs()
     accumulator = PairAccumulator(("ssim", "lpips_alex"), {"alex": ours})
     accumulator.add(range(6), images, copies, LABELS)
-    first, second = to_bytes(images), to_bytes(copies)
+    first, second = to_pixels(images), to_pixels(copies)
     values = accumulator.values()
     a, b = first.numpy(), second.numpy()
     assert values["psnr"] == pytest.approx(
@@ -116,7 +117,7 @@ def test_images_that_are_too_small_leave_a_metric_out() -> None:
 
 
 def test_equal_pictures_are_infinitely_near() -> None:
-    images = to_bytes(pairs()[0]) / 127.5 - 1
+    images = to_pixels(pairs()[0]) / 127.5 - 1
     accumulator = PairAccumulator(("ssim",))
     accumulator.add(range(6), images, images + 0.001)  # less than half of a step of 8 bits
     summary = accumulator.summary()
@@ -140,7 +141,7 @@ def test_wrong_input_is_said() -> None:
         PairAccumulator(()).add([0], torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), math.nan))
     with pytest.raises(UserError, match="no metric fsim"):
         PairAccumulator(("fsim",))
-    for nothing in (PairAccumulator(), LabelPairs(3)):
+    for nothing in (PairAccumulator(), SegmentationAccumulator(3)):
         with pytest.raises(UserError, match="no images to evaluate"):
             nothing.summary()
 
@@ -162,7 +163,7 @@ def test_networks_whose_files_are_there(
 def test_labels_are_counted() -> None:
     true = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 0]]).view(2, 1, 2, 2)
     found = torch.tensor([[0, 1, 1, 1], [2, 2, 0, 0]]).view(2, 1, 2, 2)
-    whole, part = LabelPairs(5), LabelPairs(5)
+    whole, part = SegmentationAccumulator(5), SegmentationAccumulator(5)
     whole.add([0], true[:1], found[:1])
     part.add([1], true[1:], found[1:])
     whole.merge(part.state())

@@ -13,10 +13,11 @@ from scripts.make_samples import main as make_samples
 from taming.errors import UserError
 from taming.evaluation.arguments import source_for
 from taming.evaluation.results import read_result
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource, draws_for_data
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource
+from taming.evaluation.sources.conditioned_run import needs_data_conditions
 from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.sources.picture import Content
-from taming.evaluation.sources.run import Drawing
+from taming.evaluation.sources.image import Manifest
+from taming.sampling.plan import SamplingPlan
 from taming.sampling import SampleSettings
 from tests.evaluation.scene_runs import SCENES
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
@@ -31,12 +32,12 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def drawing(num_samples: int = 50_000, seed: int = 0) -> Drawing:
-    return Drawing(num_samples, SampleSettings(top_k=100), seed)
+def drawing(num_samples: int = 50_000, seed: int = 0) -> SamplingPlan:
+    return SamplingPlan(num_samples, SampleSettings(top_k=100), seed)
 
 
-def content(source: ConditionedRunSource, batch_size: int = 3, processes: int = 1) -> Content:
-    found = Content(len(source))
+def content(source: ConditionedRunSource, batch_size: int = 3, processes: int = 1) -> Manifest:
+    found = Manifest(len(source))
     for rank in range(processes):
         for pictures in source.batches(batch_size, (rank, processes)):
             assert len({picture.pixels.shape for picture in pictures}) == 1
@@ -65,24 +66,24 @@ def test_keys_are_of_the_conditions_as_well(run: Path) -> None:
     assert ConditionedRunSource(run, drawing()).content_key() == source.content_key()
     other = source.with_drawing(drawing(seed=1))
     assert other.content_key() != source.content_key()
-    fewer = Drawing(overrides=("data.params.validation.params.count=3",))
+    fewer = SamplingPlan(overrides=("data.params.validation.params.count=3",))
     assert len(ConditionedRunSource(run, fewer)) == 3
     assert ConditionedRunSource(run, fewer).content_key() != source.content_key()
 
 
 def test_which_runs_draw_for_data(run: Path, tmp_path: Path) -> None:
-    assert draws_for_data(run)
-    assert not draws_for_data(tiny_run(tmp_path / "classes"))
+    assert needs_data_conditions(run)
+    assert not needs_data_conditions(tiny_run(tmp_path / "classes"))
     free = transformer_config(cond_stage_config="__is_unconditional__")
-    assert not draws_for_data(tiny_run(tmp_path / "free", free))
-    assert not draws_for_data(tiny_run(tmp_path / "stage", FIRST_STAGE))
+    assert not needs_data_conditions(tiny_run(tmp_path / "free", free))
+    assert not needs_data_conditions(tiny_run(tmp_path / "stage", FIRST_STAGE))
     with pytest.raises(UserError, match="scripts/evaluate_scenes.py"):
-        draws_for_data(tiny_run(tmp_path / "scenes", transformer_config(**SCENES)))
+        needs_data_conditions(tiny_run(tmp_path / "scenes", transformer_config(**SCENES)))
 
 
 def test_flags_of_classes_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="leave out --classes"):
-        ConditionedRunSource(run, Drawing(classes=(1,)))
+        ConditionedRunSource(run, SamplingPlan(classes=(1,)))
     with pytest.raises(UserError, match="no 'test'"):
         ConditionedRunSource(run, drawing(), "test")
 

@@ -17,16 +17,18 @@ from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import source_for
 from taming.evaluation.sources.base import by_size
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
-from taming.evaluation.sources.picture import Content, Picture
-from taming.evaluation.sources.run import Drawing, RunSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.image import Manifest, SourceImage
+from taming.evaluation.sources.run import RunSource
+from taming.sampling.plan import SamplingPlan
 from taming.sampling import SampleSettings
 from tests.evaluation.images import pixels, write_classes, write_images
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
 from tests.training.small import Noise, small_vqgan, write_config
 
 
-def pictures(source: Any, batch_size: int = 4, **options: Any) -> dict[int, Picture]:
+def pictures(source: Any, batch_size: int = 4, **options: Any) -> dict[int, SourceImage]:
     found = [p for batch in source.batches(batch_size, **options) for p in batch]
     assert len({picture.index for picture in found}) == len(found)
     return {picture.index: picture for picture in found}
@@ -82,7 +84,7 @@ def test_any_mode_becomes_rgb_and_is_counted(tmp_path: Path) -> None:
         if image.mode == "RGBA":
             image.putalpha(128)
         image.save(tmp_path / f"{n}.png")
-    content = Content(4)
+    content = Manifest(4)
     for index, picture in pictures(FolderSource(tmp_path, workers=0)).items():
         with Image.open(tmp_path / f"{index}.png") as image:
             expected = np.asarray(image.convert("RGB"))
@@ -164,7 +166,7 @@ def test_few_images_wait_for_others_of_their_size() -> None:
         for n in range(500):
             held.add(n)
             most = max(most, len(held))
-            yield Picture(n, torch.zeros(3, 1, 1 + n % 100, dtype=torch.uint8))
+            yield SourceImage(n, torch.zeros(3, 1, 1 + n % 100, dtype=torch.uint8))
 
     for batch in by_size(arriving(), 4):
         held -= {picture.index for picture in batch}
@@ -210,7 +212,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("logs") / "run")
 
 
-DRAWING = Drawing(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
+DRAWING = SamplingPlan(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
 
 
 def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert about["sampler"]["top_k"] == 10
     assert about["sampler"]["classes"] == [1, 4]
     assert source.fingerprint() is None
-    other = Drawing(3, DRAWING.settings, seed=6, classes=(1, 4))
+    other = SamplingPlan(3, DRAWING.settings, seed=6, classes=(1, 4))
     assert source.with_drawing(other).content_key() != source.content_key()
     same = shutil.copytree(run, tmp_path / "copy")
     assert RunSource(same, DRAWING).content_key() == source.content_key()
@@ -267,7 +269,7 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
 
 def test_unconditional_run(tmp_path: Path) -> None:
     config = transformer_config(cond_stage_config="__is_unconditional__")
-    source = RunSource(tiny_run(tmp_path / "run", config), Drawing(3))
+    source = RunSource(tiny_run(tmp_path / "run", config), SamplingPlan(3))
     found = pictures(source)
     assert [found[n].label for n in range(3)] == [None] * 3
 
@@ -282,7 +284,7 @@ def test_unconditional_run(tmp_path: Path) -> None:
 )
 def test_wrong_drawings(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Drawing(**options)
+        SamplingPlan(**options)
 
 
 def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
@@ -298,14 +300,14 @@ def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
 
 
 def test_content_in_parts() -> None:
-    images = [Picture(n, torch.full((3, 4, 5), n, dtype=torch.uint8), label=n) for n in range(4)]
-    whole, odd = Content(4), Content(4)
+    images = [SourceImage(n, torch.full((3, 4, 5), n, dtype=torch.uint8), label=n) for n in range(4)]
+    whole, odd = Manifest(4), Manifest(4)
     whole.add(images)
     odd.add(images[1::2])
-    part = Content(4)
+    part = Manifest(4)
     part.add(images[::2])
     assert part.fingerprint() != whole.fingerprint()
-    part.merge(Content.from_state(odd.state()))
+    part.merge(Manifest.from_state(odd.state()))
     assert part.describe() == whole.describe()
     assert part.labelled()
     assert part.labels.tolist() == [0, 1, 2, 3]

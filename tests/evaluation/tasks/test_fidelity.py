@@ -15,18 +15,20 @@ from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Need, Reading
-from taming.evaluation.sources.folder import FolderSource, Picture
+from taming.evaluation.metrics.base import FeatureRequest
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.image import SourceImage
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
     evaluate_fidelity,
 )
-from taming.evaluation.tasks.protocol import Protocol
+from taming.evaluation.metrics.fidelity import FidelitySettings
 from tests.evaluation.images import write_classes, write_images
 from tests.evaluation.small import TinyExtractor, register_tiny
 
-ALL = Protocol(("fid", "isc", "kid", "prc"), isc_splits=3, kid_subsets=5, kid_subset_size=10)
+ALL = FidelitySettings(("fid", "isc", "kid", "prc"), isc_splits=3, kid_subsets=5, kid_subset_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def tiny() -> Extractor:
     return Extractor(register_tiny())
 
 
-def reading(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) -> Reading:
+def reading(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) -> Runner:
     cache = Cache(tmp_path, enabled=tmp_path is not None)
-    return Reading(batch_size, cache, **options)
+    return Runner(batch_size, cache, **options)
 
 
 def evaluate(a: Any, b: Any, tiny: Extractor, *args: Any, **options: Any) -> Evaluation:
@@ -159,7 +161,7 @@ def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: 
 
 def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path) -> None:
     source = FolderSource(sets[1])
-    need = Need("moments", tiny, "16")
+    need = FeatureRequest("moments", tiny, "16")
     moments = reading().gather(source, [need], "images").parts[need]
     arrays = (moments.mean, moments.covariance, moments.count, source.fingerprint())
     statistics = Statistics(tiny.name, "16", tiny.weights_hash, *arrays)
@@ -184,7 +186,7 @@ def test_other_extractor_for_precision_and_recall(
     other = Extractor(tiny.name, ["16"], weights)
     sources = [FolderSource(path) for path in sets]
     found = evaluate(*sources, tiny, ALL, other)
-    by_other = evaluate(*sources, other, Protocol(("prc",)))
+    by_other = evaluate(*sources, other, FidelitySettings(("prc",)))
     assert found.metrics["prc"] == by_other.metrics["prc"]
     assert found.metrics["fid"] == evaluate(*sources, tiny, ALL).metrics["fid"]
     assert found.protocol["prc_extractor"]["weights_sha256"] == other.weights_hash
@@ -194,29 +196,29 @@ def test_other_extractor_for_precision_and_recall(
 def test_classes(tiny: Extractor, tmp_path: Path) -> None:
     a = FolderSource(write_classes(tmp_path / "a", {"0": 6, "3": 8, "7": 1}))
     b = FolderSource(write_classes(tmp_path / "b", {"0": 9, "3": 7, "5": 4}, seed=300))
-    found = evaluate(a, b, tiny, Protocol(per_class=True))
+    found = evaluate(a, b, tiny, FidelitySettings(per_class=True))
     alone = [FolderSource(tmp_path / name / "3") for name in "ab"]
     expected = evaluate(*alone, tiny).metrics["fid"]
     assert list(found.classes) == [0, 3]
     assert found.classes[3] == pytest.approx(expected, rel=1e-6)
     assert found.metrics["mean_fid_of_classes"] == pytest.approx(sum(found.classes.values()) / 2)
     with pytest.raises(UserError, match="the samples have none"):
-        evaluate(alone[0], b, tiny, Protocol(per_class=True))
+        evaluate(alone[0], b, tiny, FidelitySettings(per_class=True))
     other = FolderSource(write_classes(tmp_path / "c", {"8": 3}))
     with pytest.raises(UserError, match="no class has 2 images in both sets"):
-        evaluate(a, other, tiny, Protocol(per_class=True))
+        evaluate(a, other, tiny, FidelitySettings(per_class=True))
 
 
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Protocol(("kid",)), "kid needs at least 1000 images.*smaller --kid_subset_size"),
-        (Protocol(("isc",), isc_splits=31), "isc needs at least 31 images, and the samples are 30"),
-        (Protocol(("prc",), prc_neighbours=30), "prc needs at least 31 images"),
+        (FidelitySettings(("kid",)), "kid needs at least 1000 images.*smaller --kid_subset_size"),
+        (FidelitySettings(("isc",), isc_splits=31), "isc needs at least 31 images, and the samples are 30"),
+        (FidelitySettings(("prc",), prc_neighbours=30), "prc needs at least 31 images"),
     ],
 )
 def test_too_few_images(
-    sets: tuple[Path, Path], tiny: Extractor, protocol: Protocol, message: str
+    sets: tuple[Path, Path], tiny: Extractor, protocol: FidelitySettings, message: str
 ) -> None:
     samples, reference = Counting(sets[0]), Counting(sets[1])
     with pytest.raises(UserError, match=message):
@@ -235,11 +237,11 @@ def test_too_few_images(
 )
 def test_wrong_protocols(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Protocol(**options)
+        FidelitySettings(**options)
 
 
 def test_no_reference(sets: tuple[Path, Path], tiny: Extractor) -> None:
-    found = evaluate(FolderSource(sets[0]), None, tiny, Protocol(("isc",), isc_splits=3))
+    found = evaluate(FolderSource(sets[0]), None, tiny, FidelitySettings(("isc",), isc_splits=3))
     assert list(found.sets) == ["samples"]
     with pytest.raises(UserError, match="give a REFERENCE"):
         FidelityEvaluator(None, tiny)
@@ -278,8 +280,8 @@ def test_a_set_that_loses_images(sets: tuple[Path, Path], tiny: Extractor) -> No
 
 def test_need_of_labels_passes_over_images_without() -> None:
     tiny = Extractor(register_tiny())
-    need = Need("classes", tiny, "16")
+    need = FeatureRequest("classes", tiny, "16")
     found = need.empty(2)
-    pictures = [Picture(n, torch.zeros(3, 4, 4), label=label) for n, label in ((0, None), (1, 5))]
+    pictures = [SourceImage(n, torch.zeros(3, 4, 4), label=label) for n, label in ((0, None), (1, 5))]
     need.add(found, pictures, {"16": torch.rand(2, 16)})
     assert list(found.moments) == [5]

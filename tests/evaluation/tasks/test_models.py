@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.evaluation.metrics.neighbours import neighbour_accuracy
-from taming.evaluation.tasks.models import score_first_stage
+from taming.evaluation.metrics.accuracy import neighbor_accuracy
+from taming.evaluation.tasks.first_stage import score_first_stage
 from tests.support import golden_class_model
 
 
@@ -46,7 +46,7 @@ def test_neighbours_name_what_lies_near() -> None:
     labels = np.repeat([0, 1], 10)
     images = (labels[:, None, None, None] * 200 + rng.integers(0, 40, (20, 4, 4, 3))).astype("u1")
     near = images[[0, 19]], np.array([0, 1])
-    assert neighbour_accuracy((images, labels), near) == 1.0
-    assert neighbour_accuracy((images, labels), (near[0], np.array([1, 1]))) == 0.5
+    assert neighbor_accuracy((images, labels), near) == 1.0
+    assert neighbor_accuracy((images, labels), (near[0], np.array([1, 1]))) == 0.5
     with pytest.raises(UserError, match="images of one size"):
-        neighbour_accuracy((images, labels), (near[0][:, :2], near[1]))
+        neighbor_accuracy((images, labels), (near[0][:, :2], near[1]))

@@ -13,7 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scripts.report import main
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
 from tests.evaluation.metrics.test_accuracy import stripes

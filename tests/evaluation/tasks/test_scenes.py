@@ -16,16 +16,11 @@ from taming.data.helper_types import BoundingBox as Box
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
-from taming.evaluation.runner import Reading
-from taming.evaluation.sources.scenes import (
-    DrawnScenes,
-    Layouts,
-    RealScenes,
-    ScenePicture,
-    cut_objects,
-    visible_boxes,
-)
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.scenes import (Layouts, RealScenes, cut_objects, visible_boxes)
+from taming.evaluation.sources.scenes import SampledScenes, SceneImage
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
@@ -39,27 +34,27 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("examples"))
 
 
-def drawn(layouts: Layouts, per_layout: int = 2, **changes: Any) -> DrawnScenes:
+def drawn(layouts: Layouts, per_layout: int = 2, **changes: Any) -> SampledScenes:
     model = tiny_model(transformer_config(**SCENES))
     settings = SampleSettings(top_k=100)
-    return DrawnScenes(layouts, model, {"checkpoint_hash": "0"}, per_layout, settings, **changes)
+    return SampledScenes(layouts, model, {"checkpoint_hash": "0"}, per_layout, settings, **changes)
 
 
 def evaluate(
-    samples: DrawnScenes, cache: Path | None = None, batch_size: int = 4, **changes: Any
+    samples: SampledScenes, cache: Path | None = None, batch_size: int = 4, **changes: Any
 ) -> SceneEvaluation:
-    reading = Reading(batch_size, Cache(cache, enabled=cache is not None))
+    reading = Runner(batch_size, Cache(cache, enabled=cache is not None))
     found = evaluate_scenes(samples, Extractor(register_tiny()), reading, isc_splits=2, **changes)
     assert found is not None
     return found
 
 
-def pictures(source: RealScenes | DrawnScenes) -> dict[int, ScenePicture]:
+def pictures(source: RealScenes | SampledScenes) -> dict[int, SceneImage]:
     batches = source.batches(3)
-    return {p.index: p for batch in batches for p in batch if isinstance(p, ScenePicture)}
+    return {p.index: p for batch in batches for p in batch if isinstance(p, SceneImage)}
 
 
-def object_moments(images: list[ScenePicture], min_side: float = 1.0) -> Moments:
+def object_moments(images: list[SceneImage], min_side: float = 1.0) -> Moments:
     crops = torch.cat([cut_objects(p.pixels, p.boxes, min_side) for p in images])
     return moments_of(crops)
 
@@ -167,7 +162,7 @@ def test_batches_processes_and_caches_change_nothing(data: Path, tmp_path: Path)
     assert fewer.metrics["scene_fid"] != expected["scene_fid"]
 
 
-def found_objects(samples: DrawnScenes) -> int:
+def found_objects(samples: SampledScenes) -> int:
     return sum(len(p.boxes) for p in pictures(RealScenes(samples.layouts)).values())
 
 
@@ -196,5 +191,5 @@ def test_too_little(data: Path, count: int, changes: dict[str, Any], message: st
     samples = drawn(layouts(data, count), per_layout=1)
     options = {"isc_splits": 2} | changes
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        reading = Reading(4, Cache(enabled=False))
+        reading = Runner(4, Cache(enabled=False))
         evaluate_scenes(samples, Extractor(register_tiny()), reading, **options)
