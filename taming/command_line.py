@@ -101,6 +101,8 @@ class Flag:
         hidden: earlier spellings, still understood.
         parse: from text to the value; by default the field's type.
         metavar: what stands for the value in `--help`.
+        nargs: "*" or "+" for a flag with several values, whose field is a tuple.
+        repeated: whether the flag may be given several times; the field is a tuple.
     """
 
     help: str
@@ -108,6 +110,8 @@ class Flag:
     hidden: tuple[str, ...] = ()
     parse: Callable[[str], Any] | None = None
     metavar: str | None = None
+    nargs: str | None = None
+    repeated: bool = False
 
 
 def flag(
@@ -117,9 +121,14 @@ def flag(
     hidden: Sequence[str] = (),
     parse: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    nargs: str | None = None,
+    repeated: bool = False,
 ) -> Any:
-    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`."""
-    about = Flag(help, names, tuple(hidden), parse, metavar)
+    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`.
+
+    With `default=MISSING` (of `dataclasses`) the flag is required.
+    """
+    about = Flag(help, names, tuple(hidden), parse, metavar, nargs, repeated)
     return field(default=default, metadata={"flag": about})
 
 
@@ -144,12 +153,35 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
     if kind is bool:
         options["action"] = "store_true"
     else:
-        options |= {"type": about.parse or _type_of(kind), "metavar": about.metavar}
-    shown = "" if default in (None, False, MISSING, ()) else f" (default {default})"
+        several = about.nargs is not None or about.repeated
+        parse = _naming(entry.name, about.parse) or (str if several else _type_of(kind))
+        options |= {"type": parse, "metavar": about.metavar, "nargs": about.nargs}
+        options |= {"required": default is MISSING}
+    if about.repeated:
+        options |= {"action": "append"}
+        options.pop("nargs")
+        default = default if default is MISSING else list(default)
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    shown = "" if default in (None, False, MISSING, (), []) else f" (default {text})"
     names = (*about.names, f"--{entry.name}")
     parser.add_argument(*names, default=default, help=about.help + shown, **options)
+    options.pop("required", None)
     for name in about.hidden:
         parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+
+
+def _naming(name: str, parse: Callable[[str], Any] | None) -> Callable[[str], Any] | None:
+    """`parse`, with the flag's name before its errors."""
+    if parse is None:
+        return None
+
+    def parse_flag(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise UserError(f"--{name}: {error}") from None
+
+    return parse_flag
 
 
 def _type_of(kind: Any) -> type:
@@ -174,5 +206,6 @@ def from_flags(settings: type[T], args: argparse.Namespace, **rest: Any) -> T:
         if is_dataclass(kind) and isinstance(kind, type):
             values[entry.name] = from_flags(kind, args)
         elif "flag" in entry.metadata:
-            values[entry.name] = getattr(args, entry.name)
+            value = getattr(args, entry.name)
+            values[entry.name] = tuple(value) if isinstance(value, list) else value
     return settings(**values)

@@ -117,9 +117,7 @@ def plot_map(values: np.ndarray, path: Path, label: str) -> Path:
     return _save(figure, path)
 
 
-def plot_bars(
-    values: Mapping[int, float], path: Path, label: str, many: str = "class"
-) -> Path:
+def plot_bars(values: Mapping[int, float], path: Path, label: str, many: str = "class") -> Path:
     """Bars of a number of every class, in the order of the mapping.
 
     Args:

@@ -43,8 +43,8 @@ class _Part(Generic[A]):
     accumulator: A
 
     def state_dict(self) -> State:
-        states = {"manifest": self.manifest, "counted": self.accumulator}
-        return joined_states({name: part.state_dict() for name, part in states.items()})
+        manifest, counted = self.manifest.state_dict(), self.accumulator.state_dict()
+        return joined_states({"manifest": manifest, "counted": counted})
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         states = split_states(state)
@@ -129,7 +129,11 @@ class Runner:
         return key_of(**identity, content=source.content_key() if needed else None)
 
     def features(
-        self, source: ImageSource, requests: Sequence[FeatureRequest], label: str, keep: bool = False
+        self,
+        source: ImageSource,
+        requests: Sequence[FeatureRequest],
+        label: str,
+        keep: bool = False,
     ) -> SetFeatures:
         """What `requests` ask of a set; complete in the process of rank 0 alone.
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
-from taming.sampling.engine import Request, Sample
+from taming.sampling.engine import Sample
+from taming.sampling.requests import Request
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,7 +31,7 @@ def group_of(ratio: float) -> tuple[int, int]:
         UserError: for a ratio outside of [0.001, 1].
     """
     if not 0.001 <= ratio <= 1:
-        raise UserError(f"--reject-ratio is the share that is kept, 0.001 to 1, not {ratio}")
+        raise UserError(f"--reject_ratio is the share that is kept, 0.001 to 1, not {ratio}")
     share = Fraction(ratio).limit_denominator(1000)
     return share.numerator, share.denominator
 
@@ -72,7 +73,7 @@ class Classifier:
     """How probable an image's class is to a torchvision classifier.
 
     Args:
-        name: a torchvision model with its published weights, `resnet101`; or with weights of one's
+        name: a torchvision model with its published weights, `resnet101`; or with weights of its
             own, `resnet18:FILE`, whose outputs are the model's classes in their order.
 
     Raises:
@@ -104,7 +105,7 @@ class Classifier:
 
 
 def require_known(label: int, probabilities: Tensor) -> None:
-    """Refuse a label that is none of the classes of `probabilities` [B, K]."""
+    """Refuse a label beyond the classes of `probabilities` [B, K]."""
     if label >= probabilities.shape[1]:
         raise UserError(
             f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples are "

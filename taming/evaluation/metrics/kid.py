@@ -52,9 +52,7 @@ class KernelSettings(MetricSettings):
 def _compute(
     samples: FeatureBank, reference: FeatureBank, settings: KernelSettings
 ) -> dict[str, float]:
-    mean, std = kernel_distance(
-        samples, reference, settings.kid_subsets, settings.kid_subset_size
-    )
+    mean, std = kernel_distance(samples, reference, settings.kid_subsets, settings.kid_subset_size)
     return {"mean": mean, "std": std}
 
 

@@ -165,5 +165,5 @@ class PerClass(FeatureAccumulator):
         for key, array in state.items():
             label, name = key.split(".", 1)
             parts.setdefault(int(label), {})[name] = array
-        for label, part in parts.items():
-            self._of(label).merge_state(part)
+        for number, part in parts.items():
+            self._of(number).merge_state(part)

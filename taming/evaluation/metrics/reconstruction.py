@@ -60,9 +60,7 @@ PAIR_METRICS = {
     for metric in (
         PairMetric("ssim", "SSIM", "{:.4f}", SMALLEST_SSIM, ssim),
         PairMetric("ms_ssim", "MS-SSIM", "{:.4f}", SMALLEST_MS_SSIM, ms_ssim),
-        PairMetric(
-            "lpips_vgg", "LPIPS (VGG)", "{:.4f}", SMALLEST_IMAGES["vgg"], backbone="vgg"
-        ),
+        PairMetric("lpips_vgg", "LPIPS (VGG)", "{:.4f}", SMALLEST_IMAGES["vgg"], backbone="vgg"),
         PairMetric(
             "lpips_alex", "LPIPS (AlexNet)", "{:.4f}", SMALLEST_IMAGES["alex"], backbone="alex"
         ),
@@ -195,7 +193,9 @@ class PairAccumulator:
         for label in np.unique(columns["label"]).tolist():
             if label != NO_LABEL:
                 chosen = columns["label"] == label
-                tables[label] = _means({k: column[chosen] for k, column in columns.items()}, metrics)
+                tables[label] = _means(
+                    {k: column[chosen] for k, column in columns.items()}, metrics
+                )
         return tables
 
 

@@ -22,9 +22,10 @@ from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import ConditionKind, condition_of
 from taming.sampling import sample_images
-from taming.sampling.conditions import request_for
-from taming.sampling.examples import data_config, open_dataset, read_examples
+from taming.sampling.inputs import inputs_of_items
+from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
+from taming.sampling.requests import request_for_condition
 
 # Kinds of conditions that scripts/sample_fast.py makes itself.
 MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
@@ -95,7 +96,7 @@ class ConditionedRunSource(RunSource):
         return other
 
     @property
-    def labels(self) -> list[int | None]:  # type: ignore[override]
+    def labels(self) -> list[int | None]:
         """No classes."""
         return [None]
 
@@ -121,15 +122,15 @@ class ConditionedRunSource(RunSource):
 
     def _sampled(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         model, plan = self.model, self.plan
-        examples = read_examples(model, self.dataset, indices)
-        for shape, group in groupby(examples, key=lambda example: example.shape):
-            requests = (request_for(model, e.c, e.number, e.shape) for e in group)
+        items = inputs_of_items(model, self.dataset, indices)
+        for shape, group in groupby(items, key=lambda inputs: inputs.shape):
+            requests = (request_for_condition(model, i.c, i.number, i.shape) for i in group)
             samples = sample_images(
                 model,
                 requests,
                 plan.settings,
-                batch_size,
-                plan.seed,
+                batch_size=batch_size,
+                seed=plan.seed,
                 shape=shape,
                 compiled=plan.compiled,
             )

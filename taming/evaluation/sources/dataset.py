@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,9 +60,9 @@ class DatasetSource(LoadedSource):
         dataset = instantiate_from_config(self.section, key=f"data.params.{split}")
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
+        self.dataset = SeededDataset(cast(Dataset[Any], dataset))
         if not len(dataset):
             raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
-        self.dataset = SeededDataset(dataset)
 
     @property
     def name(self) -> str:

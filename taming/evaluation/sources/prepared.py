@@ -81,13 +81,21 @@ class PreparedSource(LoadedSource):
 class LabelSource(DatasetSource):
     """The segmentations of a dataset: images of one channel, the labels' numbers."""
 
-    def __init__(self, n_labels: int, config: Sequence[str | Path], **options: Any) -> None:
+    def __init__(
+        self,
+        n_labels: int,
+        config: str | Path | Sequence[str | Path],
+        split: str = "validation",
+        key: str = "segmentation",
+        overrides: Sequence[str] = (),
+        workers: int | None = None,
+    ) -> None:
         if n_labels > MOST_LABELS:
             raise UserError(
                 f"segmentations of {n_labels} labels cannot be evaluated; {MOST_LABELS} at most"
             )
         self.n_labels = n_labels
-        super().__init__(config, **options)
+        super().__init__(config, split, key, overrides, workers)
 
     def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
         """uint8 (1, H, W) of a segmentation (H, W, n_labels), one-hot."""

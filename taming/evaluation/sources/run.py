@@ -73,7 +73,7 @@ class RunSource:
     @cached_property
     def labels(self) -> list[int | None]:
         """The classes that are sampled; [None] for a model without classes."""
-        return list(labels_for(self.model, self.plan.classes))
+        return labels_for(self.model, self.plan.classes)
 
     @cached_property
     def checkpoint_hash(self) -> str:
@@ -120,7 +120,7 @@ class RunSource:
     ) -> Iterator[list[SourceImage]]:
         job = self.plan.job(self.model, batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
-        samples = job.samples(self.model, _Skipped(skip, places, self.plan.num_samples))
+        samples = job.samples(_Skipped(skip, places, self.plan.num_samples))
         images = (self._image(sample, places[sample.label]) for sample in samples)
         return by_size((image for image in images if image.index not in skip), batch_size)
 

@@ -23,17 +23,18 @@ from taming.data.conditional_builder.boxes import clip, mirrored, touches
 from taming.data.helper_types import BoundingBox
 from taming.devices import dtype_name
 from taming.evaluation.cache import key_of
+from taming.evaluation.sources.base import own_indices
 from taming.evaluation.sources.image import SourceImage, pixel_digest
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
-from taming.sampling import Request, SampleSettings, sample_images
-from taming.sampling.scenes import Scene, builder_of, scene_of_data, scene_requests
+from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
+from taming.sampling.scenes import Scene, builder_of, scene_of_data
 
 SIDE = 224  # of cut out objects: arXiv 2003.07449
 
 
 @dataclass(frozen=True)
-class ScenePicture(SourceImage):
+class SceneImage(SourceImage):
     """An image with the boxes of its objects, as shares of it."""
 
     boxes: tuple[BoundingBox, ...] = ()
@@ -227,8 +228,8 @@ class SampledScenes:
             self.model,
             self._requests(share, skip, boxes),
             self.settings,
-            batch_size,
-            self.seed,
+            batch_size=batch_size,
+            seed=self.seed,
             shape=self.shape,
             compiled=self.compiled,
         )
@@ -250,4 +251,4 @@ class SampledScenes:
             if wanted:
                 scene, _ = self.layouts[layout]
                 boxes[layout] = visible_boxes(scene)
-                yield from scene_requests(scene, self.layouts.builder, layout, wanted)
+                yield from requests_for_scene(scene, self.layouts.builder, layout, wanted)

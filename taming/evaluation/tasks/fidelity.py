@@ -103,7 +103,9 @@ class FidelityEvaluator:
         file = statistics.protocol.get("file", f"the statistics given as {role}")
         for name in needed:
             if name not in METRICS or not METRICS[name].accepts_statistics:
-                accepted = ", ".join(n for n, metric in METRICS.items() if metric.accepts_statistics)
+                accepted = ", ".join(
+                    n for n, metric in METRICS.items() if metric.accepts_statistics
+                )
                 raise UserError(
                     f"the {role} are statistics, which are enough for {accepted}; {name} needs "
                     "the images themselves"

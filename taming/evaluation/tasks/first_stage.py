@@ -88,7 +88,7 @@ class FirstStageEvaluator:
             self._key(stage, images),
             stage.name,
         )
-        model.cpu()
+        model.to("cpu")
         if counted.extractor is not None:
             # In all processes, so that none computes them again.
             self._originals.setdefault(model.channels, counted.originals)

@@ -30,8 +30,10 @@ from taming.models.codes import CodeHistogram, codebook_use
 from taming.models.first_stage import FirstStage
 
 # What reports and scripts/reconstruct.py say of a first stage.
-SCORES = ("images", "l1", "psnr", "pixel_accuracy", "mean_iou")
-SCORES += ("codebook_usage", "codebook_perplexity")
+SCORES = (
+    *("images", "l1", "psnr", "pixel_accuracy", "mean_iou"),
+    *("codebook_usage", "codebook_perplexity"),
+)
 
 
 @torch.no_grad()

@@ -159,7 +159,8 @@ def evaluate_scenes(
         "extractor": describe_extractor(extractor),
     }
     sets = {
-        "samples": describe_set(samples, sampled) | {"objects": sum(row["objects"] for row in rows)},
+        "samples": describe_set(samples, sampled)
+        | {"objects": sum(row["objects"] for row in rows)},
         "reference": describe_set(scenes, reference) | {"objects": real["objects"].count},
     }
     return SceneEvaluation(_metrics(rows, parts, real), protocol, sets, rows)
