@@ -13,7 +13,7 @@ from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
 from taming.evaluation.results import flattened, read_result
 from tests.evaluation.images import write_classes, write_images
-from tests.evaluation.two import exit_codes_of_two
+from tests.evaluation.two_processes import exit_codes_of_two
 from tests.sampling.tiny import FIRST_STAGE, tiny_run
 from tests.training.small import small_vqgan, write_config
 

@@ -16,7 +16,7 @@ from taming.evaluation.cache import cache_folder
 from taming.evaluation.metrics.likelihood import score_transformer
 from taming.evaluation.results import read_result
 from taming.evaluation.tasks.transformer import TransformerTally
-from tests.evaluation.two import in_two_processes
+from tests.evaluation.two_processes import in_two_processes
 from tests.sampling.tiny import tiny_model, tiny_run
 
 

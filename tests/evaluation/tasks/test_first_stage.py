@@ -13,20 +13,17 @@ import torch
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.reconstruction import PairAccumulator
-from taming.evaluation.metrics.reconstruction import to_pixels
+from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.prepared import LabelSource
-from taming.evaluation.sources.prepared import PreparedSource
-from taming.pictures import to_grey
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator
-from taming.evaluation.tasks.first_stage import FirstStageResult
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
 from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
+from taming.pictures import to_grey, to_values
 from taming.sampling.load import load_first_stage
+from tests.evaluation.features import moments_of
 from tests.evaluation.small import register_tiny
 from tests.evaluation.stage_runs import (
     DALLE,
@@ -45,8 +42,8 @@ CLOSE = 1e-6
 
 def evaluator(tmp_path: Path, batch_size: int = 4, **options: Any) -> FirstStageEvaluator:
     extractor = Extractor(register_tiny(), ["16"])
-    reading = Runner(batch_size, Cache(tmp_path / "cache"), save_every=0)
-    return FirstStageEvaluator(extractor=extractor, metrics=("ssim",), reading=reading, **options)
+    runner = Runner(batch_size, Cache(tmp_path / "cache"), save_every=0)
+    return FirstStageEvaluator(extractor=extractor, metrics=("ssim",), runner=runner, **options)
 
 
 def validation(run: Path, key: str = "image") -> DatasetSource:
@@ -54,7 +51,9 @@ def validation(run: Path, key: str = "image") -> DatasetSource:
 
 
 def evaluated(tmp_path: Path, run: Path, **options: Any) -> FirstStageResult:
-    result = evaluator(tmp_path, **options)(LoadedFirstStage.load(run), PreparedSource(validation(run)))
+    result = evaluator(tmp_path, **options)(
+        LoadedFirstStage.load(run), PreparedSource(validation(run))
+    )
     assert result is not None
     return result
 
@@ -62,16 +61,14 @@ def evaluated(tmp_path: Path, run: Path, **options: Any) -> FirstStageResult:
 def by_hand(run: Path, images: torch.Tensor) -> dict[str, Any]:
     """Metrics of uint8 images [N, 3, H, W] as the first stage of a run reconstructs them."""
     stage, _, _ = load_first_stage(run, device="cpu")
-    x = images.float() / 127.5 - 1
+    x = to_values(images)
     with torch.no_grad():
         found, indices = to_pixels(stage(x)[0]), stage.encode_to_indices(x)
     pairs, extractor = PairAccumulator(("ssim",)), Extractor(register_tiny(), ["16"])
-    pairs.add(range(len(x)), images, found)
-    moments = [Moments(), Moments()]
-    for one, pixels in zip(moments, (images, found), strict=True):
-        one.add(extractor(pixels)["16"])
+    pairs.update(range(len(x)), images, found)
+    moments = [moments_of(extractor(pixels)["16"]) for pixels in (images, found)]
     share = torch.bincount(indices.flatten(), minlength=20).double() / indices.numel()
-    return pairs.summary() | {
+    return pairs.compute() | {
         "rfid": frechet_distance(*moments),
         "codebook_usage": float((share > 0).double().mean()),
         "codebook_perplexity": float(torch.exp(-torch.xlogy(share, share).sum())),
@@ -171,7 +168,7 @@ def test_pictures_become_grey() -> None:
 
     pixels = scenes(1)
     expected = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).convert("L"))
-    difference = to_grey(pixels, 1)[0, 0].numpy().astype(int) - expected
+    difference = to_grey(pixels)[0, 0].numpy().astype(int) - expected
     assert abs(difference).max() <= 1
 
 
@@ -189,7 +186,7 @@ def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
     right = float((found == x.argmax(dim=3)).double().mean())
     assert result.metrics["pixel_accuracy"] == pytest.approx(right)
     assert 0 < result.metrics["mean_iou"] < 1 and "psnr" not in result.metrics
-    assert result.left_out["rfid"] == "segmentations have no colours"
+    assert result.left_out["rfid"] == "segmentations have no colors"
     original, _ = evaluate.pictures(stage, PreparedSource(source), [0])[0]
     assert original.shape == (16, 16, 3)
     with pytest.raises(UserError, match="'image' is .*takes .height, width, 5 labels"):
@@ -204,10 +201,10 @@ def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
     as_they_are = PreparedSource(source, multiple=4)
     sizes = [pixels.shape for pixels, *_ in map(as_they_are.load, range(3))]
     assert sizes == [(3, 8, 12), (3, 12, 8), (3, 8, 8)]
-    squares = PreparedSource(source, size=10, multiple=4, limit=2)
+    squares = PreparedSource(source, size=(10, 10), multiple=4, limit=2)
     assert len(squares) == 2
     assert [squares.load(index)[0].shape for index in range(2)] == [(3, 8, 8)] * 2
-    assert squares.content_key() != PreparedSource(source, size=10, multiple=4).content_key()
+    assert squares.content_key() != PreparedSource(source, size=(10, 10), multiple=4).content_key()
     result = evaluator(tmp_path)(LoadedFirstStage.load(run), as_they_are)
     assert result is not None and result.images["sizes"] == {"12x8": 1, "8x12": 1, "8x8": 1}
     assert "ssim" in result.left_out
@@ -216,14 +213,20 @@ def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
 
 
 def test_one_image_has_no_covariance(run: Path, tmp_path: Path) -> None:
-    result = evaluator(tmp_path)(LoadedFirstStage.load(run), PreparedSource(validation(run), limit=1))
+    result = evaluator(tmp_path)(
+        LoadedFirstStage.load(run), PreparedSource(validation(run), limit=1)
+    )
     assert result is not None and "rfid" not in result.metrics
     assert "2 images at least" in result.left_out["rfid"]
 
 
 def test_names_differ(run: Path, tmp_path: Path) -> None:
     other = tiny_run(tmp_path / "b" / "run", FIRST_STAGE)
-    assert [s.name for s in load_first_stages([run, run, other])] == ["run", "run last", "run last (2)"]
+    assert [s.name for s in load_first_stages([run, run, other])] == [
+        "run",
+        "run last",
+        "run last (2)",
+    ]
     segmentation = tiny_run(tmp_path / "segmentation", SEGMENTATION)
     with pytest.raises(UserError, match="cannot be compared"):
         load_first_stages([run, segmentation])
