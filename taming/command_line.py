@@ -160,7 +160,7 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
     if about.repeated:
         options |= {"action": "append"}
         options.pop("nargs")
-        default = default if default is MISSING else list(default)
+        default = [] if default is MISSING else list(default)
     text = ",".join(map(str, default)) if isinstance(default, tuple) else default
     shown = "" if default in (None, False, MISSING, (), []) else f" (default {text})"
     names = (*about.names, f"--{entry.name}")

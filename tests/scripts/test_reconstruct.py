@@ -88,7 +88,10 @@ def test_resized_to_a_square(tmp_path: Path) -> None:
     [
         (["nowhere"], "there is no folder nowhere"),
         (["EMPTY"], "there are no images in"),
-        (["IMAGES", "--size", "0"], "--size must be at least 1"),
+        (
+            ["IMAGES", "--size", "0"],
+            "--size: a size is height,width in pixels",
+        ),
         (["IMAGES", "--size", "1"], "fewer than the 2 of one token"),
     ],
 )
