@@ -124,7 +124,7 @@ class Job:
             raise UserError(f"--sweep makes samples of a run, and {self.names[0]} is none")
 
     def run(self) -> tuple[Result, list[Evaluation], list[dict[str, Any]]] | None:
-        """The result, the evaluations and the sweep's rows; None in ranks above 0."""
+        """The result, the evaluations and a sweep's rows; None in ranks above 0."""
         start = time.monotonic()
         extractor, prc_extractor = self.extractor.extractors(
             self.settings, self.device, self.common.precision, self.common.compile
@@ -140,7 +140,7 @@ class Job:
         pairs = [(chosen, e) for chosen, e in evaluated if e is not None]
         if not pairs:
             return None
-        rows = [row(chosen, evaluation.metrics) for chosen, evaluation in pairs]
+        rows = [row(chosen, e.metrics) for chosen, e in pairs] if self.swept else []
         names = [", ".join(f"{k}={v:g}" for k, v in chosen.items()) for chosen, _ in pairs]
         evaluations = [evaluation for _, evaluation in pairs]
         seconds = time.monotonic() - start

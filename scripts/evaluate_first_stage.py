@@ -32,13 +32,13 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
-from taming.evaluation.metrics.fidelity import FidelitySettings
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.base import LoadedSource
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
 from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,

@@ -23,10 +23,10 @@ from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
-from taming.evaluation.metrics.fidelity import FidelitySettings
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.scenes import Layouts, SampledScenes
+from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling.arguments import RunArguments, SampleArguments, make_parser, require_positive
 from taming.sampling.load import data_config, load_transformer, open_dataset

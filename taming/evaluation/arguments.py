@@ -16,14 +16,14 @@ from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
-from taming.evaluation.metrics.fidelity import METRICS, FidelitySettings
+from taming.evaluation.metrics.fidelity import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.fidelity import ImageSet
+from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import SamplingPlan, add_plan_flags
 
 CONFIGS = (".yaml", ".yml")

@@ -25,7 +25,7 @@ from taming.evaluation.metrics.accuracy import (
     LoadedClassifier,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import FidelitySettings, metric_settings
+from taming.evaluation.metrics.fidelity import metric_settings
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,
     register_small_classifier,
@@ -34,7 +34,7 @@ from taming.evaluation.metrics.small_classifier import (
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.base import ImageSource
 from taming.evaluation.tasks.classes import evaluate_accuracy
-from taming.evaluation.tasks.fidelity import FidelityEvaluator
+from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 
 BY = "a small classifier of this run's own training data: comparable within this data set alone"
 SEED = 0

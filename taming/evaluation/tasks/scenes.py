@@ -21,9 +21,8 @@ from taming.errors import UserError
 from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.base import FeatureAccumulator, FeatureRequest
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.fidelity import METRICS, FidelitySettings
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fidelity import METRICS
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.image import SourceImage, indices_of, labels_of
 from taming.evaluation.sources.scenes import (
@@ -33,7 +32,7 @@ from taming.evaluation.sources.scenes import (
     SceneImage,
     cut_objects,
 )
-from taming.evaluation.tasks.fidelity import describe_extractor, describe_set
+from taming.evaluation.tasks.fidelity import FidelitySettings, describe_extractor, describe_set
 
 RESIZE = f"bilinear with antialiasing, {SIDE} x {SIDE}"
 

@@ -16,9 +16,8 @@ from taming.data.helper_types import BoundingBox as Box
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.fidelity import FidelitySettings, metric_settings
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fidelity import metric_settings
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.scenes import (
     Layouts,
@@ -28,6 +27,7 @@ from taming.evaluation.sources.scenes import (
     cut_objects,
     visible_boxes,
 )
+from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
