@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.atomic_files import write_text
+from taming.atomic_files import atomic_path
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
@@ -30,7 +30,7 @@ from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
-from taming.sampling.folder import check_place, save_png
+from taming.sampling.folder import ADVICE, check_place, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "folder": str(folder.resolve()),
         "size": own.size,
     }
-    write_text(root / "metrics.json", json.dumps({**scores, **made}, indent=2) + "\n")
+    with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
+        partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))
     print(f"{scores['images']} reconstructions and metrics.json are in {root}")
 

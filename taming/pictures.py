@@ -182,7 +182,8 @@ def grid(
     head = HEAD if titles else 0
     size = (lefts[-1] + widths[-1] + gap, head + sum(heights) + gap * (len(heights) + 1))
     page = Image.new("RGB", size, background)
-    _write_titles(page, titles, [*lefts, size[0]], gap)
+    if titles:
+        _write_titles(page, titles, [*lefts, size[0]], gap)
     top = head + gap
     for row, height in zip(cells, heights, strict=True):
         for cell, left in zip(row, lefts, strict=False):

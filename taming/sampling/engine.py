@@ -14,7 +14,8 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings, uniforms
 from taming.sampling.sizes import trained_shape
-from taming.sampling.token_sampler import Box, OnStep, TokenSampler
+from taming.sampling.sliding_window import Box
+from taming.sampling.token_sampler import OnStep, TokenSampler
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def data_config(
         config = run_config(run, base, overrides)
     if "data" not in config:
         raise UserError("the configs have no 'data' section; name a YAML with one")
-    return config.data
+    data: DictConfig = config.data
+    return data
 
 
 def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:

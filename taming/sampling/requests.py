@@ -146,7 +146,7 @@ def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
     `c` is what `model.get_input` gives.
     """
     quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
-    return indices.unflatten(1, tuple(quant.shape[2:])) if quant.dim() == 4 else indices
+    return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
 
 
 def coordinate_map(model: Net2NetTransformer, shape: tuple[int, int]) -> Tensor | None:

@@ -16,23 +16,14 @@ from taming.config import did_you_mean
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.conditional_builder.boxes import WHOLE, mirrored
 from taming.data.conditional_builder.objects_center_points import (
-    ObjectsCenterPointsConditionalBuilder as SceneBuilder,
+    ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.helper_types import Annotation
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.sampling.sliding_window import Box
 
-__all__ = [
-    "Scene",
-    "SceneBuilder",
-    "builder_of",
-    "builders_of",
-    "read_layout",
-    "read_scene",
-    "scene_dataset",
-    "scene_of_data",
-]
+SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class SlidingWindow:
         if not segments:
             return []
         # (len(positions) * copies * B, V), in the order of the segments.
-        logits = self.weights.logits(segments).split(len(self.condition))
+        logits = torch.split(self.weights.logits(segments), len(self.condition))
         return list(zip(order, logits, strict=True))
 
     def _seen(self, grid: Tensor, row: int, column: int) -> Tensor:
