@@ -137,7 +137,9 @@ class Paired(ImagesWithMaps):
             hint = did_you_mean(str(self.kind), get_args(Kind))
             raise UserError(f"there is no kind {self.kind!r} of condition{hint}")
         if self._computes_edges and self.kind != "edges":
-            raise UserError(f"{self.kind} cannot be computed from images; give the folder conditions")
+            raise UserError(
+                f"{self.kind} cannot be computed from images; give the folder conditions"
+            )
         if self.kind == "segmentation":
             return self._labels(n_labels, palette, shift)
         return Depth() if self.kind == "depth" else ImageMap()

@@ -20,7 +20,7 @@ def joint(size: int | None = None, **options: Any) -> JointTransform:
     return JointTransform(ImageOptions(size, **options), maps)
 
 
-def test_centre_crop_is_opencvs_bilinear_resize_and_the_middle() -> None:
+def test_center_crop_is_opencvs_bilinear_resize_and_the_middle() -> None:
     image = pixels(30, 50)
     expected = cv2.resize(image, (27, 16), interpolation=cv2.INTER_LINEAR)[:, 5:21]
     np.testing.assert_array_equal(joint(16)(image)["image"], expected)

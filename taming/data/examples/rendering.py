@@ -126,7 +126,7 @@ class _Canvas:
         self.image = np.where(ground[..., None], grass, sky)  # (H, W, 3)
         self.owner = np.full((height, width), -1)
 
-    def add(self, number: int, shape: str, hue: float, x: float, z: float, size: float) -> int:
+    def add(self, number: int, shape: str, hue: float, *, x: float, z: float, size: float) -> int:
         """Stand a shape at distance `z`; returns how many pixels it would cover alone."""
         radius = size * self.scale / z
         center = self.horizon + self.scale / z - radius
@@ -158,7 +158,7 @@ def render(
         color = colors[random.randint(len(colors))]
         z, x = random.uniform(1.1, 3), random.uniform(0.15, 0.85) * width
         size = random.uniform(0.4, 0.75)
-        alone = canvas.add(number, shape, COLORS[color], x, z, size)
+        alone = canvas.add(number, shape, COLORS[color], x=x, z=z, size=size)
         placed.append((z, number, shape, color, alone))
     by_distance = (_visible_object(canvas.owner, *shape[1:]) for shape in sorted(placed))
     objects = tuple(one for one in by_distance if one is not None)

@@ -165,13 +165,8 @@ class ListPair:
             chosen = [name for name in names if (name in validation) != training]
             write_lines(files[training], chosen)
             log.warning(
-                "%s: made %s, %d of the %d files in %s; a published list, if put there, is used "
-                "instead",
-                dataset,
-                files[training],
-                len(chosen),
-                len(names),
-                self.root,
+                f"{dataset}: made {files[training]}, {len(chosen)} of the {len(names)} files in "
+                f"{self.root}; a published list, if put there, is used instead"
             )
 
     def _names(self, dataset: str) -> list[str]:
