@@ -202,7 +202,7 @@ class Net2NetTransformer(CodeSampling):
 
 def _frozen_stage(config: Config | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
-    long_form = run_as_stage(config) if isinstance(config, str) else config
+    long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key=key)
     if "loss" in stage._modules:
         stage.loss = DummyLoss()
