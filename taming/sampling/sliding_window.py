@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import check_length, given_or, segment_at
+from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling.settings import SampleSettings, uniforms
 
@@ -148,7 +148,7 @@ class SlidingWindow:
             for (row, column), logits in self._logits(grid, open_ones):
                 token = pick(logits, row, column)
                 flat = None if known is None else known[:, row]
-                grid[:, row, column] = given_or(token, flat, column)
+                grid[:, row, column] = known_or(token, flat, column)
             for row, column in positions:
                 self.caches.leave(row, column)
             drawn += len(positions)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import CachedDecoder, generate, given_or, one_pass_logits
+from taming.modules.transformer.decoding import CachedDecoder, generate, known_or, one_pass_logits
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.permuter import Identity
 from taming.sampling.settings import SampleSettings
@@ -129,7 +129,7 @@ class TokenDrawer:
         steps = uniform.shape[1]
         logits = one_pass_logits(self.gpt, prompt, steps)
         drawn = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
-        return torch.stack([given_or(token, known, n) for n, token in enumerate(drawn)], dim=1)
+        return torch.stack([known_or(token, known, n) for n, token in enumerate(drawn)], dim=1)
 
     def _draw_by_windows(
         self,
