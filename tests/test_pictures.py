@@ -144,6 +144,7 @@ def test_what_does_not_fit_is_cut_off_at_both_ends() -> None:
     columns = np.repeat(np.arange(40, dtype=np.float32)[None], 10, axis=0)
     cropped = resize_and_crop(columns, (10, 10))
     assert np.array_equal(cropped, columns[:, 15:25])
+    assert np.array_equal(resize_and_crop(columns.T, (10, 10)), cropped.T)
     assert resize_and_crop(noise(10, 40), (5, 7)).shape == (5, 7, 3)
     assert resize_and_crop(noise(4, 3), (9, 9)).shape == (9, 9, 3)
 
@@ -171,8 +172,9 @@ def pixel(page: Image.Image, x: int, y: int) -> int:
 def test_cells_of_a_grid_are_a_gap_apart() -> None:
     page = grid([[square(-1), square(0)], [square(-1), square(-1)]], gap=4)
     assert page.mode == "RGB" and page.size == (4 + 10 + 4 + 10 + 4,) * 2
-    white = [x for x in range(32) if pixel(page, x, 8) == 255]
-    assert white == [0, 1, 2, 3, 14, 15, 16, 17, 28, 29, 30, 31]
+    gaps = [0, 1, 2, 3, 14, 15, 16, 17, 28, 29, 30, 31]
+    assert [x for x in range(32) if pixel(page, x, 8) == 255] == gaps
+    assert [y for y in range(32) if pixel(page, 8, y) == 255] == gaps
     assert pixel(page, 18, 4) == 128 and pixel(page, 4, 18) == 0
 
 
@@ -238,13 +240,13 @@ def test_a_text_is_a_cell() -> None:
 
 
 def test_texts_as_images() -> None:
-    images = text_images(["3", "17"], (32, 48))
-    assert images.shape == (2, 3, 32, 48) and images.dtype == torch.float32
+    images = text_images(["3", "17"], (64, 96))
+    assert images.shape == (2, 3, 64, 96) and images.dtype == torch.float32
     assert images.min() < -0.5 and images.max() == 1
     assert not torch.equal(images[0], images[1])
     assert torch.equal(images[:, 0], images[:, 2])  # black on white
     dark = (images[0, 0] < 0).nonzero().float().mean(dim=0)
-    assert (dark - torch.tensor([15.5, 23.5])).abs().max() < 3  # in the middle
+    assert (dark - torch.tensor([31.5, 47.5])).abs().max() < 3  # in the middle
 
 
 def test_equal_codes_have_equal_colors() -> None:
@@ -263,6 +265,7 @@ def test_bars_are_as_high_as_their_values() -> None:
     heights = (page[..., 0] != 255).sum(axis=0)
     assert list(heights[[0, 10, 20, 30]]) == [0, 25, 50, 100]
     many = torch.zeros(1000)
-    many[503] = 1
+    many[503] = many[:25] = 1  # one of a pixel's 25 bars, and all of another's
     page = np.asarray(bar_picture(many, (40, 10)))
-    assert list(np.flatnonzero((page[..., 0] != 255).any(axis=0))) == [20]  # a pixel's largest
+    heights = (page[..., 0] != 255).sum(axis=0)
+    assert list(np.flatnonzero(heights)) == [0, 20] and heights[0] == heights[20] == 10

@@ -28,9 +28,12 @@ def in_two_processes(function: Callable[..., Any], *args: Any) -> None:
 
 
 def exit_codes_of_two(
-    function: Callable[..., Any], *args: Any, **variables: str
+    function: Callable[..., Any], *args: Any, timeout: float = 120, **variables: str
 ) -> list[int | None]:
-    """The same, which may fail; a process that is left alone is ended, as torchrun does it."""
+    """The same, which may fail; a process that is left alone is ended, as torchrun does it.
+
+    `variables` are further environment variables; `timeout` is in seconds, for each process.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -42,7 +45,7 @@ def exit_codes_of_two(
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(timeout)
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
