@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from taming.command_line import parse
 from taming.devices import choose_device, choose_dtype
 from taming.distributed import own_share
 from taming.errors import UserError, command
@@ -50,7 +51,6 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_pairs,
 )
 from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
-from taming.sampling.arguments import parse
 
 SCRIPT = "scripts/evaluate_first_stage.py"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.checkpoint import run_config
+from taming.command_line import add_flags, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
 from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
@@ -33,10 +34,9 @@ from taming.evaluation.results import command_line, make_result, markdown_table,
 from taming.evaluation.sources.scenes import DrawnScenes, Layouts
 from taming.evaluation.tasks.fidelity import Protocol
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
-from taming.sampling.arguments import add_drawing, check_drawing, parse
-from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import load_transformer
-from taming.sampling.sizes import parse_resolution, tokens_for
+from taming.sampling.arguments import SampleArguments
+from taming.sampling.load import data_config, load_transformer, open_dataset
+from taming.sampling.sizes import tokens_for
 
 SCRIPT = "scripts/evaluate_scenes.py"
 
@@ -57,7 +57,6 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser.add_argument(
         "-N", "--samples_per_layout", type=int, default=5, help="of each layout (default 5)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
     parser.add_argument("--isc_splits", type=int, default=10, help="default 10")
     parser.add_argument(
         "--min_object_side",
@@ -68,7 +67,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser.add_argument(
         "--sampler_precision", help="of the transformer, where it is not that of --precision"
     )
-    add_drawing(parser, top_k=100, batch_size=20)
+    add_flags(parser, SampleArguments, top_k=100, batch_size=20)
     add_extractor(parser)
     args, overrides = parse(parser, argv)
     for name in ("num_layouts", "samples_per_layout", "isc_splits"):
@@ -82,7 +81,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 
 def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tuple[DrawnScenes, Any]:
     """What is to be drawn, and the run."""
-    settings, size = check_drawing(args), parse_resolution(args.resolution)
+    settings, size = from_flags(SampleArguments, args).settings, parse_size(args.resolution)
     dtype = choose_dtype(args.sampler_precision or args.precision, device)
     model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
     base = [args.data] if args.data else args.base
@@ -96,7 +95,7 @@ def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tupl
         "global_step": step,
         "model": plain(config),
     }
-    shape = tokens_for(model, *size)
+    shape = tokens_for(model, size)
     samples = DrawnScenes(
         layouts,
         model,

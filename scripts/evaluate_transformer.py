@@ -21,6 +21,7 @@ from typing import Any
 from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
+from taming.command_line import parse
 from taming.config import plain, without_checkpoint_paths
 from taming.devices import choose_device, choose_dtype
 from taming.distributed import own_share
@@ -35,15 +36,15 @@ from taming.evaluation.tasks.transformer import (
     TransformerTally,
     evaluate_transformer,
 )
-from taming.sampling.arguments import make_parser, parse
-from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import load_transformer
+from taming.sampling.arguments import make_parser
+from taming.sampling.load import data_config, load_transformer, open_dataset
 
 SCRIPT = "scripts/evaluate_transformer.py"
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = make_parser("Evaluate a transformer's likelihood.")
+    parser.add_argument("--seed", type=int, default=0, help="decides each item (default 0)")
     parser.add_argument("--data", metavar="YAML", help="with a data section (default: the run's)")
     parser.add_argument("--split", help="validation (default), train or test")
     parser.add_argument("-n", "--num_images", type=int, help="the first of the data (default: all)")

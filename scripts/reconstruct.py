@@ -9,6 +9,7 @@ writes PNGs of label numbers, and one of depth reads what scripts/extract_depth.
 
 from __future__ import annotations
 
+import argparse
 import json
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
+from taming.command_line import parse
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
 from taming.evaluation.tasks.models import score_first_stage
-from taming.sampling.arguments import make_parser, parse
-from taming.sampling.conditions import cut_to_tokens, read_input, resized
-from taming.sampling.folder import check_place, save_png, save_whole
+from taming.sampling.arguments import make_parser
+from taming.sampling.conditions import cut_to_tokens, read_input
+from taming.sampling.folder import ADVICE, check_place, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
@@ -35,6 +37,7 @@ Named = tuple[str, Tensor]
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = make_parser("Reconstruct the images of a folder.")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
     parser.add_argument("folder", help="of images, at any depth")
     parser.add_argument(
         "--size", type=int, help="resize and crop to a square of so many pixels (default: as it is)"
@@ -60,11 +63,7 @@ def list_images(args: Namespace) -> list[str]:
 def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
     """Paths below the folder, and images [1, C, H, W] in whole tokens."""
     for path in paths:
-        picture = read_input(model, path)
-        if args.size is not None:
-            picture = resized(picture, (args.size, args.size))
-        if model.reads_labels:  # resizing mixes them
-            picture = F.one_hot(picture.argmax(1), picture.shape[1]).permute(0, 3, 1, 2).float()
+        picture = read_input(model, path, args.size and (args.size, args.size))
         name = str(Path(path).relative_to(args.folder))
         yield name, cut_to_tokens(picture, model.downsampling_factor)
 
@@ -118,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = {"checkpoint": str(run.checkpoint), "global_step": step, "folder": str(folder)}
     report = {**scores, **made, "size": args.size}
     text = json.dumps(report, indent=2) + "\n"
-    save_whole(root / "metrics.json", lambda partial: partial.write_text(text))
+    with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
+        partial.write_text(text)
     print(summary(scores))
     print(f"{scores['images']} reconstructions and metrics.json are in {root}")
 

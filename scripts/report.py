@@ -11,6 +11,7 @@ numbers that can be compared with published ones, use scripts/evaluate_fid.py.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any
 import torch
 
 from taming.checkpoint import Run, run_config
+from taming.command_line import parse
 from taming.config import instantiate_from_config
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.folder import DatasetSource, FolderSource
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
-from taming.sampling.arguments import make_parser, parse
+from taming.sampling.arguments import make_parser
 from taming.sampling.load import load_transformer
 
 SCRIPT = "scripts/report.py"
@@ -35,6 +37,7 @@ SCRIPT = "scripts/report.py"
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Report on a trained transformer and its samples.")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
     parser.add_argument("--samples", type=Path, help="folder of samples (default: the newest)")
     args, overrides = parse(parser, argv)
     model, run, step = load_transformer(args.resume, args.base, args.device, overrides)

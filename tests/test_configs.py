@@ -16,9 +16,9 @@ from scripts.make_scene_samples import main as make_scene_samples
 from scripts.reconstruct import main as reconstruct
 from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run
+from taming.data.condition_maps import depth_to_rgba
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
-from taming.data.examples.writer import depth_bytes
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.training.small import ROOT
@@ -121,7 +121,7 @@ def inputs_of(stage: Any, folder: Path) -> str:
     """A folder with a file of what a first stage reads: labels, depth or a picture."""
     scene = render(0, SIZE, SIZE)
     channels = stage.encoder.conv_in.in_channels
-    files = {1: depth_bytes(scene.depth), 3: scene.image}
+    files = {1: depth_to_rgba(scene.depth), 3: scene.image}
     folder.mkdir(parents=True)
     Image.fromarray(files.get(channels, scene.labels)).save(folder / "a.png")
     return str(folder)

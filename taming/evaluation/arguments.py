@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from taming.command_line import Parser, from_flags
 from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
@@ -22,8 +23,9 @@ from taming.evaluation.sources.folder import DatasetSource, FolderSource
 from taming.evaluation.sources.run import Drawing, RunSource
 from taming.evaluation.tasks.fidelity import ImageSet, needed_layers
 from taming.evaluation.tasks.protocol import Protocol
-from taming.sampling.arguments import Parser, add_drawing, add_images, check_drawing
-from taming.sampling.requests import parse_classes
+from taming.sampling.arguments import require_positive
+from taming.sampling.plan import add_plan_flags
+from taming.sampling.settings import SampleSettings
 
 CONFIGS = (".yaml", ".yml")
 NUM_SAMPLES = 50_000
@@ -170,19 +172,11 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--split", default="validation", help="train, validation (default) or test")
     data.add_argument("--image_key", default="image", help="the items' entry (default image)")
     drawn = parser.add_argument_group("images of a run")
-    drawn.add_argument(
-        "-n",
-        "--num_samples",
-        type=int,
-        default=NUM_SAMPLES,
-        help=f"per class, where there are classes (default {NUM_SAMPLES})",
-    )
-    add_drawing(drawn, top_k=250, batch_size=50)
+    add_plan_flags(drawn)
+    drawn.add_argument("--batch_size", type=int, default=50, help="at once (default 50)")
     drawn.add_argument(
         "--sampler_precision", help="of the transformer, where it is not that of --precision"
     )
-    add_images(drawn)
-    drawn.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
     drawn.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )
@@ -216,14 +210,15 @@ def drawing_from(
     Raises:
         UserError: for values out of range.
     """
-    classes = parse_classes(args.classes)
+    require_positive(batch_size=args.batch_size)
+    height, width = args.size or (None, None)
     return Drawing(
         args.num_samples,
-        check_drawing(args),
+        from_flags(SampleSettings, args),
         args.seed,
-        None if classes is None else tuple(classes),
-        args.height,
-        args.width,
+        args.classes,
+        height,
+        width,
         args.reject_ratio,
         args.classifier,
         tuple(args.base),

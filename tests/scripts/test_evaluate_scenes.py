@@ -80,7 +80,7 @@ def test_two_processes_give_the_same(run: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-R", "8"], "--resolution takes height,width"),
+        (["-R", "8x8"], "a size is height,width"),
         (["-N", "0"], "--samples_per_layout must be at least 1"),
         (["--min_object_side", "0"], "--min_object_side must be above 0"),
         (["-n", "1"], "FID needs at least 2 layouts"),

@@ -17,8 +17,9 @@ from taming.evaluation.sources.picture import Picture, pixel_digest
 from taming.evaluation.sources.run import Drawing, RunSource, to_pixels
 from taming.evaluation.tasks.transformer import TransformerData
 from taming.sampling import sample_images
-from taming.sampling.conditions import request_for
-from taming.sampling.examples import data_config, open_dataset, read_examples
+from taming.sampling.inputs import inputs_of_items
+from taming.sampling.load import data_config, open_dataset
+from taming.sampling.requests import request_for_condition
 
 # What scripts/sample_fast.py draws for: classes, coordinates, nothing.
 KNOWN_BEFOREHAND = ("Labelator", "CoordStage", "SOSProvider")
@@ -102,11 +103,17 @@ class ConditionedRunSource(RunSource):
 
     def _drawn(self, numbers: Sequence[int], batch_size: int) -> Iterator[Picture]:
         model, d = self._loaded[0], self.drawing
-        examples = read_examples(model, self.dataset, numbers)
+        examples = inputs_of_items(model, self.dataset, numbers)
         for shape, group in groupby(examples, key=lambda example: example.shape):
-            requests = (request_for(model, e.c, e.number, e.shape) for e in group)
+            requests = (request_for_condition(model, e.c, e.number, e.shape) for e in group)
             for sample in sample_images(
-                model, requests, d.settings, batch_size, d.seed, shape=shape, compiled=d.compiled
+                model,
+                requests,
+                d.settings,
+                batch_size=batch_size,
+                seed=d.seed,
+                shape=shape,
+                compiled=d.compiled,
             ):
                 pixels = to_pixels(sample.image)
                 name = f"sample {sample.number}"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.data.options import ImageOptions
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 from taming.evaluation.cache import key_of
@@ -46,7 +47,7 @@ class Prepared(LoadedSource):
                 raise UserError(f"--{flag} must be at least 1, not {value}")
         self.source, self.size, self.multiple, self.limit = source, size, multiple, limit
         self.workers = source.workers
-        self.transform = JointTransform(size) if size else None
+        self.transform = JointTransform(ImageOptions(size)) if size else None
 
     def __len__(self) -> int:
         return min(len(self.source), self.limit or len(self.source))

@@ -20,10 +20,9 @@ from taming.errors import UserError
 from taming.evaluation.sources.base import by_size
 from taming.evaluation.sources.picture import Picture, pixel_digest
 from taming.sampling import Sample, SampleSettings, labels_for
-from taming.sampling.folder import Job
 from taming.sampling.load import load_transformer
-from taming.sampling.rejection import Classifier, group_of
-from taming.sampling.sizes import tokens_for
+from taming.sampling.plan import SamplingJob, SamplingPlan
+from taming.sampling.rejection import group_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Drawing:
             )
         group_of(self.ratio)
         if (self.ratio < 1) != (self.classifier is not None):
-            raise UserError("rejection needs both --reject-ratio below 1 and --classifier")
+            raise UserError("rejection needs both --reject_ratio below 1 and --classifier")
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
@@ -167,26 +166,26 @@ class RunSource:
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
     ) -> Iterator[list[Picture]]:
-        model, job = self._loaded[0], self._job(batch_size, share)
+        job = self._job(batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
-        samples = job.samples(model, _Skipped(skip, places, self.drawing.num_samples))
+        samples = job.samples(_Skipped(skip, places, self.drawing.num_samples))
         pictures = (self._picture(sample, places[sample.label]) for sample in samples)
         return by_size((p for p in pictures if p.index not in skip), batch_size)
 
-    def _job(self, batch_size: int, share: tuple[int, int]) -> Job:
+    def _job(self, batch_size: int, share: tuple[int, int]) -> SamplingJob:
         d, model = self.drawing, self._loaded[0]
-        return Job(
-            self.labels,
-            d.num_samples,
-            d.settings,
-            batch_size,
-            d.seed,
-            tokens_for(model, d.height, d.width),
-            share,
-            d.compiled,
-            d.ratio,
-            Classifier(d.classifier, d.device) if d.classifier else None,
+        plan = SamplingPlan(
+            num_samples=d.num_samples,
+            settings=d.settings,
+            seed=d.seed,
+            classes=d.classes,
+            size=(d.height, d.width) if d.height or d.width else None,
+            reject_ratio=d.ratio,
+            classifier=d.classifier,
+            device=d.device,
+            compiled=d.compiled,
         )
+        return plan.job(model, batch_size, share)
 
     def _picture(self, sample: Sample, place: int) -> Picture:
         pixels = to_pixels(sample.image)

@@ -23,8 +23,8 @@ from taming.data.helper_types import BoundingBox
 from taming.evaluation.cache import key_of
 from taming.evaluation.sources.picture import Picture, pixel_digest
 from taming.evaluation.sources.run import to_pixels
-from taming.sampling import Request, SampleSettings, sample_images
-from taming.sampling.scenes import Scene, builder_of, scene_of_data, scene_requests
+from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
+from taming.sampling.scenes import Scene, builder_of, scene_of_data
 
 SIDE = 224  # of cut out objects: arXiv 2003.07449
 
@@ -212,8 +212,8 @@ class DrawnScenes:
             self.model,
             self._requests(share, skip, boxes),
             self.settings,
-            batch_size,
-            self.seed,
+            batch_size=batch_size,
+            seed=self.seed,
             shape=self.shape,
             compiled=self.compiled,
         )
@@ -241,4 +241,4 @@ class DrawnScenes:
             if wanted:
                 scene, _ = self.layouts[layout]
                 boxes[layout] = visible_boxes(scene)
-                yield from scene_requests(scene, self.layouts.builder, layout, wanted)
+                yield from requests_for_scene(scene, self.layouts.builder, layout, wanted)

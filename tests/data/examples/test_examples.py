@@ -17,7 +17,7 @@ from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
 from taming.data.examples.writer import SYNSETS
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 
 
@@ -60,7 +60,7 @@ def test_scenes_agree_with_themselves() -> None:
         x0, y0, width, height = found.box
         inside = scene.labels[y0 : y0 + height, x0 : x0 + width]
         assert (inside == SHAPES.index(found.shape)).any() and 0 < found.share <= 1
-        assert f"{found.colour} {found.shape}" in scene.caption
+        assert f"{found.color} {found.shape}" in scene.caption
     changes = scene.labels[:, 1:] != scene.labels[:, :-1]
     assert (scene.edges[:, :-1][changes] == 255).all() and scene.edges[0, 0] == 0
 
@@ -91,8 +91,8 @@ def test_pairs_are_pairs(examples: Path) -> None:
     folder = examples / "data/pairs"
     labels = np.asarray(Image.open(folder / "segmentation/0001.png"))
     palette = np.loadtxt(folder / "palette.txt", dtype=np.uint8)
-    colours = np.asarray(Image.open(folder / "colours/0001.png"))
-    np.testing.assert_array_equal(palette[labels], colours)
+    colors = np.asarray(Image.open(folder / "colors/0001.png"))
+    np.testing.assert_array_equal(palette[labels], colors)
 
 
 def test_script(
