@@ -70,7 +70,7 @@ def shrink(config: DictConfig) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rendered data sets of all formats."""
+    """Rendered datasets of all formats."""
     root = tmp_path_factory.mktemp("examples")
     write_all(root)
     return root
@@ -99,7 +99,7 @@ def _untrained(stage: DictConfig, path: Path) -> str:
     return str(path)
 
 
-def draw(run: Path, model: Any, folder: Path) -> list[Path]:
+def sample_one(run: Path, model: Any, folder: Path) -> list[Path]:
     """One image of a run, by the script that is for its condition; where it is."""
     common = ["-r", str(run), "-o", str(folder), "--batch_size", "1", "--device", "cpu"]
     if not hasattr(model, "transformer"):
@@ -119,7 +119,7 @@ def draw(run: Path, model: Any, folder: Path) -> list[Path]:
 
 
 def inputs_of(stage: Any, folder: Path) -> str:
-    """A folder with a file of what a first stage reads: labels, depth or a picture."""
+    """A folder with a file of what a first stage reads: labels, depth or an image."""
     scene = render(0, SIZE, SIZE)
     channels = stage.encoder.conv_in.in_channels
     files = {1: depth_to_rgba(scene.depth), 3: scene.image}
@@ -146,6 +146,6 @@ def test_config_trains_logs_resumes_and_is_sampled_from(
     main(["-r", str(run), "-t", "True", "--max_steps", "3"])
     model, _, step = load_run(run)
     assert step == 3 and not model.training
-    [drawn] = draw(run, model, tmp_path / "drawn")
-    with Image.open(drawn) as image:
+    [sampled] = sample_one(run, model, tmp_path / "samples")
+    with Image.open(sampled) as image:
         assert image.size == ((32, 32) if "digits" in path.stem else (SIZE, SIZE))

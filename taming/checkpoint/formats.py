@@ -33,6 +33,8 @@ BROKEN = (
     AttributeError,
     LookupError,
     OSError,
+    MemoryError,  # for a nonsensical length of what follows
+    OverflowError,
 )
 
 

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class SetupCallback(Callback):
-    """Makes the run's folders and writes its configs, once training really starts."""
+    """Makes the run's folders and writes its configs when training starts."""
 
     def __init__(
         self,

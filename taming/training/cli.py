@@ -25,6 +25,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError, command
+from taming.training.data_module import DataModuleFromConfig
 from taming.training.run_folder import RunFolder, check_resumable, new_run, resumed_run
 from taming.training.trainer import (
     make_trainer,
@@ -36,7 +37,7 @@ from taming.training.trainer import (
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Our own flags; the Trainer's arguments and overrides are read from what is left."""
+    """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides."""
     parser = Parser(
         prog="main.py",
         description="Train a first stage or a transformer from YAML configs.",
@@ -74,7 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--key value` Trainer options and `key.path=value` overrides from what is left."""
+    """`--key value` options of the Trainer and `key.path=value` overrides, of the other arguments.
+
+    Raises:
+        UserError: for an option that the Trainer does not have.
+    """
     options: dict[str, Any] = {}
     overrides: list[str] = []
     words = list(rest)
@@ -98,7 +103,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def parse_arguments(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
-    """Our own flags, the Trainer's options, and overrides of the configs."""
+    """The flags of main.py, the Trainer's options, and the overrides of the configs."""
     args, rest = make_parser().parse_known_args(argv)
     flags, overrides = split_arguments(rest)
     if args.gpus is not None:
@@ -137,7 +142,21 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
     return new_run(args.name, args.base, args.postfix, args.project)
 
 
-def _build_data(config: DictConfig) -> Any:
+def _read_configs(run: RunFolder, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """The merged config of model and data, and the section `lightning`."""
+    config = load_config(run.configs, overrides)
+    if "model" not in config:
+        raise UserError("the configs have no 'model' section: add model.target and model.params")
+    expand_stages(config)
+    return config, OmegaConf.create(config.pop("lightning", None) or {})
+
+
+def _build_model(config: DictConfig, run: RunFolder) -> Any:
+    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
+    return instantiate_from_config(model_config, key="model")
+
+
+def _build_data(config: DictConfig) -> DataModuleFromConfig:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
     data = instantiate_from_config(config.data, key="data")
@@ -146,7 +165,7 @@ def _build_data(config: DictConfig) -> Any:
     return data
 
 
-# What Lightning warns of here is meant to be so.
+# Warnings of Lightning about what is intended here.
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen stages
@@ -172,23 +191,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, flags, overrides = parse_arguments(argv)
     run = _open_run(args)
     pl.seed_everything(args.seed, workers=True)
-    config = load_config(run.configs, overrides)
-    if "model" not in config:
-        raise UserError("the configs have no 'model' section: add model.target and model.params")
-    expand_stages(config)
-    lightning_config = OmegaConf.create(config.pop("lightning", None) or {})
+    config, lightning_config = _read_configs(run, overrides)
     options = {**plain(lightning_config.get("trainer") or {}), **flags}
     lightning_config.trainer = options
     options = resolve_devices(options)
     data = _build_data(config)
-    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    model = instantiate_from_config(model_config, key="model")
+    model = _build_model(config, run)
     if run.resume_from and args.train:
         check_resumable(model, run.resume_from)
     accumulate = options.get("accumulate_grad_batches") or 1
-    trainer = make_trainer(
-        move_manual_options(options, model), lightning_config, config, run, model
-    )
+    options = move_manual_options(options, model)
+    trainer = make_trainer(options, lightning_config, config, run, model)
     model.learning_rate = learning_rate(
         config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
     )
@@ -200,7 +213,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train_and_test(
-    args: argparse.Namespace, trainer: pl.Trainer, model: Any, data: Any, run: RunFolder
+    args: argparse.Namespace,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: DataModuleFromConfig,
+    run: RunFolder,
 ) -> None:
     if args.train:
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)

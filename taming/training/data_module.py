@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class WrappedDataset(Dataset[Any]):
-    """Anything with a length and items, as a map-style dataset."""
+    """Any object with a length and items, as a map-style dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset

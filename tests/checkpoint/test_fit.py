@@ -81,7 +81,7 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
         load_weights(other, state)
 
 
-def test_the_other_stages_checkpoint_is_recognised() -> None:
+def test_the_other_stages_checkpoint_is_recognized() -> None:
     first, second = build(first_stage_config()), build(transformer_config())
     with pytest.raises(UserError, match="x.ckpt .*it is a first stage.*ckpt_path"):
         load_weights(second, first.state_dict(), source="x.ckpt")
@@ -100,11 +100,11 @@ def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_layers_for_other_channels_can_start_anew() -> None:
-    colour, grey = build(first_stage_config()), build(first_stage_config(channels=1))
+    color, gray = build(first_stage_config()), build(first_stage_config(channels=1))
     anew = ["encoder.conv_in", "decoder.conv_out", "loss.discriminator"]
-    missing = load_weights(grey, colour.state_dict(), ignore_keys=anew)
+    missing = load_weights(gray, color.state_dict(), ignore_keys=anew)
     assert {name.rpartition(".")[0] for name in missing if "loss" not in name} == set(anew[:2])
-    assert torch.equal(grey.quantize.embedding.weight, colour.quantize.embedding.weight)
+    assert torch.equal(gray.quantize.embedding.weight, color.quantize.embedding.weight)
 
 
 def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:

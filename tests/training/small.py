@@ -1,4 +1,4 @@
-"""Small configs for training tests: the digits' YAMLs, shrunken, and a data set that can fail."""
+"""Small configs for training tests: the digits' YAMLs, shrunken, and a dataset that can fail."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def _wait_for(folder: Path, pattern: str, seconds: float = 90) -> Path:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """DDP: the first stage with its two optimisers, resumed, then the transformer over it."""
+    """DDP: the first stage with its two optimizers, resumed, then the transformer over it."""
     base = write_config(tmp_path, small_vqgan(length=16))
     flags = ["-t", "--accelerator", "cpu", "--devices", "2"]
     output = _run(["--base", base, *flags, "-n", "first", "--max_steps", "1"])

@@ -37,7 +37,7 @@ def test_flags_get_the_type_of_the_argument(name: str, text: str, value: Any) ->
 
 
 def test_a_value_of_the_wrong_type_is_refused() -> None:
-    with pytest.raises(UserError, match="--max_steps takes int, but 'many' was given"):
+    with pytest.raises(UserError, match="--max_steps takes int, not 'many'"):
         parse_option("max_steps", "many")
 
 
