@@ -68,7 +68,7 @@ def logged(run: Path, column: str) -> list[float]:
 def test_loss(workplace: Workplace) -> None:
     run(workplace, "Add a loss")
     trained = newest(workplace, "own_loss")
-    assert logged(trained, "val/rec_loss") and logged(trained, "val/quant_loss")
+    assert logged(trained, "train/rec_loss") and logged(trained, "train/quant_loss")
     assert not any("discriminator" in n for n, _ in taming.load(trained).named_parameters())
 
 

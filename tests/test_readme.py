@@ -37,7 +37,7 @@ from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
-LINKED = [*DOCUMENTS, ROOT / "docs" / "evaluation.md"]
+LINKED = [*DOCUMENTS, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
 
 
 def every_block(*languages: str) -> list[Any]:
