@@ -10,7 +10,6 @@ import io
 import re
 import shlex
 import subprocess
-import tomllib
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -24,6 +23,7 @@ from taming.config import get_obj_from_str
 from taming.pretrained import published_models
 from taming.training.trainer import trainer_options
 from tests.documents import (
+    PROJECT,
     ROOT,
     Block,
     anchors_of,
@@ -80,8 +80,7 @@ def nothing_to_check(workplace: Workplace, command: str) -> None:
 
 def check_extras(workplace: Workplace, command: str) -> None:
     (extra,) = re.findall(r"\.\[([\w,]+)\]", command)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extra.split(",")) <= project["optional-dependencies"].keys()
+    assert set(extra.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
 def check_environment(workplace: Workplace, command: str) -> None:
