@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import taming
+from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.results import read_result
 from taming.modules.vqvae.codebook import Codebook
 from tests.documents import ROOT, Block, blocks_of, commands_in
 from tests.workplace import Workplace
@@ -95,6 +97,14 @@ def test_condition(workplace: Workplace) -> None:
     assert len(list((workplace.root / "samples").glob("*/samples/*.png"))) == 1
 
 
+def test_metric(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = importlib.import_module("own.metric").MEAN_DISTANCE
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    run(workplace, "Add a metric")
+    (result,) = workplace.root.glob("**/fidelity*.json")
+    assert read_result(result)["metrics"]["mean_distance"] > 0
+
+
 def test_learning_rate_rule(workplace: Workplace) -> None:
     run(workplace, "Add a learning-rate rule")
     rates = logged(newest(workplace, "own_schedule"), "lr-Adam")
@@ -106,6 +116,7 @@ TESTED = {
     "Add a quantizer",
     "Add a dataset",
     "Add a condition",
+    "Add a metric",
     "Add a learning-rate rule",
 }
 

@@ -40,7 +40,7 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/complete.py": ("-n", "1"),
     "scripts/evaluate_fid.py": (
         *("--extractor", "tests.evaluation.small:TinyExtractor", "-n", "1"),
-        *("--metrics", "fid,isc", "--isc_splits", "1"),
+        *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
     "scripts/evaluate_first_stage.py": ("--extractor", "tests.evaluation.small:TinyExtractor"),
     "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
@@ -135,6 +135,7 @@ class Workplace:
             "logs/<another>": lambda: self.stand_in("custom_vqgan"),
             "configs/<data>.yaml": lambda: "configs/class_transformer.yaml",
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
+            "FOLDER_OF_SAMPLES": lambda: "data/pairs/images",
             "FOLDER_OF_IMAGES": lambda: IMAGES,
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
@@ -183,7 +184,9 @@ def without_gpus(argv: Sequence[str]) -> list[str]:
     return argv
 
 
-def run_script(script: str, argv: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+def run_script(
+    script: str, argv: Sequence[str], variables: Mapping[str, str] | None = None
+) -> None:
     """A script of the current folder, as `python script argv` runs it."""
     before = sys.argv, list(sys.path), dict(os.environ)
     try:
