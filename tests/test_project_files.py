@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from tests.documents import PROJECT, ROOT
+from tests.workplace import run_script
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
@@ -51,13 +53,20 @@ def test_authors_are_those_of_the_citation() -> None:
     assert PROJECT["license"] == citation["license"]
 
 
-def test_make_gpu_runs_benchmarks_that_are_there() -> None:
+def test_make_gpu_runs_every_benchmark_that_takes_a_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe = MAKEFILE.partition("\ngpu:")[2].partition("\n\n")[0]
-    named = set(re.findall(r"benchmarks/(\w+)\.py", recipe))
-    on_cuda = {
-        path.stem for path in (ROOT / "benchmarks").glob("*.py") if "--device" in path.read_text()
-    }
-    assert named == on_cuda
+    commands = [shlex.split(command) for command in re.findall(r"(benchmarks/.*)", recipe)]
+    benchmarks = (ROOT / "benchmarks").glob("*.py")
+    on_cuda = {f"benchmarks/{p.name}" for p in benchmarks if '"--device"' in p.read_text()}
+    assert {command[0] for command in commands} == on_cuda
+    for script, *words in commands:
+        assert words[:2] == ["--device", "cuda"]
+        with pytest.raises(SystemExit):
+            run_script(str(ROOT / script), ["--help"])
+        text = capsys.readouterr().out
+        assert all(word in text for word in words if word.startswith("--")), script
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
