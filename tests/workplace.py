@@ -172,7 +172,9 @@ def without_gpus(argv: Sequence[str]) -> list[str]:
     return argv
 
 
-def run_script(script: str, argv: Sequence[str], variables: Mapping[str, str] | None = None) -> None:
+def run_script(
+    script: str, argv: Sequence[str], variables: Mapping[str, str] | None = None
+) -> None:
     """A script of the current folder, as `python script argv` runs it."""
     before = sys.argv, list(sys.path), dict(os.environ)
     try:
