@@ -43,7 +43,6 @@ class Stage(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-@runtime_checkable
 class FirstStage(Stage, Protocol):
     """Images [B, C, H, W] <-> indices [B, h, w] of a codebook (arXiv 2012.09841, section 3.1).
 
