@@ -155,7 +155,9 @@ class Job:
             sets |= {role: about for role, about in last.sets.items() if role != "samples"}
         elif last.classes:
             metrics = metrics | {"fid_of_class": last.classes}
-        return make_result(metrics, last.protocol, sets, seconds, self.device, self.command)
+        return make_result(
+            metrics, last.protocol, sets, seconds=seconds, device=self.device, command=self.command
+        )
 
     def outdir(self) -> Path:
         run = self.samples.run.folder if isinstance(self.samples, RunSource) else Path()

@@ -118,7 +118,7 @@ def _source(
     key = own.image_key or stages[0].image_key
     if reads_labels:
         labels = stages[0].model.channels
-        return LabelSource(labels, config, own.split, key, overrides, workers)
+        return LabelSource(labels, config, own.split, key, overrides=overrides, workers=workers)
     return DatasetSource(config, own.split, key, overrides, workers)
 
 
@@ -179,7 +179,9 @@ def write(
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
     protocol = evaluator.describe()
     metrics = {r.name: r.metrics for r in results}
-    result = make_result(metrics, protocol, sets, seconds, evaluator.device, line)
+    result = make_result(
+        metrics, protocol, sets, seconds=seconds, device=evaluator.device, command=line
+    )
     result["left_out"] = {r.name: r.left_out for r in results}
     result["classes"] = {r.name: r.classes for r in results}
     key = key_of(protocol=protocol, sets=sets)

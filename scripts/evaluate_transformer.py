@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     sets = {"images": describe_data(own, data) | manifest.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(scores, protocol, sets, seconds, model.device, line)
+    result = make_result(scores, protocol, sets, seconds=seconds, device=model.device, command=line)
     result["by_class"] = likelihood.by_class()
     result["by_position"] = likelihood.map().tolist()
     path = write(result, likelihood, Path(arguments.outdir or run.folder / "evaluation"))

@@ -72,7 +72,9 @@ def write(
 ) -> None:
     """Metrics are in the JSON a second time, at its top, where older reports have them."""
     metrics = report["metrics"]
-    result = make_result(metrics, report["protocol"], report["sets"], seconds, device, line)
+    result = make_result(
+        metrics, report["protocol"], report["sets"], seconds=seconds, device=device, command=line
+    )
     tables = []
     if report["by_class"]:
         result["by_class"] = report["by_class"]

@@ -101,7 +101,7 @@ class ExtractorArguments:
 
         def build(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
             layers = settings.layers_of(metrics, name)
-            return Extractor(name, layers, weights, device, dtype, compiled)
+            return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
 
         if not shared and manifold and not own:
             extractor = build(prc_name, manifold, self.prc_weights)

@@ -33,6 +33,7 @@ def make_result(
     metrics: Mapping[str, Any],
     protocol: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, Any]],
+    *,
     seconds: float,
     device: torch.device,
     command: Sequence[str],

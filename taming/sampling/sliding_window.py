@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import check_length, given_or, segment_at
+from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling.settings import SampleSettings, uniforms
@@ -158,7 +158,7 @@ class SlidingWindow:
             for (row, column), logits in self._logits(grid, unknown):
                 token = pick(logits, row, column)  # (B,)
                 known_row = None if known is None else known[:, row]  # (B, W)
-                grid[:, row, column] = given_or(token, known_row, column)
+                grid[:, row, column] = known_or(token, known_row, column)
             for row, column in positions:
                 self.caches.leave(row, column)
             done += len(positions)

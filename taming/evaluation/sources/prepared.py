@@ -15,7 +15,7 @@ from taming.errors import UserError
 from taming.evaluation.cache import key_of
 from taming.evaluation.sources.base import Loaded, LoadedSource
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.pictures import resize_and_crop, to_grey, to_values
+from taming.pictures import resize_and_crop, to_gray, to_values
 
 MOST_LABELS = 256  # that label numbers of one byte can tell apart
 
@@ -113,7 +113,7 @@ def model_input(pixels: Tensor, channels: int) -> Tensor:
     Images are in [-1, 1], gray ones for one channel; other numbers of channels are one-hot.
     """
     if channels == 1:
-        pixels = to_grey(pixels)
+        pixels = to_gray(pixels)
     if channels in (1, 3):
         return to_values(pixels)
     return F.one_hot(pixels[:, 0].long(), channels).permute(0, 3, 1, 2).float()
