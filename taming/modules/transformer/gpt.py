@@ -89,8 +89,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`x` (B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln1(x), allowed)
-        x = x + self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return x
+        return x + self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
 
 
 class GPT(nn.Module):
