@@ -17,9 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import taming
+from taming.atomic_files import write_text
 from taming.errors import UserError
 
 Result = dict[str, Any]
@@ -31,6 +33,7 @@ def make_result(
     metrics: Mapping[str, Any],
     protocol: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, Any]],
+    *,
     seconds: float,
     device: torch.device,
     command: Sequence[str],
@@ -41,7 +44,7 @@ def make_result(
         metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
         protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
         sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
-        command: `[script, *arguments]` as given.
+        command: `[script, *arguments]` as it was typed.
     """
     return {
         "metrics": dict(metrics),
@@ -57,14 +60,14 @@ def make_result(
 
 def versions() -> dict[str, str]:
     """Of Python, of this package and of those that decide numbers."""
-    found = {"python": platform.python_version(), "taming": taming.__version__}
-    found["torch"] = torch.__version__
+    known = {"python": platform.python_version(), "taming": taming.__version__}
+    known["torch"] = torch.__version__
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -80,7 +83,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
-    """`[script, *arguments]`: what a result's `command` is, from what `main` was given."""
+    """`[script, *arguments]`: what a result's `command` is, of the arguments of `main`."""
     return [script, *(sys.argv[1:] if argv is None else argv)]
 
 
@@ -88,24 +91,11 @@ def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path
     """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
 
     Raises:
-        UserError: where they cannot be written.
+        UserError: if they cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
-        _replace(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+    write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -114,8 +104,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()  # numpy's and torch's scalars
+    if isinstance(value, np.generic | torch.Tensor):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
@@ -125,7 +115,7 @@ def read_result(path: str | Path) -> Result:
     """A result that `write_result` wrote.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -193,7 +183,7 @@ def _cell(value: Any) -> str:
 
 def differences(old: Result, new: Result, tolerance: float) -> list[str]:
     """What differs, a phrase each: numbers by more than `tolerance` of the old one, and what may
-    have caused it (images, protocol, versions). Empty where the numbers agree.
+    have caused it (images, protocol, versions). Empty if the numbers agree.
     """
     before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
     numbers = [

@@ -25,6 +25,8 @@ from taming.modules.vqvae.nearest import VectorQuantizer2
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
+NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # quantizers that diffusers has, too
+
 # Names within an encoder or decoder: here, and in diffusers. Levels are numbered from the image,
 # but in diffusers' decoder from the codes.
 _BLOCK = (
@@ -70,8 +72,7 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         UserError: for models that diffusers' class cannot express.
     """
     multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
-    has_table = isinstance(quantizer, VectorQuantizer2 | EMAVectorQuantizer)
-    if not has_table or quantizer.remap is not None:
+    if not isinstance(quantizer, NEAREST) or quantizer.remap is not None:
         raise UserError(
             "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap"
         )

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
-from taming.modules.vqvae.codebook import Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
@@ -29,7 +28,7 @@ class _ToIndices(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         model = self.model
-        quantizer: nn.Module | Quantizer = model.quantize
+        quantizer = model.quantize
         if not isinstance(model, VQModel) or not isinstance(quantizer, NEAREST):
             return model.encode_to_indices(images)
         # As the quantizer's search, without its switches of precision, which no graph can hold.

@@ -150,13 +150,12 @@ def read_input(
         _check_labels(path, pixels, stage.channels)
     if reduce_to is not None:
         pixels = _reduced(pixels, reduce_to)
-    if content == "labels":
-        pixels = one_hot(pixels, stage.channels)
-    if size is not None and pixels.shape[:2] != size:
-        pixels = resize_and_crop(pixels, size)
-        if content == "labels":  # resizing has mixed them
-            pixels = one_hot(pixels.argmax(2), stage.channels)
-    return _to_input(pixels)
+    if content == "labels":  # numbers are not mixed: the nearest ones are taken
+        pixels = pixels.astype(np.int32)
+        if size is not None:
+            pixels = resize_and_crop(pixels, size, Image.Resampling.NEAREST)
+        return _to_input(one_hot(pixels, stage.channels))
+    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
 
 
 def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import check_length, given_or, segment_at
+from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling.settings import SampleSettings, uniforms
@@ -158,7 +158,7 @@ class SlidingWindow:
             for (row, column), logits in self._logits(grid, unknown):
                 token = pick(logits, row, column)  # (B,)
                 known_row = None if known is None else known[:, row]  # (B, W)
-                grid[:, row, column] = given_or(token, known_row, column)
+                grid[:, row, column] = known_or(token, known_row, column)
             for row, column in positions:
                 self.caches.leave(row, column)
             done += len(positions)
@@ -280,7 +280,7 @@ def layout_for(
     sides = (window, window) if isinstance(window, int) else window
     if min(*shape, *sides) < 1:
         raise UserError(f"the image is {shape} and the window {sides} tokens; both need some")
-    if cond.dim() not in (2, 3) or cond.dim() == 3 and tuple(cond.shape[1:]) != tuple(shape):
+    if cond.dim() not in (2, 3) or (cond.dim() == 3 and tuple(cond.shape[1:]) != tuple(shape)):
         raise UserError(
             f"the condition has shape {list(cond.shape)}; for an image of {shape[0]} x {shape[1]} "
             f"tokens it must be a map [B, {shape[0]}, {shape[1]}] or a prefix [B, n]"

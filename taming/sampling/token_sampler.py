@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.decoding import CachedDecoder, generate, given_or, one_pass_logits
+from taming.modules.transformer.decoding import CachedDecoder, generate, known_or, one_pass_logits
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.permuter import Identity
 from taming.sampling.settings import SampleSettings
@@ -145,7 +145,7 @@ class TokenSampler:
         steps = uniform.shape[1]
         logits = one_pass_logits(self.gpt, prompt, steps)  # (copies * B, H * W, V)
         tokens = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
-        return torch.stack([given_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
+        return torch.stack([known_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
 
     def _sample_by_windows(
         self,

@@ -11,7 +11,7 @@ from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import flattened, read_result
 from taming.evaluation.sources.folder import FolderSource
 from tests.evaluation.scene_runs import scene_run, write_scenes
-from tests.evaluation.two import in_two_processes
+from tests.evaluation.two_processes import in_two_processes
 
 SMALL = ["-R", "8,8", "--isc_splits", "2", "--device", "cpu", "--batch_size", "4"]
 TINY = ["--extractor", "tests.evaluation.small:TinyExtractor"]
