@@ -60,7 +60,7 @@ def test_folders(
     classes: tuple[str, str], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbours", "2")
+    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbors", "2")
     found = evaluate(out, *classes, *flags)
     assert set(found["metrics"]) == {
         *("fid", "isc", "kid", "prc", "mean_fid_of_classes", "fid_of_class")
@@ -82,7 +82,7 @@ def test_folders(
     assert not list(cache.glob("*partial*"))
 
 
-def test_neighbours_are_the_nearest(tmp_path: Path) -> None:
+def test_neighbors_are_the_nearest(tmp_path: Path) -> None:
     write_images(tmp_path / "a", 3)
     write_images(tmp_path / "b", 5, seed=250)
     for n in range(3):  # the samples are among the reference, last of all

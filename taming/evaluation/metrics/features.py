@@ -138,10 +138,10 @@ class Extractor:
 
     `compiled` moves Inception's FID by less than 1e-6 of it and KID, a small difference of large
     float32 sums, by 2e-5. `torch.float16` (in Inception behind the stem only, and not in
-    normalisations) moves FID by 0.05 %, KID by 0.08 % and IS by 0.01 % at most, if both sets are
+    normalizations) moves FID by 0.05 %, KID by 0.08 % and IS by 0.01 % at most, if both sets are
     extracted so; bfloat16, which rounds 8 times as coarsely, moved them by 0.2, 0.4 and 0.05 %.
     That was measured on a CPU with 2 x 96 to 2 x 160 pictures and four sets of random weights whose
-    normalisations were fitted to pictures, as trained ones are, not with Inception's own weights.
+    normalizations were fitted to pictures, as trained ones are, not with Inception's own weights.
 
     Attributes:
         name: in torch-fidelity's registry.
@@ -262,7 +262,7 @@ def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
         return run
 
     parts: list[Any] = [getattr(module, name) for name in names]
-    # The scales of normalisations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
+    # The scales of normalizations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
     parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in parts:
         part.forward = precise(part.forward)

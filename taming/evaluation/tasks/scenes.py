@@ -112,7 +112,7 @@ def evaluate_scenes(
 
     Each is given over all images (`fid`, `scene_fid`, `isc`), and for every set that has one image
     of each layout, as mean and standard deviation over these sets (`one_per_layout`): publications
-    do not say which of the two theirs are.
+    do not say which of the two their numbers are.
 
     Args:
         extractor: of the layers for FID and the Inception Score.
