@@ -21,7 +21,7 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
 from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
-from taming.pictures import to_grey, to_values
+from taming.pictures import to_gray, to_values
 from taming.sampling.load import load_first_stage
 from tests.evaluation.features import moments_of
 from tests.evaluation.small import register_tiny
@@ -168,7 +168,7 @@ def test_pictures_become_grey() -> None:
 
     pixels = scenes(1)
     expected = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).convert("L"))
-    difference = to_grey(pixels)[0, 0].numpy().astype(int) - expected
+    difference = to_gray(pixels)[0, 0].numpy().astype(int) - expected
     assert abs(difference).max() <= 1
 
 
