@@ -300,7 +300,7 @@ SPELLINGS = {
     r"(?<![a-z])theirs|_judge|_insist": "a name for the thing",
 }
 # Published flags and columns that have other spellings.
-PUBLISHED = ("--prc_neighbours",)
+PUBLISHED = ("prc_neighbours", "named_right_by_5_neighbours", "--neighbours")
 
 
 def misspelled(text: str) -> Iterator[tuple[int, str]]:

@@ -60,7 +60,7 @@ def test_folders(
     classes: tuple[str, str], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbours", "2")
+    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbors", "2")
     found = evaluate(out, *classes, *flags)
     assert set(found["metrics"]) == {
         *("fid", "isc", "kid", "prc", "mean_fid_of_classes", "fid_of_class")
@@ -72,7 +72,7 @@ def test_folders(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{path.name} and {path.stem}.md are in {out}"
     assert "| class |" in path.with_suffix(".md").read_text()
-    with Image.open(out / f"{path.stem}-neighbours.png") as picture:
+    with Image.open(out / f"{path.stem}-neighbors.png") as picture:
         rows = np.asarray(picture)
     # Eight rows of images, enlarged from 12 to 120 pixels, of which the nearest two stand apart.
     assert rows.shape == (HEAD + 8 + 8 * 128, 8 + 120 + 16 + 2 * 128, 3)
@@ -88,7 +88,7 @@ def test_neighbours_are_the_nearest(tmp_path: Path) -> None:
     for n in range(3):  # the samples are among the reference, last of all
         (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"00000{n}.png").read_bytes())
     evaluate(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--neighbours", "1")
-    (path,) = (tmp_path / "out").glob("*-neighbours.png")
+    (path,) = (tmp_path / "out").glob("*-neighbors.png")
     with Image.open(path) as picture:
         rows = np.asarray(picture)[HEAD:]
     np.testing.assert_array_equal(rows[:, 8:128], rows[:, -128:-8])
