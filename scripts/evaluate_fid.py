@@ -70,7 +70,7 @@ class Arguments:
         None, 'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0": table and chart'
     )
     neighbors: int = flag(
-        0, "picture of the nearest K images", metavar="K", hidden=("--neighbours",)
+        0, "picture of the nearest K images", hidden=("--neighbours",), metavar="K"
     )
     reproduce: Path | None = flag(None, "run this result again and compare", metavar="JSON")
     tolerance: float = flag(1e-3, "of --reproduce, relative")
@@ -180,7 +180,7 @@ def write(job: Job, result: Result, evaluation: Evaluation, rows: list[dict[str,
         plot_classes(evaluation.classes, path.with_name(f"{path.stem}-classes.png"))
     write_result(result, path, tables)
     if job.own.neighbors:
-        picture_of_neighbors(job, evaluation, path.with_name(f"{path.stem}-neighbors.png"))
+        picture_of_neighbors(job, evaluation, path.with_name(f"{path.stem}-neighbours.png"))
     return path
 
 

@@ -59,9 +59,9 @@ def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -
 def _published(name: str) -> tuple[str, str] | None:
     """Where an extractor's published weights are, and their file's name in the cache."""
     if name == INCEPTION:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        return url, url.rsplit("/", 1)[-1]
+        return URL_INCEPTION_V3, URL_INCEPTION_V3.rsplit("/", 1)[-1]
     if name == "vgg16":
         from torchvision.models import VGG16_Weights
 

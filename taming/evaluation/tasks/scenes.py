@@ -70,7 +70,7 @@ class SceneRequest(FeatureRequest):
             features = {layer: rows[chosen] for layer, rows in features.items()}
         if self.min_side is not None:
             self._update_objects(accumulator, images, batch, self.min_side)
-        elif len(images):
+        elif images:
             accumulator.update(indices, features[self.layer], labels_of(images))
 
     def _update_objects(
