@@ -188,8 +188,7 @@ def reaches_into_lightning(node: ast.AST) -> bool:
         return node.value in LIGHTNING
     return isinstance(node, ast.Attribute) and (
         node.attr in LIGHTNING
-        or node.attr.startswith("_")
-        and ast.unparse(node.value).split(".")[-1] == "trainer"
+        or (node.attr.startswith("_") and ast.unparse(node.value).split(".")[-1] == "trainer")
     )
 
 
@@ -211,7 +210,7 @@ HOMES: dict[str, tuple[Callable[[ast.AST], bool], dict[str, str]]] = {
 @pytest.mark.parametrize("home", HOMES)
 def test_each_thing_has_one_home(home: str) -> None:
     is_done, reasons = HOMES[home]
-    allowed = {home.split(",")[0], *reasons}
+    allowed = {home.split(",", maxsplit=1)[0], *reasons}
     places = {
         f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
         for path in SOURCES

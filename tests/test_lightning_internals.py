@@ -57,7 +57,7 @@ def test_counters_and_steps_in_a_real_run(tmp_path: Path) -> None:
     assert lightning_internals.batches_begun(trainer) == 3
     assert lightning_internals.batches_done(trainer) == 3
     assert trainer.global_step == 3
-    autoencoder, discriminator = model.optimizers()
+    _autoencoder, discriminator = model.optimizers()
     assert isinstance(discriminator, LightningOptimizer)
     parameter = next(model.loss.discriminator.parameters())
     before = parameter.detach().clone()

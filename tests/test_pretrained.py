@@ -88,7 +88,7 @@ def test_the_table_has_every_published_model(capsys: pytest.CaptureFixture[str])
         assert all(address.startswith("https://") for address in model.addresses)
     main(["--list"])
     shown = capsys.readouterr().out
-    assert all(re.search(rf"^{name} ", shown, re.M) for name in models)
+    assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in models)
 
 
 def test_a_shared_folder_becomes_a_run(site: Site, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_differs_from_the_first_download_is_refused(site: Site, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    ("data", "message"),
     [
         (b"<!DOCTYPE html><p>log in", "web page instead of last.ckpt"),
         (b"hello", "is a text file"),

@@ -42,7 +42,7 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     assert request.prompt_in is not None
     assert request.prompt == request.prompt_in((0.0, 0.0, 1.0, 1.0))
     lower_right = request.prompt_in((0.5, 0.5, 0.5, 0.5))
-    objects, crop = builder.inverse_build(builder.build_in_order(scene.annotations))
+    objects, _crop = builder.inverse_build(builder.build_in_order(scene.annotations))
     seen, window = builder.inverse_build(scene.tokens(builder, (0.5, 0.5, 0.5, 0.5)))
     assert len(seen) < len(objects)
     assert window == pytest.approx((0.5, 0.5, 0.5, 0.5), abs=0.05)

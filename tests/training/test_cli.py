@@ -295,8 +295,23 @@ def test_a_logger_by_config(tmp_path: Path) -> None:
 
 def test_arguments_are_told_apart() -> None:
     args, options, overrides = parse_arguments(
-        "-b a.yaml b.yaml x.y=1 -t True --gpus 0, --max_steps 5 --precision=bf16-mixed "
-        "--detect_anomaly --seed 7 model.z=2".split()
+        [
+            "-b",
+            "a.yaml",
+            "b.yaml",
+            "x.y=1",
+            "-t",
+            "True",
+            "--gpus",
+            "0,",
+            "--max_steps",
+            "5",
+            "--precision=bf16-mixed",
+            "--detect_anomaly",
+            "--seed",
+            "7",
+            "model.z=2",
+        ]
     )
     assert [str(path) for path in args.base] == ["a.yaml", "b.yaml"]
     assert (args.train, args.seed) == (True, 7)

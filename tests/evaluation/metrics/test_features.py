@@ -65,9 +65,18 @@ def test_inception_equals_torch_fidelitys_command(
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 6 --isc-splits 4 --save-cpu-ram"
     options += f" --feature-extractor {INCEPTION} --feature-layer-fid {layer} --json --no-cache"
     result = subprocess.run(
-        [sys.executable, "-m", "torch_fidelity.fidelity", *options.split()]
-        + ["--input1", str(folders[0]), "--input2", str(folders[1])]
-        + ["--feature-extractor-weights-path", str(weights)],
+        [
+            sys.executable,
+            "-m",
+            "torch_fidelity.fidelity",
+            *options.split(),
+            "--input1",
+            str(folders[0]),
+            "--input2",
+            str(folders[1]),
+            "--feature-extractor-weights-path",
+            str(weights),
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -55,8 +55,20 @@ def test_equal_to_torch_fidelitys_command(tmp_path: Path) -> None:
     folders = [write_pictures(tmp_path / "a", 40), write_pictures(tmp_path / "b", 32, 100, 0.95)]
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 20 --isc-splits 4 --save-cpu-ram"
     result = subprocess.run(
-        [sys.executable, "-c", COMMAND, *options.split(), "--feature-extractor", "tiny"]
-        + ["--input1", str(folders[0]), "--input2", str(folders[1]), "--json", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            COMMAND,
+            *options.split(),
+            "--feature-extractor",
+            "tiny",
+            "--input1",
+            str(folders[0]),
+            "--input2",
+            str(folders[1]),
+            "--json",
+            "--no-cache",
+        ],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
