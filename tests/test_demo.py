@@ -12,7 +12,7 @@ from PIL import Image
 
 from taming.evaluation.results import read_result
 from taming.training import run_folder
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 SMALL_STAGE = ["n_embed=16", "embed_dim=4", "ddconfig.ch_mult=[1,1]"]
 QUICK = ["--limit_val_batches", "2", "--enable_progress_bar", "False"]

@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from taming import lightning_internals
-from tests.models.tiny import build, first_stage_config, fit, images
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config
+from tests.kit.training import fit
 
 ROOT = Path(__file__).parent.parent
 

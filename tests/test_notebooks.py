@@ -13,10 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted((ROOT / "scripts").glob("*.ipynb"))

@@ -39,10 +39,10 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/make_scene_samples.py": ("--samples_per_layout", "1"),
     "scripts/complete.py": ("-n", "1"),
     "scripts/evaluate_fid.py": (
-        *("--extractor", "tests.evaluation.small:TinyExtractor", "-n", "1"),
+        *("--extractor", "tests.kit.extractor:TinyExtractor", "-n", "1"),
         *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
-    "scripts/evaluate_first_stage.py": ("--extractor", "tests.evaluation.small:TinyExtractor"),
+    "scripts/evaluate_first_stage.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
     "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
 }
 

@@ -23,7 +23,7 @@ from taming.data.imagenet_classes import NAMES
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
-from tests.data.real import FOLDER, link_real_data, needs_real_data
+from tests.kit.real import FOLDER, link_real_data, needs_real_data
 
 Check = Callable[[Any], None]
 S = 48

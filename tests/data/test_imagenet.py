@@ -23,8 +23,8 @@ from taming.data.imagenet import (
 )
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.errors import UserError
-from tests.data.real import link_real_data, needs_real_data
-from tests.data.written_files import write_image
+from tests.kit.images import write_image
+from tests.kit.real import link_real_data, needs_real_data
 
 CLASSES = ("n01440764", "n01641577", "n15075141")  # numbers 0, 30, 999
 

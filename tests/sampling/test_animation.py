@@ -9,7 +9,7 @@ from PIL import Image
 from taming.pictures import to_pillow
 from taming.sampling import Request, sample_images
 from taming.sampling.animation import Recorder, to_gif, to_mp4
-from tests.sampling.tiny import tiny_model
+from tests.kit.models import tiny_model
 
 
 def frames(count: int = 3) -> list[Image.Image]:

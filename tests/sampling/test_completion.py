@@ -9,7 +9,7 @@ from PIL import Image
 
 from taming.errors import UserError
 from taming.sampling.completion import keep_mask, known_indices
-from tests.sampling.tiny import tiny_model
+from tests.kit.models import tiny_model
 
 
 @pytest.mark.parametrize(

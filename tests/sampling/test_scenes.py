@@ -9,7 +9,7 @@ from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
 from taming.sampling import requests_for_scene
 from taming.sampling.scenes import builder_of, scene_of_data
-from tests.data.scenes import OPTIONS, write_coco
+from tests.kit.scenes import OPTIONS, write_coco
 
 
 @pytest.mark.parametrize("encode_crop", [True, False])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from taming.sampling.folder import RECORD
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
 

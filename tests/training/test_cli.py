@@ -21,8 +21,9 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from taming.training.cli import parse_arguments
-from tests.data.written_files import truncate, write_image, write_images
-from tests.training.small import ROOT, small_vqgan, write_config
+from tests.kit.images import truncate, write_image, write_images
+from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 

@@ -24,18 +24,11 @@ from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_f
 from taming.pictures import to_gray, to_values
 from taming.sampling.load import load_first_stage
 from tests.evaluation.features import moments_of
-from tests.evaluation.small import register_tiny
-from tests.evaluation.stage_runs import (
-    DALLE,
-    DEPTH,
-    LABELS,
-    SEGMENTATION,
-    TRANSFORMER,
-    Scenes,
-    run_with_data,
-    write_pictures,
-)
-from tests.sampling.tiny import FIRST_STAGE, tiny_run
+from tests.kit.datasets import Scenes
+from tests.kit.extractor import register_tiny
+from tests.kit.images import image_sizes
+from tests.kit.models import DALLE, DEPTH, FIRST_STAGE, LABELS, SEGMENTATION, TRANSFORMER
+from tests.kit.runs import run_with_data, tiny_run
 
 CLOSE = 1e-6
 
@@ -194,9 +187,7 @@ def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
 
 
 def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
-    folder = write_pictures(
-        tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)}
-    )
+    folder = image_sizes(tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)})
     source = FolderSource(folder, workers=0)
     as_they_are = PreparedSource(source, multiple=4)
     sizes = [pixels.shape for pixels, *_ in map(as_they_are.load, range(3))]
