@@ -1,13 +1,28 @@
-"""Files that are either complete or not there, however their writing ends."""
+"""Files that are either complete or not there, however their writing ends; folders of one process.
+
+A file is written under a temporary name, `.NAME.HOST-PROCESS-NUMBER.partial`, beside its own. What
+a process that was killed leaves behind is removed by `remove_leftovers`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taming.errors import UserError
+
+_NUMBERS = itertools.count()
+# Those of older versions have no host and no number.
+_PARTIAL = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)(?:-\d+)?\.partial")
+# A file of another machine, whose processes cannot be seen, is left over if it has not grown.
+_ABANDONED_AFTER = 3600.0
 
 
 @contextmanager
@@ -26,14 +41,15 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         UserError: if the file cannot be written, for example on a full disk.
     """
     path = Path(path)
-    # The same folder, as only a rename within one file system is atomic; one name per process.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         if durable:
-            _flush_to_disk(partial)
+            flush_to_disk(partial)
         os.replace(partial, path)
+        if durable:
+            flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
@@ -45,9 +61,67 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         raise
 
 
-def _flush_to_disk(path: Path) -> None:
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that no other process or thread uses.
+
+    It is in the same folder, as only a rename within one file system is atomic.
+    """
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.partial")
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove, below `folder`, temporary files of processes that are no more; returns their paths.
+
+    The caller must not have begun to write: files that bear its own number are of a process that
+    had it before, as the first process of a container always has the same.
+    """
+    removed = []
+    for path in folder.rglob(".*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match and _is_left_over(path, match[1], int(match[2])):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_left_over(path: Path, host: str | None, process: int) -> bool:
+    if host in (None, _host()):
+        return process == os.getpid() or not is_running(process)
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+    return False
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do so."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,9 +3,11 @@
 from taming.checkpoint.formats import read_checkpoint
 from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
 from taming.checkpoint.runs import Run, find_run
-from taming.checkpoint.weights import check_fit, load_file, load_weights, save_atomic
+from taming.checkpoint.saving import CheckpointWriter, save_atomic
+from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
+    "CheckpointWriter",
     "Run",
     "check_fit",
     "expand_stages",
