@@ -100,10 +100,12 @@ def verify(path: Path) -> None:
 
 
 def _has_checksum(head: bytes, tail: bytes) -> bool:
-    """Whether a file ends, or ended before it was damaged, with a checksum of ours."""
-    end = tail.rfind(_END) + _END_SIZE
-    announced = int.from_bytes(tail[end - _COUNT_SIZE : end], "little") == _LENGTH
-    return _MARK in tail or (head == b"PK" and _END in tail and announced)
+    """Whether a file ends, or ended before it was damaged, with a checksum of ours.
+
+    Archives without one end with the record, and the length 0 in it.
+    """
+    plain = tail[-_END_SIZE:].startswith(_END) and not any(tail[-_COUNT_SIZE:])
+    return _MARK in tail or (head == b"PK" and _END in tail and not plain)
 
 
 def _checksum(file: BinaryIO, size: int) -> int:

@@ -195,7 +195,7 @@ class CheckpointWriter:
             save_atomic(content, paths[0], also=paths[1:])
             self._failure = None
             self._remove_outdated(paths)
-        except Exception as error:  # noqa: BLE001  # raised where `failure` is asked for
+        except Exception as error:  # raised where `failure` is asked for
             self._failure = error
         finally:
             self._snapshots.release()
