@@ -15,7 +15,12 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    Callback,
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -27,6 +32,7 @@ from taming.lightning_internals import batches_begun, save_without_barrier
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.position import between_steps
 
 __all__ = [
     "ImageLogger",
@@ -235,7 +241,7 @@ class WholeEpochCheckpoint(ModelCheckpoint):
         pass
 
 
-class SaveOnDemand(Callback):
+class SaveOnDemand(Checkpoint):
     """Writes `last.ckpt` on SIGUSR1, when training ends, and when it breaks off for any reason."""
 
     def __init__(self, path: str | Path) -> None:
@@ -259,7 +265,7 @@ class SaveOnDemand(Callback):
     ) -> None:
         # Here, not at the end of training, Lightning's counters say where in the epoch it was.
         last = 0 <= trainer.max_steps <= trainer.global_step
-        if last or self._asked.is_set():
+        if (last or self._asked.is_set()) and between_steps(trainer):
             self._asked.clear()
             self._save(trainer)
 
@@ -275,7 +281,8 @@ class SaveOnDemand(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if trainer.global_step > 0 and self.saved_step != trainer.global_step:
+        trained = trainer.global_step > 0 and self.saved_step != trainer.global_step
+        if trained and between_steps(trainer):
             self._save(trainer)
 
     @rank_zero_only

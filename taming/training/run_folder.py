@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "configs"
 
     @property
+    def tables(self) -> Path:
+        """A folder with a table of logged values for each start of the run."""
+        return self.path / "csv"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
 

@@ -21,6 +21,9 @@ from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
+from taming.training.logged_rows import free_version
+from taming.training.noise import PositionedNoise
+from taming.training.position import ExactResume
 from taming.training.run_folder import RunFolder, run_time
 
 # Arguments that are objects, which no flag can give.
@@ -190,10 +193,11 @@ def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
         "target": "pytorch_lightning.loggers.TensorBoardLogger",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
+    # A folder for each start of a run: the CSV logger begins its file anew.
+    version = free_version(run.tables, run_time())
     table = {
         "target": "pytorch_lightning.loggers.CSVLogger",
-        # A folder for each start of a run: the CSV logger begins its file anew.
-        "params": {"save_dir": str(run.path / "csv"), "name": "", "version": run_time()},
+        "params": {"save_dir": str(run.tables), "name": "", "version": version},
     }
     own = plain(lightning_config.get("logger"))
     if own and "target" not in own:
@@ -232,7 +236,12 @@ def _callbacks(
         instantiate_from_config(node, key=f"lightning.callbacks.{name}")
         for name, node in plain(chosen).items()
     ]
-    return [setup, SaveOnDemand(run.last_checkpoint), *from_config]
+    own_callbacks = [
+        ExactResume(run.tables, run_time()),
+        PositionedNoise(),
+        SaveOnDemand(run.last_checkpoint),
+    ]
+    return [setup, *own_callbacks, *from_config]
 
 
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
