@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import socket
 import time
 import zlib
@@ -106,6 +107,83 @@ def is_running(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def check_place(folder: Path, advice: str = "") -> None:
+    """Before work begins: check that files can be written to a folder, which need not exist yet.
+
+    Raises:
+        UserError: if they cannot; with what to do, if that is given.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    reason = ""
+    if not existing.is_dir():
+        reason = f"{existing} is a file, not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} is write-protected"
+    elif shutil.disk_usage(existing).free == 0:
+        reason = "its disk is full"
+    if reason:
+        ending = f"; {advice}" if advice else ""
+        raise UserError(f"nothing can be written to {folder}, as {reason}{ending}")
+
+
+def make_new_folder(path: Path) -> Path:
+    """Make a folder that nobody else has made: `path`, or with `_2`, `_3` ... behind its name.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if not folder.parent.is_dir():
+                raise UserError(f"{folder.parent} is a file, not a folder") from None
+        except OSError as error:
+            raise UserError(f"cannot make {folder} ({error.strerror})") from None
+    raise AssertionError
+
+
+@contextmanager
+def sole_user(folder: Path, advice: str = "") -> Iterator[None]:
+    """Hold a folder, which must exist, against other processes that call this.
+
+    The system lets go of it when this process ends, however that may be.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    held = [descriptor]
+
+    def let_go() -> None:
+        if held:
+            os.close(held.pop())
+
+    # Forked processes, such as a loader's workers, would go on holding it.
+    os.register_at_fork(after_in_child=let_go)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        let_go()
+        ending = f"; {advice}" if advice else ""
+        raise UserError(f"another process is writing to {folder}{ending}") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        let_go()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -52,6 +52,14 @@ def find_run(path: str | Path) -> Run:
     return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
+def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
+    """Folder and configs of a run that was stopped before its first save; None of any other."""
+    path = normal_path(path)
+    folder = run_folder_of(path)
+    begun = path.is_dir() and any(folder.glob("configs/*-project.yaml"))
+    return (folder, tuple(_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+
+
 def normal_path(path: str | Path) -> Path:
     """`path` with `~` replaced; the current folder and those above it by their names."""
     path = Path(os.path.normpath(Path(path).expanduser()))
