@@ -112,6 +112,14 @@ def continue_from_place(trainer: pl.Trainer, validated: bool) -> None:
         loop._batches_that_stepped -= 1
 
 
+def end_restart(trainer: pl.Trainer) -> None:
+    """Have what follows an epoch's end treated like that of a run that was never stopped.
+
+    Lightning does so after a batch, which a run that goes on at an epoch's end has not had.
+    """
+    trainer.fit_loop.restarting = False
+
+
 def is_in_step(trainer: pl.Trainer, *, with_hooks: bool) -> bool:
     """Whether a batch is being trained on; `with_hooks`: or the hooks after it are called."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current

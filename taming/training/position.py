@@ -17,6 +17,7 @@ from torch import Tensor
 from taming.lightning_internals import (
     Place,
     continue_from_place,
+    end_restart,
     hide_logged_from,
     is_at_epoch_end,
     is_in_step,
@@ -122,6 +123,7 @@ class ExactResume(Callback):
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        end_restart(trainer)
         self._note_rows(trainer)
 
     def on_exception(
