@@ -14,6 +14,10 @@ class UserError(Exception):
     """The user's input is wrong; the message is one sentence: what was wrong, and what to do."""
 
 
+class NonFiniteError(UserError):
+    """A loss or gradient of training is not finite; the model's state is not to be saved."""
+
+
 def sentence(error: UserError) -> str:
     """The message alone, also where a data loader's worker has wrapped it in its traceback."""
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()

@@ -140,7 +140,8 @@ def next_row(trainer: pl.Trainer) -> int:
     where a model steps its optimizers itself."""
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return batches.processed
 
 
 def unlogged_values(trainer: pl.Trainer) -> dict[str, float] | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from taming.atomic_files import write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.errors import UserError
+from taming.errors import NonFiniteError, UserError
 from taming.lightning_internals import batches_begun, save_without_barrier
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
@@ -282,7 +282,7 @@ class SaveOnDemand(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         trained = trainer.global_step > 0 and self.saved_step != trainer.global_step
-        if trained and between_steps(trainer):
+        if trained and between_steps(trainer) and not isinstance(exception, NonFiniteError):
             self._save(trainer)
 
     @rank_zero_only

@@ -40,8 +40,9 @@ KEY = "position"  # in checkpoints
 def accumulated_batches(trainer: pl.Trainer) -> int:
     """How many batches the gradient of a step is added up over."""
     model = trainer.lightning_module
-    own = isinstance(model, AutoencoderTraining)
-    return model.accumulate_grad_batches if own else trainer.accumulate_grad_batches
+    if isinstance(model, AutoencoderTraining):
+        return model.accumulate_grad_batches
+    return trainer.accumulate_grad_batches
 
 
 def between_steps(trainer: pl.Trainer) -> bool:

@@ -23,6 +23,7 @@ from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
 from taming.training.logged_rows import free_version
 from taming.training.noise import PositionedNoise
+from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.run_folder import RunFolder, run_time
 
@@ -146,10 +147,16 @@ def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> d
     """Set accumulation and clipping on a model that steps its optimizers itself.
 
     The Trainer would refuse these options; the others are returned.
+
+    Raises:
+        UserError: for an unknown algorithm of clipping.
     """
     if model.automatic_optimization:
         return options
     options = dict(options)
+    algorithm = options.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise UserError(f"--gradient_clip_algorithm is 'norm' or 'value', not '{algorithm}'")
     for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         if options.get(name) is not None:
             setattr(model, name, options[name])
@@ -239,6 +246,7 @@ def _callbacks(
     own_callbacks = [
         ExactResume(run.tables, run_time()),
         PositionedNoise(),
+        FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         SaveOnDemand(run.last_checkpoint),
     ]
     return [setup, *own_callbacks, *from_config]

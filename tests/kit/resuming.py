@@ -129,7 +129,8 @@ VARIABLE = "TEST_MOMENTS"
 def moments(*chosen: Moment) -> dict[str, str]:
     """The environment in which a run does something at its moments.
 
-    Actions are `usr1`, `raise`, and the name of a folder beside the run to copy the run to.
+    Actions are `usr1`, `raise`, `nan` (a weight), `inf` (a gradient), and the name of a folder
+    beside the run to copy the run to.
     """
     return {VARIABLE: json.dumps(chosen)}
 
@@ -153,14 +154,19 @@ class Moments(pl.Callback):
     def _reached(self, hook: str, trainer: pl.Trainer) -> None:
         for moment in [m for m in self.waiting if m[:2] == (hook, self.batch)]:
             self.waiting.remove(moment)
-            self._act(moment[2], Path(trainer.default_root_dir))
+            self._act(moment[2], trainer)
 
-    def _act(self, action: str, run: Path) -> None:
+    def _act(self, action: str, trainer: pl.Trainer) -> None:
         if action == "raise":
             raise RuntimeError("as the test wanted")
         if action == "usr1":
             os.kill(os.getpid(), signal.SIGUSR1)
+        elif action in ("nan", "inf"):
+            trained = [p for p in trainer.lightning_module.parameters() if p.requires_grad]
+            values = trained if action == "nan" else [p.grad for p in trained if p.grad is not None]
+            values[0].data.view(-1)[0] = float(action)
         else:
+            run = Path(trainer.default_root_dir)
             shutil.copytree(run, run.parent / action)
 
 
@@ -175,6 +181,7 @@ def _hook(name: str) -> Any:
 for _name in (
     "on_train_start",
     "on_train_epoch_start",
+    "on_after_backward",
     "on_before_optimizer_step",
     "on_train_batch_end",
     "on_train_epoch_end",
@@ -214,7 +221,7 @@ def _checkpoints(first: Path, second: Path) -> Iterator[str]:
         wanted, found = (dict(_leaves({k: c[k] for k in COMPARED}, "")) for c in (one, two))
         unequal = [k for k in wanted.keys() | found.keys() if not _same(wanted, found, k)]
         if unequal:
-            yield f"{name}: {len(unequal)} values, such as {sorted(unequal)[0]}"
+            yield f"{name}: {len(unequal)} values, such as {min(unequal)}"
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -245,7 +252,7 @@ def _images(first: Path, second: Path) -> Iterator[str]:
     if one.keys() != two.keys():
         yield f"images: {sorted(map(str, one.keys() ^ two.keys()))[:3]} are in one only"
     if unequal := [str(name) for name in one.keys() & two.keys() if one[name] != two[name]]:
-        yield f"images: {len(unequal)} differ, such as {sorted(unequal)[0]}"
+        yield f"images: {len(unequal)} differ, such as {min(unequal)}"
 
 
 def logged(run: Path) -> dict[tuple[int, str], list[str]]:

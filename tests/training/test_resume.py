@@ -9,7 +9,7 @@ import pytest
 
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.kit.resuming import MODELS, Moment, differences, moments, run_config, seen
+from tests.kit.resuming import MODELS, Moment, differences, moments, run_config
 from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
