@@ -224,6 +224,12 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         if self.discriminator is not None:
             self._discriminator_loss(images, "val")
 
+    def on_validation_start(self) -> None:
+        """Validate with the first process's running means, which are those of a checkpoint."""
+        if self.discriminator is not None and world_size() > 1:
+            for buffer in self.discriminator.buffers():
+                same_on_all_ranks(buffer)
+
     def on_validation_epoch_end(self) -> None:
         used, perplexity = self._used_codes.summary()
         self.log("val/codebook_usage", used, rank_zero_only=True)

@@ -111,6 +111,7 @@ class ExactResume(Callback):
         self._samples = 0  # of the epoch, at the start
         self._rows: dict[str, int] = {}  # at the beginning of what has to be repeated
         self._rates: Rates = []
+        self._schedules = 0  # in the checkpoint
 
     # ------------------------------------------------------------------ saving
 
@@ -187,6 +188,7 @@ class ExactResume(Callback):
             place = _with_new_batches(place, self._samples, data)
         self._start = place
         write_place(fit_loop, place, checkpoint["global_step"])
+        self._schedules = len(checkpoint["lr_schedulers"])
         leave_rules_out(checkpoint["lr_schedulers"])
 
     def _samples_at(self, place: Place, trainer: pl.Trainer) -> int:
@@ -204,6 +206,8 @@ class ExactResume(Callback):
         self._validated = position is not None and position.validated
         continue_from_place(trainer, self._validated)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for schedule in schedules[self._schedules :]:  # new ones
+            schedule.last_epoch = trainer.global_step
         before = position.rates if position else None
         apply_rates(self._rates, trainer.optimizers, schedules, before)
         if position is not None:
