@@ -27,6 +27,10 @@ class Stopped(SystemExit):
         self.number, self.message = number, message
 
 
+class NonFiniteError(UserError):
+    """A loss or gradient of training is not finite; the model's state is not to be saved."""
+
+
 def sentence(error: UserError) -> str:
     """The message alone, also where a data loader's worker has wrapped it in its traceback."""
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()

@@ -117,6 +117,14 @@ def continue_from_place(trainer: pl.Trainer, validated: bool) -> None:
         loop._batches_that_stepped -= 1
 
 
+def end_restart(trainer: pl.Trainer) -> None:
+    """Have what follows an epoch's end treated like that of a run that was never stopped.
+
+    Lightning does so after a batch, which a run that goes on at an epoch's end has not had.
+    """
+    trainer.fit_loop.restarting = False
+
+
 def is_in_step(trainer: pl.Trainer, *, with_hooks: bool) -> bool:
     """Whether a batch is being trained on; `with_hooks`: or the hooks after it are called."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -137,7 +145,8 @@ def next_row(trainer: pl.Trainer) -> int:
     where a model steps its optimizers itself."""
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return batches.processed
 
 
 def unlogged_values(trainer: pl.Trainer) -> dict[str, float] | None:

@@ -56,11 +56,8 @@ def apply_rates(
                 group["lr"] = rate
     for schedule in schedules:
         if isinstance(schedule, LambdaLR):
-            schedule.base_lrs = next(
-                new
-                for optimizer, new in zip(optimizers, rates, strict=True)
-                if optimizer is schedule.optimizer
-            )
+            number = [id(one) for one in optimizers].index(id(schedule.optimizer))
+            schedule.base_lrs = list(rates[number])
             _set_step(schedule, schedule.last_epoch)
 
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import CheckpointWriter
-from taming.errors import Stopped, UserError
+from taming.errors import NonFiniteError, Stopped, UserError
 from taming.lightning_internals import (
     batches_begun,
     dump_checkpoint,
@@ -169,11 +169,16 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        trained = self._training and trainer.global_step > 0
+        spoiled = isinstance(exception, NonFiniteError)
+        trained = self._training and trainer.global_step > 0 and not spoiled
+        self._due.clear()
         # Others take all processes to write, and the others may not come.
         if trained and has_checkpoints_of_one_file(trainer) and between_steps(trainer):
             self._add_last(trainer)
-            self._write(trainer)
+            try:
+                self._write(trainer)
+            except Exception as error:  # such as a GPU that no longer answers
+                log.warning("the steps since the last checkpoint cannot be saved (%s)", error)
         self._report(trainer, wait=True)
         self._training = requests.gentle = False
 
@@ -228,6 +233,8 @@ class Checkpoints(ModelCheckpoint):
             self.writer.wait()
         failure = self.writer.failure()
         if failure is not None:
+            if not isinstance(failure, UserError):
+                raise failure
             self._saved_step = -1
             self._next_time = time.monotonic() + min(self.interval, _RETRY)
             if not self._failing:

@@ -74,13 +74,22 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--debug", default=False, help="move the run to logs/debug_runs/ at its end", **switch
     )
-    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of all random numbers")
+    parser.add_argument(
+        "-s", "--seed", type=int, help="seed of all random numbers; default: 23, or the run's"
+    )
     parser.add_argument("-f", "--postfix", default="", help="appended to the run's name")
     parser.add_argument(
         "--scale_lr",
-        default=True,
         **switch,
-        help="multiply the base learning rate by devices, batch size and accumulated batches",
+        help="multiply the base learning rate by devices, batch size and accumulated batches; "
+        "default: true, or as the run has it",
+    )
+    parser.add_argument(
+        "--skip_nonfinite",
+        type=int,
+        metavar="N",
+        help="leave out up to N batches whose loss or gradient is not finite; default: 0, or as "
+        "the run has it: stop",
     )
     parser.add_argument("--gpus", help="0, for the first GPU; 0,1 for two of them; 2 for any two")
     return parser
@@ -163,6 +172,27 @@ def _read_configs(run: RunFolder, overrides: Sequence[str]) -> tuple[DictConfig,
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
 
+# Flags that a resumed run keeps: in the section `lightning` of its configs.
+KEPT_FLAGS = {"seed": 23, "scale_lr": True, "skip_nonfinite": 0}
+
+
+def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: RunFolder) -> None:
+    """Set the flags that were not given to those of the run, and keep them for the next time."""
+    for name, default in KEPT_FLAGS.items():
+        flag, kept = getattr(args, name), lightning_config.get(name)
+        if kept is not None and type(kept) is not type(default):
+            kind = type(default).__name__
+            raise UserError(f"lightning.{name} must be of type {kind}; it is {kept}")
+        if name == "seed" and run.resume_from and None not in (flag, kept) and flag != kept:
+            raise UserError(
+                f"--seed {flag}: the seed of a run cannot change, and this one has {kept}; leave "
+                "--seed out, or start a new run"
+            )
+        value = next(value for value in (flag, kept, default) if value is not None)
+        setattr(args, name, value)
+        lightning_config[name] = value
+
+
 def _build_model(config: DictConfig, run: RunFolder) -> Any:
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
     return instantiate_from_config(model_config, key="model")
@@ -203,8 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, flags, overrides = parse_arguments(argv)
     with requests.handled(), one_start():
         run = _open_run(args)
-        pl.seed_everything(args.seed, workers=True)
         config, lightning_config = _read_configs(run, overrides)
+        _keep_flags(args, lightning_config, run)
+        pl.seed_everything(args.seed, workers=True)
         options = {**plain(lightning_config.get("trainer") or {}), **flags}
         lightning_config.trainer = options
         options = resolve_devices(options)

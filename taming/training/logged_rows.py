@@ -31,15 +31,15 @@ def cut_rows(folder: Path, kept: Mapping[str, int] | None, next_row: int, label:
 
     Args:
         kept: rows of each start that the checkpoint knows of; of other starts all rows are cut.
-            None is a checkpoint that does not know: then the numbers of the steps decide.
+            None is a checkpoint that does not know: then the numbers of the steps alone decide.
         next_row: the number of the step that is logged next.
     """
     for path in sorted(folder.glob(f"*/{TABLE}")):
         table = _read(path)
-        if kept is None:
-            count = sum(int(row.get("step") or 0) < next_row for row in table.rows)
-        else:
-            count = kept.get(path.parent.name, 0)
+        count = len(table.rows) if kept is None else kept.get(path.parent.name, 0)
+        # A step that had begun may have logged, for example, its learning rate.
+        while count and int(table.rows[count - 1]["step"] or 0) >= next_row:
+            count -= 1
         if count < len(table.rows):
             cut = replace(table, rows=table.rows[count:])
             _write(path.with_name(f"cut_{label}.csv"), cut)

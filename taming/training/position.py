@@ -17,6 +17,7 @@ from torch import Tensor
 from taming.lightning_internals import (
     Place,
     continue_from_place,
+    end_restart,
     hide_logged_from,
     is_at_epoch_end,
     is_in_step,
@@ -39,8 +40,9 @@ KEY = "position"  # in checkpoints
 def accumulated_batches(trainer: pl.Trainer) -> int:
     """How many batches the gradient of a step is added up over."""
     model = trainer.lightning_module
-    own = isinstance(model, AutoencoderTraining)
-    return model.accumulate_grad_batches if own else trainer.accumulate_grad_batches
+    if isinstance(model, AutoencoderTraining):
+        return model.accumulate_grad_batches
+    return trainer.accumulate_grad_batches
 
 
 def between_steps(trainer: pl.Trainer) -> bool:
@@ -109,6 +111,7 @@ class ExactResume(Callback):
         self._samples = 0  # of the epoch, at the start
         self._rows: dict[str, int] = {}  # at the beginning of what has to be repeated
         self._rates: Rates = []
+        self._schedules = 0  # in the checkpoint
 
     # ------------------------------------------------------------------ saving
 
@@ -122,6 +125,7 @@ class ExactResume(Callback):
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        end_restart(trainer)
         self._note_rows(trainer)
 
     def on_exception(
@@ -184,6 +188,7 @@ class ExactResume(Callback):
             place = _with_new_batches(place, self._samples, data)
         self._start = place
         write_place(fit_loop, place, checkpoint["global_step"])
+        self._schedules = len(checkpoint["lr_schedulers"])
         leave_rules_out(checkpoint["lr_schedulers"])
 
     def _samples_at(self, place: Place, trainer: pl.Trainer) -> int:
@@ -201,6 +206,8 @@ class ExactResume(Callback):
         self._validated = position is not None and position.validated
         continue_from_place(trainer, self._validated)
         schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for schedule in schedules[self._schedules :]:  # new ones
+            schedule.last_epoch = trainer.global_step
         before = position.rates if position else None
         apply_rates(self._rates, trainer.optimizers, schedules, before)
         if position is not None:

@@ -24,6 +24,7 @@ from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.logged_rows import free_version
 from taming.training.noise import PositionedNoise
+from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import ProcessWatch
 from taming.training.run_folder import RunFolder, run_time
@@ -148,10 +149,16 @@ def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> d
     """Set accumulation and clipping on a model that steps its optimizers itself.
 
     The Trainer would refuse these options; the others are returned.
+
+    Raises:
+        UserError: for an unknown algorithm of clipping.
     """
     if model.automatic_optimization:
         return options
     options = dict(options)
+    algorithm = options.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise UserError(f"--gradient_clip_algorithm is 'norm' or 'value', not '{algorithm}'")
     for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         if options.get(name) is not None:
             setattr(model, name, options[name])
@@ -238,7 +245,11 @@ def _callbacks(
         instantiate_from_config(node, key=f"lightning.callbacks.{name}")
         for name, node in plain(chosen).items()
     ]
-    own_callbacks = [ExactResume(run.tables, run_time()), PositionedNoise()]
+    own_callbacks = [
+        ExactResume(run.tables, run_time()),
+        PositionedNoise(),
+        FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
+    ]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
