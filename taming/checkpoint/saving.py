@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import shutil
 from collections import defaultdict
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from taming.atomic_files import atomic_path
 from taming.checkpoint.checksum import DamagedFileError, SummedFile, verify
+
+log = logging.getLogger(__name__)
 
 
 def save_atomic(content: Any, path: str | Path, also: Sequence[str | Path] = ()) -> None:
@@ -211,16 +214,27 @@ class CheckpointWriter:
 
         `outdated` files are removed afterwards: if it fails, after the next that succeeds.
         """
-        if not self.in_background:
-            self._write(_Job(Snapshot(content, []), list(paths), list(outdated)))
-            return
-        if self._reserving is not None:
-            self._reserving.result()
-            self._reserving = None
         outdated = [*outdated, *self._make_place(set(paths))]
-        job = _Job(self._snapshots.take(content), list(paths), outdated)
+        snapshot = self._snapshot(content) if self.in_background else None
+        job = _Job(snapshot or Snapshot(content, []), list(paths), outdated)
+        if snapshot is None:
+            self.wait()
+            self._write(job)
+            return
         job.done = self._thread.submit(self._write, job)
         self._jobs.append(job)
+
+    def _snapshot(self, content: Any) -> Snapshot | None:
+        """A copy; None, and no copies from now on, if there is no memory for it."""
+        try:
+            if self._reserving is not None:
+                self._reserving.result()
+                self._reserving = None
+            return self._snapshots.take(content)
+        except (MemoryError, RuntimeError) as error:
+            log.warning("checkpoints are not copied before they are written (%s)", error)
+            self.in_background = False
+            return None
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
