@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
 import stat
 import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from taming.atomic_files import atomic_path, remove_leftovers, temporary_path, write_text
+from taming.atomic_files import (
+    atomic_path,
+    check_place,
+    make_new_folder,
+    remove_leftovers,
+    sole_user,
+    temporary_path,
+    write_text,
+)
 from taming.errors import UserError
 
 
@@ -117,3 +130,59 @@ def test_two_processes_do_not_share_a_partial_file(
 def test_texts_are_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "file.txt", "é\n")
     assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa9\n"
+
+
+def test_folders_are_made_by_one_alone(tmp_path: Path) -> None:
+    """Of threads and processes that want one name at the same time, each gets its own."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make_new_folder, [tmp_path / "logs" / "run"] * 8))
+    assert len(set(made)) == 8 and all(path.is_dir() for path in made)
+    assert set(names(tmp_path / "logs")) == {"run", *(f"run_{n}" for n in range(2, 9))}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, not a folder"):
+        make_new_folder(tmp_path / "file" / "run")
+
+
+def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_place(tmp_path / "new" / "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="written to .*file/below, as .*file is a file, not a.*; go"):
+        check_place(tmp_path / "file" / "below", "go elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(UserError, match="is write-protected$"):
+            check_place(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="its disk is full$"):
+        check_place(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from taming.atomic_files import sole_user
+with sole_user(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is writing to .*; wait"):
+        with sole_user(tmp_path, "wait"):
+            raise AssertionError("the block must not start")
+    process.kill()
+    process.wait()
+    with sole_user(tmp_path):
+        child = os.fork()  # a loader's worker does not hold it
+        if child == 0:
+            time.sleep(100)
+            os._exit(0)
+    with sole_user(tmp_path):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from taming.checkpoint import read_checkpoint
+from taming.training.checkpoints import Checkpoints
 from tests.kit.models import VQGAN, ddconfig, first_stage_config, transformer_config
 
 EPOCHS, BATCHES, BATCH_SIZE = 3, 6, 2
@@ -159,15 +160,14 @@ class Moments(pl.Callback):
     def _act(self, action: str, trainer: pl.Trainer) -> None:
         if action == "raise":
             raise RuntimeError("as the test wanted")
-        if action == "usr1":
-            os.kill(os.getpid(), signal.SIGUSR1)
-        elif action in ("nan", "inf"):
-            trained = [p for p in trainer.lightning_module.parameters() if p.requires_grad]
-            values = trained if action == "nan" else [p.grad for p in trained if p.grad is not None]
-            values[0].data.view(-1)[0] = float(action)
-        else:
-            run = Path(trainer.default_root_dir)
-            shutil.copytree(run, run.parent / action)
+        if action.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[action])
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.writer.wait()
+        run = Path(trainer.default_root_dir)
+        shutil.copytree(run, run.parent / action)
 
 
 def _hook(name: str) -> Any:

@@ -36,7 +36,7 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
 TIME = "2021-04-03T19-39-50"
 RUN = f"logs/{TIME}_run"
 
-USR1 = [("on_train_batch_start", 3, "usr1"), ("on_before_optimizer_step", 8, "usr1")]
+USR1 = [("on_train_batch_start", 3, "SIGUSR1"), ("on_before_optimizer_step", 8, "SIGUSR1")]
 
 # What a kill leaves at these moments; before each of them, something has been saved. An epoch has
 # six batches; gradients of four are added up where a case does that: 4, 6, 10, 12, ...
