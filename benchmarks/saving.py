@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--folder", help="where the temporary folder is made: on the disk to measure")
+    parser.add_argument(
+        "--folder", help="where the temporary folder is made: on the disk to measure"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     content, writer = make_state(args.gigabytes, device), CheckpointWriter()

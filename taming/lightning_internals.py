@@ -177,8 +177,13 @@ def restore_monitored_values(trainer: pl.Trainer, values: Mapping[str, Tensor]) 
 def hide_logged_from(logger: TensorBoardLogger, row: int) -> None:
     """Have TensorBoard show nothing that earlier processes logged under `row` or later ones."""
     logger.experiment.close()
-    logger._experiment = None
+    forget_event_file(logger)
     logger._kwargs["purge_step"] = row
+
+
+def forget_event_file(logger: TensorBoardLogger) -> None:
+    """Have a logger open another file of events for the next one."""
+    logger._experiment = None
 
 
 # ---------------------------------------------------------------------- saving and stepping

@@ -146,7 +146,9 @@ def test_folders_are_made_by_one_alone(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_place(tmp_path / "new" / "folder")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="written to .*file/below, as .*file is a file, not a.*; go"):
+    with pytest.raises(
+        UserError, match="written to .*file/below, as .*file is a file, not a.*; go"
+    ):
         check_place(tmp_path / "file" / "below", "go elsewhere")
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)

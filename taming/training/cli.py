@@ -29,6 +29,7 @@ from taming.config import (
 from taming.errors import UserError, command
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit
+from taming.training.loggers import silence_event_writers
 from taming.training.run_folder import (
     RunFolder,
     check_resumable,
@@ -220,6 +221,7 @@ def _set_up_messages() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith("💡")  # advertisements
     )
+    silence_event_writers()
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
 

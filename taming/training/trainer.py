@@ -199,13 +199,13 @@ def make_trainer(
 def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
     """The logger of the config, TensorBoard's by default, and a table in a CSV file."""
     default = {
-        "target": "pytorch_lightning.loggers.TensorBoardLogger",
+        "target": "taming.training.loggers.Board",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
     # A folder for each start of a run: the CSV logger begins its file anew.
     version = free_version(run.tables, run_time())
     table = {
-        "target": "pytorch_lightning.loggers.CSVLogger",
+        "target": "taming.training.loggers.Table",
         "params": {"save_dir": str(run.tables), "name": "", "version": version},
     }
     own = plain(lightning_config.get("logger"))

@@ -74,7 +74,9 @@ def test_a_second_command_is_told_of_the_first(tmp_path: Path) -> None:
     folder = SampleFolder(tmp_path / "new" / "samples", RECORDED)
     with FolderWriter(folder) as writer:
         writer.save(sample(1))
-        with pytest.raises(UserError, match=r"another process is writing to .*samples; wait for it"):
+        with pytest.raises(
+            UserError, match=r"another process is writing to .*samples; wait for it"
+        ):
             with FolderWriter(folder):
                 raise AssertionError("the block must not start")
     with FolderWriter(folder) as writer:  # and begins once it is done

@@ -334,6 +334,8 @@ def test_slurm_is_left_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = SLURMEnvironment(auto_requeue=True, requeue_signal=signal.SIGUSR2)
     monkeypatch.setattr(trainer._accelerator_connector, "cluster_environment", environment)
     monkeypatch.setattr(
-        trainer._signal_connector, "_slurm_sigusr_handler_fn", lambda number, _: called.append(number)
+        trainer._signal_connector,
+        "_slurm_sigusr_handler_fn",
+        lambda number, _: called.append(number),
     )
     assert lightning_internals.requeue_on_slurm(trainer) and called == [signal.SIGUSR2]
