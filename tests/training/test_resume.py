@@ -131,15 +131,16 @@ def test_a_run_goes_on_after_an_exception(
 
 
 @pytest.mark.parametrize("whole", ["vqgan", "transformer"], indirect=True)
-@pytest.mark.parametrize("limit", [["--max_epochs", "2"], ["--max_steps", "5"]])
+@pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 5", "--max_steps 6"])
+@pytest.mark.parametrize("further", ["--max_steps -1", "--max_steps 18"])
 def test_a_finished_run_goes_on(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: list[str]
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, further: str
 ) -> None:
     """With its next epoch, or in the middle of one."""
     monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
     case = whole.parent.name.rstrip("0123456789")
-    train(tmp_path, case, *limit)
-    run = go_on("--max_epochs", "3", "--max_steps", "-1")
+    train(tmp_path, case, *limit.split())
+    run = go_on("--max_epochs", "3", *further.split())
     assert differences(whole / "whole", run) == []
     assert seen(run) == seen(whole / "whole")
 
