@@ -7,17 +7,22 @@ there first.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loops.evaluation_loop import RestartStage
-from pytorch_lightning.strategies import ParallelStrategy
+from pytorch_lightning.strategies import ParallelStrategy, Strategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -179,13 +184,38 @@ def hide_logged_from(logger: TensorBoardLogger, row: int) -> None:
 # ---------------------------------------------------------------------- saving and stepping
 
 
-def save_without_barrier(trainer: pl.Trainer, path: str | Path) -> None:
-    """`trainer.save_checkpoint`, without waiting for the other processes.
+def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
+    """What `trainer.save_checkpoint` writes. The tensors are those of the model, not copies."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
 
-    After a crash of one of them the others never come.
+
+def has_checkpoints_of_one_file(trainer: pl.Trainer) -> bool:
+    """Whether rank 0 writes checkpoints; some strategies write parts of them in all processes."""
+    return type(trainer.strategy).save_checkpoint is Strategy.save_checkpoint
+
+
+def requeue_on_slurm(trainer: pl.Trainer) -> bool:
+    """Save and queue the job again, as Lightning does when SLURM asks for it; False elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
+        return False
+    number = environment.requeue_signal or signal.SIGUSR1
+    trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
+    return True
+
+
+def take_child_processes(trainer: pl.Trainer) -> list[Popen[bytes]]:
+    """The processes that Lightning has started here, which its own watch leaves alone from now on.
+
+    That watch kills all processes, this one too, if one of them ends otherwise than by itself.
     """
-    content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    trainer.strategy.save_checkpoint(content, path)
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return []
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+    return list(launcher.procs)
 
 
 def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:

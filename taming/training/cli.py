@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
 from taming.command_line import Parser, parse_switch
 from taming.config import (
@@ -26,7 +28,17 @@ from taming.config import (
 )
 from taming.errors import UserError, command
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.run_folder import RunFolder, check_resumable, new_run, resumed_run
+from taming.training.ends import fit
+from taming.training.run_folder import (
+    RunFolder,
+    check_resumable,
+    claimed,
+    is_finished,
+    new_run,
+    one_start,
+    resumed_run,
+)
+from taming.training.stopping import requests
 from taming.training.trainer import (
     make_trainer,
     move_manual_options,
@@ -219,28 +231,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # for classes of the user's own
     _set_up_messages()
     args, flags, overrides = parse_arguments(argv)
-    run = _open_run(args)
-    config, lightning_config = _read_configs(run, overrides)
-    _keep_flags(args, lightning_config, run)
-    pl.seed_everything(args.seed, workers=True)
-    options = {**plain(lightning_config.get("trainer") or {}), **flags}
-    lightning_config.trainer = options
-    options = resolve_devices(options)
-    data = _build_data(config)
-    model = _build_model(config, run)
-    if run.resume_from and args.train:
-        check_resumable(model, run.resume_from)
-    accumulate = options.get("accumulate_grad_batches") or 1
-    options = move_manual_options(options, model)
-    trainer = make_trainer(options, lightning_config, config, run, model)
-    model.learning_rate = learning_rate(
-        config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
-    )
-    try:
-        _train_and_test(args, trainer, model, data, run)
-    finally:
-        if args.debug:
-            _move_to_debug_runs(run)
+    with requests.handled(), one_start():
+        run = _open_run(args)
+        config, lightning_config = _read_configs(run, overrides)
+        _keep_flags(args, lightning_config, run)
+        pl.seed_everything(args.seed, workers=True)
+        options = {**plain(lightning_config.get("trainer") or {}), **flags}
+        lightning_config.trainer = options
+        options = resolve_devices(options)
+        data = _build_data(config)
+        model = _build_model(config, run)
+        if run.resume_from and args.train:
+            check_resumable(model, run.resume_from)
+        with claimed(run) if args.train else nullcontext(run) as run:
+            accumulate = options.get("accumulate_grad_batches") or 1
+            options = move_manual_options(options, model)
+            trainer = make_trainer(options, lightning_config, config, run, model)
+            model.learning_rate = learning_rate(
+                config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
+            )
+            try:
+                _train_and_test(args, trainer, model, data, run)
+            finally:
+                if args.debug:
+                    _move_to_debug_runs(run)
 
 
 def _train_and_test(
@@ -250,20 +264,27 @@ def _train_and_test(
     data: DataModuleFromConfig,
     run: RunFolder,
 ) -> None:
-    if args.train:
-        trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
+    last = run.resume_from
+    if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
         rank_zero_info(
-            f"trained to step {trainer.global_step}; the run is in {run.path}, go on with "
-            f"-r {run.path}"
+            f"{run.path} is finished: max_epochs {trainer.max_epochs}, max_steps "
+            f"{trainer.max_steps}; to train it further, give more of them, for example -r "
+            f"{run.path} -t --max_epochs {2 * (trainer.max_epochs or 500)}"
         )
-    if not args.no_test and "test" in data.datasets and not trainer.interrupted:
-        trainer.test(model, data)
+    elif args.train:
+        fit(trainer, model, data, run)
+        last = None
+    tests = not args.no_test and "test" in data.datasets
+    if tests and requests.stop is None:
+        trainer.test(model, data, ckpt_path=str(last) if last else None)
+    if not args.train:
+        name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
+        rank_zero_info(f"nothing was trained: to train, add -t, as in {name} -t")
 
 
 @rank_zero_only
 def _move_to_debug_runs(run: RunFolder) -> None:
     if run.path.is_dir():
-        target = Path("logs") / "debug_runs" / run.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(run.path, target)
+        target = make_new_folder(Path("logs") / "debug_runs" / run.path.name)
+        os.replace(run.path, target)  # an empty folder
         rank_zero_info(f"moved the run to {target}")

@@ -18,6 +18,7 @@ from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
 from taming.lightning_internals import place_of
+from taming.training.stopping import start_worker
 
 SPLITS = ("train", "validation", "test")
 
@@ -135,6 +136,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": start_worker,
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)

@@ -20,11 +20,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
-from taming.training.callbacks import SaveOnDemand, SetupCallback
+from taming.training.callbacks import SetupCallback
+from taming.training.checkpoints import Checkpoints
 from taming.training.logged_rows import free_version
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
+from taming.training.processes import ProcessWatch
 from taming.training.run_folder import RunFolder, run_time
 
 # Arguments that are objects, which no flag can give.
@@ -247,19 +249,22 @@ def _callbacks(
         ExactResume(run.tables, run_time()),
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
-        SaveOnDemand(run.last_checkpoint),
     ]
-    return [setup, *own_callbacks, *from_config]
+    checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
+    if not checkpoints:  # the config puts others in their place, which know of epochs alone
+        checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
+        from_config += checkpoints
+    watch = ProcessWatch(before_exit=checkpoints[0].writer.wait)
+    return [setup, watch, *own_callbacks, *from_config]
 
 
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
     params: dict[str, Any] = {
         "dirpath": str(run.checkpoints),
         "filename": "{epoch:06}",
-        "save_last": True,
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
     if hasattr(model, "monitor"):
         rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
-    return {"target": "taming.training.callbacks.WholeEpochCheckpoint", "params": params}
+    return {"target": "taming.training.checkpoints.Checkpoints", "params": params}
