@@ -104,7 +104,7 @@ def continue_from_place(trainer: pl.Trainer, validated: bool) -> None:
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     loop._batches_that_stepped = next_row(trainer)
     if loop.batch_progress.current.ready == 0:
-        fit_loop.restarting = False  # an epoch begins as in a run that was never stopped
+        loop.restarting = False  # an epoch begins as in a run that was never stopped
         return
     assert fit_loop._data_fetcher is not None
     due = loop._should_check_val_fx(fit_loop._data_fetcher)
@@ -122,7 +122,7 @@ def end_restart(trainer: pl.Trainer) -> None:
 
     Lightning does so after a batch, which a run that goes on at an epoch's end has not had.
     """
-    trainer.fit_loop.restarting = False
+    trainer.fit_loop.epoch_loop.restarting = False
 
 
 def is_in_step(trainer: pl.Trainer, *, with_hooks: bool) -> bool:

@@ -59,7 +59,7 @@ def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def whole(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a case with its uninterrupted run, logs/whole, and copies of moments of it."""
+    """logs/ with the uninterrupted run of a case, `whole`, and copies of it at moments."""
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -89,11 +89,11 @@ def go_on(*arguments: str, run: str = RUN) -> Path:
 @pytest.mark.parametrize("whole", MODELS, indirect=True)
 @pytest.mark.parametrize("copy", [name for _, _, name in MOMENTS])
 def test_a_killed_run_ends_as_if_it_had_not_been(whole: Path, copy: str) -> None:
-    run = whole.parent / RUN
-    (whole / copy).rename(run)  # where it was killed
-    main(["-r", str(run), "-t", "--no-test"])
-    run.rename(whole / copy)
-    assert differences(whole / "whole", whole / copy) == []
+    run = whole.parent / RUN  # where it was killed
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(whole / copy, run)
+    go_on(run=str(run))
+    assert differences(whole / "whole", run) == []
 
 
 # Training saves before it ends if what has happened so far is whole. What an exception has
@@ -131,15 +131,16 @@ def test_a_run_goes_on_after_an_exception(
 
 
 @pytest.mark.parametrize("whole", ["vqgan", "transformer"], indirect=True)
-@pytest.mark.parametrize("limit", [["--max_epochs", "2"], ["--max_steps", "5"]])
+@pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 5", "--max_steps 6"])
+@pytest.mark.parametrize("further", ["--max_steps -1", "--max_steps 18"])
 def test_a_finished_run_goes_on(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: list[str]
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, further: str
 ) -> None:
     """With its next epoch, or in the middle of one."""
     monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
     case = whole.parent.name.rstrip("0123456789")
-    train(tmp_path, case, *limit)
-    run = go_on("--max_epochs", "3", "--max_steps", "-1")
+    train(tmp_path, case, *limit.split())
+    run = go_on("--max_epochs", "3", *further.split())
     assert differences(whole / "whole", run) == []
     assert seen(run) == seen(whole / "whole")
 
