@@ -32,13 +32,13 @@ def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-04-03T19-39-50")
 
 
-def train(*arguments: str, case: str = "vqgan", **params: Any) -> None:
+def train(
+    *arguments: str, case: str = "vqgan", callbacks: dict[str, Any] | None = None, **params: Any
+) -> None:
     """Train a case: 3 epochs of 6 batches; `params` are those of `lightning.modelcheckpoint`."""
     config = run_config(case)
+    config.lightning.callbacks.update(callbacks or {})
     config.lightning.modelcheckpoint = {"params": params}
-    if "callbacks" in params:
-        config.lightning.callbacks.update(params.pop("callbacks"))
-        config.lightning.modelcheckpoint = {"params": params}
     base = write_config(Path("."), config)
     main(["--base", base, "-t", "-n", "run", "--no-test", *arguments])
 
@@ -124,11 +124,9 @@ def test_the_state_has_the_name_that_it_always_had(tmp_path: Path) -> None:
 
 
 class Disk(pl.Callback):
-    """No file can grow between two steps."""
+    """No file can grow from one step to another; each is an attribute of the class."""
 
-    def __init__(self, full_from: int, until: int = 10**9) -> None:
-        super().__init__()
-        self.full_from, self.until = full_from, until
+    full_from, until = -1, -1
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.full_from:
@@ -142,11 +140,12 @@ def _limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size if hard == -1 else min(size, hard), hard))
 
 
-def train_on_a_full_disk(**params: int) -> None:
-    disk = {"target": "tests.training.test_checkpoints.Disk", "params": params}
+def train_on_a_full_disk(full_from: int, until: int = -1) -> None:
+    Disk.full_from, Disk.until = full_from, until
     try:
-        train(callbacks={"disk": disk})
+        train(callbacks={"disk": {"target": "tests.training.test_checkpoints.Disk"}})
     finally:
+        Disk.full_from, Disk.until = -1, -1
         _limit_files(resource.RLIM_INFINITY)
 
 
