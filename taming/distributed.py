@@ -106,3 +106,9 @@ def _connect() -> None:
 def local_rank() -> int:
     """Which of the processes on this machine `torchrun` made this one; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of all processes of a command, also before they are connected."""
+    names = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)

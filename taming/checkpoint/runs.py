@@ -13,6 +13,7 @@ from pathlib import Path
 
 from taming.checkpoint.checksum import DamagedFileError
 from taming.checkpoint.formats import read_checkpoint
+from taming.distributed import is_first_process
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -121,12 +122,9 @@ def _step(path: Path) -> int:
 
 @lru_cache  # a command may look for a run more than once
 def _warn_of_damage(damaged: Path, whole: Path, step: int, version: int) -> None:
-    log.warning(
-        "%s is damaged: using %s (step %d), the newest checkpoint that is whole",
-        damaged,
-        whole,
-        step,
-    )
+    if is_first_process():
+        text = "%s is damaged: using %s (step %d), the newest checkpoint that is whole"
+        log.warning(text, damaged, whole, step)
 
 
 def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:

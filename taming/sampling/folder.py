@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path, check_place, sole_user
-from taming.distributed import own_share
+from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling.engine import Sample
@@ -143,7 +143,7 @@ class FolderWriter:
 
     def __enter__(self) -> FolderWriter:
         self.folder.make()
-        if own_share()[0] == 0:  # for all processes that torchrun has started
+        if is_first_process():  # for all processes that torchrun has started
             advice = "wait for it, or choose another --outdir"
             self._stack.enter_context(sole_user(self.folder.root, advice))
         return self

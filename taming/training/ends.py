@@ -6,8 +6,9 @@ import re
 import signal
 
 import pytorch_lightning as pl
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from taming.distributed import is_first_process
 from taming.errors import Stopped, UserError
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch
@@ -47,7 +48,7 @@ def _command(run: RunFolder) -> str:
 
 
 def _how_it_stopped(stop: Stopped, trainer: pl.Trainer, run: RunFolder) -> str:
-    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]  # the first process says it
+    if not is_first_process():
         return ""
     reason = f" ({stop.message})" if stop.message else ""
     name = signal.Signals(stop.number).name

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from taming.atomic_files import atomic_path, check_place, make_new_folder, sole_user
 from taming.checkpoint import check_fit, find_run, find_unsaved, normal_path, read_checkpoint
+from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.lightning_internals import read_place
 from taming.training.position import Position
@@ -120,7 +121,7 @@ def claimed(run: RunFolder) -> Iterator[RunFolder]:
     Raises:
         UserError: if it cannot be made, or another process trains this run.
     """
-    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+    if not is_first_process():
         yield replace(run, path=Path(os.environ.get(_FOLDER_VARIABLE, run.path)))
         return
     if run.is_new:
