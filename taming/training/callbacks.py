@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from taming.atomic_files import atomic_path, remove_leftovers, write_text
+from taming.atomic_files import remove_leftovers, write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
@@ -152,13 +152,14 @@ class ImageLogger(Callback):
         folder = Path(trainer.default_root_dir) / "images" / split
         name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
         for key, images in pictures.items():
-            picture = _in_rows_of_four(images)
+            picture, path = _in_rows_of_four(images), folder / f"{key}_{name}"
             try:
-                with atomic_path(folder / f"{key}_{name}") as partial:
-                    picture.save(partial, format="PNG")
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
                 _send_to_loggers(trainer, f"{split}/{key}", picture)
-            except (UserError, OSError) as error:  # a full disk: training goes on without
-                log.warning("%s: training goes on", error)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
                 return
 
     def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:

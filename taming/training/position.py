@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.trainer.states import TrainerStatus
+from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
@@ -175,6 +175,8 @@ class ExactResume(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self._is_resumed = True
         self._resumed = position = Position.read(checkpoint)
         fit_loop = checkpoint["loops"]["fit_loop"]
@@ -201,6 +203,8 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._is_resumed:
+            # Other starts of this run were stopped before their first save.
+            self._hide_rows(trainer, {}, next_row=0)
             return
         position = self._resumed
         self._validated = position is not None and position.validated
@@ -218,15 +222,22 @@ class ExactResume(Callback):
     def _go_on_logging(self, trainer: pl.Trainer, position: Position | None) -> None:
         row = next_row(trainer)
         unlogged = position.unlogged if position else None
-        if trainer.is_global_zero:
-            cut_rows(self.tables, position.rows if position else None, row, self.label)
+        self._hide_rows(trainer, position.rows if position else None, row)
+        if unlogged:
+            for logger in trainer.loggers:
+                logger.log_metrics(unlogged, step=row - 1)
+        self._note_rows(trainer)
+
+    def _hide_rows(
+        self, trainer: pl.Trainer, kept: Mapping[str, int] | None, next_row: int
+    ) -> None:
+        """Cut what was logged after the checkpoint."""
+        if not trainer.is_global_zero or not count_rows(self.tables):
+            return
+        cut_rows(self.tables, kept, next_row, self.label)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                hide_logged_from(logger, row - bool(unlogged))
-            if unlogged:
-                logger.log_metrics(unlogged, step=row - 1)
-                logger.save()
-        self._note_rows(trainer)
+                hide_logged_from(logger, next_row)
 
     def _say_changes(self, trainer: pl.Trainer, position: Position) -> None:
         pairs = {

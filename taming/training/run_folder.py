@@ -153,6 +153,8 @@ def is_finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> boo
     content = read_checkpoint(checkpoint)
     if 0 <= max_steps <= content["global_step"]:
         return True
+    if "loops" not in content:  # of Lightning 1.0
+        return False
     place, position = read_place(content["loops"]["fit_loop"]), Position.read(content)
     epochs = place.epoch - (position is not None and position.epoch_ends)
     return max_epochs is not None and 0 <= max_epochs <= epochs

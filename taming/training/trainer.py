@@ -246,7 +246,7 @@ def _callbacks(
         for name, node in plain(chosen).items()
     ]
     own_callbacks = [
-        ExactResume(run.tables, run_time()),
+        ExactResume(run.tables, free_version(run.tables, run_time())),
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
@@ -295,4 +296,5 @@ def test_two_processes_go_on_as_one_run(tmp_path: Path) -> None:
 
 def in_folder(folder: Path, arguments: list[str]) -> None:
     os.chdir(folder)
+    rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]  # not the parent's
     main(arguments)
