@@ -16,26 +16,35 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from taming.config_files import SECTIONS, check_names, read_parts
 from taming.errors import UserError
+from taming.trust import PACKAGES, canonical_name, is_dotted, is_listed, trusted_names
 
-SECTIONS = ("model", "data", "lightning")
-# Parameters of a transformer that are configs of trained models.
-STAGES = ("first_stage_config", "cond_stage_config")
-
-# Published configs name classes by modules that are scripts, or that live in another project.
-MODULE_ALIASES = {"main": "taming.training"}
-TARGET_ALIASES = {"ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel"}
+# What a place in a config expects: a subclass of the class at a dotted path, or a class with one
+# of these methods.
+KINDS: Mapping[str, str | tuple[str, ...]] = {
+    "callback": "pytorch_lightning.Callback",
+    "data module": "pytorch_lightning.LightningDataModule",
+    "dataset": ("__getitem__", "__iter__"),
+    "logger": "pytorch_lightning.loggers.Logger",
+    "module": "torch.nn.Module",
+    "schedule": ("__call__",),
+}
 
 # The config key under construction, so that an error deep in a model can name where it comes from.
 _path: ContextVar[str] = ContextVar("config_path", default="")
 
 
 def load_config(
-    paths: Iterable[str | Path], overrides: Sequence[str] = (), sections: Sequence[str] = SECTIONS
+    paths: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    sections: Sequence[str] = SECTIONS,
+    *,
+    stored: Sequence[str | Path] = (),
+    used: Sequence[str] = SECTIONS,
 ) -> DictConfig:
     """Merge YAML files left to right, then `key.path=value` overrides.
 
@@ -43,77 +52,28 @@ def load_config(
     says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It becomes
     the model of that YAML, without its loss, with `params` merged over it.
 
+    Args:
+        sections: the top-level keys that there may be.
+        stored: configs of a run's folder, merged before `paths`. `taming.trust` says what these
+            may name, in the sections that are `used`.
+
     Raises:
-        UserError: for a missing or malformed file, and for a top-level key not in `sections`.
+        UserError: for a missing or malformed file, for a top-level key not in `sections`, and for a
+            target that is not trusted.
     """
-    parts = [(str(path), _read_yaml(Path(path))) for path in paths]
-    parts += [(override, _read_override(override)) for override in overrides]
-    for source, part in parts:
-        for key in map(str, part):
+    parts = read_parts(stored, paths, overrides)
+    for part in parts:
+        for key in map(str, part.config):
             if key not in sections:
                 hint = did_you_mean(key, sections)
-                raise UserError(f"{source}: unknown top-level key '{key}'{hint}")
-    merged = OmegaConf.merge(*(part for _, part in parts)) if parts else OmegaConf.create()
+                raise UserError(f"{part.source}: unknown top-level key '{key}'{hint}")
+    try:
+        merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configs do not fit together: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
+    check_names(merged, parts, [key for key in used if key in merged])
     return merged
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    config = _read_one_yaml(path)
-    for key in STAGES:
-        place = f"model.params.{key}"
-        stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
-        if isinstance(stage, DictConfig) and "base" in stage:
-            whole = _with_base(stage, path, f"{path}: {place}.base")
-            OmegaConf.update(config, place, whole, merge=False)
-    return config
-
-
-def _with_base(stage: DictConfig, path: Path, place: str) -> DictConfig:
-    base = path.parent / str(stage.base)
-    try:
-        model = _read_one_yaml(base).get("model")
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    if not isinstance(model, DictConfig) or "transformer_config" in model.get("params", {}):
-        raise UserError(f"{place}: {base} is no config of a first stage")
-    trained: Any = OmegaConf.to_container(model)
-    own = {key: value for key, value in stage.items_ex(resolve=False) if key != "base"}
-    merged = OmegaConf.merge(as_stage(trained), own)
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
-    """`target` and `params` of a model, without what only its own training needs."""
-    training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
-    params = {k: v for k, v in (model.get("params") or {}).items() if k not in training}
-    if "lossconfig" in params:
-        params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
-    return {"target": model["target"], "params": params}
-
-
-def _read_one_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")
-    return config
-
-
-def _read_override(text: str) -> DictConfig:
-    if "=" not in text or text.startswith(("-", "=")):
-        raise UserError(f"'{text}' is not an override; write it as key.path=value")
-    try:
-        return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"override '{text}' cannot be read: {' '.join(str(error).split())}"
-        ) from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -127,11 +87,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
     """The object at a dotted path such as `taming.models.vqgan.VQModel`."""
-    string = TARGET_ALIASES.get(string, string)
-    module_name, _, name = string.rpartition(".")
-    if not module_name:
+    if not isinstance(string, str) or not is_dotted(string):
         raise _config_error(f"'{string}' is not a dotted path such as taming.models.vqgan.VQModel")
-    module_name = MODULE_ALIASES.get(module_name, module_name)
+    module_name, _, name = canonical_name(string).rpartition(".")
     module = _import(module_name, string)
     if reload:
         module = importlib.reload(module)
@@ -163,11 +121,20 @@ def _modules_near(module_name: str) -> list[str]:
     return [module.name for module in walk]
 
 
-def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
+def instantiate_from_config(
+    config: Any, key: str = "", expects: str | None = None, **extra: Any
+) -> Any:
     """Build `config.target(**config.params, **extra)`.
 
-    `key` names the config's place inside its parent and is used in errors. Raises `UserError`
-    naming that place when the target or one of its parameters does not exist.
+    Args:
+        key: the config's place inside its parent, for errors.
+        expects: one of `KINDS`. Of this project, torch, torchvision and Lightning it takes classes
+            of that kind only. Others' classes need not inherit from anything; functions of
+            packages that are trusted by `--trust` have to be listed there by their whole name.
+
+    Raises:
+        UserError: naming the place, if the target or one of its parameters does not exist, or the
+            target is of another kind.
     """
     with _inside(key):
         node = plain(config)
@@ -177,10 +144,39 @@ def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
                 raise _config_error(f"unknown key '{name}'; did you mean 'params'?")
         target = get_obj_from_str(node["target"])
-        params = {**(node.get("params") or {}), **extra}
+        if expects is not None:
+            _check_kind(target, node["target"], expects)
+        own = node.get("params") or {}
+        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+            raise _config_error(f"'params' are names and their values, not {own!r}")
+        params = {**own, **extra}
         with _inside("params"):
             _check_parameters(target, str(node["target"]), params)
             return target(**params)
+
+
+def _check_kind(target: Any, name: str, kind: str) -> None:
+    if inspect.isclass(target) and _is_kind(target, kind):
+        return
+    home, package = str(getattr(target, "__module__", "")), name.partition(".")[0]
+    if not is_listed(canonical_name(name), PACKAGES) and home.partition(".")[0] == package:
+        names = trusted_names()
+        if inspect.isclass(target) or name in names:
+            return
+        if inspect.isfunction(target) and not is_listed(name, names):
+            return  # the user's own, in a config or script of theirs
+    raise _config_error(
+        f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
+        f"that makes one can be allowed with --trust {name}"
+    )
+
+
+def _is_kind(target: type, kind: str) -> bool:
+    wanted = KINDS[kind]
+    if isinstance(wanted, tuple):
+        return any(callable(getattr(target, method, None)) for method in wanted)
+    base: type = get_obj_from_str(wanted)
+    return issubclass(target, base)
 
 
 def plain(config: Any, allow_missing: bool = False) -> Any:

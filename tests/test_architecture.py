@@ -26,9 +26,10 @@ def tree_of(path: Path) -> ast.Module:
 # ---------------------------------------------------------------------- who imports whom
 
 # Small files that any room may use.
-GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
+GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line", "trust"}
 LEAVES = GROUND | {
     "config",
+    "config_files",
     "checkpoint",
     "downloads",
     "lightning_internals",
@@ -41,13 +42,15 @@ ALLOWED = {
     "distributed": {"errors"},
     "devices": {"distributed", "errors"},
     "pictures": {"errors"},
-    "command_line": {"errors"},
-    "config": {"errors"},
+    "trust": {"atomic_files", "errors"},
+    "command_line": {"errors", "trust"},
+    "config_files": {"errors", "trust"},
+    "config": {"config_files", "errors", "trust"},
     "lr_scheduler": {"config"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config"},
+    "checkpoint": GROUND | {"checkpoint", "config", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "pretrained"},
     "modules": GROUND | {"downloads", "modules", "util"},

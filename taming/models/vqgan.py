@@ -73,13 +73,15 @@ class VQModel(AutoencoderTraining):
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = (
-            instantiate_from_config(lossconfig, key="lossconfig") if lossconfig else DummyLoss()
+            instantiate_from_config(lossconfig, "lossconfig", "module")
+            if lossconfig
+            else DummyLoss()
         )
         options = {"remap": remap, "sane_index_shape": sane_index_shape, "legacy": legacy}
         if quantizer_config is None:
             self.quantize = self._make_quantizer(n_embed or 1024, embed_dim or 256, **options)
         else:
-            self.quantize = instantiate_from_config(quantizer_config, key="quantizer_config")
+            self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
             _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
@@ -224,7 +226,7 @@ class GumbelVQ(VQModel):
         if temperature_scheduler_config is None:
             raise UserError("GumbelVQ needs temperature_scheduler_config")
         self.temperature_scheduler = instantiate_from_config(
-            temperature_scheduler_config, key="temperature_scheduler_config"
+            temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)

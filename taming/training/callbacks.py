@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from taming import trust
 from taming.atomic_files import write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
@@ -68,8 +69,10 @@ class SetupCallback(Callback):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
-        for name, config in self.configs.items():
-            write_text(self.folders[-1] / f"{self.now}-{name}.yaml", OmegaConf.to_yaml(config))
+        paths = [self.folders[-1] / f"{self.now}-{name}.yaml" for name in self.configs]
+        for path, config in zip(paths, self.configs.values(), strict=True):
+            write_text(path, OmegaConf.to_yaml(config))
+        trust.remember(paths)
 
 
 @runtime_checkable

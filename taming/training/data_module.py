@@ -92,7 +92,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         for split, config in self.dataset_configs.items():
             if split not in self.datasets:
-                dataset = instantiate_from_config(config, key=f"data.params.{split}")
+                dataset = instantiate_from_config(config, f"data.params.{split}", "dataset")
                 self._set_loading(dataset)
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()

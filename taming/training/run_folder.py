@@ -29,6 +29,7 @@ class RunFolder:
     path: Path
     configs: tuple[Path, ...]
     resume_from: Path | None = None
+    stored: tuple[Path, ...] = ()  # those of `configs` that are in the folder
 
     @property
     def checkpoints(self) -> Path:
@@ -66,7 +67,7 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     """
     run = find_run(path)
     read_checkpoint(run.checkpoint)  # a damaged one is refused before anything is built
-    return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)
+    return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint, run.configs)
 
 
 def check_resumable(model: nn.Module, checkpoint: Path) -> None:
