@@ -109,9 +109,9 @@ def _source(
 ) -> LoadedSource:
     reads_labels, workers = stages[0].model.reads_labels, own.common.cache.workers
     if own.images and reads_labels:
-        raise UserError("--images holds pictures, and the first stage takes segmentations")
+        raise UserError("--images holds images in color, and the first stage takes segmentations")
     if own.size and reads_labels:
-        raise UserError("--size resizes pictures, and the first stage takes segmentations")
+        raise UserError("--size resizes images in color, and the first stage takes segmentations")
     if own.images:
         return FolderSource(own.images, own.deep or None, workers)
     config = [own.data] if own.data else _own_data(own, stages)
@@ -196,7 +196,7 @@ def write(
 
 
 def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
-    """A table per first stage with a row per class, where there are classes."""
+    """A table per first stage with a row per class, for images with classes."""
     return [
         f"{result.name}:\n\n"
         + markdown_table([{"class": label, **means} for label, means in result.classes.items()])

@@ -2,7 +2,7 @@
 
     python scripts/evaluate_transformer.py -r logs/<run>
 
-Bits and nats per token and per value of the image, the share of tokens that were found likeliest,
+Bits and nats per token and per value of the image, the share of tokens that were the likeliest,
 a table of the classes, and maps of where in the image codes are hard to predict. The data are the
 run's validation data, or those of --split, --data and of `key.path=value` overrides. JSON, Markdown
 and plots go to `<run>/evaluation/`. An interrupted evaluation goes on when the same command is

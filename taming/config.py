@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from taming.config_files import SECTIONS, check_names, read_parts
+from taming.config_files import SECTIONS, check_names, fill_in_bases, read_parts
 from taming.errors import UserError
 from taming.trust import PACKAGES, canonical_name, is_dotted, is_listed, trusted_names
 
@@ -49,8 +49,8 @@ def load_config(
     """Merge YAML files left to right, then `key.path=value` overrides.
 
     A transformer's stage may name the YAML that it was trained with, relative to the file that
-    says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It becomes
-    the model of that YAML, without its loss, with `params` merged over it.
+    says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It is
+    replaced by the model of that YAML, without its loss, with `params` merged over it.
 
     Args:
         sections: the top-level keys that there may be.
@@ -67,6 +67,7 @@ def load_config(
             if key not in sections:
                 hint = did_you_mean(key, sections)
                 raise UserError(f"{part.source}: unknown top-level key '{key}'{hint}")
+        fill_in_bases(part)
     try:
         merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
     except OmegaConfBaseException as error:
@@ -139,7 +140,8 @@ def instantiate_from_config(
     with _inside(key):
         node = plain(config)
         if not isinstance(node, Mapping) or "target" not in node:
-            raise _config_error("expected a 'target' and its 'params' here")
+            hint = ", read by taming.config.load_config" if "base" in (node or ()) else ""
+            raise _config_error(f"expected a 'target' and its 'params' here{hint}")
         for name in map(str, node):
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
                 raise _config_error(f"unknown key '{name}'; did you mean 'params'?")

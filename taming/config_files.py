@@ -29,11 +29,17 @@ Place = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Part:
-    """One of the configs that are merged: where it is from, its keys, and trust in it."""
+    """One of the configs that are merged: its keys, trust in it, and where it is from.
+
+    Attributes:
+        source: its file, or the text of an override.
+        folder: what paths in it are relative to.
+    """
 
     source: str
     config: DictConfig
     trust: Trust
+    folder: Path
 
 
 def read_parts(
@@ -47,36 +53,32 @@ def read_parts(
     own, others = own_trust(), stranger()
     files = [(Path(path), others) for path in stored] + [(Path(path), own) for path in paths]
     judged = [(path, trust_in(path, otherwise)) for path, otherwise in files]
-    parts = [Part(str(path), _read_yaml(path, trust), trust) for path, trust in judged]
-    return parts + [Part(text, _read_override(text), own) for text in overrides]
+    parts = [Part(str(path), _read_yaml(path, trust), trust, path.parent) for path, trust in judged]
+    return parts + [Part(text, _read_override(text), own, Path()) for text in overrides]
 
 
-def _read_yaml(path: Path, trust: Trust) -> DictConfig:
-    config = _read_one_yaml(path, trust)
+def fill_in_bases(part: Part) -> None:
+    """Replace, in place, stages that name a YAML beside the part's file by their whole config."""
     for key in STAGES:
         place = f"model.params.{key}"
-        stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
+        stage = OmegaConf.select(part.config, place, throw_on_resolution_failure=False)
         if isinstance(stage, DictConfig) and "base" in stage:
-            whole = _with_base(stage, path, f"{path}: {place}.base", trust)
-            OmegaConf.update(config, place, whole, merge=False)
-    return config
+            try:
+                whole = as_stage(_first_stage_of(part.folder / str(stage.pop("base")), part.trust))
+            except UserError as error:
+                raise UserError(f"{part.source}: {place}.base: {error}") from None
+            OmegaConf.update(part.config, place, OmegaConf.merge(whole, stage), merge=False)
 
 
-def _with_base(stage: DictConfig, path: Path, place: str, trust: Trust) -> DictConfig:
-    base = path.parent / str(stage.base)
-    try:
-        model = _read_one_yaml(base, trust).get("model")
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    whole = isinstance(model, DictConfig) and "target" in model
-    params = model.get("params") or {} if whole else None
-    if not isinstance(params, Mapping) or "transformer_config" in params:
-        raise UserError(f"{place}: {base} is no config of a first stage")
-    trained: Any = OmegaConf.to_container(model)
-    own = {key: value for key, value in stage.items_ex(resolve=False) if key != "base"}
-    merged = OmegaConf.merge(as_stage(trained), own)
-    assert isinstance(merged, DictConfig)
-    return merged
+def _first_stage_of(path: Path, trust: Trust) -> Any:
+    content: Any = OmegaConf.to_container(_read_yaml(path, trust))
+    model = content.get("model")
+    if not isinstance(model, dict) or "target" not in model:
+        raise UserError(f"{path} has no model with a target")
+    params = model.get("params") or {}
+    if not isinstance(params, dict) or "transformer_config" in params:
+        raise UserError(f"{path} is a transformer's, not a first stage's")
+    return model
 
 
 def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"target": model["target"], "params": params}
 
 
-def _read_one_yaml(path: Path, trust: Trust) -> DictConfig:
+def _read_yaml(path: Path, trust: Trust) -> DictConfig:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     if path.stat().st_size > _MOST_BYTES:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import taming
@@ -43,7 +44,7 @@ def make_result(
         metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
         protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
         sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
-        command: `[script, *arguments]` as given.
+        command: `[script, *arguments]` as it was typed.
     """
     return {
         "metrics": dict(metrics),
@@ -82,7 +83,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
-    """`[script, *arguments]`: what a result's `command` is, from what `main` was given."""
+    """`[script, *arguments]`: what a result's `command` is, of the arguments of `main`."""
     return [script, *(sys.argv[1:] if argv is None else argv)]
 
 
@@ -103,8 +104,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()  # numpy's and torch's scalars
+    if isinstance(value, np.generic | torch.Tensor):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
@@ -182,7 +183,7 @@ def _cell(value: Any) -> str:
 
 def differences(old: Result, new: Result, tolerance: float) -> list[str]:
     """What differs, a phrase each: numbers by more than `tolerance` of the old one, and what may
-    have caused it (images, protocol, versions). Empty where the numbers agree.
+    have caused it (images, protocol, versions). Empty if the numbers agree.
     """
     before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
     numbers = [

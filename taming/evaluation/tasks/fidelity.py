@@ -148,7 +148,7 @@ class FidelityEvaluator:
             raise UserError(f"{needed[0]} compares with a set of real images; give a REFERENCE")
 
     def _require_statistics(self, role: str, statistics: Statistics, needed: Sequence[str]) -> None:
-        file = statistics.protocol.get("file", f"the statistics given as {role}")
+        file = statistics.protocol.get("file", f"the statistics of the {role}")
         for name in needed:
             if name not in METRICS or not METRICS[name].accepts_statistics:
                 accepted = ", ".join(
@@ -266,8 +266,8 @@ def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) ->
 
 
 def _require_labels(**features: SetFeatures | Statistics | None) -> None:
-    for role, found in features.items():
-        if not (isinstance(found, SetFeatures) and found.manifest.is_labeled()):
+    for role, of_set in features.items():
+        if not (isinstance(of_set, SetFeatures) and of_set.manifest.is_labeled()):
             raise _without_classes(role)
 
 

@@ -32,9 +32,9 @@ from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
 from tests.evaluation.features import moments_of
-from tests.evaluation.scene_runs import SCENES, layouts, write_scenes
-from tests.evaluation.small import register_tiny
-from tests.sampling.tiny import tiny_model, transformer_config
+from tests.kit.extractor import register_tiny
+from tests.kit.models import tiny_model, transformer_config
+from tests.kit.scenes import SCENES, layouts, write_scenes
 
 
 @pytest.fixture(scope="module")
