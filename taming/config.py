@@ -166,7 +166,7 @@ def _check_kind(target: Any, name: str, kind: str) -> None:
         if inspect.isclass(target) or name in names:
             return
         if inspect.isfunction(target) and not is_listed(name, names):
-            return  # the user's own, in a config or script of theirs
+            return  # in the user's own config or script
     raise _config_error(
         f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
         f"that makes one can be allowed with --trust {name}"

@@ -47,8 +47,8 @@ _ALIASES = {"ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel"}
 
 log = logging.getLogger(__name__)
 
-# What the command line, or the caller of taming.load, trusts.
-_trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted", default=())
+# What a command line, or the caller of taming.load, trusts; None outside of programs.
+_trusted: ContextVar[tuple[str, ...] | None] = ContextVar("trusted", default=None)
 
 
 def is_dotted(name: str) -> bool:
@@ -77,7 +77,7 @@ def trust(names: Sequence[str]) -> None:
 @contextlib.contextmanager
 def trusting(names: Sequence[str]) -> Iterator[None]:
     """The same while the context lasts, beside what was trusted before."""
-    token = _trusted.set((*_trusted.get(), *_checked_names(names)))
+    token = _trusted.set((*(_trusted.get() or ()), *_checked_names(names)))
     try:
         yield
     finally:
@@ -93,8 +93,8 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def trusted_names() -> tuple[str, ...]:
     """Of `--trust` and of TAMING_TRUST."""
-    listed = os.environ.get("TAMING_TRUST", "").split(",")
-    return (*_trusted.get(), *_checked_names([name.strip() for name in listed if name.strip()]))
+    listed = [name.strip() for name in os.environ.get("TAMING_TRUST", "").split(",")]
+    return (*(_trusted.get() or ()), *_checked_names([name for name in listed if name]))
 
 
 def is_listed(name: str, names: Sequence[str]) -> bool:
@@ -111,6 +111,7 @@ class Trust:
 
     Attributes:
         own: whether it is the user's: whole packages, resolvers and output folders are allowed.
+        all: whether it may name anything, as in Python code of the user's.
         names: packages, modules and objects.
         folders: modules directly in these are allowed.
     """
@@ -118,10 +119,11 @@ class Trust:
     own: bool
     names: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    all: bool = False
 
     def allows(self, name: str) -> bool:
         """Whether a config may name the object at a dotted path. Nothing is imported."""
-        if is_listed(name, self.names) or _HARMLESS.fullmatch(name):
+        if self.all or is_listed(name, self.names) or _HARMLESS.fullmatch(name):
             return True
         return self.own and (is_listed(name, PACKAGES) or self._is_in_folder(name))
 
@@ -152,10 +154,10 @@ def _place(spec: importlib.machinery.ModuleSpec) -> list[str]:
 
 
 def own_trust() -> Trust:
-    """Trust in what the user gives with --base."""
+    """Trust in what the user gives with --base, or to functions of this package in Python."""
     python_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = [os.getcwd(), *(os.path.abspath(folder) for folder in python_path if folder)]
-    return Trust(True, trusted_names(), tuple(dict.fromkeys(folders)))
+    return Trust(True, trusted_names(), tuple(dict.fromkeys(folders)), _trusted.get() is None)
 
 
 def stranger() -> Trust:
@@ -173,7 +175,7 @@ def trust_in(config: Path, otherwise: Trust) -> Trust:
         tuple(entry for entry in made_here.get(key, ()) if isinstance(entry, str))
         for key in ("names", "folders")
     )
-    return Trust(True, (*own.names, *names), (*own.folders, *folders))
+    return Trust(True, (*own.names, *names), (*own.folders, *folders), own.all)
 
 
 # ---------------------------------------------------------------------- runs made here

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from taming import trust
+
 
 @pytest.fixture(autouse=True, scope="session")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -16,3 +18,9 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def outside_of_programs() -> None:
+    """A test that parsed a command line leaves its `--trust` to no other one."""
+    trust._trusted.set(None)
