@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming.config_files import SECTIONS, check_names, fill_in_bases, read_parts
+from taming.config_values import Misfit, fitted, parameters_of, shorten
 from taming.errors import UserError
-from taming.trust import PACKAGES, canonical_name, is_dotted, is_listed, trusted_names
+from taming.limits import within_memory
+from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
 
 # What a place in a config expects: a subclass of the class at a dotted path, or a class with one
 # of these methods.
@@ -130,8 +132,8 @@ def instantiate_from_config(
     Args:
         key: the config's place inside its parent, for errors.
         expects: one of `KINDS`. Of this project, torch, torchvision and Lightning it takes classes
-            of that kind only. Others' classes need not inherit from anything; functions of
-            packages that are trusted by `--trust` have to be listed there by their whole name.
+            of that kind only. Classes of other packages need not inherit from anything. Functions
+            have to be listed in `--trust` by their whole name, except in calls from Python.
 
     Raises:
         UserError: naming the place, if the target or one of its parameters does not exist, or the
@@ -149,12 +151,14 @@ def instantiate_from_config(
         if expects is not None:
             _check_kind(target, node["target"], expects)
         own = node.get("params") or {}
-        if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
-            raise _config_error(f"'params' are names and their values, not {own!r}")
-        params = {**own, **extra}
         with _inside("params"):
-            _check_parameters(target, str(node["target"]), params)
-            return target(**params)
+            if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+                raise _config_error(f"names and their values are expected here, not {shorten(own)}")
+            params = _checked(target, str(node["target"]), own, {**own, **extra})
+            if expects != "module":
+                return target(**params)
+            with within_memory(_path.get(), own):
+                return target(**params)
 
 
 def _check_kind(target: Any, name: str, kind: str) -> None:
@@ -165,8 +169,8 @@ def _check_kind(target: Any, name: str, kind: str) -> None:
         names = trusted_names()
         if inspect.isclass(target) or name in names:
             return
-        if inspect.isfunction(target) and not is_listed(name, names):
-            return  # in the user's own config or script
+        if inspect.isfunction(target) and not is_listed(name, names) and not in_program():
+            return
     raise _config_error(
         f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
         f"that makes one can be allowed with --trust {name}"
@@ -196,42 +200,39 @@ def plain(config: Any, allow_missing: bool = False) -> Any:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
 
 
-def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None:
-    accepted, required, open_ended = _parameters(target)
+def checked_arguments(target: Any, params: Any, key: str) -> dict[str, Any]:
+    """Arguments for `target` out of a config's mapping at `key`, in the types of its hints.
+
+    Raises:
+        UserError: for a name that it does not have, one that it needs, and a value of another type.
+    """
+    with _inside(key):
+        if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+            raise _config_error(f"names and their values are expected here, not {shorten(params)}")
+        return _checked(target, target.__name__, params, params)
+
+
+def _checked(
+    target: Any, name: str, own: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`params`, of which `own` are the config's."""
+    accepted, required, open_ended = parameters_of(target)
     for param in params:
         if param not in accepted and not open_ended:
             raise _config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
     missing = [param for param in required if param not in params]
     if missing:
         raise _config_error(f"{name} needs the parameter '{missing[0]}'")
-
-
-def _parameters(target: Any) -> tuple[set[str], list[str], bool]:
-    """Accepted names, required names, and whether any name at all is taken.
-
-    A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
-    give itself.
-    """
-    accepted: set[str] = set()
-    required: list[str] | None = None
-    signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
-    for function in signatures:
-        parameters = list(inspect.signature(function).parameters.values())
-        parameters = parameters[1:] if inspect.isclass(target) else parameters
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        accepted |= {parameter.name for parameter in named}
-        if required is None:
-            required = [p.name for p in named if p.default is p.empty]
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return accepted, required, False
-    return accepted, required or [], True
-
-
-def _lineage(target: Any) -> Iterator[type]:
-    """The project's classes, from `target` up, that have a constructor of their own."""
-    for cls in target.__mro__ if inspect.isclass(target) else ():
-        if cls is not object and inspect.isfunction(vars(cls).get("__init__")):
-            yield cls
+    arguments = dict(params)
+    for param in own.keys() & accepted.keys():
+        try:
+            arguments[param] = fitted(params[param], accepted[param])
+        except Misfit as misfit:
+            with _inside(param):
+                raise _config_error(
+                    f"{misfit} is expected here, not {shorten(own[param])}"
+                ) from None
+    return arguments
 
 
 @contextmanager

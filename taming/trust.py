@@ -74,6 +74,11 @@ def trust(names: Sequence[str]) -> None:
     _trusted.set(_checked_names(names))
 
 
+def in_program() -> bool:
+    """Whether a command line was read, rather than functions called from Python."""
+    return _trusted.get() is not None
+
+
 @contextlib.contextmanager
 def trusting(names: Sequence[str]) -> Iterator[None]:
     """The same while the context lasts, beside what was trusted before."""
@@ -157,7 +162,7 @@ def own_trust() -> Trust:
     """Trust in what the user gives with --base, or to functions of this package in Python."""
     python_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = [os.getcwd(), *(os.path.abspath(folder) for folder in python_path if folder)]
-    return Trust(True, trusted_names(), tuple(dict.fromkeys(folders)), _trusted.get() is None)
+    return Trust(True, trusted_names(), tuple(dict.fromkeys(folders)), not in_program())
 
 
 def stranger() -> Trust:

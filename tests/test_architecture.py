@@ -26,7 +26,8 @@ def tree_of(path: Path) -> ast.Module:
 # ---------------------------------------------------------------------- who imports whom
 
 # Small files that any room may use.
-GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line", "trust"}
+GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
+GROUND |= {"limits", "trust"}
 LEAVES = GROUND | {
     "config",
     "config_files",
@@ -45,7 +46,9 @@ ALLOWED = {
     "trust": {"atomic_files", "errors"},
     "command_line": {"errors", "trust"},
     "config_files": {"errors", "trust"},
-    "config": {"config_files", "errors", "trust"},
+    "limits": {"errors"},
+    "config_values": set(),
+    "config": {"config_files", "config_values", "errors", "limits", "trust"},
     "lr_scheduler": {"config"},
     "lightning_internals": set(),
     "downloads": GROUND,

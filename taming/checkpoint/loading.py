@@ -19,6 +19,7 @@ from taming.config import (
 )
 from taming.config_files import SECTIONS, STAGES, as_stage
 from taming.errors import UserError
+from taming.limits import weights_from_file
 
 
 def run_config(
@@ -103,7 +104,7 @@ def load_run(
     run = find_run(path)
     config = without_checkpoint_paths(run_config(run, base, overrides, ["model"]).model)
     checkpoint = read_checkpoint(run.checkpoint)
-    with LargeTensorsUnset():
+    with LargeTensorsUnset(), weights_from_file():
         model = instantiate_from_config(config, "model", "module")
     state = checkpoint["state_dict"]
     if load_weights(model, state, source=run.checkpoint, assign=True):
