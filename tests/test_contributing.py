@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import taming
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.results import read_result
 from taming.modules.vqvae.codebook import Codebook
 from tests.documents import ROOT, Block, blocks_of, commands_in

@@ -16,7 +16,7 @@ from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions

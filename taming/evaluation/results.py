@@ -22,6 +22,7 @@ import torch
 
 import taming
 from taming.atomic_files import write_text
+from taming.devices import available_cpus
 from taming.errors import UserError
 
 Result = dict[str, Any]
@@ -76,7 +77,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "name": name,
-        "cpus": os.cpu_count(),
+        "cpus": available_cpus(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }

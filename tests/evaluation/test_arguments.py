@@ -20,7 +20,7 @@ from taming.evaluation.arguments import (
     sampling_plan,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny
 

@@ -15,7 +15,7 @@ from taming.command_line import flag
 from taming.evaluation.metrics.base import Metric, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.results import read_result
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_folder, read_images

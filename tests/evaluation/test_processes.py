@@ -15,9 +15,10 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.moments import Moments
 from tests.kit.extractor import register_tiny
 from tests.kit.images import read_images, scene_folder
 

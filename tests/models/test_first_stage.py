@@ -94,8 +94,8 @@ FIRST_STAGES: dict[str, tuple[dict[str, Any], type]] = {
 @torch.no_grad()
 def test_first_stages_do_all_that_the_protocol_lists(name: str) -> None:
     config, kind = FIRST_STAGES[name]
-    stage = build(config).eval().requires_grad_(False).to("cpu")
-    assert type(stage) is kind
+    stage: FirstStage = build(config).eval().requires_grad_(False).to("cpu")
+    assert stage.__class__ is kind
     assert not stage.training and not any(p.requires_grad for p in stage.parameters())
     assert stage.reads_labels == (name == "segmentation")
     factor, channels = stage.downsampling_factor, stage.channels

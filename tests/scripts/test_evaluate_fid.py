@@ -87,7 +87,7 @@ def test_neighbors_are_the_nearest(tmp_path: Path) -> None:
     image_folder(tmp_path / "a", 3)
     image_folder(tmp_path / "b", 5, seed=250)
     for n in range(3):  # the samples are among the reference, last of all
-        (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"00000{n}.png").read_bytes())
+        (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"{n:03}.png").read_bytes())
     evaluate(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--neighbours", "1")
     (path,) = (tmp_path / "out").glob("*-neighbours.png")
     with Image.open(path) as picture:

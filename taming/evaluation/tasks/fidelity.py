@@ -12,8 +12,9 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import SEED, FeatureRequest, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fid import PerClass, class_distances
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.fid import class_distances
+from taming.evaluation.metrics.moments import PerClass
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner, SetFeatures
 from taming.evaluation.sources.base import ImageSource

@@ -25,7 +25,7 @@ from taming.evaluation.metrics.accuracy import (
     LoadedClassifier,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,
     register_small_classifier,

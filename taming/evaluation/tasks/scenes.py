@@ -21,8 +21,9 @@ from taming.errors import UserError
 from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.base import FeatureAccumulator, FeatureRequest
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.image import SourceImage, indices_of, labels_of
 from taming.evaluation.sources.scenes import (

@@ -15,8 +15,8 @@ from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.base import FeatureRequest
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
