@@ -19,7 +19,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from taming.config_files import SECTIONS, check_names, fill_in_bases, read_parts
+from taming.config_files import (
+    SECTIONS,
+    check_names,
+    check_sections,
+    fill_in_bases,
+    read_parts,
+)
 from taming.config_values import Misfit, fitted, parameters_of, shorten
 from taming.errors import UserError
 from taming.limits import within_memory
@@ -72,10 +78,11 @@ def load_config(
         fill_in_bases(part)
     try:
         merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"the configs do not fit together: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
     check_names(merged, parts, [key for key in used if key in merged])
+    check_sections(merged, used)
     return merged
 
 
@@ -142,7 +149,8 @@ def instantiate_from_config(
     with _inside(key):
         node = plain(config)
         if not isinstance(node, Mapping) or "target" not in node:
-            hint = ", read by taming.config.load_config" if "base" in (node or ()) else ""
+            based = isinstance(node, Mapping) and "base" in node
+            hint = ", read by taming.config.load_config" if based else ""
             raise _config_error(f"expected a 'target' and its 'params' here{hint}")
         for name in map(str, node):
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):

@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from taming.config_values import shorten
 from taming.errors import UserError
 from taming.trust import Trust, canonical_name, is_dotted, own_trust, stranger, trust_in
 
@@ -23,6 +24,10 @@ _MOST_BYTES, _MOST_ENTRIES, _DEEPEST = 2**24, 10**6, 100
 # Parameters that say where the callbacks and loggers of Lightning write.
 _OUTPUTS = {"ckptdir", "cfgdir", "default_root_dir", "dirpath", "log_dir", "logdir", "path"}
 _OUTPUTS |= {"root_dir", "save_dir", "sub_dir", "weights_save_path"}
+
+# Where keys have to be, if there is anything at all.
+_MAPPINGS = [(section,) for section in SECTIONS] + [("model", "params"), ("data", "params")]
+_MAPPINGS += [("lightning", key) for key in ("trainer", "callbacks", "modelcheckpoint", "logger")]
 
 Place = tuple[Any, ...]
 
@@ -169,6 +174,27 @@ def _read_override(text: str) -> DictConfig:
         raise UserError(
             f"override '{text}' cannot be read: {' '.join(str(error).split())}"
         ) from None
+
+
+def check_sections(merged: DictConfig, sections: Sequence[str]) -> None:
+    """Refuse values where keys are needed, and leave out sections that are null.
+
+    Raises:
+        UserError: for such a value.
+    """
+    for place in _MAPPINGS:
+        node: Any = merged
+        if place[0] not in sections:
+            continue
+        try:
+            for part in place:
+                node = node.get(part) if isinstance(node, DictConfig) else None
+        except OmegaConfBaseException as error:
+            raise UserError(f"{_key(place)}: {str(error).splitlines()[0]}") from None
+        if node is not None and not isinstance(node, DictConfig):
+            raise UserError(f"{_key(place)} must have keys, such as target; it is {shorten(node)}")
+    for key in [key for key in merged if key in sections and merged.get(key) is None]:
+        del merged[key]
 
 
 # ---------------------------------------------------------------------- names

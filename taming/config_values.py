@@ -7,6 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -33,8 +34,8 @@ def fitted(value: Any, hint: Any) -> Any:
             raise Misfit(" or ".join(map(str, parts)))
         return value
     kind = origin or hint
-    if kind in (list, tuple):
-        kind = Sequence
+    if kind in (list, tuple, Path):
+        kind = str if kind is Path else Sequence
     if kind not in _NAMES and kind is not dict:
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -86,10 +87,11 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     """Accepted names with their hints, required names, and whether any name at all is taken.
 
     A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
-    give itself.
+    give itself, but for classes of this project with `*args, **kwargs`.
     """
     accepted: dict[str, Any] = {}
-    required: list[str] | None = None
+    required: list[str] = []
+    passes_on = True
     signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
     for function in signatures:
         parameters = list(inspect.signature(function).parameters.values())
@@ -97,11 +99,13 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         hints = _hints(function)
         accepted = {p.name: hints.get(p.name, Any) for p in named} | accepted
-        if required is None:
-            required = [p.name for p in named if p.default is p.empty]
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        if passes_on:
+            required += [p.name for p in named if p.default is p.empty]
+        kinds = {parameter.kind for parameter in parameters}
+        passes_on &= inspect.Parameter.VAR_POSITIONAL in kinds and _is_ours(function)
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
             return accepted, required, False
-    return accepted, required or [], True
+    return accepted, required, True
 
 
 def _lineage(target: Any) -> Iterator[type]:
@@ -111,9 +115,13 @@ def _lineage(target: Any) -> Iterator[type]:
             yield cls
 
 
+def _is_ours(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("taming.")
+
+
 def _hints(function: Any) -> dict[str, Any]:
     """Of this project's functions; those of others are not made for checks."""
-    if not str(getattr(function, "__module__", "")).startswith("taming."):
+    if not _is_ours(function):
         return {}
     try:
         return typing.get_type_hints(function)

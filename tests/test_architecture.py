@@ -45,7 +45,7 @@ ALLOWED = {
     "pictures": {"errors"},
     "trust": {"atomic_files", "errors"},
     "command_line": {"errors", "trust"},
-    "config_files": {"errors", "trust"},
+    "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),
     "config": {"config_files", "config_values", "errors", "limits", "trust"},
