@@ -77,6 +77,8 @@ def _name_of(hint: Any) -> str:
     kind = Sequence if origin in (list, tuple) else origin or hint
     if kind is Sequence and parts and parts[0] in _NAMES:
         return f"a list of {_NAMES[parts[0]].removeprefix('a ')}s"
+    if kind is Path:
+        kind = str
     return _NAMES.get(Mapping if kind is dict else kind, str(getattr(kind, "__name__", kind)))
 
 

@@ -21,7 +21,7 @@ from tests.kit.models import VQGAN, ddconfig, first_stage_config
     [
         (3, int, 3),
         (1e4, int, 10000),
-        (np.int64(3), int, 3),
+        (np.int64(3), int, np.int64(3)),
         (3, float, 3),
         (0.5, float, 0.5),
         ("a", str, "a"),

@@ -1,4 +1,4 @@
-"""Sizes in configs: refused by key and value before memory is asked for, whatever they would fill."""
+"""Sizes in configs are refused by key and value before memory is asked for."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ def test_sizes_of_first_stages(changes: dict[str, Any]) -> None:
         {"n_embed": 10**12},
         {"n_embed": 1e12},
         {"n_embed": 0},
-        {"n_embed": 10**9},
         {"embed_dim": 10**10},
         {"embed_dim": -4},
     ],
@@ -99,9 +98,8 @@ def test_what_is_possible_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["disc_ndf", "disc_num_layers", "disc_in_channels"])
 def test_sizes_of_discriminators(name: str) -> None:
     loss = {**GAN_LOSS, "params": {**GAN_LOSS["params"], name: 10**10}}
-    assert f"model.params.lossconfig.params.{name} is " in refusal(
-        first_stage_config(lossconfig=loss)
-    )
+    text = refusal(first_stage_config(lossconfig=loss))
+    assert text.startswith(f"model.params.lossconfig.params.{name} is 10000000000")
 
 
 def test_sizes_of_orders() -> None:

@@ -376,7 +376,7 @@ def test_yaml_that_grows() -> None:
         ("model: &a [*a]", "nested too deeply"),
         ("model: " + "[" * 5000 + "]" * 5000, "nested too deeply|maximum nesting"),
         ("model: {a: '${model}'}", "Interpolation to parent"),
-        ("model: {a: '${.b}', b: '${.a}', target: '${.a}'}", "refers to itself|Interpolation"),
+        ("model: {a: '${.b}', b: '${.a}', target: '${.a}'}", "refers to itself|Recursive"),
         ("".join(f"data.a{i}: ${{data.b}}${{data.b}}\n" for i in range(30)), "put together"),
     ):
         config_file().write_text(text)
