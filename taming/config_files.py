@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,20 +98,31 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
 def _read_yaml(path: Path, trust: Trust) -> DictConfig:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
-    if path.stat().st_size > _MOST_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; that is no config")
-    try:
-        _check_aliases(path)
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply") from None
+    config = load_yaml(path, OmegaConf.load)
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")
     if not trust.own:
         _refuse_resolvers(path, config)
     return config
+
+
+def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YAML") -> Any:
+    """What `load` makes of a YAML file that is no larger than a person writes.
+
+    Raises:
+        UserError: for other files, which are `kind`.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, which is too much")
+        _check_aliases(path)
+        return load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is {kind}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
 
 
 def _check_aliases(path: Path) -> None:

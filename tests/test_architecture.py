@@ -31,6 +31,7 @@ GROUND |= {"limits", "trust"}
 LEAVES = GROUND | {
     "config",
     "config_files",
+    "config_values",
     "checkpoint",
     "downloads",
     "lightning_internals",
