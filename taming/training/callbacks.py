@@ -25,6 +25,7 @@ from taming.atomic_files import write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
 from taming.lightning_internals import batches_begun, save_without_barrier
+from taming.limits import check_sizes
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -105,6 +106,7 @@ class ImageLogger(Callback):
         increase_log_steps: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes("image_logger.params", batch_frequency=batch_frequency, max_images=max_images)
         self.batch_frequency = batch_frequency
         self.max_images = max_images
         self.clamp = clamp
