@@ -26,6 +26,8 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         UserError: if the file cannot be written, for example on a full disk.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"cannot write {str(path)!r}: names of files have no null character")
     # The same folder, as only a rename within one file system is atomic; one name per process.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
