@@ -15,13 +15,33 @@ class UserError(Exception):
     """The user's input is wrong; the message is one sentence: what was wrong, and what to do."""
 
 
+class Stopped(SystemExit):
+    """A signal asked to stop: the exit code is 128 + its number, as shells have it.
+
+    Attributes:
+        number: the signal's.
+        message: what became of the work, for the last line.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(128 + number)
+        self.number, self.message = number, message
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient of training is not finite; the model's state is not to be saved."""
+
+
 def sentence(error: UserError) -> str:
     """The message alone, also where a data loader's worker has wrapped it in its traceback."""
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
 
 
 def command(main: Callable[P, None]) -> Callable[P, None]:
-    """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2."""
+    """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    The message of `Stopped` is printed likewise.
+    """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -31,5 +51,9 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
         except UserError as error:
             print(f"error: {sentence(error)}", file=sys.stderr)
             raise SystemExit(2) from None
+        except Stopped as stop:
+            if stop.message:
+                print(stop.message, file=sys.stderr)
+            raise SystemExit(stop.code) from None
 
     return run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from taming.atomic_files import atomic_path, write_text
+from taming.atomic_files import atomic_path, remove_leftovers, temporary_path, write_text
 from taming.errors import UserError
 
 
@@ -70,8 +72,9 @@ def test_durable_files_are_on_the_disk_before_they_replace(
     path, synced = tmp_path / "file.txt", []
 
     def fsync(descriptor: int) -> None:
-        synced.append(os.fstat(descriptor).st_size)
-        assert not path.exists()
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append("folder" if is_folder else os.fstat(descriptor).st_size)
+        assert path.exists() == is_folder  # the new name is written down after the content
 
     monkeypatch.setattr(os, "fsync", fsync)
     for durable in (False, True):
@@ -79,7 +82,30 @@ def test_durable_files_are_on_the_disk_before_they_replace(
             partial.write_text("whole")
         assert path.read_text() == "whole"
         path.unlink()
-    assert synced == [5]
+    assert synced == [5, "folder"]
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    """Those of living ones, of other machines and of other programs stay."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    alive = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "a").mkdir()
+    here = temporary_path(Path("last.ckpt")).name.split(".")[-2].partition("-")[0]
+    gone = [f".last.ckpt.{dead.pid}.partial", f".x.png.{here}-{dead.pid}-3.partial"]
+    gone += [f".own.{here}-{os.getpid()}-7.partial"]
+    stay = [f".last.ckpt.{alive.pid}.partial", f".x.{here}-{alive.pid}-3.partial"]
+    stay += [".x.0badcafe-1-3.partial", "cache.partial.3.npz", ".notes.partial", "x.ckpt"]
+    for name in gone + stay:
+        (tmp_path / "a" / name).touch()
+    old = tmp_path / "a" / ".old.0badcafe-1-3.partial"
+    old.touch()
+    os.utime(old, (1, 1))
+    removed = remove_leftovers(tmp_path)
+    alive.kill()
+    alive.wait()
+    assert {path.name for path in removed} == {*gone, old.name}
+    assert names(tmp_path / "a") == sorted(stay)
 
 
 def test_two_processes_do_not_share_a_partial_file(
@@ -87,7 +113,7 @@ def test_two_processes_do_not_share_a_partial_file(
 ) -> None:
     with atomic_path(tmp_path / "file") as first:
         first.write_text("first")
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
         with atomic_path(tmp_path / "file") as second:
             second.write_text("second")
         assert first != second and (tmp_path / "file").read_text() == "second"

@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
+from taming.checkpoint.checksum import DamagedFileError, check
 from taming.errors import UserError
 
 Read = TypeVar("Read")
@@ -42,10 +43,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
 
     Tensors are mapped from the file, and read when they are used; files of torch before 1.6 are
-    read into memory as a whole.
+    read into memory as a whole. A checksum in the file is compared with all of its content.
 
     Raises:
-        UserError: for a file that is missing, no checkpoint, cut short, or that holds code.
+        UserError: for a file that is missing, no checkpoint, damaged, or that holds code.
     """
     path = Path(path)
     content = explained(path, _read)
@@ -66,13 +67,14 @@ def _all_tensors(content: Mapping[Any, Any]) -> bool:
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
-    """The result of `read`; a failure becomes a `UserError` that says what the file is instead."""
+    """The result of `read`; its failure is a `DamagedFileError` that says what the file is."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
+        check(path)
         return read(path)
     except BROKEN as error:
-        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+        raise DamagedFileError(f"{path} {_what_is_wrong(path, error)}") from None
 
 
 def _read(path: Path) -> Any:

@@ -74,6 +74,7 @@ class Net2NetTransformer(CodeSampling):
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
+        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
         self.sos_token = sos_token
@@ -182,6 +183,7 @@ class Net2NetTransformer(CodeSampling):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.shared_step(batch)
+        self.loss_terms = {"train/loss": loss.detach()}
         self.log("train/loss", loss, prog_bar=True, batch_size=self._batch_size(batch))
         return loss
 

@@ -17,8 +17,9 @@ from taming.data.shards import Shards
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
-from taming.lightning_internals import batches_done
+from taming.lightning_internals import place_of
 from taming.limits import check_sizes
+from taming.training.stopping import start_worker
 
 SPLITS = ("train", "validation", "test")
 
@@ -86,6 +87,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.datasets: dict[str, Any] = {}
+        self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """Build the datasets, which may unpack or index files: on one process of each machine."""
@@ -136,23 +138,43 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": start_worker,
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
-        sampler = self._sampler(dataset, shuffle)
+        sampler = self._sampler(split, shuffle)
+        if shuffle and self.trainer is not None:
+            sampler.set_position(*self._position(sampler.world_size))
         return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
-    def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
+    def _sampler(self, split: str, shuffle: bool = False) -> PositionSampler:
+        dataset = self.datasets[split]
         blocks = dataset.shard_lengths if isinstance(dataset, Shards) else None
-        sampler = PositionSampler(
+        return PositionSampler(
             len(dataset), self.seed, shuffle, rank(), world_size(), blocks=blocks
         )
-        if shuffle and self.trainer is not None:
-            # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
-            # to the next epoch, which the sampler then begins at its start.
-            done = batches_done(self.trainer) * self.batch_size
-            sampler.set_position(self.trainer.current_epoch, done)
-        return sampler
+
+    def start_at(self, epoch: int, seen: int) -> int | None:
+        """Begin training after the first `seen` items of an epoch, counted over all processes.
+
+        Returns the number of the epoch's batches, of the size they have now, that count as done;
+        None if the dataset has no length.
+        """
+        self._start = epoch, seen
+        if isinstance(self.datasets["train"], IterableDataset):
+            return None
+        sampler = self._sampler("train")
+        left = -(-sampler.share(seen) // self.batch_size)
+        return -(-len(sampler) // self.batch_size) - left
+
+    def _position(self, processes: int) -> tuple[int, int]:
+        """Epoch and items of it that training begins after, in a resumed run."""
+        if self._start is not None:
+            return self._start
+        place = place_of(self.trainer)  # type: ignore[arg-type]
+        if place.complete:
+            return place.epoch + 1, 0
+        return place.epoch, place.batches * self.batch_size * processes
 
 
 def _default_workers(batch_size: int) -> int:
