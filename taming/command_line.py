@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         namespace, rest = super().parse_known_args(*args, **kwargs)
-        trust.trust(getattr(namespace, "trust", ()))
+        trust.trust(vars(namespace).get("trust", ()))
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:

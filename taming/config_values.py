@@ -62,9 +62,9 @@ def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
 
 def _is_of(value: Any, kind: Any) -> bool:
     if kind is int:
-        return hasattr(value, "__index__") and not isinstance(value, bool)
+        return isinstance(value, typing.SupportsIndex) and not isinstance(value, bool)
     if kind is float:
-        return hasattr(value, "__float__") and not isinstance(value, bool)
+        return isinstance(value, typing.SupportsFloat) and not isinstance(value, bool)
     if kind is str:
         return isinstance(value, str | os.PathLike)
     if kind is Sequence:
@@ -79,7 +79,7 @@ def _name_of(hint: Any) -> str:
         return f"a list of {_NAMES[parts[0]].removeprefix('a ')}s"
     if kind is Path:
         kind = str
-    return _NAMES.get(Mapping if kind is dict else kind, str(getattr(kind, "__name__", kind)))
+    return _NAMES.get(Mapping if kind is dict else kind, inspect.formatannotation(kind))
 
 
 # ---------------------------------------------------------------------- parameters

@@ -151,6 +151,14 @@ def test_every_place_is_checked(place: str) -> None:
         refusals(doors())
 
 
+def test_runs_without_a_checkpoint_are_checked_too() -> None:
+    """They start over."""
+    Path("run/checkpoints/last.ckpt").unlink()
+    change("model", {"target": "canary.Model"})
+    (text,) = refusals({"main.py": doors()["main.py"]})
+    assert "canary.Model is not trusted" in text
+
+
 def test_sections_that_are_not_used_do_not_matter() -> None:
     change("data.params.validation", {"target": "canary.Data"})
     change("lightning.logger", {"target": "canary.Logger"})
