@@ -42,6 +42,8 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         UserError: if the file cannot be written, for example on a full disk.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"cannot write {str(path)!r}: names of files have no null character")
     partial = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
+from taming import trust
 from taming.errors import UserError
 
 T = TypeVar("T")
@@ -28,7 +29,12 @@ Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose refusals are a `UserError`."""
+    """An `ArgumentParser` whose refusals are a `UserError`, and which minds `--trust`."""
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        namespace, rest = super().parse_known_args(*args, **kwargs)
+        trust.trust(vars(namespace).get("trust", ()))
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
@@ -49,7 +55,23 @@ def parse(
     return args, rest
 
 
+def add_trust_flag(parser: Arguments) -> None:
+    """`--trust`, for programs that read configs: what these may name, see `taming.trust`."""
+    parser.add_argument(
+        "--trust",
+        type=_parse_names,
+        action="extend",
+        default=[],
+        metavar="PACKAGE",
+        help="let configs name classes of this package too: of a run from elsewhere, run its code",
+    )
+
+
 # ---------------------------------------------------------------------- values
+
+
+def _parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse_switch(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import sys
 from collections.abc import Callable
@@ -45,7 +46,8 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main(*args, **kwargs)
+            # What a command line sets, as `--trust` does, ends with it.
+            contextvars.copy_context().run(main, *args, **kwargs)
         except UserError as error:
             print(f"error: {sentence(error)}", file=sys.stderr)
             raise SystemExit(2) from None

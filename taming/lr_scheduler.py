@@ -19,7 +19,7 @@ from taming.config import instantiate_from_config
 
 def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
     """The schedule of a `scheduler_config` for an optimizer, to be stepped after every update."""
-    return LambdaLR(optimizer, instantiate_from_config(config, key="scheduler_config"))
+    return LambdaLR(optimizer, instantiate_from_config(config, "scheduler_config", "schedule"))
 
 
 Rates = list[list[float]]  # of the parameter groups of each optimizer

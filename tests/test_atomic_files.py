@@ -56,6 +56,12 @@ def test_a_failure_before_anything_is_written_stays_what_it_is(tmp_path: Path) -
     assert names(tmp_path) == []
 
 
+def test_impossible_names_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names of files have no null character"):
+        with atomic_path(tmp_path / "a\0b"):
+            raise AssertionError("it was opened")
+
+
 def test_a_full_disk_is_one_sentence_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     with pytest.raises(UserError) as raised:

@@ -121,12 +121,22 @@ SAFE |= {"builtins.set", "builtins.complex", "builtins.bytearray"}
 def load_torch(path: Path, packages: tuple[str, ...] = ()) -> Any:
     """The content of a file of torch's; foreign classes, and those of `packages`, as `Inert`."""
     zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_claims(path)
     names = sorted(_names_in(path, zipped) - SAFE)
     stand_ins = [(stand_in(path, name, packages), name) for name in names]
     safe: list[Any] = [pair for pair in stand_ins if pair[0] is not None]
     with torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickle protocols and deprecated storages of old files
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_claims(path: Path) -> None:
+    """Torch writes tensors as they are; compressed ones could be any number of zeros."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise ValueError(f"it says that it holds {claimed:,} bytes")
 
 
 def _names_in(path: Path, zipped: bool) -> set[str]:

@@ -22,4 +22,4 @@ def dataset_of(config: Mapping[str, Any], split: str) -> Any:
         named = [name for name in SPLITS if sections.get(name)]
         advice = f"give --split {' or '.join(named)}" if named else "give a config with data"
         raise UserError(f"the config has no data.params.{split}; {advice}")
-    return instantiate_from_config(sections[split], key=f"data.params.{split}")
+    return instantiate_from_config(sections[split], f"data.params.{split}", "dataset")

@@ -25,6 +25,7 @@ from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import Sides, add_side_flags, tokens_for
 from taming.sampling.token_sampler import OnStep
 
+MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250
 
 
@@ -63,6 +64,10 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UserError(f"--num_samples must be at least 1, not {self.num_samples}")
+        if self.num_samples > MOST_SAMPLES:
+            raise UserError(
+                f"--num_samples is {self.num_samples}; at most {MOST_SAMPLES:,} are made"
+            )
         if self.settings.temperature == 0:
             raise UserError(
                 "--temperature 0 would sample one image again and again; it must be above 0"

@@ -17,9 +17,11 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
+from taming.limits import check_sizes
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -63,8 +65,10 @@ class SetupCallback(Callback):
         except OSError as error:
             raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
         remove_leftovers(self.folders[0])
-        for name, config in self.configs.items():
-            write_text(self.folders[-1] / f"{self.now}-{name}.yaml", OmegaConf.to_yaml(config))
+        paths = [self.folders[-1] / f"{self.now}-{name}.yaml" for name in self.configs]
+        for path, config in zip(paths, self.configs.values(), strict=True):
+            write_text(path, OmegaConf.to_yaml(config))
+        trust.remember(paths)
 
 
 @runtime_checkable
@@ -97,6 +101,7 @@ class ImageLogger(Callback):
         increase_log_steps: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes("image_logger.params", batch_frequency=batch_frequency, max_images=max_images)
         self.batch_frequency = batch_frequency
         self.max_images = max_images
         self.clamp = clamp

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, parse_switch
+from taming.command_line import Parser, add_trust_flag, parse_switch
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -93,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         "the run has it: stop",
     )
     parser.add_argument("--gpus", help="0, for the first GPU; 0,1 for two of them; 2 for any two")
+    add_trust_flag(parser)
     return parser
 
 
@@ -164,9 +165,11 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
     return new_run(args.name, args.base, args.postfix, args.project)
 
 
-def _read_configs(run: RunFolder, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+def _read_configs(
+    run: RunFolder, base: Sequence[Path], overrides: Sequence[str]
+) -> tuple[DictConfig, DictConfig]:
     """The merged config of model and data, and the section `lightning`."""
-    config = load_config(run.configs, overrides)
+    config = load_config(base, overrides, stored=run.stored)
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
@@ -196,13 +199,13 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 def _build_model(config: DictConfig, run: RunFolder) -> Any:
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    return instantiate_from_config(model_config, key="model")
+    return instantiate_from_config(model_config, "model", "module")
 
 
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
-    data = instantiate_from_config(config.data, key="data")
+    data = instantiate_from_config(config.data, "data", "data module")
     data.prepare_data()
     data.setup()
     return data
@@ -235,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, flags, overrides = parse_arguments(argv)
     with requests.handled(), one_start():
         run = _open_run(args)
-        config, lightning_config = _read_configs(run, overrides)
+        config, lightning_config = _read_configs(run, args.base, overrides)
         _keep_flags(args, lightning_config, run)
         pl.seed_everything(args.seed, workers=True)
         options = {**plain(lightning_config.get("trainer") or {}), **flags}

@@ -18,6 +18,7 @@ from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
 from taming.lightning_internals import place_of
+from taming.limits import check_sizes
 from taming.training.stopping import start_worker
 
 SPLITS = ("train", "validation", "test")
@@ -77,6 +78,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
+        check_sizes("data.params", least=0, most=1024, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
         self.dataset_configs = {split: config for split, config in configs if config}
         self.batch_size = batch_size
@@ -94,7 +96,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         for split, config in self.dataset_configs.items():
             if split not in self.datasets:
-                dataset = instantiate_from_config(config, key=f"data.params.{split}")
+                dataset = instantiate_from_config(config, f"data.params.{split}", "dataset")
                 self._set_loading(dataset)
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()

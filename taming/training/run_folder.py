@@ -56,6 +56,7 @@ class RunFolder:
     resume_from: Path | None = None
     is_new: bool = False
     by_name: bool = False
+    stored: tuple[Path, ...] = ()  # those of `configs` that are in the folder
 
     @property
     def checkpoints(self) -> Path:
@@ -103,12 +104,14 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     if (unsaved := find_unsaved(path)) is not None:
         folder, own = unsaved
         rank_zero_info(f"{folder} was stopped before its first save: it starts over")
-        return RunFolder(folder, (*own, *configs))
+        return RunFolder(folder, (*own, *configs), stored=own)
     run = find_run(path)
     read_checkpoint(run.checkpoint)  # a damaged one is refused before anything is built
     check_place(run.folder / "checkpoints", "make it writable to go on with the run")
     by_name = normal_path(path).is_file()
-    return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint, by_name=by_name)
+    return RunFolder(
+        run.folder, (*run.configs, *configs), run.checkpoint, by_name=by_name, stored=run.configs
+    )
 
 
 @contextmanager

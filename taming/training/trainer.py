@@ -211,7 +211,7 @@ def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
     own = plain(lightning_config.get("logger"))
     if own and "target" not in own:
         own = OmegaConf.merge(default, own)
-    chosen = instantiate_from_config(own or default, key="lightning.logger")
+    chosen = instantiate_from_config(own or default, "lightning.logger", "logger")
     return [chosen, instantiate_from_config(table)]
 
 
@@ -242,7 +242,7 @@ def _callbacks(
         lightning_config=lightning_config,
     )
     from_config = [
-        instantiate_from_config(node, key=f"lightning.callbacks.{name}")
+        instantiate_from_config(node, f"lightning.callbacks.{name}", "callback")
         for name, node in plain(chosen).items()
     ]
     own_callbacks = [
