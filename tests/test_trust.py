@@ -18,7 +18,7 @@ from scripts import sample_fast
 from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
 from taming.training.cli import main
-from taming.trust import trust
+from taming.trust import in_program, remember, trust
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -234,6 +234,14 @@ def test_references_bring_no_targets() -> None:
         assert "model.target" in text and "canary.Model is not trusted" in text
 
 
+def test_references_to_sections_that_are_not_used_bring_no_targets() -> None:
+    change("data.params.node", {"target": "canary.Model"})
+    change("model.params.cond_stage_config", "${data.params.node}")
+    for text in refusals(doors()):
+        assert "cond_stage_config.target" in text or "data.params.node.target" in text
+        assert "canary.Model is not trusted" in text
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -283,7 +291,8 @@ def test_trust_in_a_package_is_no_trust_in_what_it_imports() -> None:
     )
     Path("own.py").write_text(code)
     for name in ("Popen", "run", "system", "make", "os.system", "missing"):
-        change("model", {"target": f"own.{name}", "params": {}})
+        params = {"args": ["touch", "ran"]} if name == "Popen" else {}
+        change("model", {"target": f"own.{name}", "params": params})
         with pytest.raises(UserError, match=f"own.{name}|no 'missing'|no module 'own.os'"):
             taming.load("run", trust=["own"])
         assert not Path("ran").exists()
@@ -291,6 +300,20 @@ def test_trust_in_a_package_is_no_trust_in_what_it_imports() -> None:
     with pytest.raises(AttributeError):  # it is called, as it is trusted by name, and no model
         taming.load("run", trust=["own.make"])
     assert Path("ran").exists()
+
+
+def test_trust_ends_with_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.py").write_text(OWN)
+    change("model.target", "own.MyTransformer")
+    sample_fast.main(["-r", "run", "--trust", "own", "-n", "1", "--device", "cpu"])
+    assert not in_program()
+    with pytest.raises(UserError, match="is not trusted"):
+        taming.load("run")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        sample_fast.main(["-r", "run", "-n", "1", "--device", "cpu"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_what_trust_takes() -> None:
@@ -361,6 +384,13 @@ def test_calls_in_python_are_trusted() -> None:
     model = instantiate_from_config({**FIRST_STAGE, "target": "own.MyModel"}, expects="module")
     assert type(model).__name__ == "MyModel"
     assert instantiate_from_config({"target": "fractions.Fraction"}) == 0
+
+
+def test_many_runs_are_remembered() -> None:
+    for name in "abc":
+        Path(name).write_text(name)
+        remember([Path(name)])
+    assert len(json.loads(Path("state/taming/trusted_runs.json").read_text())) == 3
 
 
 def test_a_state_folder_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
