@@ -18,7 +18,7 @@ import torch.utils.tensorboard  # noqa: F401
 import taming.models.cond_transformer
 import taming.models.vqgan
 import taming.training.cli  # noqa: F401
-from tests.faults.launch import HUNG, end_group, shell_code
+from tests.faults.launch import HUNG, end_group, outlived, shell_code
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
         print(json.dumps(serve(json.loads(line))), flush=True)
 
 
-def serve(request: dict[str, Any]) -> int:
-    """Fork, run the program in the child, and wait for it; its exit code."""
+def serve(request: dict[str, Any]) -> tuple[int, bool]:
+    """Fork, run the program in the child, and wait: its exit code, and whether it left any."""
     child = os.fork()
     if child == 0:
         _run(request)
@@ -41,11 +41,12 @@ def serve(request: dict[str, Any]) -> int:
             status = os.waitstatus_to_exitcode(raw)
         else:
             time.sleep(0.02)
+    orphans = status is not None and outlived(child)
     end_group(child)
     if status is not None:
-        return shell_code(status)
+        return shell_code(status), orphans
     os.waitpid(child, 0)
-    return HUNG
+    return HUNG, False
 
 
 def _run(request: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from 1 over all epochs. Faults of a list happen one after another.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import io
@@ -45,7 +46,8 @@ class Fault:
     Attributes:
         moment: where, see above.
         action: a signal's name, `raise`, `sleep`, `nan` (in a weight), `inf` (in a gradient),
-            `full` (no file may grow beyond 64 KiB) or `room` (that is over).
+            `full` (no file may grow beyond 64 KiB), `fill` (a file takes all that is left of the
+            disk of the current folder) or `room` (that is over).
         batch: not before this batch has begun; counted from 1.
         nth: how many times the moment has come by then.
         rank: the process that it happens in.
@@ -122,14 +124,25 @@ def act(fault: Fault, module: Any = None) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif fault.action == "sleep":
         time.sleep(3600)
-    elif fault.action in ("full", "room"):
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        size = 2**16 if fault.action == "full" else hard
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    elif fault.action in ("full", "fill", "room"):
+        _limit_room(fault.action)
     else:
         number = signal.Signals[fault.action]
         group = fault.to == "group" or (number == signal.SIGKILL and fault.to != "alone")
         (os.killpg if group else os.kill)(os.getpgrp() if group else os.getpid(), number)
+
+
+def _limit_room(action: str) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16 if action == "full" else hard, hard))
+    filler = Path("filler")
+    filler.unlink(missing_ok=True)
+    if action == "fill":
+        file = os.open(filler, os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while os.write(file, bytes(2**16)):
+                pass
+        os.close(file)
 
 
 def _spoil(module: pl.LightningModule, action: str) -> None:
@@ -224,6 +237,8 @@ class InjectFaults(pl.Callback):
     ) -> None:
         INJECTOR.batch = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
         record(f"begin {INJECTOR.batch}")
+        if isinstance(batch, dict) and "file_path_" in batch:
+            record(f"seen {trainer.current_epoch} {' '.join(batch['file_path_'])}")
         INJECTOR.reached("on_train_batch_start", module=pl_module)
 
     def on_train_batch_end(

@@ -28,7 +28,6 @@ MOMENTS: dict[str, list[str]] = {
         "on_before_backward",
         "on_after_backward",
         "on_before_optimizer_step",
-        "on_before_zero_grad",
         "on_train_batch_end",
     ],
     "at an epoch's end": ["on_train_epoch_end", "on_train_epoch_start"],

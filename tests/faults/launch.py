@@ -25,11 +25,19 @@ LIMIT = 120.0  # seconds, on a machine that is busy with other things
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended: its exit code (as a shell has it), what it printed, and how long."""
+    """How a program ended.
+
+    Attributes:
+        code: its exit code, as a shell has it; `HUNG` if it had to be stopped.
+        output: what it printed.
+        seconds: how long it took.
+        orphans: processes that it had started were still there `PATIENCE` seconds later.
+    """
 
     code: int
     output: str
     seconds: float
+    orphans: bool = False
 
     @property
     def hung(self) -> bool:
@@ -46,6 +54,7 @@ class Ended:
 
 
 HUNG = 124
+PATIENCE = 15.0  # torch's loader processes look for their parent every five seconds
 
 
 def variables(extra: Mapping[str, str]) -> dict[str, str]:
@@ -93,11 +102,11 @@ class Launcher:
             "environment": dict(environment or {}),
             "output": str(output),
         }
-        code = (self._fresh if fresh else self._fork)(request, limit)
+        code, orphans = (self._fresh if fresh else self._fork)(request, limit)
         text = output.read_text(errors="replace")
-        return Ended(code, text, time.monotonic() - start)
+        return Ended(code, text, time.monotonic() - start, orphans)
 
-    def _fresh(self, request: dict[str, Any], limit: float) -> int:
+    def _fresh(self, request: dict[str, Any], limit: float) -> tuple[int, bool]:
         with open(request["output"], "w") as output:
             process = subprocess.Popen(
                 [sys.executable, *request["argv"]],
@@ -110,19 +119,20 @@ class Launcher:
                 preexec_fn=heed_interrupts,
             )
         try:
-            return shell_code(process.wait(limit))
+            return shell_code(process.wait(limit)), outlived(process.pid)
         except subprocess.TimeoutExpired:
-            return HUNG
+            return HUNG, False
         finally:
             end_group(process.pid)
             process.wait()
 
-    def _fork(self, request: dict[str, Any], limit: float) -> int:
+    def _fork(self, request: dict[str, Any], limit: float) -> tuple[int, bool]:
         server = self._started()
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps({**request, "limit": limit}) + "\n")
         server.stdin.flush()
-        return int(json.loads(server.stdout.readline()))
+        code, orphans = json.loads(server.stdout.readline())
+        return code, orphans
 
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None:
@@ -141,6 +151,27 @@ class Launcher:
 def heed_interrupts() -> None:
     """A shell lets what it starts in the background ignore SIGINT; programs under test must not."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def outlived(leader: int) -> bool:
+    """Whether processes of a group are still there after a while."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if not living(leader):
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def living(group: int) -> list[int]:
+    """The processes of a group that have not ended (the dead that nobody waits for do not count)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+            if int(number) == group and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def end_group(leader: int) -> None:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.faults.hooks import Fault
 from tests.faults.kills import Injection, Kill, random_kills
-from tests.faults.launch import Launcher
-
-
-@pytest.fixture(scope="module")
-def injection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Injection]:
-    with Launcher() as launcher:
-        yield Injection(launcher, tmp_path_factory.mktemp("faults"))
-
 
 KILLS = [
     Kill("vqgan", "in a step", (Fault("on_before_optimizer_step", "SIGKILL", 17, nth=2),)),
