@@ -98,7 +98,7 @@ def vqgan_workers() -> Config:
 
 
 def ema() -> Config:
-    """A codebook of moving averages, and gradients of five batches, which do not divide an epoch."""
+    """A codebook of moving averages; gradients of five batches, which do not divide an epoch."""
     return _config(_first_stage("EMAVQ"), workers=0, accumulate_grad_batches=5)
 
 

@@ -28,7 +28,7 @@ def only_run(folder: Path) -> Path | None:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What differs in run `second`, that was stopped and resumed, from the uninterrupted `first`."""
+    """What differs in `second`, a run that was stopped and resumed, from `first`, which was not."""
     return [
         *_checkpoint_differences(first / "checkpoints", second / "checkpoints"),
         *_file_differences(first, second),
@@ -162,8 +162,8 @@ def _table_differences(first: Path, second: Path) -> Iterator[str]:
     }
     for what, keys in groups.items():
         if keys:
-            column, step = keys[0]
-            yield f"table: {len(keys)} of {len(wanted)} values {what}, first {column} of step {step}"
+            first_one = "{} of step {}".format(*keys[0])
+            yield f"table: {len(keys)} of {len(wanted)} values {what}, first {first_one}"
 
 
 def _by_step(key: tuple[str, int]) -> tuple[int, str]:

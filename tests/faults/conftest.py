@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.kills import Injection
 from tests.faults.launch import Launcher
+from tests.faults.sandbox import Sandbox
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +20,9 @@ def launcher() -> Iterator[Launcher]:
 @pytest.fixture(scope="session")
 def injection(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Injection:
     return Injection(launcher, tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as one:
+        yield one

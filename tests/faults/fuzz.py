@@ -25,6 +25,7 @@ from PIL import Image, PngImagePlugin
 from tests.data.scenes import BOXES, CLASSES, HEAD, coco_content
 from tests.faults.cases import CASES
 from tests.faults.sandbox import GOOD, Sandbox
+from tests.sampling.tiny import transformer_config
 
 # ---------------------------------------------------------------------- values
 
@@ -54,16 +55,36 @@ TARGETS = (
     "a..b",
     "taming",
 )
-PARAMS: tuple[dict[str, Any] | None, ...] = (
-    None,
-    {},
-    {"command": "touch ran"},
-    {"args": ["touch", "ran"]},
-    {"path_name": "ran.py"},
-    {"obj": {}, "f": "ran"},
-    {"path": "/tmp/taming_faults_ran"},
-    {"file": "/tmp/taming_faults_ran", "mode": "w"},
-    {"url": "http://127.0.0.1:9/", "local_path": "ran"},
+PARAMS: tuple[dict[str, Any] | None, ...] = (None, {}, {"x": 1}, {"size": 16})
+# Calls that would do something.
+ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("os.system", {"command": "touch ran"}),
+    ("posix.system", {"command": "touch ran"}),
+    ("subprocess.Popen", {"args": ["touch", "ran"]}),
+    ("subprocess.run", {"args": ["touch", "ran"]}),
+    ("subprocess.call", {"args": ["touch", "ran"]}),
+    ("os.mkdir", {"path": "../ran"}),
+    ("os.remove", {"path": "../ran"}),
+    ("pathlib.Path.write_text", {"self": "x", "data": "x"}),
+    ("runpy.run_path", {"path_name": "ran.py"}),
+    ("runpy.run_module", {"mod_name": "antigravity"}),
+    ("importlib.import_module", {"name": "antigravity"}),
+    ("antigravity.geohash", {"latitude": 1, "longitude": 1, "datedow": "x"}),
+    ("torch.save", {"obj": {}, "f": "../ran"}),
+    ("torch.hub.load", {"repo_or_dir": "a/b", "model": "c"}),
+    ("torch.hub.download_url_to_file", {"url": "http://127.0.0.1:9/", "dst": "ran"}),
+    ("torch.utils.cpp_extension.load_inline", {"name": "ran", "cpp_sources": "int a;"}),
+    ("taming.util.download", {"url": "http://127.0.0.1:9/", "local_path": "ran"}),
+    ("taming.atomic_files.write_text", {"path": "../ran", "text": "x"}),
+    (
+        "main.instantiate_from_config",
+        {"config": {"target": "os.system", "params": {"command": "x"}}},
+    ),
+    ("pytorch_lightning.loggers.CSVLogger", {"save_dir": "../ran"}),
+    ("builtins.open", {"file": "../ran", "mode": "w"}),
+    ("tests.faults.sandbox.canary", {}),
+    ("tests.faults.sandbox.canary", {"x": 1}),
+    ("tests.faults.sandbox.CALLS.append", {}),
 )
 NUMBERS = (0, 1, -1, 2, 3, 7, 10**6, 10**12, 2**63, 10**30, -0.5, 1e-4, 0.5, 1e300, 1e12)
 TEXTS = (
@@ -100,10 +121,9 @@ _plain = (
     | st.text(st.characters(codec="utf-8"), max_size=8)
     | st.integers(-5, 40)
 )
-_node = st.builds(
-    lambda target, params: {"target": target, "params": copy.deepcopy(params)},
-    st.sampled_from(TARGETS),
-    st.sampled_from(PARAMS),
+_attack = st.sampled_from(ATTACKS)
+_node = st.one_of(st.tuples(st.sampled_from(TARGETS), st.sampled_from(PARAMS)), _attack).map(
+    lambda pair: {"target": pair[0], "params": copy.deepcopy(pair[1])}
 )
 VALUES: SearchStrategy[Any] = st.one_of(
     _plain,
@@ -156,6 +176,29 @@ def changed(tree: Any, data: DataObject, most: int = 3) -> Any:
     return tree
 
 
+def shown(case: Any) -> str:
+    """A case in a line: what differs from the nearest base, or all of it."""
+    if isinstance(case, dict) and case.keys() & {"model", "data"}:
+        bases = (*BASES.values(), SMALL_RUN)
+        lines = min((_edits(base, case) for base in bases), key=len)
+        return "; ".join(lines)[:400]
+    return repr(case)[:400]
+
+
+def _edits(base: Any, case: Any, path: str = "") -> list[str]:
+    if isinstance(base, dict) and isinstance(case, dict):
+        keys = dict.fromkeys([*base, *case])
+        pairs = [(f"{path}.{key}".strip("."), key) for key in keys]
+        return [
+            line
+            for where, key in pairs
+            if base.get(key) is not case.get(key)
+            for line in _edits(base.get(key, "nothing"), case.get(key, "nothing"), where)
+        ]
+    same = repr(base) == repr(case)
+    return [] if same else [f"{path} = {case!r}"[:200]]
+
+
 def spoiled(raw: bytes, data: DataObject) -> bytes:
     """Bytes cut, flipped, doubled or with others put in."""
     for _ in range(data.draw(st.integers(1, 3))):
@@ -178,17 +221,16 @@ def spoiled(raw: bytes, data: DataObject) -> bytes:
 def _bases() -> dict[str, Any]:
     names = ("vqgan", "ema", "gumbel", "transformer")
     bases: dict[str, Any] = {name: CASES[name]() for name in names}
-    listed = {"size": 16, "training_images_list_file": "ASSETS/images.txt"}
+    listed = {"size": 8, "training_images_list_file": "ASSETS/images.txt"}
+    images = {"target": "taming.data.custom.CustomTrain", "params": listed}
     for config in bases.values():
         config["lightning"]["callbacks"].pop("faults")
-        for split in ("train", "validation"):
-            length = config["data"]["params"][split]["params"]["length"]
-            digits = {"target": "taming.data.digits.DigitsTrain", "params": {"size": 8}}
-            config["data"]["params"][split] = digits if length else listed
+        config["data"]["params"] |= {"train": images, "validation": copy.deepcopy(images)}
     return bases
 
 
 BASES = _bases()
+SMALL_RUN: Any = {"model": {"base_learning_rate": 1e-4, **transformer_config()}}
 
 
 def config(data: DataObject) -> Any:
@@ -197,16 +239,14 @@ def config(data: DataObject) -> Any:
 
 def stranger(data: DataObject) -> Any:
     """The config of a small run, in which something is to be executed, or changed otherwise."""
-    from tests.sampling.tiny import transformer_config
-
-    tree = {"model": {"base_learning_rate": 1e-4, **transformer_config()}}
-    tree = json.loads(json.dumps(tree))
+    tree = copy.deepcopy(SMALL_RUN)
     nodes = [place[:-1] for place in places(tree) if place[-1] == "target"]
     if data.draw(st.booleans()):
         node: Any = tree
         for key in data.draw(st.sampled_from(nodes)):
             node = node[key]
-        node |= data.draw(_node)
+        target, params = data.draw(_attack)
+        node |= {"target": target, "params": copy.deepcopy(params)}
         return tree
     return changed(tree, data)
 
@@ -227,7 +267,8 @@ YAML_TRAPS = (
     "model: !!python/object/apply:os.system ['touch ran']",
     "model: !!python/name:os.system",
     "a: &a [x]\n" + "\n".join(f"b{i}: &b{i} [{'*a, ' * 9}*a]" for i in range(9)),
-    "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+    "a0: &a0 [x,x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
     "model: &m {target: a, params: *m}",
     "[" * 5000,
     "{a: " * 3000,
@@ -274,18 +315,50 @@ KEYS = (
 )
 WORDS = (
     *("0", "1", "-1", "3", "99999999999999999999", "1e400", "nan", "inf", "-0.0", "1e-30", "0.5"),
-    *("true", "", " ", "\0", "abc", "a,b", "0,", ",", "[1]", "{}", "{a: 1}", "null", "é", "x" * 300),
+    *(
+        "true",
+        "",
+        " ",
+        "\0",
+        "abc",
+        "a,b",
+        "0,",
+        ",",
+        "[1]",
+        "{}",
+        "{a: 1}",
+        "null",
+        "é",
+        "x" * 300,
+    ),
 )
 TRAINER_FLAGS = (
     *("--max_steps", "--max_epochs", "--devices", "--accelerator", "--precision", "--strategy"),
     *("--gpus", "--seed", "--scale_lr", "--limit_val_batches", "--val_check_interval"),
     *("--accumulate_grad_batches", "--gradient_clip_val", "--gradient_clip_algorithm"),
     *("--logger", "--num_nodes", "--profiler", "--log_every_n_steps", "--overfit_batches"),
-    *("--fast_dev_run", "--min_epochs", "--max_time", "--barebones", "--benchmark", "--inference_mode"),
+    *(
+        "--fast_dev_run",
+        "--min_epochs",
+        "--max_time",
+        "--barebones",
+        "--benchmark",
+        "--inference_mode",
+    ),
     *("-n", "-f", "-p", "-s", "-d", "--no-test", "-b", "--what", "--", "-", "-x"),
 )
 SAMPLING_FLAGS = (
-    *("-n", "--num_samples", "--batch_size", "-k", "--top_k", "-t", "--temperature", "-p", "--top_p"),
+    *(
+        "-n",
+        "--num_samples",
+        "--batch_size",
+        "-k",
+        "--top_k",
+        "-t",
+        "--temperature",
+        "-p",
+        "--top_p",
+    ),
     *("--classes", "--seed", "--precision", "--top-k", "--guidance", "--what", "--compile"),
 )
 
@@ -338,7 +411,9 @@ def coco(data: DataObject) -> Any:
     if kind == 0:
         return {name: spoiled(json.dumps(content).encode(), data).decode("latin-1")}
     if kind == 1:
-        return {name: data.draw(st.sampled_from(("[" * 100_000, "null", "[]", "{}", "1", '"a"', "")))}
+        return {
+            name: data.draw(st.sampled_from(("[" * 100_000, "null", "[]", "{}", "1", '"a"', "")))
+        }
     return {name: changed(content, data)}
 
 
@@ -458,6 +533,74 @@ def mask(data: DataObject) -> Any:
     elif kind == 2:
         raw = spoiled(raw, data)
     return raw.decode("latin-1")
+
+
+PLACES = ("model", "transformer_config", "first_stage_config", "cond_stage_config")
+
+
+def attacked(place: str, target: str, params: dict[str, Any]) -> Any:
+    """The config of a small run with a call in the place of one of its parts."""
+    tree = copy.deepcopy(SMALL_RUN)
+    node = tree["model"] if place == "model" else tree["model"]["params"][place]
+    node |= {"target": target, "params": copy.deepcopy(params)}
+    return tree
+
+
+# ---------------------------------------------------------------------- known to have failed
+
+# Changes to configs, override by override; "..." stands for no value at all.
+KNOWN_CHANGES: tuple[tuple[str, Any], ...] = (
+    ("data.params.validation.params.training_images_list_file", 1e-4),
+    ("data.params.train.params", [1, 2]),
+    ("data.params.train", [1]),
+    ("data.params.num_workers", None),
+    ("data.params.num_workers", {"a": 1}),
+    ("data.params.batch_size", "abc"),
+    ("lightning.trainer", 0),
+    ("model", None),
+    ("model.params", [1]),
+    ("model.target", []),
+    ("model.target", 0),
+    ("model.params.embed_dim", "\0"),
+    ("model.params.n_embed", None),
+    ("model.params.n_embed", 10**12),
+    ("model.params.ddconfig", 1),
+    ("model.params.ddconfig.ch_mult", -0.5),
+    ("model.params.ddconfig.dropout", "x"),
+    ("model.params.lossconfig.params.disc_ndf", "abc"),
+    ("model.params.lossconfig.params.disc_weight", "\0"),
+    ("model.params.lossconfig.params.disc_num_layers", {"target": "os.getcwd"}),
+)
+
+
+def known_cases() -> list[tuple[str, Any]]:
+    """(target, case) of input that once ended in a traceback, or never."""
+    cases: list[tuple[str, Any]] = []
+    for path, value in KNOWN_CHANGES:
+        tree = copy.deepcopy(BASES["vqgan"])
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node[key]
+        node[last] = value
+        cases.append(("config", tree))
+    base = ["-b", "ASSETS/vqgan.yaml"]
+    cases += [
+        ("training_arguments", [*base, "model.params=[1]"]),
+        ("training_arguments", [*base, "model.params.n_embed="]),
+        ("sampling_arguments", ["-n", "1", "--classes", "1", "-o", "\0"]),
+        ("sampling_arguments", ["-n", "1", "--classes", "1", "model.params.pkeep=x"]),
+        ("sampling_arguments", ["-n", "99999999999999999999"]),
+        ("layout", "[" * 100_000),
+        ("layout", [{"class": [1, 2], "box": [0.1, 0.2, 0.4]}]),
+    ]
+    for identity in ([], {}, float("inf")):
+        content = coco_content()
+        content["annotations"][2]["id"] = identity
+        cases.append(("coco", {"instances": content}))
+    cases.append(("coco", {"instances": coco_content() | {"images": True}}))
+    cases.append(("open_images", {"class-descriptions-boxable.csv": "/m/01s55n,Suit\x8acase\n"}))
+    return cases
 
 
 # ---------------------------------------------------------------------- campaigns

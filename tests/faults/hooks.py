@@ -313,3 +313,25 @@ class Grains(Dataset[dict[str, Any]]):
         if index == self.nan_at:
             image[:] = np.nan
         return {"image": image, "class_label": index % 10, "file_path_": f"grains/{index}.png"}
+
+
+# ---------------------------------------------------------------------- a large model
+
+
+class Ballast(pl.LightningModule):
+    """A step of 50 ms, and a state that takes long to write; the log has the time of every step."""
+
+    learning_rate = 0.0
+
+    def __init__(self, megabytes: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer("ballast", torch.rand(megabytes * 250_000))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        record(f"time {time.monotonic()}")
+        time.sleep(0.05)
+        return (self.weight * batch["image"].mean()).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)

@@ -55,11 +55,6 @@ class Kill:
     def __str__(self) -> str:
         return f"{self.case}, {', then '.join(map(str, self.faults))}"
 
-    @property
-    def action(self) -> str:
-        """What ends the first start."""
-        return self.faults[-1].action
-
 
 def random_kills(seed: int, count: int) -> list[Kill]:
     """Kills that take turns over cases and kinds of moments; a function of the seed."""
@@ -77,7 +72,9 @@ def _random_kill(rng: random.Random, kind: str, case: str) -> Kill:
     latest = (EPOCHS - 1) * BATCHES if kind in ("in a step", "in image logging") else BATCHES
     fault = Fault(moment, action, rng.randint(1, latest), rng.randint(1, 2))
     if kind == "in a signal's handler":
-        first = Fault("on_train_batch_end", rng.choice(("SIGTERM", "SIGINT", "SIGUSR1")), fault.batch)
+        first = Fault(
+            "on_train_batch_end", rng.choice(("SIGTERM", "SIGINT", "SIGUSR1")), fault.batch
+        )
         return Kill(case, kind, (first, replace(fault, action="SIGKILL", batch=1, nth=1)))
     if action == "SIGUSR1":  # saves, and goes on until it is killed
         death = Fault("on_train_batch_end", "SIGKILL", fault.batch + 3)
@@ -92,11 +89,16 @@ class Outcome:
     kill: Kill
     first: Ended
     resumes: list[Ended] = field(default_factory=list)
-    reached: bool = True
+    happened: int = 0  # faults
     died_at: int = 0  # batches that were finished
     went_on_at: int = 0  # the first batch of the resumed run, less one
     saved_at: int = 0  # batches in the newest whole checkpoint
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def action(self) -> str:
+        """What ended the first start; of two faults, the second may have had no occasion."""
+        return self.kill.faults[max(self.happened, 1) - 1].action
 
     @property
     def lost(self) -> int:
@@ -162,11 +164,10 @@ class Judge:
     def judge(self) -> None:
         """Fill in the outcome."""
         outcome, problems = self.outcome, self.outcome.problems
-        happened = sum(" fault " in line for line in self._log("first.log"))
-        outcome.reached = happened == len(outcome.kill.faults)
+        outcome.happened = sum(" fault " in line for line in self._log("first.log"))
         outcome.died_at = max(self._batches("first.log", "end"), default=0)
-        if not outcome.reached:
-            problems.append(f"the moment did not come ({happened} faults happened)")
+        if not outcome.happened:
+            problems.append("the moment did not come")
         self._judge_end()
         if self.run is None:
             problems.append("no run folder to go on with")
@@ -189,13 +190,13 @@ class Judge:
         return [int(match[1]) for match in found if match]
 
     def _judge_end(self) -> None:
-        first, action = self.outcome.first, self.outcome.kill.action
+        first, action = self.outcome.first, self.outcome.action
         problems = self.outcome.problems
         if first.hung:
             problems.append("hung")
-        elif self.outcome.reached and first.code != CODES[action]:
+        elif self.outcome.happened and first.code != CODES[action]:
             problems.append(f"exit code {first.code} instead of {CODES[action]} after {action}")
-        if action in ("SIGTERM", "SIGINT") and self.outcome.reached:
+        if action in ("SIGTERM", "SIGINT") and self.outcome.happened:
             if first.traceback:
                 problems.append(f"traceback after {action}: {first.last_line[:100]}")
             if not re.search(r"-r \S*logs/", first.output[-500:]):
@@ -238,5 +239,5 @@ class Judge:
             outcome.problems.append(
                 f"batches {outcome.died_at + 1} to {outcome.went_on_at} were never trained"
             )
-        if outcome.kill.action in ("SIGTERM", "SIGINT") and outcome.lost:
-            outcome.problems.append(f"{outcome.lost} batches lost by {outcome.kill.action}")
+        if outcome.action in ("SIGTERM", "SIGINT") and outcome.lost:
+            outcome.problems.append(f"{outcome.lost} batches lost by {outcome.action}")

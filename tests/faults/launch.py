@@ -78,10 +78,9 @@ class Launcher:
         return self
 
     def __exit__(self, *details: object) -> None:
-        if self._server is not None:
-            assert self._server.stdin is not None
-            self._server.stdin.close()
-            self._server.wait(timeout=30)
+        if self._server is not None:  # which has nothing to lose
+            end_group(self._server.pid)
+            self._server.wait()
             self._server = None
 
     def run(
@@ -92,12 +91,13 @@ class Launcher:
         environment: Mapping[str, str] | None = None,
         fresh: bool = False,
         limit: float = LIMIT,
+        root: Path = ROOT,
     ) -> Ended:
-        """Run `program` of this checkout in `folder`, and all processes it starts, to the end."""
+        """Run `program` of a checkout in `folder`, and all processes it starts, to the end."""
         output = folder / "output.txt"
         start = time.monotonic()
         request = {
-            "argv": [str(ROOT / program), *arguments],
+            "argv": [str(root / program), *arguments],
             "folder": str(folder),
             "environment": dict(environment or {}),
             "output": str(output),
@@ -164,7 +164,7 @@ def outlived(leader: int) -> bool:
 
 
 def living(group: int) -> list[int]:
-    """The processes of a group that have not ended (the dead that nobody waits for do not count)."""
+    """The processes of a group that have not ended; zombies, for whom nobody waits, have."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.faults import measures  # noqa: E402
 from tests.faults.kills import Injection, Outcome, random_kills  # noqa: E402
 from tests.faults.launch import Launcher  # noqa: E402
 
@@ -26,6 +27,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", choices=list(PARTS), nargs="+", default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--damages", type=int, default=1000, help="number of damaged checkpoints")
+    parser.add_argument("--cases", type=int, default=10_000, help="number of made-up inputs")
+    parser.add_argument("--examples", type=Path, help="write inputs that fail to this file")
+    parser.add_argument("--baseline", type=Path, help="a checkout whose steps are timed as well")
     parser.add_argument("--out", type=Path, help="append the tables to this file as well")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
     return parser.parse_args(argv)
@@ -76,7 +81,11 @@ def _summary(outcomes: list[Outcome]) -> list[str]:
         "batches never trained": sum(not _without(one, "never trained") for one in outcomes),
         "batches repeated, at most": max(lost, default=0),
     }
-    return ["| kills | |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())]
+    return [
+        "| kills | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in figures.items()),
+    ]
 
 
 def _without(outcome: Outcome, *words: str) -> bool:
@@ -88,7 +97,15 @@ def _same_weights(outcome: Outcome) -> bool:
     return finished and _without(outcome, ".ckpt", "checkpoints:", "no run")
 
 
-PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[list[str], bool]]] = {"kills": kills}
+PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[list[str], bool]]] = {
+    "kills": kills,
+    "damage": measures.damage,
+    "disk": measures.disk,
+    "ranks": measures.ranks,
+    "hostile": measures.hostile,
+    "fuzz": measures.fuzz,
+    "cost": measures.cost,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +27,8 @@ from tests.faults.launch import ROOT, end_group, variables
 
 GOOD = ("fine", "refused")
 LIMIT = 30.0  # seconds for a case, on a machine that is busy with other things
-MEMORY = 3 * 2**30  # bytes that a case may take
+MEMORY = 2**30  # bytes that a case may take
+DISK = 10**8  # bytes that its files may take
 CASES_EACH = 250  # in one process
 
 STARTS = (
@@ -69,10 +69,9 @@ class Sandbox:
     def __exit__(self, *details: object) -> None:
         if self._server is not None:
             assert self._server.stdin is not None
-            self._server.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._server.wait(timeout=30)
+            self._server.stdin.close()  # cells lead groups of their own, which end with their input
             end_group(self._server.pid)
+            self._server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, target: str, case: Any, limit: float = LIMIT) -> str:
@@ -105,7 +104,7 @@ class Cell:
     """A forked process that runs cases until one kills it."""
 
     def __init__(self, folder: Path) -> None:
-        self.cases = 0
+        self.cases, self.folder = 0, folder
         requests, answers = os.pipe(), os.pipe()
         self.process = os.fork()
         if self.process == 0:
@@ -130,17 +129,19 @@ class Cell:
         if answer:
             return str(json.loads(answer))
         _, status = os.waitpid(self.process, 0)
-        self.cases = CASES_EACH
+        self.end()
         number = -os.waitstatus_to_exitcode(status)
         return f"died of {signal.Signals(number).name if number > 0 else f'exit {-number}'}"
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill it, and remove what its last case has left."""
         self.cases = CASES_EACH
         with suppress(ProcessLookupError):
             os.kill(self.process, signal.SIGKILL)
         with suppress(ChildProcessError):
             os.waitpid(self.process, 0)
+        for path in self.folder.glob(f"{self.process}_*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def main() -> None:
@@ -169,8 +170,20 @@ def main() -> None:
 # ---------------------------------------------------------------------- the cell
 
 
+class Stopped(BaseException):
+    """What a case must not do, and therefore does not."""
+
+
+CALLS: list[str] = []
+
+
+def canary(*arguments: Any, **options: Any) -> None:
+    """A function that a stranger's config must not reach."""
+    CALLS.append(str(arguments or options))
+
+
 class Watch:
-    """Notes what the audit events of a case tell."""
+    """Notes, and stops, what the audit events of a case tell."""
 
     def __init__(self) -> None:
         self.folder: str | None = None
@@ -181,7 +194,7 @@ class Watch:
         if self.folder is None:
             return
         if event in STARTS:
-            self.seen.append(f"executed: {event}{str(arguments)[:80]}")
+            self._bad(f"executed: {event}{str(arguments)[:80]}")
         elif event == "open":
             path, mode, flags = arguments
             if set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR):
@@ -192,10 +205,16 @@ class Watch:
     def _written(self, path: Any) -> None:
         if isinstance(path, int):
             return
-        with suppress(ValueError):  # a path with a null byte is none
+        try:
             whole = os.path.realpath(os.fsdecode(path))
-            if not whole.startswith((str(self.folder), "/dev/")):
-                self.seen.append(f"written outside: {whole}")
+        except ValueError:  # a path with a null byte is none
+            return
+        if not whole.startswith((str(self.folder), "/dev/")):
+            self._bad(f"written outside: {whole}")
+
+    def _bad(self, what: str) -> None:
+        self.seen.append(what)
+        raise Stopped(what)
 
 
 def _serve_cases(folder: Path, requests: int, answers: int) -> None:
@@ -205,6 +224,7 @@ def _serve_cases(folder: Path, requests: int, answers: int) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * DISK, 2 * DISK))
     watch = Watch()
     output = os.fdopen(answers, "w")
     for number, line in enumerate(os.fdopen(requests)):
@@ -225,6 +245,7 @@ def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) 
     from taming.errors import UserError
 
     watch.seen.clear()
+    CALLS.clear()
     watch.folder = os.path.realpath(folder)
     try:
         target(case)
@@ -237,7 +258,28 @@ def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) 
         answer = f"traceback: {type(error).__name__} at {_place(error)}: {str(error)[:100]}"
     finally:
         watch.folder = None
+    if CALLS:
+        return f"executed: a function of {canary.__module__}"
+    # Writing in C++ makes no audit events.
+    strange = {path.name for path in folder.parent.iterdir()} - {folder.name, "assets"}
+    if strange:
+        for name in strange:
+            _remove(folder.parent / name)
+        return f"written outside: {', '.join(sorted(strange))}"
+    if (size := _disk_used(folder)) > DISK:
+        return f"fills the disk: {size:,} bytes"
     return watch.seen[0] if watch.seen else answer
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _disk_used(folder: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
 
 
 def _is_sentence(text: str) -> bool:
@@ -247,7 +289,9 @@ def _is_sentence(text: str) -> bool:
 def _place(error: BaseException) -> str:
     """The innermost line of our own code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/taming/" in frame.filename or "/scripts/" in frame.filename]
+    own = [
+        frame for frame in frames if "/taming/" in frame.filename or "/scripts/" in frame.filename
+    ]
     if not own:
         return "?"
     path = Path(own[-1].filename)
@@ -255,5 +299,7 @@ def _place(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    started = time.monotonic()
-    main()
+    # Under its own name, as configs find the canary there.
+    from tests.faults import sandbox
+
+    sandbox.main()

@@ -6,6 +6,7 @@ They stand for what users run; where a whole program takes long, for the part th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 import yaml
 
 from scripts import sample_fast
-from taming.checkpoint import load_run
+from taming.checkpoint import load_run, read_checkpoint
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.base import ImagePaths
+from taming.data.base import ImagePaths, NumpyPaths
 from taming.data.custom import CustomTrain
+from taming.data.imagenet import ImageNetTrain
+from taming.data.shards import Shards
 from taming.sampling.completion import keep_mask
 from taming.sampling.conditions import read_picture
 from taming.sampling.scenes import read_layout
@@ -40,7 +43,8 @@ def prepare(folder: Path) -> None:
     """Write what cases refer to: `ASSETS` in strings, and copies for those who change files."""
     global ASSETS
     ASSETS = folder
-    write_images(folder / "images", 6, 32, 40)
+    paths = write_images(folder / "images", 6, 32, 40)
+    (folder / "images.txt").write_text("\n".join(paths))
     tiny_run(folder / "run")
     write_coco(folder / "coco")
     write_open_images(folder / "open_images")
@@ -149,3 +153,42 @@ def image(case: str) -> None:
     Path("image.png").write_bytes(case.encode("latin-1"))
     ImagePaths(["image.png"], size=16)[0]
     read_picture("image.png", 3)
+
+
+# ---------------------------------------------------------------------- files
+
+
+def checkpoint(case: str) -> None:
+    """A file of weights, and the same in a run."""
+    Path("x.ckpt").write_bytes(case.encode("latin-1"))
+    read_checkpoint("x.ckpt")
+    Path("run/checkpoints").mkdir(parents=True)
+    shutil.copytree(ASSETS / "run" / "configs", "run/configs")
+    shutil.move("x.ckpt", "run/checkpoints/last.ckpt")
+    load_run("run")
+
+
+def imagenet_tar(case: str) -> None:
+    """The tar of ImageNet's training images."""
+    os.environ["XDG_CACHE_HOME"] = os.getcwd()
+    folder = Path("autoencoders/data/ILSVRC2012_train")
+    folder.mkdir(parents=True)
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(case.encode("latin-1"))
+    ImageNetTrain({"size": 16})[0]
+
+
+def shards(case: str) -> None:
+    """A tar of images."""
+    Path("shard-000000.tar").write_bytes(case.encode("latin-1"))
+    Shards("shard-000000.tar", 16)[0]
+
+
+def array(case: str) -> None:
+    """A file of numpy."""
+    Path("a.npy").write_bytes(case.encode("latin-1"))
+    NumpyPaths(["a.npy"], size=16)[0]
+
+
+def mischief(case: str) -> None:
+    """Python code, for the tests of the sandbox itself."""
+    exec(case)

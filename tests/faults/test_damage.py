@@ -58,7 +58,9 @@ def test_training_goes_on_from_the_newest_whole_one(
     shutil.rmtree(run / "images")
     ended = go_on(injection, run, tmp_path / "place")
     assert ended.code == 0 and not ended.traceback, ended.output
-    named = [line for line in ended.output.splitlines() if "last.ckpt" in line and "damaged" in line]
+    named = [
+        line for line in ended.output.splitlines() if "last.ckpt" in line and "damaged" in line
+    ]
     assert len(named) == 1, ended.output
     different = [line for line in differences(runs.original, run) if ".ckpt" in line]
     assert not different, "\n".join(different)

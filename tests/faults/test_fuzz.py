@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.faults.fuzz import CAMPAIGNS, run_campaign
-from tests.faults.sandbox import Sandbox
+from tests.faults.fuzz import CAMPAIGNS, known_cases, run_campaign, shown
+from tests.faults.sandbox import GOOD, Sandbox
 
 COUNT = 500
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as one:
-        yield one
 
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_made_up_input_is_refused_in_a_sentence(sandbox: Sandbox, name: str) -> None:
     campaign = run_campaign(sandbox, name, round(COUNT * CAMPAIGNS[name][2]))
-    told = [f"{answer}\n    {str(case)[:400]}" for answer, case in campaign.bad.values()]
+    told = [f"{answer}\n    {shown(case)}" for answer, case in campaign.bad.values()]
     assert not told, "\n".join([f"{campaign.bad_cases} of {campaign.cases}:", *told])
+
+
+def test_what_once_failed(sandbox: Sandbox) -> None:
+    answers = [(case, sandbox.run(target, case)) for target, case in known_cases()]
+    bad = [(case, answer) for case, answer in answers if answer.partition(":")[0] not in GOOD]
+    assert not bad, "\n".join(f"{answer}\n    {shown(case)}" for case, answer in bad)
