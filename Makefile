@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu lint install clean
+.PHONY: demo test test-slow test-gpu faults lint install clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,10 @@ test-slow: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+# Kill runs, damage checkpoints, fill disks, make up input; docs/reliability.md gets the tables.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write docs/reliability.md
 
 # Train both stages on handwritten digits, draw samples, and report: about six minutes on two cores.
 demo: install

@@ -32,6 +32,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--examples", type=Path, help="write inputs that fail to this file")
     parser.add_argument("--baseline", type=Path, help="a checkout whose steps are timed as well")
     parser.add_argument("--out", type=Path, help="append the tables to this file as well")
+    parser.add_argument("--write", type=Path, help="put the tables between this file's markers")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the runs")
     return parser.parse_args(argv)
 
@@ -108,10 +109,21 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], tuple[list[str], bool]]] =
 }
 
 
+MARKERS = "<!-- tables of tests/faults/run.py -->", "<!-- end of tables -->"
+
+
+def put_between_markers(path: Path, tables: str) -> None:
+    """Replace what stands between the markers of a file."""
+    start, end = MARKERS
+    before, _, rest = path.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{start}\n\n{tables}\n{end}{after}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the parts and print their tables."""
     args = parse(argv)
-    good = True
+    good, tables = True, ""
     for name in args.only:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
@@ -119,10 +131,13 @@ def main(argv: list[str] | None = None) -> int:
         good &= passed
         seconds = time.monotonic() - start
         text = "\n".join([f"## {name} (seed {args.seed}, {seconds:.0f} s)", "", *lines, ""])
+        tables += text + "\n"
         print(text, flush=True)
         if args.out:
             with args.out.open("a") as file:
                 file.write(text + "\n")
+    if args.write:
+        put_between_markers(args.write, tables.rstrip() + "\n")
     return 0 if good else 1
 
 

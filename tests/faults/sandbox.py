@@ -69,7 +69,7 @@ class Sandbox:
     def __exit__(self, *details: object) -> None:
         if self._server is not None:
             assert self._server.stdin is not None
-            self._server.stdin.close()  # cells lead groups of their own, which end with their input
+            self._server.stdin.close()
             end_group(self._server.pid)
             self._server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -108,7 +108,6 @@ class Cell:
         requests, answers = os.pipe(), os.pipe()
         self.process = os.fork()
         if self.process == 0:
-            os.setsid()
             os.close(requests[1])
             os.close(answers[0])
             _serve_cases(folder, requests[0], answers[1])
