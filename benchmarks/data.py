@@ -2,15 +2,14 @@
 
     python benchmarks/data.py [--rounds 10]
 
-The baseline is the plain route: Pillow decodes, albumentations resizes and crops, numpy scales.
+The baseline is the usual way: Pillow decodes, albumentations resizes and crops, numpy scales.
 Names that end in `_scaled` include what the model does first, on its device: channels first, and
 for bytes the scaling; they are compared to `plain_scaled`. `large` are JPEGs of 1600 x 1200, where
-decoding at reduced scale is possible.
+decoding at a part of the size is possible.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from measure import interleaved, write_results
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
+from taming.command_line import Parser
 from taming.data.base import ImagePaths, set_loading
 from taming.data.examples.rendering import render
 from taming.errors import command
@@ -44,7 +44,7 @@ def write_jpegs(folder: Path, kind: str, count: int) -> list[str]:
 
 
 class Plain(Dataset[Any]):
-    """The route that is usual in tutorials."""
+    """The usual way, written out: this is what is compared, so it shares no code with `taming`."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -79,11 +79,11 @@ def candidates(paths: list[str]) -> dict[str, Callable[[], Any]]:
 
 
 def baseline(name: str) -> str:
-    """What a candidate is compared to: the plain route to the same point."""
+    """The candidate that gets as far in the usual way."""
     return "plain_scaled" if name.endswith("_scaled") else "plain"
 
 
-def measured(paths: list[str], rounds: int) -> dict[str, Any]:
+def measure_rates(paths: list[str], rounds: int) -> dict[str, Any]:
     seconds = interleaved(candidates(paths), torch.device("cpu"), rounds)
     rates = {name: len(paths) / times["median"] for name, times in seconds.items()}
     ratios = {name: rate / rates[baseline(name)] for name, rate in rates.items()}
@@ -97,7 +97,7 @@ def measured(paths: list[str], rounds: int) -> dict[str, Any]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = Parser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--no_write", action="store_true", help="print the figures only")
@@ -107,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             paths = write_jpegs(Path(folder, kind), kind, args.batch_size)
-            results[kind] = measured(paths, args.rounds)
+            results[kind] = measure_rates(paths, args.rounds)
             print(kind, results[kind])
     if not args.no_write:
         print(write_results("data", torch.device("cpu"), results))

@@ -33,12 +33,13 @@ PAPER_OVERRIDES = ["model.params.lossconfig.params.perceptual_weight=0.0"]
 
 
 def first_stage_steps(model: Any, x: Tensor, cast: Any) -> dict[str, Callable[[], None]]:
-    """A step of both optimisers: the project's, and with a backward pass per use of the loss."""
-    loss, optimisers = model.loss, model.configure_optimizers()
+    """A step of both optimizers: the project's, and with a backward pass per use of the loss."""
+    loss, optimizers = model.loss, model.configure_optimizers()
 
     def generator() -> Tensor:
         reconstruction, codebook_loss = model(x)
-        return loss(codebook_loss, x, reconstruction, 0, 10**6, model.get_last_layer())[0]
+        last = model.get_last_layer()
+        return loss.generator_loss(x, reconstruction, codebook_loss, 10**6, last_layer=last)[0]
 
     def textbook_generator() -> Tensor:
         reconstruction, codebook_loss = model(x)
@@ -56,12 +57,12 @@ def first_stage_steps(model: Any, x: Tensor, cast: Any) -> dict[str, Callable[[]
         return hinge_d_loss(loss.discriminator(x), fake)
 
     def step(objectives: tuple[Callable[[], Tensor], ...]) -> None:
-        for optimiser, objective in zip(optimisers, objectives, strict=True):
-            optimiser.zero_grad()
+        for optimizer, objective in zip(optimizers, objectives, strict=True):
+            optimizer.zero_grad()
             with cast():
                 value = objective()
             value.backward()
-            optimiser.step()
+            optimizer.step()
 
     return {
         "ours": lambda: step((generator, lambda: discriminator(False))),
@@ -70,14 +71,14 @@ def first_stage_steps(model: Any, x: Tensor, cast: Any) -> dict[str, Callable[[]
 
 
 def transformer_step(model: Any, batch: dict[str, Tensor], cast: Any) -> Callable[[], None]:
-    optimiser = model.train().configure_optimizers()
+    optimizer = model.train().configure_optimizers()
 
     def step() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with cast():
             loss = model.shared_step(batch)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 
@@ -123,8 +124,8 @@ def main() -> None:
     batch = {"image": images, "class_label": labels}
     step = {"ours": transformer_step(transformer, batch, cast)}
     results["transformer_step"] = interleaved(step, device, args.rounds)
-    drawn = interleaved(samplers(transformer, device, 64), device, max(args.rounds // 3, 1), 1)
-    results["sample_64"] = drawn
+    sampling = interleaved(samplers(transformer, device, 64), device, max(args.rounds // 3, 1), 1)
+    results["sample_64"] = sampling
     report = {
         "stage": args.stage,
         "precision": args.precision,

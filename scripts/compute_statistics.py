@@ -10,64 +10,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from taming.command_line import add_flags, from_flags
 from taming.devices import choose_device
 from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
-    add_extractor,
-    add_sources,
-    drawing_from,
-    extractors_from,
-    layers_from,
+    EvaluationArguments,
+    ExtractorArguments,
+    RunSetArguments,
+    SetArguments,
+    add_set_flags,
     make_parser,
     parse_sets,
-    reading_from,
-    source_for,
+    sampling_plan,
 )
+from taming.evaluation.metrics.fid import FID, Moments
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import versions
-from taming.evaluation.runner import Need
-from taming.evaluation.tasks.fidelity import describe
-from taming.evaluation.tasks.protocol import Protocol
+from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(
         "Compute the mean and covariance of the features of SOURCE, for fid: a folder of images, a "
-        "dataset's YAML, or a run."
+        "dataset's YAML, or a run.",
+        EvaluationArguments,
     )
     parser.usage = "%(prog)s SOURCE OUT.npz [flags]"
-    add_extractor(parser)
-    add_sources(parser)
+    add_flags(parser, ExtractorArguments)
+    add_set_flags(parser)
     args, names, overrides = parse_sets(parser, argv, most=2)
     if len(names) != 2:
         raise UserError("give SOURCE (a folder of images, a run or a config) and OUT.npz")
-    device = choose_device(args.device)
-    drawing = drawing_from(args, overrides, device)
-    options = (drawing, args.split, args.image_key, args.deep, args.workers)
-    source = source_for(names[0], *options)
+    common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
+    device = choose_device(common.device)
+    runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
+    plan = sampling_plan(args, overrides, device)
+    source = from_flags(SetArguments, args).open(names[0], plan, common.cache.workers)
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
-    protocol = Protocol(("fid",), layers_from(args))
-    extractor, _ = extractors_from(args, protocol, device)
-    need = Need("moments", extractor, extractor.layers[0])
-    reading = reading_from(args)
-    gathered = reading.gather(source, [need], "images")
-    reading.finish()
+    settings = FidelitySettings(("fid",), dict(extraction.layer))
+    extractor, _ = extraction.extractors(settings, device, common.precision, common.compile)
+    request = FID.request(extractor, extractor.layers[0], FID.settings())
+    features = runner.features(source, [request], "images")
+    runner.finish()
     if own_share()[0] > 0:
         return
-    moments, content = gathered.parts[need], gathered.content
+    moments = features.parts[request]
+    assert isinstance(moments, Moments)
+    mean, covariance = moments.compute()
     about = {"extractor": extractor.describe(), "versions": versions()}
     statistics = Statistics(
-        extractor.name,
-        need.layer,
-        extractor.weights_hash,
-        moments.mean,
-        moments.covariance,
-        moments.count,
-        content.fingerprint(),
-        about | {"images": describe(source, gathered)},
+        extractor=extractor.name,
+        layer=request.layer,
+        weights_hash=extractor.weights_hash,
+        mean=mean,
+        covariance=covariance,
+        count=moments.count,
+        fingerprint=features.manifest.fingerprint(),
+        protocol=about | {"images": describe_set(source, features)},
     )
     path = statistics.save(Path(names[1]))
     print(f"the statistics of {moments.count} images are in {path}")

@@ -8,12 +8,11 @@ An interrupted download goes on where it stopped. Each model's downloads.json ke
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from taming.command_line import Parser
 from taming.config import did_you_mean
 from taming.errors import UserError, command
-from taming.models.dalle import convert
 from taming.pretrained import Published, download_model, lacks_config, published_models
 
 NO_CONFIG = (
@@ -33,7 +32,7 @@ def print_table(models: dict[str, Published]) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Fetch published models into logs/.")
+    parser = Parser(description="Fetch published models into logs/.")
     parser.add_argument("names", nargs="*", help="models to fetch, or 'all'")
     parser.add_argument("--list", action="store_true", help="show the models and stop")
     parser.add_argument("--root", default=".", help="folder in which logs/ lies (default: here)")
@@ -52,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"there is no published model '{name}'{did_you_mean(name, models)}")
     for name in names:
         folder = download_model(models[name], args.root, check=args.check)
-        if name == "dalle_dvae":
-            convert(folder)
         print(f"{name} is in {folder}{', ' + NO_CONFIG if lacks_config(folder) else ''}")
 
 

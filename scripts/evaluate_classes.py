@@ -1,9 +1,9 @@
-"""How many samples a classifier finds to be of the class that they were drawn for.
+"""How many samples a classifier finds to be of the class that they were made for.
 
     python scripts/evaluate_classes.py SAMPLES --judge resnet101
 
 SAMPLES is a folder with a folder per class, as scripts/sample_fast.py writes it, a run (its samples
-are drawn, and not kept), or a dataset's config (YAML: how well the classifier knows real images).
+are made, and not kept), or a dataset's config (YAML: how well the classifier knows real images).
 The classifier is any of torchvision with its published weights, one with weights of your own
 (`resnet18:FILE`), or what scripts/report.py trained (`small:FILE`). JSON, Markdown and a plot of
 the classes go to `<run>/evaluation/` or `evaluation/`.
@@ -16,31 +16,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taming.command_line import from_flags
 from taming.devices import choose_device
 from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
-    add_sources,
-    drawing_from,
+    EvaluationArguments,
+    RunSetArguments,
+    SetArguments,
+    add_set_flags,
     make_parser,
     parse_sets,
-    reading_from,
-    source_for,
+    sampling_plan,
 )
 from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.accuracy import AccuracyTally, evaluate_accuracy, load_judge
+from taming.evaluation.metrics.accuracy import ClassificationAccuracy, load_classifier
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.folder import ImageSource
+from taming.evaluation.sources.base import ImageSource
 from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.classes import evaluate_accuracy
 
 SCRIPT = "scripts/evaluate_classes.py"
 
 
-def write(result: dict[str, Any], tally: AccuracyTally, outdir: Path) -> Path:
+def write(result: dict[str, Any], accuracy: ClassificationAccuracy, outdir: Path) -> Path:
     """All files of a result; returns the JSON's path."""
-    classes = tally.counted.by_class()
+    classes = accuracy.by_class()
     result["by_class"] = classes
     tables = [markdown_table([{"class": label} | row for label, row in classes.items()])]
     key = key_of(protocol=result["protocol"], sets=result["sets"])
@@ -50,7 +53,7 @@ def write(result: dict[str, Any], tally: AccuracyTally, outdir: Path) -> Path:
     return write_result(result, path, [*tables, *(f"![classes]({image.name})" for image in images)])
 
 
-def outdir_of(images: ImageSource) -> Path:
+def default_outdir(images: ImageSource) -> Path:
     run = images.run.folder if isinstance(images, RunSource) else Path()
     return run / "evaluation"
 
@@ -58,29 +61,29 @@ def outdir_of(images: ImageSource) -> Path:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
-    parser = make_parser("Classify samples of classes.")
+    parser = make_parser("Classify samples of classes.", EvaluationArguments)
     parser.usage = "%(prog)s SAMPLES --judge CLASSIFIER [flags]"
     parser.add_argument("--judge", required=True, help="resnet101, resnet18:FILE, small:FILE")
-    add_sources(parser)
+    add_set_flags(parser)
     args, names, overrides = parse_sets(parser, argv, most=1)
     if not names:
         raise UserError("give SAMPLES: a folder of class folders, a run or a dataset's YAML")
-    device = choose_device(args.device)
-    drawing = drawing_from(args, overrides, device)
-    images = source_for(names[0], drawing, args.split, args.image_key, args.deep, args.workers)
+    common = from_flags(EvaluationArguments, args)
+    device = choose_device(common.device)
+    runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
+    plan = sampling_plan(args, overrides, device)
+    images = from_flags(SetArguments, args).open(names[0], plan, common.cache.workers)
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
-    judge = load_judge(args.judge, device)
-    reading = reading_from(args)
-    tally = evaluate_accuracy(images, judge.classify, key_of(**judge.about), reading)
-    reading.finish()
+    classifier = load_classifier(args.judge, device)
+    manifest, accuracy = evaluate_accuracy(images, classifier, runner)
+    runner.finish()
     if own_share()[0] > 0:
         return
-    scores = tally.counted.scores()
-    sets = {"samples": images.describe() | tally.content.describe()}
+    scores, sets = accuracy.compute(), {"samples": images.describe() | manifest.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(scores, judge.about, sets, seconds, device, line)
-    path = write(result, tally, args.outdir or outdir_of(images))
+    result = make_result(scores, classifier.description, sets, seconds, device, line)
+    path = write(result, accuracy, common.outdir or default_outdir(images))
     print(f"named right {scores['top_1']:.2%}, among the first five {scores['top_5']:.2%}")
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
 

@@ -14,33 +14,32 @@ from __future__ import annotations
 import logging
 import math
 import time
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from taming.command_line import flag, from_flags, parse, parse_size
 from taming.devices import choose_device, choose_dtype
 from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
-    add_extractor,
-    extractor_dtype,
+    EvaluationArguments,
+    ExtractorArguments,
     extractor_name,
-    layers_from,
     make_parser,
-    reading_from,
 )
 from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
-from taming.evaluation.metrics.lpips import Networks, load_networks
-from taming.evaluation.metrics.reconstruction import NETWORKS, SIMILARITIES
+from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.folder import DatasetSource, FolderSource, LoadedSource
-from taming.evaluation.sources.prepared import LabelSource, Prepared
-from taming.evaluation.tasks.fidelity import needed_layers
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
+from taming.evaluation.sources.base import LoadedSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.tasks.fidelity import FidelitySettings
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
 from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,
     file_name,
@@ -49,131 +48,135 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
-from taming.sampling.arguments import parse
+from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
+from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"
 
 log = logging.getLogger(__name__)
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
-    parser = make_parser("Compare first stages on the same images.")
-    parser.add_argument(
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script, beside those of all evaluations and of the extractor."""
+
+    common: EvaluationArguments
+    extraction: ExtractorArguments
+    resume: tuple[str, ...] = flag(
+        MISSING,
+        "a run's folder or checkpoint (may be repeated)",
         "-r",
-        "--resume",
-        action="append",
-        required=True,
         metavar="RUN",
-        help="a run's folder or checkpoint (may be repeated)",
+        repeated=True,
     )
-    parser.add_argument(
-        "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the runs' configs"
+    base: tuple[str, ...] = flag(
+        (), "merged over the runs' configs", "-b", metavar="YAML", nargs="*"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="at once (default 16)")
-    data = parser.add_argument_group("images (default: the first run's validation data)")
-    data.add_argument("--images", type=Path, metavar="FOLDER", help="of images")
-    data.add_argument("--deep", action="store_true", default=None, help="and of folders below it")
-    data.add_argument("--data", type=Path, metavar="YAML", help="with a data section")
-    data.add_argument("--split", default="validation", help="train, validation (default) or test")
-    data.add_argument("--image_key", help="the items' entry (default: the first stage's own)")
-    data.add_argument(
-        "--size", type=int, help="resize and crop to a square of so many pixels (default: as is)"
+    batch_size: int = flag(16, "images at once")
+    images: Path | None = flag(
+        None, "of images (default: the first run's validation data)", metavar="FOLDER"
     )
-    data.add_argument("-n", "--num_images", type=int, help="the first n images (default: all)")
-    parser.add_argument("--rows", type=int, default=8, help="images in the picture (default 8)")
-    add_extractor(parser)
-    for net, name in (("vgg", "VGG16"), ("alex", "AlexNet")):
-        parser.add_argument(
-            f"--{net}_path", type=Path, metavar="FILE", help=f"torchvision's {name}, for LPIPS"
-        )
-    return parse(parser, argv)
+    deep: bool = flag(False, "and of folders below it")
+    data: Path | None = flag(None, "with a data section, for the images", metavar="YAML")
+    split: str = flag("validation", "train, validation or test")
+    image_key: str | None = flag(None, "the items' entry (default: the first stage's own)")
+    size: tuple[int, int] | None = flag(
+        None,
+        "resize and crop to height,width in pixels, or to a square (default: as is)",
+        parse=parse_size,
+    )
+    num_images: int | None = flag(None, "the first n images (default: all)", "-n")
+    rows: int = flag(8, "images in the picture")
+    vgg_path: Path | None = flag(None, "torchvision's VGG16, for LPIPS", metavar="FILE")
+    alex_path: Path | None = flag(None, "torchvision's AlexNet, for LPIPS", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if self.images and self.data:
+            raise UserError("--images and --data both name the images; give one of them")
+        require_positive(rows=self.rows, batch_size=self.batch_size, num_images=self.num_images)
 
 
-def check(args: Namespace) -> None:
-    if args.images and args.data:
-        raise UserError("--images and --data both name the images; give one of them")
-    for flag in ("rows", "batch_size"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} must be at least 1, not {getattr(args, flag)}")
-
-
-def find_images(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) -> Prepared:
+def prepared_images(
+    own: Arguments, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]
+) -> PreparedSource:
     """The same images for all first stages, in whole codes of each of them."""
     multiple = math.lcm(*(stage.model.downsampling_factor for stage in stages))
-    return Prepared(_source(args, stages, overrides), args.size, multiple, args.num_images)
+    return PreparedSource(_source(own, stages, overrides), own.size, multiple, own.num_images)
 
 
-def _source(args: Namespace, stages: Sequence[Stage], overrides: Sequence[str]) -> LoadedSource:
-    pictorial = stages[0].pictorial
-    if args.images and not pictorial:
+def _source(
+    own: Arguments, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]
+) -> LoadedSource:
+    reads_labels, workers = stages[0].model.reads_labels, own.common.cache.workers
+    if own.images and reads_labels:
         raise UserError("--images holds pictures, and the first stage takes segmentations")
-    if args.size and not pictorial:
+    if own.size and reads_labels:
         raise UserError("--size resizes pictures, and the first stage takes segmentations")
-    if args.images:
-        return FolderSource(args.images, args.deep, args.workers)
-    config = [args.data] if args.data else _own_data(args, stages)
-    key = args.image_key or stages[0].image_key
-    if pictorial:
-        return DatasetSource(config, args.split, key, overrides, args.workers)
-    labels = stages[0].model.channels
-    return LabelSource(labels, config, args.split, key, overrides, args.workers)
+    if own.images:
+        return FolderSource(own.images, own.deep or None, workers)
+    config = [own.data] if own.data else _own_data(own, stages)
+    key = own.image_key or stages[0].image_key
+    if reads_labels:
+        labels = stages[0].model.channels
+        return LabelSource(labels, config, own.split, key, overrides, workers)
+    return DatasetSource(config, own.split, key, overrides, workers)
 
 
-def _own_data(args: Namespace, stages: Sequence[Stage]) -> list[Any]:
+def _own_data(own: Arguments, stages: Sequence[LoadedFirstStage]) -> list[str | Path]:
     """The configs of the first run that has data of the split."""
     for stage in stages:
-        if stage.config.get("data", {}).get("params", {}).get(args.split):
-            return [*stage.run.configs, *args.base]
+        if stage.config.get("data", {}).get("params", {}).get(own.split):
+            return [*stage.run.configs, *own.base]
     raise UserError(
-        f"none of the runs has {args.split} data of its own; give --images FOLDER or --data YAML"
+        f"none of the runs has {own.split} data of its own; give --images FOLDER or --data YAML"
     )
 
 
-def find_extractor(args: Namespace, device: torch.device) -> tuple[Extractor | None, str | None]:
+def rfid_extractor(own: Arguments, device: torch.device) -> tuple[Extractor | None, str | None]:
     """The extractor of the rFID, or why there is none.
 
     Raises:
         UserError: for a wrong --extractor, --layer or --weights.
     """
-    name = extractor_name(args.extractor or INCEPTION)
-    layers = needed_layers(name, ["fid"], layers_from(args))
+    extraction, common = own.extraction, own.common
+    settings = FidelitySettings(("fid",), dict(extraction.layer))
+    name = extractor_name(extraction.extractor or INCEPTION)
+    settings.layer("fid", name)
     try:
-        weights_file(name, args.weights)
+        weights_file(name, extraction.weights)
     except UserError as error:
-        if args.weights:
+        if extraction.weights:
             raise
         log.warning("rFID is left out, everything else is computed: %s", error)
         return None, str(error)
-    dtype = extractor_dtype(args.precision, device)
-    return Extractor(name, layers, args.weights, device, dtype, args.compile), None
+    return extraction.extractors(settings, device, common.precision, common.compile)[0], None
 
 
-def make_evaluator(args: Namespace, pictorial: bool) -> FirstStageEvaluator:
+def make_evaluator(own: Arguments, reads_labels: bool) -> FirstStageEvaluator:
     """With the networks whose files are there."""
-    device = choose_device(args.device)
-    networks, extractor, reason = Networks(), None, None
-    if pictorial:
-        files = {"vgg": args.vgg_path, "alex": args.alex_path}
-        networks = load_networks(NETWORKS, device, files)
-        extractor, reason = find_extractor(args, device)
-    return FirstStageEvaluator(
-        networks,
-        extractor,
-        (*SIMILARITIES, *NETWORKS),
-        device,
-        choose_dtype(args.precision, device),
-        reading_from(args),
-        {} if reason is None else {"rfid": reason},
+    device = choose_device(own.common.device)
+    evaluator = FirstStageEvaluator(
+        device=device,
+        dtype=choose_dtype(own.common.precision, device),
+        runner=own.common.cache.runner(own.batch_size),
     )
+    if reads_labels:
+        return evaluator
+    networks = load_networks(device=device, files={"vgg": own.vgg_path, "alex": own.alex_path})
+    extractor, reason = rfid_extractor(own, device)
+    left_out = {} if reason is None else {"rfid": reason}
+    return replace(evaluator, networks=networks, extractor=extractor, left_out=left_out)
 
 
 def write(
-    outdir: Path, evaluator: FirstStageEvaluator, results: Sequence[StageResult], made: Any
+    outdir: Path,
+    evaluator: FirstStageEvaluator,
+    results: Sequence[FirstStageResult],
+    seconds: float,
+    line: list[str],
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
-    seconds, line = made
     protocol = evaluator.describe()
     metrics = {r.name: r.metrics for r in results}
     result = make_result(metrics, protocol, sets, seconds, evaluator.device, line)
@@ -190,7 +193,7 @@ def write(
     return path
 
 
-def class_tables(results: Sequence[StageResult]) -> list[str]:
+def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
     """A table per first stage with a row per class, where there are classes."""
     return [
         f"{result.name}:\n\n"
@@ -202,21 +205,21 @@ def class_tables(results: Sequence[StageResult]) -> list[str]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    args, overrides = read_arguments(argv)
-    check(args)
     start = time.monotonic()
-    stages = load_stages(args.resume, args.base, overrides)
-    images = find_images(args, stages, overrides)
-    evaluator = make_evaluator(args, stages[0].pictorial)
-    found = [evaluator(stage, images) for stage in stages]
-    evaluator.reading.finish()
-    results = [result for result in found if result is not None]
+    args, overrides = parse(
+        make_parser("Compare first stages on the same images.", Arguments), argv
+    )
+    own = from_flags(Arguments, args)
+    stages = load_first_stages(own.resume, own.base, overrides)
+    images = prepared_images(own, stages, overrides)
+    evaluator = make_evaluator(own, stages[0].model.reads_labels)
+    results = [result for stage in stages if (result := evaluator(stage, images)) is not None]
+    evaluator.runner.finish()
     if own_share()[0] > 0:
         return
-    outdir = args.outdir or stages[0].run.folder / "evaluation"
-    made = (time.monotonic() - start, command_line(argv, SCRIPT))
-    path = write(outdir, evaluator, results, made)
-    comparison_picture(evaluator, stages, images, args.rows).save(path.with_suffix(".png"))
+    outdir = own.common.outdir or stages[0].run.folder / "evaluation"
+    path = write(outdir, evaluator, results, time.monotonic() - start, command_line(argv, SCRIPT))
+    comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))
     print(f"{path.name}, its .md and .png, and what is behind them are in {path.parent}")
 

@@ -1,4 +1,4 @@
-"""FID, SceneFID and Inception Score of scenes that a run draws for the layouts of its data.
+"""FID, SceneFID and Inception Score of scenes that a run samples for the layouts of its data.
 
     python scripts/evaluate_scenes.py -r logs/<run> --samples_per_layout 5
 
@@ -12,107 +12,88 @@ is given again; `torchrun --nproc_per_node 4 scripts/evaluate_scenes.py ...` sha
 from __future__ import annotations
 
 import time
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from taming.checkpoint import run_config
+from taming.checkpoint import Run, run_config
+from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
 from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
 from taming.errors import UserError, command
-from taming.evaluation.arguments import (
-    add_extractor,
-    extractors_from,
-    layers_from,
-    make_parser,
-    reading_from,
-)
+from taming.evaluation.arguments import CacheArguments, ExtractorArguments
+from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.scenes import DrawnScenes, Layouts
-from taming.evaluation.tasks.fidelity import Protocol
+from taming.evaluation.sources.scenes import Layouts, SampledScenes
+from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
-from taming.sampling.arguments import add_drawing, check_drawing, parse
-from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import load_transformer
-from taming.sampling.sizes import parse_resolution, tokens_for
+from taming.sampling.arguments import RunArguments, SampleArguments, make_parser, require_positive
+from taming.sampling.load import data_config, load_transformer, open_dataset
+from taming.sampling.sizes import tokens_for
 
 SCRIPT = "scripts/evaluate_scenes.py"
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
-    parser = make_parser("Evaluate scenes that a run draws.")
-    parser.add_argument("-r", "--resume", required=True, help="the run: its folder or checkpoint")
-    parser.add_argument(
-        "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script, beside those of the run and the extractor."""
+
+    cache: CacheArguments
+    sampling: SampleArguments
+    inception_score: InceptionScoreSettings
+    data: str | None = flag(None, "with a data section (default: the run's)", metavar="YAML")
+    split: str | None = flag(None, "validation (default), train or test")
+    size: tuple[int, int] = flag(
+        (256, 256), "height,width in pixels", "-R", "--resolution", parse=parse_size
     )
-    parser.add_argument("--data", metavar="YAML", help="with a data section (default: the run's)")
-    parser.add_argument("--split", help="validation (default), train or test")
-    parser.add_argument("-R", "--resolution", default="256,256", help="height,width in pixels")
-    parser.add_argument(
-        "-C", "--conditional", default="objects_bbox", help="or objects_center_points"
+    conditional: str = flag("objects_bbox", "or objects_center_points", "-C")
+    num_layouts: int | None = flag(None, "of the data (default: all)", "-n")
+    samples_per_layout: int = flag(5, "of each layout", "-N")
+    min_object_side: float = flag(
+        1.0, "pixels that an object has at least, either way, to count for SceneFID"
     )
-    parser.add_argument("-n", "--num_layouts", type=int, help="of the data (default: all)")
-    parser.add_argument(
-        "-N", "--samples_per_layout", type=int, default=5, help="of each layout (default 5)"
+    sampler_precision: str | None = flag(
+        None, "of the transformer, if it is not that of --precision"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
-    parser.add_argument("--isc_splits", type=int, default=10, help="default 10")
-    parser.add_argument(
-        "--min_object_side",
-        type=float,
-        default=1.0,
-        help="pixels that an object has at least, either way, to count for SceneFID (default 1)",
-    )
-    parser.add_argument(
-        "--sampler_precision", help="of the transformer, where it is not that of --precision"
-    )
-    add_drawing(parser, top_k=100, batch_size=20)
-    add_extractor(parser)
-    args, overrides = parse(parser, argv)
-    for name in ("num_layouts", "samples_per_layout", "isc_splits"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
-    if not args.min_object_side > 0:
-        raise UserError(f"--min_object_side must be above 0, not {args.min_object_side}")
-    return args, overrides
+    compile: bool = flag(False, "torch.compile; for many images")
+
+    def __post_init__(self) -> None:
+        require_positive(num_layouts=self.num_layouts, samples_per_layout=self.samples_per_layout)
+        if not self.min_object_side > 0:
+            raise UserError(f"--min_object_side must be above 0, not {self.min_object_side}")
 
 
-def drawn_scenes(args: Namespace, overrides: Sequence[str], device: Any) -> tuple[DrawnScenes, Any]:
-    """What is to be drawn, and the run."""
-    settings, size = check_drawing(args), parse_resolution(args.resolution)
-    dtype = choose_dtype(args.sampler_precision or args.precision, device)
-    model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
-    base = [args.data] if args.data else args.base
-    seeded = open_dataset(data_config(run, base, overrides, bool(args.data)), args.split)
-    layouts = Layouts(seeded, args.num_layouts, args.conditional)
-    config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
-    identity = {
-        "path": str(args.resume),
-        "checkpoint": run.checkpoint.name,
-        "checkpoint_hash": file_hash(run.checkpoint),
-        "global_step": step,
-        "model": plain(config),
-    }
-    shape = tokens_for(model, *size)
-    samples = DrawnScenes(
-        layouts,
-        model,
-        identity,
-        args.samples_per_layout,
-        settings,
-        args.seed,
-        shape,
-        dtype,
-        args.compile,
+def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScenes, Run]:
+    """What is to be sampled, and the run."""
+    device, overrides = choose_device(arguments.device), arguments.overrides
+    dtype = choose_dtype(own.sampler_precision or arguments.precision, device)
+    model, run, step = load_transformer(arguments.resume, arguments.base, device, overrides, dtype)
+    base = [own.data] if own.data else arguments.base
+    data = data_config(run, base, overrides, own.data is not None)
+    config = without_checkpoint_paths(run_config(run, arguments.base, overrides).model)
+    samples = SampledScenes(
+        layouts=Layouts(open_dataset(data, own.split), own.num_layouts, own.conditional),
+        model=model,
+        identity={
+            "path": str(arguments.resume),
+            "checkpoint": run.checkpoint.name,
+            "checkpoint_hash": file_hash(run.checkpoint),
+            "global_step": step,
+            "model": plain(config),
+        },
+        per_layout=own.samples_per_layout,
+        settings=own.sampling.settings,
+        seed=own.sampling.seed,
+        shape=tokens_for(model, own.size),
+        dtype=dtype,
+        compiled=own.compile,
     )
     return samples, run
 
 
-def print_metrics(found: SceneEvaluation) -> None:
-    metrics, sets = found.metrics, found.sets
+def print_metrics(evaluation: SceneEvaluation) -> None:
+    metrics, sets = evaluation.metrics, evaluation.sets
     for name, title in (("fid", "FID"), ("scene_fid", "SceneFID")):
         spread = metrics["one_per_layout"][name]
         text = f"{title} {metrics[name]:.4g}"
@@ -128,25 +109,34 @@ def print_metrics(found: SceneEvaluation) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
-    args, overrides = read_arguments(argv)
-    device = choose_device(args.device)
-    layers = layers_from(args)
-    protocol = Protocol(("fid", "isc"), layers, args.isc_splits)
-    extractor, _ = extractors_from(args, protocol, device)
-    samples, run = drawn_scenes(args, overrides, device)
-    reading = reading_from(args)
-    found = evaluate_scenes(
-        samples, extractor, reading, layers, args.isc_splits, args.min_object_side
+    parser = make_parser(
+        "Evaluate scenes that a run samples.",
+        Arguments,
+        ExtractorArguments,
+        top_k=100,
+        batch_size=20,
     )
-    reading.finish()
-    if found is None:
+    args, overrides = parse(parser, argv)
+    arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
+    own, extraction = from_flags(Arguments, args), from_flags(ExtractorArguments, args)
+    device = choose_device(arguments.device)
+    of_metrics = {"isc": own.inception_score}
+    settings = FidelitySettings(("fid", "isc"), dict(extraction.layer), of_metrics=of_metrics)
+    extractor, _ = extraction.extractors(settings, device, arguments.precision, own.compile)
+    runner = own.cache.runner(own.sampling.batch_size)
+    samples, run = sampled_scenes(own, arguments)
+    evaluation = evaluate_scenes(samples, extractor, runner, settings, own.min_object_side)
+    runner.finish()
+    if evaluation is None:
         return
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(found.metrics, found.protocol, found.sets, seconds, device, line)
-    result["by_sample"] = found.rows
-    outdir = Path(args.outdir or run.folder / "evaluation")
-    path = write_result(result, outdir / "scenes.json", [markdown_table(found.rows)])
-    print_metrics(found)
+    result = make_result(
+        evaluation.metrics, evaluation.protocol, evaluation.sets, seconds, device, line
+    )
+    result["by_sample"] = evaluation.rows
+    outdir = Path(arguments.outdir or run.folder / "evaluation")
+    path = write_result(result, outdir / "scenes.json", [markdown_table(evaluation.rows)])
+    print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
 
 

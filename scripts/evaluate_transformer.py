@@ -1,4 +1,4 @@
-"""How well a transformer predicts the codes of a data set: likelihood, by class and by position.
+"""How well a transformer predicts the codes of a dataset: likelihood, by class and by position.
 
     python scripts/evaluate_transformer.py -r logs/<run>
 
@@ -12,76 +12,67 @@ given again; `torchrun --nproc_per_node 4 scripts/evaluate_transformer.py ...` s
 from __future__ import annotations
 
 import time
-from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Sequence, Sized
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
+from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
-from taming.devices import choose_device, choose_dtype
+from taming.devices import dtype_name
 from taming.distributed import own_share
 from taming.downloads import file_hash
 from taming.errors import UserError, command
-from taming.evaluation.cache import SAVE_EVERY, Cache, key_of
+from taming.evaluation.arguments import CacheArguments
+from taming.evaluation.cache import key_of
+from taming.evaluation.metrics.likelihood import Likelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.runner import Reading
-from taming.evaluation.tasks.transformer import (
-    TransformerData,
-    TransformerTally,
-    evaluate_transformer,
-)
-from taming.sampling.arguments import make_parser, parse
-from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.load import load_transformer
+from taming.evaluation.sources.dataset import ItemSource
+from taming.evaluation.tasks.transformer import evaluate_transformer
+from taming.sampling.arguments import RunArguments, make_parser, require_positive
+from taming.sampling.load import data_config, open_dataset
 
 SCRIPT = "scripts/evaluate_transformer.py"
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
-    parser = make_parser("Evaluate a transformer's likelihood.")
-    parser.add_argument("--data", metavar="YAML", help="with a data section (default: the run's)")
-    parser.add_argument("--split", help="validation (default), train or test")
-    parser.add_argument("-n", "--num_images", type=int, help="the first of the data (default: all)")
-    parser.add_argument("--batch_size", type=int, default=16, help="default 16")
-    parser.add_argument("--workers", type=int, help="processes that load (default: up to 8)")
-    parser.add_argument(
-        "--no_cache", action="store_true", help="do not keep what an interrupted evaluation had"
-    )
-    parser.add_argument(
-        "--save_every", type=float, default=SAVE_EVERY, help="seconds between two saves of that"
-    )
-    args, overrides = parse(parser, argv)
-    for name in ("num_images", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
-    return args, overrides
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script, beside those of the run."""
+
+    cache: CacheArguments
+    data: str | None = flag(None, "with a data section (default: the run's)", metavar="YAML")
+    split: str | None = flag(None, "validation (default), train or test")
+    num_images: int | None = flag(None, "the first of the data (default: all)", "-n")
+    batch_size: int = flag(16, "items at once")
+    seed: int = flag(0, "decides each item, together with its number")
+
+    def __post_init__(self) -> None:
+        require_positive(num_images=self.num_images, batch_size=self.batch_size)
 
 
-def open_images(args: Namespace, data: Any) -> Any:
+def open_images(own: Arguments, data: DictConfig) -> Subset[Any]:
     """The items to evaluate, each decided by its index and --seed alone."""
-    dataset = open_dataset(data, args.split)
-    dataset.seed = args.seed
-    if not hasattr(dataset.dataset, "__len__"):
+    dataset = open_dataset(data, own.split)
+    dataset.seed = own.seed
+    if not isinstance(dataset.dataset, Sized):
         raise UserError("the data are a stream without a length, which cannot be evaluated")
-    return Subset(dataset, range(min(len(dataset), args.num_images or len(dataset))))
+    return Subset(dataset, range(min(len(dataset), own.num_images or len(dataset))))
 
 
-def describe(measured: TransformerTally, args: Namespace, data: Any) -> dict[str, Any]:
-    split = args.split or next(s for s in ("validation", "train", "test") if data.params.get(s))
+def describe_data(own: Arguments, data: DictConfig) -> dict[str, Any]:
+    split = own.split or next(s for s in ("validation", "train", "test") if data.params.get(s))
     about = {"kind": "dataset", "split": split, "dataset": plain(data.params[split])}
-    return {**about, "seed": args.seed, **measured.content.describe()}
+    return {**about, "seed": own.seed}
 
 
-def write(result: dict[str, Any], measured: TransformerTally, outdir: Path) -> Path:
+def write(result: dict[str, Any], likelihood: Likelihood, outdir: Path) -> Path:
     """All files of a result; returns the JSON's path."""
-    path = outdir / "transformer.json"
-    likelihood, classes = measured.counted, measured.counted.by_class()
+    path, classes = outdir / "transformer.json", likelihood.by_class()
     images = plotted(plot_map, likelihood.map(), outdir / "positions.png", "nats per token")
     tables = []
     if classes:
@@ -95,38 +86,41 @@ def write(result: dict[str, Any], measured: TransformerTally, outdir: Path) -> P
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
-    args, overrides = read_arguments(argv)
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.precision, device)
-    model, run, step = load_transformer(args.resume, args.base, device, overrides, dtype)
-    base = [args.data] if args.data else args.base
-    data = data_config(run, base, overrides, bool(args.data))
-    dataset, checkpoint = open_images(args, data), file_hash(run.checkpoint)
-    config = without_checkpoint_paths(run_config(run, args.base, overrides).model)
+    parser = make_parser("Evaluate a transformer's likelihood.", Arguments)
+    args, overrides = parse(parser, argv)
+    arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
+    own = from_flags(Arguments, args)
+    model, run, step, dtype = arguments.load()
+    base = [own.data] if own.data else arguments.base
+    data = data_config(run, base, overrides, own.data is not None)
+    dataset, checkpoint = open_images(own, data), file_hash(run.checkpoint)
+    config = without_checkpoint_paths(run_config(run, arguments.base, overrides).model)
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))
-    reading = Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
-    images = TransformerData(dataset, model, args.workers)
-    measured = evaluate_transformer(model, images, identity, reading)
-    reading.finish()
+    runner = own.cache.runner(own.batch_size)
+    keys = (model.first_stage_key, model.cond_stage_key)
+    manifest, likelihood = evaluate_transformer(
+        model, ItemSource(dataset, keys, own.cache.workers), identity, runner
+    )
+    runner.finish()
     if own_share()[0] > 0:
         return
-    scores = asdict(measured.counted.scores(model.n_codes))
+    scores = asdict(likelihood.compute())
     protocol = {
         "checkpoint": str(run.checkpoint),
         "checkpoint_hash": checkpoint,
         "global_step": step,
         "codes": model.n_codes,
-        "code_shape": list(measured.counted.shape or ()),
+        "code_shape": list(likelihood.shape or ()),
         "order": type(model.permuter).__name__,
-        "precision": str(dtype).removeprefix("torch."),
-        "batch_size": args.batch_size,
+        "precision": dtype_name(dtype),
+        "batch_size": own.batch_size,
     }
-    sets = {"images": describe(measured, args, data)}
+    sets = {"images": describe_data(own, data) | manifest.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(scores, protocol, sets, seconds, device, line)
-    result["by_class"] = measured.counted.by_class()
-    result["by_position"] = measured.counted.map().tolist()
-    path = write(result, measured, Path(args.outdir or run.folder / "evaluation"))
+    result = make_result(scores, protocol, sets, seconds, model.device, line)
+    result["by_class"] = likelihood.by_class()
+    result["by_position"] = likelihood.map().tolist()
+    path = write(result, likelihood, Path(arguments.outdir or run.folder / "evaluation"))
     print_scores(scores)
     print(
         f"step {step}; {path.name}, {path.with_suffix('.md').name} and plots are in {path.parent}"

@@ -15,23 +15,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
-from taming.errors import UserError, command
+from taming.command_line import Parser, parse_size
+from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
 from taming.export.onnx import to_onnx
 from taming.export.weights import save_weights
+from taming.models.cond_transformer import Net2NetTransformer
 
 FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write a model for other programs.")
+    parser = Parser(description="Write a model for other programs.")
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", metavar="IN", help="the run: its folder or checkpoint")
     parser.add_argument("target", metavar="OUT", help="the file or folder to write")
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )
-    parser.add_argument("--size", help="height,width of the images of ONNX graphs")
+    parser.add_argument("--size", type=parse_size, help="height,width of the images of ONNX graphs")
     return parser
 
 
@@ -39,24 +41,14 @@ def first_stage(source: str, base: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """A run's first stage, and the parameters in its config."""
     model, run, _ = load_run(source, base)
     params = run_config(run, base).model.params
-    if hasattr(model, "first_stage_model"):
+    if isinstance(model, Net2NetTransformer):
         return model.first_stage_model, params.first_stage_config.params
     return model, params
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise UserError(f"--size takes height,width such as 256,256, not '{text}'")
-    return int(parts[0]), int(parts[1])
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    size = parse_size(args.size)
     if args.format == "from_diffusers":
         from_diffusers(args.source, args.target)
     elif args.format == "safetensors":
@@ -67,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         to_diffusers(model, params["ddconfig"], args.target)
     else:
         model, _ = first_stage(args.source, args.base)
-        to_onnx(model, args.target, size)
+        to_onnx(model, args.target, args.size)
     print(f"{args.format}: {args.source} is in {args.target}")
 
 

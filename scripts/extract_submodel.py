@@ -5,16 +5,16 @@ python scripts/extract_submodel.py logs/<run>/checkpoints/last.ckpt vqgan.ckpt f
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from taming.command_line import Parser
 from taming.errors import command
 from taming.export.weights import extract_submodel
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write a part of a checkpoint as one of its own.")
+    parser = Parser(description="Write a part of a checkpoint as one of its own.")
     parser.add_argument("source", metavar="IN", help="the checkpoint")
     parser.add_argument("target", metavar="OUT", help="the file to write: .ckpt or .safetensors")
     parser.add_argument(

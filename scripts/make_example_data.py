@@ -1,25 +1,32 @@
-"""Write small data sets in every format that configs/ uses: rendered, without a download."""
+"""Write small datasets in every format that configs/ uses: rendered, without a download."""
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.examples import write_all
 from taming.errors import command
 
 
+@dataclass(frozen=True)
+class Options:
+    outdir: str = flag("example_data", "folder to write into", "-o", hidden=("--output",))
+    train: int = flag(8, "training images per dataset, at least 5")
+    validation: int = flag(4, "validation images per dataset, at least 1")
+
+
 @command
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", default="example_data", help="folder to write into")
-    parser.add_argument("--train", type=int, default=8, help="training images per data set")
-    parser.add_argument("--validation", type=int, default=4, help="validation images per data set")
-    args = parser.parse_args()
-    count = write_all(args.output, max(5, args.train), max(1, args.validation))
-    here = os.path.relpath(os.getcwd(), args.output)
-    print(f"{args.output}: {count} files; to train on them, for example:")
-    print(f"  cd {args.output} && XDG_CACHE_HOME=$PWD/cache python {here}/main.py \\")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    add_flags(parser, Options)
+    options = from_flags(Options, parser.parse_args(argv))
+    count = write_all(options.outdir, max(5, options.train), max(1, options.validation))
+    here = os.path.relpath(os.getcwd(), options.outdir)
+    print(f"{options.outdir}: {count} files; to train on them, for example:")
+    print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache python {here}/main.py \\")
     print(f"    --base {here}/configs/faceshq_vqgan.yaml -t True")
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from taming.data.files.find import write_image_lists
+from taming.command_line import Parser, add_flags, flag, from_flags
+from taming.data.files.list_files import write_image_lists
 from taming.errors import command
 
 
+@dataclass(frozen=True)
+class Options:
+    outdir: str = flag("data/own", "folder for the two lists", "-o", hidden=("--output",))
+    test_fraction: float = flag(0.05, "share of the test list")
+    seed: int = flag(0, "which images are for testing", "-s")
+
+
 @command
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", help="folder of images, at any depth")
-    parser.add_argument("-o", "--output", default="data/own", help="folder for the two lists")
-    parser.add_argument("--test_fraction", type=float, default=0.05, help="share of the test list")
-    parser.add_argument("-s", "--seed", type=int, default=0, help="which images are for testing")
-    args = parser.parse_args()
-    train, test = write_image_lists(args.folder, args.output, args.test_fraction, args.seed)
-    print(f"{args.output}/train.txt lists {train} images, {args.output}/test.txt {test}")
+    add_flags(parser, Options)
+    args = parser.parse_args(argv)
+    options = from_flags(Options, args)
+    train, test = write_image_lists(
+        args.folder, options.outdir, options.test_fraction, options.seed
+    )
+    outdir = options.outdir
+    print(f"{outdir}/train.txt lists {train} images, {outdir}/test.txt {test}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw scenes: from the boxes of a run's data, or from layouts that you write.
+"""Sample scenes: from the boxes of a run's data, or from layouts that you write.
 
     python scripts/make_scene_samples.py -r logs/<run> --outdir scenes
     python scripts/make_scene_samples.py -r logs/<run> --outdir scenes --layout street.yaml
@@ -6,80 +6,71 @@
 A layout is a list of objects, `- {class: person, box: [0.1, 0.2, 0.3, 0.7]}`: x0, y0, width and
 height as shares of the image. Plots of the layouts go to
 `<outdir>/<global step>_<top_k>_<temperature>/layouts/`, samples to `samples/<layout>/`, and, with
-data, `originals/` and `reconstructions/`. The same command again draws what is missing.
+data, `originals/` and `reconstructions/`. The same command again samples what is missing.
 """
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.devices import choose_device, choose_dtype
-from taming.errors import UserError, command
-from taming.sampling import SampleSettings, sample_images
-from taming.sampling.arguments import add_drawing, check_drawing, make_parser, parse
-from taming.sampling.examples import data_config, open_dataset
-from taming.sampling.folder import SampleFolder, save_png
-from taming.sampling.load import load_transformer
-from taming.sampling.scenes import (
-    Scene,
-    builder_of,
-    read_layout,
-    read_scene,
-    scene_requests,
+from taming.command_line import flag, parse_size
+from taming.data.seeding import SeededDataset
+from taming.errors import command
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling import requests_for_scene, sample_images
+from taming.sampling.arguments import (
+    DataArguments,
+    SampleArguments,
+    make_parser,
+    read_arguments,
+    require_positive,
 )
-from taming.sampling.sizes import parse_resolution, tokens_for
+from taming.sampling.folder import SampleFolder, make_record, save_png
+from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
+from taming.sampling.sizes import tokens_for
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
-    parser = make_parser("Draw scenes from boxes.")
-    parser.add_argument(
-        "-c", "--config", nargs="+", default=[], metavar="YAML", help="merged over --base's"
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script, beside those of the run."""
+
+    data: DataArguments
+    sampling: SampleArguments
+    size: tuple[int, int] = flag(
+        (256, 256),
+        "height,width in pixels",
+        "-R",
+        "--resolution",
+        parse=parse_size,
     )
-    parser.add_argument(
-        "--ignore_base_data", action="store_true", help="take the data from --base and --config"
-    )
-    parser.add_argument("--split", help="validation (default), train or test")
-    parser.add_argument("-R", "--resolution", default="256,256", help="height,width in pixels")
-    parser.add_argument(
-        "-C", "--conditional", default="objects_bbox", help="or objects_center_points"
-    )
-    parser.add_argument(
-        "-N", "--n_samples_per_layout", type=int, default=4, help="of each layout (default 4)"
-    )
-    parser.add_argument("--layout", type=Path, nargs="+", help="YAML or JSON files")
-    parser.add_argument("-n", "--num_layouts", type=int, help="of the data (default: all)")
-    add_drawing(parser, top_k=100, batch_size=4)
-    return parse(parser, argv)
+    conditional: str = flag("objects_bbox", "or objects_center_points", "-C")
+    samples_per_layout: int = flag(4, "of each layout", "-N", hidden=("--n_samples_per_layout",))
+    layout: tuple[str, ...] = flag((), "YAML or JSON files (default: the data's)", nargs="+")
+    num_layouts: int | None = flag(None, "of the data (default: all)", "-n")
+
+    def __post_init__(self) -> None:
+        require_positive(samples_per_layout=self.samples_per_layout, num_layouts=self.num_layouts)
 
 
-def check(args: Namespace) -> tuple[SampleSettings, int, int]:
-    """How tokens are drawn, and height and width in pixels."""
-    size = parse_resolution(args.resolution)
-    for name in ("n_samples_per_layout", "num_layouts"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
-    return check_drawing(args), *size
-
-
-def scenes(args: Namespace, seeded: Any) -> Iterable[tuple[Scene, Tensor | None]]:
-    """Scenes with their images [1, H, W, 3], where there are any."""
-    if args.layout:
-        return [(read_layout(path, seeded.dataset, args.conditional), None) for path in args.layout]
-    count = min(len(seeded), args.num_layouts or len(seeded))
+def scenes(own: Arguments, seeded: SeededDataset) -> Iterable[tuple[Scene, Tensor | None]]:
+    """Scenes and, for those of the data, their images [1, H, W, 3]."""
+    if own.layout:
+        dataset = scene_dataset(seeded)
+        paths = map(Path, own.layout)
+        return [(read_layout(path, dataset, own.conditional), None) for path in paths]
+    count = min(len(seeded), own.num_layouts or len(seeded))
     return (read_scene(seeded, number) for number in range(count))
 
 
 @torch.no_grad()
-def show_image(model: Any, image: Tensor, name: str, root: Path) -> None:
+def write_image(model: Net2NetTransformer, image: Tensor, name: str, root: Path) -> None:
+    """Write the original and its reconstruction."""
     x = model.get_input("image", {"image": image}).to(model.device)
     quant, indices = model.encode_to_z(x)
     save_png(x[0], root / "originals" / name)
@@ -88,33 +79,35 @@ def show_image(model: Any, image: Tensor, name: str, root: Path) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    args, overrides = read_arguments(argv)
-    (settings, *size), base = check(args), [*args.base, *args.config]
-    device = choose_device(args.device)
-    dtype = choose_dtype(args.precision, device)
-    model_base = args.base if args.ignore_base_data else base
-    model, run, step = load_transformer(args.resume, model_base, device, overrides, dtype)
-    shape = tokens_for(model, *size)
-    data = data_config(run, base, overrides, args.ignore_base_data)
-    seeded = open_dataset(data, args.split)
-    root = Path(args.outdir or run.folder / "scenes") / f"{step}_{args.top_k}_{args.temperature}"
-    record = {"seed": args.seed, "global_step": step, "dtype": str(dtype), **asdict(settings)}
-    record |= {"size": list(size), "conditional": args.conditional}
-    builder, new = builder_of(seeded.dataset, args.conditional), 0
-    label = seeded.dataset.get_textual_label_for_category_no
-    given = scenes(args, seeded)
-    for number, (scene, image) in enumerate(tqdm(given, unit="layout")):
+    parser = make_parser("Sample scenes from boxes.", Arguments, top_k=100)
+    arguments, own = read_arguments(parser, Arguments, argv)
+    sampling, settings, (height, width) = own.sampling, own.sampling.settings, own.size
+    model, run, step, dtype = own.data.load(arguments)
+    shape = tokens_for(model, own.size)
+    seeded = own.data.open(run, arguments)
+    name = f"{step}_{settings.top_k}_{settings.temperature}"
+    root = Path(arguments.outdir or run.folder / "scenes") / name
+    record = make_record(sampling.seed, step, dtype, settings)
+    record |= {"size": [height, width], "conditional": own.conditional}
+    builder, new = builder_of(seeded.dataset, own.conditional), 0
+    class_name = scene_dataset(seeded).get_textual_label_for_category_no
+    for number, (scene, image) in enumerate(tqdm(scenes(own, seeded), unit="layout")):
         folder = SampleFolder(root / "samples" / scene.name, record)
         finished = folder.finished(None)
-        wanted = [n for n in range(args.n_samples_per_layout) if n not in finished]
-        plot = builder.plot(scene.tokens(builder), label, (size[1], size[0]))
+        plot = builder.plot(scene.tokens(builder), class_name, (width, height))
         save_png(plot, root / "layouts" / f"{scene.name}.png")
         if image is not None:
-            show_image(model, image, f"{scene.name}.png", root)
-        requests = scene_requests(scene, builder, number, wanted)
-        for sample in sample_images(
-            model, requests, settings, args.batch_size, args.seed, shape=shape
-        ):
+            write_image(model, image, f"{scene.name}.png", root)
+        wanted = [n for n in range(own.samples_per_layout) if n not in finished]
+        samples = sample_images(
+            model,
+            requests_for_scene(scene, builder, number, wanted),
+            settings,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
+            shape=shape,
+        )
+        for sample in samples:
             folder.save(replace(sample, label=None))
             new += 1
     print(f"layouts and samples are in {root} ({new} samples of them new)")

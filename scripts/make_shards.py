@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from taming.config import instantiate_from_config, load_config
+from taming.command_line import Parser, add_flags, flag, from_flags, parse
+from taming.config import load_config
+from taming.data.from_config import SPLITS, dataset_of
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError, command
 
 
+@dataclass(frozen=True)
+class Options:
+    outdir: str | None = flag(None, "folder for the shards (required)", "-o", hidden=("--output",))
+    per_shard: int = flag(5000, "samples per shard", "-n")
+    skip_bad: bool = flag(False, "leave damaged files out")
+
+
 @command
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("-b", "--base", nargs="+", required=True, help="config files")
-    parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
-    parser.add_argument("-o", "--output", required=True, help="folder for the shards")
-    parser.add_argument("-n", "--per_shard", type=int, default=5000, help="samples per shard")
-    parser.add_argument("--skip_bad", action="store_true", help="leave damaged files out")
-    args, overrides = parser.parse_known_args()
+    parser.add_argument("--split", default="train", choices=SPLITS, help="default train")
+    add_flags(parser, Options)
+    args, overrides = parse(parser, argv)
+    options = from_flags(Options, args)
+    if options.outdir is None:
+        parser.error("the folder for the shards is missing; give --outdir")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sections = load_config(args.base, overrides).get("data", {}).get("params", {})
-    if not sections.get(args.split):
-        raise UserError(f"the config has no data.params.{args.split}; give another --split")
-    if args.per_shard < 1:
-        raise UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
-    dataset = instantiate_from_config(sections[args.split], key=f"data.params.{args.split}")
-    count = write_shards(dataset, args.output, args.per_shard, args.skip_bad)
-    print(f"{args.output}: {count} samples of {type(dataset).__name__}")
+    if options.per_shard < 1:
+        raise UserError(f"--per_shard is {options.per_shard}; it must be at least 1")
+    dataset = dataset_of(load_config(args.base, overrides), args.split)
+    count = write_shards(dataset, options.outdir, options.per_shard, options.skip_bad)
+    print(f"{options.outdir}: {count} samples of {type(dataset).__name__}")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,36 @@
-"""Write a labelled picture of the first items that training with a config would see."""
+"""Write a labeled picture of the first items that training with a config would see."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from taming.command_line import Parser, add_flags, flag, from_flags, parse
 from taming.config import load_config
+from taming.data.from_config import SPLITS
 from taming.data.tools.preview import write_preview
 from taming.errors import command
 
 
+@dataclass(frozen=True)
+class Options:
+    num_items: int = flag(8, "how many items", "-n", hidden=("--number",))
+    seed: int = flag(23, "as in main.py", "-s")
+    output: str = flag("preview.png", "the picture to write", "-o")
+
+
 @command
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "-b", "--base", nargs="+", required=True, help="config files, as in main.py"
     )
-    parser.add_argument("--split", default="train", choices=("train", "validation", "test"))
-    parser.add_argument("-n", "--number", type=int, default=8, help="how many items")
-    parser.add_argument("-s", "--seed", type=int, default=23, help="as in main.py")
-    parser.add_argument("-o", "--output", default="preview.png", help="the picture to write")
-    args, overrides = parser.parse_known_args()
-    config = load_config(args.base, overrides)
-    print(write_preview(config, args.split, max(1, args.number), args.seed, args.output))
+    parser.add_argument("--split", default="train", choices=SPLITS, help="default train")
+    add_flags(parser, Options)
+    args, overrides = parse(parser, argv)
+    options, config = from_flags(Options, args), load_config(args.base, overrides)
+    count = max(1, options.num_items)
+    print(write_preview(config, args.split, count, options.seed, output=options.output))
 
 
 if __name__ == "__main__":

@@ -9,90 +9,101 @@ writes PNGs of label numbers, and one of depth reads what scripts/extract_depth.
 
 from __future__ import annotations
 
+import argparse
 import json
-from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
+from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
-from taming.evaluation.tasks.models import score_first_stage
-from taming.sampling.arguments import make_parser, parse
-from taming.sampling.conditions import cut_to_tokens, read_input, resized
-from taming.sampling.folder import check_place, save_png, save_whole
+from taming.evaluation.tasks.reconstruction import score_first_stage
+from taming.models.first_stage import FirstStage
+from taming.pictures import HALF_RANGE
+from taming.sampling.arguments import RunArguments, make_parser, require_positive
+from taming.sampling.conditions import cut_to_tokens, read_input
+from taming.sampling.folder import ADVICE, check_place, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
 
 
-def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str]]:
-    parser = make_parser("Reconstruct the images of a folder.")
-    parser.add_argument("folder", help="of images, at any depth")
-    parser.add_argument(
-        "--size", type=int, help="resize and crop to a square of so many pixels (default: as it is)"
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script, beside those of the run."""
+
+    size: tuple[int, int] | None = flag(
+        None,
+        "resize and crop to height,width in pixels, or to a square (default: as it is)",
+        parse=parse_size,
     )
-    parser.add_argument("-n", "--num_images", type=int, help="the first n images (default: all)")
-    parser.add_argument("--batch_size", type=int, default=4, help="of equal images (default 4)")
-    return parse(parser, argv)
+    num_images: int | None = flag(None, "the first n images (default: all)", "-n")
+    batch_size: int = flag(4, "images of equal size at once")
+
+    def __post_init__(self) -> None:
+        require_positive(num_images=self.num_images, batch_size=self.batch_size)
 
 
-def list_images(args: Namespace) -> list[str]:
-    for name in ("num_images", "size", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}")
-    if not Path(args.folder).is_dir():
-        raise UserError(f"there is no folder {args.folder}")
-    paths = list(islice(find_images(args.folder), args.num_images))
+def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, Arguments, Path]:
+    parser = make_parser("Reconstruct the images of a folder.", Arguments)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
+    parser.add_argument("folder", type=Path, help="of images, at any depth")
+    args, overrides = parse(parser, argv)
+    run = from_flags(RunArguments, args, overrides=tuple(overrides))
+    return run, from_flags(Arguments, args), args.folder
+
+
+def list_images(folder: Path, num_images: int | None) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    paths = list(islice(find_images(folder), num_images))
     if not paths:
-        raise UserError(f"there are no images in {args.folder}")
+        raise UserError(f"there are no images in {folder}")
     return paths
 
 
-def read_images(args: Namespace, model: Any, paths: Iterable[str]) -> Iterator[Named]:
+def read_images(
+    model: FirstStage, folder: Path, paths: Iterable[str], size: tuple[int, int] | None
+) -> Iterator[Named]:
     """Paths below the folder, and images [1, C, H, W] in whole tokens."""
     for path in paths:
-        picture = read_input(model, path)
-        if args.size is not None:
-            picture = resized(picture, (args.size, args.size))
-        if model.reads_labels:  # resizing mixes them
-            picture = F.one_hot(picture.argmax(1), picture.shape[1]).permute(0, 3, 1, 2).float()
-        name = str(Path(path).relative_to(args.folder))
-        yield name, cut_to_tokens(picture, model.downsampling_factor)
+        x = read_input(model, path, size)
+        yield str(Path(path).relative_to(folder)), cut_to_tokens(x, model.downsampling_factor)
 
 
 def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:
     """Names and [B, C, H, W] of consecutive images of equal size."""
     for _, group in groupby(images, key=lambda named: named[1].shape):
         while batch := list(islice(group, size)):
-            yield [name for name, _ in batch], torch.cat([picture for _, picture in batch])
+            yield [name for name, _ in batch], torch.cat([x for _, x in batch])
 
 
-def reconstruct(args: Namespace, model: Any, paths: Sequence[str], root: Path) -> dict[str, Any]:
+def reconstruct(
+    model: FirstStage, images: Iterable[Named], batch_size: int, root: Path
+) -> dict[str, Any]:
     """Write the reconstructions of all images; their scores."""
     names: list[str] = []
 
-    def loaded() -> Iterator[dict[str, Tensor]]:
-        for batch, pictures in batches(read_images(args, model, bar), args.batch_size):
+    def loaded() -> Iterator[Tensor]:
+        for batch, x in batches(images, batch_size):
             names[:] = batch
-            yield {"image": pictures.permute(0, 2, 3, 1)}
+            yield x
 
     def write(images: Tensor, reconstructions: Tensor) -> None:
-        if model.reads_labels:
-            reconstructions = reconstructions.argmax(1, keepdim=True) / 127.5 - 1  # as bytes
+        if model.reads_labels:  # label numbers are the PNG's bytes
+            reconstructions = reconstructions.argmax(1, keepdim=True) / HALF_RANGE - 1
         for name, image in zip(names, reconstructions, strict=True):
             save_png(image, root / (name if name.endswith(".png") else name + ".png"))
 
-    with tqdm(paths, unit="image") as bar:
-        return asdict(score_first_stage(model, loaded(), on_batch=write))
+    return score_first_stage(model, loaded(), on_batch=write)
 
 
 def summary(scores: Mapping[str, Any]) -> str:
@@ -108,17 +119,24 @@ def summary(scores: Mapping[str, Any]) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    args, overrides = read_arguments(argv)
-    paths = list_images(args)
-    model, run, step = load_first_stage(args.resume, args.base, args.device, overrides)
-    folder = Path(args.folder).resolve()
-    root = Path(args.outdir or run.folder / "reconstructions" / folder.name) / str(step)
+    arguments, own, folder = read_arguments(argv)
+    paths = list_images(folder, own.num_images)
+    model, run, step = load_first_stage(
+        arguments.resume, arguments.base, arguments.device, arguments.overrides
+    )
+    root = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
+    root = root / str(step)
     check_place(root)
-    scores = reconstruct(args, model, paths, root)
-    made = {"checkpoint": str(run.checkpoint), "global_step": step, "folder": str(folder)}
-    report = {**scores, **made, "size": args.size}
-    text = json.dumps(report, indent=2) + "\n"
-    save_whole(root / "metrics.json", lambda partial: partial.write_text(text))
+    with tqdm(paths, unit="image") as bar:
+        scores = reconstruct(model, read_images(model, folder, bar, own.size), own.batch_size, root)
+    made = {
+        "checkpoint": str(run.checkpoint),
+        "global_step": step,
+        "folder": str(folder.resolve()),
+        "size": own.size,
+    }
+    with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
+        partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))
     print(f"{scores['images']} reconstructions and metrics.json are in {root}")
 

@@ -3,7 +3,7 @@
     python scripts/report.py -r logs/<run>
 
 Reconstruction error, codebook usage and likelihood on the run's validation data; for samples of
-classes, the share that a nearest-neighbour classifier of the training images names right. Where the
+classes, the share that a nearest-neighbor classifier of the training images names right. Where the
 training data have classes, a small classifier of them is trained in seconds, and gives its own
 distances (FID, KID, precision, recall) of the samples to the training images and its accuracy. For
 numbers that can be compared with published ones, use scripts/evaluate_fid.py.
@@ -11,6 +11,7 @@ numbers that can be compared with published ones, use scripts/evaluate_fid.py.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +19,16 @@ from typing import Any
 
 import torch
 
-from taming.checkpoint import Run, run_config
+from taming.checkpoint import run_config
+from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
-from taming.sampling.arguments import make_parser, parse
+from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer
 
 SCRIPT = "scripts/report.py"
@@ -35,33 +38,34 @@ SCRIPT = "scripts/report.py"
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Report on a trained transformer and its samples.")
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
     parser.add_argument("--samples", type=Path, help="folder of samples (default: the newest)")
     args, overrides = parse(parser, argv)
-    model, run, step = load_transformer(args.resume, args.base, args.device, overrides)
+    arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
+    # Reports are in float32, whatever --precision says.
+    model, run, step = load_transformer(
+        arguments.resume, arguments.base, arguments.device, overrides
+    )
     samples = args.samples or newest_samples(run.folder)
     if not samples.is_dir():
-        raise UserError(f"there is no folder {samples}; draw samples with scripts/sample_fast.py")
-    data = instantiate_from_config(run_config(run, args.base, overrides).data, key="data")
+        raise UserError(f"there is no folder {samples}; make samples with scripts/sample_fast.py")
+    data = instantiate_from_config(run_config(run, arguments.base, overrides).data, key="data")
     data.setup()
-    outdir = Path(args.outdir or run.folder / "report")
-    sets = open_sets(samples, run, model.first_stage_key, args.base, overrides, data.num_workers)
-    report = make_report(model, data, sets, outdir)
+    outdir = Path(arguments.outdir or run.folder / "report")
+    configs: list[str | Path] = [*run.configs, *arguments.base]
+    training, validation = (
+        DatasetSource(configs, split, model.first_stage_key, overrides, data.num_workers)
+        for split in ("train", "validation")
+    )
+    report = make_report(
+        model, data, ReportSets(FolderSource(samples), training, validation), outdir
+    )
     report["metrics"]["samples"]["folder"] = str(samples)
     report["protocol"] |= {"checkpoint_hash": file_hash(run.checkpoint), "global_step": step}
-    seconds, device = time.monotonic() - start, torch.device(model.device)
-    write(report, seconds, device, command_line(argv, SCRIPT), outdir)
+    seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
+    write(report, seconds, model.device, line, outdir)
     print_report(report["metrics"])
     print(f"step {step}; report.json, report.md and samples.png are in {outdir}")
-
-
-def open_sets(
-    samples: Path, run: Run, key: str, base: Sequence[str], overrides: Sequence[str], workers: int
-) -> ReportSets:
-    configs: list[str | Path] = [*run.configs, *base]
-    real = [
-        DatasetSource(configs, split, key, overrides, workers) for split in ("train", "validation")
-    ]
-    return ReportSets(FolderSource(samples), *real)
 
 
 def write(
@@ -96,10 +100,10 @@ def print_report(report: dict[str, Any]) -> None:
     if "by_own_classifier" in report:
         print("by a classifier of the training images, of samples (and of validation images):")
         own = report["by_own_classifier"]
-        print_judgement(own["samples"], own["validation_images"])
+        print_own_classifier(own["samples"], own["validation_images"])
 
 
-def print_judgement(samples: dict[str, Any], real: dict[str, Any]) -> None:
+def print_own_classifier(samples: dict[str, Any], real: dict[str, Any]) -> None:
     def both(title: str, name: str, style: str) -> str:
         first, second = (values.get(name) for values in (samples, real))
         if isinstance(first, dict) and isinstance(second, dict):

@@ -40,7 +40,7 @@ def parse(
     """The flags, and the `key.path=value` overrides among the rest.
 
     Raises:
-        UserError: for an unknown flag.
+        UserError: for an unknown flag, or a value that a flag does not take.
     """
     args, rest = parser.parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-") or "=" not in text]
@@ -101,6 +101,8 @@ class Flag:
         hidden: earlier spellings, still understood.
         parse: from text to the value; by default the field's type.
         metavar: what stands for the value in `--help`.
+        nargs: "*" or "+" for a flag with several values, whose field is a tuple.
+        repeated: whether the flag may be given several times; the field is a tuple.
     """
 
     help: str
@@ -108,6 +110,8 @@ class Flag:
     hidden: tuple[str, ...] = ()
     parse: Callable[[str], Any] | None = None
     metavar: str | None = None
+    nargs: str | None = None
+    repeated: bool = False
 
 
 def flag(
@@ -117,10 +121,17 @@ def flag(
     hidden: Sequence[str] = (),
     parse: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    nargs: str | None = None,
+    repeated: bool = False,
 ) -> Any:
-    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`."""
-    about = Flag(help, names, tuple(hidden), parse, metavar)
-    return field(default=default, metadata={"flag": about})
+    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`.
+
+    With `default=MISSING` (of `dataclasses`) the flag is required.
+    """
+    spec = Flag(
+        help, names, tuple(hidden), parse=parse, metavar=metavar, nargs=nargs, repeated=repeated
+    )
+    return field(default=default, metadata={"flag": spec})
 
 
 def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
@@ -139,17 +150,48 @@ def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
 
 
 def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> None:
-    about: Flag = entry.metadata["flag"]
+    spec: Flag = entry.metadata["flag"]
     options: dict[str, Any] = {"dest": entry.name}
     if kind is bool:
         options["action"] = "store_true"
     else:
-        options |= {"type": about.parse or _type_of(kind), "metavar": about.metavar}
-    shown = "" if default in (None, False, MISSING, ()) else f" (default {default})"
-    names = (*about.names, f"--{entry.name}")
-    parser.add_argument(*names, default=default, help=about.help + shown, **options)
-    for name in about.hidden:
+        several = spec.nargs is not None or spec.repeated
+        parse = _naming(entry.name, spec.parse) or (str if several else _type_of(kind))
+        options |= {"type": parse, "metavar": spec.metavar, "nargs": spec.nargs}
+        # argparse would ask for the flag also when one of its hidden spellings is there.
+        options |= {"required": default is MISSING and not spec.hidden}
+    help = _help(spec.help, default)
+    if spec.repeated:
+        options |= {"action": "append"}
+        options.pop("nargs")
+        default = [] if default is MISSING else list(default)
+    names = (*spec.names, f"--{entry.name}")
+    parser.add_argument(*names, default=default, help=help, **options)
+    options.pop("required", None)
+    for name in spec.hidden:
         parser.add_argument(name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+
+
+def _naming(name: str, parse: Callable[[str], Any] | None) -> Callable[[str], Any] | None:
+    """`parse`, with the flag's name before its errors."""
+    if parse is None:
+        return None
+
+    def parse_flag(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise UserError(f"--{name}: {error}") from None
+
+    return parse_flag
+
+
+def _help(text: str, default: Any) -> str:
+    """The text with its default, with percent signs as argparse wants them."""
+    if default is not None and default is not False and default is not MISSING and default != ():
+        value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{text} (default {value})"
+    return text.replace("%", "%%")
 
 
 def _type_of(kind: Any) -> type:
@@ -163,7 +205,7 @@ def from_flags(settings: type[T], args: argparse.Namespace, **rest: Any) -> T:
     """The dataclass with what the flags of `add_flags` say; `rest` are its fields without a flag.
 
     Raises:
-        UserError: as the dataclass does, for values out of range.
+        UserError: if a required flag is missing, and for values that the dataclass refuses.
     """
     hints = typing.get_type_hints(settings)
     values = dict(rest)
@@ -174,5 +216,8 @@ def from_flags(settings: type[T], args: argparse.Namespace, **rest: Any) -> T:
         if is_dataclass(kind) and isinstance(kind, type):
             values[entry.name] = from_flags(kind, args)
         elif "flag" in entry.metadata:
-            values[entry.name] = getattr(args, entry.name)
+            value = getattr(args, entry.name)
+            if value is MISSING:
+                raise UserError(f"--{entry.name} is missing (see --help)")
+            values[entry.name] = tuple(value) if isinstance(value, list) else value
     return settings(**values)

@@ -23,6 +23,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from taming.errors import UserError
 
 SECTIONS = ("model", "data", "lightning")
+# Parameters of a transformer that are configs of trained models.
+STAGES = ("first_stage_config", "cond_stage_config")
 
 # Published configs name classes by modules that are scripts, or that live in another project.
 MODULE_ALIASES = {"main": "taming.training"}
@@ -37,7 +39,12 @@ def load_config(
 ) -> DictConfig:
     """Merge YAML files left to right, then `key.path=value` overrides.
 
-    Raises `UserError` for a missing or malformed file and for a top-level key not in `sections`.
+    A transformer's stage may name the YAML that it was trained with, relative to the file that
+    says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It becomes
+    the model of that YAML, without its loss, with `params` merged over it.
+
+    Raises:
+        UserError: for a missing or malformed file, and for a top-level key not in `sections`.
     """
     parts = [(str(path), _read_yaml(Path(path))) for path in paths]
     parts += [(override, _read_override(override)) for override in overrides]
@@ -52,6 +59,41 @@ def load_config(
 
 
 def _read_yaml(path: Path) -> DictConfig:
+    config = _read_one_yaml(path)
+    for key in STAGES:
+        place = f"model.params.{key}"
+        stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
+        if isinstance(stage, DictConfig) and "base" in stage:
+            whole = _with_base(stage, path, f"{path}: {place}.base")
+            OmegaConf.update(config, place, whole, merge=False)
+    return config
+
+
+def _with_base(stage: DictConfig, path: Path, place: str) -> DictConfig:
+    base = path.parent / str(stage.base)
+    try:
+        model = _read_one_yaml(base).get("model")
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    if not isinstance(model, DictConfig) or "transformer_config" in model.get("params", {}):
+        raise UserError(f"{place}: {base} is no config of a first stage")
+    trained: Any = OmegaConf.to_container(model)
+    own = {key: value for key, value in stage.items_ex(resolve=False) if key != "base"}
+    merged = OmegaConf.merge(as_stage(trained), own)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
+    """`target` and `params` of a model, without what only its own training needs."""
+    training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
+    params = {k: v for k, v in (model.get("params") or {}).items() if k not in training}
+    if "lossconfig" in params:
+        params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
+    return {"target": model["target"], "params": params}
+
+
+def _read_one_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     try:
@@ -93,10 +135,12 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     module = _import(module_name, string)
     if reload:
         module = importlib.reload(module)
-    if not hasattr(module, name):
+    try:
+        return getattr(module, name)
+    except AttributeError:
         public = [entry for entry in dir(module) if not entry.startswith("_")]
-        raise _config_error(f"there is no '{name}' in {module_name}{did_you_mean(name, public)}")
-    return getattr(module, name)
+        hint = did_you_mean(name, public)
+        raise _config_error(f"there is no '{name}' in {module_name}{hint}") from None
 
 
 def _import(module_name: str, target: str) -> Any:

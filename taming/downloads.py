@@ -1,4 +1,4 @@
-"""Files from the web: continued where they stopped, checked, and placed only once complete."""
+"""Downloads that continue where they stopped, and appear in their place once complete."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ _FAILED = (OSError, http.client.HTTPException)
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a download that makes no progress is tried, and the seconds before the second try,
-    which double with each."""
+    """When to give up on a download.
+
+    Attributes:
+        tries: how often it is tried without receiving anything new.
+        wait: seconds before the second try; they double with each.
+    """
 
     tries: int = 5
     wait: float = 1.0
@@ -40,26 +44,31 @@ def fetch(
 ) -> Path:
     """Download `url` to `path`, with a progress bar; returns the path.
 
-    What has arrived is kept as `<path>.part` and continued by the next try, or the next call.
-    `size` in bytes is checked, as is what the server announced. Raises `UserError`.
+    Received bytes are kept as `<path>.part`, and continued by the next try or the next call.
+
+    Args:
+        size: the expected size in bytes. It is checked, as is the size that the server announces.
+
+    Raises:
+        UserError: if the file cannot be fetched, or has another size.
     """
     path, patience = Path(path), patience or Patience()
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _insist(url, part, chunk_size, patience)
+        _download_with_retries(url, part, chunk_size, patience)
     except (*_FAILED, ValueError) as error:
         kept = _size(part)
         if not kept:
-            _forget(part)
+            _delete_partial(part)
         again = f"; {kept:,} bytes are kept, the same command goes on from there" if kept else ""
         raise UserError(f"could not download {url} to {path}: {_reason(error)}{again}") from None
     if size is not None and _size(part) != size:
-        got = _size(part)
-        _forget(part)
-        raise UserError(f"{url} sent {got:,} bytes instead of {size:,}; nothing was kept")
+        received = _size(part)
+        _delete_partial(part)
+        raise UserError(f"{url} sent {received:,} bytes instead of {size:,}; nothing was kept")
     _validator_file(part).unlink(missing_ok=True)
-    os.replace(part, path)
+    os.replace(part, path)  # not `atomic_path`, whose partial files do not outlive a failure
     return path
 
 
@@ -69,28 +78,28 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _insist(url: str, part: Path, chunk_size: int, patience: Patience) -> None:
+def _download_with_retries(url: str, part: Path, chunk_size: int, patience: Patience) -> None:
     failures = 0
     while True:
         before = _size(part)
         try:
-            return _continue(url, part, chunk_size)
+            return _download_rest(url, part, chunk_size)
         except _FAILED as error:
             failures = 1 if _size(part) > before else failures + 1
-            if failures >= patience.tries or _is_final(error):
+            if failures >= patience.tries or _is_permanent(error):
                 raise
             time.sleep(patience.wait * 2 ** (failures - 1))
 
 
-def _is_final(error: BaseException) -> bool:
-    """Whether another try would be answered the same."""
+def _is_permanent(error: BaseException) -> bool:
+    """Whether another try would fail in the same way."""
     if isinstance(error, urllib.error.HTTPError):
         return 400 <= error.code < 500 and error.code not in (408, 416, 425, 429)
     return isinstance(error, urllib.error.URLError) and isinstance(error.reason, FileNotFoundError)
 
 
-def _continue(url: str, part: Path, chunk_size: int) -> None:
-    """Fetch what `part` lacks; OSError if that is not all of it."""
+def _download_rest(url: str, part: Path, chunk_size: int) -> None:
+    """Append to `part` the bytes that it lacks; OSError if some are missing afterwards."""
     have = _size(part)
     request = urllib.request.Request(url, headers=_range_headers(part, have))
     try:
@@ -99,7 +108,7 @@ def _continue(url: str, part: Path, chunk_size: int) -> None:
         if error.code == 416 and _total(error.headers) == have:
             return
         if error.code == 416:
-            _forget(part)
+            _delete_partial(part)
         raise
     with response:
         _receive(response, part, have, chunk_size)
@@ -110,7 +119,7 @@ def _range_headers(part: Path, have: int) -> dict[str, str]:
     validator = _validator_file(part)
     if have:
         headers["Range"] = f"bytes={have}-"
-    if have and validator.is_file():  # lest two versions of a file be joined
+    if have and validator.is_file():  # or two versions of a file could be joined
         headers["If-Range"] = validator.read_text()
     return headers
 
@@ -118,7 +127,7 @@ def _range_headers(part: Path, have: int) -> dict[str, str]:
 def _receive(response: Any, part: Path, have: int, chunk_size: int) -> None:
     start = _start(response)
     if start not in (0, have):
-        _forget(part)
+        _delete_partial(part)
         raise OSError(f"the server went on at byte {start:,} instead of {have:,}")
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
     if validator and not validator.startswith("W/"):
@@ -138,8 +147,8 @@ def _receive(response: Any, part: Path, have: int, chunk_size: int) -> None:
 
 
 def _start(response: Any) -> int:
-    """The position in the file at which the server's answer begins."""
-    if getattr(response, "status", None) != http.client.PARTIAL_CONTENT:
+    """The position in the file of the response's first byte; -1 if it cannot be read."""
+    if response.status != http.client.PARTIAL_CONTENT:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else -1
@@ -158,7 +167,7 @@ def _validator_file(part: Path) -> Path:
     return part.with_name(part.name + ".version")
 
 
-def _forget(part: Path) -> None:
+def _delete_partial(part: Path) -> None:
     part.unlink(missing_ok=True)
     _validator_file(part).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What to say to people: mistakes in their input are sentences, ours are tracebacks."""
+"""User errors are reported as one sentence (exit code 2); bugs keep their traceback."""
 
 from __future__ import annotations
 

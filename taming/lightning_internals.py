@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import ParallelStrategy
 from torch import nn
 from torch.optim import Optimizer
 
@@ -27,18 +29,21 @@ def batches_done(trainer: pl.Trainer) -> int:
     return progress.processed
 
 
-def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
-    """The content of a checkpoint, without the barrier of `trainer.save_checkpoint`.
+def save_without_barrier(trainer: pl.Trainer, path: str | Path) -> None:
+    """`trainer.save_checkpoint`, without waiting for the other processes.
 
-    That one waits for all processes; after a crash of one of them the others never come.
+    After a crash of one of them the others never come.
     """
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    trainer.strategy.save_checkpoint(content, path)
 
 
 def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:
     """A context in which backward passes add up gradients without averaging them over processes."""
-    block = getattr(trainer.strategy, "block_backward_sync", None)
-    return nullcontext() if block is None else block()
+    strategy = trainer.strategy
+    return (
+        strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+    )
 
 
 def leave_out_of_ddp(module: nn.Module, parameters: Sequence[str]) -> None:

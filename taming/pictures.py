@@ -1,8 +1,7 @@
 """Pixels and values, and pictures composed for people to look at.
 
-Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255. This is the one
-place where either becomes the other, where images that users give are resized, and where several
-images are put onto one picture.
+Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255. All conversions
+between them are here, and the resizing of users' images, and pages with several images.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ HALF_RANGE = 127.5  # pixel = (value + 1) * HALF_RANGE
 Picture = Tensor | np.ndarray | Image.Image
 """Values (C, H, W) in [-1, 1]; or pixels uint8, (H, W) or (H, W, C); or an image of Pillow's."""
 
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has them
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has them
 FONT_SIZE, HEAD = 14, 22
 
 
@@ -66,51 +65,73 @@ def to_values_array(pixels: np.ndarray) -> np.ndarray:
     return values
 
 
-def to_grey(pixels: Tensor) -> Tensor:
-    """RGB pixels uint8 [B, 3, H, W] as grey ones [B, 1, H, W]."""
-    weights = torch.tensor(GREY_WEIGHTS, device=pixels.device).view(1, 3, 1, 1)
+def to_gray(pixels: Tensor) -> Tensor:
+    """RGB pixels uint8 [B, 3, H, W] as gray ones [B, 1, H, W]."""
+    weights = torch.tensor(GRAY_WEIGHTS, device=pixels.device).view(1, 3, 1, 1)
     return (pixels * weights).sum(dim=1, keepdim=True).round().clamp(0, 255).byte()
 
 
 def to_pillow(values: Tensor) -> Image.Image:
-    """Values (C, H, W) in [-1, 1], with C = 1 (grey), 3 or 4 (RGBA), as an image of Pillow's.
+    """Values (C, H, W) in [-1, 1], with C = 1 (gray), 3 or 4 (RGBA), as an image of Pillow's.
 
     Raises:
         UserError: for any other number of channels.
     """
     if values.shape[0] not in (1, 3, 4):
-        raise UserError(f"the model draws {values.shape[0]} channels; a PNG has 1, 3 or 4 of them")
+        raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
     pixels = to_uint8(values.detach()).permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def to_rgb_pixels(values: Tensor) -> Tensor:
+    """Values (C, H, W) in [-1, 1] as pixels uint8 (3, H, W), as a PNG of them would be read.
+
+    Gray values (C = 1) are repeated; of RGBA (C = 4), transparency is dropped.
+
+    Raises:
+        UserError: for any other number of channels.
+    """
+    if values.shape[0] not in (1, 3, 4):
+        raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
+    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
 
 
 # ---------------------------------------------------------------------- resizing
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """Pixels uint8 (H, W, C), or float values (H, W) or (H, W, C), at `size` (height, width).
 
     Bilinear; when an image shrinks, all of its pixels count (Pillow's filter, "antialiased").
+    Label numbers, int32 (H, W), need NEAREST as `resampling`.
     """
     if pixels.shape[:2] == tuple(size):
         return pixels
     shape = (size[1], size[0])
     if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3:
-        return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
+        return np.asarray(Image.fromarray(pixels).resize(shape, resampling))
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
     resized = [
-        np.asarray(Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR))
+        np.asarray(Image.fromarray(plane).resize(shape, resampling))
         for plane in np.ascontiguousarray(planes.transpose(2, 0, 1))
     ]
     return np.stack(resized, axis=2).reshape(*size, *pixels.shape[2:])
 
 
-def resize_and_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_and_crop(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """`resize` until `size` (height, width) is just covered, then cut off the rest at both ends."""
     height, width = size
     scale = max(height / pixels.shape[0], width / pixels.shape[1])
     rows, columns = (max(s, round(scale * old)) for s, old in zip(size, pixels.shape, strict=False))
-    pixels = resize(pixels, (rows, columns))
+    pixels = resize(pixels, (rows, columns), resampling)
     top, left = (rows - height) // 2, (columns - width) // 2
     return pixels[top : top + height, left : left + width]
 
@@ -144,8 +165,8 @@ def grid(
     """Pictures in rows and columns, `gap` pixels apart.
 
     Args:
-        rows: the cells of every row; `(caption, cell)` has a line of text above it. A column of
-            None alone is a wider gap.
+        rows: the cells of every row, which may differ in number; `(caption, cell)` has a line of
+            text above it. A column of None alone is a wider gap.
         titles: a text above each column, or above those columns that a mapping names.
         side: cells are scaled to fit into squares of so many pixels (small ones show their pixels
             as squares); None leaves them at their own size.
@@ -160,7 +181,8 @@ def grid(
     head = HEAD if titles else 0
     size = (lefts[-1] + widths[-1] + gap, head + sum(heights) + gap * (len(heights) + 1))
     page = Image.new("RGB", size, background)
-    _write_titles(page, titles, [*lefts, size[0]], gap)
+    if titles:
+        _write_titles(page, titles, [*lefts, size[0]], gap)
     top = head + gap
     for row, height in zip(cells, heights, strict=True):
         for cell, left in zip(row, lefts, strict=False):
@@ -172,6 +194,7 @@ def grid(
 def _write_titles(
     page: Image.Image, titles: Sequence[str] | Mapping[int, str], lefts: Sequence[int], gap: int
 ) -> None:
+    """Above each named column, as wide as there is room before the next; `lefts` has one more."""
     named = dict(titles) if isinstance(titles, Mapping) else dict(enumerate(titles))
     ends = [*sorted(named)[1:], len(lefts) - 1]
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=FONT_SIZE)

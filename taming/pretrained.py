@@ -1,4 +1,4 @@
-"""The published models: what they are, where they are, and how they come into `logs/`.
+"""The published models: their table, their addresses, and downloading them into `logs/`.
 
 Addresses are files, or shared folders of a Seafile server, which lists what is in them.
 """
@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import re
-import tempfile
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -20,9 +20,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.atomic_files import atomic_path, write_text
+from taming.checkpoint import find_run, read_checkpoint
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
+from taming.models.dalle import convert
 
 # In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
 RECORD = "downloads.json"
@@ -71,7 +73,7 @@ def published_models() -> dict[str, Published]:
 
 
 def remote_files(address: str) -> list[RemoteFile]:
-    """The files behind an address: itself, or the wanted ones of a shared folder."""
+    """The files of an address: the file itself, or those of a shared folder that a run needs."""
     drive = re.match(r"(https?://)drive\.google\.com/file/d/([\w-]+)", address)
     if drive:
         query = urllib.parse.urlencode({"id": drive[2], "export": "download", "confirm": "t"})
@@ -102,7 +104,7 @@ def _after_redirects(address: str) -> str:
 
 
 def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile]:
-    """The wanted files of a Seafile shared folder, below `folder`."""
+    """The files of a shared Seafile folder that a run needs, below `folder`."""
     query = urllib.parse.urlencode({"path": folder})
     with _open(f"{server}/api/v2.1/share-links/{token}/dirents/?{query}") as response:
         try:
@@ -121,7 +123,7 @@ def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile
 
 
 def _in_run_layout(files: list[RemoteFile]) -> list[RemoteFile]:
-    """Paths from the folder that holds `checkpoints`, which some servers have as `ckpts`."""
+    """The files with paths relative to the parent of `checkpoints` (`ckpts` on some servers)."""
     paths = [re.sub(r"(^|/)ckpts/", r"\1checkpoints/", file.path) for file in files]
     above = [path.partition("checkpoints/")[0] for path in paths if "checkpoints/" in path]
     prefix = min(above, key=len, default="")
@@ -144,8 +146,11 @@ def download_model(
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
-    Hashes are recorded when a file first arrives; with `check`, files that are there are compared
-    to them. Raises `UserError` for what cannot be fetched, or is not what it should be.
+    Hashes are recorded at the first download of a file; with `check`, present files are compared
+    to them.
+
+    Raises:
+        UserError: if a file cannot be fetched, or is no checkpoint or another than at first.
     """
     folder = Path(root) / model.folder
     record = _read_record(folder)
@@ -153,25 +158,44 @@ def download_model(
     for path, known in files.items():
         _check_present(folder / path, known, check)
     if record["complete"] and all((folder / path).is_file() for path in files):
-        return folder
+        return _converted(folder)
     for address in model.addresses:
         for file in resolve(address):
-            files |= _bring(file, folder, files, patience)
+            files |= _download_file(file, folder, files, patience)
             _write_record(folder, record)
     _add_config(model.name, folder)
+    _converted(folder)
     _write_record(folder, {**record, "complete": True})
     return folder
 
 
+def _converted(folder: Path) -> Path:
+    """The folder, in which DALL-E's pickles have become a checkpoint."""
+    if (folder / "encoder.pkl").is_file() and not (folder / "model.ckpt").is_file():
+        convert(folder)
+    return folder
+
+
+def is_downloaded(model: Published, root: str | Path = ".") -> bool:
+    """Whether a model is ready to use below `root`: fetched as a whole, or put there by hand."""
+    folder = Path(root) / model.folder
+    if (folder / RECORD).is_file() and not _read_record(folder)["complete"]:
+        return False
+    try:
+        return find_run(folder).checkpoint.is_file()
+    except UserError:
+        return False
+
+
 def _add_config(name: str, folder: Path) -> None:
-    """Models that are published as a bare checkpoint get the config that it was trained with."""
+    """Give a model that is published as a checkpoint alone the config it was trained with."""
     config = resources.files("taming").joinpath("pretrained_configs", f"{name}.yaml")
     if config.is_file() and lacks_config(folder):
-        (folder / "config.yaml").write_text(config.read_text("utf-8"))
+        write_text(folder / "config.yaml", config.read_text("utf-8"))
 
 
 def lacks_config(folder: Path) -> bool:
-    """Whether neither the download nor this package brought a model's config."""
+    """Whether a downloaded model has no config, neither its own nor one of this package."""
     return not [*folder.glob("*.yaml"), *folder.glob("configs/*.yaml")]
 
 
@@ -191,25 +215,25 @@ def _check_present(path: Path, known: dict[str, Any], thoroughly: bool) -> None:
         raise UserError(f"{path} is not the file that was downloaded; delete it to fetch it again")
 
 
-def _bring(
+def _download_file(
     file: RemoteFile, folder: Path, files: Mapping[str, Any], patience: Patience | None
 ) -> dict[str, Any]:
-    """Fetch, check and place one file, or what is in it: entries of the record."""
+    """Fetch, check and place one file, or the files of an archive: entries of the record."""
     target = _inside(folder, file.path)
     known = files.get(file.path)
     if target.is_file() and known is not None:
         return {}
-    arrived = target.with_name(target.name + ".arrived")
-    fetch(file.url, arrived, size=file.size, patience=patience)
+    unchecked = target.with_name(target.name + ".arrived")
+    fetch(file.url, unchecked, size=file.size, patience=patience)
     try:
-        _verify(arrived, file, known)
+        _verify(unchecked, file, known)
         placed = {file.path: target}
-        if _is_archive(arrived):
-            placed = _unpack(arrived, folder)
+        if _is_archive(unchecked):
+            placed = _unpack(unchecked, folder)
         else:
-            os.replace(arrived, target)
+            os.replace(unchecked, target)
     finally:
-        arrived.unlink(missing_ok=True)
+        unchecked.unlink(missing_ok=True)
     return {
         path: {"url": file.url, "size": place.stat().st_size, "sha256": file_hash(place)}
         for path, place in placed.items()
@@ -223,26 +247,26 @@ def _inside(folder: Path, path: str) -> Path:
     return target
 
 
-def _verify(arrived: Path, file: RemoteFile, known: dict[str, Any] | None) -> None:
-    """Refuse what is not the file it should be, before it takes that file's place."""
-    if known is not None and file_hash(arrived) != known["sha256"]:
+def _verify(unchecked: Path, file: RemoteFile, known: dict[str, Any] | None) -> None:
+    """Refuse web pages, damaged checkpoints and files that changed since the first download."""
+    if known is not None and file_hash(unchecked) != known["sha256"]:
         raise UserError(
             f"{file.url} now sends another file than at the first download; delete {RECORD} in the "
             "model's folder if that is right"
         )
-    with arrived.open("rb") as opened:
+    with unchecked.open("rb") as opened:
         start = opened.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise UserError(
             f"{file.url} sends a web page instead of {file.path}; fetch it with a browser and put "
             "it there"
         )
-    if file.path.endswith(".ckpt") and not _is_archive(arrived):
-        read_checkpoint(arrived)
+    if file.path.endswith(".ckpt") and not _is_archive(unchecked):
+        read_checkpoint(unchecked)
 
 
 def _is_archive(path: Path) -> bool:
-    """Whether a file is a zip with a model in it, rather than a checkpoint, which is a zip too."""
+    """Whether a file is a zip with a model in it; checkpoints are zips too, with a data.pkl."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -250,22 +274,19 @@ def _is_archive(path: Path) -> bool:
 
 
 def _unpack(archive_path: Path, folder: Path) -> dict[str, Path]:
-    """Put an archive's checkpoints and configs into `folder`: path in it -> place."""
+    """Put an archive's checkpoints and configs into `folder`: path in the archive -> file."""
     placed: dict[str, Path] = {}
-    with zipfile.ZipFile(archive_path) as archive, tempfile.TemporaryDirectory(dir=folder) as room:
+    with zipfile.ZipFile(archive_path) as archive:
         for name in archive.namelist():
             if name.endswith(WANTED[:3]):
-                unpacked = archive.extract(name, room)
                 placed[name] = _inside(folder, name)
-                placed[name].parent.mkdir(parents=True, exist_ok=True)
-                os.replace(unpacked, placed[name])
+                with atomic_path(placed[name]) as partial, partial.open("wb") as target:
+                    with archive.open(name) as source:
+                        shutil.copyfileobj(source, target)
     if not placed:
         raise UserError(f"{archive_path.name}: there is no checkpoint in the archive")
     return placed
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    path = folder / RECORD
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from taming.atomic_files import atomic_path
 from taming.downloads import fetch, file_hash
 from taming.errors import UserError
 
@@ -17,24 +17,13 @@ from taming.errors import UserError
 LPIPS_FILE, LPIPS_MD5 = "vgg.pth", "d507d7349b931f0638a25a48a722f98a"
 
 
-@contextmanager
-def _placed_when_complete(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that appears at `path` on success, and leaves nothing otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 1024) -> None:
     """Fetch `url` to `local_path`, in chunks of `chunk_size` bytes, with a progress bar.
 
-    The file appears only once it is complete; a call after a failed one goes on where that stopped.
-    Raises UserError if it cannot be fetched.
+    The file appears only once it is complete; a call after a failed one continues it.
+
+    Raises:
+        UserError: if it cannot be fetched.
     """
     fetch(url, local_path, chunk_size=chunk_size)
 
@@ -48,6 +37,9 @@ def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) 
     """The path of "vgg_lpips", the calibrated layers of LPIPS, below the folder `root`.
 
     Copied there from the installed package `lpips` if missing or, with `check`, if damaged.
+
+    Raises:
+        UserError: for another name, or if that package is missing.
     """
     if name != "vgg_lpips":
         raise UserError(f"there is no checkpoint named {name}; the only one is vgg_lpips")
@@ -57,9 +49,8 @@ def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) 
     package = find_spec("lpips")
     if package is None or package.origin is None:
         raise UserError("vgg_lpips is part of the package `lpips`: pip install lpips")
-    with (Path(package.origin).parent / "weights" / "v0.1" / LPIPS_FILE).open("rb") as source:
-        with _placed_when_complete(path) as file:
-            shutil.copyfileobj(source, file)
+    with atomic_path(path) as partial:
+        shutil.copyfile(Path(package.origin).parent / "weights" / "v0.1" / LPIPS_FILE, partial)
     return str(path)
 
 

@@ -21,8 +21,7 @@ from torch import nn
 
 from taming.checkpoint import load_run
 from taming.config import instantiate_from_config
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import first_stage_config
+from tests.kit.models import first_stage_config, unconditional_config
 
 CODES, CHANNELS, WIDTH, LAYERS = 4000, 512, 640, 8  # together 190 MB
 WAYS = ("load_run", "ckpt_path", "first_stage_config.params.ckpt_path")
@@ -31,9 +30,9 @@ KINDS = ("model.ckpt", "model.safetensors", "before_1.6.ckpt")
 
 def config(tiny: bool = False) -> dict[str, Any]:
     if tiny:
-        return transformer_config()
+        return unconditional_config()
     stage = first_stage_config(n_embed=CODES, embed_dim=CHANNELS, lossconfig=None)
-    return transformer_config(
+    return unconditional_config(
         first_stage_config=stage, gpt={"vocab_size": CODES, "n_embd": WIDTH, "n_layer": LAYERS}
     )
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from taming.checkpoint import save_atomic
 from taming.config import instantiate_from_config
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 # The golden adversarial run was made with this torch. The kernels of others round differently, and
 # once that flips a code the game goes another way: with torch 2.8 from the third batch on.
@@ -62,6 +66,17 @@ def golden_class_model() -> tuple[Any, list[dict[str, Tensor]]]:
     keys = ("image", "class_label")
     batches = [{key: tensors[f"batch{i}.{key}"] for key in keys} for i in range(3)]
     return model.eval(), batches
+
+
+def write_run(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor] | None = None
+) -> Path:
+    """A run folder of a model's config at step 5, by default with random weights."""
+    (folder / "configs").mkdir(parents=True)
+    OmegaConf.save({"model": config}, folder / "configs" / "2021-project.yaml")
+    state = instantiate_from_config(config).state_dict() if state is None else state
+    save_atomic({"state_dict": state, "global_step": 5}, folder / "checkpoints" / "last.ckpt")
+    return folder
 
 
 class Malicious:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from taming.config import (
     get_obj_from_str,
     instantiate_from_config,
     load_config,
+    plain,
     without_checkpoint_paths,
 )
 from taming.errors import UserError
@@ -140,3 +142,56 @@ def test_values_left_open_are_asked_for() -> None:
     config = OmegaConf.create({"data": {"target": "x.Y", "params": {"n": "${model.n}"}}})
     with pytest.raises(UserError, match="data.params.n: Interpolation key 'model.n' not found"):
         instantiate_from_config(config.data, key="data")
+
+
+def write_stages(folder: Path, stage: dict[str, Any]) -> Path:
+    """A YAML of a first stage, and one of a transformer over it; returns the latter."""
+    first = {
+        "target": "a.First",
+        "params": {
+            "n_labels": 3,
+            "ddconfig": {"in_channels": "${..n_labels}"},
+            "ckpt_path": "start.ckpt",
+            "monitor": "val/rec_loss",
+            "lossconfig": {"target": "a.Loss"},
+        },
+        "base_learning_rate": 1.0,
+    }
+    OmegaConf.save({"model": first}, folder / "first.yaml")
+    second = {"params": {"transformer_config": {}, "first_stage_config": stage}}
+    OmegaConf.save({"model": second}, folder / "second.yaml")
+    return folder / "second.yaml"
+
+
+def test_a_stage_has_the_model_of_the_yaml_it_names(tmp_path: Path) -> None:
+    path = write_stages(tmp_path, {"base": "first.yaml", "params": {"ckpt_path": "???"}})
+    place = "model.params.first_stage_config.params"
+    config = load_config([path], [f"{place}.n_labels=5", f"{place}.ckpt_path=logs/x"])
+    assert plain(config.model.params.first_stage_config) == {
+        "target": "a.First",
+        "params": {
+            "n_labels": 5,
+            "ddconfig": {"in_channels": 5},
+            "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
+            "ckpt_path": "logs/x",
+        },
+    }
+    open_config = load_config([path])
+    with pytest.raises(UserError, match=f"^set {place}.ckpt_path=... "):
+        plain(open_config)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("frist.yaml", "there is no config file .*frist.yaml"),
+        ("second.yaml", "second.yaml is no config of a first stage"),
+        ("data.yaml", "data.yaml is no config of a first stage"),
+    ],
+)
+def test_a_base_that_is_no_first_stage(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "data.yaml").write_text("data: {}")
+    path = write_stages(tmp_path, {"base": base})
+    place = "second.yaml: model.params.first_stage_config.base: "
+    with pytest.raises(UserError, match=f"{place}.*{message}"):
+        load_config([path])

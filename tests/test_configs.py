@@ -16,9 +16,10 @@ from scripts.make_scene_samples import main as make_scene_samples
 from scripts.reconstruct import main as reconstruct
 from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run
+from taming.config import load_config
+from taming.data.condition_maps import depth_to_rgba
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
-from taming.data.examples.writer import depth_bytes
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.training.small import ROOT
@@ -69,7 +70,7 @@ def shrink(config: DictConfig) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rendered data sets of all formats."""
+    """Rendered datasets of all formats."""
     root = tmp_path_factory.mktemp("examples")
     write_all(root)
     return root
@@ -77,7 +78,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(name: str, folder: Path) -> str:
     """The shrunken config `name` on disk, and checkpoints of its stages."""
-    config = shrink(OmegaConf.load(ROOT / "configs" / f"{name}.yaml"))  # type: ignore[arg-type]
+    config = shrink(load_config([ROOT / "configs" / f"{name}.yaml"]))
     for stage in ("first_stage_config", "cond_stage_config"):
         params = (config.model.params.get(stage) or {}) if "model" in config else {}
         if isinstance(params, DictConfig) and "ckpt_path" in list(params.get("params", {})):
@@ -98,7 +99,7 @@ def _untrained(stage: DictConfig, path: Path) -> str:
     return str(path)
 
 
-def draw(run: Path, model: Any, folder: Path) -> list[Path]:
+def sample_one(run: Path, model: Any, folder: Path) -> list[Path]:
     """One image of a run, by the script that is for its condition; where it is."""
     common = ["-r", str(run), "-o", str(folder), "--batch_size", "1", "--device", "cpu"]
     if not hasattr(model, "transformer"):
@@ -118,10 +119,10 @@ def draw(run: Path, model: Any, folder: Path) -> list[Path]:
 
 
 def inputs_of(stage: Any, folder: Path) -> str:
-    """A folder with a file of what a first stage reads: labels, depth or a picture."""
+    """A folder with a file of what a first stage reads: labels, depth or an image."""
     scene = render(0, SIZE, SIZE)
     channels = stage.encoder.conv_in.in_channels
-    files = {1: depth_bytes(scene.depth), 3: scene.image}
+    files = {1: depth_to_rgba(scene.depth), 3: scene.image}
     folder.mkdir(parents=True)
     Image.fromarray(files.get(channels, scene.labels)).save(folder / "a.png")
     return str(folder)
@@ -145,6 +146,6 @@ def test_config_trains_logs_resumes_and_is_sampled_from(
     main(["-r", str(run), "-t", "True", "--max_steps", "3"])
     model, _, step = load_run(run)
     assert step == 3 and not model.training
-    [drawn] = draw(run, model, tmp_path / "drawn")
-    with Image.open(drawn) as image:
+    [sampled] = sample_one(run, model, tmp_path / "samples")
+    with Image.open(sampled) as image:
         assert image.size == ((32, 32) if "digits" in path.stem else (SIZE, SIZE))

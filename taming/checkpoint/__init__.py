@@ -1,4 +1,4 @@
-"""Files become weights: the only way in. Nothing that a checkpoint contains is ever executed."""
+"""Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config

@@ -1,8 +1,9 @@
-"""Why a checkpoint does not fit a model, or what of it was used, in words that name the config."""
+"""Explanations, naming keys of the config, of why a checkpoint does not fit a model."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from taming.errors import UserError
@@ -18,7 +19,7 @@ _COUNTS = (
     (_STAGE + r"encoder\.(down\.\d+)\.attn\..*", "the number of levels in attn_resolutions"),
 )
 
-# (end of a name, dimension of its shape, config key that sets it), the surest sign first.
+# (end of a name, dimension of its shape, config key that sets it), the most specific first.
 _SIZES = (
     (r"tok_emb\.weight", 1, "n_embd"),
     (r"tok_emb\.weight", 0, "vocab_size"),
@@ -47,23 +48,23 @@ _CONFIG_PATHS = {
 
 
 def misfit(
-    source: object, given: Shapes, own: Shapes, missing: Sequence[str], excess: Sequence[str]
+    source: object, file: Shapes, model: Shapes, missing: Sequence[str], excess: Sequence[str]
 ) -> UserError | None:
-    """The error for weights of shapes `given` in a model of shapes `own`, None if they fit.
+    """The error for a file's tensors in a model, both by their shapes; None if they fit.
 
-    `missing` and `excess` are the names of needed tensors that one side lacks.
+    `missing` and `excess` are the names of needed tensors that the file or the model lacks.
     """
-    told = _wrong_kind(given, own)
-    if told is None and (missing or excess):
-        told = _wrong_count(given, own)
-    told = told or _wrong_shape(given, own)
-    if told is None and (missing or excess):
-        told = "; ".join([*groups(missing, "missing"), *groups(excess, "unknown")])
-    return UserError(f"{source} does not fit the config: {told}") if told else None
+    difference = _wrong_kind(file, model)
+    if difference is None and (missing or excess):
+        difference = _wrong_count(file, model)
+    difference = difference or _wrong_shape(file, model)
+    if difference is None and (missing or excess):
+        difference = "; ".join([*groups(missing, "missing"), *groups(excess, "unknown")])
+    return UserError(f"{source} does not fit the config: {difference}") if difference else None
 
 
-def _wrong_kind(given: Iterable[str], own: Iterable[str]) -> str | None:
-    kinds = _kind(given), _kind(own)
+def _wrong_kind(file: Iterable[str], model: Iterable[str]) -> str | None:
+    kinds = _kind(file), _kind(model)
     if kinds == ("first stage", "transformer"):
         return (
             "it is a first stage, and the config's model a transformer; give a transformer's, or "
@@ -84,47 +85,52 @@ def _kind(names: Iterable[str]) -> str:
     return "first stage" if {"encoder", "decoder"} <= heads else ""
 
 
-def _wrong_count(given: Shapes, own: Shapes) -> str | None:
-    sides = [set(_numbers(_STAGE + r"(encoder|blocks)\..*", names)) for names in (given, own)]
-    stages = sides[0] & sides[1]
+def _wrong_count(file: Shapes, model: Shapes) -> str | None:
+    stages_of_both = set(_numbers_by_stage(_STAGE + r"(encoder|blocks)\..*", file))
+    stages_of_both &= set(_numbers_by_stage(_STAGE + r"(encoder|blocks)\..*", model))
     for pattern, key in _COUNTS:
-        theirs, ours = _numbers(pattern, given), _numbers(pattern, own)
-        for stage in stages:
-            counts = len(ours.get(stage, ())), len(theirs.get(stage, ()))
-            if counts[0] != counts[1]:
-                return _is_but(stage, key, *counts)
+        file_numbers, model_numbers = (_numbers_by_stage(pattern, side) for side in (file, model))
+        for stage in stages_of_both:
+            in_model, in_file = len(model_numbers[stage]), len(file_numbers[stage])
+            if in_model != in_file:
+                return _difference(stage, key, in_model, in_file)
     return None
 
 
-def _numbers(pattern: str, names: Iterable[str]) -> dict[str, set[str]]:
-    """What `pattern` captures second, by the stage that it captures first."""
-    found: dict[str, set[str]] = {}
+def _numbers_by_stage(pattern: str, names: Iterable[str]) -> Mapping[str, set[str]]:
+    """The second groups of `pattern` in the names, by its first group, the stage."""
+    numbers: dict[str, set[str]] = defaultdict(set)
     for name in names:
         if match := re.fullmatch(pattern, name):
-            found.setdefault(match[1], set()).add(match[2])
-    return found
+            numbers[match[1]].add(match[2])
+    return numbers
 
 
-def _wrong_shape(given: Shapes, own: Shapes) -> str | None:
-    wrong = [name for name in own if name in given and tuple(given[name]) != tuple(own[name])]
+def _wrong_shape(file: Shapes, model: Shapes) -> str | None:
+    wrong = [name for name in model if name in file and tuple(file[name]) != tuple(model[name])]
     for pattern, dimension, key in _SIZES:
         for name in wrong:
-            if not re.fullmatch(r"(.*\.)?" + pattern, name) or dimension >= len(own[name]):
+            if not re.fullmatch(r"(.*\.)?" + pattern, name) or dimension >= len(model[name]):
                 continue
-            theirs, ours = given[name][dimension : dimension + 1], own[name][dimension]
-            if tuple(theirs) != (ours,):
-                told = _is_but(name, key, ours, *theirs)
-                return f"{told} ('{name}' has shape {list(given[name])})"
+            in_model, in_file = model[name][dimension], None
+            if dimension < len(file[name]):
+                in_file = file[name][dimension]
+            if in_model != in_file:
+                difference = _difference(name, key, in_model, in_file)
+                return f"{difference} ('{name}' has shape {list(file[name])})"
     for name in wrong:
-        return f"'{name}' has shape {list(given[name])}, but the config makes it {list(own[name])}"
+        shape, expected = list(file[name]), list(model[name])
+        return f"'{name}' has shape {shape}, but the config makes it {expected}"
     return None
 
 
-def _is_but(name: str, key: str, ours: int, *theirs: int) -> str:
+def _difference(name: str, key: str, in_model: int, in_file: int | None) -> str:
+    """`name`, of a tensor or a stage, says in which part of the config the key is."""
     place = next((path for stage, path in _CONFIG_PATHS.items() if name.startswith(stage)), "")
     spaced = key.startswith(("the ", "a "))
     where = f"{key} in {place.rstrip('.')}" if spaced and place else place + key
-    return f"{where} is {ours}, but {theirs[0] if theirs else 'something else'} in the checkpoint"
+    other = "something else" if in_file is None else in_file
+    return f"{where} is {in_model}, but {other} in the checkpoint"
 
 
 def groups(names: Sequence[str], what: str) -> list[str]:
@@ -140,7 +146,7 @@ def groups(names: Sequence[str], what: str) -> list[str]:
 
 
 def _part(name: str) -> str:
-    """What a reader calls the part of the model that a tensor belongs to."""
+    """The part of the model that a tensor belongs to, for example "first_stage_model.encoder"."""
     parts = name.split(".")
     stage = [parts.pop(0)] if f"{parts[0]}." in _CONFIG_PATHS and len(parts) > 1 else []
     if parts[0] == "loss" and len(parts) > 1:

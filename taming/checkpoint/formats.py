@@ -33,15 +33,19 @@ BROKEN = (
     AttributeError,
     LookupError,
     OSError,
+    MemoryError,  # for a nonsensical length of what follows
+    OverflowError,
 )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
 
-    Tensors are mapped from the file, and read once they are used; files of torch before 1.6 are
-    read into memory as a whole. Raises `UserError` for a file that is missing, no checkpoint, cut
-    short, or that holds code.
+    Tensors are mapped from the file, and read when they are used; files of torch before 1.6 are
+    read into memory as a whole.
+
+    Raises:
+        UserError: for a file that is missing, no checkpoint, cut short, or that holds code.
     """
     path = Path(path)
     content = explained(path, _read)
@@ -53,7 +57,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_mapped(path: Path) -> bool:
-    """Whether tensors of a checkpoint are read from its file only once they are used."""
+    """Whether a checkpoint's tensors are read from its file only when they are used."""
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
@@ -62,7 +66,7 @@ def _all_tensors(content: Mapping[Any, Any]) -> bool:
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
-    """What `read` makes of a file; where it fails, a `UserError` that says what the file is."""
+    """The result of `read`; a failure becomes a `UserError` that says what the file is instead."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
@@ -104,7 +108,7 @@ _FOREIGN = (
     "__main__.",
 )
 _PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
-# What torch's own reader knows; of torch, it refuses the rest itself.
+# Names that torch's own safe reader decides about.
 _TORCH = re.compile(
     r"torch\.(_utils|_tensor|serialization|storage|cuda|nn\.parameter)\.\w+|torch\.\w+"
 )
@@ -127,7 +131,7 @@ def _names_in(path: Path, zipped: bool) -> set[str]:
     """All classes and functions that a checkpoint names."""
     if not zipped:
         names: set[str] = set()
-        with path.open("rb") as file, suppress(ValueError):  # which torch tells better
+        with path.open("rb") as file, suppress(ValueError):  # torch's own error says more
             for _ in range(4):  # magic number, protocol, system, content; then raw tensors
                 names |= _names_in_pickle(file)
         return names
@@ -152,15 +156,16 @@ def _names_in_pickle(file: IO[bytes]) -> set[str]:
 
 
 def todays_name(module: str, name: str) -> str:
-    """The full name of what a pickle names; protocol 2 has Python 2's names of Python's own."""
+    """The full name of a pickled class or function; protocol 2 uses Python 2's names for some."""
     module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
     return f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
 
 
 def stand_in(path: Path, name: str, packages: tuple[str, ...]) -> Callable[..., Any] | None:
-    """What a class or function named in a file becomes; None for what is torch's own.
+    """What replaces a class or function that a file names; None for torch's own.
 
-    Raises `UserError` for what is neither plain data nor foreign and known to be harmless.
+    Raises:
+        UserError: for names that are neither plain data nor foreign and known to be harmless.
     """
     if name in _STAND_INS:
         return _STAND_INS[name]
@@ -176,7 +181,7 @@ def stand_in(path: Path, name: str, packages: tuple[str, ...]) -> Callable[..., 
 
 
 class Inert:
-    """Stands in for a foreign class in an old checkpoint: keeps the state it is given as data."""
+    """Replaces a foreign class of an old checkpoint: keeps its pickled state as data."""
 
     state: Any = None
 
@@ -191,7 +196,7 @@ class Inert:
 
 
 class _NumpyType(Inert):
-    """A stand-in for numpy.dtype, which is called with the type's code and then told its order."""
+    """Replaces numpy.dtype, which is called with the type's code."""
 
     def __init__(self, code: str | bytes, *flags: Any) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
@@ -210,7 +215,7 @@ def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
         "u4": "I",
         "u8": "Q",
     }
-    code = formats.get(getattr(kind, "code", ""))
+    code = formats.get(kind.code) if isinstance(kind, _NumpyType) else None
     raw = data.encode("latin1") if isinstance(data, str) else data
     return struct.unpack(f"<{code}", raw)[0] if code else None
 

@@ -1,4 +1,4 @@
-"""Runs become models: their configs, merged, and the weights of their checkpoint."""
+"""Models of runs: from their merged configs and the weights of their checkpoint."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.checkpoint.runs import Run, find_run
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights
-from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.config import (
+    STAGES,
+    as_stage,
+    instantiate_from_config,
+    load_config,
+    without_checkpoint_paths,
+)
 from taming.errors import UserError
-
-# Parts of a transformer's params that may be given as the path of a run.
-STAGES = ("first_stage_config", "cond_stage_config")
 
 
 def run_config(
@@ -24,7 +27,10 @@ def run_config(
 ) -> DictConfig:
     """The config that a run was trained with, `base` and `overrides` merged over it."""
     if not run.configs and not base:
-        raise UserError(f"{run.folder} has no configs/*-project.yaml; name its YAML with --base")
+        raise UserError(
+            f"{run.folder} has no configs/*-project.yaml; name its YAML with --base (in Python: "
+            "base=[...])"
+        )
     config = load_config([*run.configs, *base], overrides)
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
@@ -35,30 +41,50 @@ def run_config(
 def expand_stages(config: DictConfig) -> None:
     """Write out, in place, stages of the model that are given as the path of a run.
 
-    A config that is kept in a run's folder is then complete without the other run's.
+    A config that is kept in a run's folder is then complete without the other run's. A stage of
+    which only `params.ckpt_path` and changes of other `params` are given is a run's as well.
+
+    Raises:
+        UserError: as `run_as_stage` does.
     """
     params = config.model.get("params") or {}
     for key in STAGES:
-        if isinstance(params.get(key), str) and not params[key].startswith("__"):
-            params[key] = run_as_stage(params[key])
+        stage = params.get(key)
+        if isinstance(stage, str) and not stage.startswith("__"):
+            params[key] = run_as_stage(stage, f"model.params.{key}")
+        elif isinstance(stage, DictConfig) and "target" not in stage:
+            changes = dict(stage.get("params") or {})
+            if path := changes.pop("ckpt_path", None):
+                whole = run_as_stage(path, f"model.params.{key}.params.ckpt_path")
+                params[key] = OmegaConf.merge(whole, {"params": changes})
 
 
-def run_as_stage(path: str | Path) -> dict[str, Any]:
+def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
     """`target` and `params` of a run's model, which starts from the run's checkpoint.
 
+    `key` is the place of the path in the config, for errors.
+
     Raises:
-        UserError: if there is no such run, or it is a transformer's.
+        UserError: if there is no such run, it has no config, or it is a transformer's.
     """
-    run = find_run(path)
-    model = without_checkpoint_paths(run_config(run).model)
-    params = model.get("params") or {}
-    if "transformer_config" in params:
-        raise UserError(
-            f"{path} is a transformer, which cannot be a stage of another; take its first stage "
-            "out with scripts/extract_submodel.py IN OUT first_stage_model"
-        )
-    params.pop("lossconfig", None)  # what the stage was trained with is of no use here
-    return {"target": model["target"], "params": {**params, "ckpt_path": str(run.checkpoint)}}
+    try:
+        run = find_run(path)
+        if not run.configs:
+            raise UserError(
+                f"{path} has no config beside it; set {key.partition('.params.ckpt_path')[0]} to "
+                "the target and params that it was trained with, and params.ckpt_path in it"
+            )
+        model = without_checkpoint_paths(run_config(run).model)
+        if "transformer_config" in (model.get("params") or {}):
+            raise UserError(
+                f"{path} is a transformer, which cannot be a stage of another; take its first "
+                "stage out with scripts/extract_submodel.py IN OUT first_stage_model"
+            )
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    stage = as_stage(model)
+    stage["params"]["ckpt_path"] = str(run.checkpoint)
+    return stage
 
 
 def load_run(

@@ -1,4 +1,4 @@
-"""Models that were pickled whole -> their weights. Neither their classes nor any code is run."""
+"""The weights of models that were pickled whole, without running their classes or any code."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[st
     """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
 
     The classes are neither needed nor run: their modules and parameters are read as data, from
-    files of torch of any age. A file with a `state_dict` alone is read too. Raises `UserError` for
-    anything else, and for files that name other classes or functions.
+    files of torch of any age. A file with a `state_dict` alone is read too.
+
+    Raises:
+        UserError: for anything else, and for files that name other classes or functions.
     """
 
     def read(file: Path) -> dict[str, Tensor] | None:
@@ -46,7 +48,7 @@ def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[st
 
 
 def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    state = getattr(module, "state", None) or {}
+    state = (module.state if isinstance(module, Inert) else None) or {}
     for kind in ("_parameters", "_buffers"):
         for name, tensor in state.get(kind, {}).items():
             if isinstance(tensor, Tensor):
@@ -69,8 +71,8 @@ def _content(path: Path, packages: tuple[str, ...]) -> Any:
 def _read_old(path: Path, file: IO[bytes], packages: tuple[str, ...]) -> Any:
     """Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
 
-    torch's own safe reader refuses whole models in this format, which remarks on their classes'
-    source code where it names them.
+    torch's own safe reader refuses whole models in this format, as it stores their classes' source
+    code beside the names.
     """
     if _Reader(path, file, packages).load() != _MAGIC:
         raise pickle.UnpicklingError("not a file of torch")
@@ -93,7 +95,7 @@ def _fill(storage: Tensor, file: IO[bytes]) -> None:
 
 
 class _Reader(pickle.Unpickler):
-    """Makes tensors, plain data and `Inert` objects, and calls nothing that a file brings."""
+    """Makes tensors, plain data and `Inert` objects; never calls what a file names."""
 
     def __init__(self, path: Path, file: IO[bytes], packages: tuple[str, ...]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -109,12 +111,12 @@ class _Reader(pickle.Unpickler):
         return Inert if full in SAFE else stand_in(self.path, full, self.packages) or Inert
 
     def persistent_load(self, pid: Any) -> Any:
-        kind, *about = pid
+        kind, *details = pid
         if kind == "module":  # (class, its source file, its source)
-            return about[0]
+            return details[0]
         if kind != "storage":
             raise pickle.UnpicklingError(f"unknown reference to a '{kind}'")
-        dtype, key, _, count, view = about
+        dtype, key, _, count, view = details  # the third is the device
         if view is not None:
             raise pickle.UnpicklingError("storages within storages")
         if key not in self.storages:
@@ -122,11 +124,11 @@ class _Reader(pickle.Unpickler):
         return self.storages[key]
 
 
-def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *about: Any) -> Tensor:
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _parameter(tensor: Tensor, *about: Any) -> Tensor:
+def _parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 

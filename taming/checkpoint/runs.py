@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,17 +28,38 @@ def find_run(path: str | Path) -> Run:
 
     Downloads of published models may have `model.ckpt` and `config.yaml` instead.
 
-    Raises `UserError` where there is no such run or no checkpoint in it.
+    Raises:
+        UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"there is no run or checkpoint at {path}")
+        raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"{path} is a config, not a run or checkpoint")
     folder = _folder_of_checkpoint(path) if path.is_file() else path
-    there = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
-    if path.is_dir() and not there:
+    usual = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
+    if path.is_dir() and not usual:
         raise UserError(_no_last_checkpoint(folder))
-    checkpoint = path if path.is_file() else there[0]
+    checkpoint = path if path.is_file() else usual[0]
     return Run(folder, checkpoint, tuple(_configs(folder)))
+
+
+def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
+    """`"; did you mean 'logs/y'?"` for the run most like a `path` that does not exist, or "".
+
+    Runs in the same folder and in logs/ are compared by name, with and without the time at which
+    they began; `other_names` stand for themselves.
+    """
+    missing = Path(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = {name: name for name in other_names}
+    for folder in dict.fromkeys((Path("logs"), missing.parent)):
+        for run in folder.glob("*"):
+            if any((run / name).is_file() for name in _CHECKPOINTS):
+                names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
+    close = difflib.get_close_matches(missing.name, names, n=1)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
 def _folder_of_checkpoint(path: Path) -> Path:
@@ -54,7 +78,7 @@ def _no_last_checkpoint(folder: Path) -> str:
 
 
 def _configs(folder: Path) -> list[Path]:
-    """Configs by time; each resume wrote a pair of them, and the newest wins in a merge."""
+    """Configs from the oldest to the newest, which wins in a merge; each start writes a pair."""
     configs = folder / "configs"
     project = sorted(configs.glob("*-project.yaml"))
     if project:

@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class LargeTensorsUnset(TorchFunctionMode):
-    """Leaves large tensors without their random initial values, which loading would overwrite.
+    """A context in which large tensors get no random initial values, as loading overwrites them.
 
-    Memory that nothing is written to is not taken from the machine.
+    The operating system provides memory only once it is written to.
     """
 
     LARGE = 2**16
@@ -56,17 +56,21 @@ def load_weights(
 ) -> list[str]:
     """Put `state_dict` into `module`; returns the names that kept their initial values.
 
-    Keys that start with one of `ignore_keys` are dropped. Names with a part in `optional` (the
-    losses, which only training needs) may be missing or in excess; any other difference is a
-    `UserError`, as the model would not be the one that was saved.
+    Args:
+        source: where the tensors come from, for errors.
+        ignore_keys: names that start with one of these are dropped.
+        optional: names with a part that starts with one of these may be missing or in excess (the
+            losses, which only training needs).
+        assign: let the module's parameters and buffers, which stay the same objects, take the
+            memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
+            that nobody else uses, such as those just read from a file: pages of the file then serve
+            as memory until they are written to, which changes the process's own memory alone.
 
-    With `assign` the module's parameters and buffers stay the objects that they are, but take the
-    memory of `state_dict` instead of a copy, wherever device, dtype and layout agree. It is for
-    tensors that nobody else uses, such as those just read from a file: pages of the file then serve
-    as memory until they are written to, and writing changes the process's own memory alone.
+    Raises:
+        UserError: for any other difference, as the model would not be the one that was saved.
     """
     own = module.state_dict(keep_vars=True)
-    names = _fitting(own, state_dict, source, tuple(ignore_keys), optional)
+    names = _common_names(own, state_dict, source, tuple(ignore_keys), optional)
     fitting = {name: state_dict[name] for name in names}
     if assign:
         _take_memory(own, fitting)
@@ -77,13 +81,16 @@ def load_weights(
 def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = ()) -> Path:
     """Put the weights of a checkpoint or run folder into `module`, as `load_weights` does.
 
-    They are copied, and the file is let go of after every part, so that hardly any memory is taken
-    beside the module's. Only files of torch before 1.6 are in memory as a whole meanwhile. Returns
-    the file's path.
+    They are copied part by part, and the file's pages released in between, so that hardly any
+    memory is needed beside the module's. Only files of torch before 1.6 are read as a whole.
+    Returns the file's path.
+
+    Raises:
+        UserError: as `find_run`, `read_checkpoint` and `load_weights` do.
     """
     file = find_run(path).checkpoint
     version, state = _version(file), read_checkpoint(file)["state_dict"]
-    names = _fitting(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
+    names = _common_names(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
     for part in (
         _parts({name: state[name].nbytes for name in names}) if is_mapped(file) else [names]
     ):
@@ -95,8 +102,8 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
 
 
 def _version(file: Path) -> tuple[int, int, int]:
-    about = file.stat()
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
@@ -111,19 +118,19 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     yield part
 
 
-def _fitting(
+def _common_names(
     own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
     source: str | Path,
     ignored: tuple[str, ...],
     optional: Sequence[str],
 ) -> list[str]:
-    """The names that a model and its weights share; tells of the others, or raises `UserError`."""
-    kept = {name: tensor for name, tensor in given.items() if not name.startswith(ignored)}
+    """The names that a model and its weights share; the others are logged, or a `UserError`."""
+    kept = {name: tensor for name, tensor in loaded.items() if not name.startswith(ignored)}
     needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
     check_fit(needed, kept, source=source, optional=optional)
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
-    for line in groups(missing, "not in the checkpoint or ignored: initialised anew"):
+    for line in groups(missing, "not in the checkpoint or ignored: initialized anew"):
         log.info("%s: %s", source, line)
     for line in groups(excess, "in excess: left out"):
         log.info("%s: %s", source, line)
@@ -132,31 +139,34 @@ def _fitting(
 
 def check_fit(
     own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
+    loaded: Mapping[str, Tensor],
     *,
     source: str | Path,
     optional: Sequence[str] = (),
 ) -> None:
-    """Raise a `UserError` unless tensors `given` have the names and shapes of a model's `own`.
+    """Refuse `loaded` tensors that lack the names and shapes of a model's `own`.
 
     Names that begin with one of `optional`, or have a part that does, may be on one side alone.
+
+    Raises:
+        UserError: with the key of the config that is likely wrong.
     """
-    missing = [name for name in sorted(own.keys() - given.keys()) if not _has_part(name, optional)]
-    excess = [name for name in sorted(given.keys() - own.keys()) if not _has_part(name, optional)]
-    error = misfit(source, _shapes(given), _shapes(own), missing, excess)
+    missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
+    excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]
+    error = misfit(source, _shapes(loaded), _shapes(own), missing, excess)
     if error is not None:
         raise error
 
 
-def _take_memory(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Let tensors of a module have the memory of those given, where that is all that changes.
+def _take_memory(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    """Let a module's tensors use the memory of the loaded ones if their layouts are equal.
 
-    What shares memory on either side, as a transformer's masks do, is left to be copied.
+    Tensors that share memory on either side, as a transformer's masks do, are left to be copied.
     """
-    shared = _overlapping(given) | _overlapping({name: own[name] for name in given})
-    for name in given.keys() - shared:
-        if _layout(own[name]) == _layout(given[name]) and given[name].is_contiguous():
-            own[name].data = given[name]
+    shared = _overlapping(loaded) | _overlapping({name: own[name] for name in loaded})
+    for name in loaded.keys() - shared:
+        if _layout(own[name]) == _layout(loaded[name]) and loaded[name].is_contiguous():
+            own[name].data = loaded[name]
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
@@ -165,15 +175,15 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 
 def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
     """The names of tensors that have memory in common with another one."""
-    found: set[str] = set()
+    shared: set[str] = set()
     end, last = 0, ""
     for start, name in sorted((tensor.data_ptr(), name) for name, tensor in tensors.items()):
         size = tensors[name].nbytes
         if size and start < end:
-            found |= {name, last}
+            shared |= {name, last}
         if start + size > end:
             end, last = start + size, name
-    return found
+    return shared
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from taming.data.base import OnError
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Labels
-from taming.data.files.find import read_image_list
-from taming.data.files.list_files import Listed, ListPair
+from taming.data.files.find import JPEG_AND_PNG
+from taming.data.files.list_files import Listed, ListPair, read_image_list
+from taming.data.options import ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples, Segmented
 from taming.errors import UserError
 
@@ -23,7 +23,7 @@ LISTS = ListPair(
     "data/ade20k_train.txt",
     "data/ade20k_test.txt",
     IMAGES,
-    ("jpg", "jpeg", "png"),
+    JPEG_AND_PNG,
     validation_folder="validation",
 )
 
@@ -57,7 +57,7 @@ class ADE20kTrain(Segmented):
 
     Args:
         config: accepted for published configs; nothing in it is read.
-        (the others: see `SegmentationBase`)
+        (the others: see `ImageOptions`; crops are random in training by default)
     """
 
     training: ClassVar[bool] = True
@@ -72,24 +72,25 @@ class ADE20kTrain(Segmented):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        name = type(self).__name__
-        names = self._names(name, on_error)
+        options = ImageOptions(
+            size,
+            self.training if random_crop is None else random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
+            on_error=on_error,
+        )
+        names = self._names(type(self).__name__, on_error)
         super().__init__(
             Listed(names, StringTable(f"{IMAGES}/{name}" for name in names)),
             f"{ROOT}/annotations",
             Labels(N_LABELS),
-            {"scene_category": list(self._categories(names))},
-            size=size,
-            random_crop=self.training if random_crop is None else random_crop,
-            interpolation=interpolation,
-            crop_size=crop_size,
-            random_flip=random_flip,
-            source=name,
-            on_error=on_error,
+            options,
+            extra={"scene_category": StringTable(self._categories(names))},
         )
 
     def _names(self, dataset: str, on_error: OnError) -> StringTable:
-        """Lines may start at the root, at its images, or be a name of this split."""
+        """The listed names, whose lines may start at the root, at its images, or at this split."""
         LISTS.make_missing(dataset)
         folder = "training" if self.training else "validation"
 
@@ -97,7 +98,7 @@ class ADE20kTrain(Segmented):
             choices = (line, line.removeprefix("images/"), f"{folder}/{line}")
             return next((n for n in choices if os.path.isfile(f"{IMAGES}/{n}")), None)
 
-        list_file = LISTS.train if self.training else LISTS.validation
+        list_file = LISTS.list_file(self.training)
         return read_image_list(list_file, f"{dataset} with files below {IMAGES}", locate, on_error)
 
     def _categories(self, names: StringTable) -> Iterator[str]:
@@ -110,6 +111,6 @@ class ADE20kTrain(Segmented):
 
 
 class ADE20kValidation(ADE20kTrain):
-    """The validation images, cropped at the centre."""
+    """The validation images, cropped at the center."""
 
     training = False

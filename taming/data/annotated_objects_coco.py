@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,12 @@ import numpy as np
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.files.annotations import all_fields, read_json
 from taming.data.helper_types import Category
-from taming.data.scene_table import Objects, SceneCollector, converted
+from taming.data.scene_table import Objects, Row, SceneCollector
 from taming.errors import UserError
 
 SPLITS = {"train": "train2017", "validation": "val2017"}
 UNUSED = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")
 BOX_KEYS = ("image_id", "category_id", "bbox", "id", "iscrowd")
-Row = tuple[int, tuple[Any, ...]]
 LEFT_OUT = "other"  # the stuff category of everything else
 
 
@@ -70,7 +70,7 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
     def collect(
         self, collector: SceneCollector, categories: Mapping[str, int]
     ) -> tuple[Sequence[str], Sequence[str]]:
-        images: dict[Any, tuple[int, int, int]] = {}
+        images: dict[Any, tuple[int, int, int]] = {}  # number, width and height by id
         names: list[str] = []
         for file, content in self._read():
             keys = ("id", "file_name", "width", "height")
@@ -82,48 +82,36 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
                     names.append(name)
         for file, content in self._read():
             rows = all_fields(content["annotations"], BOX_KEYS, file, "annotations")
-            self._collect_some(collector, list(enumerate(rows)), images, categories, file)
+            place = partial("entry {1} of annotations in {0}".format, file)
+            collector.add_rows(
+                list(enumerate(rows)),
+                images=images,
+                categories=categories,
+                place=place,
+                convert=partial(_objects, images=images, categories=categories, place=place),
+            )
         return names, [str(identity) for identity in images]
 
-    def _collect_some(
-        self,
-        collector: SceneCollector,
-        rows: list[Row],
-        images: Mapping[Any, tuple[int, int, int]],
-        categories: Mapping[str, int],
-        file: Path,
-    ) -> None:
-        def place(row: Row) -> str:
-            return f"entry {row[0]} of annotations in {file}"
 
-        for row in rows:
-            if row[1][0] not in images:
-                collector.reject(
-                    f"{place(row)} is for image {row[1][0]}, which is not among its images"
-                )
-        rows = [row for row in rows if row[1][0] in images and str(row[1][1]) in categories]
-        rows, boxes = converted(
-            rows,
-            _boxes,
-            lambda row, _: collector.reject(
-                f"{place(row)} has the box {row[1][2]!r}, which is not four numbers"
-            ),
-        )
-        found = np.array([images[row[0]] for _, row in rows]).reshape(-1, 3)
-        collector.add(
-            Objects(
-                images=found[:, 0],
-                boxes=boxes / np.tile(found[:, 1:], 2),
-                categories=[categories[str(row[1])] for _, row in rows],
-                ids=[row[3] for _, row in rows],
-                confidences=np.ones(len(rows)),
-                flags=[int(bool(row[4])) for _, row in rows],
-                sources=[""] * len(rows),
-                place=lambda number: place(rows[number]),
-            )
-        )
-
-
-def _boxes(rows: list[Row]) -> np.ndarray:
-    """(n, 4) pixels; raises ValueError."""
-    return np.array([row[2] for _, row in rows], dtype=float).reshape(len(rows), 4)
+def _objects(
+    rows: list[Row],
+    images: Mapping[Any, tuple[int, int, int]],
+    categories: Mapping[str, int],
+    place: Callable[[int], str],
+) -> Objects:
+    """Rows of `BOX_KEYS` as objects; raises ValueError."""
+    try:
+        boxes = np.array([row[2] for _, row in rows], dtype=float).reshape(len(rows), 4)
+    except (TypeError, ValueError):
+        raise ValueError(f"its box is {rows[0][1][2]!r}, which is not four numbers") from None
+    numbers_and_sizes = np.array([images[row[0]] for _, row in rows]).reshape(-1, 3)
+    return Objects(
+        images=numbers_and_sizes[:, 0],
+        boxes=boxes / np.tile(numbers_and_sizes[:, 1:], 2),
+        categories=[categories[str(row[1])] for _, row in rows],
+        ids=[row[3] for _, row in rows],
+        confidences=np.ones(len(rows)),
+        flags=[int(bool(row[4])) for _, row in rows],
+        sources=[""] * len(rows),
+        place=lambda number: place(rows[number][0]),
+    )

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from taming.config import did_you_mean, get_obj_from_str
-from taming.data.base import ImagePaths, Item, OnError
+from taming.data.base import ImageFiles, Item
 from taming.data.columns import StringTable
 from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
+from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import (
     AnnotationList,
     BoundingBox,
@@ -26,10 +27,9 @@ from taming.data.helper_types import (
     CropMethodType,
     SplitType,
 )
+from taming.data.options import ImageOptions, OnError
 from taming.data.scene_crops import SceneCrop
 from taming.data.scene_table import Limits, SceneCollector
-from taming.data.shards import paths_by_name
-from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 BUILDERS = {
@@ -40,28 +40,35 @@ BUILDERS = {
 
 @dataclass(frozen=True)
 class View:
-    """An image as it is shown this time."""
+    """The part of an image that one item shows.
 
-    pixels: np.ndarray  # uint8 (size, size, 3)
+    Attributes:
+        pixels: uint8 (size, size, 3).
+        crop: its place in the image; None is the whole image.
+        flipped: whether it is mirrored.
+        original_size: width and height of the image in pixels.
+    """
+
+    pixels: np.ndarray
     crop: BoundingBox | None
     flipped: bool
     original_size: tuple[int, int]
 
 
-class AnnotatedObjectsDataset(ImagePaths):
+class AnnotatedObjectsDataset(ImageFiles):
     """Images with objects; subclasses read the annotation files.
 
-    Items hold what `keys` names of: `image` float32 (size, size, 3) in [-1, 1]; `image_path`,
-    `file_name`, `image_id`, `original_size` (width, height); `annotations`, an `AnnotationList`;
-    `crop_bbox` (x0, y0, width, height as shares of the image), `flipped`; and the scene as tokens,
-    `objects_bbox` or `objects_center_points`, int64 (embedding_dim,).
+    Items hold those of these entries that `keys` names: `image` float32 (size, size, 3) in [-1, 1];
+    `image_path`, `file_name`, `image_id`, `original_size` (width, height); `annotations`, an
+    `AnnotationList`; `crop_bbox` (x0, y0, width, height as shares of the image), `flipped`; and the
+    scene as tokens, `objects_bbox` or `objects_center_points`, int64 (embedding_dim,).
 
     Args:
-        data_path: the data set's folder.
+        data_path: the dataset's folder.
         split: "train", "validation" or "test".
         keys: see above.
-        target_image_size: side of the images.
-        min_object_area: objects with a smaller share of the image, or this one, are left out.
+        target_image_size: side of the items' images in pixels.
+        min_object_area: share of the image's area; only larger objects are used.
         min_objects_per_image, max_objects_per_image: images with less or more are left out.
         crop_method, random_flip: see `SceneCrop`.
         no_tokens, use_group_parameter, encode_crop, use_additional_parameters: see
@@ -76,8 +83,9 @@ class AnnotatedObjectsDataset(ImagePaths):
         on_error: "skip" replaces damaged images and leaves out impossible objects, instead of
             stopping at them.
 
-    Raises `UserError` for files that are absent, cut short or lack columns, objects that have no
-    image or lie outside it, and limits that leave nothing.
+    Raises:
+        UserError: for files that are absent, cut short or lack columns, for objects that have no
+            image or lie outside it, and for limits that leave nothing.
     """
 
     def __init__(
@@ -116,12 +124,12 @@ class AnnotatedObjectsDataset(ImagePaths):
         self._crop = SceneCrop(crop_method, target_image_size, random_flip)
         self.conditional_builders = {
             key: builder(
-                self._no_object_classes(no_object_classes),
-                max_objects_per_image,
-                no_tokens,
-                encode_crop,
-                use_group_parameter,
-                use_additional_parameters,
+                no_object_classes=self._no_object_classes(no_object_classes),
+                no_max_objects=max_objects_per_image,
+                no_tokens=no_tokens,
+                encode_crop=encode_crop,
+                use_group_parameter=use_group_parameter,
+                use_additional_parameters=use_additional_parameters,
             )
             for key, builder in BUILDERS.items()
         }
@@ -129,7 +137,8 @@ class AnnotatedObjectsDataset(ImagePaths):
         paths: Iterable[str] = (os.path.join(folder, name) for name in self.file_names)
         if shards is not None:
             paths = paths_by_name(shards, self.file_names)
-        super().__init__(paths, source=self._name, on_error=on_error)
+        # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
+        super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
 
     # ------------------------------------------------------------------ for subclasses
 
@@ -144,15 +153,18 @@ class AnnotatedObjectsDataset(ImagePaths):
         """All categories of the data; raises `UserError`."""
         raise NotImplementedError
 
-    def category_order(self, identity: str) -> Any:
-        """What the ids of categories are sorted by before they are numbered."""
-        return identity
+    def category_order(self, identity: str) -> tuple[bool, str]:
+        """The key by which the ids of categories are sorted before they are numbered."""
+        return False, identity
 
     def collect(
         self, collector: SceneCollector, categories: Mapping[str, int]
     ) -> tuple[Sequence[str], Sequence[str]]:
-        """Give all objects of `categories`, numbers by category id, to `collector`; return the
-        images' file names and ids, by the numbers that were given with the objects."""
+        """Add all objects of `categories`, numbers by category id, to `collector`.
+
+        Returns:
+            the images' file names and ids; the objects' `images` are indices of these.
+        """
         raise NotImplementedError
 
     # ------------------------------------------------------------------ categories
@@ -173,18 +185,18 @@ class AnnotatedObjectsDataset(ImagePaths):
         self.category_numbers = {identity: i for i, identity in enumerate(self.category_ids)}
 
     def _numbers_with(self, mapping: Mapping[str, str]) -> dict[str, int]:
-        """Numbers by category id, those that are replaced included."""
+        """Numbers by category id, including the ids that `mapping` replaces."""
         numbers = self.category_numbers
         return numbers | {old: numbers[new] for old, new in mapping.items() if new in numbers}
 
-    def _no_object_classes(self, given: int | None) -> int:
+    def _no_object_classes(self, wanted: int | None) -> int:
         count = len(self.category_ids)
-        if given is not None and given < count:
+        if wanted is not None and wanted < count:
             raise UserError(
-                f"{self._name} has {count} categories, but no_object_classes is {given}; make it "
+                f"{self._name} has {count} categories, but no_object_classes is {wanted}; make it "
                 f"{count}"
             )
-        return given or count
+        return wanted or count
 
     def get_textual_label(self, category_id: str) -> str:
         """The name of a category."""
@@ -212,13 +224,10 @@ class AnnotatedObjectsDataset(ImagePaths):
                 f"area above {limits.min_object_area}; widen these limits"
             )
 
-    def _transform(self, *_: Any) -> JointTransform:
-        return JointTransform(None, crop_size=0)  # scenes are cut by SceneCrop
-
     # ------------------------------------------------------------------ items
 
-    def facts(self, index: int) -> Item:
-        return super().facts(index) | {"file_name": self.file_names[index]}
+    def metadata(self, index: int) -> Item:
+        return super().metadata(index) | {"file_name": self.file_names[index]}
 
     def annotations(self, index: int) -> AnnotationList:
         """The objects of item `index`."""
@@ -231,13 +240,13 @@ class AnnotatedObjectsDataset(ImagePaths):
         return {key: ENTRIES[key](self, index, view) for key in self.keys}
 
     def tokens(self, key: str, index: int, view: View) -> Tensor:
-        """The scene as `conditional_builders[key]` writes it."""
+        """The scene as tokens, int64 (embedding_dim,), by `conditional_builders[key]`."""
         builder = self.conditional_builders[key]
         return builder.build(self.annotations(index), view.crop, view.flipped)
 
 
 ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
-    "image": lambda data, index, view: data.finished(view.pixels),
+    "image": lambda data, index, view: data.finish_image(view.pixels),
     "image_path": lambda data, index, view: data.paths[index],
     "file_name": lambda data, index, view: data.file_names[index],
     "image_id": lambda data, index, view: data.image_ids[index],

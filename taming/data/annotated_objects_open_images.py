@@ -18,13 +18,12 @@ from taming.data.columns import chunks
 from taming.data.files.annotations import read_csv
 from taming.data.files.find import find_images
 from taming.data.helper_types import Category
-from taming.data.scene_table import FLAGS, Objects, SceneCollector, converted
+from taming.data.scene_table import FLAGS, Objects, Row, SceneCollector
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 SUITCASE = "/m/01s55n"  # numbered last: it joined when the others' numbers were in use
-BOX_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax")
-Row = tuple[int, Sequence[str]]
+BOX_COLUMNS = ("ImageID", "LabelName", "Source", "Confidence", "XMin", "XMax", "YMin", "YMax")
 CHUNK = 50_000  # rows that are turned into arrays together
 FLAG_COLUMNS = ("IsGroupOf", "IsTruncated", "IsOccluded", "IsDepiction", "IsInside")  # as FLAGS
 
@@ -67,7 +66,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         rows = read_csv(file, ("id", "name"), self._name, header=False)
         return [Category(identity, None, name) for _, (identity, name) in rows]
 
-    def category_order(self, identity: str) -> Any:
+    def category_order(self, identity: str) -> tuple[bool, str]:
         return identity == SUITCASE, identity
 
     def _image_names(self) -> list[str]:
@@ -89,45 +88,36 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         rows = read_csv(file, BOX_COLUMNS + FLAG_COLUMNS, self._name)
         with tqdm(desc=f"reading {file.name}", unit=" boxes", delay=2, disable=None) as bar:
             for chunk in chunks(rows, CHUNK):
-                self._collect_some(collector, chunk, images, categories, file)
+                collector.add_rows(
+                    chunk,
+                    images=images,
+                    categories=categories,
+                    place=lambda line: f"line {line} of {file}",
+                    convert=lambda rows: _objects(rows, images, categories, file),
+                )
                 bar.update(len(chunk))
         return names, ids
 
-    def _collect_some(
-        self,
-        collector: SceneCollector,
-        rows: list[Row],
-        images: Mapping[str, int],
-        categories: Mapping[str, int],
-        file: Path,
-    ) -> None:
-        def place(row: Row) -> str:
-            return f"line {row[0]} of {file}"
 
-        for row in rows:
-            if row[1][0] not in images:
-                collector.reject(f"{place(row)} is for {row[1][0]}, which is no listed image")
-        rows = [row for row in rows if row[1][0] in images and row[1][2] in categories]
-        rows, (boxes, confidences, flags) = converted(
-            rows, _values, lambda row, e: collector.reject(f"{place(row)} cannot be read ({e})")
-        )
-        lines, fields = [line for line, _ in rows], [row for _, row in rows]
-        collector.add(
-            Objects(
-                images=[images[row[0]] for row in fields],
-                boxes=boxes,
-                categories=[categories[row[2]] for row in fields],
-                ids=lines,
-                confidences=confidences,
-                flags=flags,
-                sources=[row[1] for row in fields],
-                place=lambda number: place(rows[number]),
-            )
-        )
+def _objects(
+    rows: list[Row], images: Mapping[str, int], categories: Mapping[str, int], file: Path
+) -> Objects:
+    """Rows of `BOX_COLUMNS` and `FLAG_COLUMNS` as objects; raises ValueError."""
+    boxes, confidences, flags = _values(rows)
+    return Objects(
+        images=[images[row[0]] for _, row in rows],
+        boxes=boxes,
+        categories=[categories[row[1]] for _, row in rows],
+        ids=[line for line, _ in rows],
+        confidences=confidences,
+        flags=flags,
+        sources=[row[2] for _, row in rows],
+        place=lambda number: f"line {rows[number][0]} of {file}",
+    )
 
 
 def _values(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (n, 4), confidences and flags (n,); raises ValueError."""
+    """Boxes float (n, 4), confidences float (n,) and flags int (n,); raises ValueError."""
     count = 5 * len(rows)
     numbers = np.fromiter((float(v) for _, row in rows for v in row[3:8]), float, count)
     confidence, x0, x1, y0, y1 = numbers.reshape(-1, 5).T

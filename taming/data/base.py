@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from taming.data.columns import StringTable, column, entry
-from taming.data.files.find import HEADERS_CHECKED, OnError, check_spread
+from taming.data.columns import Column, StringTable, column, entry
+from taming.data.files.find import HEADERS_CHECKED, check_spread
 from taming.data.files.images import (
     BadImage,
     image_size,
@@ -19,10 +20,11 @@ from taming.data.files.images import (
     read_npy,
     read_rgb,
     read_rgb_fast,
-    to_float,
 )
+from taming.data.options import ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
+from taming.pictures import to_values_array
 
 Item = dict[str, Any]
 REPLACEMENTS_TRIED = 100
@@ -33,77 +35,81 @@ class BadFile(Exception):
     """One of a dataset's files cannot be used, as its sentence says; the others may be fine."""
 
 
-class PathDataset(Dataset[Item]):
-    """One image per path; subclasses say how a file is read.
+class ImageFiles(Dataset[Item]):
+    """One image per path, in any format and mode that Pillow reads.
 
     Items: `image` float32 (H, W, 3) in [-1, 1], `file_path_`, and one entry per column of `labels`.
 
     Args:
         paths: image files. At construction the headers of at most 20,000 of them, evenly spaced,
             are checked.
-        size: the smallest side is resized to `size` (bilinear), then a square of `size` is cropped;
-            None or 0 leaves images unchanged.
-        random_crop: crop anywhere instead of at the centre.
+        options: how images are resized, cropped and flipped, and what to do about bad files.
         labels: columns of one value per path.
-        random_flip: mirror half of the images.
-        crop_size: side of the cropped square, if not `size`.
-        source: where the paths come from, for error messages.
-        on_error: what to do about files that cannot be used: "raise", or "skip", which logs them
-            and puts the next usable item in their place.
 
-    Raises `UserError`: no paths, a label column of another length, a file that is no image or is
-    smaller than the crop; while loading, a damaged file.
+    Raises:
+        UserError: if there are no paths, if a label column has another length, for files that are
+            no images or smaller than the crop; while loading, for damaged files.
     """
 
     fast_decode = False  # these two are set by `set_loading`
     image_bytes = False
-    reducible = True  # an image may be decoded smaller than it is
+    reducible = True  # JPEGs may be decoded at a part of their size
 
     def __init__(
         self,
         paths: Iterable[str],
-        size: int | None = None,
-        random_crop: bool = False,
-        labels: Mapping[str, Any] | None = None,
-        *,
-        random_flip: bool = False,
-        crop_size: int | None = None,
-        source: str = "",
-        on_error: OnError = "raise",
+        options: ImageOptions,
+        labels: Mapping[str, Column | Iterable[Any]] | None = None,
     ) -> None:
-        self.size, self.random_crop = size, random_crop
+        self.options = replace(options, source=options.source or type(self).__name__)
+        self.size, self.random_crop = options.size, options.random_crop
         self.paths = paths if isinstance(paths, StringTable) else StringTable(map(str, paths))
-        self.source = source or type(self).__name__
         if not len(self.paths):
             raise UserError(f"{self.source} has no images; give at least one path")
         self.labels = {name: self._column(name, values) for name, values in (labels or {}).items()}
         self.labels["file_path_"] = self.paths
-        self.on_error = _on_error(on_error)
-        self.transform = self._transform(size, crop_size, random_crop, random_flip)
+        self.transform = self._make_transform()
         self.check_all()
 
-    def _transform(
-        self, size: int | None, crop_size: int | None, random_crop: bool, random_flip: bool
-    ) -> JointTransform:
-        return JointTransform(size, crop_size, random_crop, random_flip)
+    @property
+    def source(self) -> str:
+        """Where the files come from, for error messages."""
+        return self.options.source
+
+    def _make_transform(self) -> JointTransform:
+        return JointTransform(self.options)
+
+    def _column(self, name: str, values: Column | Iterable[Any]) -> Column:
+        compact = column(values)
+        if len(compact) != len(self.paths):
+            raise UserError(
+                f"{self.source}: labels[{name!r}] has {len(compact)} entries for "
+                f"{len(self.paths)} paths; give one entry per path"
+            )
+        return compact
+
+    # ------------------------------------------------------------------ checks
 
     def check_all(self) -> None:
-        """What is looked at when the dataset is made; raises `UserError`."""
+        """Check the files when the dataset is made; raises `UserError`."""
         self.check_some(self.check, "checking", HEADERS_CHECKED)
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
-        """Run `check` on items spread over the dataset: `BadFile` ends it, or is counted."""
+        """Run `check` on at most so many items, evenly spaced.
+
+        A `BadFile` that it raises is counted, or raised as a `UserError`, as `on_error` says.
+        """
         bad: list[BadFile] = []
 
-        def counted(index: int) -> None:
+        def check_or_count(index: int) -> None:
             try:
                 check(index)
             except BadFile as error:
-                if self.on_error == "raise":
+                if self.options.on_error == "raise":
                     raise UserError(str(error)) from None
                 bad.append(error)
 
-        check_spread(len(self.paths), counted, f"{label} {self.source}", at_most)
+        check_spread(len(self.paths), check_or_count, f"{label} {self.source}", at_most)
         if bad:
             log.warning(
                 "%s: %d of the %d files looked at cannot be used and others take their place; %s",
@@ -113,25 +119,8 @@ class PathDataset(Dataset[Item]):
                 bad[0],
             )
 
-    def _column(self, name: str, values: Any) -> Any:
-        compact = column(values)
-        if len(compact) != len(self.paths):
-            raise UserError(
-                f"{self.source}: labels[{name!r}] has {len(compact)} entries for "
-                f"{len(self.paths)} paths; give one entry per path"
-            )
-        return compact
-
-    def header_size(self, path: str) -> tuple[int, int]:
-        """(height, width) without decoding; raises `BadImage`."""
-        raise NotImplementedError
-
-    def read(self, path: str) -> np.ndarray:
-        """Pixels as uint8 (H, W, 3); raises `BadImage`."""
-        raise NotImplementedError
-
     def check(self, index: int) -> None:
-        """Look at item `index` without decoding its files; raises `BadFile`."""
+        """Check item `index` without decoding its files; raises `BadFile`."""
         path = self.paths[index]
         with self.naming(path):
             self._check_size(*self.header_size(path))
@@ -153,6 +142,18 @@ class PathDataset(Dataset[Item]):
                 f"{path}, from {self.source}, {error}; replace the file or take it out"
             ) from None
 
+    # ------------------------------------------------------------------ one item
+
+    def header_size(self, path: str) -> tuple[int, int]:
+        """(height, width) in pixels without decoding; raises `BadImage`."""
+        return image_size(path)
+
+    def read(self, path: str) -> np.ndarray:
+        """Pixels uint8 (H, W, 3); raises `BadImage`."""
+        if not self.fast_decode:
+            return read_rgb(path)
+        return read_rgb_fast(path, self.transform.size if self.reducible else 0)
+
     def pixels(self, index: int) -> np.ndarray:
         """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
         path = self.paths[index]
@@ -162,31 +163,40 @@ class PathDataset(Dataset[Item]):
             return pixels
 
     def load(self, index: int) -> Item:
-        """Everything of item `index` but its labels; raises `BadFile`."""
-        return {"image": self.finished(self.transform(self.pixels(index))["image"])}
+        """Everything of item `index` that comes from its files; raises `BadFile`."""
+        return {"image": self.finish_image(self.transform(self.pixels(index))["image"])}
 
-    def finished(self, image: np.ndarray) -> np.ndarray:
-        """What the item holds of uint8 (H, W, 3): float32 in [-1, 1], or bytes."""
-        return np.require(image, requirements=("C", "W")) if self.image_bytes else to_float(image)
+    def finish_image(self, pixels: np.ndarray) -> np.ndarray:
+        """From uint8 (H, W, 3) to what items hold: float32 in [-1, 1], or with `image_bytes` uint8.
+
+        Both are writable, as torch's collation warns about arrays that are not.
+        """
+        if self.image_bytes:
+            return np.require(pixels, requirements=("C", "W"))
+        return to_values_array(pixels)
 
     def files(self, index: int) -> dict[str, str]:
-        """The files of item `index`; raises `BadFile` for what `check` finds."""
+        """The files of item `index`, by their map's name, "" being the image.
+
+        Raises `BadFile` for what `check` finds.
+        """
         self.check(index)
         return {"": self.paths[index]}
 
-    def facts(self, index: int) -> Item:
-        """What is known of item `index` without its files."""
+    def metadata(self, index: int) -> Item:
+        """Everything of item `index` that does not come from its files."""
         return {name: entry(values, index) for name, values in self.labels.items()}
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
+        # A bad item is replaced by the next one, not by a random one: the same in every run.
         for step in range(min(len(self), REPLACEMENTS_TRIED)):
             try:
                 return self._item((index + step) % len(self) if step else index)
             except BadFile as error:
-                if self.on_error == "raise":
+                if self.options.on_error == "raise":
                     raise UserError(str(error)) from None
                 log.warning("skipped: %s", error)
         raise UserError(
@@ -195,28 +205,10 @@ class PathDataset(Dataset[Item]):
         )
 
     def _item(self, index: int) -> Item:
-        return self.load(index) | self.facts(index)
+        return self.load(index) | self.metadata(index)
 
 
-def _on_error(value: str) -> str:
-    if value not in ("raise", "skip"):
-        raise UserError(f"on_error {value!r} is not known; use raise or skip")
-    return value
-
-
-class ImagePaths(PathDataset):
-    """Image files of any format and mode that Pillow reads."""
-
-    def header_size(self, path: str) -> tuple[int, int]:
-        return image_size(path)
-
-    def read(self, path: str) -> np.ndarray:
-        if not self.fast_decode:
-            return read_rgb(path)
-        return read_rgb_fast(path, self.transform.size if self.reducible else 0)
-
-
-class NumpyPaths(PathDataset):
+class NumpyFiles(ImageFiles):
     """`.npy` files of shape (1, 3, H, W), uint8."""
 
     def header_size(self, path: str) -> tuple[int, int]:
@@ -226,16 +218,57 @@ class NumpyPaths(PathDataset):
         return read_npy(path)
 
 
-def set_loading(dataset: Any, fast_decode: bool, image_bytes: bool) -> int:
-    """Set how all the `PathDataset`s in `dataset` load; returns how many these are.
+class ImagePaths(ImageFiles):
+    """Image files of any format and mode that Pillow reads; see `ImageFiles`.
+
+    Args:
+        paths: image files.
+        labels: columns of one value per path.
+        (size, random_crop, random_flip, crop_size, source, on_error: see `ImageOptions`)
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        size: int | None = None,
+        random_crop: bool = False,
+        labels: Mapping[str, Any] | None = None,
+        *,
+        random_flip: bool = False,
+        crop_size: int | None = None,
+        source: str = "",
+        on_error: OnError = "raise",
+    ) -> None:
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, source=source
+        )
+        super().__init__(paths, options, labels)
+
+
+class NumpyPaths(NumpyFiles, ImagePaths):
+    """`NumpyFiles` with the arguments of `ImagePaths`."""
+
+
+def image_files_in(dataset: object) -> Iterator[ImageFiles]:
+    """The `ImageFiles` that `dataset` is, wraps or joins, in the order of its items."""
+    if isinstance(dataset, ImageFiles):
+        yield dataset
+        return
+    # Wrappers of any project keep what they wrap in `data`; torch's in `datasets`.
+    inner = getattr(dataset, "data", None)
+    parts: Sequence[object] = getattr(dataset, "datasets", [] if inner is None else [inner])
+    for part in parts:
+        yield from image_files_in(part)
+
+
+def set_loading(dataset: object, fast_decode: bool, image_bytes: bool) -> int:
+    """Set how all the `ImageFiles` in `dataset` load; returns how many these are.
 
     Args:
         fast_decode: see `read_rgb_fast`; images that have maps or boxes keep their size.
         image_bytes: items hold `image` as uint8 0..255, which the models scale to [-1, 1].
     """
-    if isinstance(dataset, PathDataset):
-        dataset.fast_decode, dataset.image_bytes = fast_decode, image_bytes
-        return 1
-    inner = getattr(dataset, "data", None)
-    parts = getattr(dataset, "datasets", [] if inner is None else [inner])
-    return sum(set_loading(part, fast_decode, image_bytes) for part in parts)
+    found = list(image_files_in(dataset))
+    for files in found:
+        files.fast_decode, files.image_bytes = fast_decode, image_bytes
+    return len(found)

@@ -12,20 +12,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taming.data.base import Item, OnError
+from taming.data.base import Item
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
 from taming.data.files.annotations import all_fields, read_json
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
-N_LABELS = 183  # 182 and, as number 0, unlabelled
+N_LABELS = 183  # 182 and, as number 0, unlabeled
 
 
 class Examples(SegmentationExamples):
-    """`data/coco_examples.txt`: 183 labels, of which 0 is unlabelled (255 in the files)."""
+    """`data/coco_examples.txt`: 183 labels, of which 0 is unlabeled (255 in the files)."""
 
     name = "coco"
     labels_and_shift = (N_LABELS, True)
@@ -39,15 +40,15 @@ class Captions:
         self._texts = StringTable(text for group in groups for text in group)
 
     def of(self, index: int) -> list[str]:
-        """All captions of image `index`."""
+        """All captions of image number `index`."""
         return [self._texts[number] for number in range(*self._ends[index : index + 2].tolist())]
 
-    def draw(self, index: int) -> str:
+    def sample(self, index: int) -> str:
         """One of image `index`'s captions, by Python's global generator."""
         return self._texts[random.randrange(*self._ends[index : index + 2].tolist())]
 
 
-class CocoImagesAndCaptionsTrain(PairedPaths):
+class CocoImagesAndCaptionsTrain(ImagesWithMaps):
     """Images of `data/coco/train2017` that have captions.
 
     Items: `image` float32 (H, W, 3) in [-1, 1]; `caption`, one of the image's at random;
@@ -55,16 +56,13 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
     `file_path_`.
 
     Args:
-        size: the smallest side is resized to this; None: unchanged.
-        onehot_segmentation: one-hot of the labels + 1, so that 255, unlabelled, is 0; otherwise the
-            file as a picture.
+        onehot_segmentation: one-hot of the labels + 1, so that 255, unlabeled, is 0; otherwise the
+            file as an image.
         use_stuffthing: take `data/cocostuffthings/train2017/*.png` (things and stuff), otherwise
             `data/coco/annotations/stuff_train2017_pixelmaps`.
-        crop_size: side of the cropped square, `size` if None; anywhere in training, at the centre
-            in validation.
         force_no_crop: do not crop.
         given_files: names of the only images to use.
-        (random_flip, on_error: see `ImagePaths`)
+        (size, crop_size, random_flip, on_error: see `ImageOptions`; crops are random in training)
     """
 
     split: ClassVar[str] = "train2017"
@@ -80,23 +78,21 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
+        options = ImageOptions(
+            size,
+            self.split.startswith("train"),
+            random_flip,
+            0 if force_no_crop else crop_size,
+            "bicubic",
+            on_error=on_error,
+        )
         names, groups = self._captioned(given_files, on_error)
         self._captions = Captions(groups)
         images = StringTable(f"data/coco/{self.split}/{name}" for name in names)
         segmentations = StringTable(self._segmentation_paths(names, use_stuffthing))
         kind: MapKind = Labels(N_LABELS, shift=True) if onehot_segmentation else ImageMap(False)
-        super().__init__(
-            images,
-            {"segmentation": Maps(segmentations, kind)},
-            size,
-            random_crop=self.split.startswith("train"),
-            labels={"img_path": images, "seg_path": segmentations, "filename_": names},
-            random_flip=random_flip,
-            crop_size=0 if force_no_crop else crop_size,
-            interpolation="bicubic",
-            source=type(self).__name__,
-            on_error=on_error,
-        )
+        labels = {"img_path": images, "seg_path": segmentations, "filename_": names}
+        super().__init__(images, {"segmentation": MapFiles(segmentations, kind)}, options, labels)
 
     def _segmentation_paths(self, names: StringTable, use_stuffthing: bool) -> list[str]:
         stuff = f"data/coco/annotations/stuff_{self.split}_pixelmaps"
@@ -113,26 +109,27 @@ class CocoImagesAndCaptionsTrain(PairedPaths):
         names = dict(all_fields(content["images"], ("id", "file_name"), file, "images"))
         captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
-            captions = _restricted(captions, names, given_files, file, dataset)
+            captions = _restricted(captions, names, given_files, file=file, dataset=dataset)
         table = StringTable(names[identity] for identity in captions)
         return table, list(captions.values())
 
-    def facts(self, index: int) -> Item:
-        return super().facts(index) | {"caption": self._captions.of(index)}
+    def metadata(self, index: int) -> Item:
+        return super().metadata(index) | {"caption": self._captions.of(index)}
 
     def _item(self, index: int) -> Item:
-        return super()._item(index) | {"caption": self._captions.draw(index)}
+        return super()._item(index) | {"caption": self._captions.sample(index)}
 
 
 def _captions_by_image(
     annotations: Sequence[Any], names: dict[Any, str], file: str, on_error: OnError
 ) -> dict[Any, list[str]]:
-    found: dict[Any, list[str]] = defaultdict(list)
+    """Captions by the image's id, in the order of `names`, file names by id."""
+    captions: dict[Any, list[str]] = defaultdict(list)
     unknown: list[str] = []
     pairs = all_fields(annotations, ("image_id", "caption"), file, "annotations")
     for number, (identity, caption) in enumerate(pairs):
         if identity in names:
-            found[identity].append(caption)
+            captions[identity].append(caption)
         else:
             place = f"entry {number} of annotations"
             unknown.append(f"{place} is for image {identity}, which is not among images")
@@ -142,23 +139,23 @@ def _captions_by_image(
         log.warning(
             "%s: left out %d captions, the first because %s", file, len(unknown), unknown[0]
         )
-    return {identity: found[identity] for identity in names if identity in found}
+    return {identity: captions[identity] for identity in names if identity in captions}
 
 
 def _restricted(
     captions: dict[Any, list[str]],
     names: dict[Any, str],
-    given: Sequence[str],
+    wanted: Sequence[str],
     file: str,
     dataset: str,
 ) -> dict[Any, list[str]]:
     identities = {names[identity]: identity for identity in captions}
-    if unknown := [name for name in given if name not in identities]:
+    if unknown := [name for name in wanted if name not in identities]:
         raise UserError(f"{dataset}: given_files has {unknown[0]}, which has no captions in {file}")
-    return {identities[name]: captions[identities[name]] for name in given}
+    return {identities[name]: captions[identities[name]] for name in wanted}
 
 
 class CocoImagesAndCaptionsValidation(CocoImagesAndCaptionsTrain):
-    """The same of `data/coco/val2017`, cropped at the centre."""
+    """The same of `data/coco/val2017`, cropped at the center."""
 
     split = "val2017"

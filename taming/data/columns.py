@@ -12,13 +12,16 @@ import operator
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+Column = Sequence[Any] | Tensor
+"""One value per item: a `StringTable`, `Categories`, a tensor (N, ...), or a list of anything."""
+
 BLOCK = 1024  # strings that share one stored prefix
 
 
@@ -32,8 +35,8 @@ def chunks(items: Iterable[T], length: int) -> Iterator[list[T]]:
 class StringTable(Sequence[str]):
     """An immutable sequence of strings in flat memory.
 
-    Each takes 8 bytes plus what it does not share with its block of neighbours, which for paths is
-    little more than the file's name. Strings that are no valid UTF-8 (file names) survive.
+    Each takes 8 bytes plus what it does not share with its block of neighbors, which for paths is
+    little more than the file's name. Strings that are no valid UTF-8 (file names) are kept as well.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -48,21 +51,25 @@ class StringTable(Sequence[str]):
                 ends.append(len(rests))
         self._rests = _tensor(rests, torch.uint8)
         self._ends = _tensor(ends, torch.int64)
-        self._look_up = self._rests.numpy(), self._ends.numpy()  # several times as fast to index
+        self._view_as_arrays()
+
+    def _view_as_arrays(self) -> None:
+        # The same memory as the tensors', but several times as fast to index.
+        self._arrays = self._rests.numpy(), self._ends.numpy()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_look_up"}
+        return {name: value for name, value in vars(self).items() if name != "_arrays"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._look_up = self._rests.numpy(), self._ends.numpy()
+        self._view_as_arrays()
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: SupportsIndex) -> str:  # type: ignore[override]  # no slices
         number = range(len(self))[operator.index(index)]
-        rests, ends = self._look_up
+        rests, ends = self._arrays
         rest = rests[ends[number] : ends[number + 1]].tobytes()
         return os.fsdecode(self._prefixes[number // BLOCK] + rest)
 
@@ -77,7 +84,7 @@ def _tensor(buffer: bytearray | array[int], dtype: torch.dtype) -> Tensor:
 
 
 class Categories(Sequence[str]):
-    """A sequence of strings of which few are different: codes into a list of names."""
+    """A sequence of strings of which few are different: `codes` int32 (N,) into a list of names."""
 
     def __init__(self, codes: Sequence[int] | np.ndarray, names: Sequence[str]) -> None:
         self.codes = torch.as_tensor(np.asarray(codes, dtype=np.int32))
@@ -86,12 +93,12 @@ class Categories(Sequence[str]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: SupportsIndex) -> str:  # type: ignore[override]  # no slices
         return self.names[int(self.codes[operator.index(index)])]
 
 
-def column(values: Any) -> Any:
-    """`values` in the most compact form that gives the same values back, one per item."""
+def column(values: Column | Iterable[Any]) -> Column:
+    """`values`, one per item, in the most compact form that gives the same values back."""
     if isinstance(values, StringTable | Categories | Tensor):
         return values
     values = values if isinstance(values, np.ndarray) else list(values)
@@ -99,11 +106,11 @@ def column(values: Any) -> Any:
         return StringTable(values)
     if all(isinstance(value, bool | int | float | np.generic | np.ndarray) for value in values):
         return torch.as_tensor(np.array(values))
-    return values
+    return list(values)
 
 
-def entry(values: Any, index: int) -> Any:
-    """Item `index` of a column, a plain number where it is one (workers would share a tensor)."""
+def entry(values: Column, index: int) -> Any:
+    """Item `index` of a column: numbers as plain ones, as collating tensors would share memory."""
     value = values[index]
     if isinstance(value, Tensor):
         return value.item() if value.dim() == 0 else value.numpy().copy()

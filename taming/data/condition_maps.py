@@ -16,25 +16,27 @@ from taming.data.files.images import (
     damage_named,
     image_mode_and_size,
     read_rgb,
-    to_float,
 )
 from taming.data.files.tar_members import opened
 from taming.errors import UserError
+from taming.pictures import to_values_array
 
-UNLABELLED = 255
+UNLABELED = 255
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
 
 
 class MapKind:
-    """How one kind of map is read, resized and handed over.
+    """How one kind of map is read, resized and put into items.
 
-    `smooth`: resized like an image; otherwise the nearest value is taken. `look`: files must be
-    decoded to know whether they are right, so some are at start.
+    Attributes:
+        smooth: resized like an image; otherwise the nearest value is taken.
+        checked_by_decoding: the header of a file does not show whether its values are right, so
+            some files are decoded when a dataset is made.
     """
 
     smooth: bool
-    look: ClassVar[bool] = False
+    checked_by_decoding: ClassVar[bool] = False
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
@@ -45,7 +47,11 @@ class MapKind:
         raise NotImplementedError
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
-        """From what `read` gave, resized and cropped, to what the item holds."""
+        """From what `read` returned, resized and cropped, to what items hold."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """What `map_kind` makes this kind of again, for JSON."""
         raise NotImplementedError
 
 
@@ -57,7 +63,7 @@ def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, in
 
 
 def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """(H, W) whole numbers below `n_labels` to (H, W, n_labels) float32."""
+    """Labels (H, W), integers below `n_labels`, as float32 (H, W, n_labels) of zeros and ones."""
     hot = np.zeros((labels.size, n_labels), dtype=np.float32)
     hot[np.arange(labels.size), labels.reshape(-1)] = 1
     return hot.reshape(*labels.shape, n_labels)
@@ -65,36 +71,38 @@ def one_hot(labels: np.ndarray, n_labels: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of labels: row i of `colours` (n, 3) uint8 is label i."""
+    """Colors of labels: row i of `colors` uint8 (n, 3) is label i; `source` is for errors."""
 
     source: str
-    colours: np.ndarray
+    colors: np.ndarray
 
     def labels_of(self, rgb: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (H, W) whole numbers; raises `BadImage` for an unlisted colour."""
-        known, wanted = _colour_codes(self.colours), _colour_codes(rgb)
+        """Pixels uint8 (H, W, 3) as labels (H, W); raises `BadImage` for an unlisted color."""
+        known, wanted = _color_codes(self.colors), _color_codes(rgb)  # (n,), (H, W)
         order = np.argsort(known)
         places = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
         labels = order[places]  # (H, W)
         unknown = known[labels] != wanted
         if unknown.any():
             row, column = np.argwhere(unknown)[0]
-            colour = " ".join(map(str, rgb[row, column]))
+            color = " ".join(map(str, rgb[row, column]))
             raise BadImage(
-                f"has the colour {colour} at row {row}, column {column}, which {self.source} lacks"
+                f"has the color {color} at row {row}, column {column}, which {self.source} lacks"
             )
         return labels
 
 
-def _colour_codes(rgb: np.ndarray) -> np.ndarray:
+def _color_codes(rgb: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) as one number per color, int32 (...)."""
     wide = rgb.astype(np.int32)
     return (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
 
 
 def read_palette(file: str | Path) -> Palette:
-    """Read a text file with a colour per line, `red green blue` and perhaps a name; label 0 first.
+    """Read a text file with a color per line, `red green blue` and perhaps a name; label 0 first.
 
-    Raises `UserError` naming the line that is no colour or has one for the second time.
+    Raises:
+        UserError: for an unreadable or empty file, and for a line that is no color or repeats one.
     """
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -104,20 +112,20 @@ def read_palette(file: str | Path) -> Palette:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        colour = _colour(line)
-        if colour is None or colour in seen:
-            what = "is no colour" if colour is None else f"repeats label {seen[colour]}'s colour"
+        color = _color(line)
+        if color is None or color in seen:
+            what = "is no color" if color is None else f"repeats label {seen[color]}'s color"
             raise UserError(
                 f"line {number} of the palette {file} {what}; write red, green and blue as whole "
-                "numbers 0 to 255, a different colour for each label"
+                "numbers 0 to 255, a different color for each label"
             )
-        seen[colour] = len(seen)
+        seen[color] = len(seen)
     if not seen:
-        raise UserError(f"the palette {file} has no colours; write one 'red green blue' per line")
+        raise UserError(f"the palette {file} has no colors; write one 'red green blue' per line")
     return Palette(str(file), np.array(list(seen), dtype=np.uint8))
 
 
-def _colour(line: str) -> tuple[int, ...] | None:
+def _color(line: str) -> tuple[int, ...] | None:
     words = line.replace(",", " ").split()[:3]
     if len(words) < 3 or not all(word.isdecimal() and int(word) <= 255 for word in words):
         return None
@@ -128,20 +136,20 @@ def _colour(line: str) -> tuple[int, ...] | None:
 class Labels(MapKind):
     """A label per pixel, as `(H, W, n_labels)` float32 one-hot.
 
-    Files hold the labels themselves (8 or 16 bits, or palette indices), or colours if there is a
-    `palette`. `shift` adds 1 to 8-bit labels, so that 255, unlabelled, becomes 0.
+    Files hold the labels themselves (8 or 16 bits, or palette indices), or colors if there is a
+    `palette`. `shift` adds 1 to 8-bit labels, so that 255, unlabeled, becomes 0.
     """
 
     n_labels: int
     shift: bool = False
     palette: Palette | None = None
     smooth = False
-    look = True
+    checked_by_decoding = True
 
     def header_size(self, path: str) -> tuple[int, int]:
         if self.palette:
             return image_mode_and_size(path)[1]
-        advice = "save one grey value per pixel, or give a palette file for colours"
+        advice = "save one gray value per pixel, or give a palette file for colors"
         return _checked_size(path, INDEX_MODES, advice)
 
     def read(self, path: str) -> np.ndarray:
@@ -152,7 +160,7 @@ class Labels(MapKind):
             with damage_named(path), Image.open(opened(path)) as image:
                 labels = np.asarray(image)
         if self.shift:
-            labels = np.where(labels == UNLABELLED, 0, labels.astype(np.int32) + 1)
+            labels = np.where(labels == UNLABELED, 0, labels.astype(np.int32) + 1)
         if labels.min() < 0 or labels.max() >= self.n_labels:
             raise BadImage(self._out_of_range(int(labels.max())))
         return labels.astype(np.uint8 if self.n_labels <= 256 else np.int32)
@@ -161,11 +169,16 @@ class Labels(MapKind):
         stored, limit = highest - self.shift, self.n_labels - 1 - self.shift
         return (
             f"has the label {stored}, but with n_labels {self.n_labels} labels go from 0 to {limit}"
-            f"{' (and 255, unlabelled)' if self.shift else ''}"
+            f"{' (and 255, unlabeled)' if self.shift else ''}"
         )
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return one_hot(cropped, self.n_labels)
+
+    def describe(self) -> dict[str, Any]:
+        colors = self.palette.colors.tolist() if self.palette else None
+        options = {"n_labels": self.n_labels, "shift": self.shift, "palette": colors}
+        return {"kind": "labels", **options}
 
 
 @dataclass(frozen=True)
@@ -190,13 +203,22 @@ class Depth(MapKind):
         depth = values.astype(np.float32)
         if not np.isfinite(depth).all():
             raise BadImage("has depths that are no finite numbers")
-        return _between_ones(depth)
+        return _scaled(depth)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return cropped
 
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "depth"}
 
-def _between_ones(values: np.ndarray) -> np.ndarray:
+
+def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
+    """Depth (H, W) as the bytes of its float32 values, uint8 (H, W, 4), for RGBA PNGs."""
+    return np.ascontiguousarray(depth, dtype="<f4").view(np.uint8).reshape(*depth.shape, 4)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """Values of any range as values from -1 to 1, or as zeros if all are the same."""
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros_like(values)
@@ -205,7 +227,7 @@ def _between_ones(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageMap(MapKind):
-    """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colours mean labels."""
+    """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colors mean labels."""
 
     smooth: bool = True
 
@@ -216,27 +238,20 @@ class ImageMap(MapKind):
         return read_rgb(path)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
-        return to_float(cropped)
+        return to_values_array(cropped)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "image", "smooth": self.smooth}
 
 
-def described(kind: MapKind) -> dict[str, Any]:
-    """What `kind_of` makes the kind of again; JSON can hold it."""
-    if isinstance(kind, Labels):
-        colours = kind.palette.colours.tolist() if kind.palette else None
-        return {
-            "kind": "labels",
-            "n_labels": kind.n_labels,
-            "shift": kind.shift,
-            "palette": colours,
-        }
-    return (
-        {"kind": "depth"} if isinstance(kind, Depth) else {"kind": "image", "smooth": kind.smooth}
-    )
+def map_kind(description: Mapping[str, Any]) -> MapKind:
+    """The kind of `{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}`, `{kind: image}`.
 
+    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it.
 
-def kind_of(description: Mapping[str, Any]) -> MapKind:
-    """`{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}` or `{kind: image}`, as an
-    object; raises `UserError`."""
+    Raises:
+        UserError: for unknown kinds and options.
+    """
     options = dict(description)
     name = options.pop("kind", None)
     if name not in KINDS:
@@ -253,4 +268,4 @@ def kind_of(description: Mapping[str, Any]) -> MapKind:
         raise UserError(f"maps of kind {name}: {error}") from None
 
 
-KINDS: dict[str, Any] = {"labels": Labels, "depth": Depth, "image": ImageMap}
+KINDS: dict[str, type[MapKind]] = {"labels": Labels, "depth": Depth, "image": ImageMap}

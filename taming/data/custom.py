@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch.utils.data import Dataset
 
-from taming.data.base import ImagePaths, Item, OnError
-from taming.data.files.find import read_image_list
+from taming.data.base import ImageFiles, Item
+from taming.data.files.list_files import read_image_list
+from taming.data.options import ImageOptions, OnError
 
 
 class CustomBase(Dataset[Item]):
@@ -19,21 +22,24 @@ class CustomBase(Dataset[Item]):
             self.data = data
 
     def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
+        return len(cast(Sized, self.data))
 
     def __getitem__(self, index: int) -> Item:
         return self.data[index]
 
 
 class _Listed(CustomBase):
-    def __init__(self, list_file: str | Path, size: int | None, **options: Any) -> None:
+    def __init__(self, list_file: str | Path, options: ImageOptions) -> None:
         name = type(self).__name__
-        paths = read_image_list(list_file, name, on_error=options["on_error"])
-        super().__init__(ImagePaths(paths, size, source=f"{name}'s list {list_file}", **options))
+        paths = read_image_list(list_file, name, on_error=options.on_error)
+        super().__init__(ImageFiles(paths, replace(options, source=f"{name}'s list {list_file}")))
 
 
 class CustomTrain(_Listed):
-    """Images listed in `training_images_list_file`, one path a line; options as in `ImagePaths`."""
+    """Images listed in `training_images_list_file`, one path a line.
+
+    The other arguments are those of `ImageOptions`.
+    """
 
     def __init__(
         self,
@@ -44,18 +50,12 @@ class CustomTrain(_Listed):
         crop_size: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(
-            training_images_list_file,
-            size,
-            random_crop=random_crop,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            on_error=on_error,
-        )
+        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        super().__init__(training_images_list_file, options)
 
 
 class CustomTest(_Listed):
-    """Images listed in `test_images_list_file`, one path a line; options as in `ImagePaths`."""
+    """Images listed in `test_images_list_file`, one path a line; see `CustomTrain`."""
 
     def __init__(
         self,
@@ -66,11 +66,5 @@ class CustomTest(_Listed):
         crop_size: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        super().__init__(
-            test_images_list_file,
-            size,
-            random_crop=random_crop,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            on_error=on_error,
-        )
+        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        super().__init__(test_images_list_file, options)

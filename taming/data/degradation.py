@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
-from taming.data.files.images import to_float
 from taming.errors import UserError
+from taming.pictures import to_values_array
 
 ENLARGEMENTS = {
     "nearest": Image.Resampling.NEAREST,
@@ -21,16 +21,17 @@ ENLARGEMENTS = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """The pair that is made of an image: a target, and a condition that shows less.
+    """A pair made from one image: a target, and a condition that shows less of it.
 
-    Args:
+    Attributes:
         up_factor: the condition is the image reduced by this (bicubic) and enlarged again, or the
-            edges of the reduced image; None: no condition.
-        hr_factor: if given, the target has as little detail as if reduced by this.
-        keep_mode: how what was reduced is enlarged: nearest, bilinear, bicubic or lanczos.
+            edges of the reduced image; None: no condition, unless `edges`.
+        hr_factor: the target is the image reduced by this and enlarged again; None: the image.
+        keep_mode: how reduced images are enlarged: nearest, bilinear, bicubic or lanczos.
         edges: the condition are Canny edges.
 
-    Raises `UserError` for factors below 1 and unknown modes.
+    Raises:
+        UserError: for factors below 1 and unknown modes.
     """
 
     up_factor: int | None = None
@@ -44,16 +45,16 @@ class Degradation:
         check_enlargement(self.keep_mode)
 
     def target(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) of the same."""
+        """uint8 (H, W, 3) to uint8 (H, W, 3)."""
         return reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
 
     def condition(self, image: np.ndarray) -> np.ndarray | None:
-        """float32 (H, W, 3) in [-1, 1] of uint8 (H, W, 3)."""
+        """uint8 (H, W, 3) to float32 (H, W, 3) in [-1, 1]."""
         if self.edges:
             return canny_edges(image, self.up_factor or 1)
         if self.up_factor is None:
             return None
-        return to_float(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
+        return to_values_array(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
 
 
 def check_factor(name: str, factor: int | None) -> None:
@@ -75,7 +76,7 @@ def _reduced(image: np.ndarray, factor: int) -> Image.Image:
 
 
 def reduce_and_enlarge(image: np.ndarray, factor: int | None, enlargement: str) -> np.ndarray:
-    """uint8 (H, W, 3), reduced by `factor` (bicubic, antialiased) and brought back to its size."""
+    """uint8 (H, W, 3), reduced by `factor` (bicubic, antialiased) and enlarged to its old size."""
     if factor is None or factor == 1:
         return image
     height, width = image.shape[:2]
@@ -83,9 +84,12 @@ def reduce_and_enlarge(image: np.ndarray, factor: int | None, enlargement: str) 
 
 
 def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
-    """Edges of uint8 (H, W, 3) as float32 (H, W, 3), 1 on -1: Canny (1986) with sigma 2.
+    """Edges of uint8 (H, W, 3), found in the image reduced by `factor`: float32 (H, W, 3), 1 on -1.
 
-    They are found in the image reduced by `factor`. Raises `UserError` without scikit-image.
+    Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels.
+
+    Raises:
+        UserError: if scikit-image is not installed.
     """
     try:
         from skimage.feature import canny
@@ -96,7 +100,7 @@ def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
         ) from None
     height, width = image.shape[:2]
     small = image if factor == 1 else np.asarray(_reduced(image, factor))
-    grey = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R 709
-    edges = Image.fromarray(canny(grey, sigma=2).astype(np.uint8) * 255)
-    values = np.asarray(edges.resize((width, height), Image.Resampling.NEAREST))
-    return np.repeat(values[..., None] / np.float32(127.5) - 1, 3, axis=2).astype(np.float32)
+    gray = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R BT.709
+    edges = Image.fromarray(canny(gray, sigma=2).astype(np.uint8) * 255)
+    pixels = np.asarray(edges.resize((width, height), Image.Resampling.NEAREST))  # (H, W)
+    return np.repeat(to_values_array(pixels)[..., None], 3, axis=2)

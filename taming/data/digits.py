@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn carries: real data that needs no download."""
+"""The 1,797 handwritten digits that come with scikit-learn: real data without a download."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.data import Dataset
 
 from taming.data.base import Item
 from taming.data.files.find import split_off
-from taming.data.files.images import to_float
 from taming.errors import UserError
+from taming.pictures import to_values_array
 
 VALIDATION_FRACTION = 297 / 1797
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Grey values 0..16 (1797, 8, 8) and labels (1797,)."""
+    """Gray values 0..16 (1797, 8, 8) and labels (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -30,7 +30,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _validation_mask(labels: np.ndarray) -> np.ndarray:
-    """Which digits validate: the same share of each class, always the same ones."""
+    """Which digits are for validation, bool (N,): the same share of each class."""
     mask = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         names = [str(index) for index in np.flatnonzero(labels == digit)]
@@ -38,16 +38,19 @@ def _validation_mask(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _enlarge(grey: np.ndarray, size: int) -> np.ndarray:
-    """(8, 8) of 0..16 to (size, size) uint8, smoothly."""
-    small = Image.fromarray(np.round(grey * (255 / 16)).astype(np.uint8))
+def _enlarge(gray: np.ndarray, size: int) -> np.ndarray:
+    """Values 0..16 (8, 8) as uint8 (size, size), bicubic."""
+    small = Image.fromarray(np.round(gray * (255 / 16)).astype(np.uint8))
     return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
 
 
 class Digits(Dataset[Item]):
     """Items: `image` float32 (size, size, 3) in [-1, 1], `class_label` 0..9, `human_label`.
 
-    About 1,500 digits train and 300 validate, split once and for all within each class.
+    About 1,500 digits are for training and 300 for validation, always the same ones of each class.
+
+    Raises:
+        UserError: if scikit-learn is not installed.
     """
 
     training: ClassVar[bool]
@@ -62,8 +65,8 @@ class Digits(Dataset[Item]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Item:
-        grey, label = self.images[index], int(self.labels[index])
-        image = to_float(np.repeat(grey[:, :, None], 3, axis=2))
+        gray, label = self.images[index], int(self.labels[index])
+        image = to_values_array(np.repeat(gray[:, :, None], 3, axis=2))
         return {"image": image, "class_label": label, "human_label": str(label)}
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 
-from taming.data.base import ImagePaths, Item, NumpyPaths, OnError, PathDataset
+from taming.data.base import ImageFiles, Item, NumpyFiles
 from taming.data.files.list_files import ListPair
+from taming.data.options import ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -26,14 +27,16 @@ def select(item: Item, keys: Sequence[str] | None, dataset: str) -> Item:
 class _Faces(Dataset[Item]):
     """One of the two collections.
 
-    Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given. `size`,
-    `random_crop`, `random_flip`, `on_error` are those of `ImagePaths`. Raises `UserError`: no
-    images, damaged ones, lists that name absent ones.
+    Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given.
+    `size`, `random_crop`, `random_flip` and `on_error` are those of `ImageOptions`.
+
+    Raises:
+        UserError: if there are no images, for damaged ones, and for lists that name absent ones.
     """
 
     training: ClassVar[bool]
     lists: ClassVar[ListPair]
-    reader: ClassVar[type[PathDataset]]
+    reader: ClassVar[type[ImageFiles]]
 
     def __init__(
         self,
@@ -45,14 +48,8 @@ class _Faces(Dataset[Item]):
     ) -> None:
         name = type(self).__name__
         self.keys = keys
-        self.data = self.reader(
-            self.lists.read(self.training, name, on_error).paths,
-            size,
-            random_crop,
-            random_flip=random_flip,
-            source=name,
-            on_error=on_error,
-        )
+        options = ImageOptions(size, random_crop, random_flip, on_error=on_error, source=name)
+        self.data = self.reader(self.lists.read(self.training, name, on_error).paths, options)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -65,7 +62,7 @@ class CelebAHQTrain(_Faces):
     """25,000 of the 30,000 CelebA-HQ images, `data/celebahq/imgHQ*.npy`."""
 
     training = True
-    reader = NumpyPaths
+    reader = NumpyFiles
     lists = ListPair(
         "data/celebahqtrain.txt", "data/celebahqvalidation.txt", "data/celebahq", ("npy",), 1 / 6
     )
@@ -81,7 +78,7 @@ class FFHQTrain(_Faces):
     """60,000 of the 70,000 FFHQ images, `data/ffhq/*.png`."""
 
     training = True
-    reader = ImagePaths
+    reader = ImageFiles
     lists = ListPair("data/ffhqtrain.txt", "data/ffhqvalidation.txt", "data/ffhq", ("png",), 1 / 7)
 
 
@@ -92,7 +89,7 @@ class FFHQValidation(FFHQTrain):
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """(H, W, 1) float32: the number of each pixel, row by row, as a share of all in [0, 1)."""
+    """The number of each pixel, row by row, as a share of all: float32 (H, W, 1) in [0, 1)."""
     numbers = np.arange(height * width, dtype=np.float32) / (height * width)
     return numbers.reshape(height, width, 1)
 
@@ -104,13 +101,13 @@ class FacesHQTrain(Dataset[Item]):
     (H, W, 1), the `coordinates` of the image, cropped with it.
 
     Args:
-        size: images are resized and centre-cropped to this.
+        size: images are resized and center-cropped to this, in pixels.
         keys: entries to keep of the two collections' items; None keeps all.
-        crop_size: side of a square that is then cropped out of image and coordinates, anywhere in
-            training and at the centre in validation; None for no crop.
+        crop_size: pixels of a side of the square that is then cropped out of image and
+            coordinates, anywhere in training and at the center in validation; None for no crop.
         coord: add the coordinates, from which `CoordStage` makes a condition.
-        random_flip: mirror half of the images, but not the coordinates: they say where a crop lies.
-        on_error: see `ImagePaths`.
+        random_flip: mirror half of the images, but not the coordinates, which say where a crop is.
+        on_error: see `ImageOptions`.
     """
 
     training: ClassVar[bool] = True
@@ -130,25 +127,24 @@ class FacesHQTrain(Dataset[Item]):
                 f"{type(self).__name__}: crop_size {crop_size} is larger than size {size}; give a "
                 "crop_size of at most size"
             )
-        options = {"random_flip": random_flip, "on_error": on_error}
-        parts = [part(size, keys, **options) for part in self.parts]  # type: ignore[arg-type]
+        parts = [
+            part(size, keys, random_flip=random_flip, on_error=on_error) for part in self.parts
+        ]
         self.data: ConcatDataset[Item] = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord
-        self.crop = JointTransform(
-            None, crop_size or 0, random_crop=self.training, maps={"coord": False}
-        )
+        options = ImageOptions(random_crop=self.training, crop_size=crop_size or 0)
+        self.crop = JointTransform(options, maps={"coord": False})
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def facts(self, index: int) -> Item:
-        """What is known of item `index` beside its collection's own."""
+    def metadata(self, index: int) -> Item:
+        """What this dataset adds to the metadata of its parts."""
         return {"class": int(index % len(self) >= self._first)}
 
     def __getitem__(self, index: int) -> Item:
-        item = dict(self.data[index])
-        item |= self.facts(index)
+        item = self.data[index] | self.metadata(index)
         if "image" not in item:
             return item
         maps = {"coord": coordinates(*item["image"].shape[:2])} if self.coord else {}
@@ -156,7 +152,7 @@ class FacesHQTrain(Dataset[Item]):
 
 
 class FacesHQValidation(FacesHQTrain):
-    """The validation images of both, cropped at the centre."""
+    """The validation images of both, cropped at the center."""
 
     training = False
     parts = (CelebAHQValidation, FFHQValidation)

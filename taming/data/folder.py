@@ -1,4 +1,4 @@
-"""A folder per class: the data set of a class-conditional model without any list or label file."""
+"""A folder per class: the dataset of a class-conditional model without any list or label file."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from typing import ClassVar
 
 import numpy as np
 
-from taming.data.base import ImagePaths, OnError
-from taming.data.columns import Categories, StringTable
-from taming.data.files.find import EXTENSIONS, find_images, split_off
+from taming.data.base import ImageFiles
+from taming.data.columns import Categories, Column, StringTable
+from taming.data.files.find import (
+    EXTENSIONS,
+    VALIDATION_FOLDERS,
+    class_folders,
+    find_images,
+    split_off,
+)
+from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
 
-VALIDATION_FOLDERS = ("val", "validation", "test")
 
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted; as numbers where all of them are numbers."""
-    try:
-        found = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    except OSError:
-        return []
-    names = sorted(name for name in found if not name.startswith((".", "__")))
-    return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
-
-
-class ImageFolder(ImagePaths):
-    """Images below `root`, labelled by the folder that they are in.
+class ImageFolder(ImageFiles):
+    """Images below `root`, labeled by the folder that they are in.
 
     Layouts: `root/train/<class>/**` with `root/val/<class>/**` (or `validation`, `test`); else
     `root/<class>/**` (or `root/train/<class>/**` alone), of which each class gives
     `validation_fraction` of its images, fixed by `split_seed`, to validation. Give both to training
     and validation alike, or the two overlap.
 
-    Items: those of `ImagePaths`, and `class_label`, the index of the class folder's name in sorted
+    Items: those of `ImageFiles`, `class_label`, the index of the class folder's name in sorted
     order (in numerical order where all names are numbers), and `human_label`, its name.
 
     Args:
-        n_classes: if given, how many classes there must be (the model's number).
+        root: the folder.
+        validation_fraction: share of each class's images, if the splits have no folders.
+        split_seed: which images these are.
         extensions: endings of image files; others are passed over.
-        (size, random_crop, random_flip, crop_size, on_error: see `ImagePaths`)
+        n_classes: if given, how many classes there must be (the model's number).
+        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
 
-    Raises `UserError`: no class folders, a class without images, splits of different classes.
+    Raises:
+        UserError: if there are no class folders, a class has no images, or the splits have
+            different classes.
     """
 
     training: ClassVar[bool]
@@ -64,24 +64,18 @@ class ImageFolder(ImagePaths):
         self._name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
         self._extensions = tuple(extensions)
-        folder, divide = self._layout(Path(root).expanduser())
+        folder, shared = self._layout(Path(root).expanduser())
         self.class_names = class_folders(folder)
         self._check_classes(folder, n_classes)
-        paths, codes = self._collect(folder, divide)
+        paths, codes = self._collect(folder, shared)
         if not len(paths):
             raise UserError(f"{self._name} has no images left; raise validation_fraction")
         human_labels = Categories(codes, self.class_names)
-        labels = {"class_label": human_labels.codes, "human_label": human_labels}
-        super().__init__(
-            paths,
-            size,
-            random_crop,
-            labels,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            source=self._name,
-            on_error=on_error,
+        labels: dict[str, Column] = {"class_label": human_labels.codes, "human_label": human_labels}
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, source=self._name
         )
+        super().__init__(paths, options, labels)
 
     def _layout(self, root: Path) -> tuple[Path, bool]:
         """The folder of this split's classes, and whether both splits share it."""
@@ -121,25 +115,26 @@ class ImageFolder(ImagePaths):
                 f"set n_classes to {count} or correct the folders"
             )
 
-    def _collect(self, folder: Path, divide: bool) -> tuple[StringTable, np.ndarray]:
+    def _collect(self, folder: Path, shared: bool) -> tuple[StringTable, np.ndarray]:
+        """Paths, and class numbers int32 (N,)."""
         codes = array("i")
 
         def paths() -> Iterator[str]:
             for code, name in enumerate(self.class_names):
-                for path in self._class_paths(folder / name, divide):
+                for path in self._class_paths(folder / name, shared):
                     codes.append(code)
                     yield path
 
         return StringTable(paths()), np.array(codes, dtype=np.int32)
 
-    def _class_paths(self, folder: Path, divide: bool) -> list[str]:
+    def _class_paths(self, folder: Path, shared: bool) -> list[str]:
         paths = list(find_images(folder, self._extensions))
         if not paths:
             raise UserError(
                 f"{self._name}: the class folder {folder} has no images "
                 f"({', '.join(self._extensions)}); put some there or remove it"
             )
-        if not divide:
+        if not shared:
             return paths
         names = {path: Path(path).relative_to(folder).as_posix() for path in paths}
         validation = split_off(names.values(), *self._split, key=folder.name)

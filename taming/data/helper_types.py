@@ -16,9 +16,9 @@ SplitType = Literal["train", "validation", "test"]
 
 
 class Annotation(NamedTuple):
-    """An object in an image; `area` and `bbox` are shares of the image's.
+    """An object in an image; `area` and `bbox` are shares of the image's area and sides.
 
-    The flags are None where the data do not have them.
+    Flags that a dataset does not have are None.
     """
 
     area: float
@@ -46,8 +46,10 @@ class Category(NamedTuple):
 
 
 class AnnotationList(list[Annotation]):
-    """The objects of one image; torch's collation makes a plain list of such lists of a batch, for
-    images have different numbers of objects."""
+    """The objects of one image.
+
+    Images have different numbers of objects, so torch's collation makes a batch a list of these.
+    """
 
 
 def _collate(batch: list[AnnotationList], **_: Callable[..., Any]) -> list[AnnotationList]:

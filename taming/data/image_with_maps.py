@@ -1,79 +1,74 @@
-"""Images with maps beside them (segmentation, depth, another image), cut and mirrored together."""
+"""Images with maps beside them (segmentation, depth, another image), cropped and flipped alike."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from taming.data.base import ImagePaths, Item, OnError
-from taming.data.columns import StringTable
+from taming.data.base import ImageFiles, Item
+from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import MapKind
 from taming.data.files.images import BadImage
+from taming.data.options import ImageOptions
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
-MAPS_DECODED = 1000  # at start, of kinds whose files must be decoded to know whether they are right
+MAPS_DECODED = 1000  # at start, of kinds that only decoding can check
 
 
 @dataclass(frozen=True)
-class Maps:
+class MapFiles:
     """The maps of a dataset: one file per image, all of one kind."""
 
     paths: StringTable
     kind: MapKind
 
 
-class PairedPaths(ImagePaths):
+def png_paths(names: Iterable[str], root: str | Path) -> StringTable:
+    """The paths of the PNGs below `root` that are named as images are: "a/b.jpg" -> root/a/b.png"""
+    pngs = (PurePosixPath(name).with_suffix(".png") for name in names)
+    return StringTable(os.path.join(root, png) for png in pngs)
+
+
+class ImagesWithMaps(ImageFiles):
     """Images and their maps: `image`, one entry per map, `file_path_` and the labels.
 
     Args:
+        paths: image files.
         maps: by their name in the items; each has one path per image.
-        interpolation: of images and of smooth maps; others take the nearest value.
-        (the rest: see `ImagePaths`)
+        options: how images and maps are resized, cropped and flipped; `interpolation` is that of
+            images and of smooth maps, others take the nearest value.
+        labels: columns of one value per path.
 
-    Raises `UserError`, besides what `ImagePaths` does, for a map that is absent, damaged, of
-    another size than its image or of a wrong pixel format, and for labels that are out of range:
-    the headers of up to 20,000 pairs are looked at, and up to 1,000 label files decoded.
+    Raises:
+        UserError: besides what `ImageFiles` raises, for a map that is absent, damaged, of another
+            size than its image or of a wrong pixel format, and for labels that are out of range:
+            the headers of up to 20,000 images and maps are checked, and up to 1,000 label files
+            decoded.
     """
 
-    reducible = False  # to a size that its maps have not
+    reducible = False  # an image decoded at a part of its size would no longer fit its maps
 
     def __init__(
         self,
         paths: Iterable[str],
-        maps: Mapping[str, Maps],
-        size: int | None = None,
-        random_crop: bool = False,
-        labels: Mapping[str, Any] | None = None,
-        *,
-        random_flip: bool = False,
-        crop_size: int | None = None,
-        interpolation: str = "bilinear",
-        source: str = "",
-        on_error: OnError = "raise",
+        maps: Mapping[str, MapFiles],
+        options: ImageOptions,
+        labels: Mapping[str, Column | Iterable[Any]] | None = None,
     ) -> None:
-        self.maps, self.interpolation = dict(maps), interpolation
-        super().__init__(
-            paths,
-            size,
-            random_crop,
-            labels,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            source=source,
-            on_error=on_error,
-        )
+        self.maps = dict(maps)
+        super().__init__(paths, options, labels)
 
-    def _transform(
-        self, size: int | None, crop_size: int | None, random_crop: bool, random_flip: bool
-    ) -> JointTransform:
+    def _make_transform(self) -> JointTransform:
         smooth = {name: maps.kind.smooth for name, maps in self.maps.items()}
-        return JointTransform(
-            size, crop_size, random_crop, random_flip, self.interpolation, maps=smooth
-        )
+        return JointTransform(self.options, smooth)
+
+    # ------------------------------------------------------------------ checks
 
     def check_all(self) -> None:
         for name, maps in self.maps.items():
@@ -83,8 +78,8 @@ class PairedPaths(ImagePaths):
                     f"{len(self.paths)} images; give one per image"
                 )
         super().check_all()
-        if any(maps.kind.look for maps in self.maps.values()):
-            self.check_some(self._look, "looking into", MAPS_DECODED)
+        if any(maps.kind.checked_by_decoding for maps in self.maps.values()):
+            self.check_some(self._check_decoded, "decoding maps of", MAPS_DECODED)
 
     def check(self, index: int) -> None:
         super().check(index)
@@ -100,34 +95,37 @@ class PairedPaths(ImagePaths):
                 f"{image[1]} x {image[0]}"
             )
 
+    def _check_decoded(self, index: int) -> None:
+        for maps in self.maps.values():
+            if maps.kind.checked_by_decoding:
+                with self.naming(maps.paths[index]):
+                    maps.kind.read(maps.paths[index])
+
+    # ------------------------------------------------------------------ one item
+
     def files(self, index: int) -> dict[str, str]:
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}
         return super().files(index) | maps
 
-    def _look(self, index: int) -> None:
-        for maps in self.maps.values():
-            if maps.kind.look:
-                with self.naming(maps.paths[index]):
-                    maps.kind.read(maps.paths[index])
-
-    def _map_pixels(self, maps: Maps, index: int, size: tuple[int, ...]) -> np.ndarray:
+    def _map_pixels(self, maps: MapFiles, index: int, size: tuple[int, ...]) -> np.ndarray:
         with self.naming(maps.paths[index]):
             pixels = maps.kind.read(maps.paths[index])
             self._check_same(index, size, pixels.shape[:2])
             return pixels
 
     def cropped(self, index: int) -> dict[str, np.ndarray]:
-        """The image, uint8 (H, W, 3), and the maps as their kinds read them."""
+        """The image, uint8 (h, w, 3), and the maps (h, w) or (h, w, C) as their kinds read them,
+        resized, cropped and flipped."""
         image = self.pixels(index)
         maps = {
             name: self._map_pixels(maps, index, image.shape[:2]) for name, maps in self.maps.items()
         }
         return self.transform(image, **maps)
 
-    def completed(self, cropped: Mapping[str, np.ndarray]) -> Item:
-        """What items hold of it."""
+    def finish(self, cropped: Mapping[str, np.ndarray]) -> Item:
+        """From what `cropped` returns to what items hold."""
         finished = {name: maps.kind.finish(cropped[name]) for name, maps in self.maps.items()}
-        return {"image": self.finished(cropped["image"])} | finished
+        return {"image": self.finish_image(cropped["image"])} | finished
 
     def load(self, index: int) -> Item:
-        return self.completed(self.cropped(index))
+        return self.finish(self.cropped(index))

@@ -10,19 +10,22 @@ from typing import Any, ClassVar
 import numpy as np
 
 from taming.config import did_you_mean
-from taming.data.base import ImagePaths, Item, OnError
+from taming.data.base import ImageFiles, Item
 from taming.data.columns import Categories, StringTable
 from taming.data.condition_maps import Depth
 from taming.data.degradation import Degradation
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
-from taming.data.files.list_files import Listed, read_names
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.files.list_files import read_names
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
 from taming.data.imagenet_classes import NAMES, SYNSETS
+from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
 
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
 DEPTH_ROOT = "data/imagenet_depth"
+CROPS = ("ImageNetTrain/random_crop", "ImageNetValidation/random_crop")
+SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
 
 
 def class_indices(ranges: str) -> list[int]:
@@ -32,18 +35,21 @@ def class_indices(ranges: str) -> list[int]:
         first, dash, end = part.strip().partition("-")
         if not first.isdecimal() or (dash and not end.isdecimal()):
             raise UserError(f"sub_indices: {part.strip()!r} is no class number or range like 30-32")
-        found = range(int(first), int(end) if dash else int(first) + 1)
-        if not found or found[-1] >= len(SYNSETS):
+        numbers = range(int(first), int(end) if dash else int(first) + 1)
+        if not numbers or numbers[-1] >= len(SYNSETS):
             raise UserError(f"sub_indices: {part.strip()!r} holds no class from 0 to 999")
-        indices += found
+        indices += numbers
     return indices
 
 
 class ImageNetFiles:
-    """The files of a split, or of the classes `sub_indices` of it, and the columns that say what
-    they show: `relpath, synsets, class_label, human_label`.
+    """The files of a split and their labels: `relpath, synsets, class_label, human_label`.
 
-    `class_label` is the place of the image's synset among the synsets that occur, sorted.
+    `class_label` is the index of the image's synset among the synsets that occur, sorted.
+
+    Args:
+        sub_indices: the only classes to use, see `class_indices`; None for all.
+        dataset: its name, for error messages.
     """
 
     def __init__(self, split: Split, sub_indices: str | None, dataset: str) -> None:
@@ -73,7 +79,7 @@ def _used(names: StringTable, synsets: set[str] | None) -> Iterator[str]:
             yield name
 
 
-class ImageNetTrain(ImagePaths):
+class ImageNetTrain(ImageFiles):
     """ImageNet's training images.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `relpath, synsets, class_label, human_label,
@@ -82,41 +88,36 @@ class ImageNetTrain(ImagePaths):
     Args:
         config: `size`; `sub_indices`, the classes to use ("30-32, 33-37", without the ends);
             `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False);
-            `random_flip`, `crop_size`, `on_error` as in `ImagePaths`.
+            `random_flip`, `crop_size`, `on_error` as in `ImageOptions`.
 
-    Raises `UserError`: unknown keys, no files, damaged files.
+    Raises:
+        UserError: for unknown keys, and if there are no files or damaged ones.
     """
 
     split: ClassVar[Split] = TRAIN
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        options = _known_options(config)
+        settings = _known_settings(config)
         name = type(self).__name__
-        files = ImageNetFiles(self.split, options.get("sub_indices"), name)
+        files = ImageNetFiles(self.split, settings.get("sub_indices"), name)
         own = "ImageNetTrain" if self.split is TRAIN else "ImageNetValidation"
-        super().__init__(
-            files.paths,
-            options.get("size"),
-            options.get(f"{own}/random_crop", self.split is TRAIN),
-            files.labels,
-            random_flip=options.get("random_flip", False),
-            crop_size=options.get("crop_size"),
-            source=name,
-            on_error=options.get("on_error", "raise"),
+        options = ImageOptions(
+            settings.get("size"),
+            settings.get(f"{own}/random_crop", self.split is TRAIN),
+            settings.get("random_flip", False),
+            settings.get("crop_size"),
+            on_error=settings.get("on_error", "raise"),
         )
+        super().__init__(files.paths, options, files.labels)
 
 
-CROPS = ("ImageNetTrain/random_crop", "ImageNetValidation/random_crop")
-OPTIONS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
-
-
-def _known_options(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    options = {str(key): value for key, value in (config or {}).items()}
-    for key in options:
-        if key not in OPTIONS:
-            hint = did_you_mean(key, OPTIONS)
+def _known_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    settings = {str(key): value for key, value in (config or {}).items()}
+    for key in settings:
+        if key not in SETTINGS:
+            hint = did_you_mean(key, SETTINGS)
             raise UserError(f"the config of an ImageNet dataset has no {key!r}{hint}")
-    return options
+    return settings
 
 
 class ImageNetValidation(ImageNetTrain):
@@ -125,15 +126,17 @@ class ImageNetValidation(ImageNetTrain):
     split = VALIDATION
 
 
-class ImageNetTrainWithDepth(PairedPaths):
-    """ImageNet with `depth` (H, W), scaled to [-1, 1] before cropping, beside `ImageNetTrain`'s
-    entries.
+class ImageNetTrainWithDepth(ImagesWithMaps):
+    """ImageNet with depth: the entries of `ImageNetTrain`, and `depth` float32 (H, W).
+
+    Depth is scaled to [-1, 1] before cropping.
 
     Args:
-        config: as for `ImageNetTrain`; the arguments here come before it.
+        config: `size` and `sub_indices`, where the arguments of that name are None.
         root: folder with `{train,val}/<synset>/<name>.png`, as scripts/extract_depth.py writes.
-        (size, random_crop, crop_size, random_flip, on_error: see `ImagePaths`; crops are random in
-        training by default)
+        sub_indices: see `class_indices`.
+        (size, random_crop, crop_size, random_flip, on_error: see `ImageOptions`; crops are random
+        in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -150,26 +153,14 @@ class ImageNetTrainWithDepth(PairedPaths):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        options = _known_options(config)
-        name = type(self).__name__
-        chosen = self.sub_indices or sub_indices or options.get("sub_indices")
-        files = ImageNetFiles(self.split, chosen, name)
-        folder = Path(root, self.split.maps_folder)
-        super().__init__(
-            files.paths,
-            {"depth": Maps(StringTable(_pngs(files.names, folder)), Depth())},
-            options.get("size") if size is None else size,
-            self.split is TRAIN if random_crop is None else random_crop,
-            files.labels,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            source=name,
-            on_error=on_error,
-        )
-
-
-def _pngs(names: StringTable, folder: Path) -> Iterator[str]:
-    return (os.path.join(folder, PurePosixPath(name).with_suffix(".png")) for name in names)
+        settings = _known_settings(config)
+        size = settings.get("size") if size is None else size
+        random_crop = self.split is TRAIN if random_crop is None else random_crop
+        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        classes = self.sub_indices or sub_indices or settings.get("sub_indices")
+        files = ImageNetFiles(self.split, classes, type(self).__name__)
+        depth = png_paths(files.names, Path(root, self.split.maps_folder))
+        super().__init__(files.paths, {"depth": MapFiles(depth, Depth())}, options, files.labels)
 
 
 class ImageNetValidationWithDepth(ImageNetTrainWithDepth):
@@ -190,27 +181,24 @@ class RINValidationWithDepth(RINTrainWithDepth):
     split = VALIDATION
 
 
-class DRINExamples(PairedPaths):
-    """A few images in `data/drin_{examples.txt,images/,depth/}`: `image`, `depth`, at 256."""
+class DRINExamples(ImagesWithMaps):
+    """A few images in `data/drin_{examples.txt,images/,depth/}`: `image` and `depth` at 256."""
 
     def __init__(self) -> None:
-        listed: Listed = read_names("data/drin_examples.txt", "data/drin_images", "DRINExamples")
-        depth = StringTable(_pngs(listed.names, Path("data/drin_depth")))
-        super().__init__(
-            listed.paths, {"depth": Maps(depth, Depth())}, size=256, source="DRINExamples"
-        )
+        listed = read_names("data/drin_examples.txt", "data/drin_images", "DRINExamples")
+        depth = png_paths(listed.names, "data/drin_depth")
+        options = ImageOptions(256, source="DRINExamples")
+        super().__init__(listed.paths, {"depth": MapFiles(depth, Depth())}, options)
 
 
-class ImageNetScaleTrain(ImagePaths):
+class ImageNetScaleTrain(ImageFiles):
     """Pairs for super-resolution: `image`, and `lr`, which shows as little as a small image does.
 
     Args:
-        size: the smallest side is resized to this.
-        crop_size: side of the square that is cropped, `size` if None.
-        random_crop: anywhere; by default in training.
         up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
-        sub_indices: classes, see `class_indices`.
-        (random_flip, on_error: see `ImagePaths`)
+        sub_indices: see `class_indices`.
+        (size, crop_size, random_crop, random_flip, on_error: see `ImageOptions`; crops are random
+        in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -228,24 +216,16 @@ class ImageNetScaleTrain(ImagePaths):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        name = type(self).__name__
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
-        files = ImageNetFiles(self.split, sub_indices, name)
-        super().__init__(
-            files.paths,
-            size,
-            self.split is TRAIN if random_crop is None else random_crop,
-            files.labels,
-            random_flip=random_flip,
-            crop_size=crop_size,
-            source=name,
-            on_error=on_error,
-        )
+        random_crop = self.split is TRAIN if random_crop is None else random_crop
+        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        files = ImageNetFiles(self.split, sub_indices, type(self).__name__)
+        super().__init__(files.paths, options, files.labels)
 
     def load(self, index: int) -> Item:
         image = self.transform(self.pixels(index))["image"]
         lr = self.degradation.condition(image)
-        pair = {"image": self.finished(self.degradation.target(image))}
+        pair = {"image": self.finish_image(self.degradation.target(image))}
         return pair if lr is None else pair | {"lr": lr}
 
 
@@ -256,8 +236,10 @@ class ImageNetScaleValidation(ImageNetScaleTrain):
 
 
 class ImageNetEdgesTrain(ImageNetScaleTrain):
-    """As `ImageNetScaleTrain`, but `lr` holds Canny edges (sigma 2), 1 on -1, in 3 channels; they
-    are found in the image reduced by `up_factor`."""
+    """As `ImageNetScaleTrain`, but `lr` holds the edges of the image reduced by `up_factor`.
+
+    They are those of `canny_edges`: float32 (H, W, 3), 1 on -1.
+    """
 
     edges = True
 

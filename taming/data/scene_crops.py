@@ -1,4 +1,4 @@
-"""Cutting a square out of a scene, and saying which."""
+"""Cropping a square out of a scene's image, and where it was."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ class SceneCrop:
     """Images of any size to `target_size` x `target_size`, by Python's global generator.
 
     Args:
-        method: "none" squeezes the whole image into the square, "center" cuts out the middle,
+        method: "none" squeezes the whole image into the square, "center" crops the middle,
             "random-1d" a square as large as the shorter side, "random-2d" a square of any size
             from `target_size` up (or the shorter side, if that is less).
+        target_size: side of the result in pixels.
         random_flip: mirror half of the images.
+
+    Raises:
+        UserError: for unknown methods and impossible sizes.
     """
 
     def __init__(self, method: CropMethodType, target_size: int, random_flip: bool) -> None:
@@ -31,12 +35,13 @@ class SceneCrop:
             raise UserError(f"target_image_size {target_size!r} is no number of pixels; give 256")
         self.method, self.crop_size, self.random_flip = method, target_size, random_flip
 
-    def fits(self, height: int, width: int) -> bool:
-        """Every image does: it is resized."""
-        return True
-
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, BoundingBox | None, bool]:
-        """uint8 (H, W, 3) -> (the square, its place in the image or None, whether mirrored)."""
+        """Crop an image, uint8 (H, W, 3).
+
+        Returns:
+            the square, uint8 (size, size, 3); its place in the image, None for all of it; and
+            whether it is mirrored.
+        """
         height, width = image.shape[:2]
         place = self._place(height, width)
         box = None if place is None else (*place[:2], place[0] + place[2], place[1] + place[2])

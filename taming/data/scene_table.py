@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from taming.data.helper_types import Annotation, AnnotationList
+from taming.data.options import OnError
 from taming.errors import UserError
 
-Row = TypeVar("Row")
-T = TypeVar("T")
+Row = tuple[int, Sequence[Any]]
+"""The number of a row or entry in its file, and its fields: ids of image and category, others."""
 log = logging.getLogger(__name__)
 FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_inside")
 COLUMNS = ("box", "category", "id", "confidence", "flags", "source")
@@ -33,7 +34,11 @@ OVERHANG = 0.02  # share of the image by which annotators' boxes may stick out; 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which objects and images are used."""
+    """Which objects and images are used; areas are shares of the image's area.
+
+    Raises:
+        UserError: if no number of objects is left.
+    """
 
     min_object_area: float
     min_objects_per_image: int
@@ -82,8 +87,7 @@ class SceneTable:
 
 
 def _cut_off(boxes: np.ndarray) -> np.ndarray:
-    """What of the boxes (n, 4) lies in the image; those that lie in it wholly keep their exact
-    numbers."""
+    """The parts of the boxes (n, 4) in the image; boxes wholly in it keep their exact numbers."""
     starts, ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     over = (starts < 0) | (ends > 1)
     inside = np.maximum(starts, 0.0)
@@ -92,7 +96,7 @@ def _cut_off(boxes: np.ndarray) -> np.ndarray:
 
 
 def _outside(boxes: np.ndarray) -> np.ndarray:
-    """(n,) bool: which boxes are no boxes within the image; numbers that are none count as such."""
+    """Which boxes (n, 4) are outside the image or impossible, NaNs included: bool (n,)."""
     ends = boxes[:, :2] + boxes[:, 2:]
     good = (boxes[:, :2] >= -OVERHANG) & (ends <= 1 + OVERHANG) & (boxes[:, 2:] >= 0)
     return ~good.all(axis=1)
@@ -100,11 +104,19 @@ def _outside(boxes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Objects:
-    """Some objects, a column per fact; `images` are numbers of images, bit i of `flags` is
-    `FLAGS[i]`, and `place` says where in which file object i is."""
+    """Columns of n objects.
+
+    Attributes:
+        images: numbers of images.
+        boxes: float (n, 4); x0, y0, width and height as shares of the image.
+        categories: numbers of categories.
+        flags: bit i is `FLAGS[i]`.
+        sources: who made the annotation, "" if that is not known.
+        place: where in which file object i is, for error messages.
+    """
 
     images: Sequence[int] | np.ndarray
-    boxes: np.ndarray  # (n, 4)
+    boxes: np.ndarray
     categories: Sequence[int] | np.ndarray
     ids: Sequence[int] | np.ndarray
     confidences: Sequence[float] | np.ndarray
@@ -113,38 +125,21 @@ class Objects:
     place: Callable[[int], str]
 
 
-def converted(
-    rows: list[Row], convert: Callable[[list[Row]], T], reject: Callable[[Row, Exception], None]
-) -> tuple[list[Row], T]:
-    """The rows that `convert` can convert, and what it makes of them together; `reject` is given
-    the others."""
-    try:
-        return rows, convert(rows)
-    except (TypeError, ValueError):
-        good = []
-        for row in rows:
-            try:
-                convert([row])
-            except (TypeError, ValueError) as error:
-                reject(row, error)
-            else:
-                good.append(row)
-        return good, convert(good)
-
-
 class SceneCollector:
-    """Takes objects, leaves out what the limits exclude, and groups them by image.
+    """Takes objects, leaves out those that the limits exclude, and groups them by image.
 
     Args:
+        limits: which objects and images are used.
         flags_known: which of `FLAGS` the data have.
         on_error: "raise", or "skip" objects that cannot be right, counting them.
+        dataset: its name, for error messages.
     """
 
     def __init__(
         self,
         limits: Limits,
         flags_known: tuple[str, ...],
-        on_error: Literal["raise", "skip"],
+        on_error: OnError,
         dataset: str,
     ) -> None:
         self._limits, self._flags_known = limits, flags_known
@@ -153,22 +148,72 @@ class SceneCollector:
         self._sources: dict[str, int] = {}
         self._skipped, self._first_skipped = 0, ""
 
-    def reject(self, what: str) -> None:
-        """An object that cannot be right: `what` says why and where."""
+    def add_rows(
+        self,
+        rows: list[Row],
+        *,
+        images: Container[Any],
+        categories: Container[str],
+        place: Callable[[int], str],
+        convert: Callable[[list[Row]], Objects],
+    ) -> None:
+        """Add the objects of an annotation file, except those of other categories.
+
+        Args:
+            rows: their first two fields are the ids of the image and the category.
+            images, categories: ids that are known; rows of other images are errors.
+            place: from a row's number to where it is, for error messages.
+            convert: from rows of known images and categories to objects; raises ValueError for
+                rows that cannot be right.
+
+        Raises:
+            UserError: for rows that cannot be right, unless they are skipped.
+        """
+        for number, fields in rows:
+            if fields[0] not in images:
+                self._reject(f"{place(number)} is for image {fields[0]}, which is not listed")
+        used = [row for row in rows if row[1][0] in images and str(row[1][1]) in categories]
+        self.add(self._converted(used, place, convert))
+
+    def _converted(
+        self,
+        rows: list[Row],
+        place: Callable[[int], str],
+        convert: Callable[[list[Row]], Objects],
+    ) -> Objects:
+        try:
+            return convert(rows)
+        except ValueError:  # look for the bad rows only then, as one by one takes long
+            good = []
+            for row in rows:
+                try:
+                    convert([row])
+                except ValueError as error:
+                    self._reject(f"{place(row[0])} cannot be read ({error})")
+                else:
+                    good.append(row)
+            return convert(good)
+
+    def _reject(self, problem: str) -> None:
+        """Count an object that cannot be right, or raise `UserError`."""
         if self._on_error == "raise":
             raise UserError(
-                f"{self._dataset}: {what}; repair the file, or set on_error: skip to leave such "
+                f"{self._dataset}: {problem}; repair the file, or set on_error: skip to leave such "
                 "objects out"
             )
-        self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or what
+        self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or problem
 
     def add(self, objects: Objects) -> None:
-        """Take those that are in their images and large enough; `reject` the impossible ones."""
+        """Add those that are in their images and large enough.
+
+        Raises:
+            UserError: for boxes outside their images, unless they are skipped.
+        """
         boxes, outside = objects.boxes, _outside(objects.boxes)
         for row in np.flatnonzero(outside).tolist():
             shown = ", ".join(f"{value:.3g}" for value in boxes[row])
             place = objects.place(row)
-            self.reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
+            self._reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
         large = boxes[:, 2] * boxes[:, 3] > self._limits.min_object_area
         kept = np.flatnonzero(large & ~outside)
         columns: dict[str, Any] = {
@@ -183,7 +228,7 @@ class SceneCollector:
         self._parts.append({name: np.array(columns[name], TYPES[name])[kept] for name in TYPES})
 
     def table(self, image_count: int) -> tuple[SceneTable, np.ndarray]:
-        """The table of the images that stay, and their numbers."""
+        """The table of the images that are used, and their numbers, int64 (n,), in order."""
         if self._skipped:
             log.warning(
                 "%s: left out %d objects, the first because %s",
@@ -201,10 +246,10 @@ class SceneCollector:
         images = columns.pop("image")
         counts = np.bincount(images, minlength=image_count)
         limits = self._limits
-        stays = (counts >= limits.min_objects_per_image) & (counts <= limits.max_objects_per_image)
-        kept = np.flatnonzero(stays[images])
-        order = kept[np.argsort(images[kept], kind="stable")]
-        starts = np.concatenate(([0], np.cumsum(counts[stays])))
+        used = (counts >= limits.min_objects_per_image) & (counts <= limits.max_objects_per_image)
+        kept = np.flatnonzero(used[images])
+        order = kept[np.argsort(images[kept], kind="stable")]  # within an image as in the file
+        starts = np.concatenate(([0], np.cumsum(counts[used])))
         ordered = {name: column[order] for name, column in columns.items()}
         table = SceneTable(starts, ordered, list(self._sources), self._flags_known)
-        return table, np.flatnonzero(stays)
+        return table, np.flatnonzero(used)

@@ -1,6 +1,6 @@
-"""Randomness by address: what an item looks like depends on (seed, epoch, index) alone.
+"""Random choices that depend on (seed, epoch, index) alone.
 
-Not on the number of workers, on what was loaded before, or on where a run was resumed.
+The number of workers, what was loaded before, and where a run was resumed do not matter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import random
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,18 +36,26 @@ class Position(int):
 
 
 def _digest(*numbers: int) -> bytes:
+    """32 bytes that depend on all of the numbers: generators seeded by them are unrelated."""
     return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=32).digest()
 
 
 class PositionSampler(Sampler[Position]):
     """Which items this process loads in an epoch, and in which order: a function of (seed, epoch).
 
-    Item k of the global order goes to rank k % world_size, so ranks never overlap and all have
-    equally many: with `drop_last` up to world_size - 1 items at the end are left out of the epoch,
-    without it that many from its start come a second time.
+    Item k of the order goes to rank k % world_size, so that ranks never overlap and all have
+    equally many.
 
-    With `blocks`, the lengths of the shards that hold the items one after another, a few shards are
-    shuffled at a time, so that reading stays near one place: those few are drawn anew each epoch.
+    Args:
+        length: number of items of the dataset.
+        drop_last: leave up to world_size - 1 items at the end out of the epoch; otherwise that many
+            from its start come a second time.
+        blocks: lengths of the shards that hold the items one after another. Only a few shards at a
+            time are then shuffled together, so that reading stays near a few places; which shards
+            these are differs from epoch to epoch.
+
+    Raises:
+        UserError: if there is not one item per rank.
     """
 
     def __init__(
@@ -92,10 +100,10 @@ class PositionSampler(Sampler[Position]):
     def _order(self) -> np.ndarray:
         # RandomState because numpy promises that its streams never change between versions.
         words = np.frombuffer(_digest(self.seed, self.epoch), dtype="<u4")
-        everything = (
+        order = (
             self._shuffled(np.random.RandomState(words)) if self.shuffle else np.arange(self.length)
         )
-        padded = np.resize(everything, self._share * self.world_size)  # cuts, or starts over
+        padded = np.resize(order, self._share * self.world_size)  # cuts, or starts over
         return padded[self.rank :: self.world_size]
 
     def _shuffled(self, random: np.random.RandomState) -> np.ndarray:
@@ -118,7 +126,7 @@ class SeededDataset(Dataset[Any]):
     `dataset[Position(epoch, index)]` seeds Python, numpy, torch (CPU) and the albumentations
     pipelines that the dataset holds as attributes, from (seed, epoch, index); a plain int means
     epoch 0. The caller's generators are afterwards as they were. Generators that a dataset makes
-    for itself (`np.random.default_rng()`) cannot be reached.
+    for itself (`np.random.default_rng()`) are not seeded.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
@@ -137,7 +145,8 @@ class SeededDataset(Dataset[Any]):
             return [self._item(position) for position in positions]
 
     def _item(self, position: int) -> Any:
-        digest = _digest(self.seed, getattr(position, "epoch", 0), position)
+        epoch = position.epoch if isinstance(position, Position) else 0
+        digest = _digest(self.seed, epoch, position)
         python, _, pytorch, pipeline = struct.unpack("<4Q", digest)
         random.seed(python)
         np.random.seed(np.frombuffer(digest[8:16], dtype="<u4"))
@@ -158,17 +167,24 @@ def _generators_kept() -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-def _pipelines(value: Any, seen: set[int] | None = None) -> list[Any]:
+@runtime_checkable
+class _Pipeline(Protocol):
+    """An albumentations pipeline, as far as it is used here: that package may be absent."""
+
+    def set_random_seed(self, seed: int) -> None: ...
+
+
+def _pipelines(value: object, seen: set[int] | None = None) -> list[_Pipeline]:
     """albumentations pipelines among the attributes of `value` and of the datasets inside it."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return []
     seen.add(id(value))
-    if callable(getattr(value, "set_random_seed", None)):
+    if isinstance(value, _Pipeline):
         return [value]
-    children: Sequence[Any] = ()
+    children: Sequence[object] = ()
     if isinstance(value, Dataset):
         children = list(vars(value).values())
     elif isinstance(value, list | tuple) and len(value) < 100:  # longer ones are lists of files
         children = value
-    return [found for child in children for found in _pipelines(child, seen)]
+    return [pipeline for child in children for pipeline in _pipelines(child, seen)]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
 
-from taming.data.base import OnError
-from taming.data.columns import StringTable
+from taming.data.columns import Column
 from taming.data.condition_maps import Labels
 from taming.data.files.list_files import Listed, read_names
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
+from taming.data.options import ImageOptions, OnError
 
 
-class Segmented(PairedPaths):
+class Segmented(ImagesWithMaps):
     """Listed images, and the PNG of the same name below `segmentation_root`.
 
     Items: `image` float32 (H, W, 3) in [-1, 1], `segmentation` float32 one-hot (H, W, n_labels),
@@ -26,19 +25,17 @@ class Segmented(PairedPaths):
         listed: Listed,
         segmentation_root: str | Path,
         kind: Labels,
-        extra: Mapping[str, Any] | None = None,
-        **options: Any,
+        options: ImageOptions,
+        extra: Mapping[str, Column] | None = None,
     ) -> None:
-        segmentations = StringTable(_pngs(listed.names, segmentation_root))
-        labels = {"relative_file_path_": listed.names, "segmentation_path_": segmentations}
-        maps = {"segmentation": Maps(segmentations, kind)}
+        segmentations = png_paths(listed.names, segmentation_root)
+        labels: dict[str, Column] = {
+            "relative_file_path_": listed.names,
+            "segmentation_path_": segmentations,
+        }
+        maps = {"segmentation": MapFiles(segmentations, kind)}
         self.n_labels = kind.n_labels
-        super().__init__(listed.paths, maps, labels=labels | dict(extra or {}), **options)
-
-
-def _pngs(names: StringTable, root: str | Path) -> Iterator[str]:
-    for name in names:
-        yield os.path.join(root, PurePosixPath(name).with_suffix(".png"))
+        super().__init__(listed.paths, maps, options, labels | dict(extra or {}))
 
 
 class SegmentationBase(Segmented):
@@ -47,11 +44,10 @@ class SegmentationBase(Segmented):
     Args:
         data_csv: the list file, one image path per line relative to `data_root`.
         segmentation_root: where the PNGs are, named as the images.
-        size: the smallest side is resized to this (images with `interpolation`, labels to the
-            nearest), then a square of `crop_size`, or of `size`, is cropped; None: unchanged.
         n_labels: labels go from 0 to n_labels - 1.
-        shift_segmentation: add 1 to the labels, so that 255, unlabelled, becomes 0.
-        (random_crop, random_flip, on_error: see `ImagePaths`)
+        shift_segmentation: add 1 to the labels, so that 255, unlabeled, becomes 0.
+        (size, random_crop, interpolation, crop_size, random_flip, on_error: see `ImageOptions`;
+        labels take the nearest value)
     """
 
     def __init__(
@@ -69,18 +65,17 @@ class SegmentationBase(Segmented):
         on_error: OnError = "raise",
     ) -> None:
         name = type(self).__name__
-        super().__init__(
-            read_names(data_csv, data_root, name, on_error),
-            segmentation_root,
-            Labels(n_labels, shift_segmentation),
-            size=size,
-            random_crop=random_crop,
-            interpolation=interpolation,
-            crop_size=crop_size,
-            random_flip=random_flip,
-            source=f"{name}'s list {data_csv}",
+        options = ImageOptions(
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
             on_error=on_error,
+            source=f"{name}'s list {data_csv}",
         )
+        listed = read_names(data_csv, data_root, name, on_error)
+        super().__init__(listed, segmentation_root, Labels(n_labels, shift_segmentation), options)
 
 
 class SegmentationExamples(SegmentationBase):
@@ -101,10 +96,10 @@ class SegmentationExamples(SegmentationBase):
             f"data/{self.name}_examples.txt",
             f"data/{self.name}_images",
             f"data/{self.name}_segmentations",
-            size,
-            random_crop,
-            interpolation,
-            n_labels,
-            shift,
-            crop_size,
+            size=size,
+            random_crop=random_crop,
+            interpolation=interpolation,
+            n_labels=n_labels,
+            shift_segmentation=shift,
+            crop_size=crop_size,
         )

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
+from taming.data.options import INTERPOLATIONS, ImageOptions
 from taming.errors import UserError
-
-# OpenCV's numbers.
-INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos": 4}
 
 
 @functools.cache
-def _opencv() -> Any:
+def _opencv() -> ModuleType:
     import cv2
 
     cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's pools would fight for the cores
@@ -24,52 +22,44 @@ def _opencv() -> Any:
 
 
 class JointTransform:
-    """Smallest side to `size`, crop a square, perhaps flip: one draw for the image and its maps.
+    """Resize the smallest side, crop a square, perhaps flip: an image and its maps alike.
 
     Randomness comes from Python's global generator alone, which data loaders seed in each worker
     and `SeededDataset` for each item.
 
     Args:
-        size: pixels of the smallest side after resizing; None or 0 leaves the image as it is.
-        crop_size: side of the square to crop; None means `size`, 0 no crop.
-        random_crop: crop anywhere instead of at the centre.
-        random_flip: mirror left and right half of the time.
-        interpolation: of the image, a key of `INTERPOLATIONS`.
+        options: `size`, `crop_size`, `random_crop`, `random_flip` and `interpolation` are used.
         maps: names of the maps; True for smooth ones (depth), which are resized like the image,
             False for labels, which take the nearest value.
+
+    Attributes:
+        size: pixels of the smallest side after resizing; 0 leaves images as they are.
+        crop_size: pixels of a side of the cropped square; 0 means no crop.
     """
 
-    def __init__(
-        self,
-        size: int | None,
-        crop_size: int | None = None,
-        random_crop: bool = False,
-        random_flip: bool = False,
-        interpolation: str = "bilinear",
-        maps: Mapping[str, bool] | None = None,
-    ) -> None:
-        self.size = _side("size", size)
-        self.crop_size = self.size if crop_size is None else _side("crop_size", crop_size)
-        self.random_crop, self.random_flip = random_crop, random_flip
-        if self.size and self.crop_size > self.size:
-            raise UserError(
-                f"crop_size {self.crop_size} is larger than size {self.size}, to which the "
-                "smallest side is resized first; give a crop_size of at most size"
-            )
-        if interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"interpolation {interpolation!r} is not known; use {', '.join(INTERPOLATIONS)}"
-            )
-        self._interpolation = INTERPOLATIONS[interpolation]
+    def __init__(self, options: ImageOptions, maps: Mapping[str, bool] | None = None) -> None:
+        self.size = options.size or 0
+        self.crop_size = self.size if options.crop_size is None else options.crop_size
+        self.random_crop, self.random_flip = options.random_crop, options.random_flip
+        self._interpolation = INTERPOLATIONS[options.interpolation]
         self._smooth = {"image": True} | dict(maps or {})
 
     def fits(self, height: int, width: int) -> bool:
-        """Whether an image of this size is large enough for the crop."""
+        """Whether an image of this size in pixels is large enough for the crop."""
         return bool(self.size) or min(height, width) >= self.crop_size
 
     def __call__(self, image: np.ndarray, **maps: np.ndarray) -> dict[str, np.ndarray]:
-        """Transform (H, W, C) `image` and (H, W) or (H, W, C) `maps` to `{"image", *maps}`."""
+        """Transform `image` (H, W, C) and `maps`, each (H, W) or (H, W, C).
+
+        Returns:
+            the results by name, "image" first: (h, w) or (h, w, C), of the same dtypes.
+
+        Raises:
+            UserError: if the image is smaller than the crop.
+        """
         height, width = self._resized(*image.shape[:2])
+        # Items are reproducible only as long as the order of these random numbers stays: the crop's
+        # row, its column, the flip; none where the option is off.
         rows, columns = self._window(height), self._window(width)
         step = -1 if self.random_flip and random.random() < 0.5 else 1
         return {
@@ -86,7 +76,7 @@ class JointTransform:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _window(self, length: int) -> slice:
-        """What is kept of a side."""
+        """The part of a side of `length` pixels that is kept."""
         if not self.crop_size:
             return slice(None)
         spare = length - self.crop_size
@@ -95,21 +85,14 @@ class JointTransform:
                 f"an image with a side of {length} pixels is smaller than the crop of "
                 f"{self.crop_size}; give a smaller crop_size, or a size to resize to"
             )
-        # random() is the one method that Python promises to give the same numbers for ever
+        # Of Python's generator only random() is promised to give the same numbers in all versions.
         start = int((spare + 1) * random.random()) if self.random_crop else spare // 2
         return slice(start, start + self.crop_size)
 
     def _resize(self, name: str, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if values.shape[:2] == size:
             return values
+        # Other ways of resizing labels would mix their numbers into labels that are not there.
         way = self._interpolation if self._smooth[name] else INTERPOLATIONS["nearest"]
         resized = _opencv().resize(values, size[::-1], interpolation=way)
-        return resized.reshape(*size, *values.shape[2:])  # it drops a single channel
-
-
-def _side(name: str, value: int | None) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{name} {value!r} is no number of pixels; give a whole number such as 256")
-    return value
+        return resized.reshape(*size, *values.shape[2:])  # OpenCV drops a single channel

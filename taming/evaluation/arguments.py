@@ -1,150 +1,151 @@
-"""Flags that the evaluation scripts share."""
+"""Flags that the evaluation scripts share, as dataclasses, and what they name."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
+from taming.evaluation.metrics.fidelity import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Reading
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource, draws_for_data
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
-from taming.evaluation.sources.run import Drawing, RunSource
-from taming.evaluation.tasks.fidelity import ImageSet, needed_layers
-from taming.evaluation.tasks.protocol import Protocol
-from taming.sampling.arguments import Parser, add_drawing, add_images, check_drawing
-from taming.sampling.requests import parse_classes
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
+from taming.sampling.plan import SamplingPlan, add_plan_flags
 
 CONFIGS = (".yaml", ".yml")
-NUM_SAMPLES = 50_000
-PRC_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
+MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
 
 
-def make_parser(description: str) -> Parser:
-    """A parser with what every evaluation takes: output, device, precision, workers, cache."""
-    parser = Parser(description=description, epilog="key.path=value overrides a config")
-    parser.add_argument("-o", "--outdir", type=Path, help="where results go")
-    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps, cpu")
-    parser.add_argument(
-        "--precision", default="fp32", help="of the networks: fp32 (default), bf16, auto"
-    )
-    parser.add_argument("--compile", action="store_true", help="torch.compile; for many images")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: up to 8)")
-    parser.add_argument(
-        "--no_cache", action="store_true", help="use and keep no features of earlier evaluations"
-    )
-    parser.add_argument(
-        "--save_every",
-        type=float,
-        default=SAVE_EVERY,
-        help=f"seconds, so that an interrupted evaluation can go on (default {SAVE_EVERY:.0f})",
-    )
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class CacheArguments:
+    """How sets of images are gone through."""
 
-
-def add_extractor(parser: argparse.ArgumentParser) -> None:
-    """Which network turns images into features."""
-    parser.add_argument(
-        "--extractor",
-        help="of torch-fidelity, for all metrics, or your own as module:Class (default: "
-        "inception-v3-compat, and vgg16 for precision and recall)",
-    )
-    parser.add_argument("--weights", type=Path, help="the extractor's weights file")
-    parser.add_argument("--prc_extractor", help="another one for precision and recall")
-    parser.add_argument("--prc_weights", type=Path, help="its weights file")
-    parser.add_argument(
-        "--layer",
-        action="append",
-        default=[],
-        metavar="METRIC=LAYER",
-        help="other features than the extractor's own choice, as fid=192 (may be repeated)",
+    workers: int | None = flag(None, "processes that load images (default: up to 8)")
+    no_cache: bool = flag(False, "use and keep nothing of earlier and interrupted evaluations")
+    save_every: float = flag(
+        SAVE_EVERY, "seconds between saves, so that an interrupted evaluation can go on"
     )
 
-
-def add_metrics(parser: argparse.ArgumentParser) -> None:
-    """Which numbers, and their settings: torch-fidelity's by default."""
-    parser.add_argument(
-        "--metrics", default="fid", help="comma list of fid (default), isc, kid, prc"
-    )
-    parser.add_argument("--isc_splits", type=int, default=10, help="default 10")
-    parser.add_argument("--kid_subsets", type=int, default=100, help="default 100")
-    parser.add_argument("--kid_subset_size", type=int, default=1000, help="default 1000")
-    parser.add_argument("--prc_neighbours", type=int, default=3, help="default 3")
-    parser.add_argument(
-        "--per_class", action="store_true", help="FID of every class, as a table and a plot"
-    )
+    def runner(self, batch_size: int) -> Runner:
+        """Raises UserError for a batch size below 1."""
+        return Runner(batch_size, Cache(enabled=not self.no_cache), self.save_every)
 
 
-def protocol_from(args: argparse.Namespace, banks: bool = False) -> Protocol:
-    """What the flags of `add_metrics` and `add_extractor` ask for."""
-    return Protocol(
-        tuple(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip())),
-        layers_from(args),
-        args.isc_splits,
-        args.kid_subsets,
-        args.kid_subset_size,
-        args.prc_neighbours,
-        args.per_class,
-        banks,
-    )
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArguments:
+    """What evaluations of images take: output, device, precision, workers, cache."""
+
+    cache: CacheArguments
+    outdir: Path | None = flag(None, "where results go", "-o")
+    device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
+    precision: str = flag("fp32", "of the networks: fp32, bf16 or auto")
+    compile: bool = flag(False, "torch.compile; for many images")
 
 
-def layers_from(args: argparse.Namespace) -> dict[str, str]:
-    """The layers that `--layer` chooses, by metric.
-
-    Raises:
-        UserError: where it says no such thing.
-    """
-    return dict(_layer(text) for text in args.layer)
-
-
-def _layer(text: str) -> tuple[str, str]:
+def _metric_and_layer(text: str) -> tuple[str, str]:
     metric, equals, layer = text.partition("=")
     if not equals or not layer:
-        raise UserError(f"--layer takes METRIC=LAYER such as fid=192, not '{text}'")
+        raise UserError(f"give METRIC=LAYER such as fid=192, not '{text}'")
     return metric, layer
 
 
-def extractors_from(
-    args: argparse.Namespace, protocol: Protocol, device: torch.device
-) -> tuple[Extractor, Extractor]:
-    """The extractor, and the one for precision and recall (often the same).
+@dataclass(frozen=True, kw_only=True)
+class ExtractorArguments:
+    """Which network turns images into features."""
+
+    extractor: str | None = flag(
+        None,
+        "of torch-fidelity, for all metrics, or your own as module:Class (default: "
+        f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)",
+    )
+    weights: Path | None = flag(None, "the extractor's weights file")
+    prc_extractor: str | None = flag(None, "another one for precision and recall")
+    prc_weights: Path | None = flag(None, "its weights file")
+    layer: tuple[tuple[str, str], ...] = flag(
+        (),
+        "other features than the extractor's own choice, as fid=192 (may be repeated)",
+        metavar="METRIC=LAYER",
+        parse=_metric_and_layer,
+        repeated=True,
+    )
+
+    def extractors(
+        self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
+    ) -> tuple[Extractor, Extractor]:
+        """The extractor, and the one for metrics of manifolds (often the same).
+
+        Raises:
+            UserError: for unknown names and layers, or weights that are not there.
+        """
+        own = [name for name in settings.metrics if not METRICS[name].of_manifold]
+        own += ["fid"] if settings.per_class or settings.keep_features else []
+        manifold = [name for name in settings.metrics if METRICS[name].of_manifold]
+        name = extractor_name(self.extractor or INCEPTION)
+        prc_name = extractor_name(self.prc_extractor or self.extractor or MANIFOLD_EXTRACTOR)
+        shared = name == prc_name and self.prc_weights in (None, self.weights)
+        dtype = extractor_dtype(precision, device)
+
+        def build(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
+            layers = settings.layers_of(metrics, name)
+            return Extractor(name, layers, weights, device, dtype, compiled)
+
+        if not shared and manifold and not own:
+            extractor = build(prc_name, manifold, self.prc_weights)
+        elif shared or not manifold:
+            extractor = build(name, [*own, *settings.metrics], self.weights)
+        else:
+            return build(name, own, self.weights), build(prc_name, manifold, self.prc_weights)
+        return extractor, extractor
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricArguments:
+    """Which numbers; the settings of each are flags of their own, see `add_metric_flags`."""
+
+    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
+    per_class: bool = flag(False, "FID of every class, as a table and a plot")
+
+
+def add_metric_flags(parser: argparse.ArgumentParser) -> None:
+    """`MetricArguments`, and the settings of all metrics: torch-fidelity's by default."""
+    add_flags(parser, MetricArguments)
+    for metric in METRICS.values():
+        add_flags(parser.add_argument_group(f"{metric.title} ({metric.name})"), metric.settings)
+
+
+def fidelity_settings(
+    args: argparse.Namespace, layers: Mapping[str, str], keep_features: bool = False
+) -> FidelitySettings:
+    """What the flags of `add_metric_flags` say.
 
     Raises:
-        UserError: for unknown names and layers, or weights that are not there.
+        UserError: for an unknown metric or a number out of range.
     """
-    own = [metric for metric in protocol.metrics if metric != "prc"]
-    own += ["fid"] if protocol.per_class or protocol.banks else []
-    name = extractor_name(args.extractor or INCEPTION)
-    prc_name = extractor_name(args.prc_extractor or args.extractor or PRC_EXTRACTOR)
-    shared = name == prc_name and args.prc_weights in (None, args.weights)
-    dtype = extractor_dtype(args.precision, device)
-
-    def build(name: str, metrics: list[str], weights: Path | None) -> Extractor:
-        layers = needed_layers(name, metrics, protocol.layers)
-        return Extractor(name, layers, weights, device, dtype, args.compile)
-
-    if shared or "prc" not in protocol.metrics or not own:
-        only_prc = not own and not shared
-        metrics = ["prc"] if only_prc else list(dict.fromkeys([*own, *protocol.metrics]))
-        weights = args.prc_weights if only_prc else args.weights
-        one = build(prc_name if only_prc else name, metrics, weights)
-        return one, one
-    return build(name, own, args.weights), build(prc_name, ["prc"], args.prc_weights)
+    own = from_flags(MetricArguments, args)
+    of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
+    return FidelitySettings(own.metrics, layers, own.per_class, keep_features, of_metrics)
 
 
 def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What an extractor computes in where `--precision` says `precision`.
+    """What an extractor computes in if `--precision` says `precision`.
 
     For bf16 that is float16 on a GPU, which is as fast there and rounds 8 times as finely, and
     float32 on a CPU, which is as fast as float16 there.
@@ -156,35 +157,93 @@ def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32 if exact else torch.float16
 
 
-def reading_from(args: argparse.Namespace) -> Reading:
-    """Batch size and cache as the flags want them."""
-    return Reading(args.batch_size, Cache(enabled=not args.no_cache), args.save_every)
+@dataclass(frozen=True, kw_only=True)
+class SetArguments:
+    """Which images of a folder or of a dataset's config."""
+
+    deep: bool = flag(False, "look into folders below as well")
+    split: str = flag("validation", "train, validation or test")
+    image_key: str = flag("image", "the items' entry")
+
+    def open(
+        self, text: str, plan: SamplingPlan | None = None, workers: int | None = None
+    ) -> ImageSet:
+        """The set of images that `text` names: a folder of images, a run's folder or checkpoint
+        (its samples, by `plan`), a config's dataset, or statistics (`.npz`) of images that need
+        not be here.
+
+        Raises:
+            UserError: if it is none of these.
+        """
+        path = Path(text)
+        if not path.exists():
+            raise UserError(
+                f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
+                "of scripts/compute_statistics.py"
+            )
+        if path.suffix == ".npz":
+            statistics = Statistics.load(path)
+            return replace(statistics, protocol=statistics.protocol | {"file": text})
+        if path.suffix in CONFIGS:
+            overrides = plan.overrides if plan else ()
+            return DatasetSource(path, self.split, self.image_key, overrides, workers)
+        if path.is_file() or _is_run(path):
+            if needs_data_conditions(path, plan):
+                return ConditionedRunSource(path, plan, self.split, workers)
+            return RunSource(path, plan)
+        return FolderSource(path, self.deep or None, workers)
 
 
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """What folders, configs and runs need, where they are given as sets of images."""
-    data = parser.add_argument_group("images of a folder or a dataset's config")
-    data.add_argument(
-        "--deep", action="store_true", default=None, help="look into folders below as well"
+def _is_run(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir() or any(folder.glob("*.ckpt"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetArguments:
+    """How the samples of a run are made, beside `SamplingPlan`."""
+
+    batch_size: int = flag(50, "images at once")
+    sampler_precision: str | None = flag(
+        None, "of the transformer, if it is not that of --precision"
     )
-    data.add_argument("--split", default="validation", help="train, validation (default) or test")
-    data.add_argument("--image_key", default="image", help="the items' entry (default image)")
-    drawn = parser.add_argument_group("images of a run")
-    drawn.add_argument(
-        "-n",
-        "--num_samples",
-        type=int,
-        default=NUM_SAMPLES,
-        help=f"per class, where there are classes (default {NUM_SAMPLES})",
+    base: tuple[str, ...] = flag(
+        (), "merged over the run's configs", "-b", metavar="YAML", nargs="*"
     )
-    add_drawing(drawn, top_k=250, batch_size=50)
-    drawn.add_argument(
-        "--sampler_precision", help="of the transformer, where it is not that of --precision"
-    )
-    add_images(drawn)
-    drawn.add_argument("--seed", type=int, default=0, help="decides each sample (default 0)")
-    drawn.add_argument(
-        "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
+
+
+def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
+    """A parser of the dataclasses `settings`; `defaults` are other values than their own."""
+    parser = Parser(description=description, epilog="key.path=value overrides a config")
+    for each in settings:
+        add_flags(parser, each, **defaults)
+    return parser
+
+
+def add_set_flags(parser: argparse.ArgumentParser) -> None:
+    """What folders, configs and runs need that are given as sets of images."""
+    add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
+    group = parser.add_argument_group("images of a run")
+    add_plan_flags(group)
+    add_flags(group, RunSetArguments)
+
+
+def sampling_plan(
+    args: argparse.Namespace, overrides: Sequence[str], device: torch.device
+) -> SamplingPlan:
+    """How the flags of `add_set_flags` want a run's images.
+
+    Raises:
+        UserError: for values out of range.
+    """
+    own, common = from_flags(RunSetArguments, args), from_flags(EvaluationArguments, args)
+    return from_flags(
+        SamplingPlan,
+        args,
+        base=own.base,
+        overrides=tuple(overrides),
+        device=device,
+        dtype=choose_dtype(own.sampler_precision or common.precision, device),
+        compiled=common.compile,
     )
 
 
@@ -208,95 +267,33 @@ def parse_sets(
     return args, sets, overrides
 
 
-def drawing_from(
-    args: argparse.Namespace, overrides: Sequence[str], device: torch.device
-) -> Drawing:
-    """How the flags of `add_sources` want a run's images.
-
-    Raises:
-        UserError: for values out of range.
-    """
-    classes = parse_classes(args.classes)
-    return Drawing(
-        args.num_samples,
-        check_drawing(args),
-        args.seed,
-        None if classes is None else tuple(classes),
-        args.height,
-        args.width,
-        args.reject_ratio,
-        args.classifier,
-        tuple(args.base),
-        tuple(overrides),
-        device,
-        choose_dtype(args.sampler_precision or args.precision, device),
-        args.compile,
-    )
-
-
-def source_for(
-    text: str,
-    drawing: Drawing | None = None,
-    split: str = "validation",
-    image_key: str = "image",
-    deep: bool | None = None,
-    workers: int | None = None,
-) -> ImageSet:
-    """The set of images that `text` names: a folder of images, a run's folder or checkpoint (its
-    samples), a config's dataset, or statistics (`.npz`) of images that need not be here.
-
-    Raises:
-        UserError: where it is none of these.
-    """
-    path = Path(text)
-    if not path.exists():
-        raise UserError(
-            f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
-            "of scripts/compute_statistics.py"
-        )
-    if path.suffix == ".npz":
-        found = Statistics.load(path)
-        return replace(found, protocol=found.protocol | {"file": text})
-    if path.suffix in CONFIGS:
-        overrides = drawing.overrides if drawing else ()
-        return DatasetSource(path, split, image_key, overrides, workers)
-    if path.is_file() or _is_run(path):
-        if draws_for_data(path, drawing):
-            return ConditionedRunSource(path, drawing, split, workers)
-        return RunSource(path, drawing)
-    return FolderSource(path, deep, workers)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() or any(folder.glob("*.ckpt"))
-
-
 def extractor_name(text: str) -> str:
     """The registered name of `--extractor`; `module:Class` is imported and registered.
 
     Raises:
-        UserError: where there is no such class, or it is no extractor.
+        UserError: if there is no such class, or it is no extractor.
     """
     module_name, colon, name = text.partition(":")
     if not colon:
         return text
-    found = _imported(module_name, name)
+    extractor = _imported(module_name, name)
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-    if not (isinstance(found, type) and issubclass(found, FeatureExtractorBase)):
+    if not (isinstance(extractor, type) and issubclass(extractor, FeatureExtractorBase)):
         raise UserError(f"{text} is no subclass of torch_fidelity's FeatureExtractorBase")
-    if FEATURE_EXTRACTORS_REGISTRY.get(text) is not found:
+    if FEATURE_EXTRACTORS_REGISTRY.get(text) is not extractor:
         FEATURE_EXTRACTORS_REGISTRY.pop(text, None)
-        register_feature_extractor(text, found)
+        register_feature_extractor(text, extractor)
     return text
 
 
 def _imported(module_name: str, name: str) -> Any:
     try:
-        module = importlib.import_module(module_name)
+        return vars(importlib.import_module(module_name))[name]
     except ImportError as error:
         raise UserError(f"--extractor {module_name}:{name}: {error}") from None
-    if not hasattr(module, name):
-        raise UserError(f"--extractor {module_name}:{name}: {module_name} has no '{name}'")
-    return getattr(module, name)
+    except KeyError:
+        raise UserError(
+            f"--extractor {module_name}:{name}: {module_name} has no '{name}'"
+        ) from None

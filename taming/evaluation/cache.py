@@ -1,4 +1,4 @@
-"""Features and moments that were computed before, found again by the content of the images.
+"""States of accumulators that were computed before, found again by the content of the images.
 
 Files are in `$XDG_CACHE_HOME/taming/evaluation` (`~/.cache` without that variable). Their names are
 hashes of all that decides what is in them; there is nothing to invalidate, and all may be deleted.
@@ -13,11 +13,13 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from taming.atomic_files import atomic_path
+from taming.errors import UserError
 
 State = dict[str, np.ndarray]
 
@@ -49,7 +51,7 @@ class Cache:
         self.folder, self.enabled = folder or cache_folder(), enabled
 
     def load(self, key: str) -> State | None:
-        """None where there is no state, or a damaged one."""
+        """None if there is no state, or a damaged one."""
         return self._read(self.folder / f"{key}.npz") if self.enabled else None
 
     def save(self, key: str, state: Mapping[str, np.ndarray]) -> None:
@@ -69,7 +71,7 @@ class Cache:
         if self.enabled:
             self._write(self.folder / f"{key}.partial.{rank}.npz", state)
 
-    def forget_parts(self, key: str, but: int | None = None) -> None:
+    def delete_parts(self, key: str, but: int | None = None) -> None:
         """Delete the unfinished states of `key`, except the one of process `but`."""
         for path in self.folder.glob(f"{key}.partial.*.npz"):
             if path.name != f"{key}.partial.{but}.npz":
@@ -86,21 +88,15 @@ class Cache:
             return None
 
     def _write(self, path: Path, state: Mapping[str, np.ndarray]) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with atomic_path(path) as partial, partial.open("wb") as file:
                 np.savez(file, **state)  # type: ignore[arg-type]
-            os.replace(partial, path)
-        except OSError as error:
-            log.warning("%s cannot be written (%s); nothing is kept", path, error.strerror)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+        except UserError as error:
+            log.warning("%s; nothing is kept", error)
 
 
 class Timer:
-    """Says when it is time to save: not too often, and rarer where saving takes long."""
+    """When to save next: not too often, and more rarely if saving takes long."""
 
     def __init__(self, every: float = SAVE_EVERY) -> None:
         self.every, self.wait = every, every
@@ -110,6 +106,6 @@ class Timer:
         return time.monotonic() - self.last >= self.wait
 
     def saved(self, seconds: float) -> None:
-        """The last save took so long."""
+        """Record how long the last save took."""
         self.last = time.monotonic()
         self.wait = max(self.every, seconds / SHARE_OF_TIME) if self.every else 0.0

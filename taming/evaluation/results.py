@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import taming
+from taming.atomic_files import write_text
 from taming.errors import UserError
 
 Result = dict[str, Any]
@@ -57,14 +58,14 @@ def make_result(
 
 def versions() -> dict[str, str]:
     """Of Python, of this package and of those that decide numbers."""
-    found = {"python": platform.python_version(), "taming": taming.__version__}
-    found["torch"] = torch.__version__
+    known = {"python": platform.python_version(), "taming": taming.__version__}
+    known["torch"] = torch.__version__
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -88,24 +89,11 @@ def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path
     """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
 
     Raises:
-        UserError: where they cannot be written.
+        UserError: if they cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
-        _replace(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from None
+    write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -125,7 +113,7 @@ def read_result(path: str | Path) -> Result:
     """A result that `write_result` wrote.
 
     Raises:
-        UserError: where there is none.
+        UserError: if there is none.
     """
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,125 +1,73 @@
-"""One pass over a set of images: everything that metrics need of it, continued where it stopped."""
+"""One pass over a set of images: continued where it stopped, and shared among processes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from taming.distributed import gather_objects, own_share
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache, State, Timer, key_of
-from taming.evaluation.metrics.base import CountedTally, Tally, joined_states, split_states
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import SEED, FeatureBank, InceptionScores, Moments, PerClass
-from taming.evaluation.sources.folder import ImageSource
-from taming.evaluation.sources.picture import Content, Picture
+from taming.evaluation.metrics.base import (
+    FeatureAccumulator,
+    FeatureAccumulators,
+    FeatureRequest,
+    ImageAccumulator,
+    joined_states,
+    split_states,
+)
+from taming.evaluation.sources.base import ImageSource
+from taming.evaluation.sources.image import Manifest
 
-KINDS = {"moments": Moments, "bank": FeatureBank, "classes": PerClass, "scores": InceptionScores}
+A = TypeVar("A", bound=ImageAccumulator)
 
 
 @dataclass(frozen=True)
-class Need:
-    """What is wanted of a set: an accumulator of one layer's features.
+class SetFeatures:
+    """Which images a set has, and what was counted of their features, by request."""
 
-    Attributes:
-        kind: one of `KINDS`.
-        splits: of "scores".
-    """
-
-    kind: str
-    extractor: Extractor
-    layer: str
-    splits: int = 0
-
-    def key(self, content_key: str) -> str:
-        """Hash of all that decides the accumulator's state."""
-        extractor = {k: v for k, v in self.extractor.describe().items() if k != "layers"}
-        setting = [self.kind, self.layer, self.splits, SEED if self.splits else None]
-        return key_of(content=content_key, extractor=extractor, setting=setting)
-
-    def empty(self, images: int) -> Any:
-        """The accumulator of nothing, for a set of `images` images."""
-        if self.kind == "scores":
-            return InceptionScores(images, self.splits)
-        return KINDS[self.kind]()
-
-    def add(
-        self, accumulator: Any, pictures: Sequence[Picture], features: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Add the features (per layer) of `pictures` to an accumulator."""
-        rows = features[self.layer]
-        if self.kind == "moments":
-            accumulator.add(rows)
-        elif self.kind == "classes":
-            labels = [picture.label for picture in pictures]
-            known = [n for n, label in enumerate(labels) if label is not None]
-            if known:
-                accumulator.add([labels[n] for n in known], rows[known])
-        else:
-            accumulator.add(torch.tensor([picture.index for picture in pictures]), rows)
-
-
-T = TypeVar("T", bound=Tally)
-C = TypeVar("C", bound=CountedTally)
+    manifest: Manifest
+    parts: dict[FeatureRequest, FeatureAccumulator] = field(default_factory=dict)
 
 
 @dataclass
-class Gathered:
-    """Of a set of images: what they are, and an accumulator for each need."""
+class _Part(Generic[A]):
+    """What one process has counted."""
 
-    content: Content
-    parts: dict[Need, Any] = field(default_factory=dict)
+    manifest: Manifest
+    accumulator: A
 
-    @classmethod
-    def nothing(cls, needs: Sequence[Need], images: int) -> Gathered:
-        return cls(Content(images), {need: need.empty(images) for need in needs})
+    def state_dict(self) -> State:
+        manifest, counted = self.manifest.state_dict(), self.accumulator.state_dict()
+        return joined_states({"manifest": manifest, "counted": counted})
 
-    def add(self, pictures: Sequence[Picture]) -> None:
-        """Extract features of pictures of one size, and add them."""
-        images = torch.stack([picture.pixels for picture in pictures])
-        extractors = dict.fromkeys(need.extractor for need in self.parts)
-        features = {extractor: extractor(images) for extractor in extractors}
-        self.content.add(pictures)
-        for need, accumulator in self.parts.items():
-            need.add(accumulator, pictures, features[need.extractor])
-
-    def merge(self, other: Gathered) -> None:
-        """Add what was gathered of other images of the same set."""
-        self.content.merge(other.content)
-        for need, accumulator in self.parts.items():
-            accumulator.merge(other.parts[need])
-
-    def state(self) -> State:
-        """Arrays for `from_state`."""
-        states = {"content": self.content.state()}
-        states |= {f"{n}": part.state() for n, part in enumerate(self.parts.values())}
-        return joined_states(states)
-
-    @classmethod
-    def from_state(cls, state: State, needs: Sequence[Need]) -> Gathered:
-        """What had this state, of the same needs in the same order."""
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         states = split_states(state)
-        parts = {
-            need: KINDS[need.kind].from_state(states.get(f"{n}", {}))  # type: ignore[attr-defined]
-            for n, need in enumerate(needs)
-        }
-        return cls(Content.from_state(states["content"]), parts)
+        self.manifest.merge_state(states["manifest"])
+        self.accumulator.merge_state(states.get("counted", {}))
+
+
+def _seen(state: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of a part's state: bool [images]."""
+    return state["manifest/seen"]
 
 
 @dataclass
-class Reading:
-    """How sets are gone through.
+class Runner:
+    """How sets of images are gone through.
 
     Attributes:
-        batch_size: images that are extracted, or drawn, at once.
+        batch_size: images that are counted, or sampled, at once.
         cache: of finished sets and of unfinished evaluations.
-        save_every: seconds between saves of what an unfinished evaluation has.
+        save_every: seconds between saves of an unfinished evaluation.
+
+    Raises:
+        UserError: for a batch size below 1.
     """
 
     batch_size: int = 50
@@ -127,149 +75,157 @@ class Reading:
     save_every: float = SAVE_EVERY
     _unfinished: list[str] = field(default_factory=list)
 
-    def finish(self) -> None:
-        """Forget the unfinished states: what they were for is there."""
-        if own_share()[0] == 0:
-            for key in self._unfinished:
-                self.cache.forget_parts(key)
-        self._unfinished.clear()
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"--batch_size must be at least 1, not {self.batch_size}")
 
-    def gather(
-        self, source: ImageSource, needs: Sequence[Need], label: str, keep: bool = False
-    ) -> Gathered:
-        """Everything that `needs` want of a set; complete in the process of rank 0 alone.
-
-        What the cache has is not computed; with `keep`, what was computed goes there. All
-        processes that torchrun started take their share.
-        """
-        needs = list(dict.fromkeys(needs))
-        key = self._agreed(source.content_key() if own_share()[0] == 0 else None)
-        found = self._cached(key, needs) if own_share()[0] == 0 else Gathered(Content(0))
-        missing = [needs[n] for n in self._agreed(_missing(found, needs))]
-        if not missing:
-            return found
-        gathered = self._read(source, missing, key, label)
-        if keep and own_share()[0] == 0:
-            self.cache.save(key_of(content=key), gathered.content.state())
-            for need, part in gathered.parts.items():
-                self.cache.save(need.key(key), part.state())
-            self.finish()
-        return Gathered(gathered.content, found.parts | gathered.parts)
-
-    def _agreed(self, value: Any) -> Any:
-        """The value of rank 0."""
-        return gather_objects(value)[0]
-
-    def _cached(self, key: str, needs: Sequence[Need]) -> Gathered:
-        content = self.cache.load(key_of(content=key))
-        if content is None:
-            return Gathered(Content(0))
-        states = {need: self.cache.load(need.key(key)) for need in needs}
-        parts = {
-            need: KINDS[need.kind].from_state(state)  # type: ignore[attr-defined]
-            for need, state in states.items()
-            if state is not None
-        }
-        return Gathered(Content.from_state(content), parts)
-
-    def _read(
-        self, source: ImageSource, needs: Sequence[Need], content_key: str, label: str
-    ) -> Gathered:
-        def restored(state: State | None) -> Gathered:
-            if state is None:
-                return Gathered.nothing(needs, len(source))
-            return Gathered.from_state(state, needs)
-
-        key = key_of(unfinished=[need.key(content_key) for need in needs])
-        return self.collect(source, key, label, restored)
-
-    def count(self, source: ImageSource, label: str, empty: Callable[[], C], **identity: Any) -> C:
-        """A tally of all images of a set, like `collect`, from `empty` ones.
+    def run(
+        self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
+    ) -> tuple[Manifest, A]:
+        """Count all images of a set; both results are complete in the process of rank 0 alone.
 
         Args:
-            identity: JSON values that decide the tally, beside the set's content.
-        """
-
-        def restored(state: State | None) -> C:
-            tally = empty()
-            if state is not None:
-                tally.restore(state)
-            return tally
-
-        needed = own_share()[0] == 0 and self.cache.enabled
-        content = source.content_key() if needed else None
-        return self.collect(source, key_of(**identity, content=content), label, restored)
-
-    def collect(
-        self, source: ImageSource, key: str, label: str, restored: Callable[[State | None], T]
-    ) -> T:
-        """A tally of all images of a set; complete in the process of rank 0 alone.
-
-        Args:
-            key: hash of all that decides the tally, under which an unfinished one is kept; that of
-                rank 0 counts.
+            make_accumulator: makes an empty one.
+            key: hash of all that decides the result, under which an unfinished one is kept; that
+                of rank 0 counts.
             label: of the progress bar.
-            restored: the tally that had this state; of no images for None.
         """
-        key = self._agreed(key)
+        key = _of_rank_0(key)
         self._unfinished.append(key)
         images, (rank, processes) = len(source), own_share()
-        tally = self._continued(key, restored, images)
-        done = set(self._agreed(tally.content.indices().tolist() if rank == 0 else None))
+
+        def empty() -> _Part[A]:
+            return _Part(Manifest(images), make_accumulator())
+
+        part = self._continued(key, empty)
+        done = set(_of_rank_0(part.manifest.indices() if rank == 0 else None))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
         ) as bar:
-            for pictures in source.batches(self.batch_size, (rank, processes), done):
-                tally.add(pictures)
-                bar.update(min(len(pictures) * processes, images - bar.n))
+            for batch in source.batches(self.batch_size, (rank, processes), done):
+                part.accumulator.update(batch)
+                part.manifest.update(batch)
+                bar.update(min(len(batch) * processes, images - bar.n))
                 if timer.due():
-                    timer.saved(self._save(key, tally))
-        self._save(key, tally)
-        return self._joined(tally, restored)
+                    timer.saved(self._save(key, part))
+        self._save(key, part)
+        joined = self._joined(part, empty)
+        return joined.manifest, joined.accumulator
 
-    def _save(self, key: str, tally: Tally) -> float:
+    def finish(self) -> None:
+        """Delete the unfinished states: the results that they were kept for are there."""
+        if own_share()[0] == 0:
+            for key in self._unfinished:
+                self.cache.delete_parts(key)
+        self._unfinished.clear()
+
+    def key_for(self, source: ImageSource, **identity: Any) -> str:
+        """A key for `run` of the set's content and `identity`, JSON values that decide the rest.
+
+        Without a cache, or in processes above rank 0, the content is not looked at.
+        """
+        needed = own_share()[0] == 0 and self.cache.enabled
+        return key_of(**identity, content=source.content_key() if needed else None)
+
+    def features(
+        self,
+        source: ImageSource,
+        requests: Sequence[FeatureRequest],
+        label: str,
+        keep: bool = False,
+    ) -> SetFeatures:
+        """What `requests` ask of a set; complete in the process of rank 0 alone.
+
+        What the cache has is not computed; with `keep`, what was computed goes there.
+        """
+        requests, rank, images = list(dict.fromkeys(requests)), own_share()[0], len(source)
+        key = _of_rank_0(source.content_key() if rank == 0 else None)
+        cached = SetFeatures(Manifest(0))
+        if rank == 0:
+            cached = self._cached(key, requests, images)
+        missing = [request for request in requests if request not in cached.parts]
+        places = _of_rank_0([requests.index(request) for request in missing])
+        missing = [requests[place] for place in places]
+        if not missing:
+            return cached
+        manifest, counted = self.run(
+            source,
+            lambda: FeatureAccumulators(missing, images),
+            key_of(unfinished=[request.key(key) for request in missing]),
+            label,
+        )
+        if keep and rank == 0:
+            self._keep(key, SetFeatures(manifest, counted.parts))
+        return SetFeatures(manifest, cached.parts | counted.parts)
+
+    def _cached(self, key: str, requests: Sequence[FeatureRequest], images: int) -> SetFeatures:
+        manifest_state = self.cache.load(key_of(content=key))
+        manifest = Manifest(images)
+        if manifest_state is None:
+            return SetFeatures(manifest)
+        manifest.merge_state(manifest_state)
+        parts = {}
+        for request in requests:
+            state = self.cache.load(request.key(key))
+            if state is not None:
+                parts[request] = request.make(images)
+                parts[request].merge_state(state)
+        return SetFeatures(manifest, parts)
+
+    def _keep(self, key: str, features: SetFeatures) -> None:
+        self.cache.save(key_of(content=key), features.manifest.state_dict())
+        for request, part in features.parts.items():
+            self.cache.save(request.key(key), part.state_dict())
+        self.finish()
+
+    def _save(self, key: str, part: _Part[Any]) -> float:
+        """Keep what this process has; returns the seconds that it took."""
         start = time.monotonic()
         if self.cache.enabled:
-            self.cache.save_part(key, own_share()[0], tally.state())
+            self.cache.save_part(key, own_share()[0], part.state_dict())
         return time.monotonic() - start
 
-    def _continued(self, key: str, restored: Callable[[State | None], T], images: int) -> T:
+    def _continued(self, key: str, make: Callable[[], _Part[A]]) -> _Part[A]:
         """What an interrupted evaluation has, for rank 0; nothing for the others.
 
         A process may have been stopped while parts were being joined: the largest part counts, and
         those that share no image with it.
         """
-        tally = restored(None)
+        joined = make()
         if own_share()[0] > 0:
-            return tally
-        parts = [restored(state) for state in self.cache.parts(key)]
-        for part in sorted(parts, key=lambda part: -int(part.content.seen.sum())):
-            if len(part.content.seen) == images:
-                if not (part.content.seen & tally.content.seen).any():
-                    tally.merge(part)
-        if parts:
-            self._save(key, tally)
-            self.cache.forget_parts(key, but=0)
-        return tally
-
-    def _joined(self, tally: T, restored: Callable[[State | None], T]) -> T:
-        joined = tally
-        if own_share()[1] > 1:
-            states = gather_objects(tally.state())
-            joined = restored(None)
-            for state in states if own_share()[0] == 0 else []:
-                joined.merge(restored(state))
-        if own_share()[0] == 0 and not joined.content.seen.all():
-            lost = np.flatnonzero(~joined.content.seen)
-            raise UserError(
-                f"{len(lost)} of {len(joined.content.seen)} images did not arrive, the first is "
-                f"{lost[0]}"
-            )
+            return joined
+        states = self.cache.parts(key)
+        for state in sorted(states, key=lambda state: -int(_seen(state).sum())):
+            seen = _seen(state)
+            if len(seen) == len(joined.manifest.seen) and not (seen & joined.manifest.seen).any():
+                joined.merge_state(state)
+        if states:
+            self._save(key, joined)
+            self.cache.delete_parts(key, but=0)
         return joined
 
+    def _joined(self, part: _Part[A], make: Callable[[], _Part[A]]) -> _Part[A]:
+        """The parts of all processes, for rank 0.
 
-def _missing(found: Gathered, needs: Sequence[Need]) -> list[int] | None:
-    if own_share()[0] > 0:
-        return None
-    return [n for n, need in enumerate(needs) if need not in found.parts]
+        Raises:
+            UserError: if images are missing.
+        """
+        rank, processes = own_share()
+        if processes > 1:
+            states = gather_objects(part.state_dict())
+            part = make()
+            for state in states if rank == 0 else []:
+                part.merge_state(state)
+        if rank == 0 and not part.manifest.seen.all():
+            lost = np.flatnonzero(~part.manifest.seen)
+            raise UserError(
+                f"{len(lost)} of {len(part.manifest.seen)} images did not arrive, the first is "
+                f"{lost[0]}"
+            )
+        return part
+
+
+def _of_rank_0(value: Any) -> Any:
+    """The value that the process of rank 0 has."""
+    return gather_objects(value)[0]

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from taming.atomic_files import write_text
 from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
 from taming.export.weights import save_weights
+from taming.models.vqgan import VQModel
+from taming.modules.vqvae.ema import EMAVectorQuantizer
+from taming.modules.vqvae.nearest import VectorQuantizer2
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
-# Names within an encoder or decoder, ours and theirs. Levels are numbered from the image in both
-# encoders and in our decoder, and from the codes in their decoder.
+NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # quantizers that diffusers has, too
+
+# Names within an encoder or decoder: here, and in diffusers. Levels are numbered from the image,
+# but in diffusers' decoder from the codes.
 _BLOCK = (
     ("nin_shortcut", "conv_shortcut"),
     ("norm1", "norm1"),
@@ -40,23 +46,33 @@ _ATTENTION = (
 _ENDS = (("norm_out", "conv_norm_out"), ("conv_in", "conv_in"), ("conv_out", "conv_out"))
 
 
-def to_diffusers(model: Any, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
+def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
     """Write a VQModel, built with `ddconfig`, as a folder for `VQModel.from_pretrained`.
 
-    Raises `UserError` for models that diffusers' class cannot express.
+    Raises:
+        UserError: for models that diffusers' class cannot express.
     """
     config = diffusers_config(model, ddconfig)
-    names = _names(model.state_dict(), len(config["block_out_channels"]))
-    state = {theirs: _as_linear(theirs, model.state_dict()[ours]) for ours, theirs in names.items()}
+    levels = len(config["block_out_channels"])
+    state = {
+        _diffusers_name(name, levels): _as_linear(_diffusers_name(name, levels), tensor)
+        for name, tensor in model.state_dict().items()
+        if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
+        or name == "quantize.embedding.weight"
+    }
     folder = Path(folder)
     save_weights(state, folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def diffusers_config(model: Any, ddconfig: Mapping[str, Any]) -> dict[str, Any]:
-    """The `config.json` of a VQModel."""
-    multiples = list(ddconfig["ch_mult"])
-    if not hasattr(model.quantize, "embedding") or model.quantize.remap is not None:
+def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a VQModel.
+
+    Raises:
+        UserError: for models that diffusers' class cannot express.
+    """
+    multiples, quantizer = list(ddconfig["ch_mult"]), model.quantize
+    if not isinstance(quantizer, NEAREST) or quantizer.remap is not None:
         raise UserError(
             "diffusers' VQModel takes a codebook of nearest vectors, without Gumbel or remap"
         )
@@ -74,9 +90,9 @@ def diffusers_config(model: Any, ddconfig: Mapping[str, Any]) -> dict[str, Any]:
         "act_fn": "silu",
         "latent_channels": ddconfig["z_channels"],
         "sample_size": ddconfig["resolution"],
-        "num_vq_embeddings": model.quantize.n_e,
+        "num_vq_embeddings": quantizer.n_e,
         "norm_num_groups": 32,
-        "vq_embed_dim": model.quantize.e_dim,
+        "vq_embed_dim": quantizer.e_dim,
     }
 
 
@@ -89,14 +105,13 @@ def from_diffusers(folder: str | Path, target: str | Path) -> None:
     """Turn a folder of diffusers' VQModel into a run folder: `config.yaml` and `model.ckpt`."""
     folder, target = Path(folder), Path(target)
     config = _read_config(folder / CONFIG)
-    theirs = read_checkpoint(folder / WEIGHTS)["state_dict"]
-    state = {
-        ours: _as_conv(ours, theirs[name])
-        for ours, name in _names_of_theirs(theirs, len(config["block_out_channels"])).items()
-    }
+    levels, state = len(config["block_out_channels"]), {}
+    for diffusers_name, tensor in read_checkpoint(folder / WEIGHTS)["state_dict"].items():
+        name = _model_name(diffusers_name, levels)
+        state[name] = _as_conv(name, tensor)
     save_weights(state, target / "model.ckpt")
     model = {"target": "taming.models.vqgan.VQModel", "params": _model_params(config)}
-    OmegaConf.save({"model": model}, target / "config.yaml")
+    write_text(target / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({"model": model})))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config.get("_class_name") != "VQModel":
         raise UserError(f"{path} is of a {config.get('_class_name')}, not of a VQModel")
     if config.get("norm_type", "group") != "group" or config.get("norm_num_groups", 32) != 32:
-        raise UserError(f"{path}: only group normalisation over 32 groups has a counterpart here")
+        raise UserError(f"{path}: only group normalization over 32 groups has a counterpart here")
     return config
 
 
@@ -136,21 +151,7 @@ def _model_params(config: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------- names
 
 
-def _names(ours: Iterable[str], levels: int) -> dict[str, str]:
-    """Our name -> theirs, for all weights but the loss's."""
-    return {
-        name: _their_name(name, levels)
-        for name in ours
-        if name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))
-        or name == "quantize.embedding.weight"
-    }
-
-
-def _names_of_theirs(theirs: Iterable[str], levels: int) -> dict[str, str]:
-    return {_our_name(name, levels): name for name in theirs}
-
-
-def _their_name(name: str, levels: int) -> str:
+def _diffusers_name(name: str, levels: int) -> str:
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -164,7 +165,7 @@ def _their_name(name: str, levels: int) -> str:
     return f"{side}.{_renamed_module(rest, 0, 1)}"
 
 
-def _our_name(name: str, levels: int) -> str:
+def _model_name(name: str, levels: int) -> str:
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -189,15 +190,12 @@ def _renamed_module(name: str, source: int, goal: int) -> str:
     return name
 
 
-def _as_linear(theirs: str, tensor: Tensor) -> Tensor:
-    """Attention's 1x1 convolutions are linear layers there."""
-    return tensor[:, :, 0, 0] if _is_projection(theirs, tensor, 4) else tensor
+def _as_linear(diffusers_name: str, tensor: Tensor) -> Tensor:
+    """Attention's 1x1 convolutions [out, in, 1, 1] are linear layers [out, in] in diffusers."""
+    projects = ".attentions." in diffusers_name and tensor.dim() == 4
+    return tensor[:, :, 0, 0] if projects else tensor
 
 
-def _as_conv(ours: str, tensor: Tensor) -> Tensor:
-    attention = re.search(r"\.attn(_1|\.\d+)\.", ours) is not None
-    return tensor[:, :, None, None] if attention and tensor.dim() == 2 else tensor
-
-
-def _is_projection(theirs: str, tensor: Tensor, dimensions: int) -> bool:
-    return ".attentions." in theirs and tensor.dim() == dimensions
+def _as_conv(name: str, tensor: Tensor) -> Tensor:
+    projects = re.search(r"\.attn(_1|\.\d+)\.", name) is not None and tensor.dim() == 2
+    return tensor[:, :, None, None] if projects else tensor

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.models.first_stage import FirstStage
+from taming.models.vqgan import VQModel
+from taming.modules.vqvae.ema import EMAVectorQuantizer
+from taming.modules.vqvae.nearest import VectorQuantizer2
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 18
+NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # of a table of codes, in L2
 
 
 class _ToIndices(nn.Module):
     """Images [B, C, H, W] in [-1, 1] -> int64 indices [B, h, w]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: FirstStage) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
         model = self.model
-        if not hasattr(model.quantize, "embedding"):
+        quantizer = model.quantize
+        if not isinstance(model, VQModel) or not isinstance(quantizer, NEAREST):
             return model.encode_to_indices(images)
         # As the quantizer's search, without its switches of precision, which no graph can hold.
         latents = model.quant_conv(model.encoder(images)).permute(0, 2, 3, 1)  # (B, h, w, C)
-        codes = model.quantize.codes
-        return (codes.square().sum(dim=1) - 2 * latents @ codes.t()).argmin(dim=-1)
+        codes = quantizer.codes
+        indices = (codes.square().sum(dim=1) - 2 * latents @ codes.t()).argmin(dim=-1)  # (B, h, w)
+        return indices if quantizer.remap is None else quantizer.remap_to_used(indices)
 
 
 class _ToImages(nn.Module):
     """Indices [B, h, w] -> images [B, C, H, W]."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: FirstStage) -> None:
         super().__init__()
         self.model = model
 
@@ -43,18 +49,21 @@ class _ToImages(nn.Module):
         return self.model.decode_indices(indices)
 
 
-def to_onnx(model: Any, folder: str | Path, size: Sequence[int] | None = None) -> tuple[Path, Path]:
+def to_onnx(
+    model: FirstStage, folder: str | Path, size: Sequence[int] | None = None
+) -> tuple[Path, Path]:
     """Write `encoder.onnx` and `decoder.onnx` for images of `size` (height, width) and any batch.
 
     `size` is the training size by default. Inputs and outputs are named "images" and "indices".
-    Raises `UserError` where the packages that write ONNX are missing.
+
+    Raises:
+        UserError: if the packages that write ONNX are missing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    resolution = model.decoder.resolution
-    height, width = size or (resolution, resolution)
+    height, width = size or (model.downsampling_factor * side for side in model.latent_shape()[1:])
     device = next(model.parameters()).device
-    images = torch.zeros(2, model.encoder.conv_in.in_channels, height, width, device=device)
+    images = torch.zeros(2, model.channels, height, width, device=device)
     with torch.no_grad():
         indices = model.encode_to_indices(images)
     _write(_ToIndices(model), images, folder / ENCODER, ("images", "indices"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from taming.atomic_files import atomic_path
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
 
@@ -17,8 +17,10 @@ from taming.errors import UserError
 def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> int:
     """Write the weights of `submodel` (such as "first_stage_model") as a checkpoint of its own.
 
-    Returns the number of tensors. `target` may end in `.safetensors`. Raises `UserError` for a
-    sub-model that the checkpoint does not have.
+    Returns the number of tensors. `target` may end in `.safetensors`.
+
+    Raises:
+        UserError: if the checkpoint has no such sub-model.
     """
     state = read_checkpoint(source)["state_dict"]
     prefix = f"{submodel}."
@@ -33,16 +35,15 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
 def save_weights(
     state: Mapping[str, Tensor], target: str | Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors to `target`, which appears once it is whole, in the format of its suffix."""
+    """Write tensors as a checkpoint, or as safetensors if `target` ends so.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     target = Path(target)
     if target.suffix != ".safetensors":
         return save_atomic({"state_dict": dict(state)}, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        # Masks, and projections that decoding has fused, share memory, which the format forbids.
-        apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    # Masks, and projections that decoding has fused, share memory, which the format forbids.
+    apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+    with atomic_path(target) as partial:
         save_file(apart, partial, metadata)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -23,7 +23,10 @@ from taming.errors import UserError
 from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
 from taming.lr_scheduler import make_schedule
 from taming.models.codes import CodeHistogram, CodesInterface
-from taming.modules.losses.base import DummyLoss, FirstStageLoss
+from taming.modules.diffusionmodules.model import Decoder
+from taming.modules.losses.base import DummyLoss, FirstStageLoss, has_entry_points
+from taming.modules.vqvae.codebook import Quantizer
+from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     are set here by whoever builds the Trainer, which would refuse them.
     """
 
-    loss: Any
+    loss: nn.Module  # a FirstStageLoss, or one with the published `forward`
+    quantize: Quantizer
+    decoder: Decoder
     image_key: str
     learning_rate: float
     scheduler_config: Mapping[str, Any] | None = None
@@ -70,7 +75,8 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     @property
     def discriminator(self) -> nn.Module | None:
         """The loss's discriminator, None without the adversarial game (section 3.1)."""
-        return getattr(self.loss, "discriminator", None)
+        network: nn.Module | None = getattr(self.loss, "discriminator", None)
+        return network
 
     def on_fit_start(self) -> None:
         if isinstance(self.loss, DummyLoss):
@@ -79,7 +85,8 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             )
         if isinstance(self.loss, FirstStageLoss):
             self.loss.prepare()
-        if getattr(self.quantize, "legacy", False) and self.trainer.is_global_zero:
+        legacy = isinstance(self.quantize, VectorQuantizer2) and self.quantize.legacy
+        if legacy and self.trainer.is_global_zero:
             log.info("beta weighs the codebook's term of the loss, as published (legacy: true)")
         if self.discriminator is not None and world_size() > 1:
             for parameter in self.discriminator.parameters():
@@ -112,8 +119,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         return Reconstruction(x, outputs, codebook_loss, step)
 
     def _generator_loss(self, images: Reconstruction, split: str) -> Tensor:
-        terms: Mapping[str, Tensor]
-        if isinstance(self.loss, FirstStageLoss):
+        if has_entry_points(self.loss):
             loss, terms = self.loss.generator_loss(
                 images.inputs,
                 images.outputs,
@@ -128,8 +134,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         return loss
 
     def _discriminator_loss(self, images: Reconstruction, split: str) -> Tensor:
-        terms: Mapping[str, Tensor]
-        if isinstance(self.loss, FirstStageLoss):
+        if has_entry_points(self.loss):
             loss, terms = self.loss.discriminator_loss(
                 images.inputs, images.outputs, images.global_step
             )
@@ -141,9 +146,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
 
     def _published_loss(
         self, images: Reconstruction, optimizer_idx: int, split: str
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Call a loss that was written for the original, which is no `FirstStageLoss`."""
-        return self.loss(
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Call a loss that was written for the original: what `optimizer_idx` trains, and terms by
+        the names under which they are logged."""
+        loss: Tensor
+        loss, terms = self.loss(
             images.codebook_loss,
             images.inputs,
             images.outputs,
@@ -152,6 +159,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             last_layer=self.get_last_layer(),
             split=split,
         )
+        return loss, terms
 
     def _is_update(self, batch_idx: int) -> bool:
         full = (batch_idx + 1) % self.accumulate_grad_batches == 0

@@ -1,7 +1,7 @@
-"""What a trained transformer does with its stages: images and conditions to indices, and back.
+"""A transformer and its two stages in use: images and conditions to indices, and back.
 
-`CodeSampling` is the base of `Net2NetTransformer` and all of it that needs no training.
-`taming.sampling` samples many images with it, larger ones, and with a generator per sample.
+`CodeSampling` is the base of `Net2NetTransformer`, without what training needs. `taming.sampling`
+samples many images with it, larger ones, and with a generator per sample.
 """
 
 from __future__ import annotations
@@ -15,8 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.models.codes import as_grid, channels_first
-from taming.models.first_stage import ConditionKind, ConditionStage, FirstStage, index_count
+from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors
+from taming.models.first_stage import (
+    ConditionKind,
+    ConditionStage,
+    DecodingStage,
+    FirstStage,
+    index_count,
+)
 from taming.modules.transformer.decoding import (
     CachedDecoder,
     filter_logits,
@@ -40,7 +46,8 @@ class CodeSampling(pl.LightningModule):
         be_unconditional: whether there is no condition but a start token.
         first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
         downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of true input indices in training; at 0 or below, the past says nothing.
+        pkeep: share of true input indices in training; at 0 or below, none was true, and every
+            index is sampled from the condition alone.
     """
 
     transformer: GPT
@@ -70,7 +77,8 @@ class CodeSampling(pl.LightningModule):
         It adds no weight, so that any checkpoint can be trained on with `cond_drop`. A real map of
         this one token throughout does not occur; of a single-token condition it is no value.
         """
-        return self.transformer.config.vocab_size - 1
+        size: int = self.transformer.config.vocab_size
+        return size - 1
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
@@ -84,26 +92,26 @@ class CodeSampling(pl.LightningModule):
         if key not in batch:
             known = ", ".join(batch)
             raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
-        x = batch[key]
+        x: Tensor = batch[key]
         if x.dim() in (3, 4):
             return channels_first(x)
         return x.float() if x.is_floating_point() else x
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
-        """Images and conditions of the first `N` entries of a batch."""
+        """Images [B, C, H, W] and conditions of the first `N` entries of a batch."""
         x = self.get_input(self.first_stage_key, batch)
         c = self.get_input(self.cond_stage_key, batch)
         return x[:N], c[:N]
 
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] -> (quantized [B, c, h, w], indices [B, h*w] in predicted order)."""
+        """Images [B, C, H, W] -> (codes [B, c, h, w], indices [B, h*w] in predicted order)."""
         quant, _, (_, _, indices) = self.first_stage_model.encode(x)
         return quant, self.permuter(indices.reshape(len(quant), -1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditions -> (what the condition stage makes of them, indices [B, n])."""
+        """Conditions -> (the condition stage's codes, indices [B, n])."""
         if self.downsample_cond_size > -1:
             size = (self.downsample_cond_size, self.downsample_cond_size)
             c = F.interpolate(c, size=size)
@@ -149,15 +157,16 @@ class CodeSampling(pl.LightningModule):
         Returns [B, n + steps]. `sample=False` takes the most likely index. Randomness is torch's
         global generator's; `taming.sampling` has one per sample.
         """
-        prompt = torch.cat((c, x), dim=1)
+        prompt = torch.cat((c, x), dim=1)  # (B, m + n)
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 
         def pick(logits: Tensor, n: int) -> Tensor:
+            # (B, V): tokens beyond the first stage's codes stand for conditions alone.
             logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
             return sample_token(logits, None if numbers is None else numbers[n])
 
-        if self.pkeep <= 0:  # trained with noise as its past: one pass gives every index
-            logits = one_pass_logits(self.transformer, prompt, steps)
+        if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
+            logits = one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
             decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
@@ -173,8 +182,11 @@ class CodeSampling(pl.LightningModule):
         top_k: int | None = 100,
         **_: Any,
     ) -> dict[str, Tensor]:
-        """Images of a batch: `inputs`, `reconstructions`, what the condition looks like, and
-        `samples_half` (lower half sampled), `samples_nopix` (all of it), `samples_det` (argmax)."""
+        """Images of a batch, [B, C, H, W] by name.
+
+        `inputs`, `reconstructions`, those of `condition_images`, and `samples_half` (lower half
+        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax).
+        """
         x, c = (part.to(self.device) for part in self.get_xc(batch, max_images))
         quant_z, z_indices = self.encode_to_z(x)
         quant_c, c_indices = self.encode_to_c(c)
@@ -199,7 +211,7 @@ class CodeSampling(pl.LightningModule):
         Args:
             c: what the data gave: labels [B] are written out, images [B, C, H, W] are shown (with
                 a random color per channel beyond three); token lists [B, n] have no image here.
-            quant: what `encode_to_c` made of it.
+            quant: its codes, from `encode_to_c`.
             size: (height, width) of written labels.
         """
         if self.be_unconditional:
@@ -208,14 +220,14 @@ class CodeSampling(pl.LightningModule):
             return {"conditioning": text_images([str(int(label)) for label in c], size).to(quant)}
         if c.dim() != 4:
             return {}
-        images = {"conditioning": c}
-        if self.condition_kind in ("image", "coordinates"):
-            images["conditioning_rec"] = self.cond_stage_model.decode(quant)
+        images, stage = {"conditioning": c}, self.cond_stage_model
+        if self.condition_kind in ("image", "coordinates") and isinstance(stage, DecodingStage):
+            images["conditioning_rec"] = stage.decode(quant)
         return {name: self._as_rgb(image) for name, image in images.items()}
 
     def _as_rgb(self, x: Tensor) -> Tensor:
         if x.shape[1] in (1, 3):
             return x
-        labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2)
-        to_rgb: Callable[[Tensor], Tensor] = self.cond_stage_model.to_rgb  # type: ignore[attr-defined]
-        return to_rgb(labels.to(x))
+        labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2).to(x)
+        stage = self.cond_stage_model
+        return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)

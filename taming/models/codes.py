@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
-from taming.modules.util import Encoding
+from taming.modules.dalle import DalleDecoder
+from taming.modules.diffusionmodules.model import Decoder
+from taming.modules.util import ConditionKind, Encoding
+from taming.modules.vqvae.codebook import CodeTable
 from taming.pictures import to_values
 
 
@@ -42,12 +46,12 @@ class CodesInterface(nn.Module):
     """The part of `FirstStage` that follows from `encode`, `decode`, `quantize`, and an `encoder`
     and `decoder` like those of `taming.modules.diffusionmodules.model`."""
 
-    kind = "image"
-    n_classes = None
+    kind: ConditionKind = "image"
+    n_classes: int | None = None
 
-    encoder: Any
-    decoder: Any
-    quantize: Any  # a Quantizer; Any, as the classes have more than its protocol
+    encoder: nn.Module
+    decoder: Decoder | DalleDecoder
+    quantize: CodeTable
     loaded_from: str | None = None  # the file with its weights
 
     def encode(self, x: Tensor) -> Encoding:
@@ -82,7 +86,8 @@ class CodesInterface(nn.Module):
     @property
     def downsampling_factor(self) -> int:
         """Pixels per code, along a side."""
-        return 2 ** (self.decoder.num_resolutions - 1)
+        factor: int = 2 ** (self.decoder.num_resolutions - 1)
+        return factor
 
     @property
     def channels(self) -> int:
@@ -97,7 +102,30 @@ class CodesInterface(nn.Module):
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the config."""
-        return self.quantize.e_dim, *self.decoder.z_shape[2:]
+        _, _, height, width = self.decoder.z_shape
+        return self.quantize.e_dim, height, width
+
+    def to_rgb(self, x: Tensor) -> Tensor:
+        """Images [B, 1 or 3, H, W] unchanged; other channels in a color each, [B, 3, H, W].
+
+        The colors are random: those of the buffer `colorize`, or the same for every model.
+        """
+        if x.shape[1] in (1, 3):
+            return x
+        return in_colors(x, self._buffers.get("colorize"))
+
+
+def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:
+    """Channels [B, C, H, W] mixed by `colors` [3, C, 1, 1], as values [B, 3, H, W] in [-1, 1].
+
+    By default the colors are random, but the same at every call.
+    """
+    if colors is None:
+        generator = torch.Generator().manual_seed(0)
+        colors = torch.randn(3, x.shape[1], 1, 1, generator=generator).to(x)
+    rgb = F.conv2d(x, colors)
+    low, high = rgb.amin(), rgb.amax()
+    return 2 * (rgb - low) / (high - low).clamp_min(1e-8) - 1
 
 
 class CodeHistogram:
@@ -112,23 +140,23 @@ class CodeHistogram:
         self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
 
     def add_counts(self, counts: Tensor) -> None:
-        """Add what another histogram has counted, int64 [n_codes]."""
+        """Add counts int64 [n_codes], for example those of another histogram."""
         self.counts = counts if self.counts is None else self.counts + counts
 
     def counts_so_far(self) -> Tensor:
-        """How often this process has met each code, int64 [n_codes]."""
+        """How often each code has occurred in this process, int64 [n_codes]."""
         if self.counts is None:
             return torch.zeros(self.n_codes, dtype=torch.long)
         return self.counts
 
     def take(self) -> Tensor:
-        """`counts_so_far`; counting starts anew."""
+        """`counts_so_far`, and start again from 0."""
         counts = self.counts_so_far()
         self.counts = None
         return counts
 
     def summary(self) -> tuple[float, float]:
-        """`codebook_use` of what all processes have counted; counting starts anew."""
+        """`codebook_use` of what all processes have counted, and start again from 0."""
         return codebook_use(sum_over_ranks(self.take()))
 
 

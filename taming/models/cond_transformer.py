@@ -35,20 +35,24 @@ class Net2NetTransformer(CodeSampling):
 
     Args:
         transformer_config: the GPT; its vocabulary holds image and condition indices.
-        first_stage_config: the frozen model that turns images into indices; as text, the run (or
-            checkpoint) whose model and weights are taken.
-        cond_stage_config: the frozen model that turns conditions into indices, or a run likewise,
-            or `__is_first_stage__`, or `__is_unconditional__`.
+        first_stage_config: the frozen model that turns images into indices: `target` and `params`,
+            or the path of a run (or checkpoint) whose model and weights are taken.
+        cond_stage_config: the frozen model that turns conditions into indices, likewise, or
+            `__is_first_stage__`, or `__is_unconditional__`.
         permuter_config: the order in which indices are predicted; row by row by default.
         ckpt_path: a checkpoint or run folder to start from, less the names in `ignore_keys`.
         first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
         downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of the input indices kept in training; the others are drawn at random.
+        pkeep: share of the input indices kept in training; the others become random tokens.
         sos_token: the start token of an unconditional model.
         unconditional: same as `cond_stage_config: __is_unconditional__`.
         cond_drop: share of the conditions that training replaces by `null_token`, so that samples
             can be guided (arXiv 2207.12598).
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
+
+    Raises:
+        UserError: if the vocabulary is too small for the codes or classes, or `cond_drop` does not
+            fit the condition.
     """
 
     def __init__(
@@ -140,8 +144,10 @@ class Net2NetTransformer(CodeSampling):
         if self.training and self.cond_drop:
             c_indices = self._drop_some(c_indices)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
-        sequence = torch.cat((c_indices, z_indices), dim=1)
-        logits, _ = self.transformer(sequence[:, :-1])  # the last index predicts nothing
+        # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
+        # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
+        sequence = torch.cat((c_indices, z_indices), dim=1)  # (B, m + h*w)
+        logits, _ = self.transformer(sequence[:, :-1])  # (B, m + h*w - 1, vocab)
         return logits[:, c_indices.shape[1] - 1 :], target
 
     def _keep_some(self, indices: Tensor) -> Tensor:
@@ -202,7 +208,7 @@ class Net2NetTransformer(CodeSampling):
 
 def _frozen_stage(config: Config | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
-    long_form = run_as_stage(config) if isinstance(config, str) else config
+    long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key=key)
     if "loss" in stage._modules:
         stage.loss = DummyLoss()

@@ -84,7 +84,10 @@ def convert(folder: str | Path) -> Path:
     """Make a run of a folder with the published `encoder.pkl` and `decoder.pkl`.
 
     Writes `config.yaml` and `model.ckpt` beside them, from tensors alone: nothing in the pickles is
-    executed. Raises `UserError` for files that are missing or are something else.
+    executed.
+
+    Raises:
+        UserError: for files that are missing or are something else.
     """
     folder = Path(folder)
     parts = {
@@ -120,7 +123,7 @@ def _our_state(encoder: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> 
 
 
 def _parameters(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The sizes that the weights have."""
+    """The params of `DalleVAE` that weights of these shapes belong to."""
     n_embed, n_init = state["quantize.embedding.weight"].shape
     first = "encoder.blocks.group_1.block_"
     blocks = {name.removeprefix(first)[0] for name in state if name.startswith(first)}

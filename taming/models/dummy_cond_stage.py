@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from taming.modules.util import ConditionKind, Encoding
+
 
 class DummyCondStage(nn.Module):
     """Passes indices [B, n] through, as scene layouts come from the data (arXiv 2105.06458)."""
 
-    kind = "tokens"
-    n_classes = None
+    kind: ConditionKind = "tokens"
+    n_classes: int | None = None
 
     def __init__(self, conditional_key: str) -> None:
         super().__init__()
         self.conditional_key = conditional_key
 
-    def encode(self, c: Tensor) -> tuple[Tensor, None, tuple[None, None, Tensor]]:
+    def encode(self, c: Tensor) -> Encoding:
         """Indices [B, n] -> (indices, no loss, (None, None, indices))."""
         return c, None, (None, None, c)
 

@@ -1,29 +1,34 @@
 """What the rest of the project expects of a first stage and of a condition stage.
 
-These are protocols: a class of one's own need not inherit from anything here, it is enough that it
+These are protocols: a class of your own need not inherit from anything here, it is enough that it
 has these methods. `VQModel` is the usual first stage, `taming.modules.util.Labelator` the simplest
-condition stage. What a quantizer is, `taming.modules.vqvae.codebook` says.
+condition stage. `taming.modules.vqvae.codebook` says what a quantizer is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from taming.modules.util import Encoding
-from taming.modules.vqvae.codebook import Quantizer
+from taming.modules.util import ConditionKind, Encoding
+from taming.modules.vqvae.codebook import CodeTable
 
-ConditionKind = Literal["none", "class", "coordinates", "image", "tokens"]
-"""Where conditions come from: nowhere, class numbers, pixel coordinates, images of some kind
-(segmentations, depth, edges; they have rows and columns), or lists of tokens from the data."""
+__all__ = [
+    "ConditionKind",
+    "ConditionStage",
+    "DecodingStage",
+    "FirstStage",
+    "condition_of",
+    "index_count",
+]
 
 
 class Stage(Protocol):
-    """The methods of `nn.Module` that stages need, which all of them are."""
+    """The methods of `nn.Module` that are called on stages; all stages are modules."""
 
     training: bool
 
@@ -38,7 +43,6 @@ class Stage(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
 
-@runtime_checkable
 class FirstStage(Stage, Protocol):
     """Images [B, C, H, W] <-> indices [B, h, w] of a codebook (arXiv 2012.09841, section 3.1).
 
@@ -46,7 +50,7 @@ class FirstStage(Stage, Protocol):
     """
 
     @property
-    def quantize(self) -> Quantizer:
+    def quantize(self) -> CodeTable:
         """The codebook, under its published name."""
 
     @property
@@ -64,21 +68,24 @@ class FirstStage(Stage, Protocol):
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes of an image of the training size."""
 
-    def encode(self, x: Tensor) -> Encoding:
+    def encode(self, x: Tensor, /) -> Encoding:
         """Images -> (codes [B, c, h, w], codebook loss, (perplexity, one-hot, indices))."""
 
-    def decode(self, quant: Tensor) -> Tensor:
+    def decode(self, quant: Tensor, /) -> Tensor:
         """Codes [B, c, h, w] -> images."""
 
-    def encode_to_indices(self, x: Tensor) -> Tensor:
+    def encode_to_indices(self, x: Tensor, /) -> Tensor:
         """Images -> indices [B, h, w]."""
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
+    def decode_indices(self, indices: Tensor, /) -> Tensor:
         """Indices [B, h, w], or [B, h * w] of a square grid -> images."""
 
 
 class ConditionStage(Stage, Protocol):
-    """Conditions as the data has them -> indices that the transformer reads (section 3.2)."""
+    """Conditions as the data has them -> indices that the transformer reads (section 3.2).
+
+    Stages of the kinds "image" and "coordinates" are a `DecodingStage` as well.
+    """
 
     @property
     def kind(self) -> ConditionKind: ...
@@ -87,28 +94,35 @@ class ConditionStage(Stage, Protocol):
     def n_classes(self) -> int | None:
         """How many classes there are, if the condition is a class."""
 
-    def encode(self, c: Tensor) -> Encoding:
+    def encode(self, c: Tensor, /) -> Encoding:
         """Conditions -> (codes, loss or None, (_, _, indices))."""
 
-    def decode(self, c: Tensor) -> Tensor:
-        """Codes -> conditions, for the kinds "image" and "coordinates"."""
+
+@runtime_checkable
+class DecodingStage(Protocol):
+    """A condition stage that can show what it made of a condition."""
+
+    def decode(self, quant: Tensor, /) -> Tensor:
+        """Codes -> conditions [B, C, H, W]."""
 
 
-def condition_of(stage: Any) -> tuple[ConditionKind, int | None]:
+def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
     """The kind and the number of classes of a condition stage.
 
     Stages that were written before there were kinds are of classes if they have `n_classes`, of
     images if they have `decode`, and otherwise make tokens.
     """
-    n_classes = getattr(stage, "n_classes", None)
+    n_classes: int | None = getattr(stage, "n_classes", None)
     assumed: ConditionKind = "tokens"
     if n_classes is not None:
         assumed = "class"
-    elif hasattr(stage, "decode"):
+    elif isinstance(stage, DecodingStage):
         assumed = "image"
-    return getattr(stage, "kind", assumed), n_classes
+    kind: ConditionKind = getattr(stage, "kind", assumed)
+    return kind, n_classes
 
 
 def index_count(stage: FirstStage) -> int:
     """How many different indices a first stage gives: fewer than codes, if they are remapped."""
-    return getattr(stage.quantize, "re_embed", stage.quantize.n_e)
+    count: int = getattr(stage.quantize, "re_embed", stage.quantize.n_e)
+    return count

@@ -6,7 +6,7 @@ One training recipe serves them all. The members of the family differ in their q
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.base import DummyLoss
-from taming.modules.vqvae.codebook import Quantized
+from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
@@ -40,9 +40,13 @@ class VQModel(AutoencoderTraining):
         colorize_nlabels: number of channels that are shown as random colors when logged.
         monitor: the logged value by which the best checkpoints are kept.
         remap, sane_index_shape, legacy: see `VectorQuantizer2`.
-        quantizer_config: another quantizer, as `target` and `params`, instead of the model's own;
-            what that is, `taming.modules.vqvae.codebook` says. It brings its own size and options.
+        quantizer_config: another quantizer (see `taming.modules.vqvae.codebook`) instead of the
+            model's own, as `target` and `params`, which have its size and options.
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
+
+    Raises:
+        UserError: if the sizes of `ddconfig` do not fit together, or options of the model's own
+            quantizer are set beside a `quantizer_config`.
     """
 
     def __init__(
@@ -71,17 +75,12 @@ class VQModel(AutoencoderTraining):
         self.loss = (
             instantiate_from_config(lossconfig, key="lossconfig") if lossconfig else DummyLoss()
         )
+        options = {"remap": remap, "sane_index_shape": sane_index_shape, "legacy": legacy}
         if quantizer_config is None:
-            self.quantize = self._make_quantizer(
-                n_embed or 1024,
-                embed_dim or 256,
-                remap=remap,
-                sane_index_shape=sane_index_shape,
-                legacy=legacy,
-            )
+            self.quantize = self._make_quantizer(n_embed or 1024, embed_dim or 256, **options)
         else:
             self.quantize = instantiate_from_config(quantizer_config, key="quantizer_config")
-            _require_size(self.quantize, n_embed=n_embed, embed_dim=embed_dim)
+            _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
         quantizer_input = getattr(self.quantize, "input_channels", self.quantize.e_dim)
@@ -95,10 +94,8 @@ class VQModel(AutoencoderTraining):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def _make_quantizer(
-        self, n_embed: int, embed_dim: int, *, legacy: bool = True, **options: Any
-    ) -> nn.Module:
-        return VectorQuantizer2(n_embed, embed_dim, beta=0.25, legacy=legacy, **options)
+    def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
+        return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
@@ -107,20 +104,21 @@ class VQModel(AutoencoderTraining):
     # ------------------------------------------------------------------ images <-> codes
 
     def encode(self, x: Tensor) -> Quantized:
-        """[B, C, H, W] -> (quantized [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
+        """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
         indices)); the indices' shape is the quantizer's."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Quantized [B, embed_dim, h, w] -> images [B, C, H, W]."""
-        return self.decoder(self.post_quant_conv(quant))
+        """Codes [B, embed_dim, h, w] -> images [B, C, H, W]."""
+        images: Tensor = self.decoder(self.post_quant_conv(quant))
+        return images
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> (reconstructions, codebook loss)."""
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
 
-    # ------------------------------------------------------------------ pictures
+    # ------------------------------------------------------------------ logged images
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
@@ -128,17 +126,6 @@ class VQModel(AutoencoderTraining):
         x = self.get_input(batch, self.image_key).to(self.device)
         reconstruction, _ = self(x)
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
-
-    def to_rgb(self, x: Tensor) -> Tensor:
-        """[B, 1 or 3, H, W] unchanged; other channels as a random color each, [B, 3, H, W]."""
-        if x.shape[1] in (1, 3):
-            return x
-        if "colorize" not in self._buffers:
-            colors = torch.randn(3, x.shape[1], 1, 1, generator=torch.Generator().manual_seed(0))
-            self.register_buffer("colorize", colors.to(x), persistent=False)
-        rgb = F.conv2d(x, cast(Tensor, self.colorize))
-        low, high = rgb.amin(), rgb.amax()
-        return 2 * (rgb - low) / (high - low).clamp_min(1e-8) - 1
 
 
 class VQSegmentationModel(VQModel):
@@ -150,8 +137,10 @@ class VQSegmentationModel(VQModel):
 
     def _published_loss(
         self, images: Reconstruction, optimizer_idx: int, split: str
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        return self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss: Tensor
+        loss, terms = self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
+        return loss, terms
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
@@ -165,28 +154,6 @@ class VQSegmentationModel(VQModel):
 
 class VQNoDiscModel(VQModel):
     """A first stage whose loss has no discriminator: `loss(codebook_loss, x, rec, split=...)`."""
-
-    def __init__(
-        self,
-        ddconfig: Config,
-        lossconfig: Config | None = None,
-        n_embed: int | None = None,
-        embed_dim: int | None = None,
-        ckpt_path: str | None = None,
-        ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        colorize_nlabels: int | None = None,
-    ) -> None:
-        super().__init__(
-            ddconfig,
-            lossconfig,
-            n_embed,
-            embed_dim,
-            ckpt_path=ckpt_path,
-            ignore_keys=ignore_keys,
-            image_key=image_key,
-            colorize_nlabels=colorize_nlabels,
-        )
 
     _published_loss = VQSegmentationModel._published_loss
 
@@ -204,20 +171,19 @@ class EMAVQ(VQModel):
         self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
         super().__init__(*args, **kwargs)
 
-    def _make_quantizer(
-        self,
-        n_embed: int,
-        embed_dim: int,
-        *,
-        legacy: bool = True,
-        **options: Any,
-    ) -> nn.Module:
+    def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
+        options.pop("legacy")  # its loss has one term alone
         return EMAVectorQuantizer(n_embed, embed_dim, 0.25, **self._ema_options, **options)
 
 
 class GumbelVQ(VQModel):
-    """VQModel with a Gumbel-softmax quantizer (as in DALL-E, arXiv 2102.12092), whose temperature
-    follows `temperature_scheduler_config`, a function of the step."""
+    """VQModel with a Gumbel-softmax quantizer (as in DALL-E, arXiv 2102.12092).
+
+    Beyond VQModel's arguments, `temperature_scheduler_config` is a function of the step that gives
+    the softmax's temperature, and `kl_weight` weighs the divergence from the uniform prior.
+    """
+
+    quantize: GumbelQuantize
 
     def __init__(
         self,
@@ -235,17 +201,24 @@ class GumbelVQ(VQModel):
         remap: str | None = None,
         scheduler_config: Config | None = None,
     ) -> None:
-        self._z_channels = ddconfig["z_channels"]
-        self._kl_weight = kl_weight
+        quantizer = {
+            "num_hiddens": ddconfig["z_channels"],
+            "embedding_dim": embed_dim,
+            "n_embed": n_embed,
+            "kl_weight": kl_weight,
+            "temp_init": 1.0,
+            "remap": remap,
+        }
         super().__init__(
             ddconfig,
             lossconfig,
-            n_embed,
-            embed_dim,
             image_key=image_key,
             colorize_nlabels=colorize_nlabels,
             monitor=monitor,
-            remap=remap,
+            quantizer_config={
+                "target": "taming.modules.vqvae.gumbel.GumbelQuantize",
+                "params": quantizer,
+            },
             scheduler_config=scheduler_config,
         )
         if temperature_scheduler_config is None:
@@ -256,36 +229,27 @@ class GumbelVQ(VQModel):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def _make_quantizer(
-        self,
-        n_embed: int,
-        embed_dim: int,
-        *,
-        legacy: bool = True,
-        sane_index_shape: bool = False,
-        **options: Any,
-    ) -> nn.Module:
-        return GumbelQuantize(
-            self._z_channels,
-            embed_dim,
-            n_embed,
-            kl_weight=self._kl_weight,
-            temp_init=1.0,
-            **options,
-        )
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
         self.log("temperature", self.quantize.temperature)
         super().training_step(batch, batch_idx)
 
 
-def _require_size(quantizer: Any, **wanted: int | None) -> None:
-    """Refuse a size beside a `quantizer_config` that is another than the quantizer's."""
+def _require_no_conflict(
+    quantizer: Quantizer, options: Mapping[str, Any], **wanted: int | None
+) -> None:
+    """Refuse sizes and options of VQModel's own quantizer that a `quantizer_config` overrules."""
     sizes = {"n_embed": quantizer.n_e, "embed_dim": quantizer.e_dim}
     for name, value in wanted.items():
         if value not in (None, sizes[name]):
             raise UserError(
                 f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
                 f"leave {name} out"
+            )
+    defaults = {"remap": None, "sane_index_shape": False, "legacy": True}
+    for name, value in options.items():
+        if value != defaults[name]:
+            raise UserError(
+                f"{name} has no effect beside quantizer_config; set it under "
+                "quantizer_config.params, if that quantizer has such an option"
             )

@@ -25,7 +25,7 @@ def _conv(n_in: int, n_out: int, size: int) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + gain * path(x), the path being four convolutions of the given sizes after ReLUs."""
+    """x + gain * path(x), the path being four convolutions of these sizes after ReLUs."""
 
     def __init__(
         self, n_in: int, n_out: int, sizes: tuple[int, int, int, int], gain: float
@@ -43,7 +43,8 @@ class ResidualBlock(nn.Module):
         self.res_path = nn.Sequential(path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.id_path(x) + self.gain * self.res_path(x)
+        y: Tensor = self.id_path(x) + self.gain * self.res_path(x)
+        return y
 
 
 def _groups(
@@ -83,11 +84,12 @@ class DalleEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        logits: Tensor = self.blocks(x)
+        return logits
 
 
 class DalleDecoder(nn.Module):
-    """Codes [B, n_init, h, w] -> [B, 6, 8h, 8w]: logits of the mean, and log-scales, per colour."""
+    """Codes [B, n_init, h, w] -> [B, 6, 8h, 8w]: logits of the mean, and log-scales, per color."""
 
     def __init__(self, n_init: int, n_hid: int, blocks_per_group: int, resolution: int) -> None:
         super().__init__()
@@ -103,4 +105,5 @@ class DalleDecoder(nn.Module):
         )
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.blocks(codes)
+        distribution: Tensor = self.blocks(codes)
+        return distribution

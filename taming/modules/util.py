@@ -1,8 +1,8 @@
-"""Small modules and helpers: activation normalisation, weightless condition stages, counting."""
+"""Small modules and helpers: activation normalization, weightless condition stages, counting."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
 
-# What `encode` of every first and condition stage returns: (codes, loss, (_, _, indices)).
 Encoding = tuple[Tensor, Tensor | None, tuple[Tensor | None, Tensor | None, Tensor]]
+"""What `encode` of every first and condition stage returns: (codes, loss, (_, _, indices))."""
+
+ConditionKind = Literal["none", "class", "coordinates", "image", "tokens"]
+"""Where conditions come from: nowhere, class numbers, pixel coordinates, images of some kind
+(segmentations, depth, edges; they have rows and columns), or lists of tokens from the data."""
 
 
 def count_params(model: nn.Module, verbose: bool = False) -> int:
@@ -23,7 +27,7 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
 
 
 class ActNorm(nn.Module):
-    """Activation normalisation (Glow, arXiv 1807.03039, section 3.1): scale * (x + loc).
+    """Activation normalization (Glow, arXiv 1807.03039, section 3.1): scale * (x + loc).
 
     The first batch seen in training mode sets `loc` and `scale` such that each channel comes out
     with zero mean and unit variance. Takes [B, C, H, W] or [B, C]; with `logdet`, returns the
@@ -88,13 +92,14 @@ class ActNorm(nn.Module):
 class AbstractEncoder(nn.Module):
     """A condition stage: `encode` turns a batch's conditions into indices.
 
-    `kind` says where conditions come from; see `taming.models.first_stage.ConditionKind`.
+    `kind` says where conditions come from; `n_classes` how many there are of kind "class".
     """
 
-    kind = "tokens"
+    kind: ConditionKind = "tokens"
     n_classes: int | None = None
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """Conditions -> `Encoding`."""
         raise NotImplementedError
 
 
@@ -104,14 +109,20 @@ class Labelator(AbstractEncoder):
     `quantize_interface=False` returns the plain indices instead of an `Encoding`.
     """
 
-    kind = "class"
+    kind: ConditionKind = "class"
     n_classes: int
 
     def __init__(self, n_classes: int, quantize_interface: bool = True) -> None:
         super().__init__()
         self.n_classes, self.quantize_interface = n_classes, quantize_interface
 
-    def encode(self, c: Tensor) -> Encoding | Tensor:
+    # Any, here and below, as the published switch changes what is returned.
+    def encode(self, c: Tensor) -> Any:
+        """Labels [B] or [B, 1] -> `Encoding`, with codes and indices [B, 1].
+
+        Raises:
+            UserError: for labels that are no classes.
+        """
         indices = c.reshape(-1, 1).long()  # (B, 1)
         if bool(((indices < 0) | (indices >= self.n_classes)).any()):
             raise UserError(
@@ -127,12 +138,13 @@ class SOSProvider(AbstractEncoder):
     `quantize_interface=False` returns the plain indices instead of an `Encoding`.
     """
 
-    kind = "none"
+    kind: ConditionKind = "none"
 
     def __init__(self, sos_token: int, quantize_interface: bool = True) -> None:
         super().__init__()
         self.sos_token, self.quantize_interface = sos_token, quantize_interface
 
-    def encode(self, x: Tensor) -> Encoding | Tensor:
+    def encode(self, x: Tensor) -> Any:
+        """A batch of anything -> `Encoding`, with codes and indices [B, 1]."""
         indices = torch.full((len(x), 1), self.sos_token, dtype=torch.long, device=x.device)
         return (indices, None, (None, None, indices)) if self.quantize_interface else indices

@@ -1,16 +1,16 @@
-"""Images while they are drawn: pictures of unfinished indices, and films of them."""
+"""Images while they are sampled: pictures of unfinished indices, and films of them."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from taming.sampling.folder import to_pillow
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.pictures import to_pillow
 from taming.sampling.token_sampler import Progress
 
 FRAMES_PER_SECOND = 10
@@ -26,37 +26,27 @@ class Recorder:
 
     def __init__(
         self,
-        model: Any,
+        model: Net2NetTransformer,
         shape: tuple[int, int],
         frames: int = 40,
         on_frame: Callable[[Image.Image, Progress], None] | None = None,
     ) -> None:
-        self.model, self.shape, self.wanted, self.on_frame = model, shape, frames, on_frame
+        self.model, self.shape, self.most_frames, self.on_frame = model, shape, frames, on_frame
         self.frames: list[Image.Image] = []
-        self._told = 0
+        self._decoded = 0
 
     @torch.no_grad()
     def __call__(self, progress: Progress) -> None:
-        due = progress.drawn * self.wanted // progress.total
-        if due == self._told:
+        due = progress.done * self.most_frames // progress.total
+        if due == self._decoded:
             return
-        self._told = due
+        self._decoded = due
         channels, _, _ = self.model.latent_shape()
         indices = progress.indices[:1].clone()
         image = self.model.decode_to_img(indices, (1, channels, *self.shape))
         self.frames.append(to_pillow(image[0].float()))
         if self.on_frame is not None:
             self.on_frame(self.frames[-1], progress)
-
-
-def enlarged(picture: Image.Image, side: int = 384) -> Image.Image:
-    """With every pixel as a square, so that the longer side is at most `side`: small pictures, to
-    be looked at. Others are returned as they are."""
-    times = side // max(picture.size)
-    if times < 2:
-        return picture
-    size = (times * picture.width, times * picture.height)
-    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def to_gif(frames: Sequence[Image.Image]) -> bytes:
@@ -70,7 +60,7 @@ def to_gif(frames: Sequence[Image.Image]) -> bytes:
 
 
 def to_mp4(frames: Sequence[Image.Image]) -> bytes | None:
-    """The frames as an MP4; None where imageio or ffmpeg is not installed."""
+    """The frames as an MP4; None if imageio or ffmpeg is not installed."""
     try:
         import imageio.v3 as imageio
         import imageio_ffmpeg  # noqa: F401  # what imageio writes films with

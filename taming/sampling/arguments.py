@@ -1,103 +1,126 @@
-"""Flags that the sampling scripts share."""
+"""Flags that the scripts share which load a run: the run, its data, and how to sample from it."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from dataclasses import MISSING, dataclass
+from typing import Any, NamedTuple, TypeVar
 
+import torch
+
+from taming.checkpoint import Run
+from taming.command_line import Parser, add_flags, flag, from_flags, parse
+from taming.data.seeding import SeededDataset
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
-from taming.sampling.settings import SCHEDULES, SampleSettings
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.load import data_config, load_transformer, open_dataset
+from taming.sampling.settings import SampleSettings
+
+T = TypeVar("T")
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong flags are a `UserError`."""
+class LoadedRun(NamedTuple):
+    """A transformer in eval mode, its run and global step, and its precision."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+    model: Net2NetTransformer
+    run: Run
+    step: int
+    dtype: torch.dtype
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with what every sampling script takes: the run, the output, device and seed."""
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Which run a script loads, where that computes, and where files go."""
+
+    resume: str = flag(MISSING, "the run: its folder or checkpoint", "-r")
+    base: tuple[str, ...] = flag(
+        (), "merged over the run's configs", "-b", metavar="YAML", nargs="*"
+    )
+    outdir: str | None = flag(None, "where files go, instead of the run's folder", "-o")
+    device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
+    precision: str = flag("fp32", "of the transformer: fp32, bf16 or auto")
+    overrides: tuple[str, ...] = ()
+
+    def load(self, base: Sequence[str] | None = None) -> LoadedRun:
+        """The run's transformer, with the YAMLs `base` in place of `--base`.
+
+        Raises:
+            UserError: for an unknown device or precision, or as `load_transformer` does.
+        """
+        device = choose_device(self.device)
+        dtype = choose_dtype(self.precision, device)
+        base = self.base if base is None else base
+        model, run, step = load_transformer(self.resume, base, device, self.overrides, dtype)
+        return LoadedRun(model, run, step, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataArguments:
+    """Which data the conditions come from: the run's own by default."""
+
+    config: tuple[str, ...] = flag((), "merged over --base's", "-c", metavar="YAML", nargs="+")
+    ignore_base_data: bool = flag(False, "take the data from --base and --config")
+    split: str | None = flag(None, "validation (default), train or test")
+
+    def load(self, run: RunArguments) -> LoadedRun:
+        """The run's transformer; `--config` changes its config as well, if not for data only."""
+        return run.load(run.base if self.ignore_base_data else [*run.base, *self.config])
+
+    def open(self, run: Run, arguments: RunArguments) -> SeededDataset:
+        """The dataset.
+
+        Raises:
+            UserError: if the configs have none, or no such split.
+        """
+        base = [*arguments.base, *self.config]
+        data = data_config(run, base, arguments.overrides, self.ignore_base_data)
+        return open_dataset(data, self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """How to sample, for scripts without a `SamplingPlan`."""
+
+    settings: SampleSettings
+    seed: int = flag(0, "decides each sample, together with its number")
+    batch_size: int = flag(4, "sampled at once")
+
+    def __post_init__(self) -> None:
+        require_positive(batch_size=self.batch_size)
+
+
+def require_positive(**counts: int | None) -> None:
+    """Refuse flags, by name, whose numbers are below 1; None is a flag that was left out.
+
+    Raises:
+        UserError: for such a number.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name} must be at least 1, not {count}")
+
+
+def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
+    """A parser of `RunArguments` and of further dataclasses `settings`.
+
+    Args:
+        defaults: other default values than the fields'.
+    """
     parser = Parser(description=description, epilog="key.path=value overrides the run's config")
-    parser.add_argument("-r", "--resume", required=True, help="the run: its folder or checkpoint")
-    parser.add_argument(
-        "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
-    )
-    parser.add_argument("-o", "--outdir", help="where samples go, instead of the run's folder")
-    parser.add_argument("--device", default="auto", help="auto (default), cuda, cuda:1, mps, cpu")
-    parser.add_argument(
-        "--precision", default="fp32", help="of the transformer: fp32 (default), bf16, auto"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="with its number, decides each sample (default 0)"
-    )
+    for each in (RunArguments, *settings):
+        add_flags(parser, each, **defaults)
     return parser
 
 
-def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the `key.path=value` overrides among the rest.
+def read_arguments(
+    parser: argparse.ArgumentParser, settings: type[T], argv: Sequence[str] | None
+) -> tuple[RunArguments, T]:
+    """What the flags of a `make_parser` say: of the run, and of one of its dataclasses.
 
     Raises:
-        UserError: for an unknown flag.
+        UserError: for unknown flags, and values out of range.
     """
-    args, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
-    return args, rest
-
-
-def add_drawing(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, top_k: int, batch_size: int = 25
-) -> None:
-    """The flags that say how tokens are drawn."""
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=batch_size,
-        help=f"drawn at once (default {batch_size})",
-    )
-    parser.add_argument(
-        "-k", "--top_k", type=int, default=top_k, help=f"draw among the k likeliest ({top_k})"
-    )
-    parser.add_argument(
-        "-t", "--temperature", type=float, default=1.0, help="1: as the model has it"
-    )
-    parser.add_argument(
-        "-p", "--top_p", type=float, default=1.0, help="draw among the likeliest that make up p"
-    )
-    parser.add_argument(
-        "--guidance", type=float, default=1.0, help="scale, for models trained with cond_drop"
-    )
-    parser.add_argument(
-        "--guidance_schedule", default="constant", help=f"of the scale: {', '.join(SCHEDULES)}"
-    )
-
-
-def add_images(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The flags that say which images are drawn, and which of them are kept."""
-    parser.add_argument("--classes", help="comma list of class numbers (default: all)")
-    parser.add_argument("--height", type=int, help="of the images in pixels (default: as trained)")
-    parser.add_argument("--width", type=int, help="of the images in pixels (default: as trained)")
-    parser.add_argument(
-        "--reject-ratio", type=float, default=1.0, help="keep this share, by the classifier"
-    )
-    parser.add_argument(
-        "--classifier", help="torchvision model, as resnet101, or with own weights: resnet18:FILE"
-    )
-
-
-def check_drawing(args: argparse.Namespace) -> SampleSettings:
-    """The settings that the flags of `add_drawing` ask for.
-
-    Raises:
-        UserError: for values out of range.
-    """
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-    return SampleSettings(
-        args.temperature, args.top_k, args.top_p, args.guidance, args.guidance_schedule
-    )
+    args, overrides = parse(parser, argv)
+    return from_flags(RunArguments, args, overrides=tuple(overrides)), from_flags(settings, args)

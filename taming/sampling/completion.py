@@ -1,23 +1,22 @@
-"""Which part of a picture stays when the rest is drawn: completion, inpainting, outpainting."""
+"""Which part of an image is kept when the rest is sampled: completion, inpainting, outpainting."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.conditions import read_pixels
 
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
 
 
 def keep_mask(keep: str, size: tuple[int, int], factor: int) -> Tensor:
-    """Which tokens stay: bool (H / factor, W / factor), those with all their pixels kept.
+    """Which tokens are kept: bool (H / factor, W / factor), those with all their pixels kept.
 
     Args:
         keep: `top-half`, `bottom-half`, `left-half`, `right-half`; a box `x0,y0,x1,y1` in pixels;
@@ -25,7 +24,7 @@ def keep_mask(keep: str, size: tuple[int, int], factor: int) -> Tensor:
         size: (H, W) in pixels, multiples of `factor`.
 
     Raises:
-        UserError: for anything else, and where nothing would be kept or drawn.
+        UserError: for anything else, and if nothing would be kept or sampled.
     """
     height, width = size
     if Path(keep).is_file():
@@ -38,7 +37,7 @@ def keep_mask(keep: str, size: tuple[int, int], factor: int) -> Tensor:
     if not tokens.any():
         raise UserError(f"'{keep}' keeps no whole patch of {factor} x {factor} pixels")
     if tokens.all():
-        raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to draw")
+        raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to sample")
     return tokens
 
 
@@ -54,18 +53,14 @@ def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int,
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            values = torch.from_numpy(np.array(image.convert("L")))
-    except (OSError, ValueError):
-        raise UserError(f"{path} is no mask: it is no image") from None
+    values = torch.from_numpy(read_pixels(path, "mask").copy())
     if tuple(values.shape) != tuple(size):
         height, width = values.shape
         raise UserError(
             f"the mask {path} has {width} x {height} pixels, the image {size[1]} x {size[0]}"
         )
     if not ((values < 32) | (values > 223)).all():
-        raise UserError(f"{path} is no mask: it has greys; make it white where pixels are kept")
+        raise UserError(f"{path} is no mask: it has grays; make it white where pixels are kept")
     return values > 127
 
 
@@ -84,19 +79,17 @@ def _box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def known_indices(
-    model: Any,
+    model: Net2NetTransformer,
     picture: Tensor,
     keep: Tensor | None = None,
     pad: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Tensor:
-    """The picture's [1, C, H, W] indices (h, w), -1 where they are not kept.
+    """The indices (h, w) of a picture [1, C, H, W], -1 where they are not kept.
 
     `keep` bool (h, w) says which ones are; `pad` are tokens to add on the left, top, right, bottom.
     """
-    stage = model.first_stage_model
-    device = stage.post_quant_conv.weight.device
     with torch.no_grad():
-        indices = stage.encode_to_indices(picture.to(device))[0].cpu()
+        indices = model.encode_to_indices(picture.to(model.device))[0].cpu()
     if keep is not None:
         indices = indices.masked_fill(~keep, -1)
     left, top, right, bottom = pad

@@ -1,104 +1,205 @@
-"""What a person gives becomes what a model reads: image files, classes, condition files."""
+"""Images that users give: files to arrays, and to what first stages and condition stages read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Literal, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from taming.data.condition_maps import DEPTH_MODES, Depth
-from taming.data.files.images import BadImage, image_mode_and_size, read_rgb, to_float
+from taming.data.condition_maps import DEPTH_MODES, Depth, one_hot
+from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
 from taming.errors import UserError
-from taming.modules.misc.coord import CoordStage
-from taming.sampling.engine import Request
-from taming.sampling.sizes import condition_indices, coordinate_map
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.first_stage import FirstStage
+from taming.pictures import resize, resize_and_crop, to_values_array
 
-MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # an 8-bit grey may be a picture
+Content = Literal["color", "gray", "labels", "mask"]
+MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
+
+# What the files are called in errors, and what to give instead.
+NAMES: dict[Content, tuple[str, str]] = {
+    "color": ("image", "an image file"),
+    "gray": ("image", "an image file"),
+    "labels": ("segmentation", "a PNG of label numbers"),
+    "mask": ("mask", "an image that is white where pixels are kept"),
+}
+# EXIF's orientation -> (whether rows and columns change places, what is then reversed: rows,
+# columns), such that the image stands upright. 6 is a camera turned to the left: the file's first
+# column, from below, is the image's first row.
+ORIENTATION_TAG = 0x0112
+UPRIGHT: dict[int, tuple[bool, bool, bool]] = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
-def read_picture(path: str | Path, channels: int = 3) -> Tensor:
-    """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is grey, 3 is RGB.
+def read_pixels(path: str | Path, content: Content = "color", upright: bool = False) -> np.ndarray:
+    """An image file that a user gives, as an array. No other function opens such files.
 
-    With 1, files of 16 or 32 bits, and those of `scripts/extract_depth.py`, are depth.
+    Args:
+        content: "color" gives uint8 (H, W, 3); "gray" uint8 (H, W, 1), or depth in [-1, 1],
+            float32 (H, W, 1), for files of 16 or 32 bits and those of scripts/extract_depth.py;
+            "labels" int64 (H, W), the file's numbers; "mask" uint8 (H, W).
+        upright: turn it as the camera was held (EXIF). Models saw their data as it is in the files.
 
     Raises:
-        UserError: for a file that is no image, and for other numbers of channels.
+        UserError: for a file that is missing, no image, or of other content.
     """
+    name, advice = NAMES[content]
+    if not Path(path).is_file():
+        raise UserError(f"there is no {name} {path}")
+    try:
+        pixels = READERS[content](str(path))
+        orientation = _orientation(str(path)) if upright else 1
+    except BadImage as error:
+        raise UserError(f"{path} {error}; give {advice}") from None
+    swapped, rows, columns = UPRIGHT.get(orientation, (False, False, False))
+    pixels = pixels.swapaxes(0, 1) if swapped else pixels
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+
+
+def _read_gray(path: str) -> np.ndarray:
+    if image_mode_and_size(path)[0] in MEASURED:
+        return Depth().read(path)[..., None]
+    return np.asarray(Image.fromarray(read_rgb(path)).convert("L"))[..., None]
+
+
+def _read_labels(path: str) -> np.ndarray:
+    with damage_named(path), Image.open(path) as image:
+        labels = np.array(image).astype(np.int64)
+    if labels.ndim != 2:
+        raise BadImage("is a picture in colors")
+    return labels
+
+
+def _read_mask(path: str) -> np.ndarray:
+    with damage_named(path), Image.open(path) as image:
+        return np.array(image.convert("L"))
+
+
+READERS: dict[Content, Callable[[str], np.ndarray]] = {
+    "color": read_rgb,
+    "gray": _read_gray,
+    "labels": _read_labels,
+    "mask": _read_mask,
+}
+
+
+def _orientation(path: str) -> int:
+    with damage_named(path), Image.open(path) as image:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+
+
+# ---------------------------------------------------------------------- what stages read
+
+
+def read_picture(
+    path: str | Path, channels: int = 3, size: tuple[int, int] | None = None
+) -> Tensor:
+    """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
+
+    With `size` (height, width) it is resized to cover that, and the rest cut off.
+
+    Raises:
+        UserError: as `read_pixels` does, and for other numbers of channels.
+    """
+    pixels = read_pixels(path, _content_for(channels))
+    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
+
+
+def _content_for(channels: int) -> Content:
     if channels not in (1, 3):
         raise UserError(f"the model reads {channels} channels, and image files have 1 or 3")
-    if not Path(path).is_file():
-        raise UserError(f"there is no image {path}")
-    try:
-        if channels == 1 and image_mode_and_size(str(path))[0] in MEASURED:
-            values = Depth().read(str(path))[..., None]
-        else:
-            values = to_float(_in_channels(read_rgb(str(path)), channels))
-    except BadImage as error:
-        raise UserError(f"{path} {error}; give an image file") from None
-    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
+    return "color" if channels == 3 else "gray"
 
 
-def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    return pixels if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+def _to_input(pixels: np.ndarray) -> Tensor:
+    """[1, C, H, W] of (H, W, C): values of uint8 pixels, floats as they are."""
+    values = to_values_array(pixels) if pixels.dtype == np.uint8 else pixels
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))[None]
 
 
-def read_input(stage: Any, path: str | Path) -> Tensor:
-    """What a first stage reads, [1, C, H, W]: a picture, or labels one-hot; raises `UserError`."""
-    if stage.reads_labels:
-        return _read_labels(Path(path), stage.channels)
-    return read_picture(path, stage.channels)
+def read_input(
+    stage: FirstStage,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    reduce_to: tuple[int, int] | None = None,
+) -> Tensor:
+    """What a first stage reads, [1, C, H, W]: an image, or labels one-hot.
 
-
-def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scaled to cover `size` (height, width), the rest cut off on both sides alike."""
-    height, width = size
-    scale = max(height / picture.shape[2], width / picture.shape[3])
-    if scale != 1:
-        new = [
-            max(side, round(scale * old)) for side, old in zip(size, picture.shape[2:], strict=True)
-        ]
-        picture = F.interpolate(picture, new, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (picture.shape[2] - height) // 2, (picture.shape[3] - width) // 2
-    return picture[:, :, top : top + height, left : left + width]
-
-
-def cut_to_tokens(picture: Tensor, factor: int) -> Tensor:
-    """Without the last rows and columns that would fill no whole token.
+    Args:
+        size: (height, width) to cover, cutting off the rest.
+        reduce_to: larger images are turned upright and reduced until they just cover this.
 
     Raises:
-        UserError: where nothing would be left.
+        UserError: as `read_pixels` does, and for labels that the stage does not have.
     """
-    height, width = (side // factor * factor for side in picture.shape[2:])
-    if not height or not width:
-        size = f"{picture.shape[3]} x {picture.shape[2]}"
-        raise UserError(f"the image has {size} pixels, fewer than the {factor} of one token")
-    return picture[:, :, :height, :width]
+    content: Content = "labels" if stage.reads_labels else _content_for(stage.channels)
+    pixels = read_pixels(path, content, upright=reduce_to is not None)
+    if content == "labels":
+        _check_labels(path, pixels, stage.channels)
+    if reduce_to is not None:
+        pixels = _reduced(pixels, reduce_to)
+    if content == "labels":  # numbers are not mixed: the nearest ones are taken
+        pixels = pixels.astype(np.int32)
+        if size is not None:
+            pixels = resize_and_crop(pixels, size, Image.Resampling.NEAREST)
+        return _to_input(one_hot(pixels, stage.channels))
+    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
 
 
-def read_condition(model: Any, text: str, size: tuple[int, int] | None = None) -> Tensor:
+def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:
+    if not 0 <= labels.min() <= labels.max() < n_labels:
+        raise UserError(
+            f"{path} has labels from {labels.min()} to {labels.max()}, but the model has 0 to "
+            f"{n_labels - 1}"
+        )
+
+
+def _reduced(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Reduced until one side fits into `size` and the other covers it; nothing is cut off.
+
+    Label numbers (H, W) are not mixed: the nearest ones are taken.
+    """
+    scale = max(wanted / side for wanted, side in zip(size, pixels.shape, strict=False))
+    if scale >= 1:
+        return pixels
+    height, width = (
+        max(wanted, round(side * scale)) for wanted, side in zip(size, pixels.shape, strict=False)
+    )
+    if pixels.ndim == 2:
+        image = Image.fromarray(pixels.astype(np.int32))
+        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST), np.int64)
+    return resize(pixels, (height, width))
+
+
+def read_condition(
+    model: Net2NetTransformer, text: str, size: tuple[int, int] | None = None
+) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    A model of segmentations reads an image of label numbers (grey or with a palette), others read
-    pictures. `size` is the image's, in pixels (height, width); None takes files of any size.
+    `size` is the sample's, in pixels (height, width), and must be the file's; None takes files of
+    any size.
 
     Raises:
-        UserError: for a class that the model does not have, a file of another size, or labels out
-            of range.
+        UserError: for a class that the model does not have, a file of another size, labels out of
+            range, or a model whose conditions are neither.
     """
-    classes = getattr(model.cond_stage_model, "n_classes", None)
-    if classes is not None:
-        if not text.isdecimal() or int(text) >= classes:
-            raise UserError(f"the condition is a class, 0 to {classes - 1}, not '{text}'")
+    if model.n_classes is not None:
+        if not text.isdecimal() or int(text) >= model.n_classes:
+            raise UserError(f"the condition is a class, 0 to {model.n_classes - 1}, not '{text}'")
         return torch.tensor([int(text)])
-    stage = model.cond_stage_model
-    if not hasattr(stage, "encoder"):
-        raise UserError(f"a condition '{model.cond_stage_key}' cannot be read from a file")
-    condition = read_input(stage, text)
+    condition = read_input(image_condition_stage(model), text)
     if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(
@@ -108,47 +209,25 @@ def read_condition(model: Any, text: str, size: tuple[int, int] | None = None) -
     return condition
 
 
-def _read_labels(path: Path, n_labels: int) -> Tensor:
-    """One-hot float32 [1, n_labels, H, W]."""
-    if not path.is_file():
-        raise UserError(f"there is no segmentation {path}")
-    try:
-        with Image.open(path) as image:
-            labels = torch.from_numpy(np.array(image).astype(np.int64))
-    except (OSError, ValueError):
-        raise UserError(f"{path} is no image; give a PNG of label numbers") from None
-    if labels.dim() != 2:
-        raise UserError(f"{path} is a picture in colours; give a PNG of label numbers")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < n_labels:
-        raise UserError(
-            f"{path} has labels from {int(labels.min())} to {int(labels.max())}, but the model "
-            f"has 0 to {n_labels - 1}"
-        )
-    return F.one_hot(labels, n_labels).permute(2, 0, 1)[None].float()
-
-
-def request_for(
-    model: Any,
-    c: Tensor | None,
-    number: int,
-    shape: tuple[int, int],
-    known: Tensor | None = None,
-) -> Request:
-    """The request for one image of `shape` (in tokens) under a condition of batch size 1.
-
-    `c` is what `model.get_input` gives; it may be None where the model needs none.
+def image_condition_stage(model: Net2NetTransformer) -> FirstStage:
+    """The condition stage of a model whose conditions are images, which is a first stage.
 
     Raises:
-        UserError: where it does.
+        UserError: for any other model.
     """
-    if model.be_unconditional:
-        return Request(number, (model.sos_token,), known=known)
-    if c is None and isinstance(model.cond_stage_model, CoordStage):
-        return Request(number, condition=coordinate_map(model, shape), known=known)
-    if c is None:
-        raise UserError(f"this model draws for a given '{model.cond_stage_key}'; give one")
-    indices = condition_indices(model, c)[0].cpu()
-    if indices.dim() == 2:
-        return Request(number, condition=indices, known=known)
-    label = int(c[0]) if hasattr(model.cond_stage_model, "n_classes") else None
-    return Request(number, tuple(indices.tolist()), label, known=known)
+    if model.condition_kind != "image":
+        raise UserError(f"a condition '{model.cond_stage_key}' cannot be read from a file")
+    return cast(FirstStage, model.cond_stage_model)
+
+
+def cut_to_tokens(images: Tensor, factor: int) -> Tensor:
+    """[B, C, H, W] without the last rows and columns that fill no whole token.
+
+    Raises:
+        UserError: if nothing would be left.
+    """
+    height, width = (side // factor * factor for side in images.shape[2:])
+    if not height or not width:
+        size = f"{images.shape[3]} x {images.shape[2]}"
+        raise UserError(f"the image has {size} pixels, fewer than the {factor} of one token")
+    return images[:, :, :height, :width]

@@ -6,41 +6,44 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
 from taming.errors import UserError
-from taming.sampling.engine import Request, Sample, sample_images
-from taming.sampling.rejection import Score, best_of, candidates, group_of
-from taming.sampling.requests import requests_for
+from taming.pictures import to_pillow
+from taming.sampling.engine import Sample
+from taming.sampling.plan import SamplingJob
 from taming.sampling.settings import SampleSettings
-from taming.sampling.token_sampler import OnStep, Progress
+from taming.sampling.token_sampler import Progress
 
-# The text entry of a PNG that says how it was drawn, as JSON.
+# The text entry of a PNG that says how it was sampled, as JSON.
 RECORD = "sampling"
+# What to do if a file cannot be written: see `atomic_path`.
+ADVICE = "finished samples stay, and the same command goes on with the rest"
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")
 
 
-def to_pillow(image: Tensor) -> Image.Image:
-    """A float image (C, H, W) in [-1, 1], C = 1 (grey), 3 or 4, as a Pillow image.
+def make_record(
+    seed: int, global_step: int, dtype: torch.dtype, settings: SampleSettings
+) -> dict[str, Any]:
+    """What decides samples of every kind, for the text of their PNGs."""
+    return {"seed": seed, "global_step": global_step, "dtype": str(dtype), **asdict(settings)}
 
-    Raises:
-        UserError: for any other number of channels.
-    """
-    if image.shape[0] not in (1, 3, 4):
-        raise UserError(f"the model draws {image.shape[0]} channels; a PNG has 1, 3 or 4 of them")
-    pixels = ((image + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).cpu().numpy()
-    pixels = pixels.astype(np.uint8)  # (H, W, C)
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
+    """The text of a PNG, for Pillow's `save(pnginfo=...)`."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(RECORD, json.dumps(record))
+    return info
 
 
 def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None) -> None:
@@ -49,52 +52,24 @@ def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None)
     A file is either complete or not there.
 
     Raises:
-        UserError: where it cannot be written, as on a full disk.
+        UserError: if it cannot be written, as on a full disk.
     """
-    info = PngImagePlugin.PngInfo()
-    if record is not None:
-        info.add_text(RECORD, json.dumps(record))
     picture = to_pillow(image)
-    save_whole(path, lambda partial: picture.save(partial, format="PNG", pnginfo=info))
-
-
-def save_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file, which then appears at `path`: complete, or not at all.
-
-    Raises:
-        UserError: where it cannot be written, as on a full disk.
-    """
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); finished samples stay, and the "
-            "same command goes on with the rest"
-        ) from None
-
-
-class Finished(Protocol):
-    """Knows which samples need not be drawn."""
-
-    def finished(self, label: int | None) -> set[int]:
-        """Numbers of a label's samples that are there."""
+    info = PngImagePlugin.PngInfo() if record is None else png_info(record)
+    with atomic_path(path, advice=ADVICE) as partial:
+        picture.save(partial, format="PNG", pnginfo=info)
 
 
 def check_place(folder: Path) -> None:
-    """Before work begins: whether files can go to a folder, which need not exist yet.
+    """Before work begins: check that files can be written to a folder, which need not exist yet.
 
     Raises:
-        UserError: where they cannot.
+        UserError: if they cannot.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(
-            f"nothing can be written to {folder}, as {there} is no folder or write-protected; "
+            f"nothing can be written to {folder}, as {existing} is no folder or write-protected; "
             "choose another --outdir"
         )
 
@@ -112,19 +87,19 @@ class SampleFolder:
 
     def path(self, label: int | None, number: int) -> Path:
         """Where a sample is, or will be."""
-        return self._of(label) / f"{number:06}.png"
+        return self._folder_of(label) / f"{number:06}.png"
 
-    def _of(self, label: int | None) -> Path:
+    def _folder_of(self, label: int | None) -> Path:
         return self.root if label is None else self.root / str(label)
 
     def finished(self, label: int | None) -> set[int]:
         """Numbers of a label's samples that are already here.
 
         Raises:
-            UserError: if they were drawn with other settings, or no more can be written.
+            UserError: if they were sampled with other settings, or no more can be written.
         """
         check_place(self.root)
-        paths = [p for p in self._of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
+        paths = [p for p in self._folder_of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
         if paths:
             self._check_settings(min(paths))
         return {int(path.stem) for path in paths}
@@ -132,13 +107,13 @@ class SampleFolder:
     def _check_settings(self, path: Path) -> None:
         try:
             with Image.open(path) as image:
-                found = json.loads(image.info.get(RECORD, "{}"))
+                record = json.loads(image.info.get(RECORD, "{}"))
         except (OSError, ValueError):
             raise UserError(f"{path} is no intact PNG; remove it and try again") from None
         for key, value in self.record.items():
-            if found.get(key, value) != value:
+            if record.get(key, value) != value:
                 raise UserError(
-                    f"{path} was drawn with {key} {found[key]}, not {value}: choose another "
+                    f"{path} was sampled with {key} {record[key]}, not {value}: choose another "
                     "--outdir, or remove the old samples"
                 )
 
@@ -146,12 +121,12 @@ class SampleFolder:
         """Write a sample; a file is either complete or not there.
 
         Raises:
-            UserError: where it cannot be written, as on a full disk.
+            UserError: if it cannot be written, as on a full disk.
         """
-        named = {**self.record, "class": sample.label, "number": sample.number}
+        record = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
-            named |= {"candidate": sample.candidate, "score": sample.score}
-        save_png(sample.image, self.path(sample.label, sample.number), named)
+            record |= {"candidate": sample.candidate, "score": sample.score}
+        save_png(sample.image, self.path(sample.label, sample.number), record)
 
 
 class FolderWriter:
@@ -162,7 +137,7 @@ class FolderWriter:
     """
 
     def __init__(self, folder: SampleFolder, threads: int = 4) -> None:
-        self.folder, self.waiting = folder, 4 * threads
+        self.folder, self.most_pending = folder, 4 * threads
         self._pool = ThreadPoolExecutor(threads)
         self._pending: deque[Future[None]] = deque()
 
@@ -170,9 +145,9 @@ class FolderWriter:
         return self
 
     def save(self, sample: Sample) -> None:
-        """Write a sample soon; waits where too many are waiting."""
+        """Write a sample soon; waits if too many are pending."""
         self._pending.append(self._pool.submit(self.folder.save, sample))
-        if len(self._pending) > self.waiting:
+        if len(self._pending) > self.most_pending:
             self._pending.popleft().result()
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -182,77 +157,25 @@ class FolderWriter:
                 pending.result()
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to draw into a folder: `num_samples` of every label, in tokens of `shape`.
-
-    Attributes:
-        shape: height and width in tokens; None: the training's.
-        share: (n, processes): this is the n-th of several processes that fill the folder.
-        compiled: see `sample_images`.
-        ratio, score: with a score (see `best_of`), the share of candidates that is kept.
-    """
-
-    labels: Sequence[int | None]
-    num_samples: int
-    settings: SampleSettings
-    batch_size: int = 25
-    seed: int = 0
-    shape: tuple[int, int] | None = None
-    share: tuple[int, int] = (0, 1)
-    compiled: bool = False
-    ratio: float = 1.0
-    score: Score | None = None
-
-    def missing(self, model: Any, folder: Finished) -> Iterator[Request]:
-        """What this process is to draw and has not, group by group where there is rejection."""
-        kept = group_of(self.ratio)[0] if self.score else 1
-        requests = requests_for(
-            model, self.labels, self.num_samples, folder.finished, self.shape, self.share, kept
-        )
-        return candidates(requests, self.ratio) if self.score else requests
-
-    def samples(
-        self, model: Any, folder: Finished, on_step: OnStep | None = None
-    ) -> Iterator[Sample]:
-        """The samples that `folder` lacks."""
-        requests = self.missing(model, folder)
-        samples = sample_images(
-            model,
-            requests,
-            self.settings,
-            self.batch_size,
-            self.seed,
-            on_step=on_step,
-            shape=self.shape,
-            compiled=self.compiled,
-        )
-        if self.score is None:
-            return samples
-        chosen = best_of(samples, self.score, self.ratio)
-        return (sample for sample in chosen if sample.number < self.num_samples)
-
-
-def fill_folder(folder: SampleFolder, model: Any, job: Job) -> int:
-    """Draw what `folder` lacks of a job, with a progress bar; returns how many images were drawn.
+def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
+    """Sample what `folder` lacks of a job, with a progress bar; returns the number of new images.
 
     Raises:
         UserError: as `SampleFolder` and `sample_images` do.
     """
-    rank, processes = job.share
-    wanted = len(job.labels) * job.num_samples
-    present = sum(n < job.num_samples for label in job.labels for n in folder.finished(label))
-    own = -(-(wanted - present) // processes)
-    drawn = 0
+    (rank, processes), count = job.share, job.plan.num_samples
+    existing = sum(n < count for label in job.labels for n in folder.finished(label))
+    own = -(-(len(job.labels) * count - existing) // processes)
+    new = 0
     with tqdm(total=own, unit="image", miniters=0, disable=rank > 0) as bar:
 
         def show(progress: Progress) -> None:
-            bar.set_postfix_str(f"token {progress.drawn}/{progress.total}", refresh=False)
+            bar.set_postfix_str(f"token {progress.done}/{progress.total}", refresh=False)
             bar.update(0)
 
         with FolderWriter(folder) as writer:
-            for sample in job.samples(model, folder, show):
+            for sample in job.samples(folder, show):
                 writer.save(sample)
-                drawn += 1
+                new += 1
                 bar.update()
-    return drawn
+    return new

@@ -1,16 +1,20 @@
-"""A trained transformer from its run, and where and how precisely it computes."""
+"""A run's trained transformer or first stage, and its data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
-from taming.checkpoint import Run, load_run
+from taming.checkpoint import Run, load_run, run_config
+from taming.config import instantiate_from_config, load_config
+from taming.data.seeding import SeededDataset
 from taming.devices import choose_device
 from taming.errors import UserError
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.first_stage import FirstStage
 
 
 def load_transformer(
@@ -19,21 +23,21 @@ def load_transformer(
     device: str | torch.device = "auto",
     overrides: Sequence[str] = (),
     dtype: torch.dtype | None = None,
-) -> tuple[Any, Run, int]:
+) -> tuple[Net2NetTransformer, Run, int]:
     """The `Net2NetTransformer` of a run, in eval mode on `device`, the run and its global step.
 
     Args:
         path: run folder or checkpoint.
         base: YAMLs merged over the run's own.
         overrides: `key.path=value`, merged last.
-        dtype: the transformer's precision, as it is by default. Nothing needs gradients, so that
+        dtype: the transformer's precision; None leaves it as it is. Nothing needs gradients, so
             decoders use the weights where they are.
 
     Raises:
-        UserError: where there is no such run, or it is a first stage.
+        UserError: if there is no such run, or it is a first stage.
     """
     model, run, global_step = load_run(path, base, overrides)
-    if not hasattr(model, "transformer"):
+    if not isinstance(model, Net2NetTransformer):
         raise UserError(
             f"{path}: this is a first stage; reconstruct with scripts/reconstruct.py, or train the "
             "second stage (python main.py with a transformer's YAML) and sample from that"
@@ -48,9 +52,48 @@ def load_first_stage(
     base: Sequence[str | Path] = (),
     device: str | torch.device = "auto",
     overrides: Sequence[str] = (),
-) -> tuple[Any, Run, int]:
+) -> tuple[FirstStage, Run, int]:
     """The first stage of a run, which may be a transformer's: see `load_transformer`."""
     model, run, global_step = load_run(path, base, overrides)
-    stage: Any = getattr(model, "first_stage_model", model)
+    stage: FirstStage = (
+        model.first_stage_model if isinstance(model, Net2NetTransformer) else model  # type: ignore[assignment]
+    )
     stage.requires_grad_(False)
     return stage.to(choose_device(device)), run, global_step
+
+
+def data_config(
+    run: Run,
+    base: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    ignore_base_data: bool = False,
+) -> DictConfig:
+    """The `data` section of a run's configs, `base` merged over them, or of `base` alone.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if ignore_base_data:
+        config = load_config(base, [text for text in overrides if text.startswith("data.")])
+    else:
+        config = run_config(run, base, overrides)
+    if "data" not in config:
+        raise UserError("the configs have no 'data' section; name a YAML with one")
+    data: DictConfig = config.data
+    return data
+
+
+def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:
+    """The dataset `split` of a `data` section: by default that of validation, or of training.
+
+    An item depends on its index alone, even if its crop is random.
+
+    Raises:
+        UserError: if there is no such dataset.
+    """
+    splits = [name for name in ("validation", "train", "test") if data.params.get(name) is not None]
+    if not splits or split is not None and split not in splits:
+        raise UserError(f"the data section has no '{split or 'validation'}'; it has {splits}")
+    split = split or splits[0]
+    config = data.params[split]
+    return SeededDataset(instantiate_from_config(config, key=f"data.params.{split}"))

@@ -1,31 +1,38 @@
-"""What a command samples from a run: how many images, of which classes and size, how, and where.
+"""What a command samples from a run: how many images, of which classes and size, and how.
 
-`scripts/sample_fast.py` and the evaluation take the same `SamplingPlan`: its fields are flags.
+`scripts/sample_fast.py` and the evaluation take the same `SamplingPlan`: its fields are flags. For
+a loaded model it becomes a `SamplingJob`, the part of one process.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from taming.command_line import flag, parse_numbers, parse_size
+from taming.command_line import add_flags, flag, parse_numbers, parse_size
 from taming.devices import dtype_name
 from taming.distributed import own_share
 from taming.errors import UserError
-from taming.sampling.folder import Job
-from taming.sampling.rejection import Classifier, group_of
-from taming.sampling.requests import labels_for
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.engine import Sample, sample_images
+from taming.sampling.rejection import Classifier, Score, best_of, candidates, group_of
+from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import tokens_for
+from taming.sampling.sizes import Sides, add_side_flags, tokens_for
+from taming.sampling.token_sampler import OnStep
+
+TOP_K = 250
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
     """All that decides the samples of a run, beside the run itself.
 
-    Fields without a flag are given by the script: `overrides` (`key.path=value`), `device`,
+    Fields without a flag are given by the script: `base`, `overrides` (`key.path=value`), `device`,
     `dtype` and `compiled`.
 
     Raises:
@@ -33,12 +40,12 @@ class SamplingPlan:
     """
 
     num_samples: int = flag(50_000, "per class, if there are classes", "-n")
-    settings: SampleSettings = field(default_factory=lambda: SampleSettings(top_k=250))
+    settings: SampleSettings = field(default_factory=lambda: SampleSettings(top_k=TOP_K))
     seed: int = flag(0, "decides each sample, together with its number")
     classes: tuple[int, ...] | None = flag(
         None, "comma list of class numbers (default: all)", parse=parse_numbers
     )
-    size: tuple[int, int] | None = flag(
+    size: Sides | None = flag(
         None, "of the images in pixels, height,width (default: as trained)", parse=parse_size
     )
     reject_ratio: float = flag(
@@ -81,18 +88,90 @@ class SamplingPlan:
             "precision": dtype_name(self.dtype),
         }
 
-    def job(self, model: Any, batch_size: int, share: tuple[int, int] | None = None) -> Job:
-        """The job for a loaded model; `share` is this process's, by default as torchrun says."""
-        height, width = self.size or (None, None)
-        return Job(
+    def job(
+        self,
+        model: Net2NetTransformer,
+        batch_size: int,
+        share: tuple[int, int] | None = None,
+    ) -> SamplingJob:
+        """The job for a loaded model; `share` is this process's, by default as torchrun says.
+
+        Raises:
+            UserError: for classes or a size that the model does not have, or a classifier that
+                cannot be loaded.
+        """
+        return SamplingJob(
+            plan=self,
+            model=model,
             labels=labels_for(model, self.classes),
-            num_samples=self.num_samples,
-            settings=self.settings,
-            batch_size=batch_size,
-            seed=self.seed,
-            shape=tokens_for(model, height, width),
-            share=share or own_share(),
-            compiled=self.compiled,
-            ratio=self.reject_ratio,
+            shape=tokens_for(model, self.size),
             score=Classifier(self.classifier, self.device) if self.classifier else None,
+            batch_size=batch_size,
+            share=share or own_share(),
         )
+
+
+def add_plan_flags(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, **defaults: Any
+) -> None:
+    """The flags of `SamplingPlan`; `defaults` are other default values than its own."""
+    add_flags(parser, SamplingPlan, **({"top_k": TOP_K} | defaults))
+    add_side_flags(parser)
+
+
+class Finished(Protocol):
+    """Knows which samples exist already."""
+
+    def finished(self, label: int | None) -> set[int]:
+        """Numbers of a label's samples that exist."""
+
+
+@dataclass(frozen=True)
+class SamplingJob:
+    """The samples of a plan that one process makes, with a loaded model.
+
+    Attributes:
+        labels: the classes, or [None].
+        shape: height and width in tokens; None: the training's.
+        score: of candidates, with rejection (see `best_of`).
+        share: (n, processes): this is the n-th of several processes that share the plan.
+    """
+
+    plan: SamplingPlan
+    model: Net2NetTransformer
+    labels: Sequence[int | None]
+    shape: tuple[int, int] | None = None
+    score: Score | None = None
+    batch_size: int = 25
+    share: tuple[int, int] = (0, 1)
+
+    def requests(self, existing: Finished) -> Iterator[Request]:
+        """What this process has to sample: with rejection, the candidates of whole groups."""
+        ratio = self.plan.reject_ratio
+        requests = requests_for_labels(
+            self.model,
+            self.labels,
+            self.plan.num_samples,
+            finished=existing.finished,
+            shape=self.shape,
+            share=self.share,
+            block=group_of(ratio)[0] if self.score else 1,
+        )
+        return candidates(requests, ratio) if self.score else requests
+
+    def samples(self, existing: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
+        """The samples that do not exist yet."""
+        samples = sample_images(
+            self.model,
+            self.requests(existing),
+            self.plan.settings,
+            batch_size=self.batch_size,
+            seed=self.plan.seed,
+            on_step=on_step,
+            shape=self.shape,
+            compiled=self.plan.compiled,
+        )
+        if self.score is None:
+            return samples
+        chosen = best_of(samples, self.score, self.plan.reject_ratio)
+        return (sample for sample in chosen if sample.number < self.plan.num_samples)

@@ -11,14 +11,18 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
-from taming.sampling.engine import Request, Sample
+from taming.sampling.engine import Sample
+from taming.sampling.requests import Request
+
+if TYPE_CHECKING:  # torchvision takes long to import, and is needed for rejection only
+    from torchvision.models import WeightsEnum
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,7 +34,7 @@ def group_of(ratio: float) -> tuple[int, int]:
         UserError: for a ratio outside of [0.001, 1].
     """
     if not 0.001 <= ratio <= 1:
-        raise UserError(f"--reject-ratio is the share that is kept, 0.001 to 1, not {ratio}")
+        raise UserError(f"--reject_ratio is the share that is kept, 0.001 to 1, not {ratio}")
     share = Fraction(ratio).limit_denominator(1000)
     return share.numerator, share.denominator
 
@@ -72,7 +76,7 @@ class Classifier:
     """How probable an image's class is to a torchvision classifier.
 
     Args:
-        name: a torchvision model with its published weights, `resnet101`; or with weights of one's
+        name: a torchvision model with its published weights, `resnet101`; or with weights of its
             own, `resnet18:FILE`, whose outputs are the model's classes in their order.
 
     Raises:
@@ -94,7 +98,8 @@ class Classifier:
     def probabilities(self, images: Tensor) -> Tensor:
         """Of every class [B, K], for images [B, 1 or 3, H, W] in [-1, 1]."""
         pixels = images.to(self.device).clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
-        return self.network(self.transform(pixels)).softmax(1)
+        logits: Tensor = self.network(self.transform(pixels))  # (B, K)
+        return logits.softmax(1)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Probabilities [B] of `labels` [B] for images [B, 1 or 3, H, W] in [-1, 1]."""
@@ -104,7 +109,7 @@ class Classifier:
 
 
 def require_known(label: int, probabilities: Tensor) -> None:
-    """Refuse a label that is none of the classes of `probabilities` [B, K]."""
+    """Refuse a label beyond the classes of `probabilities` [B, K]."""
     if label >= probabilities.shape[1]:
         raise UserError(
             f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples are "
@@ -112,24 +117,25 @@ def require_known(label: int, probabilities: Tensor) -> None:
         )
 
 
-def _published(architecture: str, weights: Any) -> torch.nn.Module:
+def _published(architecture: str, weights: WeightsEnum) -> nn.Module:
     from torchvision import models
 
     try:
-        return models.get_model(architecture, weights=weights)
+        network: nn.Module = models.get_model(architecture, weights=weights)
     except OSError as error:
         raise UserError(
             f"the weights of {architecture} could not be fetched ({error}); name a file as "
             f"--classifier {architecture}:FILE"
         ) from None
+    return network
 
 
-def _own(architecture: str, file: Path) -> torch.nn.Module:
+def _own(architecture: str, file: Path) -> nn.Module:
     from torchvision import models
 
     state = read_checkpoint(file)["state_dict"]
     classes = len(list(state.values())[-1])
-    network = models.get_model(architecture, weights=None, num_classes=classes)
+    network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -1,81 +1,191 @@
-"""What to draw: requests for every class of a model, or for a model without a condition."""
+"""What to sample: `Request`, one image, and the functions that make requests.
+
+| of | function |
+|---|---|
+| classes, coordinates or no condition, any number of samples | `requests_for_labels` |
+| one condition as the data has it | `request_for_condition` |
+| a scene, with a prompt for every window | `requests_for_scene` |
+| `SampleInputs`, which hold either of the last two | `request_for_inputs` |
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache
 
+import torch
+from torch import Tensor
+
+from taming.data.conditional_builder.boxes import WHOLE
+from taming.data.faceshq import coordinates
 from taming.errors import UserError
-from taming.modules.misc.coord import CoordStage
-from taming.sampling.engine import Request
-from taming.sampling.sizes import coordinate_map
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.inputs import SampleInputs
+from taming.sampling.scenes import Scene, SceneBuilder
+from taming.sampling.sizes import pixels_per_token, trained_shape
+from taming.sampling.sliding_window import Box
 
 
-def parse_classes(text: str | None) -> list[int] | None:
-    """Class numbers of a comma list (a trailing comma is fine), without repetitions.
+@dataclass(frozen=True)
+class Request:
+    """One image to sample.
 
-    Raises:
-        UserError: where a part is no number.
+    Attributes:
+        number: the sample's number (within its class); with the seed, it decides the image.
+        prompt: indices that the transformer sees first: the condition's, or the start token.
+        label: the class; None for models without classes.
+        condition: a map of the condition's indices, int64 (H, W), instead of a prompt.
+        prompt_in: at other sizes than the training's, the prompt for a window at (x0, y0, width,
+            height), as shares of the image, instead of `prompt`: scenes say what is in the window.
+        known: indices that are kept, int64 (H, W), -1 at positions to sample.
     """
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if not part.isdecimal():
-            raise UserError(f"--classes takes numbers such as 0,1,7, and '{part}' is none")
-    if not parts:
-        raise UserError("--classes names no class; leave it out for all of them")
-    return list(dict.fromkeys(int(part) for part in parts))
+
+    number: int
+    prompt: tuple[int, ...] = ()
+    label: int | None = None
+    condition: Tensor | None = field(default=None, compare=False)
+    prompt_in: Callable[[Box], Sequence[int]] | None = field(default=None, compare=False)
+    known: Tensor | None = field(default=None, compare=False)
+
+    @property
+    def stream(self) -> int:
+        """Which random numbers it uses: classes share none, and do not depend on each other."""
+        return (self.label or 0) * 2**32 + self.number
 
 
-def labels_for(model: Any, classes: Sequence[int] | None = None) -> list[int | None]:
-    """The classes to draw, all of the model's by default; [None] for a model without them.
+# ---------------------------------------------------------------------- many samples of a model
+
+
+def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:
+    """The classes to sample, all of the model's by default; [None] for a model without them.
 
     Raises:
         UserError: for a class that the model does not have, or a model with another condition.
     """
-    n_classes = getattr(model.cond_stage_model, "n_classes", None)
-    free = model.be_unconditional or isinstance(model.cond_stage_model, CoordStage)
-    if free or n_classes is None:
-        if not free:
-            raise UserError(
-                f"this model draws images for a given '{model.cond_stage_key}', which is no class; "
-                "use scripts/make_samples.py (or make_scene_samples.py, for scenes)"
-            )
+    if model.condition_kind in ("none", "coordinates"):
         if classes is not None:
             raise UserError("this model has no classes; leave out --classes")
         return [None]
+    if model.n_classes is None:
+        raise UserError(
+            f"this model samples images for a given '{model.cond_stage_key}', which is no class; "
+            "use scripts/make_samples.py (or make_scene_samples.py, for scenes)"
+        )
     for label in classes or ():
-        if not 0 <= label < n_classes:
+        if not 0 <= label < model.n_classes:
             raise UserError(
-                f"class {label} is out of range: the model has classes 0 to {n_classes - 1}"
+                f"class {label} is out of range: the model has classes 0 to {model.n_classes - 1}"
             )
-    return list(range(n_classes) if classes is None else classes)
+    return list(range(model.n_classes) if classes is None else classes)
 
 
-def requests_for(
-    model: Any,
+def requests_for_labels(
+    model: Net2NetTransformer,
     labels: Sequence[int | None],
     num_samples: int,
-    done: Callable[[int | None], Container[int]] = lambda label: (),
+    *,
+    finished: Callable[[int | None], Container[int]] = lambda label: (),
     shape: tuple[int, int] | None = None,
     share: tuple[int, int] = (0, 1),
     block: int = 1,
 ) -> Iterator[Request]:
-    """Samples 0 to `num_samples` - 1 of each label, class by class, without those already `done`.
+    """Samples 0 to `num_samples` - 1 of each label, class by class, without finished ones.
 
     Args:
-        done: `done(label)` are the numbers of a label's finished samples.
+        labels: of `labels_for`.
+        finished: `finished(label)` are the numbers of a label's finished samples.
         shape: (h, w) of the images in tokens; the training's by default.
         share: (n, processes): the n-th process's share of the work.
         block: so many consecutive numbers stay together in one share.
     """
     rank, processes = share
-    coordinates = coordinate_map(model, shape or tuple(model.latent_shape()[1:]))
+    positions = coordinate_map(model, shape or trained_shape(model))
     for place, label in enumerate(labels):
         prompt = (model.sos_token if label is None else label,)
-        finished = done(label)
+        done = finished(label)
         for number in range(num_samples):
             mine = (place * num_samples + number // block) % processes == rank
-            if mine and number not in finished:
-                yield Request(number, prompt, label, coordinates)
+            if mine and number not in done:
+                yield Request(number, prompt, label, positions)
+
+
+# ---------------------------------------------------------------------- one condition
+
+
+def request_for_condition(
+    model: Net2NetTransformer,
+    c: Tensor | None,
+    number: int,
+    shape: tuple[int, int],
+    known: Tensor | None = None,
+) -> Request:
+    """The request for one image of `shape` (in tokens) under a condition of batch size 1.
+
+    `c` is what `model.get_input` gives; None if the model needs none (no condition, coordinates).
+
+    Raises:
+        UserError: if `c` is None and the model needs it.
+    """
+    if model.condition_kind == "none":
+        return Request(number, (model.sos_token,), known=known)
+    if c is None and model.condition_kind == "coordinates":
+        return Request(number, condition=coordinate_map(model, shape), known=known)
+    if c is None:
+        raise UserError(f"this model samples for a given '{model.cond_stage_key}'; give one")
+    indices = condition_indices(model, c)[0].cpu()  # (n,), or (h, w)
+    if indices.dim() == 2:
+        return Request(number, condition=indices, known=known)
+    label = int(c[0]) if model.condition_kind == "class" else None
+    return Request(number, tuple(indices.tolist()), label, known=known)
+
+
+def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
+    """Indices of conditions as the model reads them: [B, n], or [B, h, w] for maps.
+
+    `c` is what `model.get_input` gives.
+    """
+    quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
+    return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
+
+
+def coordinate_map(model: Net2NetTransformer, shape: tuple[int, int]) -> Tensor | None:
+    """The condition int64 (h, w) of a model of pixel coordinates for images of (h, w) tokens.
+
+    Coordinates rise from 0 to 1, row by row, over the whole image. None for any other model.
+    """
+    if model.condition_kind != "coordinates":
+        return None
+    height, width = (side * pixels_per_token(model) for side in shape)
+    pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
+    return condition_indices(model, pixels)[0].cpu()
+
+
+# ---------------------------------------------------------------------- scenes and other inputs
+
+
+def requests_for_scene(
+    scene: Scene, builder: SceneBuilder, number: int, samples: Sequence[int]
+) -> list[Request]:
+    """Requests for the given `samples` (their numbers) of the `number`-th scene."""
+
+    @cache
+    def prompt_in(box: Box) -> tuple[int, ...]:
+        return tuple(scene.tokens(builder, box).tolist())
+
+    prompt = prompt_in(WHOLE)
+    return [Request(n, prompt, number, prompt_in=prompt_in) for n in samples]
+
+
+def request_for_inputs(
+    model: Net2NetTransformer, inputs: SampleInputs, known: Tensor | None = None
+) -> Request:
+    """The request for sample 0 of `inputs`; `known` are indices (h, w) to keep, -1 elsewhere.
+
+    Raises:
+        UserError: if the model needs a condition and the inputs have none.
+    """
+    if inputs.scene is None or inputs.builder is None:
+        return request_for_condition(model, inputs.c, 0, inputs.shape, known)
+    (request,) = requests_for_scene(inputs.scene, inputs.builder, inputs.number, [0])
+    return replace(request, known=known)

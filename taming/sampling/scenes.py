@@ -1,31 +1,37 @@
-"""Scenes to draw (arXiv 2105.06458): objects from data, or from a layout that a person wrote."""
+"""Scenes to sample (arXiv 2105.06458): objects of a dataset, or of a layout in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from taming.config import did_you_mean
+from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.conditional_builder.boxes import WHOLE, mirrored
+from taming.data.conditional_builder.objects_center_points import (
+    ObjectsCenterPointsConditionalBuilder,
+)
 from taming.data.helper_types import Annotation
+from taming.data.seeding import SeededDataset
 from taming.errors import UserError
-from taming.sampling.engine import Request
 from taming.sampling.sliding_window import Box
+
+SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in an image that is to be drawn.
+    """Objects in an image that is to be sampled.
 
     Attributes:
-        name: of the files.
+        name: of the sample's files.
         annotations: the objects, in the order of the tokens.
         crop: what of it the image shows.
         flipped: the image is mirrored.
@@ -36,7 +42,7 @@ class Scene:
     crop: Box = WHOLE
     flipped: bool = False
 
-    def tokens(self, builder: Any, window: Box = WHOLE) -> Tensor:
+    def tokens(self, builder: SceneBuilder, window: Box = WHOLE) -> Tensor:
         """The condition int64 (n,) for a window of the image; by default for all of it."""
         x0, y0, width, height = mirrored(window) if self.flipped else window
         left, top, whole_width, whole_height = self.crop
@@ -49,45 +55,59 @@ class Scene:
         return builder.build_in_order(self.annotations, part, self.flipped)
 
 
-def builder_of(dataset: Any, key: str) -> Any:
-    """What turns scenes of a data set into tokens.
+def builders_of(dataset: Dataset[Any]) -> Mapping[str, SceneBuilder]:
+    """What turns scenes of a dataset into tokens, by condition; empty for datasets without."""
+    if isinstance(dataset, AnnotatedObjectsDataset):
+        return dataset.conditional_builders
+    return {}
+
+
+def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
+    """What turns scenes of a dataset into tokens for the condition `key`.
 
     Raises:
-        UserError: where the data have none of that name.
+        UserError: if the dataset has no condition of that name.
     """
-    builders = getattr(dataset, "conditional_builders", {})
+    builders = builders_of(dataset)
     if key not in builders:
         hint = did_you_mean(key, builders)
         raise UserError(f"{type(dataset).__name__} has no condition '{key}'{hint}")
     return builders[key]
 
 
-def scene_of_data(dataset: Any, number: int, item: Mapping[str, Any]) -> Scene:
-    """The scene of a data set's image; `item` has its `crop_bbox` and `flipped`."""
+def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
+    """The dataset of scenes in a `SeededDataset`; `builder_of` has checked that it is one."""
+    assert isinstance(seeded.dataset, AnnotatedObjectsDataset)
+    return seeded.dataset
+
+
+def scene_of_data(dataset: AnnotatedObjectsDataset, number: int, item: Mapping[str, Any]) -> Scene:
+    """The scene of a dataset's image; `item` has its `crop_bbox` and `flipped`."""
     annotations = list(dataset.annotations(number))
     return Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
 
 
-def read_scene(seeded: Any, number: int) -> tuple[Scene, Tensor]:
+def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     """The scene of that number of a `SeededDataset` of scenes, and its image [1, H, W, 3].
 
-    From then on, items of the data set have what scenes need instead of tokens.
+    From then on, the dataset's items have what scenes need instead of tokens.
     """
-    seeded.dataset.keys = ["image", "crop_bbox", "flipped"]
+    dataset = scene_dataset(seeded)
+    dataset.keys = ["image", "crop_bbox", "flipped"]
     item = seeded[number]
-    scene = scene_of_data(seeded.dataset, number, item)
-    return scene, torch.from_numpy(item["image"])[None]
+    return scene_of_data(dataset, number, item), torch.from_numpy(item["image"])[None]
 
 
-def read_layout(path: Path, dataset: Any, key: str) -> Scene:
+def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene:
     """A scene from a YAML or JSON file, a list of objects:
 
         - {class: person, box: [0.1, 0.2, 0.3, 0.7]}  # x0, y0, width, height, as shares
 
-    and, where a model's classes say so, `group: true`, `occluded`, `depiction`, `inside`.
+    and, for models whose classes tell them apart, `group: true`, `occluded`, `depiction`,
+    `inside`.
 
     Raises:
-        UserError: for a file that is none, an unknown class, or a box outside of the image.
+        UserError: for a file that is no layout, an unknown class, or a box outside of the image.
     """
     if not path.is_file():
         raise UserError(f"there is no layout {path}")
@@ -141,16 +161,3 @@ def _object(entry: Any, numbers: dict[str, int], where: str) -> Annotation:
     flags = {FLAGS[flag]: bool(entry[flag]) for flag in FLAGS if flag in entry}
     place = tuple(float(side) for side in box)
     return Annotation(box[2] * box[3], "", place, numbers[name], "", **flags)  # type: ignore[arg-type]
-
-
-def scene_requests(
-    scene: Scene, builder: Any, number: int, samples: Sequence[int]
-) -> list[Request]:
-    """Requests for some samples of the `number`-th scene."""
-
-    @cache
-    def prompt_in(box: Box) -> tuple[int, ...]:
-        return tuple(scene.tokens(builder, box).tolist())
-
-    prompt = prompt_in(WHOLE)
-    return [Request(n, prompt, number, prompt_in=prompt_in) for n in samples]

@@ -1,4 +1,4 @@
-"""How tokens are drawn: the filters' settings, and random numbers that belong to a sample."""
+"""How tokens are sampled: the filters' settings, and random numbers that belong to a sample."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taming.command_line import flag
 from taming.errors import UserError
 from taming.modules.transformer.decoding import filter_logits, sample_token
 
-# How much of the guidance applies, by the share of the image that is drawn.
+# How much of the guidance applies, by the share of the image that is sampled.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: progress,
@@ -23,26 +24,21 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """Temperature, then top-k, then nucleus top-p (see `filter_logits`).
+    """Temperature, then top-k, then nucleus top-p (see `filter_logits`); and guidance.
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_k: sample_token among the k likeliest tokens; None, or more than there are, is no limit.
-        top_p: sample_token among the likeliest tokens that make up this probability; 1 is no limit.
-        guidance: scale of classifier-free guidance (arXiv 2207.12598): logits move from those
-            without the condition, through those with it (1: no guidance), and beyond.
-        guidance_schedule: "constant", or the scale rises from 1 to `guidance` over the image,
-            "linear" or by a half "cosine".
+    Classifier-free guidance (arXiv 2207.12598) moves the logits from those without the condition
+    (scale 0) through those with it (scale 1: no guidance) and beyond. With a schedule other than
+    "constant" the scale rises from 1 to `guidance` over the image.
 
     Raises:
-        UserError: for values outside of these ranges.
+        UserError: for values out of range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    guidance: float = 1.0
-    guidance_schedule: str = "constant"
+    temperature: float = flag(1.0, "divides the logits; 0: always the likeliest token", "-t")
+    top_k: int | None = flag(None, "sample among the k likeliest tokens only", "-k")
+    top_p: float = flag(1.0, "sample among the likeliest tokens that make up p only", "-p")
+    guidance: float = flag(1.0, "scale of the guidance, for models trained with cond_drop")
+    guidance_schedule: str = flag("constant", f"of the scale: {', '.join(SCHEDULES)}")
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -70,12 +66,13 @@ class SampleSettings:
     def guide(self, logits: Tensor, progress: float) -> Tensor:
         """Logits (B, V) from `logits` (2 B, V): with the condition, then without it.
 
-        `progress` is the share of the image that is drawn, in [0, 1). Unguided, returns `logits`.
+        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, returns
+        `logits`.
         """
         if not self.guided:
             return logits
         scale = 1 + (self.guidance - 1) * SCHEDULES[self.guidance_schedule](progress)
-        conditional, free = logits.chunk(2)
+        conditional, free = logits.chunk(2)  # (B, V) each
         return torch.lerp(free, conditional, scale)
 
     def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:

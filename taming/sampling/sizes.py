@@ -1,71 +1,78 @@
-"""Image sizes in pixels and in tokens, and conditions that are known for any size."""
+"""Image sizes in pixels and in tokens."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from taming.data.faceshq import coordinates
 from taming.errors import UserError
-from taming.modules.misc.coord import CoordStage
+from taming.models.cond_transformer import Net2NetTransformer
+
+Sides = tuple[int | None, int | None]
+"""(height, width) in pixels; a side that is None is the training's."""
 
 
-def pixels_per_token(model: Any) -> int:
-    """Side, in pixels, of the square that a code of a `Net2NetTransformer` stands for."""
+def pixels_per_token(model: Net2NetTransformer) -> int:
+    """Side, in pixels, of the square that a code of the model stands for."""
     return model.first_stage_model.downsampling_factor
 
 
-def tokens_for(
-    model: Any, height: int | None = None, width: int | None = None
-) -> tuple[int, int] | None:
-    """Height and width in tokens of an image of height x width pixels; None if both are None.
+def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
+    """(height, width) in tokens of the images that the model was trained on."""
+    _, height, width = model.latent_shape()
+    return height, width
 
-    A side that is None is the training's.
+
+def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int] | None:
+    """(height, width) in tokens of an image of `size` in pixels; None if that is None.
 
     Raises:
-        UserError: for a side that is no multiple of the model's factor.
+        UserError: if a side is no multiple of the model's `pixels_per_token`.
     """
-    if height is None and width is None:
+    if size is None:
         return None
-    factor = pixels_per_token(model)
-    _, *sides = model.latent_shape()
-    for n, (name, pixels) in enumerate((("height", height), ("width", width))):
-        if pixels is None:
-            continue
-        if pixels < factor or pixels % factor:
-            raise UserError(
-                f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
-            )
-        sides[n] = pixels // factor
-    return sides[0], sides[1]
+    height, width = (
+        trained if pixels is None else _tokens_along(name, pixels, pixels_per_token(model))
+        for name, pixels, trained in zip(
+            ("height", "width"), size, trained_shape(model), strict=True
+        )
+    )
+    return height, width
 
 
-def condition_indices(model: Any, c: Tensor) -> Tensor:
-    """Indices of conditions as the model reads them: [B, n], maps [B, h, w] where they have rows.
-
-    `c` is what `model.get_input` gives.
-    """
-    quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
-    return indices.unflatten(1, tuple(quant.shape[2:])) if quant.dim() == 4 else indices
-
-
-def coordinate_map(model: Any, shape: tuple[int, int]) -> Tensor | None:
-    """The condition int64 (h, w) of a model of pixel coordinates for images of (h, w) tokens.
-
-    Coordinates rise from 0 to 1, row by row, over the whole image. None for any other model.
-    """
-    if not isinstance(model.cond_stage_model, CoordStage):
-        return None
-    height, width = (side * pixels_per_token(model) for side in shape)
-    pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
-    return condition_indices(model, pixels)[0].cpu()
+def _tokens_along(name: str, pixels: int, factor: int) -> int:
+    if pixels < factor or pixels % factor:
+        raise UserError(
+            f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
+        )
+    return pixels // factor
 
 
-def parse_resolution(text: str) -> tuple[int, int]:
-    """Height and width of "height,width", in pixels; UserError for anything else."""
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"--resolution takes height,width in pixels, not '{text}'")
-    return int(parts[0]), int(parts[1])
+class _SetSide(argparse.Action):
+    """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        sides = list(vars(namespace)[self.dest] or (None, None))
+        sides[self.const] = values
+        vars(namespace)[self.dest] = tuple(sides)
+
+
+def add_side_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
+    for place, name in enumerate(("--height", "--width")):
+        parser.add_argument(
+            name,
+            dest="size",
+            type=int,
+            action=_SetSide,
+            const=place,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )

@@ -2,6 +2,12 @@
 
 Each position is predicted from a window around it (arXiv 2012.09841, section 3.3 and figure 3):
 the condition's tokens in the window, then the image's tokens in the window before the position.
+
+A worked example: windows of 4 x 4 tokens on a grid of 6 x 8. Position (3, 5) shall be at (2, 2) of
+its window, whose corner is therefore (1, 3); it reads 2 * 4 + 2 = 10 tokens of the image. Position
+(5, 7) would have its corner at (3, 5), beyond the last one, (2, 4); it is at (3, 3) of the window
+there. The window at (2, 4) serves (4, 6), (4, 7), (5, 6) and (5, 7), which see the same tokens as
+far as they go, so that its keys and values are computed once.
 """
 
 from __future__ import annotations
@@ -9,13 +15,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import check_length, given_or, segment_at
+from taming.modules.transformer.decoding import check_length, known_or, segment_at
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling.settings import SampleSettings, uniforms
 
@@ -23,14 +29,16 @@ from taming.sampling.settings import SampleSettings, uniforms
 CACHE_BYTES = 4 * 2**30
 
 Corner = tuple[int, int]
+Position = tuple[int, int]  # (row, column)
 Box = tuple[float, float, float, float]
+"""(x0, y0, width, height) as shares of the image."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """Windows of (h, w) tokens on a grid of (H, W), no smaller than they are.
 
-    A window is centred on its position, so that this falls on (h // 2, w // 2) of it, as far as the
+    A window is centered on its position, which is then at (h // 2, w // 2) of it, as far as the
     grid's borders let it.
     """
 
@@ -44,6 +52,7 @@ class Layout:
 
     def served(self, corner: Corner) -> tuple[range, range]:
         """Rows and columns of the positions whose window is at `corner`."""
+        # Inner corners serve the one position at their center; those at a border all towards it.
         rows, columns = (
             range(
                 0 if at == 0 else at + window // 2,
@@ -53,15 +62,16 @@ class Layout:
         )
         return rows, columns
 
-    def steps(self) -> Iterator[list[tuple[int, int]]]:
-        """Positions that can be drawn together, when all that they see has been drawn.
+    def steps(self) -> Iterator[list[Position]]:
+        """Positions that can be sampled together, when all that they see has been sampled.
 
         In the rows above, a window reaches less than its width beyond its position: each row
-        follows the one above it a window's width behind.
+        follows the one above it a window's width behind. At time t, row r is at column t - r * lag;
+        with lag 4 on a grid of 3 x 8, time 9 has (0, 9) off the grid, (1, 5) and (2, 1).
         """
         (height, width), lag = self.shape, self.window[1]
         for time in range((height - 1) * lag + width):
-            first = max(0, -(-(time - width + 1) // lag))
+            first = max(0, -(-(time - width + 1) // lag))  # rounded up: rows above are complete
             last = min(height - 1, time // lag)
             yield [(row, time - row * lag) for row in range(first, last + 1)]
 
@@ -78,7 +88,7 @@ class _Caches:
         self._free: list[Tensor] = []
 
     def at(self, corner: Corner) -> Tensor | None:
-        """The window's cache; None where there is none, as it would not be used again."""
+        """The window's cache; None for a window that is not used again, or if memory is full."""
         if corner not in self.held:
             rows, columns = self.layout.served(corner)
             if len(columns) == 1 and (len(rows) == 1 or len(self.held) >= self.limit):
@@ -89,7 +99,7 @@ class _Caches:
         return self.held[corner]
 
     def leave(self, row: int, column: int) -> None:
-        """Let go of the cache that (row, column) was the last to use."""
+        """Free the window's cache if (row, column) was the last to use it."""
         corner = self.layout.corner(row, column)
         rows, columns = self.layout.served(corner)
         if (row, column) == (rows[-1], columns[-1]) and corner in self.held:
@@ -98,13 +108,12 @@ class _Caches:
 
 
 class SlidingWindow:
-    """Draws grids of indices through a window; see `sample_sliding_window`.
+    """Samples grids of indices through a window; see `sample_sliding_window`.
 
     Args:
         weights: the transformer's.
         condition: int64 [copies * B, H, W], or a prefix [copies * B, n]: an image can have several.
-        condition_in: the prefix for a window at (x0, y0, width, height), as shares of the image,
-            where it is not the same for all of them.
+        condition_in: the prefix for a window, if it is not the same for all of them.
     """
 
     def __init__(
@@ -124,7 +133,7 @@ class SlidingWindow:
         self._columns = torch.arange(length, device=weights.device)
 
     @torch.inference_mode()
-    def draw(
+    def sample(
         self,
         pick: Callable[[Tensor, int, int], Tensor],
         known: Tensor | None = None,
@@ -133,8 +142,8 @@ class SlidingWindow:
         """Indices int64 [B, H, W].
 
         `pick(logits, row, column)` chooses tokens (B,) from logits (copies * B, V);
-        `known` [B, H, W] are given ones, -1 elsewhere; `on_step(grid, drawn)` is called
-        after every step, with the number of positions that are drawn.
+        `known` [B, H, W] are indices to keep, -1 elsewhere; `on_step(grid, done)` is called
+        after every step, with the number of positions that are done.
         """
         height, width = self.layout.shape
         batch = len(self.condition) // self.copies
@@ -142,26 +151,29 @@ class SlidingWindow:
             self.condition.new_zeros(batch, height, width) if known is None else known.clamp(min=0)
         )
         complete = None if known is None else (known >= 0).all(0).tolist()
-        drawn = 0
+        done = 0
         for positions in self.layout.steps():
-            open_ones = [p for p in positions if complete is None or not complete[p[0]][p[1]]]
-            for (row, column), logits in self._logits(grid, open_ones):
-                token = pick(logits, row, column)
-                flat = None if known is None else known[:, row]
-                grid[:, row, column] = given_or(token, flat, column)
+            # A position that is known in all images of the batch needs no logits.
+            unknown = [p for p in positions if complete is None or not complete[p[0]][p[1]]]
+            for (row, column), logits in self._logits(grid, unknown):
+                token = pick(logits, row, column)  # (B,)
+                known_row = None if known is None else known[:, row]  # (B, W)
+                grid[:, row, column] = known_or(token, known_row, column)
             for row, column in positions:
                 self.caches.leave(row, column)
-            drawn += len(positions)
+            done += len(positions)
             if on_step is not None:
-                on_step(grid, drawn)
+                on_step(grid, done)
         return grid
 
-    def _logits(
-        self, grid: Tensor, positions: Sequence[tuple[int, int]]
-    ) -> list[tuple[tuple[int, int], Tensor]]:
-        """Each of the positions with its logits (copies * B, V), all from one pass."""
-        kept: list[tuple[tuple[int, int], Segment]] = []
-        fresh: dict[int, list[tuple[tuple[int, int], Tensor]]] = defaultdict(list)
+    def _logits(self, grid: Tensor, positions: Sequence[Position]) -> list[tuple[Position, Tensor]]:
+        """Each of the positions with its logits (copies * B, V), all from one pass.
+
+        Windows with a cache are a segment each, of the tokens that are new in them. Windows without
+        one are read from the start; those that read equally many tokens share a segment.
+        """
+        kept: list[tuple[Position, Segment]] = []
+        fresh: dict[int, list[tuple[Position, Tensor]]] = defaultdict(list)  # by length
         for position in positions:
             tokens, corner = self._seen(grid, *position), self.layout.corner(*position)
             cache = self.caches.at(corner)
@@ -173,30 +185,31 @@ class SlidingWindow:
         segments = [segment for _, segment in kept]
         for same in fresh.values():
             order += [position for position, _ in same]
-            together = torch.cat([tokens for _, tokens in same])
+            together = torch.cat([tokens for _, tokens in same])  # (k * copies * B, n)
             segments.append(self._segment(together, 0))
         if not segments:
             return []
-        logits = self.weights.logits(segments).split(len(self.condition))
+        # (len(positions) * copies * B, V), in the order of the segments.
+        logits = torch.split(self.weights.logits(segments), len(self.condition))
         return list(zip(order, logits, strict=True))
 
     def _seen(self, grid: Tensor, row: int, column: int) -> Tensor:
         """What the transformer reads to predict a position: (copies * B, n)."""
         (top, left), (h, w) = self.layout.corner(row, column), self.layout.window
-        before = (row - top) * w + column - left
-        image = grid[:, top : top + h, left : left + w].flatten(1)[:, :before]
+        before = (row - top) * w + column - left  # how many of the window's h * w tokens
+        image = grid[:, top : top + h, left : left + w].flatten(1)[:, :before]  # (B, before)
         condition = self.condition
         if self.condition_in is not None:
             height, width = self.layout.shape
             condition = self.condition_in((left / width, top / height, w / width, h / height))
         elif condition.dim() == 3:
-            condition = condition[:, top : top + h, left : left + w].flatten(1)
+            condition = condition[:, top : top + h, left : left + w].flatten(1)  # (., h * w)
         return torch.cat((condition, image.repeat(self.copies, 1)), dim=1)
 
     def _continued(self, tokens: Tensor, corner: Corner, cache: Tensor) -> Segment:
         start = self.caches.filled.get(corner, 0)
         if start < self.weights.config.n_unmasked:
-            start = 0  # its first tokens see the new ones, too
+            start = 0  # its first tokens see the new ones as well, so their keys have changed
         self.caches.filled[corner] = tokens.shape[1]
         return self._segment(tokens[:, start:], start, cache)
 
@@ -205,7 +218,7 @@ class SlidingWindow:
 
 
 def sample_sliding_window(
-    transformer: torch.nn.Module,
+    transformer: GPT,
     cond: Tensor | None,
     shape: tuple[int, int],
     window: int | tuple[int, int] = 16,
@@ -221,33 +234,31 @@ def sample_sliding_window(
     dtype: torch.dtype | None = None,
     on_step: Callable[[Tensor, int], None] | None = None,
 ) -> Tensor:
-    """Draw indices int64 [B, H, W] of any size from a GPT that was trained on `window`.
+    """Sample indices int64 [B, H, W] of any size from a GPT that was trained on `window`.
 
     Args:
-        transformer: the GPT.
         cond: an index map [B, H, W], of which the transformer sees the window; a prefix [B, n],
             which it sees always; or None: the start token 0, for `batch_size` images.
-        shape: (H, W), in tokens. Where it is smaller than the window, the window shrinks to it.
+        shape: (H, W), in tokens. A window that is larger shrinks to it.
         window: side, or (height, width), in tokens.
         temperature, top_k, top_p: see `SampleSettings`; temperature 0 takes the likeliest token.
         seed: image n of the batch uses the random numbers of (seed, n).
         uniform: (B, H * W) random numbers in [0, 1) instead.
-        known: [B, H, W] indices that are given, -1 where there is none: they are kept.
-        n_codes: draw among the first tokens of the vocabulary only.
+        known: [B, H, W] indices to keep, -1 at positions to sample.
+        n_codes: sample among the first tokens of the vocabulary only.
         dtype: precision of the transformer (its own by default).
-        on_step: called with the grid so far and the number of its positions that are drawn.
+        on_step: called with the grid so far and the number of its positions that are done.
 
     Raises:
         UserError: for a condition of another size, tokens that the transformer does not have, or a
             window that is longer than its block size.
     """
-    gpt: Any = transformer
     settings = SampleSettings(temperature, top_k, top_p)
-    weights = Weights(gpt, dtype)
+    weights = Weights(transformer, dtype)
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     cond = cond.to(weights.device)
-    layout = layout_for(gpt, cond, shape, window)
+    layout = layout_for(transformer, cond, shape, window)
     if uniform is None:
         uniform = uniforms(seed, range(len(cond)), shape[0] * shape[1])
     uniform = uniform.to(weights.device)
@@ -255,11 +266,11 @@ def sample_sliding_window(
     def pick(logits: Tensor, row: int, column: int) -> Tensor:
         return settings.pick(logits[:, :n_codes], uniform[:, row * shape[1] + column])
 
-    return SlidingWindow(weights, cond, layout).draw(pick, known, on_step).clone()
+    return SlidingWindow(weights, cond, layout).sample(pick, known, on_step).clone()
 
 
 def layout_for(
-    gpt: Any, cond: Tensor, shape: tuple[int, int], window: int | tuple[int, int]
+    gpt: GPT, cond: Tensor, shape: tuple[int, int], window: int | tuple[int, int]
 ) -> Layout:
     """The windows for a condition [B, H, W] or [B, n] and a grid of `shape`, after checks.
 

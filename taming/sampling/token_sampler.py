@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.transformer.decoding import CachedDecoder, generate, given_or, one_pass_logits
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.decoding import CachedDecoder, generate, known_or, one_pass_logits
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.permuter import Identity
 from taming.sampling.settings import SampleSettings
+from taming.sampling.sizes import trained_shape
 from taming.sampling.sliding_window import Box, SlidingWindow, layout_for
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch is: `drawn` of `total` indices of each of its images.
+    """How far a batch is: `done` of `total` indices of each of its images.
 
-    `indices` int64 (B, total) are the images' in the transformer's order; those that are not drawn
-    yet are arbitrary. They change while drawing goes on.
+    `indices` int64 (B, total) are the images' in the transformer's order; those that are not
+    sampled yet are arbitrary. They change while sampling goes on.
     """
 
-    drawn: int
+    done: int
     total: int
     indices: Tensor
 
@@ -33,13 +35,16 @@ class Progress:
 OnStep = Callable[[Progress], None]
 
 
-class TokenDrawer:
-    """Draws the indices of batches of images; its decoder serves all batches.
+class TokenSampler:
+    """Samples the indices of batches of images; its decoder serves all batches.
+
+    With guidance, a batch has every image twice, with its condition and with the null token in its
+    place: 2 B rows of logits, which become B by `SampleSettings.guide`.
 
     Args:
-        model: a `Net2NetTransformer` in eval mode.
-        batch_size: the largest batch.
+        model: in eval mode.
         shape: height and width of the images in tokens.
+        batch_size: the largest batch.
         dtype: the transformer's precision (its own by default).
         compiled: steps from one cache go through `torch.compile`.
 
@@ -50,10 +55,11 @@ class TokenDrawer:
 
     def __init__(
         self,
-        model: Any,
+        model: Net2NetTransformer,
         settings: SampleSettings,
-        batch_size: int,
         shape: tuple[int, int],
+        *,
+        batch_size: int,
         dtype: torch.dtype | None = None,
         on_step: OnStep | None = None,
         compiled: bool = False,
@@ -63,14 +69,14 @@ class TokenDrawer:
         self.copies = 2 if settings.guided else 1
         self.settings, self.batch_size, self.dtype = settings, batch_size, dtype
         self.compiled = compiled
-        self.shape, self.window = shape, tuple(model.latent_shape()[1:])
+        self.shape, self.window = shape, trained_shape(model)
         self.permuter, self.on_step = model.permuter, on_step
         self.at_once = model.pkeep <= 0 and shape == self.window
         if shape != self.window and not isinstance(model.permuter, Identity):
             name = type(model.permuter).__name__
             raise UserError(
-                f"this model draws in the order {name}, which there is at its own size only; leave "
-                "the size out"
+                f"this model samples in the order {name}, which exists for its own size only; "
+                "leave the size out"
             )
         self._decoder: CachedDecoder | None = None
         self._weights: Weights | None = None
@@ -87,51 +93,61 @@ class TokenDrawer:
         Args:
             condition: int64 [B, n], or a map [B, H, W].
             uniform: (B, H * W) random numbers in [0, 1).
-            known: [B, H, W] given indices, row by row, -1 where there is none.
+            known: [B, H, W] indices to keep, row by row, -1 at positions to sample.
             prompts_in: conditions [B, n] for windows, see `Request`; at the training size unused.
         """
-        condition = self._with_null(condition)
+        condition = self._with_null(condition)  # (copies * B, n) or (copies * B, H, W)
         if self.shape != self.window:
-            return self._draw_by_windows(condition, uniform, known, prompts_in)
-        given = None if known is None else self.permuter(known.flatten(1))
-        draw = self._draw_at_once if self.at_once else self._draw_in_order
-        return draw(condition.flatten(1), uniform, given)
+            return self._sample_by_windows(condition, uniform, known, prompts_in)
+        # The i-th known index in the order of sampling is not the i-th in the image's rows.
+        ordered = None if known is None else cast(Tensor, self.permuter(known.flatten(1)))
+        sample = self._sample_at_once if self.at_once else self._sample_in_order
+        return sample(condition.flatten(1), uniform, ordered)
 
     def _with_null(self, condition: Tensor) -> Tensor:
-        """With guidance, the condition and the empty one."""
+        """With guidance, the condition and below it, as further rows, the empty one."""
         if self.null_token is None:
             return condition
         return torch.cat((condition, torch.full_like(condition, self.null_token)))
 
     def _pick(self, logits: Tensor, n: int, uniform: Tensor) -> Tensor:
-        logits = self.settings.guide(logits[:, : self.n_codes], n / uniform.shape[1])
-        return self.settings.pick(logits, uniform[:, n])
+        """The n-th tokens (B,) from logits (copies * B, V)."""
+        codes = logits[:, : self.n_codes]  # further tokens stand for conditions
+        guided = self.settings.guide(codes, n / uniform.shape[1])  # (B, n_codes)
+        return self.settings.pick(guided, uniform[:, n])
 
-    def _draw_in_order(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+    def _report(self, done: int, indices: Tensor) -> None:
+        if self.on_step is not None:
+            self.on_step(Progress(done, indices.shape[1], indices))
+
+    def _sample_in_order(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+        """One token after the other; `prompt` is (copies * B, n)."""
         steps = uniform.shape[1]
         if self._decoder is None:
-            rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
+            rows = self.copies * self.batch_size
+            length = prompt.shape[1] + steps - 1  # nothing reads the last token
             self._decoder = CachedDecoder(
                 self.gpt, rows, length, self.dtype, compiled=self.compiled
             )
-
-        def tell(tokens: Tensor, n: int) -> None:
-            if self.on_step is not None:
-                self.on_step(Progress(n + 1, steps, tokens))
-
-        def pick(logits: Tensor, n: int) -> Tensor:
-            return self._pick(logits, n, uniform)
-
-        return generate(self._decoder, prompt, steps, pick, tell, known, self.copies)
+        return generate(
+            self._decoder,
+            prompt,
+            steps,
+            lambda logits, n: self._pick(logits, n, uniform),
+            lambda tokens, n: self._report(n + 1, tokens),
+            known=known,
+            copies=self.copies,
+        )
 
     @torch.no_grad()
-    def _draw_at_once(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+    def _sample_at_once(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+        """All tokens from one pass: for models that were trained to read nothing but `prompt`."""
         steps = uniform.shape[1]
-        logits = one_pass_logits(self.gpt, prompt, steps)
-        drawn = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
-        return torch.stack([given_or(token, known, n) for n, token in enumerate(drawn)], dim=1)
+        logits = one_pass_logits(self.gpt, prompt, steps)  # (copies * B, H * W, V)
+        tokens = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
+        return torch.stack([known_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
 
-    def _draw_by_windows(
+    def _sample_by_windows(
         self,
         condition: Tensor,
         uniform: Tensor,
@@ -140,27 +156,24 @@ class TokenDrawer:
     ) -> Tensor:
         if self._weights is None:
             self._weights = Weights(self.gpt, self.dtype)
-        height, width = self.shape
+        width = self.shape[1]
         layout = layout_for(self.gpt, condition, self.shape, self.window)
-        condition_at = None
+        condition_in = None
         if prompts_in is not None:
 
-            def condition_at(box: Box) -> Tensor:
+            def condition_in(box: Box) -> Tensor:
                 return self._with_null(prompts_in(box).to(condition.device))
 
-        sampler = SlidingWindow(self._weights, condition, layout, self.copies, condition_at)
-
-        def pick(logits: Tensor, row: int, column: int) -> Tensor:
-            return self._pick(logits, row * width + column, uniform)
-
-        def tell(grid: Tensor, drawn: int) -> None:
-            if self.on_step is not None:
-                self.on_step(Progress(drawn, height * width, grid.flatten(1)))
-
-        return sampler.draw(pick, known, tell).flatten(1).clone()
+        sampler = SlidingWindow(self._weights, condition, layout, self.copies, condition_in)
+        grid = sampler.sample(  # (B, H, W)
+            lambda logits, row, column: self._pick(logits, row * width + column, uniform),
+            known,
+            lambda grid, done: self._report(done, grid.flatten(1)),
+        )
+        return grid.flatten(1).clone()  # a copy that is no inference tensor
 
 
-def _null_token(model: Any) -> int:
+def _null_token(model: Net2NetTransformer) -> int:
     if not model.cond_drop:
         raise UserError(
             "guidance needs a model that was trained with cond_drop, and this one was not; leave "

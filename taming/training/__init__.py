@@ -1,4 +1,4 @@
-"""Training: the names that configs call `main.X`, and the command behind main.py."""
+"""Training, behind main.py; these are the names that configs call `main.X`."""
 
 from taming.config import get_obj_from_str, instantiate_from_config
 from taming.training.callbacks import ImageLogger, LearningRateMonitor, SetupCallback

@@ -1,13 +1,14 @@
-"""What happens beside training: folders, pictures, and checkpoints on demand."""
+"""Callbacks of training: the run's folders, pictures, and checkpoints on demand."""
 
 from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,13 +16,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
-from torchvision.utils import make_grid
 
+from taming.atomic_files import write_text
+from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
-from taming.lightning_internals import batches_begun, dump_checkpoint
-from taming.training.scenes import scene_pictures
+from taming.lightning_internals import batches_begun, save_without_barrier
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.pictures import grid
+from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 
 __all__ = [
     "ImageLogger",
@@ -35,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class SetupCallback(Callback):
-    """Makes the run's folders and writes its configs, once training really starts."""
+    """Makes the run's folders and writes its configs when training starts."""
 
     def __init__(
         self,
@@ -64,7 +69,21 @@ class SetupCallback(Callback):
         except OSError as error:
             raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
         for name, config in self.configs.items():
-            OmegaConf.save(config, self.folders[-1] / f"{self.now}-{name}.yaml")
+            write_text(self.folders[-1] / f"{self.now}-{name}.yaml", OmegaConf.to_yaml(config))
+
+
+@runtime_checkable
+class LogsImages(Protocol):
+    """A model that shows what it does."""
+
+    training: bool
+
+    def eval(self) -> Any: ...
+
+    def train(self, mode: bool = ...) -> Any: ...
+
+    def log_images(self, batch: Any, *, max_images: int) -> Mapping[str, Tensor]:
+        """Pictures by name, each [B, 1 or 3, H, W] in [-1, 1]."""
 
 
 class ImageLogger(Callback):
@@ -127,48 +146,61 @@ class ImageLogger(Callback):
         batch_idx: int,
         split: str,
     ) -> None:
-        if not hasattr(pl_module, "log_images"):
+        if not isinstance(pl_module, LogsImages):
             return
         batch = _first(batch, self.max_images)
         pictures = self._pictures(pl_module, batch)
-        pictures |= _condition(trainer, pl_module, batch, split, pictures)
+        if isinstance(pl_module, Net2NetTransformer) and "inputs" in pictures:
+            height, width = pictures["inputs"].shape[-2:]
+            dataset = _dataset(trainer, split)
+            pictures |= scene_pictures(dataset, batch, pl_module.cond_stage_key, (height, width))
         folder = Path(trainer.default_root_dir) / "images" / split
         folder.mkdir(parents=True, exist_ok=True)
         name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
         for key, images in pictures.items():
-            grid = make_grid((images + 1) / 2, nrow=4)
-            pixels = (grid.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{key}_{name}")
-            _send_to_loggers(trainer, f"{split}/{key}", grid)
+            picture = _in_rows_of_four(images)
+            picture.save(folder / f"{key}_{name}")
+            _send_to_loggers(trainer, f"{split}/{key}", picture)
 
-    def _pictures(self, pl_module: pl.LightningModule, batch: Any) -> dict[str, Tensor]:
-        training = pl_module.training
-        pl_module.eval()
+    def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:
+        training = model.training
+        model.eval()
         # Pictures must not change what is trained: their random numbers are their own.
         with torch.no_grad(), torch.random.fork_rng():
-            pictures: Mapping[str, Tensor] = pl_module.log_images(  # type: ignore[operator]
-                batch, max_images=self.max_images
-            )
-        pl_module.train(training)
+            pictures = model.log_images(batch, max_images=self.max_images)
+        model.train(training)
         images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}
         return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
 
 
-def _condition(
-    trainer: pl.Trainer,
-    pl_module: pl.LightningModule,
-    batch: Any,
-    split: str,
-    pictures: Mapping[str, Tensor],
-) -> dict[str, Tensor]:
-    """The picture of a scene, which only the dataset can draw: it knows the classes' names."""
-    key = getattr(pl_module, "cond_stage_key", None)
-    datasets = getattr(trainer.datamodule, "datasets", {})  # type: ignore[attr-defined]
-    dataset = datasets.get({"train": "train", "val": "validation"}[split])
-    if not isinstance(key, str) or dataset is None or "inputs" not in pictures:
+def _in_rows_of_four(images: Tensor) -> Image.Image:
+    """Images [B, C, H, W] in [-1, 1] as one picture; a single image has no border."""
+    rows = [list(images[first : first + 4]) for first in range(0, len(images), 4)]
+    return grid(rows, gap=2 if len(images) > 1 else 0, background="black")
+
+
+def _dataset(trainer: pl.Trainer, split: str) -> Any:
+    """The dataset of a split, without its wrapper; None of other data modules than ours."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, DataModuleFromConfig):
+        return None
+    dataset = data.datasets.get({"train": "train", "val": "validation"}[split])
+    return dataset.data if isinstance(dataset, WrappedDataset) else dataset
+
+
+def scene_pictures(dataset: Any, batch: Any, key: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+    """`conditioning`, [B, 3, H, W] in [-1, 1]: the labelled boxes or points of `batch[key]`.
+
+    Empty if that entry is no scene of `dataset`, which knows the names of the classes.
+    """
+    scenes = isinstance(dataset, AnnotatedObjectsDataset) and isinstance(batch, Mapping)
+    if not scenes or key not in batch or key not in dataset.conditional_builders:
         return {}
-    height, width = pictures["inputs"].shape[-2:]
-    return scene_pictures(dataset, batch, key, (height, width))
+    builder, name = dataset.conditional_builders[key], dataset.get_textual_label_for_category_no
+    height, width = size
+    line = max(1, min(size) // 100)
+    plots = [builder.plot(tokens.cpu(), name, (width, height), line) for tokens in batch[key]]
+    return {"conditioning": torch.stack(plots)}
 
 
 def _first(batch: Any, count: int) -> Any:
@@ -178,13 +210,14 @@ def _first(batch: Any, count: int) -> Any:
     return batch[:count] if isinstance(batch, Tensor | list | tuple) else batch
 
 
-def _send_to_loggers(trainer: pl.Trainer, tag: str, grid: Tensor) -> None:
+def _send_to_loggers(trainer: pl.Trainer, tag: str, picture: Image.Image) -> None:
     for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
-        if hasattr(experiment, "add_image"):  # TensorBoard
-            experiment.add_image(tag, grid, global_step=trainer.global_step)  # type: ignore[union-attr]
-        elif hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image(key=tag, images=[grid], step=trainer.global_step)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(
+                tag, np.asarray(picture), trainer.global_step, dataformats="HWC"
+            )
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(key=tag, images=[picture], step=trainer.global_step)
 
 
 class WholeEpochCheckpoint(ModelCheckpoint):
@@ -213,7 +246,7 @@ class SaveOnDemand(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Windows has no SIGUSR1, and only the main thread may listen to signals.
-        if hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread():
+        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, lambda number, frame: self._asked.set())
 
     def on_train_batch_end(
@@ -247,5 +280,5 @@ class SaveOnDemand(Callback):
 
     @rank_zero_only
     def _save(self, trainer: pl.Trainer) -> None:
-        trainer.strategy.save_checkpoint(dump_checkpoint(trainer), self.path)
+        save_without_barrier(trainer, self.path)
         log.info("saved %s at step %d", self.path, trainer.global_step)

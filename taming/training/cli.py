@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.checkpoint import expand_stages
+from taming.command_line import Parser, parse_switch
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -24,6 +25,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError, command
+from taming.training.data_module import DataModuleFromConfig
 from taming.training.run_folder import RunFolder, check_resumable, new_run, resumed_run
 from taming.training.trainer import (
     make_trainer,
@@ -34,29 +36,16 @@ from taming.training.trainer import (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message} (see --help)")
-
-
-def _switch(text: str) -> bool:
-    known = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    known |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
-    return known[text.lower()]
-
-
 def make_parser() -> argparse.ArgumentParser:
-    """Our own flags; the Trainer's arguments and overrides are read from what is left."""
-    parser = _Parser(
+    """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides."""
+    parser = Parser(
         prog="main.py",
         description="Train a first stage or a transformer from YAML configs.",
         epilog="Further arguments: --key value for any argument of the Lightning Trainer, "
         "--gpus 0, | 0,1 | 2, and key.path=value to override the configs.",
         allow_abbrev=False,
     )
-    switch: dict[str, Any] = {"type": _switch, "nargs": "?", "const": True}
+    switch: dict[str, Any] = {"type": parse_switch, "nargs": "?", "const": True}
     parser.add_argument("-n", "--name", help="name of the run; default: that of the first config")
     parser.add_argument("-r", "--resume", help="go on with a run: its folder or a checkpoint of it")
     parser.add_argument(
@@ -86,7 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--key value` Trainer options and `key.path=value` overrides from what is left."""
+    """`--key value` options of the Trainer and `key.path=value` overrides, of the other arguments.
+
+    Raises:
+        UserError: for an option that the Trainer does not have.
+    """
     options: dict[str, Any] = {}
     overrides: list[str] = []
     words = list(rest)
@@ -110,7 +103,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def parse_arguments(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
-    """Our own flags, the Trainer's options, and overrides of the configs."""
+    """The flags of main.py, the Trainer's options, and the overrides of the configs."""
     args, rest = make_parser().parse_known_args(argv)
     flags, overrides = split_arguments(rest)
     if args.gpus is not None:
@@ -149,7 +142,21 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
     return new_run(args.name, args.base, args.postfix, args.project)
 
 
-def _build_data(config: DictConfig) -> Any:
+def _read_configs(run: RunFolder, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+    """The merged config of model and data, and the section `lightning`."""
+    config = load_config(run.configs, overrides)
+    if "model" not in config:
+        raise UserError("the configs have no 'model' section: add model.target and model.params")
+    expand_stages(config)
+    return config, OmegaConf.create(config.pop("lightning", None) or {})
+
+
+def _build_model(config: DictConfig, run: RunFolder) -> Any:
+    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
+    return instantiate_from_config(model_config, key="model")
+
+
+def _build_data(config: DictConfig) -> DataModuleFromConfig:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
     data = instantiate_from_config(config.data, key="data")
@@ -158,7 +165,7 @@ def _build_data(config: DictConfig) -> Any:
     return data
 
 
-# What Lightning warns of here is meant to be so.
+# Warnings of Lightning about what is intended here.
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen stages
@@ -184,23 +191,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, flags, overrides = parse_arguments(argv)
     run = _open_run(args)
     pl.seed_everything(args.seed, workers=True)
-    config = load_config(run.configs, overrides)
-    if "model" not in config:
-        raise UserError("the configs have no 'model' section: add model.target and model.params")
-    expand_stages(config)
-    lightning_config = OmegaConf.create(config.pop("lightning", None) or {})
+    config, lightning_config = _read_configs(run, overrides)
     options = {**plain(lightning_config.get("trainer") or {}), **flags}
     lightning_config.trainer = options
     options = resolve_devices(options)
     data = _build_data(config)
-    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    model = instantiate_from_config(model_config, key="model")
+    model = _build_model(config, run)
     if run.resume_from and args.train:
         check_resumable(model, run.resume_from)
     accumulate = options.get("accumulate_grad_batches") or 1
-    trainer = make_trainer(
-        move_manual_options(options, model), lightning_config, config, run, model
-    )
+    options = move_manual_options(options, model)
+    trainer = make_trainer(options, lightning_config, config, run, model)
     model.learning_rate = learning_rate(
         config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
     )
@@ -212,7 +213,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train_and_test(
-    args: argparse.Namespace, trainer: pl.Trainer, model: Any, data: Any, run: RunFolder
+    args: argparse.Namespace,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: DataModuleFromConfig,
+    run: RunFolder,
 ) -> None:
     if args.train:
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from taming.config import instantiate_from_config
 from taming.data.base import set_loading
 from taming.data.seeding import PositionSampler, SeededDataset
+from taming.data.shards import Shards
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
@@ -22,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class WrappedDataset(Dataset[Any]):
-    """Anything with a length and items, as a map-style dataset."""
+    """Any object with a length and items, as a map-style dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
@@ -37,7 +38,7 @@ class WrappedDataset(Dataset[Any]):
 class PositionedLoader(DataLoader[Any]):
     """A loader that the data module starts at the right place of a resumed epoch.
 
-    Lightning recognises loaders that can be resumed by these methods; the place itself is in the
+    Lightning recognizes loaders that can be resumed by these methods; the place itself is in the
     Trainer's own counters.
     """
 
@@ -75,8 +76,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
-        given = dict(zip(SPLITS, (train, validation, test), strict=True))
-        self.dataset_configs = {split: config for split, config in given.items() if config}
+        configs = zip(SPLITS, (train, validation, test), strict=True)
+        self.dataset_configs = {split: config for split, config in configs if config}
         self.batch_size = batch_size
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
@@ -140,7 +141,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
 
     def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
-        blocks = getattr(dataset, "shard_lengths", None)
+        blocks = dataset.shard_lengths if isinstance(dataset, Shards) else None
         sampler = PositionSampler(
             len(dataset), self.seed, shuffle, rank(), world_size(), blocks=blocks
         )

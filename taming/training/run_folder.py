@@ -1,4 +1,4 @@
-"""Where a run lives: `logs/<time>_<name><postfix>/` with checkpoints, configs and images."""
+"""The folder of a run: `logs/<time>_<name><postfix>/` with checkpoints, configs and images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_time() -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, the checkpoint it goes on from, and the configs that it starts with."""
+    """A run's folder, its configs in the order of merging, and the checkpoint it continues from."""
 
     path: Path
     configs: tuple[Path, ...]
@@ -46,7 +46,11 @@ class RunFolder:
 def new_run(
     name: str | None, configs: Sequence[Path], postfix: str = "", project: str | None = None
 ) -> RunFolder:
-    """A folder for a fresh run, named by `name` or by its first config."""
+    """The folder of a new run, named by `name` or its first config.
+
+    Raises:
+        UserError: if there is neither.
+    """
     label = name or (configs[0].stem if configs else "")
     if not label:
         raise UserError("nothing to do: give a config with --base, or a run to go on with --resume")
@@ -55,16 +59,21 @@ def new_run(
 
 
 def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
-    """Go on in the folder of a run or checkpoint; its own configs come before `configs`."""
+    """The folder of an existing run or checkpoint; its own configs come before `configs`.
+
+    Raises:
+        UserError: if there is no such run, or its checkpoint is damaged.
+    """
     run = find_run(path)
-    read_checkpoint(run.checkpoint)  # a broken one is found before anything is built
+    read_checkpoint(run.checkpoint)  # a damaged one is refused before anything is built
     return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)
 
 
 def check_resumable(model: nn.Module, checkpoint: Path) -> None:
-    """Refuse, before anything is written, a checkpoint that `model`'s training cannot go on from.
+    """Check, before anything is written, that training `model` can continue from a checkpoint.
 
-    Raises `UserError` for the weights of another model, and for weights alone.
+    Raises:
+        UserError: for the weights of another model, and for weights without a training state.
     """
     content, own = read_checkpoint(checkpoint), model.state_dict()
     # A perceptual loss that the config has turned off since is left out.

@@ -23,7 +23,7 @@ from taming.errors import UserError
 from taming.training.callbacks import SaveOnDemand, SetupCallback
 from taming.training.run_folder import RunFolder, run_time
 
-# What only code can give: objects, not values.
+# Arguments that are objects, which no flag can give.
 _OBJECTS = {"self", "logger", "callbacks", "plugins"}
 
 
@@ -35,7 +35,11 @@ def trainer_options() -> dict[str, Any]:
 
 
 def parse_option(name: str, text: str) -> Any:
-    """The value that `--name text` stands for, of a type that the Trainer's argument takes."""
+    """The value of `--name text`, of a type that the Trainer's argument accepts.
+
+    Raises:
+        UserError: if the text is of no such type.
+    """
     value = _literal(text)
     accepted = _plain_types(trainer_options()[name])
     if isinstance(value, bool) and bool not in accepted and int in accepted:
@@ -47,7 +51,7 @@ def parse_option(name: str, text: str) -> Any:
     if value is not None and type(value) not in accepted:
         if str not in accepted:
             names = " or ".join(sorted(kind.__name__ for kind in accepted))
-            raise UserError(f"--{name} takes {names}, but '{text}' was given")
+            raise UserError(f"--{name} takes {names}, not '{text}'")
         value = text
     return value
 
@@ -68,7 +72,7 @@ def _literal(text: str) -> Any:
 
 
 def _plain_types(annotation: Any) -> set[type]:
-    """bool, int, float, str and list, as far as an annotation has them."""
+    """Those of bool, int, float, str and list that an annotation contains."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return set().union(*(_plain_types(part) for part in typing.get_args(annotation)))
@@ -86,6 +90,9 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
     """Turn `gpus` ("0,", "0,1", "2", "-1", a number, a list) into accelerator and devices.
 
     Without it, and without an accelerator or devices, the CPU is used.
+
+    Raises:
+        UserError: if `gpus` cannot be read, or there is no GPU.
     """
     options = dict(options)
     gpus = options.pop("gpus", None)
@@ -119,7 +126,7 @@ def _gpu_devices(gpus: Any) -> int | list[int]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that a crash while writing leaves as they were, and that are read safely."""
+    """Writes checkpoints atomically, and reads them without executing anything."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
@@ -133,8 +140,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:
-    """Give accumulation and clipping to a model that steps its optimisers itself, as the Trainer
-    refuses them there. Returns the options that are left."""
+    """Set accumulation and clipping on a model that steps its optimizers itself.
+
+    The Trainer would refuse these options; the others are returned.
+    """
     if model.automatic_optimization:
         return options
     options = dict(options)
@@ -152,7 +161,11 @@ def make_trainer(
     run: RunFolder,
     model: pl.LightningModule,
 ) -> pl.Trainer:
-    """The Trainer for `model`, with the loggers and callbacks of `lightning_config`."""
+    """The Trainer for `model`, with the loggers and callbacks of `lightning_config`.
+
+    Raises:
+        UserError: for an argument that the Trainer does not have or accept.
+    """
     for name in options:
         if name not in trainer_options():
             hint = did_you_mean(name, [*trainer_options(), "gpus"])

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from taming.checkpoint import load_run, load_weights, save_atomic
+from taming.checkpoint import load_run, load_weights
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from tests.models.test_conditions import transformer_config
 from tests.models.tiny import build, first_stage_config, images
+from tests.support import write_run
 
 
 def set_in(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
         load_weights(other, state)
 
 
-def test_the_other_stages_checkpoint_is_recognised() -> None:
+def test_the_other_stages_checkpoint_is_recognized() -> None:
     first, second = build(first_stage_config()), build(transformer_config())
     with pytest.raises(UserError, match="x.ckpt .*it is a first stage.*ckpt_path"):
         load_weights(second, first.state_dict(), source="x.ckpt")
@@ -95,24 +96,15 @@ def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> N
         missing = load_weights(model, state, source="a.ckpt", ignore_keys=["loss.discriminator"])
     assert len(missing) == 10
     assert "a.ckpt: logvar: 1 key in excess: left out (loss.logvar)" in caplog.text
-    assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialised anew" in caplog.text
+    assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialized anew" in caplog.text
 
 
 def test_layers_for_other_channels_can_start_anew() -> None:
-    colour, grey = build(first_stage_config()), build(first_stage_config(channels=1))
+    color, gray = build(first_stage_config()), build(first_stage_config(channels=1))
     anew = ["encoder.conv_in", "decoder.conv_out", "loss.discriminator"]
-    missing = load_weights(grey, colour.state_dict(), ignore_keys=anew)
+    missing = load_weights(gray, color.state_dict(), ignore_keys=anew)
     assert {name.rpartition(".")[0] for name in missing if "loss" not in name} == set(anew[:2])
-    assert torch.equal(grey.quantize.embedding.weight, colour.quantize.embedding.weight)
-
-
-def write_run(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor]) -> Path:
-    from omegaconf import OmegaConf
-
-    (folder / "configs").mkdir(parents=True)
-    OmegaConf.save({"model": config}, folder / "configs" / "2021-project.yaml")
-    save_atomic({"state_dict": state, "global_step": 5}, folder / "checkpoints" / "last.ckpt")
-    return folder
+    assert torch.equal(gray.quantize.embedding.weight, color.quantize.embedding.weight)
 
 
 def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _cut(data: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_files_cut_anywhere_are_recognised(tmp_path: Path, kind: str) -> None:
+def test_files_cut_anywhere_are_recognized(tmp_path: Path, kind: str) -> None:
     state = {"weight": torch.randn(3000), "bias": torch.randn(500)}
     path = tmp_path / ("whole.safetensors" if kind == "safetensors" else "whole.ckpt")
     if kind == "safetensors":
@@ -148,7 +148,8 @@ def test_every_wrong_file_is_called_by_its_kind(tmp_path: Path) -> None:
         "text file": b"hello\n",
         "web page": b"\n<!DOCTYPE html><html></html>",
         "image": b"\x89PNG\r\n\x1a\n" + b"0" * 64,
-        "no checkpoint": os.urandom(8) + b"\0\xff" * 50,
+        "no checkpoint": b"\x80\x02\0\xff" * 25,
+        "damaged": b"\x96" + (2**62).to_bytes(8, "little") + b"\xff" * 50,  # that many bytes
         "no model weights": pickle.dumps([1, 2]),
     }
     with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
@@ -165,3 +166,21 @@ def test_every_wrong_file_is_called_by_its_kind(tmp_path: Path) -> None:
     save({"epoch": 1}, tmp_path / "no_weights.ckpt")
     with pytest.raises(UserError, match="no 'state_dict'"):
         read_checkpoint(tmp_path / "no_weights.ckpt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_checkpoints_are_read(tmp_path: Path, zipped: bool) -> None:
+    content = {"state_dict": {"weight": torch.arange(3.0)}, "global_step": 7}
+    torch.save(content, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(tmp_path / "a.ckpt")
+    assert read["global_step"] == 7
+    assert torch.equal(read["state_dict"]["weight"], torch.arange(3.0))
+
+
+def test_bare_state_dicts_and_safetensors_are_read(tmp_path: Path) -> None:
+    state = {"weight": torch.arange(3.0)}
+    torch.save(state, tmp_path / "a.pt")
+    save_file(state, tmp_path / "a.safetensors")
+    for name in ("a.pt", "a.safetensors"):
+        read = read_checkpoint(tmp_path / name)["state_dict"]
+        assert torch.equal(read["weight"], state["weight"])

@@ -115,13 +115,13 @@ def test_a_large_file_is_copied_in_parts(tmp_path: Path) -> None:
         load_file(model, path)
 
 
-def test_optimisers_keep_their_parameters(tmp_path: Path) -> None:
+def test_optimizers_keep_their_parameters(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
-    optimiser = SGD(model.parameters(), lr=1.0)
+    optimizer = SGD(model.parameters(), lr=1.0)
     path = write({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "a.ckpt")
     load_weights(model, read_checkpoint(path)["state_dict"], assign=True)
     model(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert torch.equal(model.weight, torch.zeros(2, 3)) and torch.equal(model.bias, torch.zeros(2))
 
 

@@ -96,7 +96,7 @@ def test_code_in_them_is_refused_by_name(tmp_path: Path, block: Block, zipped: b
 
 
 @BOTH
-def test_cut_anywhere_they_are_recognised(tmp_path: Path, block: Block, zipped: bool) -> None:
+def test_cut_anywhere_they_are_recognized(tmp_path: Path, block: Block, zipped: bool) -> None:
     data = save(block, tmp_path / "block.pkl", zipped).read_bytes()
     cut = tmp_path / "cut.pkl"
     for tenth in range(10):

@@ -1,4 +1,4 @@
-"""Small scene data sets in COCO's and Open Images' formats."""
+"""Small scene datasets in COCO's and Open Images' formats."""
 
 from __future__ import annotations
 

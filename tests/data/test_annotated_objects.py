@@ -221,7 +221,11 @@ def test_coco_files_with_mistakes(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ("boxes", "head", "message"),
     [
         (BOXES, HEAD.replace("YMax", "Y"), "line 1 of .*bbox.csv lacks the column 'YMax'"),
-        ([*BOXES, "cc,x,/m/0a,1,0,1,0,1,0,0,0,0,0"], HEAD, "line 5 of .* is for cc, which is no"),
+        (
+            [*BOXES, "cc,x,/m/0a,1,0,1,0,1,0,0,0,0,0"],
+            HEAD,
+            "line 5 of .* is for image cc, which is not listed",
+        ),
         ([BOXES[0].replace("0.25", "1.5")], HEAD, "line 2 of .* has a box outside its image"),
         ([BOXES[0].replace("0.25", "half")], HEAD, "line 2 of .* cannot be read .*'half'"),
         ([BOXES[0][:30]], HEAD, "line 2 of .*bbox.csv has only 7 columns"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from taming.data.base import ImagePaths, NumpyPaths, set_loading
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 from taming.models.codes import channels_first
@@ -134,9 +137,23 @@ def test_bytes_become_the_same_floats_in_the_model(tmp_path: Path) -> None:
 
 def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
     image, mask = write_image(tmp_path / "a.jpg", 64, 64), write_image(tmp_path / "b.png", 64, 64)
-    maps = {"condition": Maps(StringTable([mask]), ImageMap())}
-    paired = PairedPaths([image], maps, size=16)
+    maps = {"condition": MapFiles(StringTable([mask]), ImageMap())}
+    paired = ImagesWithMaps([image], maps, ImageOptions(16))
     set_loading(CustomBase(paired), fast_decode=True, image_bytes=True)
     assert paired.pixels(0).shape == (64, 64, 3)
     item = paired[0]
     assert item["image"].dtype == np.uint8 and item["condition"].dtype == np.float32
+
+
+def test_the_dataset_of_the_docs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    section = text.partition("## A dataset in code\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent("\n".join(lines)), names)
+    write_image(tmp_path / "ann_1.png")
+    write_image(tmp_path / "bob_1.png")
+    items = list(names["Sketches"](tmp_path, 16))
+    assert [item["artist"] for item in items] == ["ann", "bob"]
+    assert items[0].keys() == {"image", "file_path_", "artist"}
+    assert items[0]["image"].shape == (16, 16, 3)

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming.data.base import ImagePaths, NumpyPaths, PathDataset, set_loading
+from taming.data.base import ImageFiles, ImagePaths, NumpyPaths, set_loading
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
@@ -64,15 +65,15 @@ def good(folder: Path, ending: str) -> str:
     return str(folder / "good.npy")
 
 
-def pairs(kind: MapKind, good_mode: str) -> Callable[..., PathDataset]:
+def pairs(kind: MapKind, good_mode: str) -> Callable[..., ImageFiles]:
     """Two good images, the first of which has the bomb for a map."""
 
-    def build(paths: list[str], **options: Any) -> PathDataset:
+    def build(paths: list[str], **options: Any) -> ImageFiles:
         images = [write_image(Path(paths[0]).parent / f"{i}.png") for i in range(2)]
         shape = (24, 32, 4) if good_mode == "RGBA" else (24, 32)
         Image.fromarray(np.zeros(shape, np.uint8)).save(paths[1])
-        maps = {"map": Maps(StringTable(paths), kind)}
-        return PairedPaths(images, maps, 16, **options)
+        maps = {"map": MapFiles(StringTable(paths), kind)}
+        return ImagesWithMaps(images, maps, ImageOptions(16, **options))
 
     return build
 
@@ -93,7 +94,7 @@ def pairs(kind: MapKind, good_mode: str) -> Callable[..., PathDataset]:
 def test_bombs_are_found_at_start_or_left_out(
     bomb: bytes,
     ending: str,
-    build: Callable[..., PathDataset],
+    build: Callable[..., ImageFiles],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -50,11 +50,11 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", labels([0, 182]))
     with pytest.raises(BadImage, match="label 182, but with n_labels 182 labels go from 0 to 181"):
         Labels(182).read(path)
-    with pytest.raises(BadImage, match=r"label 182, .* go from 0 to 181 \(and 255, unlabelled\)"):
+    with pytest.raises(BadImage, match=r"label 182, .* go from 0 to 181 \(and 255, unlabeled\)"):
         Labels(183, shift=True).read(path)
 
 
-def test_colours_are_no_labels_without_a_palette(tmp_path: Path) -> None:
+def test_colors_are_no_labels_without_a_palette(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png")
     for look in (Labels(3).header_size, Labels(3).read):
         with pytest.raises(BadImage, match="mode RGB.*give a palette file"):
@@ -70,7 +70,7 @@ def test_palette(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Labels(3, palette=palette).read(path), [[2, 1, 0]])
     rgb[0, 1] = (1, 2, 3)
     with pytest.raises(
-        BadImage, match=r"colour 1 2 3 at row 0, column 1, which .*palette.txt lacks"
+        BadImage, match=r"color 1 2 3 at row 0, column 1, which .*palette.txt lacks"
     ):
         Labels(3, palette=palette).read(save(tmp_path / "b.png", rgb))
 
@@ -78,10 +78,10 @@ def test_palette(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 0 0\n1 2\n", "line 2 of the palette .* is no colour"),
-        ("0 0 256\n", "line 1 .* is no colour"),
-        ("0 0 0 a\n1 1 1\n0 0 0 b", "line 3 .* repeats label 0's colour"),
-        ("# nothing\n", "has no colours"),
+        ("0 0 0\n1 2\n", "line 2 of the palette .* is no color"),
+        ("0 0 256\n", "line 1 .* is no color"),
+        ("0 0 0 a\n1 1 1\n0 0 0 b", "line 3 .* repeats label 0's color"),
+        ("# nothing\n", "has no colors"),
     ],
 )
 def test_bad_palettes(tmp_path: Path, text: str, message: str) -> None:

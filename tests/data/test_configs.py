@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from taming.config import load_config
 from tests.data.written_files import write_images
 from tests.support import load_manifest
 
@@ -27,7 +28,7 @@ def test_custom_vqgan_is_the_published_model() -> None:
 
 @pytest.mark.parametrize("name", ["custom_transformer", "class_transformer"])
 def test_transformers_take_custom_vqgan_s_codes(name: str) -> None:
-    config = OmegaConf.load(CONFIGS / f"{name}.yaml").model.params
+    config = load_config([CONFIGS / f"{name}.yaml"]).model.params
     first = OmegaConf.load(CONFIGS / "custom_vqgan.yaml").model.params
     first_stage = config.first_stage_config.params
     assert first_stage.ddconfig == first.ddconfig and first_stage.n_embed == first.n_embed

@@ -91,7 +91,7 @@ def test_coordinates_are_cropped_with_the_image(faces: Path) -> None:
     assert len(places) > 1
 
 
-def test_validation_crops_at_the_centre(faces: Path) -> None:
+def test_validation_crops_at_the_center(faces: Path) -> None:
     item = FacesHQValidation(32, crop_size=16, coord=True)[0]
     np.testing.assert_array_equal(item["coord"], coordinates(32, 32)[8:24, 8:24])
 

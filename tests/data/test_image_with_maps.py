@@ -9,7 +9,8 @@ from PIL import Image
 
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels
-from taming.data.image_with_maps import Maps, PairedPaths
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions
 from taming.errors import UserError
 from tests.data.written_files import pixels, write_images
 
@@ -26,12 +27,10 @@ def write_labels(folder: Path, images: list[str], height: int = 24, width: int =
 def test_map_is_cut_and_mirrored_with_its_image(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 2, 24, 64)
     maps = StringTable(write_labels(tmp_path / "labels", images))
-    data = PairedPaths(
+    data = ImagesWithMaps(
         images,
-        {"segmentation": Maps(maps, Labels(256)), "same": Maps(maps, ImageMap())},
-        random_crop=True,
-        random_flip=True,
-        crop_size=16,
+        {"segmentation": MapFiles(maps, Labels(256)), "same": MapFiles(maps, ImageMap())},
+        ImageOptions(random_crop=True, random_flip=True, crop_size=16),
     )
     random.seed(0)
     seen = set()
@@ -50,8 +49,10 @@ def test_labels_take_the_nearest_value_and_depth_is_smooth(tmp_path: Path) -> No
     steps = np.where(pixels(24, 32)[..., 1] > 99, 9, 0).astype(np.uint8)
     Image.fromarray(steps).save(tmp_path / "maps/000.png")
     path = StringTable([str(tmp_path / "maps/000.png")])
-    data = PairedPaths(
-        images, {"labels": Maps(path, Labels(10)), "depth": Maps(path, Depth())}, size=17
+    data = ImagesWithMaps(
+        images,
+        {"labels": MapFiles(path, Labels(10)), "depth": MapFiles(path, Depth())},
+        ImageOptions(17),
     )
     item = data[0]
     assert item["labels"].shape == (17, 17, 10) and item["depth"].shape == (17, 17)
@@ -63,8 +64,9 @@ def test_maps_of_another_size_absent_or_too_few(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 3)
     maps = write_labels(tmp_path / "labels", images)
 
-    def build(paths: list[str]) -> PairedPaths:
-        return PairedPaths(images, {"segmentation": Maps(StringTable(paths), Labels(256))})
+    def build(paths: list[str]) -> ImagesWithMaps:
+        maps = {"segmentation": MapFiles(StringTable(paths), Labels(256))}
+        return ImagesWithMaps(images, maps, ImageOptions())
 
     with pytest.raises(UserError, match="there are 2 files of segmentation for 3 images"):
         build(maps[:2])
@@ -72,15 +74,16 @@ def test_maps_of_another_size_absent_or_too_few(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"001.png, .* is 31 x 24 pixels, but its image .* 32 x 24"):
         build(maps)
     Path(maps[1]).unlink()
-    with pytest.raises(UserError, match="labels/001.png, from PairedPaths, does not exist"):
+    with pytest.raises(UserError, match="labels/001.png, from ImagesWithMaps, does not exist"):
         build(maps)
 
 
 def test_labels_out_of_range_are_found_at_start_or_skipped(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 3)
-    maps = StringTable(write_labels(tmp_path / "labels", images))
-    Image.fromarray(np.full((24, 32), 255, dtype=np.uint8)).save(maps[1])
+    paths = StringTable(write_labels(tmp_path / "labels", images))
+    maps = {"segmentation": MapFiles(paths, Labels(255))}
+    Image.fromarray(np.full((24, 32), 255, dtype=np.uint8)).save(paths[1])
     with pytest.raises(UserError, match=r"labels/001.png, .* has the label 255, but with n_labels"):
-        PairedPaths(images, {"segmentation": Maps(maps, Labels(255))})
-    data = PairedPaths(images, {"segmentation": Maps(maps, Labels(255))}, on_error="skip")
+        ImagesWithMaps(images, maps, ImageOptions())
+    data = ImagesWithMaps(images, maps, ImageOptions(on_error="skip"))
     assert [Path(item["file_path_"]).stem for item in data] == ["000", "002", "002"]

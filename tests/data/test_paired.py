@@ -13,21 +13,21 @@ from taming.data.paired import PairedTrain, PairedValidation
 from taming.errors import UserError
 from tests.data.written_files import write_image, write_images
 
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
+COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """Ten images, and label maps of 0..2 as grey values, palette indices and colours."""
+    """Ten images, and label maps of 0..2 as gray values, palette indices and colors."""
     for path in write_images(tmp_path / "images", 10):
         labels = (np.asarray(Image.open(path))[..., 0] % 3).astype(np.uint8)
         indexed = Image.fromarray(labels)
-        indexed.putpalette(COLOURS.tobytes())
-        versions = (Image.fromarray(labels), indexed, Image.fromarray(COLOURS[labels]))
-        for folder, image in zip(("grey", "indexed", "colour"), versions, strict=True):
+        indexed.putpalette(COLORS.tobytes())
+        versions = (Image.fromarray(labels), indexed, Image.fromarray(COLORS[labels]))
+        for folder, image in zip(("gray", "indexed", "color"), versions, strict=True):
             (tmp_path / folder).mkdir(exist_ok=True)
             image.save(tmp_path / folder / f"{Path(path).stem}.png")
-    lines = [" ".join(map(str, colour)) for colour in COLOURS]
+    lines = [" ".join(map(str, color)) for color in COLORS]
     (tmp_path / "palette.txt").write_text("\n".join(lines))
     return tmp_path
 
@@ -37,9 +37,9 @@ def build(root: Path, folder: str | None, cls: Any = PairedTrain, **options: Any
     return cls(root / "images", root / folder if folder else None, **options)
 
 
-@pytest.mark.parametrize("folder", ["grey", "indexed", "colour"])
+@pytest.mark.parametrize("folder", ["gray", "indexed", "color"])
 def test_labels_however_they_are_stored(pairs: Path, folder: str) -> None:
-    palette = {"palette": pairs / "palette.txt"} if folder == "colour" else {}
+    palette = {"palette": pairs / "palette.txt"} if folder == "color" else {}
     data = build(pairs, folder, **palette)
     item = data[3]
     assert set(item) == {"image", "segmentation", "file_path_", "condition_path_"}
@@ -52,8 +52,8 @@ def test_labels_however_they_are_stored(pairs: Path, folder: str) -> None:
 def test_some_pairs_are_set_aside(pairs: Path) -> None:
     options = {"validation_fraction": 0.2}
     train, validation = (
-        build(pairs, "grey", **options),
-        build(pairs, "grey", PairedValidation, **options),
+        build(pairs, "gray", **options),
+        build(pairs, "gray", PairedValidation, **options),
     )
     assert (len(train), len(validation)) == (8, 2)
     assert len({*train.paths, *validation.paths}) == 10
@@ -91,7 +91,7 @@ def test_endings_and_suffixes_may_differ(tmp_path: Path) -> None:
     ],
 )
 def test_other_kinds(pairs: Path, kind: str, key: str, shape: tuple[int, ...]) -> None:
-    item = build(pairs, "grey", kind=kind, size=16)[0]
+    item = build(pairs, "gray", kind=kind, size=16)[0]
     assert item[key].shape == shape and item[key].dtype == np.float32
     assert -1 <= item[key].min() <= item[key].max() <= 1
 
@@ -100,37 +100,37 @@ def test_edges_are_found_where_there_are_none(pairs: Path) -> None:
     pytest.importorskip("skimage")
     item = build(pairs, None, kind="edges", size=16)[0]
     assert item["edges"].shape == (16, 16, 3) and set(np.unique(item["edges"])) <= {-1.0, 1.0}
-    with pytest.raises(UserError, match="depth cannot be found in images; give the folder"):
+    with pytest.raises(UserError, match="depth cannot be computed from images; give the folder"):
         build(pairs, None, kind="depth")
 
 
 def test_images_without_a_condition(pairs: Path, caplog: pytest.LogCaptureFixture) -> None:
     (pairs / "images/009.png").unlink()
     with caplog.at_level(logging.WARNING):
-        build(pairs, "grey")
+        build(pairs, "gray")
     assert "1 files in" in caplog.text
     for name in ("003", "004"):
-        (pairs / f"grey/{name}.png").unlink()
+        (pairs / f"gray/{name}.png").unlink()
     with pytest.raises(UserError, match=r"images/003.png has no file .*\(2 of the 9 images lack"):
-        build(pairs, "grey")
-    with pytest.raises(UserError, match="folder .*absent of a paired data set does not exist"):
+        build(pairs, "gray")
+    with pytest.raises(UserError, match="folder .*absent of a paired dataset does not exist"):
         build(pairs, "absent")
 
 
 def test_two_files_of_one_name(pairs: Path) -> None:
-    write_image(pairs / "grey/003.jpg")
+    write_image(pairs / "gray/003.jpg")
     with pytest.raises(UserError, match="003.jpg and .*003.png have the same name"):
-        build(pairs, "grey")
+        build(pairs, "gray")
 
 
 def test_number_of_labels_is_checked(pairs: Path) -> None:
     with pytest.raises(UserError, match=r"has the label 2, but with n_labels 2 labels go from 0"):
-        build(pairs, "grey", n_labels=2)
-    with pytest.raises(UserError, match="palette.txt has 3 colours, but n_labels is 4"):
-        build(pairs, "colour", palette=pairs / "palette.txt", n_labels=4)
+        build(pairs, "gray", n_labels=2)
+    with pytest.raises(UserError, match="palette.txt has 3 colors, but n_labels is 4"):
+        build(pairs, "color", palette=pairs / "palette.txt", n_labels=4)
     with pytest.raises(UserError, match="segmentations need n_labels"):
-        build(pairs, "grey", n_labels=None)
+        build(pairs, "gray", n_labels=None)
     with pytest.raises(UserError, match="mode RGB.*give a palette file"):
-        build(pairs, "colour")
+        build(pairs, "color")
     with pytest.raises(UserError, match="no kind 'dept' of condition; did you mean 'depth'"):
-        build(pairs, "grey", kind="dept")
+        build(pairs, "gray", kind="dept")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from taming.config import STAGES, load_config
 from tests.support import load_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,9 +36,7 @@ CHECKPOINTS = {  # published models and the config of the same architecture
 
 
 def load(name: str) -> DictConfig:
-    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
-    assert isinstance(config, DictConfig)
-    return config
+    return load_config([CONFIGS / f"{name}.yaml"])
 
 
 def architecture(node: Any) -> Any:
@@ -48,10 +47,19 @@ def architecture(node: Any) -> Any:
     return {key: architecture(value) for key, value in node.items() if key not in left_out}
 
 
+def without_image_keys(model: Any) -> Any:
+    """A model's config without what its stages would read of batches, which only training needs."""
+    for key in STAGES:
+        if isinstance(stage := model["params"].get(key), dict):
+            stage["params"].pop("image_key", None)
+    return model
+
+
 @pytest.mark.parametrize("name", BATCH_SIZES)
 def test_published_configs(name: str) -> None:
     config = load(name)
-    assert OmegaConf.to_container(config.model) == load_manifest(f"config_{name}")[0]
+    model, published = OmegaConf.to_container(config.model), load_manifest(f"config_{name}")[0]
+    assert without_image_keys(model) == without_image_keys(published)
     assert config.data.params.batch_size == BATCH_SIZES[name]
 
 
@@ -80,6 +88,12 @@ def test_sequences_fit(name: str) -> None:
         assert params.get("unconditional", False) == (condition == "__is_unconditional__")
     elif "n_embed" in condition.params:
         assert gpt.vocab_size >= condition.params.n_embed
+
+
+def test_networks_of_stages_are_written_once() -> None:
+    for name in ALL:
+        if name.endswith("transformer"):
+            assert "ddconfig" not in (CONFIGS / f"{name}.yaml").read_text(), name
 
 
 def test_every_key_is_explained_somewhere() -> None:

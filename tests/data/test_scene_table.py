@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 
-from taming.data.scene_table import Limits, Objects, SceneCollector, SceneTable, converted
+from taming.data.options import OnError
+from taming.data.scene_table import Limits, Objects, Row, SceneCollector, SceneTable
 from taming.errors import UserError
 
 
@@ -54,9 +56,39 @@ def test_no_objects() -> None:
     assert collect([]).annotations(0, "", []) == []
 
 
-def test_rows_that_cannot_be_converted_are_handed_back() -> None:
-    bad: list[str] = []
-    rows, numbers = converted(
-        ["1", "x", "3"], lambda rows: list(map(int, rows)), lambda row, _: bad.append(row)
+def lengths(rows: list[Row]) -> Objects:
+    """Boxes as wide as the third field says."""
+    count = len(rows)
+    boxes = np.array([[0, 0, float(fields[2]), 1] for _, fields in rows]).reshape(count, 4)
+    return Objects(
+        images=[0] * count,
+        boxes=boxes,
+        categories=[0] * count,
+        ids=[number for number, _ in rows],
+        confidences=[1.0] * count,
+        flags=[0] * count,
+        sources=[""] * count,
+        place=lambda number: f"line {rows[number][0]}",
     )
-    assert (rows, numbers, bad) == (["1", "3"], [1, 3], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ((3, ("b", "x", "0.5")), "data: line 3 is for image b, which is not listed; repair"),
+        ((3, ("a", "x", "wide")), "data: line 3 cannot be read .could not convert .* 'wide'"),
+        ((3, ("a", "x", "7")), "data: line 3 has a box outside its image"),
+    ],
+)
+def test_rows_that_cannot_be_right_are_named_or_left_out(row: Row, message: str) -> None:
+    rows: list[Row] = [(1, ("a", "x", "0.5")), (2, ("a", "unknown", "?")), row]
+
+    def collected(on_error: OnError) -> SceneTable:
+        collector = SceneCollector(Limits(0, 0, 9), (), on_error, "data")
+        options: Any = {"images": {"a"}, "categories": {"x"}, "convert": lengths}
+        collector.add_rows(rows, place="line {}".format, **options)
+        return collector.table(1)[0]
+
+    with pytest.raises(UserError, match=message):
+        collected("raise")
+    assert [one.id for one in collected("skip").annotations(0, "a", ["x"])] == [1]

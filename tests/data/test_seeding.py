@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from taming.data.seeding import Position, PositionSampler, SeededDataset
+from taming.data.seeding import BLOCKS_MIXED, Position, PositionSampler, SeededDataset
 from taming.errors import UserError
 
 
@@ -158,3 +158,16 @@ def test_datasets_may_refer_to_each_other() -> None:
     first, second = Noise(), Noise()
     first.other, second.other = second, first  # type: ignore[attr-defined]
     assert len(SeededDataset(first, 0)._pipelines) == 2
+
+
+def test_order_stays_among_a_few_shards_and_is_resumed() -> None:
+    blocks = [10] * (2 * BLOCKS_MIXED)
+    samplers = [PositionSampler(320, 1, rank=r, world_size=2, blocks=blocks) for r in range(2)]
+    orders = [list(sampler) for sampler in samplers]
+    assert sorted(orders[0] + orders[1]) == list(range(320))
+    first = {index // 10 for order in orders for index in order[:80]}
+    assert len(first) == BLOCKS_MIXED and orders[0][:20] != sorted(orders[0][:20])
+    samplers[0].set_position(0, 37)
+    assert list(samplers[0]) == orders[0][37:]
+    samplers[0].set_position(1, 0)
+    assert list(samplers[0]) != orders[0]

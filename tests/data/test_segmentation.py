@@ -17,7 +17,7 @@ from tests.data.written_files import write_image
 KEYS = {"image", "segmentation", "relative_file_path_", "file_path_", "segmentation_path_"}
 
 
-def write_labelled(image: Path, segmentation: Path, highest: int, seed: int = 0) -> None:
+def write_labeled(image: Path, segmentation: Path, highest: int, seed: int = 0) -> None:
     write_image(image, 40, 48, seed)
     segmentation.parent.mkdir(parents=True, exist_ok=True)
     labels = np.arange(40 * 48).reshape(40, 48) % (highest + 1)
@@ -33,7 +33,7 @@ def ade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(count):
             name = f"ADE_{short}_{i:08d}"
             image = root / f"images/{folder}/{name}.jpg"
-            write_labelled(image, root / f"annotations/{folder}/{name}.png", 150, i)
+            write_labeled(image, root / f"annotations/{folder}/{name}.png", 150, i)
             scenes.append(f"{name} scene_{short}{i}\n")
     (root / "sceneCategories.txt").write_text("".join(scenes))
     return root
@@ -41,7 +41,7 @@ def ade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_own_lists(tmp_path: Path) -> None:
     for i, name in enumerate(("a/x", "y")):
-        write_labelled(tmp_path / f"im/{name}.jpg", tmp_path / f"seg/{name}.png", 9, i)
+        write_labeled(tmp_path / f"im/{name}.jpg", tmp_path / f"seg/{name}.png", 9, i)
     (tmp_path / "list.txt").write_text("a/x.jpg\ny.jpg\n")
     data = SegmentationBase(
         tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg", 32, n_labels=10
@@ -56,7 +56,7 @@ def test_own_lists(tmp_path: Path) -> None:
 
 
 def test_own_lists_with_mistakes(tmp_path: Path) -> None:
-    write_labelled(tmp_path / "im/x.jpg", tmp_path / "seg/x.png", 9)
+    write_labeled(tmp_path / "im/x.jpg", tmp_path / "seg/x.png", 9)
     (tmp_path / "list.txt").write_text("x.jpg\n")
     arguments = (tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg")
     with pytest.raises(UserError, match=r"seg/x.png, from .*list.txt, has the label 9, but with"):

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.examples.annotated import write_coco
-from taming.data.examples.writer import Examples
+from taming.data.examples.writer import ExampleWriter
 from taming.data.seeding import SeededDataset
 from taming.evaluation.sources.scenes import Layouts
 from tests.data.scenes import OPTIONS, scene_model
@@ -28,7 +28,7 @@ def options(root: Path, **changes: Any) -> dict[str, Any]:
 
 def write_scenes(root: Path, count: int = 6) -> Path:
     """Example data with `count` scenes of validation."""
-    write_coco(Examples(root, train=2, validation=count))
+    write_coco(ExampleWriter(root, train=2, validation=count))
     return root
 
 

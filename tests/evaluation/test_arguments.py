@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
+from taming.command_line import from_flags
 from taming.errors import UserError
 from taming.evaluation.arguments import (
-    add_extractor,
-    add_metrics,
-    add_sources,
-    drawing_from,
+    EvaluationArguments,
+    ExtractorArguments,
+    add_metric_flags,
+    add_set_flags,
     extractor_dtype,
-    extractors_from,
+    fidelity_settings,
     make_parser,
     parse_sets,
-    protocol_from,
+    sampling_plan,
 )
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fidelity import metric_settings
 from taming.sampling import SampleSettings
 from tests.evaluation.small import TinyExtractor, register_tiny
 
@@ -25,12 +28,13 @@ CPU = torch.device("cpu")
 CLASS = "tests.evaluation.small:TinyExtractor"
 
 
-def extractors(*flags: str, banks: bool = False) -> tuple[Extractor, Extractor]:
-    parser = make_parser("For tests.")
-    add_metrics(parser)
-    add_extractor(parser)
+def extractors(*flags: str, keep_features: bool = False) -> tuple[Extractor, Extractor]:
+    parser = make_parser("For tests.", ExtractorArguments)
+    add_metric_flags(parser)
     args = parser.parse_args(flags)
-    return extractors_from(args, protocol_from(args, banks), CPU)
+    own = from_flags(ExtractorArguments, args)
+    settings = fidelity_settings(args, dict(own.layer), keep_features)
+    return own.extractors(settings, CPU, "fp32", compiled=False)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +81,7 @@ def test_another_for_precision_and_recall(other: str) -> None:
     first, second = extractors(*apart, "--metrics", "prc")  # the other is not needed
     assert first is second
     assert first.name == name
-    first, second = extractors(*apart, "--metrics", "prc", banks=True)
+    first, second = extractors(*apart, "--metrics", "prc", keep_features=True)
     assert (first.name, second.name) == (CLASS, name)
     first, second = extractors(*apart, "--metrics", "fid")
     assert first is second
@@ -92,9 +96,9 @@ def test_weights_of_one_name_apart(other: str) -> None:
     assert second.weights_hash != first.weights_hash
 
 
-def parsed(*argv: str) -> tuple[object, list[str], list[str]]:
-    parser = make_parser("For tests.")
-    add_sources(parser)
+def parsed(*argv: str) -> tuple[Namespace, list[str], list[str]]:
+    parser = make_parser("For tests.", EvaluationArguments)
+    add_set_flags(parser)
     return parse_sets(parser, argv, most=2)
 
 
@@ -108,13 +112,28 @@ def test_sets_flags_and_overrides_in_any_order(tmp_path: Path) -> None:
         parsed("A", "B", "C")
 
 
-def test_drawing() -> None:
+def test_a_plan_of_samples() -> None:
     flags = ["-n", "3", "-k", "7", "-p", "0.9", "--classes", "4,1,", "--seed", "2", "--width", "8"]
-    args, _, overrides = parsed("A", *flags, "model.x=1")
-    drawing = drawing_from(args, overrides, CPU)  # type: ignore[arg-type]
-    assert drawing.settings == SampleSettings(1.0, 7, 0.9)
-    assert (drawing.num_samples, drawing.classes, drawing.seed) == (3, (4, 1), 2)
-    assert drawing.dtype == torch.float32
-    args, _, _ = parsed("A", "--sampler_precision", "bf16")
-    assert drawing_from(args, (), CPU).dtype == torch.bfloat16  # type: ignore[arg-type]
-    assert (drawing.height, drawing.width, drawing.overrides) == (None, 8, ("model.x=1",))
+    args, _, overrides = parsed("A", *flags, "model.x=1", "-b", "more.yaml")
+    plan = sampling_plan(args, overrides, CPU)
+    assert plan.settings == SampleSettings(1.0, 7, 0.9)
+    assert (plan.num_samples, plan.classes, plan.seed) == (3, (4, 1), 2)
+    assert plan.dtype == torch.float32
+    assert (plan.size, plan.overrides, plan.base) == ((None, 8), ("model.x=1",), ("more.yaml",))
+    args, _, _ = parsed("A", "--sampler_precision", "bf16", "--size", "8,12")
+    plan = sampling_plan(args, (), CPU)
+    assert (plan.dtype, plan.size) == (torch.bfloat16, (8, 12))
+    assert (plan.num_samples, plan.settings.top_k) == (50_000, 250)
+
+
+def test_metrics_of_flags() -> None:
+    parser = make_parser("For tests.")
+    add_metric_flags(parser)
+    args = parser.parse_args(["--metrics", "kid, fid,", "--kid_subset_size", "7", "--per_class"])
+    settings = fidelity_settings(args, {"fid": "16"})
+    assert (settings.metrics, settings.per_class, settings.layers) == (
+        ("kid", "fid"),
+        True,
+        {"fid": "16"},
+    )
+    assert settings.of_metrics == metric_settings(kid_subset_size=7)

@@ -9,28 +9,30 @@ import torch
 from PIL import Image
 
 from taming.errors import UserError
-from taming.evaluation.metrics.fidelity import FeatureBank
-from taming.evaluation.plots import nearest, neighbours_picture, pictures_at, plot_classes
+from taming.evaluation.metrics.feature_bank import FeatureBank, nearest
+from taming.evaluation.plots import neighbors_picture, plot_classes
+from taming.evaluation.sources.base import images_at
 from taming.evaluation.sources.folder import FolderSource
+from taming.pictures import HEAD
 from tests.evaluation.images import pixels, write_images
 
 
-def bank(features: torch.Tensor) -> FeatureBank:
-    found = FeatureBank()
+def shuffled_bank(features: torch.Tensor) -> FeatureBank:
+    bank = FeatureBank()
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))
-    found.add(order, features[order])
-    return found
+    bank.update(order, features[order])
+    return bank
 
 
 def test_nearest_by_brute_force() -> None:
     random = torch.Generator().manual_seed(1)
     ours, theirs = (torch.randn(n, 4, generator=random) for n in (9, 30))
-    found = nearest(bank(ours), bank(theirs), rows=3, neighbours=5)
+    found = nearest(shuffled_bank(ours), shuffled_bank(theirs), rows=3, neighbors=5)
     assert list(found) == [0, 4, 8]
     for sample, places in found.items():
         order = (theirs - ours[sample]).square().sum(1).argsort()
         assert places == order[:5].tolist()
-    few = nearest(bank(ours[:2]), bank(theirs[:3]), rows=8, neighbours=5)
+    few = nearest(shuffled_bank(ours[:2]), shuffled_bank(theirs[:3]), rows=8, neighbors=5)
     assert {sample: sorted(places) for sample, places in few.items()} == {
         0: [0, 1, 2],
         1: [0, 1, 2],
@@ -40,18 +42,20 @@ def test_nearest_by_brute_force() -> None:
 def test_only_wanted_images_are_read(tmp_path: Path) -> None:
     folder = write_images(tmp_path, 6)
     (folder / "000003.png").write_bytes(b"damaged, and not asked for")
-    found = dict(pictures_at(FolderSource(folder, workers=0), [5, 1]))
+    found = {image.index: image for image in images_at(FolderSource(folder, workers=0), [5, 1])}
     assert sorted(found) == [1, 5]
-    np.testing.assert_array_equal(found[5], pixels(5))
+    np.testing.assert_array_equal(found[5].pixels.permute(1, 2, 0), pixels(5))
 
 
 def test_rows_of_a_picture(tmp_path: Path) -> None:
     source = FolderSource(write_images(tmp_path, 5), workers=0)
-    grid = np.asarray(neighbours_picture(source, source, {2: [2, 0], 4: [4, 1]}, side=12))
-    assert grid.shape == (24 + 2 * 12, 3 * 12 + 3, 3)
-    np.testing.assert_array_equal(grid[24:36, :12], pixels(2))
-    np.testing.assert_array_equal(grid[36:, 15:27], pixels(4))
-    np.testing.assert_array_equal(grid[36:, 27:], pixels(1))
+    grid = np.asarray(neighbors_picture(source, source, {2: [2, 0], 4: [4, 1]}, side=12))
+    # The cells' gaps are 8 pixels, twice as wide between the samples and the nearest images.
+    assert grid.shape == (HEAD + 8 + 2 * 20, 8 + 20 + 8 + 2 * 20, 3)
+    top = HEAD + 8
+    np.testing.assert_array_equal(grid[top : top + 12, 8:20], pixels(2))
+    np.testing.assert_array_equal(grid[top + 20 : top + 32, 36:48], pixels(4))
+    np.testing.assert_array_equal(grid[top + 20 : top + 32, 56:68], pixels(1))
 
 
 @pytest.mark.parametrize("classes", [3, 100])

@@ -12,14 +12,12 @@ import torch
 
 from taming.distributed import gather_objects
 from taming.errors import UserError
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    InceptionScores,
-    Moments,
-    frechet_distance,
-    kernel_distance,
-)
+from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.inception_score import InceptionScores
+from taming.evaluation.metrics.kid import kernel_distance
 from tests.evaluation.small import read_pictures, register_tiny, write_pictures
 
 ROOT = Path(__file__).parents[2]
@@ -33,23 +31,23 @@ def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[fl
     scores = InceptionScores(len(pictures), splits=3)
     for indices in own.split(batch_size):
         features = extractor(pictures[indices])
-        scores.add(indices, features["logits"])
+        scores.update(indices, features["logits"])
         for number, part in enumerate(
             (indices < len(pictures) // 2, indices >= len(pictures) // 2)
         ):
-            moments[number].add(features["16"][part])
-            banks[number].add(indices[part], features["16"][part])
-    pair = [joined(one) for one in moments]
-    kernel = kernel_distance(*(joined(one) for one in banks), subsets=4, subset_size=8)
-    return [frechet_distance(*pair), *kernel, *joined(scores).result()]
+            moments[number].update(indices[part], features["16"][part])
+            banks[number].update(indices[part], features["16"][part])
+    for accumulator in (*moments, *banks, scores):
+        join(accumulator, rank)
+    kernel = kernel_distance(*banks, subsets=4, subset_size=8)
+    return [frechet_distance(*moments), *kernel, *scores.compute()]
 
 
-def joined(accumulator):  # type: ignore[no-untyped-def]
-    states = gather_objects(accumulator.state())
-    first, *rest = (type(accumulator).from_state(state) for state in states)
-    for other in rest:
-        first.merge(other)
-    return first
+def join(accumulator: FeatureAccumulator, rank: int) -> None:
+    """Merge what the other processes have counted."""
+    for other, state in enumerate(gather_objects(accumulator.state_dict())):
+        if other != rank:
+            accumulator.merge_state(state)
 
 
 def test_two_processes_find_the_numbers_of_one(tmp_path: Path) -> None:

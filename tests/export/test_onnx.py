@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,9 +21,10 @@ TEMPERATURE = {
 }
 
 
-def first_stage(kind: str) -> Any:
+def first_stage(kind: str, **extra: Any) -> Any:
     network = {**ddconfig(), "attn_resolutions": [8]}
-    extra = {"temperature_scheduler_config": TEMPERATURE} if kind == "GumbelVQ" else {}
+    if kind == "GumbelVQ":
+        extra["temperature_scheduler_config"] = TEMPERATURE
     return build(
         first_stage_config(f"taming.models.vqgan.{kind}", ddconfig=network, **extra)
     ).eval()
@@ -35,11 +37,16 @@ def run(path: Path, name: str, value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["VQModel", "GumbelVQ"])
+@pytest.mark.parametrize("kind", ["VQModel", "GumbelVQ", "EMAVQ", "remapped"])
 def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    model = first_stage(kind)
+    if kind == "remapped":  # the codes in reverse, without the first
+        np.save(tmp_path / "used.npy", np.arange(11, 0, -1))
+        model = first_stage("VQModel", remap=str(tmp_path / "used.npy"))
+        model.quantize.embedding.weight[0] = 1e3  # which no latent is near
+    else:
+        model = first_stage(kind)
     encoder, decoder = to_onnx(model, tmp_path, size=(16, 24))
     x = images(3, height=16, width=24).permute(0, 3, 1, 2).contiguous()  # a batch of another size
     indices = model.encode_to_indices(x)

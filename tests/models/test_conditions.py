@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.tiny import build, first_stage_config, fit, images
+from tests.kit.datasets import images
+from tests.kit.models import (
+    VQGAN,
+    build,
+    cosine_config,
+    first_stage_config,
+    unconditional_config,
+)
+from tests.kit.training import fit
 
-VQGAN = "taming.models.vqgan."
 PERMUTERS = (
     "Identity",
     "Subsample",
@@ -21,21 +28,6 @@ PERMUTERS = (
     "Random",
     "AlternateParsing",
 )
-
-
-def transformer_config(**params: Any) -> dict[str, Any]:
-    gpt = {"vocab_size": 40, "block_size": 160, "n_layer": 1, "n_head": 2, "n_embd": 16}
-    gpt |= params.pop("gpt", {})
-    common: dict[str, Any] = {
-        "transformer_config": {
-            "target": "taming.modules.transformer.mingpt.GPT",
-            "params": gpt,
-        },
-        "first_stage_config": first_stage_config(),
-        "cond_stage_config": "__is_unconditional__",
-    }
-    target = "taming.models.cond_transformer.Net2NetTransformer"
-    return {"target": target, "params": {**common, **params}}
 
 
 def permuter(name: str) -> dict[str, Any]:
@@ -80,20 +72,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gumbel": {
         "first_stage_config": first_stage_config(
             VQGAN + "GumbelVQ",
-            temperature_scheduler_config={
-                "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
-                "params": {
-                    "warm_up_steps": 0,
-                    "lr_min": 1.0,
-                    "lr_max": 1.0,
-                    "lr_start": 1.0,
-                    "max_decay_steps": 1,
-                },
-            },
+            temperature_scheduler_config=cosine_config(),
         ),
     },
     "ema": {"first_stage_config": first_stage_config(VQGAN + "EMAVQ", sane_index_shape=True)},
-    "colours": {
+    "colors": {
         "first_stage_config": {
             "target": "taming.modules.transformer.mingpt.KMeans",
             "params": {"ncluster": 24, "resolution": 8},
@@ -116,16 +99,16 @@ def data(size: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_trains_validates_and_shows(name: str, tmp_path: Path) -> None:
-    model = build(transformer_config(**VARIANTS[name]))
-    columns = data(8 if name == "colours" else 16)
+    model = build(unconditional_config(**VARIANTS[name]))
+    columns = data(8 if name == "colors" else 16)
     before = _copies(model)
     trainer = fit(model, columns, tmp_path)
     assert trainer.global_step == 3 and trainer.callback_metrics["val/loss"].isfinite()
     moved = {key for key, value in _copies(model).items() if not torch.equal(value, before[key])}
     stages = {key for key in moved if not key.startswith("transformer.")}
     assert "transformer.head.weight" in moved
-    found = {f"first_stage_model.{n}" for n in ("C", "initialized")} if name == "colours" else set()
-    assert stages == found  # colours are found once, nothing else moves
+    set_once = {"first_stage_model.C", "first_stage_model.initialized"}  # the colors of KMeans
+    assert stages == (set_once if name == "colors" else set())
     _check_pictures(model.eval(), columns, name)
 
 
@@ -145,7 +128,7 @@ def _check_pictures(model: Any, columns: dict[str, Tensor], name: str) -> None:
 
 
 def test_images_that_are_not_square() -> None:
-    model = build(transformer_config(**VARIANTS["depth"])).eval()
+    model = build(unconditional_config(**VARIANTS["depth"])).eval()
     columns = {"image": images(2, 3, 12, 20), "depth": images(2, 1, 12, 20)}
     pictures = model.log_images(columns)
     assert pictures["samples_nopix"].shape == (2, 3, 12, 20)
@@ -153,7 +136,7 @@ def test_images_that_are_not_square() -> None:
 
 
 def test_unmasked_positions_see_each_other() -> None:
-    model = build(transformer_config(**VARIANTS["unmasked"])).eval()
+    model = build(unconditional_config(**VARIANTS["unmasked"])).eval()
     tokens = torch.arange(80)[None] % 20
     changed = tokens.clone()
     changed[0, 63] += 1  # the last position of the condition

@@ -16,8 +16,8 @@ from taming.checkpoint import load_run
 from taming.errors import UserError
 from taming.models.dalle import DalleVAE, convert
 from taming.modules.dalle import map_pixels, unmap_pixels
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import build, images
+from tests.kit.datasets import images
+from tests.kit.models import build, unconditional_config
 
 PICKLES = Path(__file__).parent / "pickles"
 HIDDEN, INIT, CODES = 8, 4, 16  # of that package
@@ -53,7 +53,7 @@ def test_it_is_a_first_stage_of_a_transformer(published: Path) -> None:
         "target": "taming.models.dalle.DalleVAE",
         "params": {**sizes, "ckpt_path": str(convert(published))},
     }
-    model = build(transformer_config(first_stage_config=stage)).eval()
+    model = build(unconditional_config(first_stage_config=stage)).eval()
     assert model.latent_shape() == (INIT, 2, 2)
     pictures = model.log_images({"image": images(2)})
     assert pictures["samples_nopix"].shape == (2, 3, 16, 16)

@@ -12,20 +12,12 @@ from torch import Tensor
 
 from taming.models.vqgan import EMAVQ
 from taming.modules.vqvae.quantize import VectorQuantizer2
-from tests.models.tiny import build, first_stage_config, fit, images
+from tests.kit.datasets import images
+from tests.kit.models import VQGAN, build, cosine_config, first_stage_config
+from tests.kit.training import fit
 
-VQGAN = "taming.models.vqgan."
 BCE = {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}
-TEMPERATURE = {
-    "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
-    "params": {
-        "warm_up_steps": 0,
-        "lr_min": 0.5,
-        "lr_max": 1.0,
-        "lr_start": 1.0,
-        "max_decay_steps": 2,
-    },
-}
+TEMPERATURE = cosine_config(lr_min=0.5, max_decay_steps=2)
 
 
 def segmentations(count: int = 6, labels: int = 5) -> Tensor:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from taming.pictures import to_pillow
 from taming.sampling import Request, sample_images
 from taming.sampling.animation import Recorder, to_gif, to_mp4
-from taming.sampling.folder import to_pillow
 from tests.sampling.tiny import tiny_model
 
 
@@ -20,7 +20,7 @@ def frames(count: int = 3) -> list[Image.Image]:
 @pytest.mark.parametrize("shape", [(4, 4), (4, 6)])
 def test_a_recorder_sees_the_image_grow(shape: tuple[int, int]) -> None:
     model, seen = tiny_model(), []
-    recorder = Recorder(model, shape, 8, lambda image, progress: seen.append(progress.drawn))
+    recorder = Recorder(model, shape, 8, lambda image, progress: seen.append(progress.done))
     sample = next(sample_images(model, [Request(0, (1,), 1)], on_step=recorder, shape=shape))
     assert len(recorder.frames) == len(seen) == 8
     assert seen == sorted(seen)

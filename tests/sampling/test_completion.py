@@ -37,9 +37,9 @@ def test_masks(tmp_path: Path) -> None:
     assert kept.nonzero().tolist() == [[0, 0], [1, 0]]
     with pytest.raises(UserError, match="8 x 8 pixels, the image 10 x 8"):
         keep_mask(str(tmp_path / "mask.png"), (8, 10), 2)
-    Image.fromarray(values // 2).save(tmp_path / "grey.png")
-    with pytest.raises(UserError, match="it has greys"):
-        keep_mask(str(tmp_path / "grey.png"), (8, 8), 2)
+    Image.fromarray(values // 2).save(tmp_path / "gray.png")
+    with pytest.raises(UserError, match="it has grays"):
+        keep_mask(str(tmp_path / "gray.png"), (8, 8), 2)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="is no image"):
         keep_mask(str(tmp_path / "text.png"), (8, 8), 2)
@@ -53,7 +53,7 @@ def test_masks(tmp_path: Path) -> None:
         ("4,0,2,8", "not inside"),
         ("0,0,9,8", "not inside"),
         ("0,0,1,1", "keeps no whole patch of 2 x 2"),
-        ("0,0,8,8", "nothing to draw"),
+        ("0,0,8,8", "nothing to sample"),
     ],
 )
 def test_wrong_parts(keep: str, message: str) -> None:

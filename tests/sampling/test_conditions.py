@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from taming.data.tools.extraction import depth_picture
 from taming.errors import UserError
 from taming.sampling.conditions import (
     cut_to_tokens,
     read_condition,
+    read_input,
     read_picture,
-    request_for,
-    resized,
+    read_pixels,
 )
+from taming.sampling.requests import request_for_condition
 from tests.sampling.tiny import FIRST_STAGE, tiny_model, transformer_config
 
 
@@ -51,11 +52,12 @@ def test_depth_of_extraction(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "d.png", 1).tolist() == [[[[-1.0, 0.0, 1.0]]]]
 
 
-def test_sizes() -> None:
+def test_sizes(tmp_path: Path) -> None:
     ramp = torch.arange(12.0).expand(1, 1, 6, 12)
-    assert torch.equal(resized(ramp, (6, 4)), ramp[..., 4:8])
-    assert resized(ramp, (12, 9)).shape == (1, 1, 12, 9)
-    assert resized(ramp, (3, 6)).shape == (1, 1, 3, 6)
+    file = save(tmp_path / "ramp.png", 20 * ramp[0, 0].byte())
+    for size in ((12, 9), (3, 6)):
+        assert read_picture(file, 1, size).shape == (1, 1, *size)
+    assert torch.equal(read_picture(file, 1, (6, 4)), read_picture(file, 1)[..., 4:8])
     assert cut_to_tokens(ramp, 4).shape == (1, 1, 4, 12)
     with pytest.raises(UserError, match="12 x 6 pixels, fewer than the 8"):
         cut_to_tokens(ramp, 8)
@@ -64,18 +66,18 @@ def test_sizes() -> None:
 def test_classes() -> None:
     model = tiny_model()
     c = read_condition(model, "3", (8, 8))
-    request = request_for(model, c, 2, (4, 4))
+    request = request_for_condition(model, c, 2, (4, 4))
     assert (request.prompt, request.label, request.number) == ((3,), 3, 2)
     for wrong in ("5", "-1", "cat"):
         with pytest.raises(UserError, match=f"a class, 0 to 4, not '{wrong}'"):
             read_condition(model, wrong, (8, 8))
-    with pytest.raises(UserError, match="draws for a given 'class_label'"):
-        request_for(model, None, 0, (4, 4))
+    with pytest.raises(UserError, match="samples for a given 'class_label'"):
+        request_for_condition(model, None, 0, (4, 4))
 
 
 def test_no_condition() -> None:
     model = tiny_model(transformer_config(cond_stage_config="__is_unconditional__", sos_token=2))
-    assert request_for(model, None, 0, (4, 4)).prompt == (2,)
+    assert request_for_condition(model, None, 0, (4, 4)).prompt == (2,)
 
 
 def test_label_maps(tmp_path: Path) -> None:
@@ -83,14 +85,14 @@ def test_label_maps(tmp_path: Path) -> None:
     labels = np.arange(64).reshape(8, 8) % 3
     c = read_condition(model, save(tmp_path / "labels.png", labels), (8, 8))
     assert torch.equal(c[0].argmax(0), torch.from_numpy(labels))
-    request = request_for(model, c, 0, (4, 4))
+    request = request_for_condition(model, c, 0, (4, 4))
     assert request.condition is not None
     assert request.condition.shape == (4, 4)
-    colours = np.zeros((8, 8, 3))
+    colors = np.zeros((8, 8, 3))
     for name, values, size, message in (
         ("high", labels + 1, (8, 8), "labels from 1 to 3, but the model has 0 to 2"),
         ("wide", labels, (8, 16), "8 x 8 pixels, and the image will have 16 x 8"),
-        ("rgb", colours, (8, 8), "picture in colours"),
+        ("rgb", colors, (8, 8), "picture in colors"),
     ):
         with pytest.raises(UserError, match=message):
             read_condition(model, save(tmp_path / f"{name}.png", values), size)
@@ -103,3 +105,30 @@ def test_pictures_as_conditions(tmp_path: Path) -> None:
     model = tiny_model(transformer_config(**maps))
     c = read_condition(model, save(tmp_path / "a.png", np.zeros((8, 8, 3))), (8, 8))
     assert torch.equal(c, torch.full((1, 3, 8, 8), -1.0))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("content", ["color", "gray", "labels"])
+def test_cameras_that_were_turned(content: Any, orientation: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6), np.uint8)
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as file:
+        expected = np.asarray(ImageOps.exif_transpose(file))
+    upright = read_pixels(tmp_path / "a.png", content, upright=True)
+    assert (upright.reshape(*expected.shape, -1)[..., 0] == expected).all()
+    as_it_is = read_pixels(tmp_path / "a.png", content)
+    assert (as_it_is.reshape(4, 6, -1)[..., 0] == pixels).all()
+
+
+def test_labels_stay_one_hot_at_other_sizes(tmp_path: Path) -> None:
+    stage = segmentation_model().cond_stage_model
+    labels = np.arange(20)[:, None].repeat(30, 1) // 10
+    file = save(tmp_path / "labels.png", labels)
+    covered = read_input(stage, file, size=(8, 8))
+    reduced = read_input(stage, file, reduce_to=(8, 8))
+    for result, width in ((covered, 8), (reduced, 12)):
+        expected = torch.tensor([0] * 4 + [1] * 4)[:, None].expand(8, width)
+        assert torch.equal(result[0].argmax(0), expected)
+        assert torch.equal(result.sum(1), torch.ones(1, 8, width))

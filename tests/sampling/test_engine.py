@@ -14,7 +14,7 @@ from taming.sampling import (
     sample_images,
     sample_sliding_window,
 )
-from taming.sampling.sizes import condition_indices
+from taming.sampling.requests import condition_indices
 from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
 from tests.support import assert_close
 
@@ -61,8 +61,8 @@ def test_no_token_beyond_the_codebook() -> None:
         model.transformer.head.weight[20:] = 0
         model.transformer.head.weight[:20] *= 0.01
     settings = SampleSettings(temperature=100.0)
-    drawn = [s.indices for s in sample_images(model, REQUESTS, settings)]
-    assert torch.stack(drawn).max() < 20
+    tokens = [s.indices for s in sample_images(model, REQUESTS, settings)]
+    assert torch.stack(tokens).max() < 20
 
 
 def test_permuted_models_decode_their_own_order() -> None:
@@ -91,13 +91,13 @@ def test_steps_are_reported() -> None:
     seen: list[tuple[int, int]] = []
 
     def note(progress: Progress) -> None:
-        seen.append((progress.drawn, progress.total))
+        seen.append((progress.done, progress.total))
 
     list(sample_images(tiny_model(), REQUESTS[:3], batch_size=2, on_step=note))
     assert seen == [(n + 1, 16) for n in range(16)] * 2
 
 
-def test_bf16_draws_images_too() -> None:
+def test_bf16_samples_images_too() -> None:
     sample = next(iter(sample_images(tiny_model(), REQUESTS, dtype=torch.bfloat16)))
     assert sample.image.dtype == torch.float32
     assert sample.image.isfinite().all()
@@ -179,16 +179,16 @@ def test_known_indices_of_another_size() -> None:
 @pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
 def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
     model = tiny_model(transformer_config(cond_drop=0.1))
-    draws = {
+    samples = {
         scale: next(
             sample_images(model, REQUESTS, SampleSettings(guidance=scale), shape=shape)
         ).indices
         for scale in (0.0, 1.0, 1.0001, 4.0)
     }
-    assert torch.equal(draws[1.0], draws[1.0001])
-    assert not torch.equal(draws[4.0], draws[1.0])
+    assert torch.equal(samples[1.0], samples[1.0001])
+    assert not torch.equal(samples[4.0], samples[1.0])
     free = next(sample_images(model, [Request(0, (model.null_token,), 3)], shape=shape))
-    assert torch.equal(draws[0.0], free.indices)
+    assert torch.equal(samples[0.0], free.indices)
 
 
 def test_guidance_needs_a_model_that_was_trained_for_it() -> None:

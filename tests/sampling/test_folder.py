@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from taming.errors import UserError
+from taming.pictures import to_pillow
 from taming.sampling import Sample
-from taming.sampling.folder import RECORD, SampleFolder, to_pillow
+from taming.sampling.folder import RECORD, SampleFolder
 
 RECORDED = {"seed": 0, "top_k": 5}
 INDICES = torch.arange(4)
@@ -18,15 +18,6 @@ INDICES = torch.arange(4)
 
 def sample(number: int, label: int | None = None, channels: int = 3) -> Sample:
     return Sample(number, label, INDICES, torch.full((channels, 2, 3), 0.5))
-
-
-def test_pixels() -> None:
-    image = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(3, 1, 5)
-    assert np.asarray(to_pillow(image))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
-    assert to_pillow(torch.zeros(1, 4, 6)).size == (6, 4)
-    assert to_pillow(torch.zeros(1, 1, 1)).mode == "L"
-    with pytest.raises(UserError, match="5 channels"):
-        to_pillow(torch.zeros(5, 4, 4))
 
 
 def test_files_and_their_records(tmp_path: Path) -> None:
@@ -42,14 +33,14 @@ def test_files_and_their_records(tmp_path: Path) -> None:
 
 
 def test_unfinished_and_other_files_do_not_count(tmp_path: Path) -> None:
-    for name in ("000001.partial", "grid.png", "12.png"):
+    for name in (".000001.png.9.partial", "grid.png", "12.png"):
         (tmp_path / name).touch()
     assert SampleFolder(tmp_path, RECORDED).finished(None) == set()
 
 
 def test_samples_of_other_settings(tmp_path: Path) -> None:
     SampleFolder(tmp_path, {**RECORDED, "seed": 1}).save(sample(0))
-    with pytest.raises(UserError, match="000000.png was drawn with seed 1, not 0"):
+    with pytest.raises(UserError, match="000000.png was sampled with seed 1, not 0"):
         SampleFolder(tmp_path, RECORDED).finished(None)
 
 

@@ -20,14 +20,14 @@ def test_groups() -> None:
     assert group_of(0.005) == (1, 200)
     assert group_of(0.4) == (2, 5)
     for wrong in (0.0, 1.5, -1.0):
-        with pytest.raises(UserError, match="--reject-ratio"):
+        with pytest.raises(UserError, match="--reject_ratio"):
             group_of(wrong)
 
 
 def test_candidates_of_what_is_missing() -> None:
     wanted = [Request(n, (7,), 7) for n in (0, 2, 3)]
-    drawn = [(r.label, r.number, r.prompt) for r in candidates(wanted, 0.4)]
-    assert drawn == [(7, n, (7,)) for n in range(10)]
+    wider = [(r.label, r.number, r.prompt) for r in candidates(wanted, 0.4)]
+    assert wider == [(7, n, (7,)) for n in range(10)]
     assert [r.number for r in candidates(wanted[1:], 0.4)] == [5, 6, 7, 8, 9]
 
 

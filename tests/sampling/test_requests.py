@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.sampling import Request, labels_for, requests_for, sample_images
-from taming.sampling.requests import parse_classes
+from taming.sampling import Request, labels_for, requests_for_labels, sample_images
 from tests.sampling.tiny import tiny_model, transformer_config
 
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__", "sos_token": 2}
@@ -16,16 +15,6 @@ COORD = {
         "params": {"n_embed": 20, "down_factor": 2},
     },
 }
-
-
-def test_class_lists() -> None:
-    assert parse_classes(None) is None
-    assert parse_classes("3, 1,3,") == [3, 1]
-    for wrong in ("a", "1.5", "-1", "1;2"):
-        with pytest.raises(UserError, match="is none"):
-            parse_classes(wrong)
-    with pytest.raises(UserError, match="names no class"):
-        parse_classes(",")
 
 
 def test_all_classes_or_the_given_ones() -> None:
@@ -41,7 +30,7 @@ def test_unconditional_models_have_no_classes() -> None:
     assert labels_for(model) == [None]
     with pytest.raises(UserError, match="has no classes"):
         labels_for(model, [0])
-    assert list(requests_for(model, [None], 1)) == [Request(0, (2,), None)]
+    assert list(requests_for_labels(model, [None], 1)) == [Request(0, (2,), None)]
 
 
 def test_other_conditions_need_another_script() -> None:
@@ -55,7 +44,7 @@ def test_coordinates_are_known_for_every_size() -> None:
     gpt["params"]["block_size"] = 32
     model = tiny_model(transformer_config(**COORD, transformer_config=gpt))
     assert labels_for(model) == [None]
-    request = next(requests_for(model, [None], 1, shape=(6, 5)))
+    request = next(requests_for_labels(model, [None], 1, shape=(6, 5)))
     expected = (torch.arange(120).view(12, 10) / 120).view(6, 2, 5, 2).mean((1, 3)) * 20
     assert request.condition is not None
     assert torch.equal(request.condition, expected.round().long())
@@ -67,21 +56,24 @@ def test_processes_share_the_samples() -> None:
     model = tiny_model()
     for block in (1, 2):
         shares = [
-            list(requests_for(model, [4, 0], 5, share=(rank, 3), block=block)) for rank in range(3)
+            list(requests_for_labels(model, [4, 0], 5, share=(rank, 3), block=block))
+            for rank in range(3)
         ]
         together = [(r.label, r.number) for share in shares for r in share]
         assert len(together) == 10
         assert set(together) == {(label, n) for label in (0, 4) for n in range(5)}
         assert max(map(len, shares)) <= 5
-    done = list(requests_for(model, [4], 6, lambda label: {0, 1, 2}, share=(1, 2)))
+    done = list(requests_for_labels(model, [4], 6, finished=lambda label: {0, 1, 2}, share=(1, 2)))
     assert [r.number for r in done] == [3, 5]
 
 
 def test_finished_samples_are_left_out() -> None:
-    requests = requests_for(tiny_model(), [4, 0], 3, lambda label: {1} if label == 4 else {0, 2})
+    requests = requests_for_labels(
+        tiny_model(), [4, 0], 3, finished=lambda label: {1} if label == 4 else {0, 2}
+    )
     assert list(requests) == [Request(0, (4,), 4), Request(2, (4,), 4), Request(1, (0,), 0)]
 
 
 def test_classes_share_no_random_numbers() -> None:
-    requests = requests_for(tiny_model(), [0, 1, 2], 4)
+    requests = requests_for_labels(tiny_model(), [0, 1, 2], 4)
     assert len({request.stream for request in requests}) == 12

@@ -7,7 +7,8 @@ import pytest
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
-from taming.sampling.scenes import builder_of, scene_of_data, scene_requests
+from taming.sampling import requests_for_scene
+from taming.sampling.scenes import builder_of, scene_of_data
 from tests.data.scenes import OPTIONS, write_coco
 
 
@@ -36,7 +37,7 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     )
     item = {"crop_bbox": (0.0, 0.0, 1.0, 1.0), "flipped": False}
     scene, builder = scene_of_data(data, 0, item), builder_of(data, "objects_bbox")
-    (request,) = scene_requests(scene, builder, 4, [2])
+    (request,) = requests_for_scene(scene, builder, 4, [2])
     assert (request.number, request.label) == (2, 4)
     assert request.prompt_in is not None
     assert request.prompt == request.prompt_in((0.0, 0.0, 1.0, 1.0))

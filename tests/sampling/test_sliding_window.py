@@ -57,9 +57,9 @@ def test_golden(name: str) -> None:
     gpt = GPT(**spec["gpt"]).eval()
     fill_by_name(gpt)
     c, expected = golden["c"], golden["greedy"]
-    drawn = sample_sliding_window(gpt, c, tuple(c.shape[1:]), spec["window"], temperature=0)
-    assert torch.equal(drawn, expected)
-    assert not drawn.is_inference()
+    sampled = sample_sliding_window(gpt, c, tuple(c.shape[1:]), spec["window"], temperature=0)
+    assert torch.equal(sampled, expected)
+    assert not sampled.is_inference()
 
 
 SHAPES = [(4, 4), (4, 9), (9, 4), (7, 10), (5, 5), (13, 12), (2, 6), (6, 3), (1, 1)]
@@ -69,29 +69,29 @@ SHAPES = [(4, 4), (4, 9), (9, 4), (7, 10), (5, 5), (13, 12), (2, 6), (6, 3), (1,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_greedy_is_the_plain_loops(kind: str, shape: tuple[int, int]) -> None:
     gpt, cond = small_gpt(), condition(kind, shape)
-    drawn = sample_sliding_window(gpt, cond, shape, 4, temperature=0)
-    assert torch.equal(drawn, plain_loop(gpt, cond, shape, 4))
+    sampled = sample_sliding_window(gpt, cond, shape, 4, temperature=0)
+    assert torch.equal(sampled, plain_loop(gpt, cond, shape, 4))
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10])
 def test_caches_that_do_not_fit_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     gpt, cond = small_gpt(), condition("map", (9, 11))
     monkeypatch.setattr(sliding_window, "CACHE_BYTES", limit * 2 * 2 * 2 * 31 * 16 * 4)
-    drawn = sample_sliding_window(gpt, cond, (9, 11), 4, temperature=0)
-    assert torch.equal(drawn, plain_loop(gpt, cond, (9, 11), 4))
+    sampled = sample_sliding_window(gpt, cond, (9, 11), 4, temperature=0)
+    assert torch.equal(sampled, plain_loop(gpt, cond, (9, 11), 4))
 
 
 @pytest.mark.parametrize("n_unmasked", [3, 16, 24])
 def test_positions_that_see_each_other(n_unmasked: int) -> None:
     gpt, cond = small_gpt(n_unmasked=n_unmasked), condition("map", (6, 7))
-    drawn = sample_sliding_window(gpt, cond, (6, 7), 4, temperature=0)
-    assert torch.equal(drawn, plain_loop(gpt, cond, (6, 7), 4))
+    sampled = sample_sliding_window(gpt, cond, (6, 7), 4, temperature=0)
+    assert torch.equal(sampled, plain_loop(gpt, cond, (6, 7), 4))
 
 
 def test_odd_and_oblong_windows() -> None:
     gpt, cond = small_gpt(64), condition("map", (8, 11))
-    drawn = sample_sliding_window(gpt, cond, (8, 11), 5, temperature=0)
-    assert torch.equal(drawn, plain_loop(gpt, cond, (8, 11), 5))
+    sampled = sample_sliding_window(gpt, cond, (8, 11), 5, temperature=0)
+    assert torch.equal(sampled, plain_loop(gpt, cond, (8, 11), 5))
     oblong = sample_sliding_window(gpt, cond, (8, 11), (8, 4), temperature=0)
     assert oblong.shape == (2, 8, 11)
     tall = sample_sliding_window(gpt, cond[:, :, :4], (8, 4), (8, 4), temperature=0)
@@ -110,36 +110,36 @@ def test_a_seed_gives_the_same_images_in_any_batch() -> None:
 
 def test_no_condition_is_the_start_token() -> None:
     gpt = small_gpt()
-    drawn = sample_sliding_window(gpt, None, (5, 6), 4, batch_size=2, seed=1)
+    sampled = sample_sliding_window(gpt, None, (5, 6), 4, batch_size=2, seed=1)
     zeros = torch.zeros(2, 1, dtype=torch.long)
-    assert torch.equal(drawn, sample_sliding_window(gpt, zeros, (5, 6), 4, seed=1))
-    assert drawn[0].tolist() != drawn[1].tolist()
+    assert torch.equal(sampled, sample_sliding_window(gpt, zeros, (5, 6), 4, seed=1))
+    assert sampled[0].tolist() != sampled[1].tolist()
 
 
 def test_known_indices_are_kept() -> None:
     gpt, cond = small_gpt(), condition("map", (6, 7))
     numbers = uniforms(0, [0, 1], 42)
-    drawn = sample_sliding_window(gpt, cond, (6, 7), 4, uniform=numbers)
+    sampled = sample_sliding_window(gpt, cond, (6, 7), 4, uniform=numbers)
     known = torch.full((2, 6, 7), -1)
-    known[:, :4] = drawn[:, :4]
-    known[1, 5, 2] = drawn[1, 5, 2]
+    known[:, :4] = sampled[:, :4]
+    known[1, 5, 2] = sampled[1, 5, 2]
     passes: list[int] = []
     again = sample_sliding_window(
         gpt, cond, (6, 7), 4, uniform=numbers, known=known, on_step=lambda _, n: passes.append(n)
     )
-    assert torch.equal(again, drawn)
+    assert torch.equal(again, sampled)
     assert passes[-1] == 42
     known[:, 2] = 7
     changed = sample_sliding_window(gpt, cond, (6, 7), 4, uniform=numbers, known=known)
     assert (changed[:, 2] == 7).all()
-    assert not torch.equal(changed[:, 4:], drawn[:, 4:])
+    assert not torch.equal(changed[:, 4:], sampled[:, 4:])
 
 
 def test_no_token_beyond_the_codes() -> None:
-    drawn = sample_sliding_window(
+    sampled = sample_sliding_window(
         small_gpt(), None, (8, 8), 4, temperature=50.0, n_codes=5, batch_size=4
     )
-    assert set(drawn.unique().tolist()) == set(range(5))
+    assert set(sampled.unique().tolist()) == set(range(5))
 
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_unconditional(image: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--condition", "1"], "--keep, or how far"),
-        (["--keep", "top-half"], "draws for a given 'class_label'"),
+        (["--keep", "top-half"], "samples for a given 'class_label'"),
         (["--keep", "top-half", "--condition", "9"], "a class, 0 to 4"),
         (["--keep", "middle", "--condition", "1"], "--keep takes"),
         (["--pad", "1,0,0,0", "--condition", "1"], "multiples of 2"),

@@ -63,7 +63,7 @@ def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def opened(address: str) -> Iterator[Any]:
-    """A page of the browser, with the demo ready to draw."""
+    """A page of the browser, with the demo ready to sample."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
     if not BROWSER:
         pytest.skip("needs chromium")
@@ -72,7 +72,7 @@ def opened(address: str) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.set_default_timeout(1000 * PATIENCE)
         page.goto(address)
-        page.get_by_role("button", name="Draw").wait_for()
+        page.get_by_role("button", name="Sample").wait_for()
         yield page
         browser.close()
 
@@ -83,14 +83,14 @@ def downloaded(page: Any, name: str) -> Image.Image:
     return Image.open(io.BytesIO(Path(download.value.path()).read_bytes()))
 
 
-def test_a_sample_is_drawn_shown_and_downloaded(tmp_path: Path) -> None:
+def test_a_sample_is_made_shown_and_downloaded(tmp_path: Path) -> None:
     pytest.importorskip("streamlit")
     pytest.importorskip("playwright", reason="needs: pip install playwright")
     run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
     with served(run, data) as address, opened(address) as page:
         page.get_by_label("Seed", exact=True).fill("5")
         page.get_by_label("Seed", exact=True).press("Enter")
-        page.get_by_role("button", name="Draw").click()
+        page.get_by_role("button", name="Sample").click()
         caption = page.get_by_text("8 x 8 pixels, seed 5")
         caption.wait_for()
         picture = page.get_by_role("img").last

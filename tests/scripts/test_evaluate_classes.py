@@ -12,7 +12,7 @@ from taming.evaluation.metrics.small_classifier import train_small_classifier
 from taming.evaluation.results import read_result
 from tests.evaluation.images import write_images
 from tests.evaluation.metrics.test_accuracy import stripes
-from tests.evaluation.two import in_two_processes
+from tests.evaluation.two_processes import in_two_processes
 from tests.sampling.tiny import tiny_run
 
 

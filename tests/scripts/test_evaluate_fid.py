@@ -12,8 +12,9 @@ from PIL import Image
 from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
 from taming.evaluation.results import flattened, read_result
+from taming.pictures import HEAD
 from tests.evaluation.images import write_classes, write_images
-from tests.evaluation.two import exit_codes_of_two
+from tests.evaluation.two_processes import exit_codes_of_two
 from tests.sampling.tiny import FIRST_STAGE, tiny_run
 from tests.training.small import small_vqgan, write_config
 
@@ -72,7 +73,9 @@ def test_folders(
     assert last == f"{path.name} and {path.stem}.md are in {out}"
     assert "| class |" in path.with_suffix(".md").read_text()
     with Image.open(out / f"{path.stem}-neighbours.png") as picture:
-        assert picture.size == (3 * 128 + 32, 24 + 8 * 128)
+        rows = np.asarray(picture)
+    # Eight rows of images, enlarged from 12 to 120 pixels, of which the nearest two stand apart.
+    assert rows.shape == (HEAD + 8 + 8 * 128, 8 + 120 + 16 + 2 * 128, 3)
     with Image.open(out / f"{path.stem}-classes.png") as picture:
         assert picture.size[0] > 300
     assert list(cache.glob("*.npz"))
@@ -87,8 +90,9 @@ def test_neighbours_are_the_nearest(tmp_path: Path) -> None:
     evaluate(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--neighbours", "1")
     (path,) = (tmp_path / "out").glob("*-neighbours.png")
     with Image.open(path) as picture:
-        rows = np.asarray(picture)[24:]
-    np.testing.assert_array_equal(rows[:, :128], rows[:, -128:])
+        rows = np.asarray(picture)[HEAD:]
+    np.testing.assert_array_equal(rows[:, 8:128], rows[:, -128:-8])
+    assert rows[:, 8:128].std() > 10
 
 
 def test_run_against_a_config(run: str, tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_preset(run: str, classes: tuple[str, str], tmp_path: Path, capsys: Any)
         (("A", "B", "C"), "unknown argument C"),
         (("A", "B", "--metric", "fdi"), "no metric 'fdi'"),
         (("A", "B", "--unknown", "1"), "unknown argument --unknown"),
-        (("A", "B", "--layer", "fid"), "--layer takes METRIC=LAYER"),
+        (("A", "B", "--layer", "fid"), "--layer: give METRIC=LAYER"),
         (("A", "B", "--layer", "fid=77"), "has no layer 77"),
         (("A", "B", "--sweep", "top_k=1"), "A is none"),
         (("A", "B", "--sweep", "topk=1"), "did you mean 'top_k'"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from scripts.evaluate_first_stage import main
+from taming.pictures import HEAD
 from tests.evaluation.small import register_tiny
 from tests.evaluation.stage_runs import (
     DALLE,
@@ -73,7 +74,7 @@ def test_three_first_stages_on_validation_data(
     text = (folder / "first_stages.md").read_text()
     assert printed[3] in text and "LPIPS (AlexNet) is left out: TAMING_ALEXNET" in text
     picture = Image.open(folder / "first_stages.png")
-    assert picture.size == (4 * 260 - 4, 22 + 3 * 260 - 4)
+    assert picture.size == (4 * 260 + 4, HEAD + 3 * 260 + 4)
     with (folder / "images-vqgan.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["index"] for line in lines] == list("012345")
@@ -141,7 +142,10 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (["-r", "RUN", "--images", "IMAGES", "--data", "x.yaml"], "give one of them"),
         (["-r", "RUN"], "none of the runs has validation data of its own"),
         (["-r", "RUN", "--data", "x.yaml"], "there is no config file x.yaml"),
-        (["-r", "RUN", "--images", "IMAGES", "--size", "0"], "--size must be at least 1"),
+        (
+            ["-r", "RUN", "--images", "IMAGES", "--size", "0"],
+            "--size: a size is height,width in pixels",
+        ),
         (["-r", "RUN", "--images", "IMAGES", "-n", "0"], "--num_images must be at least 1"),
         (["-r", "RUN", "--images", "IMAGES", "--batch_size", "0"], "--batch_size must be"),
         (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], "--weights: there is no file"),

@@ -11,7 +11,7 @@ from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import flattened, read_result
 from taming.evaluation.sources.folder import FolderSource
 from tests.evaluation.scene_runs import scene_run, write_scenes
-from tests.evaluation.two import in_two_processes
+from tests.evaluation.two_processes import in_two_processes
 
 SMALL = ["-R", "8,8", "--isc_splits", "2", "--device", "cpu", "--batch_size", "4"]
 TINY = ["--extractor", "tests.evaluation.small:TinyExtractor"]
@@ -80,7 +80,7 @@ def test_two_processes_give_the_same(run: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-R", "8"], "--resolution takes height,width"),
+        (["-R", "8x8"], "a size is height,width"),
         (["-N", "0"], "--samples_per_layout must be at least 1"),
         (["--min_object_side", "0"], "--min_object_side must be above 0"),
         (["-n", "1"], "FID needs at least 2 layouts"),

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset
 
 from scripts.evaluate_transformer import main
 from taming.evaluation.cache import cache_folder
-from taming.evaluation.metrics.likelihood import score_transformer
+from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.results import read_result
-from taming.evaluation.tasks.transformer import TransformerTally
-from tests.evaluation.two import in_two_processes
+from taming.evaluation.tasks.transformer import ItemLikelihood
+from tests.evaluation.two_processes import in_two_processes
 from tests.sampling.tiny import tiny_model, tiny_run
 
 
@@ -56,7 +56,8 @@ def whole(count: int = 7) -> Any:
     items = [Pictures()[index] for index in range(count)]
     images = torch.stack([torch.from_numpy(item["image"]) for item in items])
     labels = torch.tensor([item["class_label"] for item in items])
-    return score_transformer(tiny_model(), [{"image": images, "class_label": labels}])
+    batches = [{"image": images, "class_label": labels}]
+    return measure_likelihood(tiny_model(), batches).compute()
 
 
 def test_numbers_tables_and_plots(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,15 +98,15 @@ def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.Monkey
     flags = ("--batch_size", "2", "--save_every", "0")
     whole = evaluate(run, *flags)
     seen: list[int] = []
-    add = TransformerTally.add
+    update = ItemLikelihood.update
 
-    def counted(self: Any, pictures: Any) -> None:
+    def counted(self: Any, images: Any) -> None:
         if len(seen) >= 4 and stop:
             raise KeyboardInterrupt
-        add(self, pictures)
-        seen.extend(picture.index for picture in pictures)
+        update(self, images)
+        seen.extend(image.index for image in images)
 
-    monkeypatch.setattr(TransformerTally, "add", counted)
+    monkeypatch.setattr(ItemLikelihood, "update", counted)
     for changed, again in ((False, [4, 5, 6]), (True, list(range(7)))):
         stop = True
         seen.clear()

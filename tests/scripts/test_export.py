@@ -9,9 +9,9 @@ import torch
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
-from tests.checkpoint.test_fit import write_run
 from tests.models.test_conditions import transformer_config
 from tests.models.tiny import build, ddconfig, first_stage_config
+from tests.support import write_run
 
 
 @pytest.fixture
@@ -68,5 +68,5 @@ def test_a_wrong_size_is_explained(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        export.main(["onnx", str(run), str(tmp_path / "x"), "--size", "256"])
-    assert "--size takes height,width" in capsys.readouterr().err
+        export.main(["onnx", str(run), str(tmp_path / "x"), "--size", "big"])
+    assert "a size is height,width in pixels, such as 256,384, not 'big'" in capsys.readouterr().err

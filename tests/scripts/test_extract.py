@@ -16,6 +16,7 @@ from torch import nn
 
 from taming.data.condition_maps import Depth
 from taming.data.tools.extraction import (
+    NetworkOptions,
     depth_of,
     depth_picture,
     extract,
@@ -59,7 +60,7 @@ def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(tmp_path: Path) ->
         write_image(tmp_path / f"images/{name}.jpg", 40, 60)
     truncate(tmp_path / "images/bad.jpg", 0.6)
     (tmp_path / "net.py").write_text(NETWORK)
-    args = ["--images", f"{tmp_path}/images", "-o", f"{tmp_path}/depth", "--device", "cpu"]
+    args = ["--images", f"{tmp_path}/images", "--output", f"{tmp_path}/depth", "--device", "cpu"]
     args += ["--model", f"{tmp_path}/net.py", "--entry", "brightness"]
     first = run("extract_depth.py", *args)
     assert "2 written, 0 were there already, 1 images could not be read" in first.stdout
@@ -97,14 +98,15 @@ def test_networks_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(b"no model")
     torch.save({"scale": torch.full((1,), 3.0)}, tmp_path / "weights.pt")
     for model in ("net.py", ""):
-        network = load_network(str(tmp_path / model), "brightness", f"{tmp_path}/weights.pt", CPU)
+        options = NetworkOptions(str(tmp_path / model), "brightness", f"{tmp_path}/weights.pt")
+        network = load_network(options, CPU)
         assert network.scale == 3 and not network.training
     for model, entry in (("bad.pt", "x"), ("net.py", "absent")):
         with pytest.raises(UserError, match=f"--model .*{model} cannot be loaded"):
-            load_network(str(tmp_path / model), entry, None, CPU)
+            load_network(NetworkOptions(str(tmp_path / model), entry), CPU)
     for model in ("absent.pt", "nets/absent.pt", "absent.py", "absent", "a/b/c"):
         with pytest.raises(UserError, match=f"--model {model} .*no such file or folder"):
-            load_network(model, "x", None, CPU)
+            load_network(NetworkOptions(model, "x"), CPU)
 
 
 @pytest.mark.parametrize("model", ["owner/repository", "owner/repository:v2"])
@@ -116,7 +118,7 @@ def test_hub_without_a_network(model: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(UserError, match=f"--model {model} .*torch hub cannot be reached") as caught:
-        load_network(model, "x", None, CPU)
+        load_network(NetworkOptions(model, "x"), CPU)
     assert "\n" not in str(caught.value)
 
 

@@ -31,7 +31,7 @@ def write_scenes(folder: Path) -> Path:
     return folder / "data.yaml"
 
 
-def draw(run: Path, out: Path, *flags: str) -> Path:
+def sample(run: Path, out: Path, *flags: str) -> Path:
     data = run.parent / "data.yaml"
     main(["-r", str(run), "-b", str(data), "--outdir", str(out), "--device", "cpu", *flags])
     return out / "7_100_1.0"
@@ -39,7 +39,7 @@ def draw(run: Path, out: Path, *flags: str) -> Path:
 
 @pytest.mark.parametrize("resolution", ["8,8", "12,10"])
 def test_scenes_of_data(run: Path, tmp_path: Path, resolution: str) -> None:
-    root = draw(run, tmp_path, "-R", resolution, "-N", "2")
+    root = sample(run, tmp_path, "-R", resolution, "-N", "2")
     height, width = map(int, resolution.split(","))
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     assert names == [
@@ -53,7 +53,7 @@ def test_scenes_of_data(run: Path, tmp_path: Path, resolution: str) -> None:
         assert Image.open(root / name).size == (width, height)
     before = (root / names[-1]).read_bytes()
     (root / names[-1]).unlink()
-    draw(run, tmp_path, "-R", resolution, "-N", "2", "--batch_size", "1")
+    sample(run, tmp_path, "-R", resolution, "-N", "2", "--batch_size", "1")
     assert (root / names[-1]).read_bytes() == before
 
 
@@ -65,7 +65,7 @@ def test_layouts_that_a_person_writes(run: Path, tmp_path: Path) -> None:
     (tmp_path / "street.json").write_text(json.dumps(layout))
     (tmp_path / "sea.yaml").write_text("- {class: sky, box: [0, 0, 1, 1]}\n")
     files = [str(tmp_path / name) for name in ("street.json", "sea.yaml")]
-    root = draw(run, tmp_path / "out", "-R", "8,8", "-N", "1", "--layout", *files)
+    root = sample(run, tmp_path / "out", "-R", "8,8", "-N", "1", "--layout", *files)
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     assert names == [
         "layouts/sea.png",
@@ -93,7 +93,7 @@ def test_one_sentence_for_wrong_layouts(
 ) -> None:
     (tmp_path / "a.yaml").write_text(layout)
     with pytest.raises(SystemExit):
-        draw(run, tmp_path / "out", "-R", "8,8", "--layout", str(tmp_path / "a.yaml"))
+        sample(run, tmp_path / "out", "-R", "8,8", "--layout", str(tmp_path / "a.yaml"))
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
@@ -103,10 +103,10 @@ def test_one_sentence_for_wrong_layouts(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-R", "8"], "--resolution takes height,width"),
+        (["-R", "8x8"], "--size: a size is height,width"),
         (["-R", "9,8"], "height must be a multiple of 2"),
         (["-R", "8,8", "-C", "objects_boxes"], "no condition 'objects_boxes'; did you mean"),
-        (["-R", "8,8", "-N", "0"], "--n_samples_per_layout"),
+        (["-R", "8,8", "-N", "0"], "--samples_per_layout must be"),
         (["-R", "8,8", "--layout", "nowhere.yaml"], "there is no layout"),
     ],
 )
@@ -114,5 +114,5 @@ def test_one_sentence_for_wrong_flags(
     run: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        draw(run, tmp_path / "out", *flags)
+        sample(run, tmp_path / "out", *flags)
     assert message in capsys.readouterr().err

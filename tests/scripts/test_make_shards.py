@@ -29,7 +29,7 @@ def test_shards_of_a_config_are_loaded_by_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = str(tmp_path / "out")
-    make(monkeypatch, "-b", config(tmp_path), "-o", output, "-n", "3")
+    make(monkeypatch, "-b", config(tmp_path), "--output", output, "-n", "3")
     assert "7 samples of CustomTrain" in capsys.readouterr().out
     train = {"target": "taming.data.shards.Shards", "params": {"shards": output, "size": 16}}
     keys = []
@@ -46,12 +46,15 @@ def test_what_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = config(tmp_path)
+    outdir = ["--outdir", str(tmp_path / "out")]
     for args, message in (
-        (["--split", "test"], "no data.params.test"),
-        (["-n", "0"], "--per_shard is 0"),
+        ([*outdir, "--split", "test"], "no data.params.test; give --split train"),
+        ([*outdir, "-n", "0"], "--per_shard is 0"),
+        ([*outdir, "--size", "3"], "unknown argument --size"),
+        ([], "give --outdir"),
     ):
-        with pytest.raises(SystemExit):
-            make(monkeypatch, "-b", base, "-o", str(tmp_path / "out"), *args)
+        with pytest.raises(SystemExit, match="2"):
+            make(monkeypatch, "-b", base, *args)
         assert message in capsys.readouterr().err
     truncate(tmp_path / "in/003.png", 0.01)
     with pytest.raises(SystemExit):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts.evaluate_first_stage import main as evaluate_first_stage
 from scripts.reconstruct import main
+from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator
 from taming.sampling.conditions import read_picture
 from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
 
@@ -57,7 +59,19 @@ def test_dalles_first_stage(tmp_path: Path) -> None:
     assert [Image.open(path).size for path in files] == [(8, 8)] * 3
 
 
-@pytest.mark.parametrize("size", [[], ["--size", "6"]])
+def nearest_labels(labels: np.ndarray, side: int) -> np.ndarray:
+    """The labels (H, W), reduced until they just cover a square, whose middle is kept."""
+    scale = side / min(labels.shape)
+    height, width = (round(scale * length) for length in labels.shape)
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip((height, width), labels.shape, strict=True)
+    )
+    top, left = (height - side) // 2, (width - side) // 2
+    return labels[rows][:, columns][top : top + side, left : left + side]
+
+
+@pytest.mark.parametrize("size", [[], ["--size", "4"]])
 def test_labels(size: list[str], tmp_path: Path) -> None:
     ddconfig = FIRST_STAGE["params"]["ddconfig"] | {"in_channels": 5, "out_ch": 5}
     params = {**FIRST_STAGE["params"], "n_labels": 5, "ddconfig": ddconfig}
@@ -70,10 +84,32 @@ def test_labels(size: list[str], tmp_path: Path) -> None:
     root = run / "reconstructions/labels/7"
     written = np.asarray(Image.open(root / "a.png"))
     metrics = json.loads((root / "metrics.json").read_text())
-    assert written.max() < 5 and written.shape == ((6, 6) if size else (8, 10))
-    if not size:
-        assert metrics["pixel_accuracy"] == pytest.approx(np.mean(written == labels))
+    assert written.max() < 5 and written.shape == ((4, 4) if size else (8, 10))
+    read = nearest_labels(labels, 4) if size else labels
+    assert metrics["pixel_accuracy"] == pytest.approx(np.mean(written == read))
     assert "l1" not in metrics
+
+
+def test_both_scripts_see_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first stage gets the same values from here and from scripts/evaluate_first_stage.py."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("TAMING_VGG16", "TAMING_ALEXNET", "TAMING_EXTRACTOR_WEIGHTS"):
+        monkeypatch.setenv(name, str(tmp_path / "nowhere.pth"))
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
+    seen: list[torch.Tensor] = []
+    update = ReconstructionAccumulator.update_values
+
+    def noted(self: Any, indices: torch.Tensor, x: torch.Tensor, *labels: Any) -> Any:
+        seen.extend(x)
+        return update(self, indices, x, *labels)
+
+    monkeypatch.setattr(ReconstructionAccumulator, "update_values", noted)
+    flags = ["-r", str(run), "--size", "6,10", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    main([*flags, str(folder)])
+    written, seen[:] = torch.stack(seen), []
+    evaluate_first_stage([*flags, "--images", str(folder), "--deep"])
+    assert written.shape == (3, 3, 6, 10)
+    assert torch.equal(torch.stack(seen), written)
 
 
 def test_resized_to_a_square(tmp_path: Path) -> None:
@@ -88,7 +124,10 @@ def test_resized_to_a_square(tmp_path: Path) -> None:
     [
         (["nowhere"], "there is no folder nowhere"),
         (["EMPTY"], "there are no images in"),
-        (["IMAGES", "--size", "0"], "--size must be at least 1"),
+        (
+            ["IMAGES", "--size", "0"],
+            "--size: a size is height,width in pixels",
+        ),
         (["IMAGES", "--size", "1"], "fewer than the 2 of one token"),
     ],
 )

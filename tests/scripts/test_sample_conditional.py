@@ -57,9 +57,9 @@ def app(monkeypatch: pytest.MonkeyPatch, run: Path, *flags: str) -> Any:
     return testing.AppTest.from_file(str(SCRIPT), default_timeout=60).run()
 
 
-def drawn(page: Any) -> Image.Image:
-    """The sample, after `Draw` was pressed."""
-    page.button(key="draw").click().run()
+def sampled(page: Any) -> Image.Image:
+    """The sample, after `Sample` was pressed."""
+    page.button(key="sample").click().run()
     assert not page.exception and not page.error
     return page.session_state.result.image
 
@@ -85,7 +85,7 @@ def test_every_kind_of_condition(
         page.number_input(key="example").set_value(1)
     page.slider(key="temperature").set_value(0.9)
     page.slider(key="scale").set_value(1.5)
-    assert drawn(page).size == (12, 12)
+    assert sampled(page).size == (12, 12)
     result = page.session_state.result
     assert "12 x 12 pixels, seed 0, temperature 0.9" in captions(page)[-1]
     with Image.open(io.BytesIO(result.files["GIF"][0])) as film:
@@ -94,7 +94,7 @@ def test_every_kind_of_condition(
         assert (file.size, json.loads(file.info[RECORD])["temperature"]) == ((12, 12), 0.9)
     page.slider(key="scale").set_value(0.5)
     page.selectbox(key="keep").set_value("top-half")
-    assert drawn(page).size == (4, 4)
+    assert sampled(page).size == (4, 4)
     assert "what is kept of the image" in captions(page)
     assert "keep top-half" in captions(page)[-1]
 
@@ -104,7 +104,7 @@ def test_a_box_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = app(monkeypatch, run, "-b", str(write_data(tmp_path / "data.yaml")))
     page.selectbox(key="keep").set_value("a box").run()
     box = page.text_input(key="box 0,0,8,4")
-    assert drawn(page).size == (8, 8)
+    assert sampled(page).size == (8, 8)
     box.set_value("0,0,9,4").run()
     assert "is not inside of the image" in page.error[0].value
 
@@ -114,7 +114,7 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "no examples" in page.caption[0].value
     page.slider(key="guidance").set_value(2.0)
     page.number_input(key="class of 0").set_value(3)
-    assert drawn(page).size == (8, 8)
+    assert sampled(page).size == (8, 8)
     assert not page.selectbox(key="schedule").options == [] and len(page.selectbox) == 1
 
 
@@ -135,12 +135,12 @@ def needs_uploads(page: Any) -> None:
 def test_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = app(monkeypatch, tiny_run(tmp_path / "run", transformer_config(**SEGMENTED)))
     needs_uploads(page)
-    page.button(key="draw").click().run()
-    assert "draws for a given 'sketch'" in page.error[0].value
+    page.button(key="sample").click().run()
+    assert "samples for a given 'sketch'" in page.error[0].value
     upload(page, "condition", "a.png", png((24, 20)))
-    assert drawn(page).size == (10, 8)
+    assert sampled(page).size == (10, 8)
     page.checkbox(key="reduce").uncheck()
-    assert drawn(page).size == (24, 20)
+    assert sampled(page).size == (24, 20)
     upload(page, "image", "b.png", png((8, 8)))
     page.run()
     assert "8 x 8 pixels and the condition 24 x 20; make them equal" in page.error[0].value
@@ -156,7 +156,7 @@ def test_layouts_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     page.radio(key="source").set_value("an upload").run()
     upload(page, "condition", "street.yaml", b"- {class: person, box: [0, 0, 0.5, 1]}")
     page.slider(key="scale").set_value(2.0)
-    assert drawn(page).size == (16, 16)
+    assert sampled(page).size == (16, 16)
     assert captions(page)[0] == "objects_bbox"
     upload(page, "condition", "street.yaml", b"- {class: persom, box: [0, 0, 0.5, 1]}")
     page.run()

@@ -25,13 +25,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("logs") / "run")
 
 
-def draw(run: Path, *flags: str, out: Path | None = None) -> None:
+def sample(run: Path, *flags: str, out: Path | None = None) -> None:
     main(["-r", str(run), "--device", "cpu", *(["-o", str(out)] if out else []), *flags])
 
 
 def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("-n", "2", "--classes", "4,0,", "--batch_size", "3", "--seed", "5", "-k", "10")
-    draw(run, *flags, out=tmp_path)
+    sample(run, *flags, out=tmp_path)
     root = tmp_path / "samples" / "top_k_10_temp_1.00_top_p_1.0" / "7"
     assert names(root) == ["0/000000.png", "0/000001.png", "4/000000.png", "4/000001.png"]
     with Image.open(root / "4" / "000001.png") as image:
@@ -45,30 +45,30 @@ def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert last == f"4 samples are in {root} (4 of them new)"
 
 
-def test_a_second_run_draws_what_is_missing(
+def test_a_second_run_samples_what_is_missing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("-n", "3", "--classes", "1", "-t", "0.9", "-p", "0.95")
-    draw(run, *flags, out=tmp_path)
+    sample(run, *flags, out=tmp_path)
     root = tmp_path / "samples" / "top_k_250_temp_0.90_top_p_0.95" / "7" / "1"
     files = {path: path.read_bytes() for path in sorted(root.iterdir())}
     assert len(files) == 3
     middle = root / "000001.png"
     middle.unlink()
-    draw(run, *flags, out=tmp_path)
+    sample(run, *flags, out=tmp_path)
     assert {path: path.read_bytes() for path in sorted(root.iterdir())} == files
     assert "(1 of them new)" in capsys.readouterr().out
 
 
 def test_unconditional_into_the_run(tmp_path: Path) -> None:
     run = tiny_run(tmp_path / "run", UNCONDITIONAL)
-    draw(run, "-n", "3", "--precision", "bf16")
+    sample(run, "-n", "3", "--precision", "bf16")
     root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / "7"
     assert names(root) == ["000000.png", "000001.png", "000002.png"]
 
 
 def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
-    draw(run, "-n", "1", "--classes", "0", "model.params.pkeep=0.0", out=tmp_path)
+    sample(run, "-n", "1", "--classes", "0", "model.params.pkeep=0.0", out=tmp_path)
     assert len(names(tmp_path)) == 1
 
 
@@ -76,7 +76,7 @@ def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--classes", "5"], "class 5 is out of range"),
-        (["--classes", "cat"], "'cat' is none"),
+        (["--classes", "cat"], "--classes: a list takes numbers such as 0,1,7, not 'cat'"),
         (["-k", "0"], "top_k must be at least 1"),
         (["-t", "0"], "must be above 0"),
         (["-t", "-1"], "temperature must be"),
@@ -111,13 +111,13 @@ def test_first_stage_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_other_sizes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draw(run, "-n", "1", "--classes", "2", "--height", "10", "--width", "12", out=tmp_path)
+    sample(run, "-n", "1", "--classes", "2", "--height", "10", "--width", "12", out=tmp_path)
     (path,) = tmp_path.rglob("*.png")
     assert "top_k_250_temp_1.00_top_p_1.0_size_10x12" in str(path)
     with Image.open(path) as image:
         assert image.size == (12, 10)
     with pytest.raises(SystemExit):
-        draw(run, "-n", "1", "--height", "9", out=tmp_path)
+        sample(run, "-n", "1", "--height", "9", out=tmp_path)
     assert "height must be a multiple of 2 pixels" in capsys.readouterr().err
 
 
@@ -125,12 +125,12 @@ def test_processes_share_the_work(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("-n", "3", "--classes", "0,1", "--batch_size", "2")
-    draw(run, *flags, out=tmp_path / "alone")
+    sample(run, *flags, out=tmp_path / "alone")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        draw(run, *flags, out=tmp_path / "shared")
-        assert f"process {rank} of 2 drew 3 of 6" in capsys.readouterr().out
+        sample(run, *flags, out=tmp_path / "shared")
+        assert f"process {rank} of 2 made 3 of 6" in capsys.readouterr().out
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert names(alone) == names(shared)
     for name in names(alone):
@@ -142,7 +142,7 @@ def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = ("--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}")
     flags = ("-n", "3", "--classes", "1", *classifier, "--reject-ratio", "0.5")
-    draw(run, *flags, out=tmp_path / "out")
+    sample(run, *flags, out=tmp_path / "out")
     files = sorted((tmp_path / "out").rglob("*.png"))
     assert [path.name for path in files] == ["000000.png", "000001.png", "000002.png"]
     with Image.open(files[2]) as image:
@@ -151,15 +151,15 @@ def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert 0 < record["score"] < 1
     assert record["reject_ratio"] == 0.5
     with pytest.raises(SystemExit):
-        draw(run, "-n", "1", *classifier)
-    assert "needs both --reject-ratio below 1 and --classifier" in capsys.readouterr().err
+        sample(run, "-n", "1", *classifier)
+    assert "needs both --reject_ratio below 1 and --classifier" in capsys.readouterr().err
 
 
 def test_guidance(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = tiny_run(tmp_path / "run", transformer_config(cond_drop=0.1))
-    draw(trained, "-n", "1", "--classes", "1", "--guidance", "2", "--guidance_schedule", "cosine")
+    sample(trained, "-n", "1", "--classes", "1", "--guidance", "2", "--guidance_schedule", "cosine")
     (path,) = trained.rglob("*.png")
     assert "guidance_2.0_cosine" in str(path)
     with pytest.raises(SystemExit):
-        draw(run, "-n", "1", "--guidance", "2", out=tmp_path / "out")
+        sample(run, "-n", "1", "--guidance", "2", out=tmp_path / "out")
     assert "trained with cond_drop" in capsys.readouterr().err

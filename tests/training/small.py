@@ -1,4 +1,4 @@
-"""Small configs for training tests: the digits' YAMLs, shrunken, and a data set that can fail."""
+"""Small configs for training tests: the digits' YAMLs, shrunken, and a dataset that can fail."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
+
+from taming.config import load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,3 +69,14 @@ def write_config(folder: Path, config: DictConfig, name: str = "small.yaml") -> 
     """Write a config; returns its path for `--base`."""
     OmegaConf.save(config, folder / name)
     return str(folder / name)
+
+
+def write_transformer(folder: Path, **params: Any) -> str:
+    """configs/digits_transformer.yaml, shrunken, its first stage as the YAML has it."""
+    config = load_config([ROOT / "configs" / "digits_transformer.yaml"])
+    small = small_vqgan()
+    gpt = {"vocab_size": 16, "block_size": 128, "n_layer": 1, "n_head": 2, "n_embd": 16}
+    config.model.params.transformer_config.params = gpt
+    config.model.params.update(params)
+    config.data, config.lightning = small.data, small.lightning
+    return write_config(folder, config, "transformer.yaml")

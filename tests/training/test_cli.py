@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from taming.checkpoint import load_run, read_checkpoint
+from taming.config import load_config
 from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
@@ -161,7 +162,7 @@ def _wait_for(folder: Path, pattern: str, seconds: float = 90) -> Path:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """DDP: the first stage with its two optimisers, resumed, then the transformer over it."""
+    """DDP: the first stage with its two optimizers, resumed, then the transformer over it."""
     base = write_config(tmp_path, small_vqgan(length=16))
     flags = ["-t", "--accelerator", "cpu", "--devices", "2"]
     output = _run(["--base", base, *flags, "-n", "first", "--max_steps", "1"])
@@ -189,7 +190,7 @@ def _run(arguments: list[str]) -> str:
 
 
 def _transformer(folder: Path, first_stage: Path) -> str:
-    config = OmegaConf.load(ROOT / "configs" / "digits_transformer.yaml")
+    config = load_config([ROOT / "configs" / "digits_transformer.yaml"])
     small = small_vqgan()
     params = config.model.params
     stage = params.first_stage_config.params

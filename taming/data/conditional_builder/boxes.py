@@ -38,6 +38,6 @@ def mirrored(box: BoundingBox) -> BoundingBox:
     return 1 - (box[0] + box[2]), box[1], box[2], box[3]
 
 
-def centre(box: BoundingBox) -> Point:
+def center(box: BoundingBox) -> Point:
     """The middle of the box."""
     return box[0] + box[2] / 2, box[1] + box[3] / 2

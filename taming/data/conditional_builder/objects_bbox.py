@@ -12,7 +12,7 @@ from taming.data.helper_types import BoundingBox
 
 
 class ObjectsBoundingBoxConditionalBuilder(ObjectsCenterPointsConditionalBuilder):
-    """As the builder for centres, with two position tokens: the corners of the box."""
+    """As the builder for centers, with two position tokens: the corners of the box."""
 
     object_descriptor_length = 3
 
@@ -23,4 +23,4 @@ class ObjectsBoundingBoxConditionalBuilder(ObjectsCenterPointsConditionalBuilder
         return self._box(tokens)
 
     def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
-        canvas.box(position, label, canvas.colour(number))
+        canvas.box(position, label, canvas.color(number))

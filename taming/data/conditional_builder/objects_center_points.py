@@ -1,4 +1,4 @@
-"""Each object as (class, centre)."""
+"""Each object as (class, center)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taming.data.conditional_builder.boxes import (
     WHOLE,
-    centre,
+    center,
     clip,
     mirrored,
     relative_to,
@@ -30,7 +30,7 @@ class ObjectsCenterPointsConditionalBuilder:
     """Annotations to a fixed number of tokens, and back.
 
     An object is a class token (its category, and multiples of the number of classes for its flags)
-    and a position token (its centre on a grid of isqrt(no_tokens) points a side, row by row). What
+    and a position token (its center on a grid of isqrt(no_tokens) points a side, row by row). What
     is left of `no_max_objects` is filled with `none`. With `encode_crop` the tokens of the crop's
     upper left and lower right corner follow, and positions are those in the whole image; otherwise
     positions are relative to the crop.
@@ -89,7 +89,7 @@ class ObjectsCenterPointsConditionalBuilder:
         crop_coordinates: BoundingBox | None = None,
         horizontal_flip: bool = False,
     ) -> Tensor:
-        """Tokens int64 (embedding_dim,) of the objects, in an order drawn by Python's generator.
+        """Tokens int64 (embedding_dim,) of the objects, in random order (Python's generator).
 
         `crop_coordinates` is what is seen of the image; objects outside are left out.
         """
@@ -127,7 +127,7 @@ class ObjectsCenterPointsConditionalBuilder:
         return annotation.category_no + self.no_object_classes * flags
 
     def _position_tokens(self, box: BoundingBox) -> list[int]:
-        return [self._point_token(centre(box))]
+        return [self._point_token(center(box))]
 
     def _point_token(self, point: Point) -> int:
         last = self.no_sections - 1
@@ -190,4 +190,4 @@ class ObjectsCenterPointsConditionalBuilder:
         return "".join(f" ({name})" for flag, name in names.items() if flags & flag)
 
     def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
-        canvas.point(position, label, canvas.colour(number))
+        canvas.point(position, label, canvas.color(number))

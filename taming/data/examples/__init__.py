@@ -1,11 +1,11 @@
-"""Small, correct data sets in the formats of all datasets, rendered instead of downloaded."""
+"""Small, correct datasets in the formats of all datasets, rendered instead of downloaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from taming.data.examples import annotated, images
-from taming.data.examples.writer import Examples
+from taming.data.examples.writer import ExampleWriter
 
 WRITERS = (
     images.write_faces,
@@ -21,8 +21,8 @@ WRITERS = (
 
 
 def write_all(root: str | Path, train: int = 8, validation: int = 4) -> int:
-    """Write every data set below `root`; returns how many files there are then."""
-    out = Examples(Path(root), train, validation)
+    """Write every dataset below `root`; returns how many files there are then."""
+    out = ExampleWriter(Path(root), train, validation)
     for write in WRITERS:
         write(out)
     return sum(path.is_file() for path in Path(root).rglob("*"))

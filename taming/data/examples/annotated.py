@@ -1,4 +1,4 @@
-"""Example data sets with captions and boxes: COCO and Open Images."""
+"""Example datasets with captions and boxes: COCO and Open Images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from taming.data.examples.writer import (
     SPLITS,
     STUFF,
     THINGS,
-    Examples,
+    ExampleWriter,
 )
 
 Box = tuple[int, int, int, int]
 
 
-def write_coco(out: Examples) -> None:
+def write_coco(out: ExampleWriter) -> None:
     """Images with captions, instances, stuff, and both kinds of segmentation."""
     for split, name in SPLITS.items():
         scenes = out.scenes(split, 50_000)
@@ -31,11 +31,11 @@ def write_coco(out: Examples) -> None:
         for image, scene in zip(images, scenes, strict=True):
             stem = Path(image["file_name"]).stem
             for place in ("data/coco", "data/coco_annotations"):
-                out.picture(f"{place}/{name}/{stem}.jpg", scene.image)
+                out.image(f"{place}/{name}/{stem}.jpg", scene.image)
             labels = COCO_LABELS[scene.labels]
-            out.picture(f"data/cocostuffthings/{name}/{stem}.png", labels)
+            out.image(f"data/cocostuffthings/{name}/{stem}.png", labels)
             stuff = np.where(scene.labels >= SKY, labels + 1, 0).astype(np.uint8)
-            out.picture(f"data/coco/annotations/stuff_{name}_pixelmaps/{stem}.png", stuff)
+            out.image(f"data/coco/annotations/stuff_{name}_pixelmaps/{stem}.png", stuff)
             words = (scene.caption, f"a picture of {scene.caption}", f"{scene.caption}, sunny")
             captions += [{"image_id": image["id"], "caption": text} for text in words]
         for kind, boxes, table in (
@@ -52,7 +52,7 @@ def write_coco(out: Examples) -> None:
         _json(out, f"data/coco/annotations/captions_{name}.json", content)
 
 
-def _json(out: Examples, name: str, content: dict[str, Any]) -> None:
+def _json(out: ExampleWriter, name: str, content: dict[str, Any]) -> None:
     out.text(name, [json.dumps(content)])
 
 
@@ -62,8 +62,8 @@ def _coco_image(number: int, scene: Scene) -> dict[str, Any]:
 
 
 def _things(scene: Scene) -> Iterator[tuple[int, Box]]:
-    for found in scene.objects:
-        yield THINGS[SHAPES.index(found.shape)][0], found.box
+    for thing in scene.objects:
+        yield THINGS[SHAPES.index(thing.shape)][0], thing.box
 
 
 def _stuff(scene: Scene) -> Iterator[tuple[int, Box]]:
@@ -90,7 +90,7 @@ def _coco_annotations(
             }
 
 
-def write_open_images(out: Examples) -> None:
+def write_open_images(out: ExampleWriter) -> None:
     """Boxes and lists as CSVs."""
     root = "data/open_images_annotations"
     out.text(f"{root}/class-descriptions-boxable.csv", [",".join(pair) for pair in OPEN_IMAGES])
@@ -103,17 +103,17 @@ def write_open_images(out: Examples) -> None:
         rows, names = [head], ["image_name,image_url"]
         for number, scene in enumerate(out.scenes(split, 60_000)):
             identity = f"{number:016x}"
-            out.picture(f"{root}/{split}/{identity}.jpg", scene.image)
+            out.image(f"{root}/{split}/{identity}.jpg", scene.image)
             names.append(f"{identity}.jpg,")
-            rows += [_open_images_row(identity, scene, found) for found in scene.objects]
+            rows += [_open_images_row(identity, scene, thing) for thing in scene.objects]
         out.text(f"{root}/{boxes}", rows)
         out.text(f"{root}/{listing}", names)
 
 
-def _open_images_row(identity: str, scene: Scene, found: SceneObject) -> str:
+def _open_images_row(identity: str, scene: Scene, thing: SceneObject) -> str:
     height, width = scene.labels.shape
-    x0, y0, w, h = found.box
-    category = OPEN_IMAGES[SHAPES.index(found.shape)][0]
+    x0, y0, w, h = thing.box
+    category = OPEN_IMAGES[SHAPES.index(thing.shape)][0]
     ends = [x0 / width, (x0 + w) / width, y0 / height, (y0 + h) / height]
     box = ",".join(f"{value:.6f}" for value in ends)
-    return f"{identity},xclick,{category},1,{box},{int(found.share < 0.95)},0,0,0,0"
+    return f"{identity},xclick,{category},1,{box},{int(thing.share < 0.95)},0,0,0,0"

@@ -1,4 +1,4 @@
-"""Small rendered scenes whose labels, depth, boxes and captions are exact: they are one scene's.
+"""Small rendered scenes with exact labels, depth, boxes and captions.
 
 Shaded balls, drums, cones, boxes and rings stand on a plain and hide one another.
 """
@@ -21,19 +21,29 @@ Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape of which some pixels are seen: `box` (x0, y0, width, height) in pixels around them,
-    `share` of its own pixels that are seen."""
+    """A shape that is at least partly visible.
+
+    Attributes:
+        box: (x0, y0, width, height) in pixels, around its visible part.
+        share: the share of its pixels that is visible.
+    """
 
     shape: str
-    colour: str
+    color: str
     box: tuple[int, int, int, int]
     share: float
 
 
 @dataclass(frozen=True)
 class Scene:
-    """`image` uint8 (H, W, 3), `labels` uint8 (H, W) below `N_LABELS`, `depth` float32 (H, W) in
-    units of the camera's height, and the objects, nearest first."""
+    """A rendered scene.
+
+    Attributes:
+        image: uint8 (H, W, 3).
+        labels: uint8 (H, W), below `N_LABELS`.
+        depth: float32 (H, W), in units of the camera's height.
+        objects: nearest first.
+    """
 
     image: np.ndarray
     labels: np.ndarray
@@ -42,13 +52,13 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """What is seen, in words."""
-        names = [f"one {found.colour} {found.shape}" for found in self.objects]
+        """The scene in words."""
+        names = [f"one {one.color} {one.shape}" for one in self.objects]
         return f"{' and '.join(names) or 'nothing'} on a green plain"
 
     @property
     def edges(self) -> np.ndarray:
-        """uint8 (H, W): 255 where a pixel's label differs from its right or lower neighbour's."""
+        """uint8 (H, W): 255 where a pixel's label differs from its right or lower neighbor's."""
         padded = np.pad(self.labels.astype(np.int16), ((0, 1), (0, 1)), mode="edge")
         inner = padded[:-1, :-1]
         differs = (inner != padded[:-1, 1:]) | (inner != padded[1:, :-1])
@@ -96,11 +106,11 @@ _SURFACES: dict[str, Callable[[np.ndarray, np.ndarray], Surface]] = {
     "box": _box,
     "ring": _ring,
 }
-COLOURS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.77}  # hues
+COLORS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.77}  # hues
 
 
 class _Canvas:
-    """Colours, labels and depth, of which each pixel keeps the nearest."""
+    """Colors, labels and depth; each pixel keeps those of the nearest shape."""
 
     def __init__(self, height: int, width: int) -> None:
         self.rows, self.columns = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -116,17 +126,17 @@ class _Canvas:
         self.image = np.where(ground[..., None], grass, sky)  # (H, W, 3)
         self.owner = np.full((height, width), -1)
 
-    def add(self, number: int, shape: str, hue: float, x: float, z: float, size: float) -> int:
+    def add(self, number: int, shape: str, hue: float, *, x: float, z: float, size: float) -> int:
         """Stand a shape at distance `z`; returns how many pixels it would cover alone."""
         radius = size * self.scale / z
-        centre = self.horizon + self.scale / z - radius
-        u, v = (self.columns - x) / radius, (self.rows - centre) / radius
+        center = self.horizon + self.scale / z - radius
+        u, v = (self.columns - x) / radius, (self.rows - center) / radius
         mask, nx, ny, nz, height = _surface(shape, u, v)
         depth = z - size * height
         seen = mask & (depth < self.depth)
         light = 0.35 + 0.65 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
-        colour = np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0)) * 255
-        self.image = np.where(seen[..., None], light[..., None] * colour, self.image)
+        color = np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0)) * 255
+        self.image = np.where(seen[..., None], light[..., None] * color, self.image)
         self.depth = np.where(seen, depth, self.depth).astype(np.float32)
         self.labels[seen], self.owner[seen] = SHAPES.index(shape), number
         return int(mask.sum())
@@ -137,32 +147,32 @@ def render(
     height: int = 96,
     width: int = 128,
     count: int | None = None,
-    colours: Sequence[str] = tuple(COLOURS),
+    colors: Sequence[str] = tuple(COLORS),
 ) -> Scene:
-    """The scene of a seed, with `count` objects (2 to 5 if None) in some of `colours`."""
+    """The scene of a seed, with `count` objects (2 to 5 if None) in some of `colors`."""
     random = np.random.RandomState(seed)
     canvas = _Canvas(height, width)
     placed = []
     for number in range(random.randint(2, 6) if count is None else count):
         shape = SHAPES[(seed + number) % len(SHAPES)]
-        colour = colours[random.randint(len(colours))]
+        color = colors[random.randint(len(colors))]
         z, x = random.uniform(1.1, 3), random.uniform(0.15, 0.85) * width
         size = random.uniform(0.4, 0.75)
-        alone = canvas.add(number, shape, COLOURS[colour], x, z, size)
-        placed.append((z, number, shape, colour, alone))
-    found = (_found(canvas.owner, *rest[1:]) for rest in sorted(placed))
-    objects = tuple(one for one in found if one is not None)
+        alone = canvas.add(number, shape, COLORS[color], x=x, z=z, size=size)
+        placed.append((z, number, shape, color, alone))
+    by_distance = (_visible_object(canvas.owner, *shape[1:]) for shape in sorted(placed))
+    objects = tuple(one for one in by_distance if one is not None)
     grain = random.normal(0, 3, canvas.image.shape)
     image = (canvas.image + grain).clip(0, 255).astype(np.uint8)
     return Scene(image, canvas.labels, canvas.depth, objects)
 
 
-def _found(
-    owner: np.ndarray, number: int, shape: str, colour: str, alone: int
+def _visible_object(
+    owner: np.ndarray, number: int, shape: str, color: str, alone: int
 ) -> SceneObject | None:
     rows, columns = np.nonzero(owner == number)
     if not len(rows):
         return None
     x0, y0 = int(columns.min()), int(rows.min())
     box = (x0, y0, int(columns.max()) + 1 - x0, int(rows.max()) + 1 - y0)
-    return SceneObject(shape, colour, box, len(rows) / max(alone, 1))
+    return SceneObject(shape, color, box, len(rows) / max(alone, 1))

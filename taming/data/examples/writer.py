@@ -1,4 +1,4 @@
-"""Where example data go, and the names that they borrow from real data sets.
+"""Where example data are written, and the names that they borrow from real datasets.
 
 The class names are stand-ins: what a file calls a cup is a drum.
 """
@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from taming.data.examples.rendering import N_LABELS, Scene, render
-from taming.data.files.list_files import write_atomically
+from taming.data.files.list_files import write_lines
 
-# In the order of SHAPES: ids in each data set, of categories that the published configs use.
+# In the order of SHAPES: ids in each dataset, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")
 THINGS = ((37, "sports ball"), (47, "cup"), (86, "vase"), (33, "suitcase"), (60, "donut"))
 STUFF = ((157, "sky-other"), (124, "grass"))
@@ -33,8 +33,13 @@ SPLITS = {"train": "train2017", "validation": "val2017"}
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Writes data sets below `root`; scenes of different data sets and splits have other seeds."""
+class ExampleWriter:
+    """Writes datasets below `root`.
+
+    Attributes:
+        train, validation: number of scenes of each split.
+        height, width: of the images in pixels.
+    """
 
     root: Path
     train: int = 8
@@ -43,12 +48,15 @@ class Examples:
     width: int = 128
 
     def scenes(self, split: str, first_seed: int) -> list[Scene]:
-        """The scenes of a split; every shape is somebody's nearest."""
+        """The scenes of a split; among any five, each shape is the nearest object of one.
+
+        Datasets give other values for `first_seed`, so that their scenes differ.
+        """
         count, offset = (self.train, 0) if split == "train" else (self.validation, 5000)
         seeds = range(first_seed + offset, first_seed + offset + count)
         return [render(seed, self.height, self.width) for seed in seeds]
 
-    def picture(self, name: str, pixels: np.ndarray) -> None:
+    def image(self, name: str, pixels: np.ndarray) -> None:
         """Save an image below `root`."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +64,4 @@ class Examples:
 
     def text(self, name: str, lines: Sequence[str]) -> None:
         """Save lines below `root`."""
-        write_atomically(self.root / name, lines)
-
-
-def depth_bytes(depth: np.ndarray) -> np.ndarray:
-    """(H, W) to the bytes of its float32 values, uint8 (H, W, 4)."""
-    return np.ascontiguousarray(depth, dtype="<f4").view(np.uint8).reshape(*depth.shape, 4)
+        write_lines(self.root / name, lines)

@@ -17,22 +17,25 @@ from taming.errors import UserError
 def read_json(
     file: str | Path, keys: Sequence[str], dataset: str, unused: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """A JSON object with at least `keys`; raises `UserError`.
+    """A JSON object with at least `keys`.
 
     The entries `unused` of any object in it are dropped as soon as they are read: outlines of
     objects take gigabytes.
+
+    Raises:
+        UserError: if the file is absent or damaged, or lacks one of `keys`.
     """
     name = Path(file).name
     try:
         with tqdm(desc=f"reading {name}", unit=" entries", delay=2, disable=None) as bar:
 
-            def used(entry: dict[str, Any]) -> dict[str, Any]:
+            def without_unused(entry: dict[str, Any]) -> dict[str, Any]:
                 for key in unused:
                     entry.pop(key, None)
                 bar.update()
                 return entry
 
-            content = json.loads(Path(file).read_text("utf-8"), object_hook=used)
+            content = json.loads(Path(file).read_text("utf-8"), object_hook=without_unused)
     except OSError as error:
         raise UserError(
             f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
@@ -50,30 +53,36 @@ def read_json(
 def all_fields(
     records: Sequence[Any], names: Sequence[str], file: str | Path, kind: str
 ) -> list[tuple[Any, ...]]:
-    """`fields` of each of the records, which are entries of `kind`."""
-    pick = itemgetter(*names)
+    """The values of `names` in each of a JSON file's records, which are entries of `kind`.
+
+    Raises:
+        UserError: naming the first record that lacks one of them.
+    """
+    pick = itemgetter(*names)  # the fastest way, for millions of records
     try:
         return [pick(record) for record in records]
     except (KeyError, TypeError, IndexError):
         for number, record in enumerate(records):
-            fields(record, names, file, f"entry {number} of {kind}")
+            for name in names:
+                if not isinstance(record, dict) or name not in record:
+                    place = f"entry {number} of {kind}"
+                    raise UserError(
+                        f"{file}: {place} has no {name!r}; repair or replace the file"
+                    ) from None
         raise
-
-
-def fields(record: Any, names: Sequence[str], file: str | Path, place: str) -> list[Any]:
-    """The values of `names` in one of a JSON file's records; raises `UserError` naming `place`."""
-    for name in names:
-        if not isinstance(record, dict) or name not in record:
-            raise UserError(f"{file}: {place} has no {name!r}; repair or replace the file")
-    return [record[name] for name in names]
 
 
 def read_csv(
     file: str | Path, columns: Sequence[str], dataset: str, header: bool = True
 ) -> Iterator[tuple[int, Sequence[str]]]:
-    """(line number, values of `columns`) of each row; without a `header` the first columns.
+    """(line number, values of `columns`) of each row.
 
-    Raises `UserError`: file absent, columns missing, a row that is too short.
+    Args:
+        columns: names in the file's first line; without a `header`, of its first columns.
+        dataset: its name, for error messages.
+
+    Raises:
+        UserError: if the file is absent or damaged, a column is missing, or a row is too short.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as text:
@@ -95,7 +104,9 @@ def read_csv(
         raise UserError(f"{dataset}: {file} is no valid CSV ({error}); get it anew") from None
 
 
-def _places(head: Sequence[str], columns: Sequence[str], file: Any, dataset: str) -> list[int]:
+def _places(
+    head: Sequence[str], columns: Sequence[str], file: str | Path, dataset: str
+) -> list[int]:
     missing = [column for column in columns if column not in head]
     if missing:
         raise UserError(
@@ -106,5 +117,5 @@ def _places(head: Sequence[str], columns: Sequence[str], file: Any, dataset: str
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """Millions of rows go through this: `itemgetter` is the fastest way, but for one column."""
+    """`itemgetter`, the fastest way for millions of rows, which for one column gives no tuple."""
     return itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)

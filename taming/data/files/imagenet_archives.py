@@ -15,18 +15,17 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
-from taming.data.files.find import find_images
-from taming.data.files.list_files import write_atomically
+from taming.data.files.find import JPEG_AND_PNG, find_images
+from taming.data.files.list_files import write_lines
 from taming.data.imagenet_classes import SYNSETS
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
-IMAGE_ENDINGS = ("jpeg", "jpg", "png")
 SYNSET_LIST = "validation_synset.txt"
 UNFINISHED = ".extracting"
 
@@ -54,8 +53,11 @@ VALIDATION = Split("ILSVRC2012_validation", "ILSVRC2012_img_val.tar", False, "va
 def prepare(split: Split, dataset: str) -> StringTable:
     """Names of the split's images, `<synset>/<name>`; unpacks and lists them the first time.
 
-    Interrupted at any moment and called again, it goes on where it stopped. Raises `UserError` if
-    there is nothing to prepare, or the tar is damaged or reaches outside its folder.
+    Interrupted at any moment and called again, it goes on where it stopped.
+
+    Raises:
+        UserError: if there is nothing to prepare, the tar is damaged, or a member's name leads to
+            another folder.
     """
     root, listing = split.root, split.root / "filelist.txt"
     if (root / ".ready").exists() and listing.is_file():
@@ -63,15 +65,15 @@ def prepare(split: Split, dataset: str) -> StringTable:
             return StringTable(os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
     _unpack(split, dataset)
     names = _list_images(root / "data", dataset)
-    write_atomically(listing, names)
+    write_lines(listing, names)
     (root / ".ready").touch()
     log.warning("%s: %s lists %d images", dataset, listing, len(names))
     return StringTable(names)
 
 
 def _list_images(data: Path, dataset: str) -> list[str]:
-    found = find_images(data, IMAGE_ENDINGS)
-    names = sorted(Path(path).relative_to(data).as_posix() for path in found)
+    paths = find_images(data, JPEG_AND_PNG)
+    names = sorted(Path(path).relative_to(data).as_posix() for path in paths)
     if flat := next((name for name in names if "/" not in name), None):
         raise UserError(
             f"{dataset}: {data / flat} is in no class folder; sort the images into one folder per "
@@ -85,7 +87,7 @@ def _list_images(data: Path, dataset: str) -> list[str]:
 def _unpack(split: Split, dataset: str) -> None:
     root, data, marker = split.root, split.root / "data", split.root / UNFINISHED
     if data.is_dir() and any(data.iterdir()) and not marker.exists():
-        return  # class folders, or a link to them, that somebody has put there
+        return  # the user's own class folders, or a link to them
     tar = root / split.tar
     if not tar.is_file():
         raise UserError(
@@ -115,8 +117,10 @@ def _damage_named(tar: Path) -> Iterator[None]:
 
 
 def _check_end(tar: Path) -> None:
-    """A tar ends in two blocks of zeros; one that was cut short between files would pass for
-    complete."""
+    """Raise `UserError` if the tar does not end in two blocks of zeros.
+
+    `tarfile` takes one that was cut short between two files for complete.
+    """
     with open(tar, "rb") as raw:
         raw.seek(max(0, tar.stat().st_size - 1024))
         if raw.read().strip(b"\0") or tar.stat().st_size < 1024:
@@ -164,15 +168,13 @@ def _extract(archive: tarfile.TarFile, data: Path, tar: Path, synsets: dict[str,
 
 
 def _extract_file(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    """Write one member whole or not at all; what an earlier try has written stays."""
+    """Write one member, unless an earlier call has written it."""
     if target.is_file() and target.stat().st_size == member.size:
         return
-    source: IO[bytes] | None = archive.extractfile(member)
+    source = archive.extractfile(member)
     assert source is not None  # a plain file
-    partial = target.with_name(f".{target.name}.part")
-    with open(partial, "wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
-    os.replace(partial, target)
+    with atomic_path(target, advice="make room and run again") as partial, open(partial, "wb") as f:
+        shutil.copyfileobj(source, f, 1 << 20)
 
 
 def _synsets_by_image(file: Path, dataset: str) -> dict[str, str]:

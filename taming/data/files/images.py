@@ -40,7 +40,7 @@ class BadImage(Exception):
 
 @contextlib.contextmanager
 def damage_named(path: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes a reader raise into a `BadImage`."""
+    """Turn the many kinds of errors that damaged files cause into a `BadImage`."""
     try:
         yield
     except DAMAGE as error:
@@ -48,7 +48,7 @@ def damage_named(path: str) -> Iterator[None]:
 
 
 def _most_pixels() -> int:
-    """Above this Pillow refuses to decode."""
+    """The number of pixels above which Pillow refuses to decode."""
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
@@ -86,19 +86,20 @@ def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
 def read_rgb(path: str) -> np.ndarray:
     """Decode an image file as uint8 (H, W, 3); raises `BadImage`.
 
-    Transparency is dropped and an EXIF orientation is ignored, as in the original, so that models
-    see what published ones saw. 16-bit greys keep their high byte, as Pillow does with 16-bit RGB.
+    Transparency is dropped and an EXIF orientation is ignored, as in the training of the published
+    models. 16-bit grays keep their high byte, as Pillow does with 16-bit RGB.
     """
     with damage_named(path), Image.open(opened(path)) as image:
         return _to_rgb(image)
 
 
 def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
-    """As `read_rgb`, but JPEGs are decoded by OpenCV, in about 60 % of the time; the pixels are the
-    same.
+    """`read_rgb` with OpenCV's JPEG decoder: the same pixels in about 60 % of the time.
 
-    With `least_side`, an image whose smallest side is twice, 4 or 8 times as long or longer is
-    decoded at 1/2, 1/4 or 1/8 of its size (as Pillow's `draft` does), which skips most of the work.
+    Args:
+        least_side: in pixels. An image whose smallest side is at least twice, 4 or 8 times as long
+            is decoded at 1/2, 1/4 or 1/8 of its size (as Pillow's `draft` does), which skips most
+            of the work: of the DCT's coefficients only the low ones are used. 0: never.
     """
     with damage_named(path):
         content = read_bytes(path)
@@ -110,8 +111,11 @@ def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
 
 
 def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
-    """None where Pillow has to judge: other formats, sizes that it refuses, damage, and files that
-    lack their end, of which OpenCV would give the part that is there."""
+    """uint8 (H, W, 3); None for whatever Pillow has to accept or refuse.
+
+    That is other formats, sizes that it refuses, damage, and files without their end, of which
+    OpenCV would return the part that is there.
+    """
     height, width, channels = _jpeg_frame(content)
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
     if channels not in (1, 3) or height * width > _most_pixels() or not whole:
@@ -131,8 +135,8 @@ def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
 def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
     """(height, width, channels) of a JPEG of 8 bits a value, zeros of anything else.
 
-    Its segments are a marker, 0xFF and a byte, and their length (ITU-T T.81, annex B). Reading just
-    this is ten times as fast as having Pillow read all of them.
+    A segment starts with a marker, 0xFF and a byte, and its length (ITU-T T.81, annex B). Following
+    these is ten times as fast as having Pillow read all segments.
     """
     place = 2 if content.startswith(b"\xff\xd8") else len(content)
     while place + 10 <= len(content):
@@ -146,8 +150,8 @@ def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # "I" as well: some formats' 16 bits are widened to 32
-        grey = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
@@ -175,8 +179,10 @@ def _opened_npy(path: str) -> IO[bytes]:
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"]]:
-    """Shape and order; `np.load` would make room for whatever size a file claims, and run the
-    code of pickles if told to."""
+    """Shape and order of the array in an open file.
+
+    `np.load` would allocate memory for whatever size a file claims.
+    """
     first = format.read_magic(file) == (1, 0)
     read_header = format.read_array_header_1_0 if first else format.read_array_header_2_0
     shape, transposed, dtype = read_header(file)
@@ -189,10 +195,3 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"]]:
         raise ValueError("it is cut short")
     file.seek(start)
     return shape, "F" if transposed else "C"
-
-
-def to_float(image: np.ndarray) -> np.ndarray:
-    """uint8 0..255 to float32 [-1, 1], any shape."""
-    scaled = np.divide(image, np.float32(127.5), dtype=np.float32)
-    scaled -= 1.0
-    return scaled

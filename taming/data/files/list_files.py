@@ -1,19 +1,106 @@
-"""Lists of file names relative to a folder, and their making where nobody has put them yet."""
+"""Text files with an image path per line: reading them, and making those that are absent."""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
-from taming.data.files.find import OnError, find_images, read_image_list, split_off
+from taming.data.files.find import EXTENSIONS, find_images, in_threads, split_off
+from taming.data.options import OnError
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def write_lines(file: str | Path, lines: Iterable[str]) -> None:
+    """Write a text file through `atomic_path`; file names that are no valid UTF-8 are kept."""
+    with atomic_path(file, advice="make its folder writable") as partial:
+        partial.write_bytes(b"".join(os.fsencode(f"{line}\n") for line in lines))
+
+
+# ---------------------------------------------------------------------- reading
+
+
+@dataclass
+class _Missing:
+    count: int = 0
+    first: str = ""
+
+
+def read_image_list(
+    list_file: str | Path,
+    dataset: str,
+    locate: Callable[[str], str | None] | None = None,
+    on_error: OnError = "raise",
+) -> StringTable:
+    """Paths of a text file with one path per line, without blank lines and outer white space.
+
+    Args:
+        dataset: its name, for error messages.
+        locate: from a line to what the table holds, None if there is no such file. By default a
+            relative path is looked up in the working directory, then beside the list file.
+        on_error: "skip" counts, logs and leaves out files that do not exist.
+
+    Raises:
+        UserError: if the list is missing or empty, or names files that do not exist.
+    """
+    file = Path(list_file).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"{dataset}: the list file {list_file} does not exist; give a text file with one image "
+            "path per line, such as scripts/make_image_list.py writes"
+        )
+    missing = _Missing()
+    table = StringTable(_existing(file, missing, locate or _beside(file.parent)))
+    listed = len(table) + missing.count
+    if missing.count:
+        message = f"{dataset}: {missing.first} does not exist ({missing.count} of the {listed} "
+        if on_error == "raise" or not len(table):
+            raise UserError(
+                f"{message}listed files are missing); put the files there or correct the list"
+            )
+        log.warning("%slisted files are missing and left out)", message)
+    if not listed:
+        raise UserError(
+            f"{dataset}: the list file {list_file} is empty; write one image path per line into it"
+        )
+    return table
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    with open(file, "rb") as raw:
+        wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")  # as Windows' shell redirects
+    encoding = "utf-16" if wide else "utf-8-sig"
+    with open(file, encoding=encoding, errors="replace" if wide else "surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if path := line.strip():
+                yield number, path
+
+
+def _existing(file: Path, missing: _Missing, locate: Callable[[str], str | None]) -> Iterator[str]:
+    def locate_all(lines: list[tuple[int, str]]) -> list[tuple[int, str, str | None]]:
+        return [(number, path, locate(path)) for number, path in lines]
+
+    for chunk in in_threads(_lines(file), locate_all, f"looking for the files of {file.name}"):
+        for number, listed, located in chunk:
+            if located is not None:
+                yield located
+            else:
+                missing.first = missing.first or f"line {number} of {file}: {listed}"
+                missing.count += 1
+
+
+def _beside(folder: Path) -> Callable[[str], str | None]:
+    def locate(path: str) -> str | None:
+        choices = (path, os.path.join(folder, path))
+        return next((choice for choice in choices if os.path.isfile(choice)), None)
+
+    return locate
 
 
 @dataclass(frozen=True)
@@ -24,34 +111,19 @@ class Listed:
     paths: StringTable
 
 
-def write_atomically(file: str | Path, lines: Iterable[str]) -> None:
-    """Write a text file that is either complete or not there, however this process ends."""
-    file = Path(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error}); make its folder writable") from None
-    with os.fdopen(handle, "wb") as raw:
-        raw.writelines(os.fsencode(f"{line}\n") for line in lines)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, file)
-
-
 def read_names(
     list_file: str | Path, root: str | Path, dataset: str, on_error: OnError = "raise"
 ) -> Listed:
-    """The files of a list whose lines are relative to `root`.
-
-    Raises `UserError` if the list is missing or empty, or names a file that `root` has not (with
-    `on_error` "skip" these are logged and left out).
-    """
+    """The files of a list whose lines are relative to `root`; see `read_image_list`."""
 
     def locate(name: str) -> str | None:
         return name if os.path.isfile(os.path.join(root, name)) else None
 
     names = read_image_list(list_file, f"{dataset} with files below {root}", locate, on_error)
     return Listed(names, StringTable(os.path.join(root, name) for name in names))
+
+
+# ---------------------------------------------------------------------- making
 
 
 @dataclass(frozen=True)
@@ -71,32 +143,30 @@ class ListPair:
     def read(self, training: bool, dataset: str, on_error: OnError = "raise") -> Listed:
         """The list of one split; see `read_names`."""
         self.make_missing(dataset)
-        list_file = self.train if training else self.validation
-        return read_names(list_file, self.root, dataset, on_error)
+        return read_names(self.list_file(training), self.root, dataset, on_error)
+
+    def list_file(self, training: bool) -> str:
+        """The list of one split."""
+        return self.train if training else self.validation
 
     def make_missing(self, dataset: str) -> None:
-        """Write the lists that are absent, and say so; raises `UserError` if there are no files."""
-        files = {True: Path(self.train), False: Path(self.validation)}
+        """Write the lists that are absent, with a warning; raises `UserError` without files."""
+        files = {training: Path(self.list_file(training)) for training in (True, False)}
         absent = [training for training, file in files.items() if not file.is_file()]
         if not absent:
             return
         names = self._names(dataset)
         if len(absent) == 2:
-            validation = self._divide(names)
-        else:  # the other list gets what this one does not name
+            validation = self._validation_names(names)
+        else:  # the absent list gets what the other one does not name
             listed = set(read_image_list(files[not absent[0]], dataset, lambda line: line))
             validation = listed if absent[0] else set(names) - listed
         for training in absent:
             chosen = [name for name in names if (name in validation) != training]
-            write_atomically(files[training], chosen)
+            write_lines(files[training], chosen)
             log.warning(
-                "%s: made %s, %d of the %d files in %s; a published list, if put there, is used "
-                "instead",
-                dataset,
-                files[training],
-                len(chosen),
-                len(names),
-                self.root,
+                f"{dataset}: made {files[training]}, {len(chosen)} of the {len(names)} files in "
+                f"{self.root}; a published list, if put there, is used instead"
             )
 
     def _names(self, dataset: str) -> list[str]:
@@ -115,7 +185,32 @@ class ListPair:
             )
         return names
 
-    def _divide(self, names: list[str]) -> set[str]:
+    def _validation_names(self, names: list[str]) -> set[str]:
         if self.validation_folder:
             return {name for name in names if Path(name).parts[0] == self.validation_folder}
         return split_off(names, self.validation_fraction, seed=0)
+
+
+def write_image_lists(
+    folder: str | Path, output: str | Path, test_fraction: float = 0.05, seed: int = 0
+) -> tuple[int, int]:
+    """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
+
+    Returns:
+        how many images each lists.
+
+    Raises:
+        UserError: if there are fewer than two images.
+    """
+    top = os.path.abspath(Path(folder).expanduser())
+    names = [os.path.relpath(path, top) for path in find_images(top)]
+    if len(names) < 2:
+        raise UserError(
+            f"{folder} has {len(names)} image files; give a folder with at least two "
+            f"({', '.join(EXTENSIONS)}), at any depth"
+        )
+    test = split_off(names, test_fraction, seed)
+    train = [name for name in names if name not in test]
+    for file, listed in (("train.txt", train), ("test.txt", sorted(test))):
+        write_lines(Path(output, file), (os.path.join(top, name) for name in listed))
+    return len(train), len(test)

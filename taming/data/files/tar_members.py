@@ -1,6 +1,6 @@
 """Files inside tar files, addressed as paths: `train-000000.tar::OFFSET:SIZE.jpg`.
 
-Whatever reads an image by its path reads these as well, without unpacking.
+`read_bytes` and `opened` take such paths as well as those of files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     tar, _, place = path.rpartition(SEPARATOR)
     offset, _, size = place.partition(".")[0].partition(":")
-    # pread has no position that threads and forked workers would have to share.
+    # Unlike seek and read, pread needs no position, which threads and forked workers would share.
     content = os.pread(_tar(tar).fileno(), int(size), int(offset))
     if len(content) < int(size):
         raise OSError("the tar file has been cut short")
@@ -44,5 +44,5 @@ def read_bytes(path: str) -> bytes:
 
 
 def opened(path: str) -> str | io.BytesIO:
-    """What Pillow and numpy can open."""
+    """The path, or for a file in a tar its content, as Pillow and numpy can open it."""
     return io.BytesIO(read_bytes(path)) if is_member(path) else path

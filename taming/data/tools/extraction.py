@@ -1,6 +1,6 @@
-"""Maps that a network makes of images: depth (MiDaS) and labels (DeepLab), as PNGs.
+"""Maps that a network computes from images: depth (MiDaS) and labels (DeepLab), as PNGs.
 
-The networks are others': from torch hub, or from files.
+The networks are not part of this project: they come from torch hub, or from files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from taming.atomic_files import atomic_path
+from taming.command_line import flag
+from taming.data.condition_maps import depth_to_rgba
+from taming.data.files.find import find_images
 from taming.data.files.images import BadImage, read_rgb
 from taming.errors import UserError
 
@@ -35,25 +39,36 @@ MIDAS_SIDE, MIDAS_MULTIPLE = 384, 32
 DEEPLAB_SIDE = 513
 
 
-def load_network(
-    model: str, entry: str, weights: str | None, device: torch.device, **hub_options: Any
-) -> nn.Module:
-    """The network `model`, ready for use.
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Where a network comes from, and where it runs."""
 
-    `model` is a TorchScript file; a Python file with a function `entry` that returns the network;
-    a folder with a `hubconf.py` that has it; or a torch hub name (owner/repository[:version]),
-    whose `entry` is called with `hub_options`. `weights` is a checkpoint to load into it. Raises
-    `UserError` if there is no such thing.
+    model: str = flag("", "torch hub name, folder with hubconf.py, .py file, or TorchScript file")
+    entry: str = flag("", "function of --model that makes it")
+    weights: str | None = flag(None, "checkpoint to load into it")
+    device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
+
+
+def load_network(options: NetworkOptions, device: torch.device, **hub_options: Any) -> nn.Module:
+    """The network `options.model` on `device`, ready for use.
+
+    A model is a TorchScript file; a Python file with a function `entry` that returns the network; a
+    folder with a `hubconf.py` that has it; or a torch hub name (owner/repository[:version]), whose
+    `entry` is called with `hub_options`.
+
+    Raises:
+        UserError: if there is no such model, entry or checkpoint.
     """
     try:
-        network = _build(model, entry, hub_options if weights is None else {})
-        if weights is not None:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+        network = _build(options, hub_options if options.weights is None else {})
+        if options.weights is not None:
+            state = torch.load(options.weights, map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("state_dict", state))
-    except Exception as error:  # whatever the code of others does
+    except Exception as error:  # the code of others may raise anything
         raise UserError(
-            f"--model {model} cannot be loaded ({_reason(error)}); give a TorchScript file, a .py "
-            "file or hub folder with the function --entry, or a torch hub name owner/repository"
+            f"--model {options.model} cannot be loaded ({_reason(error)}); give a TorchScript "
+            "file, a .py file or hub folder with the function --entry, or a torch hub name "
+            "owner/repository"
         ) from error
     return network.to(device).eval()
 
@@ -68,7 +83,8 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def _build(model: str, entry: str, hub_options: Mapping[str, Any]) -> nn.Module:
+def _build(options: NetworkOptions, hub_options: Mapping[str, Any]) -> nn.Module:
+    model, entry = options.model, options.entry
     path = Path(model).expanduser()
     if path.is_dir():
         return torch.hub.load(str(path), entry, source="local")
@@ -86,7 +102,7 @@ def _build(model: str, entry: str, hub_options: Mapping[str, Any]) -> nn.Module:
 
 
 def _single_output(output: Any) -> Tensor:
-    """The prediction among what networks return: a tensor, a list of them, or a dict with `out`."""
+    """The prediction among what networks return: a tensor, a list, or a dict with `out`."""
     if isinstance(output, Mapping):
         output = output.get("out", next(iter(output.values())))
     return output[0] if isinstance(output, list | tuple) else output
@@ -97,7 +113,7 @@ def _tensor(image: np.ndarray, device: torch.device) -> Tensor:
 
 
 def within(height: int, width: int, side: int, multiple: int = 1) -> tuple[int, int]:
-    """(height, width) of the same shape that fits into a square, in multiples of `multiple`."""
+    """(height, width) of the same shape that fits into a square, both multiples of `multiple`."""
     scale = side / max(height, width)
     return tuple(  # type: ignore[return-value]
         max(multiple, min(round(length * scale / multiple), side // multiple) * multiple)
@@ -107,8 +123,10 @@ def within(height: int, width: int, side: int, multiple: int = 1) -> tuple[int, 
 
 @torch.inference_mode()
 def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.ndarray:
-    """uint8 (H, W, 3) to relative inverse depth, float32 (H, W), as MiDaS (arXiv 1907.01341) sees
-    images: at most 384 pixels a side, normalised as for ImageNet."""
+    """Relative inverse depth, float32 (H, W), of an image uint8 (H, W, 3).
+
+    As MiDaS (arXiv 1907.01341) reads images: at most 384 pixels a side, normalized as ImageNet's.
+    """
     height, width = size = image.shape[:2]
     mean, std = (
         torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
@@ -122,8 +140,13 @@ def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.nd
 
 @torch.inference_mode()
 def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.ndarray:
-    """uint8 (H, W, 3) to the likeliest label of each pixel, uint8 (H, W), as DeepLab v2 (arXiv
-    1606.00915) sees images: blue first, less the mean, at most 513 pixels a side."""
+    """The likeliest label of each pixel, uint8 (H, W), of an image uint8 (H, W, 3).
+
+    As DeepLab v2 (arXiv 1606.00915) reads images: BGR, less the mean, at most 513 pixels a side.
+
+    Raises:
+        UserError: if the network does not return logits (1, n_labels, h, w) of at most 256 labels.
+    """
     height, width = size = image.shape[:2]
     mean = torch.tensor(CAFFE_BGR_MEAN, device=device)[:, None, None]
     x = _tensor(image[..., ::-1], device) - mean
@@ -139,14 +162,13 @@ def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.n
 
 
 def depth_picture(depth: np.ndarray) -> Image.Image:
-    """(H, W) as RGBA: the four bytes of each little-endian float32."""
-    pixels = np.ascontiguousarray(depth, dtype="<f4").view(np.uint8)
-    return Image.fromarray(pixels.reshape(*depth.shape, 4))
+    """Depth (H, W) as an RGBA image; see `depth_to_rgba`."""
+    return Image.fromarray(depth_to_rgba(depth))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `extract` has done; `bad` holds a sentence per image that could not be read."""
+    """How many maps `extract` wrote; `bad` holds a sentence per image that could not be read."""
 
     written: int
     already: int
@@ -159,16 +181,26 @@ class Report:
         )
 
 
+def image_names(folder: str) -> list[str]:
+    """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
+    names = [os.path.relpath(path, folder) for path in find_images(folder)]
+    if not names:
+        raise UserError(f"--images {folder} has no images")
+    return names
+
+
 def extract(
-    names: Sequence[str],
+    names: Iterable[str],
     images: str | Path,
     output: str | Path,
     picture_of: Callable[[np.ndarray], Image.Image],
 ) -> Report:
     """Write `output/<name>.png` for each image `images/<name>` that has none yet.
 
-    A map is there whole or not at all, so an interrupted call can be repeated. Images that cannot
-    be read are logged and passed over.
+    An interrupted call can be repeated. Images that cannot be read are logged and left out.
+
+    Args:
+        picture_of: from an image uint8 (H, W, 3) to its map.
     """
     written, already, bad = 0, 0, []
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
@@ -183,9 +215,8 @@ def extract(
             bad.append(f"{path} {error}")
             log.warning("skipped: %s", bad[-1])
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.part")
-        picture_of(image).save(partial, format="PNG")
-        os.replace(partial, target)
+        picture = picture_of(image)
+        with atomic_path(target, advice="make room and run again") as partial:
+            picture.save(partial, format="PNG")
         written += 1
     return Report(written, already, tuple(bad))

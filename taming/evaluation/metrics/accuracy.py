@@ -1,8 +1,8 @@
-"""Whether a classifier of real images finds samples to be of the class they were drawn for."""
+"""Whether samples look like the class that they are of, by a classifier of real images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,16 @@ from torch import Tensor
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.metrics.base import CountedTally
+from taming.evaluation.cache import State
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from taming.evaluation.runner import Reading
-from taming.evaluation.sources.folder import ImageSource
-from taming.evaluation.sources.picture import Picture
+from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
 
 Probabilities = Callable[[Tensor], Tensor]
 """uint8 (B, 3, H, W) -> probabilities (B, classes)."""
 
-Labelled = Iterable[tuple[Tensor, Tensor]]
-"""uint8 (B, 3, H, W) with labels int64 (B,)."""
+LabeledImages = tuple[np.ndarray, np.ndarray]
+"""uint8 [N, H, W, C] of one size, and their classes, ints [N]."""
 
 
 class ClassificationAccuracy:
@@ -35,7 +33,7 @@ class ClassificationAccuracy:
     def __init__(self) -> None:
         self.counts: dict[int, np.ndarray] = {}  # label -> images, top 1, top 5
 
-    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
         """Add a batch: probabilities [B, K] and labels [B].
 
         Raises:
@@ -44,46 +42,42 @@ class ClassificationAccuracy:
         labels = labels.to(probabilities.device)
         if int(labels.min()) < 0:
             raise UserError(
-                "a classifier's accuracy is of samples of classes, and these have none; draw them "
+                "a classifier's accuracy is of samples of classes, and these have none; sample "
                 "into a folder per class, as scripts/sample_fast.py does"
             )
         require_known(int(labels.max()), probabilities)
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         rows = torch.stack([torch.ones_like(labels), hits[:, 0], hits.any(1)], dim=1).cpu().numpy()
-        for label, row in zip(labels.tolist(), rows, strict=True):
+        self._add_rows(labels.tolist(), rows)
+
+    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
+        for label, row in zip(labels, rows, strict=True):
             self.counts[label] = self.counts.get(label, 0) + row
 
-    def merge(self, other: ClassificationAccuracy) -> None:
-        """Add what `other` has seen, of other images."""
-        for label, row in other.counts.items():
-            self.counts[label] = self.counts.get(label, 0) + row
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, for other processes and for files."""
+    def state_dict(self) -> State:
         labels = sorted(self.counts)
         rows = [self.counts[label] for label in labels]
-        return {"labels": np.array(labels, np.int64), "rows": np.array(rows).reshape(-1, 3)}
+        return {
+            "labels": np.array(labels, np.int64),
+            "rows": np.array(rows, np.int64).reshape(-1, 3),
+        }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> ClassificationAccuracy:
-        """What `state` was taken of."""
-        new = cls()
-        new.counts = dict(zip(state["labels"].tolist(), state["rows"], strict=True))
-        return new
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self._add_rows(state["labels"].tolist(), state["rows"])
 
-    def scores(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """`images`, `top_1` and `top_5`, shares of the images.
 
         Raises:
-            UserError: where there were no images.
+            UserError: if there were no images.
         """
         if not self.counts:
             raise UserError("there are no samples to classify")
         return _shares(np.sum(list(self.counts.values()), axis=0))
 
     def by_class(self) -> dict[int, dict[str, Any]]:
-        """The scores of every class."""
+        """`compute` of every class."""
         return {label: _shares(row) for label, row in sorted(self.counts.items())}
 
 
@@ -92,56 +86,15 @@ def _shares(row: np.ndarray) -> dict[str, Any]:
     return {"images": images, "top_1": first / images, "top_5": five / images}
 
 
-def measure_accuracy(classify: Probabilities, batches: Labelled) -> ClassificationAccuracy:
-    """The classifier's accuracy on labelled images, which are samples or real ones."""
-    accuracy = ClassificationAccuracy()
-    for images, labels in batches:
-        accuracy.add(classify(images), labels)
-    return accuracy
-
-
-class AccuracyTally(CountedTally):
-    """Accuracies of a set of images; see `taming.evaluation.metrics.base.Tally`.
-
-    Args:
-        classify: gives the probabilities.
-        images: number of images of the set.
-    """
-
-    def __init__(self, classify: Probabilities, images: int) -> None:
-        self.classify = classify
-        super().__init__(images, ClassificationAccuracy())
-
-    def add(self, pictures: Sequence[Picture]) -> None:
-        """Classify pictures of one size."""
-        labels = [-1 if picture.label is None else picture.label for picture in pictures]
-        images = torch.stack([picture.pixels for picture in pictures])
-        self.counted.add(self.classify(images), torch.tensor(labels))
-        self.content.add(pictures)
-
-
-def evaluate_accuracy(
-    images: ImageSource, classify: Probabilities, identity: str, reading: Reading
-) -> AccuracyTally:
-    """The accuracies of a set of images; complete in the process of rank 0 alone.
-
-    Args:
-        identity: hash of what decides the classifier.
-    """
-    return reading.count(
-        images, "images", lambda: AccuracyTally(classify, len(images)), accuracy=identity
-    )
-
-
 @dataclass(frozen=True)
-class Judge:
+class LoadedClassifier:
     """A classifier with its description, JSON values that decide what it says."""
 
-    classify: Probabilities
-    about: dict[str, Any]
+    probabilities: Probabilities
+    description: dict[str, Any]
 
 
-def load_judge(name: str, device: torch.device) -> Judge:
+def load_classifier(name: str, device: torch.device) -> LoadedClassifier:
     """`resnet101`, or any torchvision classifier; `resnet18:FILE` with weights of one's own; or
     `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
 
@@ -149,25 +102,48 @@ def load_judge(name: str, device: torch.device) -> Judge:
         UserError: for an unknown name, or weights that are not there or do not fit.
     """
     kind, _, file = name.partition(":")
-    about: dict[str, Any] = {"classifier": kind}
-    classify: Probabilities
-    if kind == "small":
-        if not file:
-            raise UserError("small needs the file of its weights, as small:report/classifier.pt")
+    description: dict[str, Any] = {"classifier": kind}
+    if kind != "small":
+        probabilities, preprocessing = _torchvision_classifier(name, device)
+    elif file:
         small = SmallClassifier.load(file).to(device)
-        classify, preprocessing = small.probabilities, small.resize
+        probabilities, preprocessing = small.probabilities, small.resize
     else:
-        classify, preprocessing = torchvision_classifier(name, device)
+        raise UserError("small needs the file of its weights, as small:report/classifier.pt")
     if file:
-        about |= {"weights": file, "weights_sha256": file_hash(file)}
-    return Judge(classify, about | {"preprocessing": preprocessing})
+        description |= {"weights": file, "weights_sha256": file_hash(file)}
+    return LoadedClassifier(probabilities, description | {"preprocessing": preprocessing})
 
 
-def torchvision_classifier(name: str, device: torch.device) -> tuple[Probabilities, str]:
-    """A torchvision classifier, `resnet101` or `resnet18:FILE`, and what it does to images."""
+def _torchvision_classifier(name: str, device: torch.device) -> tuple[Probabilities, str]:
+    """A torchvision classifier, and what it does to images."""
     classifier = Classifier(name, device)
 
-    def classify(images: Tensor) -> Tensor:
-        return classifier.probabilities(images.to(device) / 127.5 - 1)
+    def probabilities(images: Tensor) -> Tensor:
+        return classifier.probabilities(to_values(images.to(device)))
 
-    return classify, " ".join(str(classifier.transform).split())
+    return probabilities, " ".join(str(classifier.transform).split())
+
+
+def neighbor_accuracy(real: LabeledImages, samples: LabeledImages, neighbors: int = 5) -> float:
+    """Share of samples that the vote of their nearest real images gives the right class.
+
+    Images are compared pixel by pixel in L2.
+
+    Raises:
+        UserError: for samples of another size than the real images'.
+    """
+    try:
+        from sklearn.neighbors import KNeighborsClassifier
+    except ImportError:
+        raise UserError(
+            "the nearest-neighbor classifier needs scikit-learn: pip install scikit-learn"
+        ) from None
+    if real[0].shape[1:] != samples[0].shape[1:]:
+        raise UserError(
+            f"the samples are {samples[0].shape[1:3]} and the real images {real[0].shape[1:3]} "
+            "pixels; neighbors need images of one size"
+        )
+    flat = [images.reshape(len(images), -1).astype(np.float32) for images, _ in (real, samples)]
+    classifier = KNeighborsClassifier(neighbors).fit(flat[0], real[1])
+    return float((classifier.predict(flat[1]) == samples[1]).mean())

@@ -21,7 +21,7 @@ from taming.errors import UserError
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
-METRICS = ("fid", "isc", "kid", "prc")
+TORCH_FIDELITY_METRICS = ("fid", "isc", "kid", "prc")  # for which extractors have default layers
 DTYPES = (torch.float32, torch.float16)
 
 # Parts that stay in float32 with float16: rounding in the first layers, of which all others are
@@ -51,7 +51,7 @@ def default_layer(name: str, metric: str) -> str:
     return extractor_class(name).get_default_feature_layer_for_metric(metric)
 
 
-def default_layers(name: str, metrics: Sequence[str] = METRICS) -> tuple[str, ...]:
+def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -> tuple[str, ...]:
     """The layers that these metrics need of the extractor, each once."""
     return tuple(dict.fromkeys(default_layer(name, metric) for metric in metrics))
 

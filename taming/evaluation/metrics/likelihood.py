@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.errors import UserError
-
-Batches = Iterable[Mapping[str, Any]]
+from taming.evaluation.cache import State
+from taming.evaluation.sources.dataset import LABEL
+from taming.models.cond_transformer import Net2NetTransformer
 
 # Nats are added up as multiples of 2**-32: sums of integers do not depend on their order, and a
 # token of 20 nats leaves room for 2**26 images.
@@ -49,6 +50,9 @@ class LikelihoodScores:
 class Likelihood:
     """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter.
 
+    Args:
+        n_codes: size of the codebook.
+
     Attributes:
         shape: height and width in tokens, None before the first image.
         dimensions: values of an image, C * H * W.
@@ -57,20 +61,27 @@ class Likelihood:
         classes: for every label its images, nats and hits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, n_codes: int) -> None:
+        self.n_codes = n_codes
         self.shape: tuple[int, int] | None = None
         self.images = self.dimensions = 0
         self.nats = self.hits = np.zeros(0, np.int64)
         self.classes: dict[int, np.ndarray] = {}
 
-    def add(self, nats: Tensor, hits: Tensor, size: tuple[int, int, int], labels: Any) -> None:
+    def update(
+        self,
+        nats: Tensor,
+        hits: Tensor,
+        size: tuple[int, int, int],
+        labels: Sequence[int] | Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             nats: cross-entropies [B, h * w], tokens row by row.
             hits: bool [B, h * w].
             size: channels, height and width of the images in pixels.
-            labels: ints [B], or None.
+            labels: ints [B], if images have classes.
 
         Raises:
             UserError: for images of another size than before.
@@ -85,8 +96,11 @@ class Likelihood:
         self.hits = self.hits + right.sum(0)
         if labels is not None:
             rows = np.stack([np.ones(len(fixed), np.int64), fixed.sum(1), right.sum(1)], axis=1)
-            for label, row in zip(torch.as_tensor(labels).tolist(), rows, strict=True):
-                self.classes[label] = self.classes.get(label, 0) + row
+            self._add_rows(torch.as_tensor(labels).tolist(), rows)
+
+    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
+        for label, row in zip(labels, rows, strict=True):
+            self.classes[label] = self.classes.get(label, 0) + row
 
     def _start(self, shape: tuple[int, int], dimensions: int) -> None:
         if self.shape is None:
@@ -98,18 +112,18 @@ class Likelihood:
                 "images of one size, as in training"
             )
 
-    def merge(self, other: Likelihood) -> None:
-        """Add what `other` has seen, of other images."""
-        if other.shape is None:
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Add what was counted of other images; UserError for images of another size."""
+        height, width = state["shape"].tolist()
+        if not height:
             return
-        self._start(other.shape, other.dimensions)
-        self.images += other.images
-        self.nats, self.hits = self.nats + other.nats, self.hits + other.hits
-        for label, row in other.classes.items():
-            self.classes[label] = self.classes.get(label, 0) + row
+        images, dimensions = state["counts"].tolist()
+        self._start((height, width), dimensions)
+        self.images += images
+        self.nats, self.hits = self.nats + state["nats"], self.hits + state["hits"]
+        self._add_rows(state["labels"].tolist(), state["rows"])
 
-    def state(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, for other processes and for files."""
+    def state_dict(self) -> State:
         labels = sorted(self.classes)
         rows = [self.classes[label] for label in labels]
         return {
@@ -121,21 +135,11 @@ class Likelihood:
             "rows": np.array(rows, np.int64).reshape(-1, 3),
         }
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> Likelihood:
-        """What `state` was taken of."""
-        new = cls()
-        new.shape = tuple(state["shape"].tolist()) if state["shape"].any() else None
-        new.images, new.dimensions = state["counts"].tolist()
-        new.nats, new.hits = state["nats"], state["hits"]
-        new.classes = dict(zip(state["labels"].tolist(), state["rows"], strict=True))
-        return new
-
-    def scores(self, codes: int) -> LikelihoodScores:
-        """Means over all tokens, for a codebook of `codes` entries.
+    def compute(self) -> LikelihoodScores:
+        """Means over all tokens.
 
         Raises:
-            UserError: where there were no images.
+            UserError: if there were no images.
         """
         if not self.images:
             raise UserError("there are no images to evaluate; check the data section of the config")
@@ -143,13 +147,13 @@ class Likelihood:
         per_token = int(self.nats.sum()) / FIXED / tokens
         per_dimension = per_token * len(self.nats) / self.dimensions
         return LikelihoodScores(
-            self.images,
-            per_token,
-            per_token / math.log(2),
-            math.log(codes),
-            per_dimension,
-            per_dimension / math.log(2),
-            int(self.hits.sum()) / tokens,
+            images=self.images,
+            nats_per_token=per_token,
+            bits_per_token=per_token / math.log(2),
+            uniform_nats_per_token=math.log(self.n_codes),
+            nats_per_dimension=per_dimension,
+            bits_per_dimension=per_dimension / math.log(2),
+            top_1=int(self.hits.sum()) / tokens,
         )
 
     def map(self) -> np.ndarray:
@@ -170,35 +174,28 @@ class Likelihood:
 
 
 @torch.no_grad()
-def add_batch(
-    likelihood: Likelihood, model: Any, batch: Mapping[str, Any], label_key: str = "class_label"
+def update_likelihood(
+    likelihood: Likelihood, model: Net2NetTransformer, batch: Mapping[str, Any]
 ) -> None:
-    """Add the cross-entropies of a batch's image indices under a `Net2NetTransformer`.
+    """Add the cross-entropies of a batch's image indices under a transformer.
 
     Each is that of the true index given the condition and the true indices before it, in the
-    order of the model's permuter; sums are by the place in the image. Classes are counted where
-    the batch has `label_key`.
+    order of the model's permuter; sums are by the place in the image. Classes are counted if the
+    batch has `class_label`.
     """
     x, c = (part.to(model.device) for part in model.get_xc(batch))
-    logits, target = model(x, c)
+    logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
     nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
     hits = logits.argmax(-1) == target
     nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
-    likelihood.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(label_key))
+    likelihood.update(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
 
 
-def measure_likelihood(model: Any, batches: Batches) -> Likelihood:
-    """The likelihood of all images of `batches`: see `add_batch`."""
-    likelihood = Likelihood()
+def measure_likelihood(
+    model: Net2NetTransformer, batches: Iterable[Mapping[str, Any]]
+) -> Likelihood:
+    """The likelihood of all images of `batches`: see `update_likelihood`."""
+    likelihood = Likelihood(model.n_codes)
     for batch in batches:
-        add_batch(likelihood, model, batch)
+        update_likelihood(likelihood, model, batch)
     return likelihood
-
-
-def score_transformer(model: Any, batches: Batches) -> LikelihoodScores:
-    """The scores of `measure_likelihood`.
-
-    Raises:
-        UserError: where there are no images.
-    """
-    return measure_likelihood(model, batches).scores(model.n_codes)

@@ -1,4 +1,4 @@
-"""The networks of LPIPS for evaluation: those whose files are there."""
+"""The networks of LPIPS for evaluation, as far as their files exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.metrics.reconstruction import NETWORKS
+from taming.evaluation.metrics.reconstruction import PAIR_METRICS
 from taming.modules.losses.lpips import LPIPS
 from taming.modules.losses.lpips_weights import NAMES, backbone_file
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Networks:
-    """LPIPS by backbone ("vgg", "alex"), and what there is to say about them.
+    """LPIPS by backbone ("vgg", "alex").
 
     Attributes:
         ready: prepared networks.
         hashes: SHA-256 of the files of their backbones.
-        left_out: why a metric (`lpips_vgg`, `lpips_alex`) cannot be computed.
+        left_out: metrics (`lpips_vgg`, `lpips_alex`) whose network is missing, with a reason each.
     """
 
     ready: dict[str, LPIPS] = field(default_factory=dict)
@@ -34,28 +34,30 @@ class Networks:
 
 
 def load_networks(
-    metrics: Iterable[str] = NETWORKS,
+    metrics: Iterable[str] = PAIR_METRICS,
     device: str | torch.device = "cpu",
     files: Mapping[str, str | Path | None] | None = None,
 ) -> Networks:
-    """The networks for `metrics` (`lpips_vgg`, `lpips_alex`); one without a file is left out.
+    """The networks that `metrics` need; one without a file is left out, with a warning.
 
     Args:
         files: of the backbones "vgg" and "alex"; by default see `backbone_file`.
 
     Raises:
-        UserError: for a file that was given and is missing or is something else.
+        UserError: for a file in `files` that is missing or is something else.
     """
     networks = Networks()
     for metric in metrics:
-        net = NETWORKS[metric]
-        given = (files or {}).get(net)
+        net = PAIR_METRICS[metric].backbone
+        if net is None:
+            continue
+        explicit = (files or {}).get(net)
         network = LPIPS(net)
         try:
-            file = backbone_file(net, str(given) if given else None)
+            file = backbone_file(net, str(explicit) if explicit else None)
             network.prepare(str(file))
         except UserError as error:
-            if given:
+            if explicit:
                 raise
             networks.left_out[metric] = str(error)
             log.warning(

@@ -1,13 +1,15 @@
 """How near reconstructions are to their images: one number per image, and means over all of them.
 
 All metrics compare the 8-bit images that would be saved, as published tables do: values in [-1, 1]
-are rounded to 0..255, and what lies outside is cut.
+are rounded to 0..255, and what lies outside is cut. To add one, write its function and name it in
+`PAIR_METRICS`: results, tables and the reasons why it may be left out follow from that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,36 +18,68 @@ from torch import Tensor
 
 from taming.devices import computing_in
 from taming.errors import UserError
+from taming.evaluation.cache import State
 from taming.evaluation.metrics.ssim import RANGE, SMALLEST_MS_SSIM, SMALLEST_SSIM, ms_ssim, ssim
+from taming.evaluation.sources.image import NO_LABEL
 from taming.modules.losses.lpips import LPIPS, SMALLEST_IMAGES
+from taming.pictures import to_uint8, to_values
 
-State = dict[str, np.ndarray]
+PairFunction = Callable[[Tensor, Tensor], Tensor]
+"""Images and reconstructions, uint8 [B, C, H, W] -> a value per pair [B]."""
 
-NETWORKS = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-SIMILARITIES = {"ssim": ssim, "ms_ssim": ms_ssim}
-# Metrics that can be left out, and the pixels that each needs at least along a side.
-SMALLEST = {
-    "ssim": SMALLEST_SSIM,
-    "ms_ssim": SMALLEST_MS_SSIM,
-    "lpips_vgg": SMALLEST_IMAGES["vgg"],
-    "lpips_alex": SMALLEST_IMAGES["alex"],
+
+@dataclass(frozen=True)
+class PairMetric:
+    """A number of each image and its reconstruction.
+
+    Attributes:
+        name: in results.
+        title: of the column in tables.
+        style: how a value is written there, for `str.format`.
+        smallest_side: pixels that an image has at least, both ways.
+        compute: its function; None for LPIPS.
+        backbone: of LPIPS, "vgg" or "alex".
+    """
+
+    name: str
+    title: str
+    style: str
+    smallest_side: int
+    compute: PairFunction | None = None
+    backbone: str | None = None
+
+    def function(self, networks: Mapping[str, LPIPS]) -> PairFunction:
+        """Its function, with the prepared LPIPS of its backbone."""
+        if self.compute is not None:
+            return _in_float64(self.compute)
+        return _lpips_distance(networks[str(self.backbone)])
+
+
+PAIR_METRICS = {
+    metric.name: metric
+    for metric in (
+        PairMetric("ssim", "SSIM", "{:.4f}", SMALLEST_SSIM, ssim),
+        PairMetric("ms_ssim", "MS-SSIM", "{:.4f}", SMALLEST_MS_SSIM, ms_ssim),
+        PairMetric("lpips_vgg", "LPIPS (VGG)", "{:.4f}", SMALLEST_IMAGES["vgg"], backbone="vgg"),
+        PairMetric(
+            "lpips_alex", "LPIPS (AlexNet)", "{:.4f}", SMALLEST_IMAGES["alex"], backbone="alex"
+        ),
+    )
 }
-NO_LABEL = -1
+FIRST_COLUMNS = ("index", "label", "l1", "mse")
 
 
-def to_bytes(images: Tensor) -> Tensor:
+def to_pixels(images: Tensor) -> Tensor:
     """Images in [-1, 1] as uint8 0..255, rounded; those that are uint8 already unchanged.
 
     Raises:
         UserError: for NaN.
     """
-    if images.dtype == torch.uint8:
-        return images
-    if bool(images.isnan().any()):
+    if images.dtype != torch.uint8 and bool(images.isnan().any()):
         raise UserError(
             "reconstructions hold NaN; the checkpoint is broken, or try --precision fp32"
         )
-    return ((images.float() + 1) * (RANGE / 2)).round().clamp(0, RANGE).byte()
+    return to_uint8(images)
 
 
 class PairAccumulator:
@@ -58,119 +92,121 @@ class PairAccumulator:
     - lpips_vgg, lpips_alex: LPIPS 0.1 (arXiv 1801.03924), by `networks`.
 
     Args:
-        metrics: those of `SMALLEST` that are wanted beside l1 and psnr.
+        metrics: those of `PAIR_METRICS` that are wanted beside l1 and psnr.
         networks: "vgg" and "alex", prepared, on the device of the images.
     """
 
     def __init__(
-        self, metrics: Iterable[str] = SIMILARITIES, networks: Mapping[str, LPIPS] | None = None
+        self,
+        metrics: Iterable[str] = ("ssim", "ms_ssim"),
+        networks: Mapping[str, LPIPS] | None = None,
     ) -> None:
-        self.metrics: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        self.functions: dict[str, PairFunction] = {}
         for name in metrics:
-            if name not in SMALLEST:
-                raise UserError(f"there is no metric {name}; there are {', '.join(SMALLEST)}")
-            self.metrics[name] = (
-                _exactly(SIMILARITIES[name])
-                if name in SIMILARITIES
-                else _distance((networks or {})[NETWORKS[name]])
-            )
-        self._columns: dict[str, list[np.ndarray]] = {}
+            if name not in PAIR_METRICS:
+                raise UserError(f"there is no metric {name}; there are {', '.join(PAIR_METRICS)}")
+            self.functions[name] = PAIR_METRICS[name].function(networks or {})
+        self._columns: dict[str, list[np.ndarray]] = {
+            name: [] for name in (*FIRST_COLUMNS, *self.functions)
+        }
 
     @torch.no_grad()
-    def add(
+    def update(
         self,
-        indices: Sequence[int],
+        indices: Sequence[int] | Tensor,
         images: Tensor,
         reconstructions: Tensor,
-        labels: Sequence[int | None] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
     ) -> None:
         """Compare images [B, 1 or 3, H, W], float in [-1, 1] or uint8, with their reconstructions.
 
         Args:
             indices: places of the images in their set; none is added twice.
-            labels: their classes.
+            labels: their classes, `NO_LABEL` for none.
 
         Raises:
-            UserError: where the two differ in size, are no pictures, or hold NaN.
+            UserError: if the two differ in size, have other numbers of channels, or hold NaN.
         """
-        _check(images, reconstructions)
-        first, second = to_bytes(images), to_bytes(reconstructions)
-        numbers = [NO_LABEL if label is None else int(label) for label in labels or ()]
-        self._put("index", np.asarray(indices, np.int64))
-        self._put("label", np.asarray(numbers or [NO_LABEL] * len(first), np.int64))
-        for name, value in _exactly(_differences)(first, second).items():
-            self._put(name, value.cpu().numpy())
-        for name, compute in self.metrics.items():
-            small = min(first.shape[2:]) < SMALLEST[name]
-            value = np.full(len(first), np.nan) if small else compute(first, second).cpu().numpy()
-            self._put(name, value.astype(np.float64))
+        _require_pairs(images, reconstructions)
+        pair = to_pixels(images), to_pixels(reconstructions)
+        without = [NO_LABEL] * len(images)
+        self._append("index", np.asarray(indices, np.int64))
+        self._append("label", np.asarray(without if labels is None else labels, np.int64))
+        for name, values in _in_float64(_differences)(*pair).items():
+            self._append(name, values.cpu().numpy())
+        for name, function in self.functions.items():
+            if min(images.shape[2:]) < PAIR_METRICS[name].smallest_side:
+                self._append(name, np.full(len(images), np.nan))
+            else:
+                self._append(name, function(*pair).cpu().numpy().astype(np.float64))
 
-    def _put(self, name: str, values: np.ndarray) -> None:
-        self._columns.setdefault(name, []).append(values)
+    def _append(self, name: str, values: np.ndarray) -> None:
+        self._columns[name].append(values)
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         """A column per value (`index`, `label`, `l1`, `mse` and the metrics'), sorted by index."""
-        names = ("index", "label", "l1", "mse", *self.metrics)
-        columns = {name: np.concatenate(self._columns.get(name, [np.zeros(0)])) for name in names}
+        columns = {
+            name: np.concatenate(parts or [np.zeros(0)]) for name, parts in self._columns.items()
+        }
         order = np.argsort(columns["index"], kind="stable")
         return {name: column[order] for name, column in columns.items()}
 
-    def merge(self, state: Mapping[str, np.ndarray]) -> None:
-        """Add the pairs of another accumulator's `state`."""
-        for name in ("index", "label", "l1", "mse", *self.metrics):
-            self._put(name, state[name])
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for name in self._columns:
+            self._append(name, state[name])
 
     def values(self) -> State:
-        """As `state`, with each image's psnr (infinite where nothing differs) in place of mse."""
-        columns = self.state()
+        """As `state_dict`, with each image's psnr (infinite for equal images) in place of mse."""
+        columns = self.state_dict()
         head = {name: columns.pop(name) for name in ("index", "label", "l1")}
         return head | {"psnr": _psnr(columns.pop("mse"))} | columns
 
-    def summary(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """`images`, and the means; without the metrics that `left_out` names.
 
         Raises:
-            UserError: where no pairs were added.
+            UserError: if no pairs were added.
         """
-        columns = self.state()
+        columns = self.state_dict()
         if not len(columns["index"]):
             raise UserError("there are no images to evaluate")
-        return _means(columns, [name for name in self.metrics if name not in self.left_out()])
+        return _means(columns, self._complete_metrics())
+
+    def _complete_metrics(self) -> list[str]:
+        left_out = self.left_out()
+        return [name for name in self.functions if name not in left_out]
 
     def left_out(self) -> dict[str, str]:
         """Metrics that not all images are large enough for, with a reason each."""
-        columns = self.state()
         reasons = {}
-        for name in self.metrics:
-            count = int(np.isnan(columns[name]).sum())
-            if count:
-                side = f"{SMALLEST[name]} pixels a side"
-                reasons[name] = (
-                    f"needs {side}, and {count} of {len(columns[name])} images have less"
-                )
+        for name in self.functions:
+            values = np.concatenate(self._columns[name] or [np.zeros(0)])
+            if count := int(np.isnan(values).sum()):
+                side = f"{PAIR_METRICS[name].smallest_side} pixels a side"
+                reasons[name] = f"needs {side}, and {count} of {len(values)} images have less"
         return reasons
 
     def per_label(self) -> dict[int, dict[str, Any]]:
-        """`summary` of each class by its label; empty where images have none."""
-        columns = self.state()
-        metrics = [name for name in self.metrics if name not in self.left_out()]
+        """`compute` of each class by its label; empty for images without classes."""
+        columns, metrics = self.state_dict(), self._complete_metrics()
         tables = {}
         for label in np.unique(columns["label"]).tolist():
             if label != NO_LABEL:
                 chosen = columns["label"] == label
-                part = {name: column[chosen] for name, column in columns.items()}
-                tables[label] = _means(part, metrics)
+                tables[label] = _means(
+                    {k: column[chosen] for k, column in columns.items()}, metrics
+                )
         return tables
 
 
-def _check(images: Tensor, reconstructions: Tensor) -> None:
+def _require_pairs(images: Tensor, reconstructions: Tensor) -> None:
     if images.shape != reconstructions.shape:
         raise UserError(
             f"images of {_size(images)} and reconstructions of {_size(reconstructions)} cannot be "
             "compared; give pairs of one size"
         )
     if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise UserError(f"pictures have 1 or 3 channels, not {_size(images)}")
+        raise UserError(f"images have 1 or 3 channels, not {_size(images)}")
 
 
 def _size(images: Tensor) -> str:
@@ -186,8 +222,8 @@ def _differences(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _exactly(compute: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """On the CPU where the device has no float64."""
+def _in_float64(compute: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
+    """`compute` on the CPU if the images' device has no float64."""
 
     def on_device(first: Tensor, second: Tensor) -> Any:
         if first.device.type == "mps":
@@ -197,11 +233,10 @@ def _exactly(compute: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tens
     return on_device
 
 
-def _distance(network: LPIPS) -> Callable[[Tensor, Tensor], Tensor]:
+def _lpips_distance(network: LPIPS) -> PairFunction:
     def compute(first: Tensor, second: Tensor) -> Tensor:
-        scaled = [images / (RANGE / 2) - 1 for images in (first, second)]
         with computing_in(torch.float32, first.device):
-            return network(*scaled).flatten()
+            return network(to_values(first), to_values(second)).flatten()
 
     return compute
 

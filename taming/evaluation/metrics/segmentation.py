@@ -1,4 +1,4 @@
-"""How well segmentations are reconstructed."""
+"""How well segmentations are reconstructed: accuracy of pixels, and mean IoU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.evaluation.metrics.reconstruction import State
+from taming.evaluation.cache import State
 
 
-class LabelPairs:
-    """Counts which labels become which, in memory O(n_labels^2).
+class SegmentationAccumulator:
+    """Counts which labels become which: a confusion matrix.
 
     - pixel_accuracy: share of the pixels that keep their label.
     - mean_iou: intersection over union of each label over all images, averaged over the labels
@@ -25,17 +25,17 @@ class LabelPairs:
         self.n_labels, self.images = n_labels, 0
         self.confusion = np.zeros((n_labels, n_labels), np.int64)  # (true, reconstructed)
 
-    def add(
+    def update(
         self,
-        indices: Sequence[int],
+        indices: Sequence[int] | Tensor,
         images: Tensor,
         reconstructions: Tensor,
-        labels: Sequence[int | None] | None = None,
+        labels: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Compare label maps [B, 1, H, W], integers; the images' places and classes do not count.
+        """Compare label maps [B, 1, H, W], integers; indices and classes do not matter.
 
         Raises:
-            UserError: where the two differ in size.
+            UserError: if the two differ in size.
         """
         if images.shape != reconstructions.shape:
             raise UserError(
@@ -47,16 +47,15 @@ class LabelPairs:
         self.confusion += counts.reshape(self.n_labels, self.n_labels).numpy()
         self.images += len(images)
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {"confusion": self.confusion, "images": np.array(self.images)}
 
-    def merge(self, state: Mapping[str, np.ndarray]) -> None:
-        """Add what another's `state` has."""
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         self.confusion = self.confusion + state["confusion"]
         self.images += int(state["images"])
 
-    def summary(self) -> dict[str, Any]:
-        """Raises UserError where no pairs were added."""
+    def compute(self) -> dict[str, Any]:
+        """`images`, `pixel_accuracy` and `mean_iou`; UserError if no pairs were added."""
         if not self.images:
             raise UserError("there are no images to evaluate")
         right = np.diagonal(self.confusion)
@@ -69,12 +68,13 @@ class LabelPairs:
         }
 
     def left_out(self) -> dict[str, str]:
+        """Nothing: both numbers exist for any size."""
         return {}
 
     def per_label(self) -> dict[int, dict[str, Any]]:
-        """Nothing: images are not told apart."""
+        """Nothing: values are not kept by image."""
         return {}
 
     def values(self) -> State:
-        """Nothing: images are not told apart."""
+        """Nothing: values are not kept by image."""
         return {}

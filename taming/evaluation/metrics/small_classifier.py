@@ -1,7 +1,7 @@
-"""A classifier of one's own images, trained in seconds: a yardstick where ImageNet's is not one.
+"""A classifier of one's own images, trained in seconds, for images unlike those of ImageNet.
 
-Digits are nothing that Inception has seen, and offline its weights may not be there at all. This
-net learns the classes of a labelled training set, and then is an extractor like any other of
+Inception has never seen digits, and offline its weights may not be there at all. This network
+learns the classes of a labeled training set, and then is an extractor like any other of
 torch-fidelity: its last layer's inputs are `features`, its outputs `logits`.
 """
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
+from taming.pictures import to_values
 
 NAME = "small-classifier"
 
@@ -48,7 +49,7 @@ class SmallClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> features (B, width) and logits (B, classes)."""
-        pixels = images.to(self.head.weight.dtype) / 127.5 - 1
+        pixels = to_values(images).to(self.head.weight.dtype)
         size = (int(self.side), int(self.side))
         if tuple(pixels.shape[2:]) != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
@@ -74,7 +75,7 @@ class SmallClassifier(nn.Module):
         """The classifier that `save` wrote, in eval mode.
 
         Raises:
-            UserError: where there is none.
+            UserError: if there is none.
         """
         state = read_checkpoint(path)["state_dict"]
         if set(state) != set(cls(2).state_dict()):
@@ -88,7 +89,7 @@ class SmallClassifier(nn.Module):
 def train_small_classifier(
     images: Tensor, labels: Tensor, seed: int = 0, epochs: int = 10, batch_size: int = 64
 ) -> SmallClassifier:
-    """A `SmallClassifier` of labelled images, in eval mode; the same for the same arguments.
+    """A `SmallClassifier` of labeled images, in eval mode; the same for the same arguments.
 
     Args:
         images: uint8 (N, 3, H, W).
@@ -101,7 +102,7 @@ def train_small_classifier(
     classes = int(labels.max()) + 1 if len(labels) else 0
     if classes < 2 or int(labels.min()) < 0:
         raise UserError(
-            "a classifier of one's own needs images of two classes or more, labelled from 0 on"
+            "a classifier of one's own needs images of two classes or more, labeled from 0 on"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

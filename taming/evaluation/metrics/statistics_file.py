@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from taming.atomic_files import atomic_path
 from taming.errors import UserError
-
-if TYPE_CHECKING:
-    from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.features import Extractor
 
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
@@ -46,7 +44,7 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.
 
-        The file appears once it is complete. Returns its path, which ends with .npz.
+        Returns its path, which ends with .npz. Raises UserError if it cannot be written.
         """
         path = Path(path)
         path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
@@ -58,14 +56,8 @@ class Statistics:
             "fingerprint": self.fingerprint,
             "protocol": self.protocol,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
         return path
 
     @classmethod
@@ -100,14 +92,17 @@ class Statistics:
 
         Of another tool's file, only the width can be checked, once there are features.
         """
-        ours = (extractor.name, layer, extractor.weights_hash)
-        if not self.extractor or ours == (self.extractor, self.layer, self.weights_hash):
-            return
-        theirs = f"{self.extractor}, layer {self.layer}, weights {self.weights_hash[:8]}"
-        raise UserError(
-            f"{path} is of another extractor ({theirs}) than this evaluation's ({ours[0]}, layer "
-            f"{layer}, weights {ours[2][:8]}); compute it again with scripts/compute_statistics.py"
-        )
+        own = (self.extractor, self.layer, self.weights_hash)
+        wanted = (extractor.name, layer, extractor.weights_hash)
+        if self.extractor and own != wanted:
+            raise UserError(
+                f"{path} is of another extractor ({_named(*own)}) than this evaluation's "
+                f"({_named(*wanted)}); compute it again with scripts/compute_statistics.py"
+            )
+
+
+def _named(extractor: str, layer: str, weights_hash: str) -> str:
+    return f"{extractor}, layer {layer}, weights {weights_hash[:8]}"
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,45 +1,54 @@
-"""Images that a run draws for the conditions of its data: segmentations, depth, edges."""
+"""Samples of a run for the conditions of its data: segmentations, depth, edges."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from taming.checkpoint import find_run, run_config
-from taming.config import without_checkpoint_paths
+from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
 from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import by_size
-from taming.evaluation.sources.picture import Picture, pixel_digest
-from taming.evaluation.sources.run import Drawing, RunSource, to_pixels
-from taming.evaluation.tasks.transformer import TransformerData
+from taming.evaluation.sources.base import by_size, own_indices
+from taming.evaluation.sources.dataset import ItemSource
+from taming.evaluation.sources.image import SourceImage
+from taming.evaluation.sources.run import RunSource, sampled_image
+from taming.models.dummy_cond_stage import DummyCondStage
+from taming.models.first_stage import ConditionKind, condition_of
 from taming.sampling import sample_images
-from taming.sampling.conditions import request_for
-from taming.sampling.examples import data_config, open_dataset, read_examples
+from taming.sampling.inputs import inputs_of_items
+from taming.sampling.load import data_config, open_dataset
+from taming.sampling.plan import SamplingPlan
+from taming.sampling.requests import request_for_condition
 
-# What scripts/sample_fast.py draws for: classes, coordinates, nothing.
-KNOWN_BEFOREHAND = ("Labelator", "CoordStage", "SOSProvider")
-SCENES = "DummyCondStage"
+# Kinds of conditions that scripts/sample_fast.py makes itself.
+MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
 
 
-def draws_for_data(path: str | Path, drawing: Drawing | None = None) -> bool:
+def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) -> bool:
     """Whether a run's conditions come from data, as segmentations do.
 
     Raises:
-        UserError: where there is no such run, or it draws scenes, which have their own script.
+        UserError: if there is no such run, or it samples scenes, which have their own script.
     """
-    drawing = drawing or Drawing()
-    model = run_config(find_run(path), drawing.base, drawing.overrides).model
-    params = without_checkpoint_paths(model).get("params") or {}
+    plan = plan or SamplingPlan()
+    model = without_checkpoint_paths(run_config(find_run(path), plan.base, plan.overrides).model)
+    params = model.get("params") or {}
     stage = params.get("cond_stage_config")
-    target = str(stage.get("target", "")) if isinstance(stage, Mapping) else str(stage)
-    if target.endswith(SCENES):
-        raise UserError(f"{path} draws scenes; evaluate them with scripts/evaluate_scenes.py")
-    free = params.get("unconditional") or target == "__is_unconditional__" or stage is None
-    return not free and not target.endswith(KNOWN_BEFOREHAND)
+    if params.get("unconditional") or stage in (None, "__is_unconditional__"):
+        return False
+    if not isinstance(stage, Mapping):  # a first stage: the model's own, or that of a run
+        return True
+    stage_class = get_obj_from_str(str(stage.get("target")))
+    if issubclass(stage_class, DummyCondStage):
+        raise UserError(f"{path} samples scenes; evaluate them with scripts/evaluate_scenes.py")
+    return condition_of(stage_class)[0] not in MADE_WITHOUT_DATA
 
 
 class ConditionedRunSource(RunSource):
@@ -51,29 +60,39 @@ class ConditionedRunSource(RunSource):
         split: of the run's data.
 
     Raises:
-        UserError: where there is no such run or no such data, or for flags of classes.
+        UserError: if there is no such run or no such data, or for flags of classes.
     """
 
     def __init__(
         self,
         path: str | Path,
-        drawing: Drawing | None = None,
+        plan: SamplingPlan | None = None,
         split: str = "validation",
         workers: int | None = None,
     ) -> None:
-        super().__init__(path, drawing)
+        super().__init__(path, plan)
         self.split, self.workers = split, workers
-        for name in ("classes", "classifier", "height", "width"):
-            if getattr(self.drawing, name) is not None:
-                raise UserError(f"{path} draws for the conditions of its data; leave out --{name}")
-        data = data_config(self.run, self.drawing.base, self.drawing.overrides)
+        refused = {
+            "classes": self.plan.classes,
+            "classifier": self.plan.classifier,
+            "size": self.plan.size,
+        }
+        for name, value in refused.items():
+            if value is not None:
+                raise UserError(
+                    f"{path} samples for the conditions of its data; leave out --{name}"
+                )
+        data = data_config(self.run, self.plan.base, self.plan.overrides)
         self.dataset = open_dataset(data, split)
 
-    def with_drawing(self, drawing: Drawing) -> ConditionedRunSource:
-        """The same run and data, drawn otherwise."""
-        other = ConditionedRunSource(self.path, drawing, self.split, self.workers)
-        for name in ("_loaded", "checkpoint_hash", "_conditions_key"):
-            other.__dict__[name] = getattr(self, name)
+    def _reopened(self, plan: SamplingPlan) -> Self:
+        return type(self)(self.path, plan, self.split, self.workers)
+
+    def with_plan(self, plan: SamplingPlan) -> Self:
+        """The same run and data, sampled otherwise."""
+        other = super().with_plan(plan)
+        if (plan.base, plan.overrides) == (self.plan.base, self.plan.overrides):
+            other.__dict__["_conditions_key"] = self._conditions_key
         return other
 
     @property
@@ -82,33 +101,39 @@ class ConditionedRunSource(RunSource):
         return [None]
 
     def __len__(self) -> int:
-        return min(self.drawing.num_samples, len(self.dataset))
+        return min(self.plan.num_samples, len(self.dataset))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"conditions_of": self.split}
 
     @cached_property
     def _conditions_key(self) -> str:
-        return TransformerData(self.dataset, self._loaded[0], self.workers).content_key()
+        keys = (self.model.first_stage_key, self.model.cond_stage_key)
+        return ItemSource(self.dataset, keys, self.workers).content_key()
 
     def content_key(self) -> str:
         return key_of(run=super().content_key(), conditions=self._conditions_key)
 
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[Picture]]:
-        numbers = [n for n in range(share[0], len(self), share[1]) if n not in skip]
-        return by_size(self._drawn(numbers, batch_size), batch_size)
+    ) -> Iterator[list[SourceImage]]:
+        indices = own_indices(len(self), share, skip)
+        return by_size(self._sampled(indices, batch_size), batch_size)
 
-    def _drawn(self, numbers: Sequence[int], batch_size: int) -> Iterator[Picture]:
-        model, d = self._loaded[0], self.drawing
-        examples = read_examples(model, self.dataset, numbers)
-        for shape, group in groupby(examples, key=lambda example: example.shape):
-            requests = (request_for(model, e.c, e.number, e.shape) for e in group)
-            for sample in sample_images(
-                model, requests, d.settings, batch_size, d.seed, shape=shape, compiled=d.compiled
-            ):
-                pixels = to_pixels(sample.image)
-                name = f"sample {sample.number}"
-                digest = pixel_digest(pixels.numpy())
-                yield Picture(sample.number, pixels, None, name, digest)
+    def _sampled(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+        model, plan = self.model, self.plan
+        items = inputs_of_items(model, self.dataset, indices)
+        for shape, group in groupby(items, key=lambda inputs: inputs.shape):
+            requests = (request_for_condition(model, i.c, i.number, i.shape) for i in group)
+            samples = sample_images(
+                model,
+                requests,
+                plan.settings,
+                batch_size=batch_size,
+                seed=plan.seed,
+                shape=shape,
+                compiled=plan.compiled,
+            )
+            for sample in samples:
+                image = sampled_image(sample, sample.number, f"sample {sample.number}")
+                yield replace(image, label=None)

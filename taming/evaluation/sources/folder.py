@@ -1,59 +1,23 @@
-"""Sets of images to evaluate: folders, datasets of a config, and (in `runs`) runs that draw them.
-
-Numbers depend on an image's place in its set alone, never on the order of arrival.
-"""
+"""The image files of a folder."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import IterableDataset
 
-from taming.config import did_you_mean, instantiate_from_config, load_config, plain
 from taming.data.files.find import in_threads
 from taming.data.files.images import BadImage, damage_named
-from taming.data.seeding import SeededDataset
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.sources.base import Loaded, LoadedSource, by_size, worker_count
-from taming.evaluation.sources.picture import Picture
-
-__all__ = ["DatasetSource", "FolderSource", "ImageSource", "Loaded", "LoadedSource", "Picture"]
-__all__ += ["by_size", "worker_count"]
+from taming.evaluation.sources.base import Loaded, LoadedSource
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
-
-
-class ImageSource(Protocol):
-    """A set of images, read in batches, by one process or shared among several."""
-
-    def __len__(self) -> int: ...
-
-    def describe(self) -> dict[str, Any]:
-        """What the set is, as JSON values."""
-
-    def content_key(self) -> str:
-        """SHA-256 of what decides images and labels, known before they are decoded or drawn."""
-
-    def fingerprint(self) -> str | None:
-        """SHA-256 over the images' pixels in order; None where they are yet to be drawn."""
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[Picture]]:
-        """Images in batches of one size each.
-
-        Args:
-            share: (rank, processes): the n-th of as many parts of the set.
-            skip: indices that are left out.
-        """
 
 
 class FolderSource(LoadedSource):
@@ -63,12 +27,12 @@ class FolderSource(LoadedSource):
 
     Args:
         path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
-            is the name of its folder where all names are numbers, else their place in sorted order.
-        deep: look into folders below; by default where the folder itself holds no images.
-        workers: processes that decode; None: see `worker_count`.
+            is the name of its folder if all names are numbers, else their place in sorted order.
+        deep: look into folders below; by default if the folder itself holds no images.
+        workers: processes that decode, see `worker_count`.
 
     Raises:
-        UserError: where there is no folder or no image; while reading, for a damaged file.
+        UserError: if there is no folder or no image; while reading, for a damaged file.
     """
 
     def __init__(
@@ -92,6 +56,9 @@ class FolderSource(LoadedSource):
         classes = {} if self.labels is None else {"classes": len(set(self.labels))}
         return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
 
+    def has_classes(self) -> bool:
+        return self.labels is not None
+
     def load(self, index: int) -> Loaded:
         path = self.files[index]
         try:
@@ -113,14 +80,14 @@ class FolderSource(LoadedSource):
 
 
 def _image_files(folder: Path, deep: bool) -> list[str]:
-    found = []
-    for place, below, names in os.walk(folder):
+    paths = []
+    for parent, below, names in os.walk(folder):
         below[:] = [name for name in below if deep and not name.startswith(".")]
         for name in names:
             ending = os.path.splitext(name)[1].lower().removeprefix(".")
             if ending in EXTENSIONS and not name.startswith("."):
-                found.append(os.path.realpath(os.path.join(place, name)))
-    return sorted(found)
+                paths.append(os.path.realpath(os.path.join(parent, name)))
+    return sorted(paths)
 
 
 def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
@@ -134,7 +101,7 @@ def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
     return [places[name] for name in names]
 
 
-# What a file's bytes hash to, by path, time and size: within this process only.
+# Hashes of files by path, time and size: within this process only.
 _known_digests: dict[tuple[str, int, int], bytes] = {}
 
 
@@ -151,87 +118,3 @@ def _file_digest(path: str) -> bytes:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
     return _known_digests[key]
-
-
-class DatasetSource(LoadedSource):
-    """The images of a dataset that a config names, as training and validation see them.
-
-    Args:
-        config: a YAML file, or several, with a `data` section: of this project, or a run's.
-        split: "train", "validation" or "test".
-        key: the items' entry, float32 (H, W, 1 or 3) in [-1, 1] or uint8.
-        overrides: `key.path=value`, merged over the config.
-
-    Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
-
-    Raises:
-        UserError: where the config has no such dataset; while reading, for damaged files.
-    """
-
-    def __init__(
-        self,
-        config: str | Path | Sequence[str | Path],
-        split: str = "validation",
-        key: str = "image",
-        overrides: Sequence[str] = (),
-        workers: int | None = None,
-    ) -> None:
-        self.configs = [config] if isinstance(config, str | Path) else list(config)
-        self.split, self.key, self.workers = split, key, workers
-        self.section = self._section(load_config(self.configs, overrides))
-        dataset = instantiate_from_config(self.section, key=f"data.params.{split}")
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
-        if not len(dataset):
-            raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
-        self.dataset = SeededDataset(dataset)
-
-    @property
-    def name(self) -> str:
-        return " + ".join(map(str, self.configs))
-
-    def _section(self, config: Any) -> Any:
-        datasets = config.get("data", {}).get("params", {})
-        splits = [name for name in ("train", "validation", "test") if datasets.get(name)]
-        if self.split not in splits:
-            raise UserError(
-                f"{self.name} has no dataset data.params.{self.split} (--split)"
-                f"{did_you_mean(self.split, splits)}"
-            )
-        return plain(datasets[self.split])
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def describe(self) -> dict[str, Any]:
-        config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}
-        # YAML has more kinds of values than JSON (dates); they are only to be read.
-        dataset = json.loads(json.dumps(self.section, default=str))
-        return {"kind": "dataset", **config, "dataset": dataset}
-
-    def load(self, index: int) -> Loaded:
-        item = self.dataset[index]
-        if self.key not in item:
-            raise UserError(
-                f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"
-                f"{did_you_mean(self.key, map(str, item))}"
-            )
-        name = str(item.get("file_path_", f"item {index}"))
-        pixels = self.to_bytes(np.asarray(item[self.key]), name)
-        label = int(item["class_label"]) if "class_label" in item else None
-        return pixels, label, name, "RGB"
-
-    def to_bytes(self, image: np.ndarray, name: str) -> np.ndarray:
-        """The item's entry as uint8 (3, H, W)."""
-        return _rgb_bytes(image, name)
-
-
-def _rgb_bytes(image: np.ndarray, name: str) -> np.ndarray:
-    """uint8 (3, H, W) of (H, W, 1 or 3), uint8 or float in [-1, 1]."""
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
-    if image.dtype != np.uint8:
-        image = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))

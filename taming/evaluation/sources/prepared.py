@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.data.transforms import JointTransform
 from taming.errors import UserError
 from taming.evaluation.cache import key_of
-from taming.evaluation.sources.folder import DatasetSource, Loaded, LoadedSource
+from taming.evaluation.sources.base import Loaded, LoadedSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.pictures import resize_and_crop, to_gray, to_values
 
-GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow has it
+MOST_LABELS = 256  # that label numbers of one byte can tell apart
 
 
-class Prepared(LoadedSource):
-    """The first images of a set, cropped.
+class PreparedSource(LoadedSource):
+    """The first images of a set, resized and cropped.
 
     Args:
         source: of the images.
-        size: the smallest side is resized to it and a square cropped at the centre, as validation
-            data are; None: unchanged.
+        size: (height, width) that images are resized and cropped to, see `resize_and_crop`; None
+            leaves them as they are.
         multiple: rows and columns beyond a multiple of so many pixels are cut off.
         limit: number of images; None for all of them.
 
@@ -37,22 +37,24 @@ class Prepared(LoadedSource):
     def __init__(
         self,
         source: LoadedSource,
-        size: int | None = None,
+        size: tuple[int, int] | None = None,
         multiple: int = 1,
         limit: int | None = None,
     ) -> None:
-        for flag, value in (("size", size), ("num_images", limit)):
-            if value is not None and value < 1:
-                raise UserError(f"--{flag} must be at least 1, not {value}")
+        if limit is not None and limit < 1:
+            raise UserError(f"--num_images must be at least 1, not {limit}")
         self.source, self.size, self.multiple, self.limit = source, size, multiple, limit
         self.workers = source.workers
-        self.transform = JointTransform(size) if size else None
 
     def __len__(self) -> int:
         return min(len(self.source), self.limit or len(self.source))
 
     def describe(self) -> dict[str, Any]:
-        return {**self.source.describe(), "size": self.size, "cut_to_multiples_of": self.multiple}
+        size = None if self.size is None else list(self.size)
+        return {**self.source.describe(), "size": size, "cut_to_multiples_of": self.multiple}
+
+    def has_classes(self) -> bool | None:
+        return self.source.has_classes()
 
     def content_key(self) -> str:
         return self._content_key
@@ -64,9 +66,9 @@ class Prepared(LoadedSource):
 
     def load(self, index: int) -> Loaded:
         pixels, label, name, mode = self.source.load(index)
-        if self.transform is not None:
+        if self.size is not None:
             image = np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (H, W, C)
-            pixels = self.transform(image)["image"].transpose(2, 0, 1)
+            pixels = resize_and_crop(image, self.size).transpose(2, 0, 1)
         height, width = (side // self.multiple * self.multiple for side in pixels.shape[1:])
         if not height or not width:
             raise UserError(
@@ -77,23 +79,25 @@ class Prepared(LoadedSource):
 
 
 class LabelSource(DatasetSource):
-    """The segmentations of a dataset: pictures of one channel, the labels' numbers."""
+    """The segmentations of a dataset: images of one channel, the labels' numbers."""
 
     def __init__(
         self,
         n_labels: int,
         config: str | Path | Sequence[str | Path],
-        split: str,
-        key: str,
+        split: str = "validation",
+        key: str = "segmentation",
         overrides: Sequence[str] = (),
         workers: int | None = None,
     ) -> None:
-        if n_labels > 256:
-            raise UserError(f"segmentations of {n_labels} labels cannot be evaluated; 256 at most")
+        if n_labels > MOST_LABELS:
+            raise UserError(
+                f"segmentations of {n_labels} labels cannot be evaluated; {MOST_LABELS} at most"
+            )
         self.n_labels = n_labels
         super().__init__(config, split, key, overrides, workers)
 
-    def to_bytes(self, image: np.ndarray, name: str) -> np.ndarray:
+    def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
         """uint8 (1, H, W) of a segmentation (H, W, n_labels), one-hot."""
         if image.ndim != 3 or image.shape[2] != self.n_labels:
             raise UserError(
@@ -104,18 +108,12 @@ class LabelSource(DatasetSource):
 
 
 def model_input(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 [B, 3, H, W], or labels [B, 1, H, W] -> float [B, channels, H, W].
+    """uint8 [B, 3, H, W], or label numbers [B, 1, H, W] -> float [B, channels, H, W].
 
-    Pictures are in [-1, 1], grey ones for one channel; other numbers of channels are one-hot.
+    Images are in [-1, 1], gray ones for one channel; other numbers of channels are one-hot.
     """
+    if channels == 1:
+        pixels = to_gray(pixels)
     if channels in (1, 3):
-        return as_channels(pixels, channels).float() / 127.5 - 1
+        return to_values(pixels)
     return F.one_hot(pixels[:, 0].long(), channels).permute(0, 3, 1, 2).float()
-
-
-def as_channels(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 [B, 3, H, W] as they are, or as grey ones [B, 1, H, W]."""
-    if channels == 3:
-        return pixels
-    weights = torch.tensor(GREY, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels * weights).sum(dim=1, keepdim=True).round().clamp(0, 255).byte()

@@ -1,15 +1,16 @@
-"""Scenes as sets of images: those of the data, and those that a run draws for their layouts.
+"""Scenes as sets of images: those of the data, and those that a run samples for their layouts.
 
-Every image knows the boxes of its objects, so that they can be cut out of it.
+Every image has the boxes of its objects, so that they can be cut out of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,20 @@ from tqdm import tqdm
 
 from taming.data.conditional_builder.boxes import clip, mirrored, touches
 from taming.data.helper_types import BoundingBox
+from taming.devices import dtype_name
 from taming.evaluation.cache import key_of
-from taming.evaluation.sources.picture import Picture, pixel_digest
-from taming.evaluation.sources.run import to_pixels
-from taming.sampling import Request, SampleSettings, sample_images
-from taming.sampling.scenes import Scene, builder_of, scene_of_data, scene_requests
+from taming.evaluation.sources.base import own_indices
+from taming.evaluation.sources.image import SourceImage, pixel_digest
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.pictures import to_rgb_pixels
+from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
+from taming.sampling.scenes import Scene, builder_of, scene_of_data
 
 SIDE = 224  # of cut out objects: arXiv 2003.07449
 
 
 @dataclass(frozen=True)
-class ScenePicture(Picture):
+class SceneImage(SourceImage):
     """An image with the boxes of its objects, as shares of it."""
 
     boxes: tuple[BoundingBox, ...] = ()
@@ -39,7 +43,7 @@ class ScenePicture(Picture):
 def visible_boxes(scene: Scene) -> tuple[BoundingBox, ...]:
     """What of the objects' boxes the image shows, as shares of it: after its crop and flip."""
     x0, y0, width, height = scene.crop
-    found = []
+    boxes = []
     for annotation in scene.annotations:
         if not touches(annotation.bbox, scene.crop):
             continue
@@ -48,8 +52,8 @@ def visible_boxes(scene: Scene) -> tuple[BoundingBox, ...]:
         top, bottom = ((side - y0) / height for side in (top, top + high))
         left, right, top, bottom = map(clip, (left, right, top, bottom))
         box = (left, top, right - left, bottom - top)
-        found.append(mirrored(box) if scene.flipped else box)
-    return tuple(found)
+        boxes.append(mirrored(box) if scene.flipped else box)
+    return tuple(boxes)
 
 
 def cut_objects(
@@ -79,14 +83,14 @@ def _touched(start: float, share: float, pixels: int) -> slice:
 
 
 class Layouts:
-    """The first `count` scenes of a data set, each decided by its index alone.
+    """The first `count` scenes of a dataset, each decided by its index alone.
 
     Args:
         seeded: a `SeededDataset` of an `AnnotatedObjectsDataset`.
         condition: "objects_bbox" or "objects_center_points".
 
     Raises:
-        UserError: where the data have no such condition.
+        UserError: if the data have no such condition.
     """
 
     def __init__(self, seeded: Any, count: int | None, condition: str) -> None:
@@ -102,7 +106,7 @@ class Layouts:
         """The scene and its image, uint8 (3, H, W)."""
         item = self.seeded[number]
         image = torch.as_tensor(np.asarray(item["image"])).permute(2, 0, 1)
-        pixels = image if image.dtype == torch.uint8 else to_pixels(image)
+        pixels = image if image.dtype == torch.uint8 else to_rgb_pixels(image)
         return scene_of_data(self.seeded.dataset, number, item), pixels
 
     @cached_property
@@ -138,29 +142,34 @@ class RealScenes:
     def fingerprint(self) -> str | None:
         return None
 
+    def has_classes(self) -> bool:
+        return False
+
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[Picture]]:
-        batch: list[Picture] = []
-        for number in range(share[0], len(self), share[1]):
-            if number in skip:
-                continue
+    ) -> Iterator[list[SourceImage]]:
+        return _batched(self._images(own_indices(len(self), share, skip)), batch_size)
+
+    def _images(self, numbers: Iterable[int]) -> Iterator[SourceImage]:
+        for number in numbers:
             scene, pixels = self.layouts[number]
-            batch.append(_picture(number, pixels, f"layout {number}", visible_boxes(scene)))
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+            yield _scene_image(number, pixels, f"layout {number}", visible_boxes(scene))
 
 
-def _picture(index: int, pixels: Tensor, name: str, boxes: tuple[BoundingBox, ...]) -> ScenePicture:
-    return ScenePicture(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
+def _scene_image(
+    index: int, pixels: Tensor, name: str, boxes: tuple[BoundingBox, ...]
+) -> SceneImage:
+    return SceneImage(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
 
 
-@dataclass
-class DrawnScenes:
-    """`per_layout` images for every layout; image k of layout n has the index n * per_layout + k.
+def _batched(images: Iterator[SourceImage], batch_size: int) -> Iterator[list[SourceImage]]:
+    while batch := list(islice(images, batch_size)):
+        yield batch
+
+
+@dataclass(frozen=True)
+class SampledScenes:
+    """`per_layout` samples of every layout; sample k of layout n has the index n * per_layout + k.
 
     They equal those of scripts/make_scene_samples.py with the same settings.
 
@@ -168,11 +177,10 @@ class DrawnScenes:
         model: the transformer.
         identity: JSON values that decide the model: the checkpoint's hash, its config.
         shape: height and width in tokens; None as trained.
-        batch_size: drawn at once; no larger than that of the evaluation.
     """
 
     layouts: Layouts
-    model: Any
+    model: Net2NetTransformer
     identity: Mapping[str, Any]
     per_layout: int = 5
     settings: SampleSettings = SampleSettings(top_k=100)
@@ -190,7 +198,7 @@ class DrawnScenes:
             "samples_per_layout": self.per_layout,
             "seed": self.seed,
             "tokens": list(self.shape or self.model.latent_shape()[1:]),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": dtype_name(self.dtype),
         }
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         return about | {"sampler": sampler, **self.identity}
@@ -204,30 +212,32 @@ class DrawnScenes:
     def fingerprint(self) -> str | None:
         return None
 
+    def has_classes(self) -> bool:
+        return False
+
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[Picture]]:
+    ) -> Iterator[list[SourceImage]]:
+        return _batched(self._images(batch_size, share, skip), batch_size)
+
+    def _images(
+        self, batch_size: int, share: tuple[int, int], skip: Container[int]
+    ) -> Iterator[SourceImage]:
         boxes: dict[int, tuple[BoundingBox, ...]] = {}
         samples = sample_images(
             self.model,
             self._requests(share, skip, boxes),
             self.settings,
-            batch_size,
-            self.seed,
+            batch_size=batch_size,
+            seed=self.seed,
             shape=self.shape,
             compiled=self.compiled,
         )
-        batch: list[Picture] = []
         for sample in samples:
             layout = sample.label or 0
             index = layout * self.per_layout + sample.number
             name = f"layout {layout}, sample {sample.number}"
-            batch.append(_picture(index, to_pixels(sample.image), name, boxes[layout]))
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+            yield _scene_image(index, to_rgb_pixels(sample.image), name, boxes[layout])
 
     def _requests(
         self,
@@ -241,4 +251,4 @@ class DrawnScenes:
             if wanted:
                 scene, _ = self.layouts[layout]
                 boxes[layout] = visible_boxes(scene)
-                yield from scene_requests(scene, self.layouts.builder, layout, wanted)
+                yield from requests_for_scene(scene, self.layouts.builder, layout, wanted)

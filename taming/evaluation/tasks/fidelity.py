@@ -3,26 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from taming.config import did_you_mean
 from taming.distributed import own_share
 from taming.errors import UserError
+from taming.evaluation.metrics.base import SEED, FeatureRequest, MetricSettings
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    PerClass,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from taming.evaluation.metrics.fid import PerClass, class_distances
+from taming.evaluation.metrics.fidelity import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Gathered, Need, Reading
-from taming.evaluation.sources.folder import ImageSource
-from taming.evaluation.tasks.protocol import Protocol
+from taming.evaluation.runner import Runner, SetFeatures
+from taming.evaluation.sources.base import ImageSource
 
 ImageSet = ImageSource | Statistics
-KINDS_NEEDED = {"fid": "moments", "isc": "scores", "kid": "bank", "prc": "bank"}
+CLASSES, NEIGHBORS = "classes", "neighbors"  # requests beside those of metrics
+
+
+@dataclass(frozen=True)
+class FidelitySettings:
+    """What decides the numbers beside images and extractors; torch-fidelity's values by default.
+
+    Attributes:
+        metrics: names in `METRICS`.
+        layers: other layers of the extractor than its own choice, by metric.
+        per_class: compute a Fréchet distance for every class as well.
+        keep_features: keep the features of all images, to look for neighbors.
+        of_metrics: the settings of metrics, by name; `metric_settings` makes them.
+
+    Raises:
+        UserError: for an unknown metric.
+    """
+
+    metrics: tuple[str, ...] = ("fid",)
+    layers: Mapping[str, str] = field(default_factory=dict)
+    per_class: bool = False
+    keep_features: bool = False
+    of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.metrics, *self.layers):
+            if name not in METRICS:
+                raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
+        if not self.metrics:
+            raise UserError(f"--metrics names none; there are {', '.join(METRICS)}")
+
+    def of(self, name: str) -> MetricSettings:
+        """The settings of a metric."""
+        return self.of_metrics.get(name) or METRICS[name].settings()
+
+    def layer(self, name: str, extractor: str) -> str:
+        """The extractor's layer that a metric takes."""
+        return self.layers.get(name) or default_layer(extractor, METRICS[name].layer_of or name)
+
+    def layers_of(self, names: Sequence[str], extractor: str) -> tuple[str, ...]:
+        """The extractor's layers that these metrics take, each once."""
+        return tuple(dict.fromkeys(self.layer(name, extractor) for name in names))
+
+    def describe(self) -> dict[str, Any]:
+        """The settings of those metrics that are computed, as JSON values."""
+        about: dict[str, Any] = {"metrics": list(self.metrics), "seed": SEED}
+        for name in self.metrics:
+            about |= METRICS[name].describe(self.of(name))
+        return about
 
 
 @dataclass(frozen=True)
@@ -30,12 +75,11 @@ class Evaluation:
     """Numbers, and what they are about.
 
     Attributes:
-        metrics: "fid": a number, "isc" and "kid": "mean" and "std", "prc": "precision", "recall"
-            and "f_score".
+        metrics: by name, what `Metric.compute` gives: a number or a dict of numbers.
         protocol: what decides them, as JSON values.
         sets: descriptions of "samples" and "reference", with the hashes of their images.
         classes: with `per_class`, the Fréchet distance of every label.
-        banks: with `Protocol.banks`, the features of samples and reference.
+        banks: with `keep_features`, the features of samples and reference.
     """
 
     metrics: dict[str, Any]
@@ -49,81 +93,84 @@ class FidelityEvaluator:
     """Evaluates one or more sets of samples against a reference, which is gone through once.
 
     Args:
-        reference: images or, for FID alone, their statistics; None where only the Inception Score
-            is wanted.
-        extractor: of all layers that the metrics need, see `needed_layers`.
-        prc_extractor: another one for precision and recall.
-        reading: batch size, cache.
+        reference: images, or statistics for metrics that accept them; None if no metric needs it.
+        extractor: of all layers that the metrics need, see `FidelitySettings.layers_of`.
+        prc_extractor: another one for precision and recall, and other metrics of manifolds.
+        runner: batch size, cache.
 
     Raises:
-        UserError: where the metrics need what is not there.
+        UserError: if the metrics need what is not there.
     """
 
     def __init__(
         self,
         reference: ImageSet | None,
         extractor: Extractor,
-        protocol: Protocol | None = None,
+        settings: FidelitySettings | None = None,
         prc_extractor: Extractor | None = None,
-        reading: Reading | None = None,
+        runner: Runner | None = None,
     ) -> None:
-        self.reference, self.protocol = reference, protocol or Protocol()
+        self.reference, self.settings = reference, settings or FidelitySettings()
         self.extractor, self.prc_extractor = extractor, prc_extractor or extractor
-        self.reading = reading or Reading()
-        self.needs = self._needs()
-        self._gathered: Gathered | Statistics | None = None
+        self.runner = runner or Runner()
+        self.requests = self._requests()
+        self._reference_features: SetFeatures | Statistics | None = None
         self._require_set("reference", reference)
 
-    def _extractor(self, metric: str) -> Extractor:
-        return self.prc_extractor if metric == "prc" else self.extractor
+    def _requests(self) -> dict[str, FeatureRequest]:
+        """What each metric needs of a set, and what classes and neighbors need."""
+        settings, requests = self.settings, {}
+        for name in settings.metrics:
+            extractor = self.prc_extractor if METRICS[name].of_manifold else self.extractor
+            layer = settings.layer(name, extractor.name)
+            requests[name] = METRICS[name].request(extractor, layer, settings.of(name))
+        layer = settings.layer("fid", self.extractor.name)
+        if settings.per_class:
+            requests[CLASSES] = FeatureRequest(PerClass, self.extractor, layer)
+        if settings.keep_features:
+            requests[NEIGHBORS] = FeatureRequest(FeatureBank, self.extractor, layer)
+        return requests
 
-    def _needs(self) -> dict[str, Need]:
-        """What each metric needs of a set."""
-        protocol = self.protocol
-        kinds = {metric: (metric, KINDS_NEEDED[metric]) for metric in protocol.metrics}
-        if protocol.per_class:
-            kinds["classes"] = ("fid", "classes")
-        if protocol.banks:
-            kinds["neighbours"] = ("fid", "bank")
-        needs = {}
-        for name, (metric, kind) in kinds.items():
-            extractor = self._extractor(metric)
-            layer = protocol.layers.get(metric) or default_layer(extractor.name, metric)
-            splits = protocol.isc_splits if kind == "scores" else 0
-            needs[name] = Need(kind, extractor, layer, splits)
-        return needs
+    def _needed_of(self, role: str) -> list[str]:
+        """Names of the requests that are made of a set."""
+        alone = {name for name, metric in METRICS.items() if not metric.needs_reference}
+        return [name for name in self.requests if role == "samples" or name not in alone]
 
     def _require_set(self, role: str, images: ImageSet | None) -> None:
-        wanted = [name for name in self.needs if role == "samples" or name != "isc"]
-        if images is None and wanted:
-            raise UserError(f"{wanted[0]} compares with a set of real images; give a REFERENCE")
+        needed = self._needed_of(role)
         if isinstance(images, Statistics):
-            if others := [name for name in wanted if name != "fid"]:
-                raise UserError(
-                    f"the {role} are statistics, which are enough for fid; {others[0]} needs the "
-                    "images themselves"
-                )
-            if "fid" in self.needs:
-                file = images.protocol.get("file", f"the statistics given as {role}")
-                images.check(self.extractor, self.needs["fid"].layer, file)
+            self._require_statistics(role, images, needed)
         elif images is not None:
-            if self.protocol.per_class and getattr(images, "labels", ()) in (None, [None]):
-                raise _unlabelled(role)
-            self._require_enough(role, len(images))
+            if self.settings.per_class and images.has_classes() is False:
+                raise _without_classes(role)
+            self._require_enough(role, len(images), needed)
+        elif needed:
+            raise UserError(f"{needed[0]} compares with a set of real images; give a REFERENCE")
 
-    def _require_enough(self, role: str, images: int) -> None:
-        """Before hours of work; the metrics check it again."""
-        p = self.protocol
-        least = {"fid": 2, "kid": max(p.kid_subset_size, 2), "prc": p.prc_neighbours + 1}
-        flags = {"kid": "--kid_subset_size", "isc": "--isc_splits", "prc": "--prc_neighbours"}
-        if role == "samples":
-            least["isc"] = p.isc_splits
-        for metric, number in least.items():
-            if metric in p.metrics and images < number:
-                way = f" or a smaller {flags[metric]}" if metric in flags else ""
+    def _require_statistics(self, role: str, statistics: Statistics, needed: Sequence[str]) -> None:
+        file = statistics.protocol.get("file", f"the statistics given as {role}")
+        for name in needed:
+            if name not in METRICS or not METRICS[name].accepts_statistics:
+                accepted = ", ".join(
+                    n for n, metric in METRICS.items() if metric.accepts_statistics
+                )
                 raise UserError(
-                    f"{metric} needs at least {number} images, and the {role} are {images}; give "
-                    f"more{way}"
+                    f"the {role} are statistics, which are enough for {accepted}; {name} needs "
+                    "the images themselves"
+                )
+            request = self.requests[name]
+            statistics.check(request.extractor, request.layer, file)
+
+    def _require_enough(self, role: str, images: int, needed: Sequence[str]) -> None:
+        """Before hours of work; the metrics check it again."""
+        for name in (name for name in self.settings.metrics if name in needed):
+            least = METRICS[name].smallest_set(self.settings.of(name))
+            if images < least:
+                flag = METRICS[name].smallest_flag
+                remedy = f" or a smaller {flag}" if flag else ""
+                raise UserError(
+                    f"{name} needs at least {least} images, and the {role} are {images}; give "
+                    f"more{remedy}"
                 )
 
     def __call__(self, samples: ImageSet) -> Evaluation | None:
@@ -133,124 +180,99 @@ class FidelityEvaluator:
             UserError: for too few or unreadable images, or NaN features.
         """
         self._require_set("samples", samples)
-        if self._gathered is None and self.reference is not None:
-            needs = [need for name, need in self.needs.items() if name != "isc"]
-            self._gathered = self._gather(self.reference, needs, "reference")
-        gathered = self._gather(samples, list(self.needs.values()), "samples")
-        return self._evaluation(samples, gathered) if own_share()[0] == 0 else None
+        if self._reference_features is None and self.reference is not None:
+            self._reference_features = self._features(self.reference, "reference")
+        features = self._features(samples, "samples")
+        return self._evaluation(samples, features) if own_share()[0] == 0 else None
 
-    def _gather(
-        self, images: ImageSet, needs: Sequence[Need], role: str
-    ) -> Gathered | Statistics | None:
+    def _features(self, images: ImageSet, role: str) -> SetFeatures | Statistics | None:
         if isinstance(images, Statistics):
             return images
-        return self.reading.gather(images, needs, role, role == "reference") if needs else None
+        requests = [self.requests[name] for name in self._needed_of(role)]
+        if not requests:
+            return None
+        return self.runner.features(images, requests, role, keep=role == "reference")
 
-    def _evaluation(self, samples: ImageSet, gathered: Gathered | Statistics | None) -> Evaluation:
-        metrics = {name: self._metric(name, gathered) for name in self.protocol.metrics}
-        sets = {"samples": describe(samples, gathered)}
-        if self._gathered is not None and self.reference is not None:
-            sets["reference"] = describe(self.reference, self._gathered)
-        classes = self._classes(gathered) if self.protocol.per_class else {}
-        if classes:
+    def _evaluation(
+        self, samples: ImageSet, features: SetFeatures | Statistics | None
+    ) -> Evaluation:
+        reference = self._reference_features
+        metrics = {}
+        for name in self.settings.metrics:
+            pair = self._part(name, features), self._part(name, reference)
+            metrics[name] = METRICS[name].compute(*pair, self.settings.of(name))
+        sets = {"samples": describe_set(samples, features)}
+        if reference is not None and self.reference is not None:
+            sets["reference"] = describe_set(self.reference, reference)
+        classes = {}
+        if self.settings.per_class:
+            _require_labels(samples=features, reference=reference)
+            classes = class_distances(self._part(CLASSES, features), self._part(CLASSES, reference))
             metrics["mean_fid_of_classes"] = sum(classes.values()) / len(classes)
         banks = None
-        if self.protocol.banks:
-            banks = self._part("neighbours", gathered), self._part("neighbours", self._gathered)
+        if self.settings.keep_features:
+            banks = self._part(NEIGHBORS, features), self._part(NEIGHBORS, reference)
         return Evaluation(metrics, self.describe(), sets, classes, banks)
 
-    def _metric(self, name: str, samples: Any) -> Any:
-        first, second = (self._part(name, of) for of in (samples, self._gathered))
-        p = self.protocol
-        if name == "fid":
-            return frechet_distance(first, second)
-        if name == "isc":
-            return dict(zip(("mean", "std"), first.result(), strict=True))
-        if name == "kid":
-            distance = kernel_distance(first, second, p.kid_subsets, p.kid_subset_size)
-            return dict(zip(("mean", "std"), distance, strict=True))
-        scores = precision_recall(first, second, p.prc_neighbours)
-        return dict(zip(("precision", "recall", "f_score"), scores, strict=True))
-
-    def _part(self, name: str, gathered: Gathered | Statistics | None) -> Any:
-        if isinstance(gathered, Gathered):
-            return gathered.parts.get(self.needs[name])
-        return gathered
-
-    def _classes(self, samples: Any) -> dict[int, float]:
-        for role, found in (("samples", samples), ("reference", self._gathered)):
-            if not (isinstance(found, Gathered) and found.content.labelled()):
-                raise _unlabelled(role)
-        first, second = (self._part("classes", of) for of in (samples, self._gathered))
-        return class_distances(first, second)
+    def _part(self, name: str, features: SetFeatures | Statistics | None) -> Any:
+        """The accumulator of a request, or what stands for it."""
+        if isinstance(features, SetFeatures):
+            return features.parts.get(self.requests[name])
+        return features
 
     def describe(self) -> dict[str, Any]:
         """Extractors, layers and settings, as JSON values."""
-        layers = {metric: self.needs[metric].layer for metric in self.protocol.metrics}
-        found = {"layers": layers, **self.protocol.describe()}
-        used = {need.extractor: None for need in self.needs.values()}
-        for name, extractor in (("", self.extractor), ("prc_", self.prc_extractor)):
+        layers = {name: self.requests[name].layer for name in self.settings.metrics}
+        about = {"layers": layers, **self.settings.describe()}
+        used = {request.extractor for request in self.requests.values()}
+        # One extractor for everything is described once, under "extractor".
+        extractors = {self.prc_extractor: "prc_extractor"} | {self.extractor: "extractor"}
+        for extractor, name in extractors.items():
             if extractor in used:
-                about = {k: v for k, v in extractor.describe().items() if k != "layers"}
-                found |= {f"{name}extractor": about}
-                del used[extractor]
-        return found
+                about[name] = describe_extractor(extractor)
+        return about
+
+
+def describe_extractor(extractor: Extractor) -> dict[str, Any]:
+    """All of its description but for the layers, which the metrics have."""
+    return {name: value for name, value in extractor.describe().items() if name != "layers"}
 
 
 def evaluate_fidelity(
     samples: ImageSet,
     reference: ImageSet | None,
     extractor: Extractor,
-    protocol: Protocol | None = None,
+    settings: FidelitySettings | None = None,
     prc_extractor: Extractor | None = None,
-    reading: Reading | None = None,
+    runner: Runner | None = None,
 ) -> Evaluation | None:
     """The numbers of one set of samples: see `FidelityEvaluator`. None in ranks above 0.
 
     What an interrupted evaluation had done is not done again.
     """
-    evaluator = FidelityEvaluator(reference, extractor, protocol, prc_extractor, reading)
+    evaluator = FidelityEvaluator(reference, extractor, settings, prc_extractor, runner)
     evaluation = evaluator(samples)
-    evaluator.reading.finish()
+    evaluator.runner.finish()
     return evaluation
 
 
-def needed_layers(name: str, metrics: Sequence[str], given: Mapping[str, str]) -> tuple[str, ...]:
-    """Layers of the extractor `name` for these metrics, those of `given` first of all."""
-    layers = [given.get(metric) or default_layer(name, metric) for metric in metrics]
-    return tuple(dict.fromkeys(layers))
-
-
-def describe(images: ImageSet, gathered: Gathered | Statistics | None) -> dict[str, Any]:
+def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) -> dict[str, Any]:
     """A set's description for results, with the hash of its images."""
     if isinstance(images, Statistics):
         about = {"images": images.count, "fingerprint": images.fingerprint}
         return {"kind": "statistics", **about, "protocol": dict(images.protocol)}
-    content = gathered.content.describe() if isinstance(gathered, Gathered) else {}
-    return {**images.describe(), **content}
+    manifest = features.manifest.describe() if isinstance(features, SetFeatures) else {}
+    return {**images.describe(), **manifest}
 
 
-def _unlabelled(role: str) -> UserError:
+def _require_labels(**features: SetFeatures | Statistics | None) -> None:
+    for role, found in features.items():
+        if not (isinstance(found, SetFeatures) and found.manifest.is_labeled()):
+            raise _without_classes(role)
+
+
+def _without_classes(role: str) -> UserError:
     return UserError(
         f"--per_class needs classes, and the {role} have none; give class folders, or a dataset or "
         "a run with classes"
     )
-
-
-def class_distances(samples: PerClass, reference: PerClass) -> dict[int, float]:
-    """The Fréchet distance of each label that both sets have at least 2 images of.
-
-    Raises:
-        UserError: where there is none.
-    """
-    both = [
-        label
-        for label, moments in sorted(samples.moments.items())
-        if moments.count > 1 and label in reference.moments and reference.moments[label].count > 1
-    ]
-    if not both:
-        raise UserError(
-            "no class has 2 images in both sets; class folders have to be named alike on both "
-            "sides, or by the classes' numbers"
-        )
-    return {n: frechet_distance(samples.moments[n], reference.moments[n]) for n in both}

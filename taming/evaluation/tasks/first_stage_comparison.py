@@ -9,35 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from taming.atomic_files import atomic_path, write_text
 from taming.errors import UserError
+from taming.evaluation.metrics.reconstruction import PAIR_METRICS
 from taming.evaluation.plots import plot_codes
-from taming.evaluation.sources.folder import ImageSource
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
-from taming.evaluation.tasks.loaded_first_stages import Stage
+from taming.evaluation.sources.base import ImageSource, spread
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
+from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage
+from taming.pictures import grid
 
-# Metrics, what they are called in a table's head, and how they are written.
+# Titles of columns, and how values are written in them, by metric.
 COLUMNS = {
     "l1": ("L1", "{:.4f}"),
     "psnr": ("PSNR", "{:.2f}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "ms_ssim": ("MS-SSIM", "{:.4f}"),
-    "lpips_vgg": ("LPIPS (VGG)", "{:.4f}"),
-    "lpips_alex": ("LPIPS (AlexNet)", "{:.4f}"),
+    **{name: (metric.title, metric.style) for name, metric in PAIR_METRICS.items()},
     "rfid": ("rFID", "{:.2f}"),
     "pixel_accuracy": ("pixel accuracy", "{:.2%}"),
     "mean_iou": ("mean IoU", "{:.4f}"),
     "codebook_usage": ("codes used", "{:.1%}"),
     "codebook_perplexity": ("perplexity", "{:.1f}"),
 }
-SIDE = 256  # pixels of the larger side of a cell: small images are enlarged, large ones reduced
-HEAD, GAP = 22, 4
+SIDE, GAP = 256, 4  # pixels of the larger side of an image in the picture, and between images
 
 log = logging.getLogger(__name__)
 
 
-def table_rows(results: Sequence[StageResult]) -> list[dict[str, Any]]:
+def table_rows(results: Sequence[FirstStageResult]) -> list[dict[str, Any]]:
     """A row per first stage; columns that none has are not there."""
     there = [name for name in COLUMNS if any(name in result.metrics for result in results)]
     return [
@@ -52,11 +51,11 @@ def table_rows(results: Sequence[StageResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _cell(result: StageResult, name: str) -> str:
+def _cell(result: FirstStageResult, name: str) -> str:
     return COLUMNS[name][1].format(result.metrics[name]) if name in result.metrics else "-"
 
 
-def reasons(results: Sequence[StageResult]) -> list[str]:
+def reasons(results: Sequence[FirstStageResult]) -> list[str]:
     """A sentence per metric that is not there; first stages with the same reason share it."""
     names: dict[tuple[str, str], list[str]] = {}
     for result in results:
@@ -70,77 +69,36 @@ def reasons(results: Sequence[StageResult]) -> list[str]:
     ]
 
 
-def spread(images: int, rows: int) -> list[int]:
-    """Indices of `rows` images, evenly spaced."""
-    return np.unique(np.linspace(0, images - 1, min(rows, images)).round().astype(int)).tolist()
-
-
 def comparison_picture(
-    evaluator: FirstStageEvaluator, stages: Sequence[Stage], images: ImageSource, rows: int
+    evaluator: FirstStageEvaluator,
+    stages: Sequence[LoadedFirstStage],
+    images: ImageSource,
+    rows: int,
 ) -> Image.Image:
     """A row per image: the image, then its reconstruction by every first stage, under its name."""
     chosen = spread(len(images), rows)
-    columns: dict[str, list[np.ndarray]] = {}
-    for stage in stages:
-        pairs = evaluator.pictures(stage, images, chosen)
-        columns.setdefault("original", [pairs[index][0] for index in chosen])
-        columns[stage.name] = [pairs[index][1] for index in chosen]
-    return tiles(columns)
-
-
-def tiles(columns: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
-    """Columns of pictures, each uint8 (H, W, 3), under their names; a row's pictures are alike."""
-    rows = [_cell_size(picture) for picture in next(iter(columns.values()))]
-    width = max(w for w, _ in rows) + GAP
-    height = sum(h + GAP for _, h in rows)
-    grid = Image.new("RGB", (width * len(columns) - GAP, HEAD + height - GAP), "white")
-    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(size=14)
-    for column, (name, pictures) in enumerate(columns.items()):
-        draw.text((column * width + 2, 3), _shortened(name, width - GAP, font), "black", font)
-        y = HEAD
-        for picture, size in zip(pictures, rows, strict=True):
-            resampling = Image.Resampling.NEAREST if size[0] > picture.shape[1] else None
-            cell = Image.fromarray(picture).resize(size, resampling)
-            grid.paste(cell, (column * width, y))
-            y += size[1] + GAP
-    return grid
-
-
-def _cell_size(picture: np.ndarray) -> tuple[int, int]:
-    """(width, height)"""
-    height, width = picture.shape[:2]
-    scale = SIDE / max(height, width)
-    scale = max(int(scale), 1) if scale >= 1 else scale
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def _shortened(name: str, width: float, font: Any) -> str:
-    """The name, with its middle left out where it is longer than its column."""
-    keep = len(name)
-    text = name
-    while keep > 2 and font.getlength(text) > width:
-        keep -= 1
-        text = f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
-    return text
+    pairs = [evaluator.pictures(stage, images, chosen) for stage in stages]
+    cells = [[pairs[0][index][0], *(pair[index][1] for pair in pairs)] for index in chosen]
+    return grid(cells, ["original", *(stage.name for stage in stages)], side=SIDE, gap=GAP)
 
 
 def write_pairs(values: Mapping[str, np.ndarray], path: Path) -> None:
     """A CSV with a line per image: its index, its label (-1: none) and its metrics."""
-    with path.open("w", newline="") as file:
+    with atomic_path(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(values)
         writer.writerows(zip(*(column.tolist() for column in values.values()), strict=True))
 
 
-def write_codes(results: Sequence[StageResult], folder: Path) -> None:
+def write_codes(results: Sequence[FirstStageResult], folder: Path) -> None:
     """`codes-<first stage>.csv`, how often each code occurs, and all of them as `codes.png`."""
     for result in results:
         lines = [f"{code},{count}" for code, count in enumerate(result.counts.tolist())]
         path = folder / f"codes-{file_name(result.name)}.csv"
-        path.write_text("\n".join(["code,count", *lines]) + "\n")
+        write_text(path, "\n".join(["code,count", *lines]) + "\n")
     try:
         plot_codes({result.name: result.counts for result in results}, folder / "codes.png")
-    except UserError as error:  # hours of work are not lost for a picture
+    except UserError as error:  # hours of work are not to be lost for a picture
         log.warning("the plot of the codes is left out: %s", error)
 
 

@@ -1,4 +1,4 @@
-"""First stages from their runs, to be compared."""
+"""First stages of runs, under names that differ."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from taming.checkpoint import Run, run_config
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
+from taming.models.first_stage import FirstStage
 from taming.sampling.load import load_first_stage
 
 
 @dataclass(frozen=True)
-class Stage:
+class LoadedFirstStage:
     """A first stage, and the run that it is from.
 
     Attributes:
-        name: the run's folder, and its checkpoint where two are from one folder.
+        name: the run's folder, and its checkpoint if two are from one folder.
         model: on the CPU until it is evaluated.
         config: the run's whole config.
     """
 
     name: str
-    model: Any
+    model: FirstStage
     run: Run
     global_step: int
     config: Any
@@ -34,11 +35,11 @@ class Stage:
     @classmethod
     def load(
         cls, path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-    ) -> Stage:
+    ) -> LoadedFirstStage:
         """The first stage of a run, which may be a transformer's.
 
         Raises:
-            UserError: where there is no such run, or it has no codes.
+            UserError: if there is no such run, or it has no codes.
         """
         model, run, step = load_first_stage(path, base, "cpu", overrides)
         if not isinstance(model, CodesInterface):
@@ -51,13 +52,8 @@ class Stage:
         return file_hash(self.run.checkpoint)
 
     @property
-    def pictorial(self) -> bool:
-        """Whether it takes pictures, and not segmentations."""
-        return not self.model.reads_labels
-
-    @property
     def image_key(self) -> str:
-        """The entry of a dataset's items that it is for."""
+        """The entry of a dataset's items that it reads."""
         return getattr(self.model, "image_key", "image")
 
     def describe(self) -> dict[str, Any]:
@@ -74,24 +70,24 @@ class Stage:
         }
 
 
-def load_stages(
+def load_first_stages(
     paths: Sequence[str | Path], base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> list[Stage]:
+) -> list[LoadedFirstStage]:
     """The first stages of runs, under names that differ.
 
     Raises:
         UserError: for runs that cannot be read, and first stages of different kinds of images.
     """
-    stages: list[Stage] = []
+    stages: list[LoadedFirstStage] = []
     for path in paths:
-        stage = Stage.load(path, base, overrides)
+        stage = LoadedFirstStage.load(path, base, overrides)
         taken = [other.name for other in stages]
         name = stage.name
         if name in taken:
             name = f"{name} {stage.run.checkpoint.stem}"
         copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
         stages.append(replace(stage, name=f"{name} ({copies + 1})" if copies else name))
-    kinds = {None if stage.pictorial else stage.model.channels for stage in stages}
+    kinds = {stage.model.channels if stage.model.reads_labels else None for stage in stages}
     if len(kinds) > 1:
-        raise UserError("first stages of pictures and of segmentations cannot be compared")
+        raise UserError("first stages of images and of segmentations cannot be compared")
     return stages

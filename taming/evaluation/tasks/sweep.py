@@ -10,8 +10,9 @@ from typing import Any
 from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.evaluation.results import flattened
-from taming.evaluation.sources.run import Drawing, RunSource
+from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator
+from taming.sampling.plan import SamplingPlan
 
 SWEPT: dict[str, type[int] | type[float]] = {
     "top_k": int,
@@ -27,26 +28,26 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
     Raises:
         UserError: for unknown settings and for values that are no numbers.
     """
-    found: dict[str, list[Any]] = {}
+    swept: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, _, values = (piece.strip() for piece in part.partition("="))
         if name not in SWEPT:
             raise UserError(f"--sweep has no '{name}'{did_you_mean(name, SWEPT)}")
         try:
-            found[name] = [SWEPT[name](value) for value in values.split(",") if value.strip()]
+            swept[name] = [SWEPT[name](value) for value in values.split(",") if value.strip()]
         except ValueError:
             raise UserError(f"--sweep {part}: {name} takes numbers such as {name}=1,2") from None
-        if not found[name]:
+        if not swept[name]:
             raise UserError(f"--sweep {part}: give at least one value")
-    if not found:
+    if not swept:
         raise UserError("--sweep is empty; give say top_k=50,100;top_p=0.9,1.0")
-    return found
+    return swept
 
 
 def combinations(
-    drawing: Drawing, swept: Mapping[str, list[Any]]
-) -> list[tuple[dict[str, Any], Drawing]]:
-    """Every combination of the values, and `drawing` with it.
+    plan: SamplingPlan, swept: Mapping[str, list[Any]]
+) -> list[tuple[dict[str, Any], SamplingPlan]]:
+    """Every combination of the values, and `plan` with it.
 
     Raises:
         UserError: for values out of range.
@@ -54,16 +55,16 @@ def combinations(
     chosen = [
         dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())
     ]
-    settings = drawing.settings
-    return [(c, replace(drawing, settings=replace(settings, **c))) for c in chosen]
+    settings = plan.settings
+    return [(c, replace(plan, settings=replace(settings, **c))) for c in chosen]
 
 
 def evaluate_sweep(
     evaluator: FidelityEvaluator, run: RunSource, swept: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
-    """The settings and the numbers of every combination; what is drawn is not kept."""
-    for chosen, drawing in combinations(run.drawing, swept):
-        yield chosen, evaluator(run.with_drawing(drawing))
+    """The settings and the numbers of every combination; the samples are not kept."""
+    for chosen, plan in combinations(run.plan, swept):
+        yield chosen, evaluator(run.with_plan(plan))
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

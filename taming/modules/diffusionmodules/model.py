@@ -26,7 +26,7 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
-    """Group normalisation over 32 groups."""
+    """Group normalization over 32 groups."""
     return nn.GroupNorm(GROUPS, in_channels, eps=1e-6, affine=True)
 
 
@@ -39,7 +39,7 @@ def _conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour x2, then (optionally) a 3x3 convolution."""
+    """Nearest-neighbor x2, then (optionally) a 3x3 convolution."""
 
     def __init__(self, in_channels: int, with_conv: bool) -> None:
         super().__init__()
@@ -49,7 +49,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")  # (B, C, 2H, 2W)
-        return self.conv(x) if self.with_conv else x
+        out: Tensor = self.conv(x) if self.with_conv else x
+        return out
 
 
 class Downsample(nn.Module):
@@ -65,7 +66,8 @@ class Downsample(nn.Module):
         if not self.with_conv:
             return F.avg_pool2d(x, kernel_size=2)
         # Padding on the right and bottom alone is what published weights were trained with.
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
+        return out
 
 
 class ResnetBlock(nn.Module):
@@ -103,9 +105,10 @@ class ResnetBlock(nn.Module):
         h = self.conv1(nonlinearity(self.norm1(x)))  # (B, out, H, W)
         if self.temb_proj is not None and temb is not None:
             h = h + self.temb_proj(nonlinearity(temb))[:, :, None, None]
-        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))
+        h = self.conv2(self.dropout(nonlinearity(self.norm2(h))))  # (B, out, H, W)
         shortcut = self.conv_shortcut or self.nin_shortcut
-        return h + (x if shortcut is None else shortcut(x))
+        out: Tensor = h + (x if shortcut is None else shortcut(x))
+        return out
 
 
 # Up to this many positions the matrix of scores is small beside the activations, and writing the
@@ -130,15 +133,18 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, HW)
         attend = _attend_written_out if q.shape[2] <= WRITTEN_OUT else _attend_fused
-        return x + self.proj_out(attend(q, k, v).reshape(x.shape))
+        out: Tensor = x + self.proj_out(attend(q, k, v).reshape(x.shape))
+        return out
 
 
 def _attend_written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5  # (B, queries, keys)
+    # (B, HW, C) @ (B, C, HW): rows are queries, columns are keys
+    scores = torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
     return torch.bmm(v, scores.softmax(dim=2).transpose(1, 2))  # (B, C, HW)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    # (B, C, HW) -> (B, 1, HW, C), a single head; fused kernels want its channels side by side
     q, k, v = (part.transpose(1, 2).unsqueeze(1).contiguous() for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, HW)
 
@@ -146,12 +152,20 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Level(nn.Module):
     """The residual blocks of one resolution, then the way to the next resolution, if any.
 
-    `widths`: channels before, between and after the blocks. `resample`: at most one module by the
-    name it bears in checkpoints, `downsample` or `upsample`.
+    Args:
+        widths: channels before, between and after the blocks.
+        attention: whether a block of attention follows each.
+        downsample, upsample: the way to the next resolution, by the name it has in checkpoints.
     """
 
     def __init__(
-        self, widths: Sequence[int], attention: bool, dropout: float, **resample: nn.Module
+        self,
+        widths: Sequence[int],
+        attention: bool,
+        dropout: float,
+        *,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.block = nn.ModuleList(
@@ -159,17 +173,17 @@ class Level(nn.Module):
             for before, after in pairwise(widths)
         )
         self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
-        for name, module in resample.items():
-            self.add_module(name, module)
-        self.resample = tuple(resample)
+        self.downsample, self.upsample = downsample, upsample
 
     def forward(self, h: Tensor) -> Tensor:
         for number, block in enumerate(self.block):
-            h = block(h)
+            h = block(h)  # (B, widths[number + 1], H, W)
             if len(self.attn) > 0:
                 h = self.attn[number](h)
-        for name in self.resample:
-            h = getattr(self, name)(h)
+        if self.downsample is not None:
+            h = self.downsample(h)  # (B, C, H / 2, W / 2)
+        if self.upsample is not None:
+            h = self.upsample(h)  # (B, C, 2H, 2W)
         return h
 
 
@@ -183,7 +197,8 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(h)))
+        out: Tensor = self.block_2(self.attn_1(self.block_1(h)))
+        return out
 
 
 def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
@@ -191,7 +206,7 @@ def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
     if any(width % GROUPS for width in (ch, *widths)):
         raise UserError(
             f"ddconfig: ch={ch} with ch_mult={list(ch_mult)} gives widths {widths}, which group "
-            f"normalisation cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
+            f"normalization cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
         )
     return widths
 
@@ -226,27 +241,30 @@ class Encoder(nn.Module):
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([ch, *widths])):
-            last = i == self.num_resolutions - 1
-            resample = {} if last else {"downsample": Downsample(width, resamp_with_conv)}
             blocks = [before] + [width] * num_res_blocks
             attention = resolution // 2**i in attn_resolutions
-            self.down.append(Level(blocks, attention, dropout, **resample))
+            last = i == self.num_resolutions - 1
+            # Made before the level's blocks: the order in which weights take random numbers is that
+            # of earlier versions, so that a seed gives the same start.
+            downsample = None if last else Downsample(width, resamp_with_conv)
+            self.down.append(Level(blocks, attention, dropout, downsample=downsample))
         self.mid = Middle(widths[-1], dropout)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(x)  # (B, ch, H, W)
         for level in self.down:
             h = level(h)
-        h = self.mid(h)
-        return self.conv_out(nonlinearity(self.norm_out(h)))
+        h = self.mid(h)  # (B, ch * ch_mult[-1], h, w)
+        latents: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        return latents
 
 
 class Decoder(nn.Module):
     """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
 
-    `give_pre_end` returns the features before the last normalisation instead. `z_shape` is the
+    `give_pre_end` returns the features before the last normalization instead. `z_shape` is the
     shape of one latent at the training size. Keys it does not know are ignored.
     """
 
@@ -278,17 +296,18 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], dropout)
         self.up = nn.ModuleList()  # from the highest resolution to the lowest
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
-            resample = {} if i == 0 else {"upsample": Upsample(width, resamp_with_conv)}
+            upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
             attention = lowest * 2 ** (self.num_resolutions - 1 - i) in attn_resolutions
-            self.up.append(Level(blocks, attention, dropout, **resample))
+            self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(z))
+        h: Tensor = self.mid(self.conv_in(z))  # (B, ch * ch_mult[-1], h, w)
         for level in reversed(self.up):
             h = level(h)
         if self.give_pre_end:
-            return h
-        return self.conv_out(nonlinearity(self.norm_out(h)))
+            return h  # (B, ch * ch_mult[0], H, W)
+        images: Tensor = self.conv_out(nonlinearity(self.norm_out(h)))
+        return images

@@ -11,7 +11,7 @@ from taming.modules.util import ActNorm
 
 
 def weights_init(module: nn.Module) -> None:
-    """DCGAN's initialisation (arXiv 1511.06434), for `discriminator.apply(weights_init)`."""
+    """DCGAN's initialization (arXiv 1511.06434), for `discriminator.apply(weights_init)`."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -22,8 +22,8 @@ def weights_init(module: nn.Module) -> None:
 class NLayerDiscriminator(nn.Module):
     """Images [B, input_nc, H, W] -> one logit per overlapping patch [B, 1, h, w].
 
-    `n_layers` convolutions of stride 2, one of stride 1, and the output; `use_actnorm` normalises
-    by ActNorm instead of batch normalisation.
+    `n_layers` convolutions of stride 2, one of stride 1, and the output; `use_actnorm` normalizes
+    by ActNorm instead of batch normalization.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class NLayerDiscriminator(nn.Module):
         for number in range(1, n_layers + 1):
             before, width = width, ndf * min(2**number, 8)
             stride = 2 if number < n_layers else 1
-            # Batch normalisation takes any bias away; with ActNorm, checkpoints have one.
+            # Batch normalization takes any bias away; with ActNorm, checkpoints have one.
             layers += [
                 nn.Conv2d(before, width, 4, stride, 1, bias=use_actnorm),
                 norm(width),
@@ -47,10 +47,16 @@ class NLayerDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [B, input_nc, H, W] -> logits [B, 1, H / 2^n_layers - 2, W / 2^n_layers - 2].
+
+        Raises:
+            UserError: for images that are too small.
+        """
         smallest = 3 * 2**self.n_layers  # two convolutions of stride 1 take a pixel each
         if min(x.shape[-2:]) < smallest:
             raise UserError(
                 f"the discriminator with disc_num_layers: {self.n_layers} needs images of at least "
                 f"{smallest} pixels a side, not {x.shape[-2]}x{x.shape[-1]}; lower disc_num_layers"
             )
-        return self.main(x)
+        logits: Tensor = self.main(x)
+        return logits

@@ -1,11 +1,13 @@
 """What a first stage's loss is: the generator's side and, if there is a game, the discriminator's.
 
-A new loss is a `FirstStageLoss` in a file of its own and one line of YAML
-(`lossconfig: {target: ..., params: ...}`). Modules that only have the published `forward` are
-trained with as well.
+A new loss is a `FirstStageLoss` in a file of its own, here or in any other package, and one line of
+YAML (`lossconfig: {target: ..., params: ...}`). Losses that were written for the original project,
+modules with its `forward` alone, can be trained with as well.
 """
 
 from __future__ import annotations
+
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -13,15 +15,15 @@ Logged = dict[str, Tensor]
 
 
 class DummyLoss(nn.Module):
-    """Stands where a config needs a loss but nothing is trained."""
+    """Takes the place of a loss in models that are used but not trained."""
 
 
 class FirstStageLoss(nn.Module):
-    """Loss of an autoencoder and, if there is a `discriminator`, of that.
+    """Loss of an autoencoder and, if there is one, of its discriminator.
 
     Every loss comes with its terms: scalars by the name under which they are logged, without
-    gradients. Images are [B, C, H, W]; `global_step` counts batches. A loss with a sub-module named
-    `discriminator` has a `discriminator_loss` as well, and that sub-module an optimizer of its own.
+    gradients. Images are [B, C, H, W]; `global_step` counts batches. If a sub-module is named
+    `discriminator`, it is trained by `discriminator_loss` and an optimizer of its own.
     """
 
     def prepare(self) -> None:
@@ -62,8 +64,8 @@ class FirstStageLoss(nn.Module):
         codebook_loss: Tensor,
         inputs: Tensor,
         reconstructions: Tensor,
-        optimizer_idx: int,
-        global_step: int,
+        optimizer_idx: int = 0,
+        global_step: int = 0,
         last_layer: Tensor | None = None,
         cond: Tensor | None = None,
         split: str = "train",
@@ -84,3 +86,17 @@ class FirstStageLoss(nn.Module):
         else:
             loss, terms = self.discriminator_loss(inputs, reconstructions, global_step, cond=cond)
         return loss, {f"{split}/{name}": term for name, term in terms.items()}
+
+
+def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
+    """Whether to call `generator_loss` and `discriminator_loss`, or else the published `forward`.
+
+    The most derived class that defines either decides, so that a subclass of one of our losses that
+    extends `forward`, as projects around the original do, is trained with what it computes.
+    """
+    for cls in type(loss).__mro__:
+        if "generator_loss" in vars(cls) or "discriminator_loss" in vars(cls):
+            return True
+        if "forward" in vars(cls):
+            return False
+    return False

@@ -20,7 +20,8 @@ SMALLEST_IMAGES = {"vgg": 16, "alex": 31}  # pixels a side of which the poolings
 
 def normalize_tensor(x: Tensor, eps: float = 1e-10) -> Tensor:
     """Features [B, C, H, W] divided by their length over C; the gradient is finite at zero."""
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps)
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1, H, W)
+    return x / (length + eps)
 
 
 def spatial_average(x: Tensor, keepdim: bool = True) -> Tensor:
@@ -29,7 +30,7 @@ def spatial_average(x: Tensor, keepdim: bool = True) -> Tensor:
 
 
 class _EmptyConv(nn.Conv2d):
-    """A convolution that starts as zeros, the sign of weights that nobody has loaded yet."""
+    """A convolution that starts as zeros, by which missing weights are recognized."""
 
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
@@ -52,8 +53,8 @@ class ScalingLayer(nn.Module):
 
 
 class _Slices(nn.Module):
-    """Convolutions in slices, the outputs of which are compared; modules bear torchvision's
-    numbers."""
+    """Convolutions in slices, the outputs of which are compared; modules have the numbers that they
+    have in torchvision."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
@@ -111,11 +112,16 @@ class CalibratedLayer(nn.Module):
         self.model.add_module("1", _EmptyConv(width, 1, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        weighted: Tensor = self.model(x)
+        return weighted
 
 
 class LPIPS(nn.Module):
-    """Distance [B, 1, 1, 1] of images [B, 3 or 1, H, W] in [-1, 1]; frozen, always in eval mode.
+    """Distance of images by calibrated features; frozen, always in eval mode.
+
+    With y_l the features of slice l, of unit length at every position, and calibrated weights w_l,
+
+        d(x, x0) = sum over l of the mean over positions of w_l . (y_l - y0_l)^2.
 
     Construction needs no files: all weights are zero until `prepare` or a checkpoint fills them,
     and `forward` refuses to work with zeros. An image that needs no gradient costs no graph.
@@ -131,7 +137,7 @@ class LPIPS(nn.Module):
         for index, width in enumerate(self.net.widths):
             self.add_module(f"lin{index}", CalibratedLayer(width))
         self._known_ready = False
-        self.register_load_state_dict_post_hook(_forget_ready)
+        self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
         self.eval()
 
@@ -140,7 +146,7 @@ class LPIPS(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether all weights have been loaded, which the weights themselves tell."""
+        """Whether all weights are loaded: none of them is zero throughout."""
         if not self._known_ready:
             weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
             self._known_ready = all(bool(weight.any()) for weight in weights)
@@ -148,7 +154,11 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def prepare(self, path: str | None = None) -> None:
-        """Load what no checkpoint has brought; see `backbone_file` for where it looks."""
+        """Load the weights unless a checkpoint has; `backbone_file` says from where.
+
+        Raises:
+            UserError: if a file is missing and cannot be downloaded, or is damaged.
+        """
         if self.ready:
             return
         try:
@@ -167,16 +177,24 @@ class LPIPS(nn.Module):
         return weights
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Distances [B, 1, 1, 1] of images [B, 3 or 1, H, W] in [-1, 1], in fp32.
+
+        Raises:
+            RuntimeError: before the weights are loaded.
+            UserError: for images that are too small, or of other numbers of channels.
+        """
         self._check(input)
         with without_autocast(input.device):
             pairs = zip(self._features(input), self._features(target), strict=True)
             distances = [
-                spatial_average(getattr(self, f"lin{index}")((first - second).square()))
+                # (B, C, h, w) -> (B, 1, h, w) -> (B, 1, 1, 1)
+                spatial_average(self.get_submodule(f"lin{index}")((first - second).square()))
                 for index, (first, second) in enumerate(pairs)
             ]
         return torch.stack(distances).sum(dim=0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
+        """Each slice's features (B, C, h, w), of unit length over C."""
         return [normalize_tensor(maps) for maps in self.net(self.scaling_layer(images.float()))]
 
     def _check(self, images: Tensor) -> None:

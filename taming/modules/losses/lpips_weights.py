@@ -29,37 +29,41 @@ def calibrated_layers(net: str = "vgg") -> dict[str, Tensor]:
             "LPIPS needs the calibrated layers of the package `lpips`: pip install lpips"
         )
     path = Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
-    return torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
 
 
 def backbone_features(net: str, path: str | None = None) -> dict[str, Tensor]:
     """torchvision's `features.<n>.{weight,bias}` of "vgg" (VGG16) or "alex" (AlexNet).
 
-    From the file of `backbone_file`. Raises UserError if it is missing or is not that model.
+    From the file of `backbone_file`, which see for errors.
     """
     file = backbone_file(net, path)
     weights = torch.load(file, map_location="cpu", weights_only=True)
     return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
 
 
-def backbone_file(net: str, given: str | None = None) -> Path:
+def backbone_file(net: str, path: str | None = None) -> Path:
     """The checked file of a backbone.
 
-    `given`, else what TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's cache,
-    which a download fills. Raises UserError if it is missing or is not that model.
+    That at `path`, else what TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's
+    cache, which a download fills.
+
+    Raises:
+        UserError: if it is missing or is not that model.
     """
     name, (digest, variable) = NAMES[net], _identity(net)
-    chosen = given or os.environ.get(variable)
-    path = Path(chosen) if chosen else _cached(net)
-    if not path.is_file():
-        source = _argument(net) if given else variable
-        raise UserError(f"{source}: there is no file {path}; give torchvision's {name} weights")
-    if not file_hash(path).startswith(digest):
+    chosen = path or os.environ.get(variable)
+    file = Path(chosen) if chosen else _cached(net)
+    if not file.is_file():
+        source = _argument(net) if path else variable
+        raise UserError(f"{source}: there is no file {file}; give torchvision's {name} weights")
+    if not file_hash(file).startswith(digest):
         raise UserError(
-            f"{path} is not torchvision's {name} (its SHA-256 does not start with {digest}); "
+            f"{file} is not torchvision's {name} (its SHA-256 does not start with {digest}); "
             f"delete it to have it downloaded again, or give the right file by {_argument(net)}"
         )
-    return path
+    return file
 
 
 def _identity(net: str) -> tuple[str, str]:
@@ -70,7 +74,7 @@ def _identity(net: str) -> tuple[str, str]:
 
 
 def _argument(net: str) -> str:
-    """What the path is called where it is given."""
+    """The name of the argument that takes the file's path."""
     return f"{net}_path"
 
 
@@ -79,7 +83,8 @@ def _cached(net: str) -> Path:
 
     weights = VGG16_Weights.IMAGENET1K_V1 if net == "vgg" else AlexNet_Weights.IMAGENET1K_V1
     digest, variable = _identity(net)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    path = cache / str(weights.url).rsplit("/", 1)[-1]
     if path.is_file():
         return path
     try:

@@ -16,7 +16,7 @@ class BCELoss(nn.Module):
 
 
 class BCELossWithQuant(FirstStageLoss):
-    """Binary cross-entropy plus `codebook_weight` times the quantizer's loss."""
+    """Binary cross-entropy of every label plus `codebook_weight` times the quantizer's loss."""
 
     def __init__(self, codebook_weight: float = 1.0) -> None:
         super().__init__()
@@ -39,7 +39,8 @@ class BCELossWithQuant(FirstStageLoss):
         terms = {"total_loss": loss, "bce_loss": bce, "quant_loss": quant}
         return loss, {name: term.detach() for name, term in terms.items()}
 
-    def forward(  # type: ignore[override]  # the published way, which knows no optimizers
+    # The published way to call this loss; it has no optimizers and steps.
+    def forward(  # type: ignore[override]
         self, qloss: Tensor, target: Tensor, prediction: Tensor, split: str
     ) -> tuple[Tensor, Logged]:
         """The loss, and its terms by `<split>/<term>`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.devices import without_autocast
 from taming.errors import UserError
@@ -55,8 +55,10 @@ D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class _Differentiated(torch.autograd.Function):
     """A loss whose value and gradient at `images` are known already.
 
-    The one backward pass through LPIPS and the discriminator that the adaptive weight needs is
-    thus also the one that trains the generator.
+    `value` (scalar) and `gradient` [B, C, H, W] were computed before; backward hands the gradient
+    on, times the factor by which later operations scaled the loss. The one backward pass through
+    LPIPS and the discriminator that the adaptive weight needs is thus also the one that trains the
+    generator.
     """
 
     @staticmethod
@@ -74,16 +76,22 @@ class _Differentiated(torch.autograd.Function):
 def _gradient(loss: Tensor, images: Tensor) -> Tensor:
     if not images.requires_grad:
         return torch.zeros_like(images)
-    return torch.autograd.grad(loss, images)[0]
+    (gradient,) = torch.autograd.grad(loss, images)  # frees the graph behind `images`
+    return gradient
 
 
 def _norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> Tensor:
-    """L2 norm of a loss's gradient at `last_layer`, given its `gradient` at `reconstructions`."""
-    length = gradient.norm()
-    # Of unit length, it neither underflows nor overflows where the layer ran in half precision.
+    """L2 norm of a loss's gradient at `last_layer`, from its `gradient` at `reconstructions`.
+
+    By the chain rule this is the gradient through one convolution; LPIPS and the discriminator are
+    not passed again. The graph is kept for the other norm and for training.
+    """
+    length: Tensor = gradient.norm()
+    # Of unit length, it neither underflows nor overflows if the layer ran in half precision.
     direction = (gradient / length.clamp_min(1e-30)).to(reconstructions.dtype)
     (at_layer,) = torch.autograd.grad(reconstructions, last_layer, direction, retain_graph=True)
-    return length * at_layer.float().norm()
+    norm: Tensor = length * at_layer.float().norm()
+    return norm
 
 
 class VQLPIPSWithDiscriminator(FirstStageLoss):
@@ -93,8 +101,6 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     `disc_start`, then its weight on the generator rises linearly over `disc_ramp_steps`;
     `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
     """
-
-    discriminator: nn.Module
 
     def __init__(
         self,
@@ -128,10 +134,10 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         self.discriminator = NLayerDiscriminator(
             disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
         ).apply(weights_init)
-        self.register_load_state_dict_pre_hook(_drop_unused_lpips)
+        self.register_load_state_dict_pre_hook(_drop_unused_lpips)  # type: ignore[no-untyped-call]
 
     def prepare(self) -> None:
-        """Load LPIPS's weights unless a checkpoint has; to be called before training starts."""
+        """Load LPIPS's weights unless a checkpoint has."""
         if self.perceptual_loss is not None:
             self.perceptual_loss.prepare(self.vgg_path)
 
@@ -149,12 +155,16 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
 
         `last_layer` is needed in training. `cond` joins the discriminator's input if
         `disc_conditional`.
+
+        Raises:
+            UserError: if images came back in another shape, or `cond` is missing.
         """
         _require_equal_shapes(inputs, reconstructions)
         with without_autocast(inputs.device):
             loss, terms = self._generator_terms(
                 inputs.float(), reconstructions, global_step, last_layer, cond
             )
+            # Its gradient goes another way, through quantizer and encoder alone.
             quant_loss = codebook_loss.float().mean()
             loss = loss + self.codebook_weight * quant_loss
         return loss, _detached({"total_loss": loss, "quant_loss": quant_loss, **terms})
@@ -170,7 +180,8 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         """Hinge or vanilla loss on detached images; 0 before `disc_start`."""
         _require_equal_shapes(inputs, reconstructions)
         with without_autocast(inputs.device):
-            # Two passes, not one over both: batch normalization sees real and fake apart.
+            # Two passes, not one over both: batch normalization takes the statistics of real and
+            # of reconstructed images apart.
             logits_real = self._discriminator_logits(inputs.detach().float(), cond)
             logits_fake = self._discriminator_logits(reconstructions.detach().float(), cond)
             factor = adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
@@ -189,12 +200,20 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         """Everything but the codebook's term.
 
         One backward pass through LPIPS and one through the discriminator, down to the images, give
-        both the gradients that the adaptive weight compares and those that train the autoencoder.
+        both the gradients that the adaptive weight compares and those that train the autoencoder:
+
+            images -> LPIPS, |x - x_rec| -> nll_loss, nll_grad = d nll_loss / d images
+            images -> discriminator      -> g_loss,   g_grad = d g_loss / d images
+            d_weight = |nll_grad at last_layer| / |g_grad at last_layer|
+            gradient of the sum at images = nll_grad + d_weight * disc_factor * g_grad
+
+        Nothing is differentiated, and d_weight is 0, in evaluation without gradients.
         """
         differentiate = torch.is_grad_enabled() and reconstructions.requires_grad
+        # A leaf, so that both passes end here and the autoencoder's graph is left for training.
         images = reconstructions.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(inputs, images)
-        nll_grad = _gradient(nll_loss, images)
+        nll_grad = _gradient(nll_loss, images)  # (B, C, H, W)
         g_loss = -self._discriminator_logits(images, cond).mean()
         g_grad = _gradient(g_loss, images)
 
@@ -224,11 +243,14 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         return pixels + self.perceptual_weight * p_loss, p_loss
 
     def _discriminator_logits(self, images: Tensor, cond: Tensor | None) -> Tensor:
-        if not self.disc_conditional:
-            return self.discriminator(images)
-        if cond is None:
-            raise UserError("disc_conditional: true needs a model that passes `cond` to its loss")
-        return self.discriminator(torch.cat((images, cond.float()), dim=1))
+        if self.disc_conditional:
+            if cond is None:
+                raise UserError(
+                    "disc_conditional: true needs a model that passes `cond` to its loss"
+                )
+            images = torch.cat((images, cond.float()), dim=1)  # (B, C + C', H, W)
+        logits: Tensor = self.discriminator(images)  # (B, 1, h, w), one per patch
+        return logits
 
     def _adaptive_weight(
         self, nll_grad: Tensor, g_grad: Tensor, reconstructions: Tensor, last_layer: Tensor | None
@@ -241,6 +263,8 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
 
     def _generator_factor(self, global_step: int) -> float:
+        """`disc_factor`, 0 before the discriminator counts; with a ramp of 3 steps from step 10 on:
+        0.25 at step 10, 0.5 at 11, 0.75 at 12, and 1 times `disc_factor` from 13 on."""
         start = self.discriminator_iter_start + self.disc_warmup_steps
         ramp = min((global_step - start + 1) / (self.disc_ramp_steps + 1), 1.0)
         return adopt_weight(self.disc_factor * ramp, global_step, start)
@@ -260,7 +284,7 @@ def _detached(terms: Logged) -> Logged:
 
 
 def _drop_unused_lpips(module: Any, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Let checkpoints trained with LPIPS load, strictly, where perceptual_weight is 0."""
+    """Let checkpoints trained with LPIPS load, strictly, if perceptual_weight is 0 here."""
     if module.perceptual_loss is None:
         for name in [name for name in state_dict if name.startswith(f"{prefix}perceptual_loss.")]:
             del state_dict[name]

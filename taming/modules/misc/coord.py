@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.modules.util import AbstractEncoder, Encoding
+from taming.modules.util import AbstractEncoder, ConditionKind, Encoding
 
 
 class CoordStage(AbstractEncoder):
     """Coordinate maps [B, 1, H, W] in [0, 1] <-> indices [B, 1, H / f, W / f] below `n_embed`."""
 
-    kind = "coordinates"
+    kind: ConditionKind = "coordinates"
 
     def __init__(self, n_embed: int, down_factor: int) -> None:
         super().__init__()

@@ -20,13 +20,13 @@ class CachedDecoder:
     """Next-token logits of a GPT, one position at a time, keys and values kept in a fixed cache.
 
     A decoder serves any number of batches one after another: `prefill` starts afresh. Weights are
-    taken when it is made; dropout is off whatever the GPT's mode. Where they need no gradients, the
+    taken when it is made; dropout is off whatever the GPT's mode. If they need no gradients, the
     GPT's own are used (see `fused_in_place`), so that the memory is the GPT's and one cache.
 
     Args:
-        gpt: the network; the decoder works where it is.
+        gpt: the network; the decoder works on its device.
         batch_size: the largest batch.
-        max_length: the longest sequence that will be fed; the last token drawn need not be.
+        max_length: the longest sequence that will be fed; the last token sampled need not be.
         dtype: precision of weights, cache and arithmetic (the GPT's own by default; for another
             one the weights are copied).
         static: every step has the same shapes and reads its position from the device, and on CUDA
@@ -106,6 +106,8 @@ class CachedDecoder:
     def _static_step(self, idx: Tensor) -> Tensor:
         if self.length >= self.max_length:
             raise ValueError(f"the cache of {self.max_length} tokens is full")
+        # A recorded graph reads from fixed addresses: the tokens are copied to where it looks. Rows
+        # beyond a smaller batch compute something that nobody reads.
         self._token[: len(idx)] = idx
         if self._recorded is None:
             self._recorded = self._record()
@@ -113,8 +115,13 @@ class CachedDecoder:
         return self._recorded()[: len(idx)]
 
     def _whole_step(self) -> Tensor:
-        """A step of all rows, from `_token` and `_position`, which it advances."""
-        allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, T)
+        """A step of all rows, from `_token` and `_position`, which it advances.
+
+        The position is a tensor on the device, so that a graph recorded once serves every step: at
+        position 3 of 8 the new keys and values go to column 3, and columns 0 to 3 are attended to.
+        Columns beyond hold leftovers of an earlier batch, or zeros, which are masked.
+        """
+        allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, max_length)
         segment = Segment(
             self._token[:, None], self._position, self.max_length, allowed, cache=self._cache
         )
@@ -132,7 +139,9 @@ class CachedDecoder:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # kernels are chosen and memory is found before the recording
+            # Libraries choose kernels and allocate workspaces in their first runs, which must not
+            # happen in a recording. Each run writes the same keys to the same column.
+            for _ in range(3):
                 step()
                 self._position.copy_(position)
         torch.cuda.current_stream().wait_stream(side)
@@ -148,7 +157,7 @@ class CachedDecoder:
 
 
 def check_length(gpt: GPT, length: int) -> None:
-    """Raise `UserError` where a sequence of `length` tokens is beyond the GPT's `block_size`."""
+    """Raise `UserError` if a sequence of `length` tokens is beyond the GPT's `block_size`."""
     if length > gpt.config.block_size:
         raise UserError(
             f"condition and image make a sequence of {length} tokens, but the transformer's "
@@ -163,14 +172,21 @@ def segment_at(
     n_unmasked: int = 0,
     cache: Tensor | None = None,
 ) -> Segment:
-    """`tokens` (B, T) from position `start` on; `columns` counts positions, on the device."""
+    """`tokens` (B, T) from position `start` on; `columns` counts positions, on the device.
+
+    A mask is made only if it is needed, as attention is faster without. For two tokens from
+    position 2 on, it has a row for each and a column for each position so far; with n_unmasked 0:
+
+        1 1 1 0    position 2 sees 0, 1 and itself
+        1 1 1 1    position 3 sees all
+    """
     stop = start + tokens.shape[1]
     write = slice(start, stop)
-    if not n_unmasked and not start:
+    if not n_unmasked and not start:  # the usual prompt: torch's own causal attention
         return Segment(tokens, write, stop, causal=True, cache=cache)
-    if stop - start == 1:
+    if stop - start == 1:  # the latest token sees everything there is
         return Segment(tokens, write, stop, cache=cache)
-    rows, seen = columns[start:stop, None], columns[:stop]
+    rows, seen = columns[start:stop, None], columns[:stop]  # (T, 1), (stop,)
     allowed = (seen <= rows) | ((seen < n_unmasked) & (rows < n_unmasked))  # (T, stop)
     return Segment(tokens, write, stop, allowed, cache=cache)
 
@@ -186,16 +202,20 @@ def generate(
 ) -> Tensor:
     """Continue prompts by `steps` tokens: int64 (B, steps).
 
+    Columns of `known` that are complete cost no step of their own: for a single prompt and `known`
+    = [5, -1, -1, 7, -1], tokens 1, 2 and 4 are sampled, after prompt + [5], [t1] and [t2, 7].
+
     Args:
-        prompt: (copies * B, T): several prompts may be continued by the same tokens.
+        prompt: (copies * B, T): several prompts may be continued by the same tokens (guidance reads
+            each sample with its condition and without).
         pick: `pick(logits, n)` chooses the n-th tokens (B,) from logits (copies * B, V).
         on_token: called with the tokens (B, steps) when the n-th ones are there, and with n.
-        known: (B, steps) tokens that are given, -1 where there is none.
+        known: (B, steps) tokens that are fixed, -1 where one is to be sampled.
     """
     empty = prompt.new_zeros(len(prompt) // copies, steps)
-    tokens = empty if known is None else known.clamp(min=0)
+    tokens = empty if known is None else known.clamp(min=0)  # (B, steps), filled from the left
     complete = [False] * steps if known is None else (known >= 0).all(0).tolist()
-    fed: int | None = None
+    fed: int | None = None  # how many of `tokens` the decoder has read; None before the prompt
     for n in range(steps):
         if not complete[n]:
             new = tokens[:, fed or 0 : n].repeat(copies, 1)
@@ -203,26 +223,28 @@ def generate(
                 logits = decoder.prefill(torch.cat((prompt, new), dim=1))
             else:
                 logits = decoder.extend(new)
-            tokens[:, n], fed = given_or(pick(logits, n), known, n), n
+            tokens[:, n], fed = known_or(pick(logits, n), known, n), n
         if on_token is not None:
             on_token(tokens, n)
     return tokens
 
 
-def given_or(drawn: Tensor, known: Tensor | None, n: int) -> Tensor:
-    """The n-th tokens (B,): those of `known` (B, steps), where they are not -1, else `drawn`."""
-    return drawn if known is None else torch.where(known[:, n] >= 0, known[:, n], drawn)
+def known_or(sampled: Tensor, known: Tensor | None, n: int) -> Tensor:
+    """The n-th tokens (B,): those of `known` (B, steps) where they are not -1, else `sampled`."""
+    return sampled if known is None else torch.where(known[:, n] >= 0, known[:, n], sampled)
 
 
 def one_pass_logits(gpt: GPT, condition: Tensor, steps: int) -> Tensor:
     """Logits (B, steps, V) of all image positions at once, from the condition (B, T) alone.
 
     For models trained with `pkeep <= 0`: their image inputs were noise, so that any will do; here
-    the condition again.
+    the condition again. With condition [a, b] and 3 steps the input is [a, b, a, b], of which the
+    last 3 positions predict the 3 tokens.
     """
     length = condition.shape[1]
-    idx = condition.repeat(1, 2 + steps // length)[:, : length + steps - 1]
-    return gpt.head(gpt.hidden(idx)[:, length - 1 :])
+    idx = condition.repeat(1, 2 + steps // length)[:, : length + steps - 1]  # (B, T + steps - 1)
+    logits: Tensor = gpt.head(gpt.hidden(idx)[:, length - 1 :])
+    return logits
 
 
 def filter_logits(
@@ -245,20 +267,23 @@ def filter_logits(
     likeliest = logits.topk(k).values  # (..., k), descending
     if p >= 1:
         return logits.masked_fill(logits < likeliest[..., -1:], -torch.inf)
-    total = likeliest.softmax(-1).cumsum(-1)
-    last_kept = (total[..., :-1] <= p).sum(-1, keepdim=True)
+    # Probabilities .5 .3 .15 .05 sum to .5 .8 .95 1; for p = .6, one of the first three sums is at
+    # most p, so that the token at place 1 is the last one kept: .5 and .3, together just above p.
+    total = likeliest.softmax(-1).cumsum(-1)  # (..., k)
+    last_kept = (total[..., :-1] <= p).sum(-1, keepdim=True)  # (..., 1), a place among k
     return logits.masked_fill(logits < likeliest.gather(-1, last_kept), -torch.inf)
 
 
 def sample_token(logits: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """One token (B,) of `logits` (B, V): the likeliest, or drawn by the inverse CDF of softmax.
+    """One token (B,) of `logits` (B, V): the likeliest, or sampled by the inverse CDF of softmax.
 
-    `uniform` (B,) are numbers in [0, 1): a token depends on its own row and number alone.
+    `uniform` (B,) are numbers in [0, 1): a token depends on its own row and number alone. With
+    probabilities .2 .5 .3, the CDF is .2 .7 1, and the number .6 gives token 1.
     """
     if uniform is None:
         return logits.argmax(-1)
     probabilities = logits.softmax(-1)
-    # A parallel sum may rise by a rounding error where the probability is 0: never draw there.
-    cdf = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)
-    target = uniform * cdf.amax(-1)
-    return (cdf > target[:, None]).int().argmax(-1)
+    # A parallel sum may rise by a rounding error where the probability is 0: never sample there.
+    cdf = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)  # (B, V)
+    target = uniform * cdf.amax(-1)  # (B,), as rounded sums end near 1, not at it
+    return (cdf > target[:, None]).int().argmax(-1)  # the first of the columns above the target

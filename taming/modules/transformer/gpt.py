@@ -18,14 +18,25 @@ from taming.errors import UserError
 
 
 def _attention_mask(block_size: int, n_unmasked: int) -> Tensor:
-    """1 where a position (row) may attend to another (column): float32 (1, 1, block, block)."""
+    """1 where a position (row) may attend to another (column): float32 (1, 1, block, block).
+
+    For example with block_size 4 and n_unmasked 2, positions 0 and 1 being a condition:
+
+        1 1 0 0    0 sees 1, which causal attention would hide from it
+        1 1 0 0
+        1 1 1 0    from here on, a position sees itself and those before it
+        1 1 1 1
+    """
     mask = torch.ones(block_size, block_size).tril_()
     mask[:n_unmasked, :n_unmasked] = 1
     return mask[None, None]
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention on the positions before, and on those that `mask` allows."""
+    """Multi-head self-attention (arXiv 1706.03762, section 3.2).
+
+    In comments, B is the batch, T the length, C = `n_embd` the width, nh the heads, hs = C / nh.
+    """
 
     mask: Tensor
 
@@ -38,25 +49,26 @@ class CausalSelfAttention(nn.Module):
         self.resid_drop = nn.Dropout(config.resid_pdrop)
         self.attn_pdrop = config.attn_pdrop
         self.n_head = config.n_head
-        # Only published checkpoints need it in every block; see GPT.hidden for what is attended.
+        # Attention does not read it (see `GPT.hidden`), but published checkpoints have one in each
+        # block.
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), None for causal attention."""
         # A bias of the keys shifts all logits of a query alike, which softmax ignores: its gradient
-        # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps.
-        key_bias = self.key.bias.detach() + 0 * self.key.bias
+        # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps. Times 0 it
+        # stays in the graph, as DistributedDataParallel waits for a gradient of every parameter.
+        key_bias = self.key.bias.detach() + 0 * self.key.bias  # (C,)
+        projections = (self.query(x), F.linear(x, self.key.weight, key_bias), self.value(x))
         q, k, v = (
-            projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, nh, T, hs)
-            for projected in (
-                self.query(x),
-                F.linear(x, self.key.weight, key_bias),
-                self.value(x),
-            )
+            projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
+            for projected in projections
         )
         dropout = self.attn_pdrop if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=allowed is None)
-        return self.resid_drop(self.proj(y.transpose(1, 2).flatten(2)))
+        y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+        out: Tensor = self.resid_drop(self.proj(y))
+        return out
 
 
 class Block(nn.Module):
@@ -77,7 +89,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`x` (B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln1(x), allowed)
-        return x + self.mlp(self.ln2(x))
+        x = x + self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return x
 
 
 class GPT(nn.Module):
@@ -86,13 +99,13 @@ class GPT(nn.Module):
     Args:
         vocab_size: number of tokens, of images and conditions together.
         block_size: longest sequence.
-        n_unmasked: the first positions, which attend to each other fully (a condition that is
-            always given).
+        n_unmasked: so many positions at the beginning attend to each other fully. That suits a
+            condition, all of which is known before the first token is sampled.
         gradient_checkpointing: recompute activations in the backward pass: training takes about a
             quarter longer, with the memory of one block and the blocks' inputs.
 
     Raises:
-        UserError: where `n_embd` is no multiple of `n_head`.
+        UserError: if `n_embd` is no multiple of `n_head`.
     """
 
     def __init__(
@@ -140,7 +153,8 @@ class GPT(nn.Module):
 
     def get_block_size(self) -> int:
         """The longest sequence that fits."""
-        return self.config.block_size
+        length: int = self.config.block_size
+        return length
 
     def hidden(self, idx: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`.
@@ -157,21 +171,26 @@ class GPT(nn.Module):
                 f"a sequence of {length} tokens is longer than the transformer's block_size of "
                 f"{block_size}: the image or its condition has more tokens than it was built for"
             )
-        x = self.drop(x + self.pos_emb[:, :length])
+        x = self.drop(x + self.pos_emb[:, :length])  # (1, E + T, C) for the whole batch
         allowed = self._allowed(length)
         for block in self.blocks:
             x = self._run(block, x, allowed)
-        return self.ln_f(x)
+        normed: Tensor = self.ln_f(x)
+        return normed
 
     def _allowed(self, length: int) -> Tensor | None:
+        """Which positions see which, (1, 1, length, length); None for causal attention, which has
+        kernels of its own that read no mask."""
         if not self.config.n_unmasked:
             return None
         return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
 
     def _run(self, block: nn.Module, x: Tensor, allowed: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, allowed, use_reentrant=False)
-        return block(x, allowed)
+            x = checkpoint(block, x, allowed, use_reentrant=False)
+        else:
+            x = block(x, allowed)
+        return x
 
     def forward(
         self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
@@ -186,7 +205,7 @@ class GPT(nn.Module):
         Raises:
             UserError: if the sequence is longer than `block_size`.
         """
-        logits = self.head(self.hidden(idx, embeddings))
+        logits = self.head(self.hidden(idx, embeddings))  # (B, E + T, C) -> (B, E + T, V)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,4 +1,12 @@
-"""A GPT's weights as its decoders use them, and the pass of new tokens through them."""
+"""A GPT's weights as its decoders use them, and the pass of new tokens through them.
+
+Training runs whole sequences through `GPT`. Sampling runs one token of each sequence at a time, a
+thousand times per image: there, what counts is how often weights are read and how many kernels are
+started. So the three projections are one product, rows of different sequences go through the linear
+layers together, and no logits are computed but those of the last token.
+
+In comments: B sequences of T new tokens, N = B * T rows, C = `n_embd`, heads of `size` = C / heads.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +23,17 @@ from taming.modules.transformer.gpt import GPT, Block
 
 Pair = tuple[Tensor, Tensor]  # weight and bias
 
-
-# How many rows of x a CPU multiplies faster with the weights as the left factor.
+# How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
+# ranges, the usual order is as fast or faster.
 WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), the faster factor first.
 
-    With few rows, a CPU's BLAS reads the weights up to twice as fast where they are the left
-    factor; the result is then a transposed view. For one row in bfloat16, it takes longer to begin
-    with the bias than to add it.
+    With few rows, a CPU's BLAS reads the weights up to twice as fast if they are the left factor:
+    (x @ W.T).T = W @ x.T, of shape (out, N), so that the result is a transposed view. For one row
+    in bfloat16, starting from the bias takes longer than adding it at the end.
     """
     if x.device.type != "cpu" or len(x) not in WEIGHTS_FIRST.get(x.dtype, ()):
         if bias is not None and _one_row(x) and x.dtype == torch.bfloat16:
@@ -39,8 +47,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """GELU of `x` (N, C).
 
-    For what is contiguous, a CPU starts oneDNN's threads, which takes longer than a row's values;
-    a row that is repeated in place is not.
+    For contiguous inputs, a CPU starts oneDNN's threads, which takes longer than computing a row.
+    A single row is thus expanded to two without a copy (a stride of 0, not contiguous), and one of
+    the two equal results is kept.
     """
     return F.gelu(x.expand(2, -1))[:1] if _one_row(x) else F.gelu(x)
 
@@ -53,34 +62,37 @@ def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
     """The weights (kC, C) and biases (kC,) of k linear layers as one of each, without a copy.
 
     The layers' own parameters become parts of the returned tensors, so that the memory is that of
-    one set of weights. Only for parameters that are not trained: an optimiser, a reducer or a
+    one set of weights. Only for parameters that are not trained: an optimizer, a reducer or a
     compiled step may hold on to where they were.
     """
-    weight, bias = (
-        _stacked([getattr(part, name) for part in parts]) for name in ("weight", "bias")
-    )
-    return weight, bias
+    return _stacked([part.weight for part in parts]), _stacked([part.bias for part in parts])
 
 
-def _stacked(parts: Sequence[nn.Parameter]) -> Tensor:
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """The parts (n, ...) below one another, (k * n, ...), in memory that they become views of.
+
+    Parts that are stacked already, by an earlier decoder, lie one after the other in one storage:
+    the whole is then a longer view from the start of the first. Moving a model to another device or
+    dtype gives each part a storage of its own again, so that they are stacked anew.
+    """
     first = parts[0].detach()
     storage, offset, length = first.untyped_storage(), first.storage_offset(), first.numel()
-    stacked = all(
+    in_place = all(
         part.untyped_storage().data_ptr() == storage.data_ptr()
         and part.storage_offset() == offset + n * length
         for n, part in enumerate(parts)
     )
-    if stacked:
+    if in_place:
         return first.as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
     whole = torch.cat([part.detach() for part in parts])
-    for part, view in zip(parts, whole.split(len(first)), strict=True):
+    for part, view in zip(parts, torch.split(whole, len(first)), strict=True):
         part.data = view
     return whole
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights; `qkv` is one pair (3C, C) for all of them, or a pair for each."""
+    """A block's weights. `qkv` is one pair of (3C, C) and (3C,), or three of (C, C) and (C,)."""
 
     heads: int
     ln1: Pair
@@ -100,10 +112,11 @@ class Layer:
 
         parts = (attn.query, attn.key, attn.value)
         pairs = tuple(pair(part) for part in parts)
-        if attn.query.weight.dtype != dtype:  # these are copies anyway
+        if attn.query.weight.dtype != dtype:  # these are copies, so one copy of all is no more
             pairs = ((torch.cat([w for w, _ in pairs]), torch.cat([b for _, b in pairs])),)
         elif not any(p.requires_grad for part in parts for p in part.parameters()):
             pairs = (fused_in_place(parts),)
+        # Otherwise the weights are being trained: they stay where they are, three products a layer.
         ends = {"proj": pair(attn.proj), "up": pair(mlp[0]), "down": pair(mlp[2])}
         return cls(attn.n_head, pair(block.ln1), pair(block.ln2), pairs, **ends)
 
@@ -115,24 +128,38 @@ class Layer:
         return torch.cat([linear(normed, *pair) for pair in self.qkv], dim=-1)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """`x` (N, C) after the block, given what its heads gathered (N, C)."""
-        x = linear(attended, *self.proj).add_(x)
+        """`x` (N, C) after the rest of the block, from the output of its heads (N, C)."""
+        x = linear(attended, *self.proj).add_(x)  # in place: nothing else holds the product
         normed = F.layer_norm(x, x.shape[-1:], *self.ln2)
-        return linear(gelu(linear(normed, *self.up)), *self.down).add_(x)
+        hidden = gelu(linear(normed, *self.up))  # (N, 4C)
+        return linear(hidden, *self.down).add_(x)
 
 
 @dataclass(frozen=True)
 class Segment:
     """New tokens of equally long sequences: where they stand and what they see.
 
+    For example, a prompt of 3 tokens and then the next two, one at a time:
+
+        tokens (B, 3)   write slice(0, 3)   seen 3   causal
+        tokens (B, 1)   write slice(3, 4)   seen 4
+        tokens (B, 1)   write slice(4, 5)   seen 5
+
+    A static step has the same shapes whatever its position, as a recorded CUDA graph needs: it
+    sees all positions that the cache has room for, say 8, less those that `allowed` masks, and
+    finds its own position in a tensor on the device:
+
+        tokens (B, 1)   write tensor([3])   seen 8   allowed 1 1 1 1 0 0 0 0
+        tokens (B, 1)   write tensor([4])   seen 8   allowed 1 1 1 1 1 0 0 0
+
     Attributes:
         tokens: int64 (B, T).
         write: their positions: a slice, or an index tensor (T,).
-        seen: how many positions there are, with the new ones.
+        seen: the number of positions that are looked at, with the new ones.
         allowed: bool, broadcastable to (B, heads, T, seen); None: all, or by `causal`.
         causal: each of the new tokens, which are the first, sees itself and those before it.
-        cache: keys and values (layers, 2, B, heads, >= seen, size) of the positions before, which
-            those of the new ones are added to; None where there are none, and none are kept.
+        cache: keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
+            which those of the new ones are added; None if there are none, and none are kept.
     """
 
     tokens: Tensor
@@ -147,23 +174,26 @@ class Segment:
         return self.tokens.shape[1]
 
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
-        """What the new tokens gather, (B * T, C), from their `qkv` (B * T, 3C).
+        """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
 
-        If `last`, only each sequence's last token asks: (B, C).
+        If `last`, only for each sequence's last token: (B, C).
         """
         batch, length = self.tokens.shape
+        # (B * T, 3C) -> (B, T, 3, heads, size) -> (3, B, heads, T, size), without a copy
         split = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         queries, keys, values = split.unbind()  # (B, heads, T, size)
         if self.cache is not None:
             self._keep(layer, split[1:])
+            # (B, heads, seen, size): the positions before and the new ones
             keys, values = self._seen[2 * layer], self._seen[2 * layer + 1]
         allowed = self.allowed
-        if last and length > 1:
+        if last and length > 1:  # the last layer: other tokens' outputs would go nowhere
             queries = queries[:, :, -1:]
             allowed = None if allowed is None else allowed[..., -1:, :]
+        # One query sees everything; with `is_causal` torch would align it to the first key.
         causal = self.causal and queries.shape[2] > 1
         y = F.scaled_dot_product_attention(queries, keys, values, allowed, is_causal=causal)
-        return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
+        return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)  # (B, T, heads, size) -> (B * T, C)
 
     def _keep(self, layer: int, new: Tensor) -> None:
         """Add the `new` keys and values (2, B, heads, T, size) to the cache."""
@@ -173,7 +203,7 @@ class Segment:
             assert self.cache is not None
             self.cache[layer].index_copy_(3, self.write, new)
 
-    # A view costs as much as a small kernel, so that those of all layers are taken at once.
+    # Making a view costs as much as a small kernel, so those of all layers are made at once.
 
     @cached_property
     def _room(self) -> Sequence[Tensor]:
@@ -189,7 +219,7 @@ class Segment:
 
 
 class Weights:
-    """A GPT's weights in the precision `dtype`: its own parameters, where that is theirs."""
+    """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype."""
 
     def __init__(self, gpt: GPT, dtype: torch.dtype | None = None) -> None:
         self.config = gpt.config
@@ -218,15 +248,18 @@ class Weights:
         x = torch.cat([self._embed(segment) for segment in segments])  # (N, C)
         sizes = [segment.tokens.numel() for segment in segments]
         for n, layer in enumerate(self.layers):
-            qkv, last = layer.project(x), n + 1 == len(self.layers)
+            qkv, last = layer.project(x), n + 1 == len(self.layers)  # (N, 3C)
             if last:
-                x = _last_tokens(x, segments)
-            parts = zip(segments, qkv.split(sizes) if len(sizes) > 1 else (qkv,), strict=True)
+                x = _last_tokens(x, segments)  # (B1 + B2 + ..., C)
+            parts = zip(
+                segments, torch.split(qkv, sizes) if len(sizes) > 1 else (qkv,), strict=True
+            )
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
         return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
 
     def _embed(self, segment: Segment) -> Tensor:
+        # (B, T, C) + (T, C)
         x = F.embedding(segment.tokens, self.tok_emb) + self.pos_emb[segment.write]
         return x.flatten(0, 1)  # (B * T, C)
 
@@ -235,7 +268,7 @@ def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     """Of `x` (N, C), the rows of each sequence's last token (B1 + B2 + ..., C)."""
     if all(segment.length == 1 for segment in segments):
         return x
-    parts = x.split([segment.tokens.numel() for segment in segments])
+    parts = torch.split(x, [segment.tokens.numel() for segment in segments])
     return torch.cat(
         [p.unflatten(0, s.tokens.shape)[:, -1] for p, s in zip(parts, segments, strict=True)]
     )

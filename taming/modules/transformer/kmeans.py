@@ -1,4 +1,4 @@
-"""Colours as tokens: a first stage that replaces every pixel by the nearest of k colours."""
+"""Colors as tokens: a first stage that replaces every pixel by the nearest of k colors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
-from taming.modules.util import Encoding
+from taming.modules.util import ConditionKind, Encoding
 
 log = logging.getLogger(__name__)
 
 
 class KMeans(nn.Module):
-    """Clusters pixels by Lloyd's algorithm; pixels become cluster indices, and back.
+    """Clusters pixels by Lloyd's algorithm; pixels become cluster indices, and back (as in iGPT).
 
-    As the first stage of a transformer it takes its colours from the first batch it encodes, unless
-    a checkpoint has brought them; its codes are as many as its pixels, `resolution` squared in
-    training. It is its own quantizer: `n_e` colours of `e_dim` channels.
+    As the first stage of a transformer it takes its colors from the first batch it encodes, unless
+    a checkpoint has them; every pixel is a code, so that there are `resolution` squared of them in
+    training. It is its own table of codes: `n_e` colors of `e_dim` channels.
 
-    Buffers: `C` (ncluster, nc), the colours; `initialized`, 1 once they have been found.
+    Buffers: `C` (ncluster, nc), the colors; `initialized`, 1 once they are set.
     """
 
     C: Tensor
@@ -39,12 +39,12 @@ class KMeans(nn.Module):
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
     def is_initialized(self) -> bool:
-        """Whether the colours have been found (or loaded)."""
+        """Whether the colors have been computed or loaded."""
         return bool(self.initialized.item() == 1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Find the colours of the pixels `x` (N, nc), N >= ncluster.
+        """Compute the colors of the pixels `x` (N, nc), N >= ncluster.
 
         Raises:
             UserError: with fewer pixels than clusters.
@@ -54,17 +54,17 @@ class KMeans(nn.Module):
                 f"{len(x)} pixels cannot form {self.ncluster} clusters: lower ncluster, or give "
                 "larger images or batches"
             )
-        colours = x[torch.randperm(len(x), generator=generator)[: self.ncluster].to(x.device)]
+        colors = x[torch.randperm(len(x), generator=generator)[: self.ncluster].to(x.device)]
         for _ in range(self.niter):
-            colours = self._moved(x, colours, generator)
-        self.C.copy_(colours)
+            colors = self._moved(x, colors, generator)
+        self.C.copy_(colors)
         self.initialized.fill_(1)
 
-    def _moved(self, x: Tensor, colours: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Every colour moved to the mean of its pixels; one without pixels to a random pixel."""
-        nearest = torch.cdist(x, colours).argmin(1)  # (N,)
-        count = torch.bincount(nearest, minlength=self.ncluster)[:, None]
-        total = torch.zeros_like(colours).index_add_(0, nearest, x)
+    def _moved(self, x: Tensor, colors: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Every color moved to the mean of its pixels; one without pixels to a random pixel."""
+        nearest = torch.cdist(x, colors).argmin(1)  # (N,)
+        count = torch.bincount(nearest, minlength=self.ncluster)[:, None]  # (ncluster, 1)
+        total = torch.zeros_like(colors).index_add_(0, nearest, x)  # (ncluster, nc)
         strays = x[torch.randint(len(x), (self.ncluster,), generator=generator).to(x.device)]
         return torch.where(count > 0, total / count.clamp(min=1), strays)
 
@@ -84,8 +84,8 @@ class KMeans(nn.Module):
 
     # ------------------------------------------------------------------ as a first stage
 
-    kind = "image"
-    n_classes = None
+    kind: ConditionKind = "image"
+    n_classes: int | None = None
     downsampling_factor = 1  # every pixel is a code
     reads_labels = False
 
@@ -100,11 +100,11 @@ class KMeans(nn.Module):
         return self
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the codes of a training image."""
+        """(channels, height, width) of the codes of an image of the training size."""
         return self.nc, self.resolution, self.resolution
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images [B, nc, H, W] -> (the same in k colours, no loss, (None, None, indices))"""
+        """Images [B, nc, H, W] -> (the same in k colors, no loss, (None, None, indices))"""
         if not self.is_initialized():
             self._initialize_from(x)
         indices = self(x)
@@ -114,21 +114,21 @@ class KMeans(nn.Module):
         pixels = images.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
         self.initialize(pixels)
         same_on_all_ranks(self.C)
-        log.info("KMeans: took its %d colours from %d pixels", self.ncluster, len(pixels))
+        log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
 
     def _grid(self, x: Tensor) -> tuple[int, int, int, int]:
         return len(x), x.shape[2], x.shape[3], self.nc
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Images in k colours are images already."""
+        """Images in k colors are images already."""
         return quant
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Colours of `indices` [...] as [..., nc]; with `shape` (b, h, w, nc) as [b, nc, h, w]."""
-        colours = self.C[indices]
+        """Colors of `indices` [...] as [..., nc]; with `shape` (b, h, w, nc) as [b, nc, h, w]."""
+        colors = self.C[indices]
         if shape is None:
-            return colours
-        return colours.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
+            return colors
+        return colors.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         """Images [B, nc, H, W] -> indices [B, H, W]."""
@@ -138,7 +138,8 @@ class KMeans(nn.Module):
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices [B, H, W], or [B, H*W] of square images -> images [B, nc, H, W]."""
         shape = tuple(indices.shape[1:]) if indices.dim() == 3 else None
-        return self(indices.flatten(1), reverse=True, shape=shape)
+        images: Tensor = self(indices.flatten(1), reverse=True, shape=shape)
+        return images
 
     def decode_code(self, code_b: Tensor) -> Tensor:
         """The published name of `decode_indices`."""

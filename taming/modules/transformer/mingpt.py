@@ -33,9 +33,9 @@ def sample_with_past(
     top_p: float | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Draw `steps` tokens after the prompt `x` (B, T); returns them alone, int64 (B, steps).
+    """Sample `steps` tokens after the prompt `x` (B, T); returns them alone, int64 (B, steps).
 
-    With `sample_logits` tokens are drawn (from torch's global generator), else the likeliest is
+    With `sample_logits` tokens are sampled (with torch's global generator), else the likeliest is
     taken. `callback(n)` is called after the n-th token.
 
     Raises:

@@ -2,7 +2,16 @@
 its figure on autoregressive orderings).
 
 `forward_shuffle_idx[i]` is the raster position that comes i-th; `backward_shuffle_idx` is its
-inverse. Every order exists for every height and width.
+inverse: `backward_shuffle_idx[p]` says when position p comes. Every order exists for every height
+and width. For 2 rows of 3 positions, `AlternateParsing` walks
+
+    0 1 2                                forward_shuffle_idx   [0, 1, 2, 5, 4, 3]
+    3 4 5, the second row backwards      backward_shuffle_idx  [0, 1, 2, 5, 4, 3], its own inverse
+
+and `SpiralIn`, from the lower right corner up, then left and down,
+
+    3 2 1    the numbers of the steps    forward_shuffle_idx   [5, 2, 1, 0, 3, 4]
+    4 5 0                                backward_shuffle_idx  [3, 2, 1, 4, 5, 0]
 """
 
 from __future__ import annotations
@@ -66,7 +75,12 @@ def _grid(height: int, width: int) -> Tensor:
 
 
 def _sorted_by_bits(height: int, width: int, bits: Iterable[int]) -> Tensor:
-    """Positions sorted by the given bits of (row, column), the first of `bits` counting most."""
+    """Positions sorted by some bits of (row, column), the first of `bits` counting most.
+
+    Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit). Of 4 x 4
+    positions, row 2 = 0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and
+    7 by bits 0, 1 (the digits 1, 3).
+    """
     row = torch.arange(height)[:, None]
     column = torch.arange(width)
     key = torch.zeros(height, width, dtype=torch.int64)
@@ -76,7 +90,7 @@ def _sorted_by_bits(height: int, width: int, bits: Iterable[int]) -> Tensor:
 
 
 def _bits(height: int, width: int) -> range:
-    return range((max(height, width) - 1).bit_length())
+    return range((max(height, width) - 1).bit_length())  # 0, 1, 2 for sides of 5 to 8
 
 
 class Subsample(Permuter):
@@ -100,7 +114,7 @@ class SpiralIn(Permuter):
         rest, sides = _grid(height, width), []
         while rest.numel():
             sides.append(rest[:, -1].flip(0))
-            # A clockwise turn makes the top row the next right-hand column.
+            # A clockwise turn makes the top row the next right-hand column, its end at the bottom.
             rest = rest[:, :-1].rot90(-1)
         return torch.cat(sides)
 

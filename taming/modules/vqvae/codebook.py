@@ -28,23 +28,34 @@ Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 """
 
 
-class Quantizer(Protocol):
-    """Latents -> the nearest (or drawn) codebook vectors and their indices."""
+class CodeTable(Protocol):
+    """What looks codes up; the half of a quantizer that decoding needs."""
 
-    n_e: int
-    """Number of codes."""
+    @property
+    def n_e(self) -> int:
+        """Number of codes."""
 
-    e_dim: int
-    """Width of a code: the channels that the decoder's side sees."""
-
-    def __call__(self, z: Tensor) -> Quantized:
-        """Latents [B, input_channels, h, w] -> `Quantized`."""
+    @property
+    def e_dim(self) -> int:
+        """Width of a code: the channels that the decoder's side sees."""
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Codes of `indices` [...] as [..., e_dim]; with `shape` (b, h, w, c) as [b, c, h, w]."""
 
 
-# Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes.
+class Quantizer(CodeTable, Protocol):
+    """Latents -> the nearest (or sampled) codebook vectors and their indices.
+
+    A quantizer whose latents have more or fewer channels than its codes also has an attribute
+    `input_channels`.
+    """
+
+    def __call__(self, z: Tensor, /) -> Quantized:
+        """Latents [B, input_channels, h, w] -> `Quantized`."""
+
+
+# Distances held at a time: 256 MiB in fp32, whatever the number of latents and codes. A batch of 64
+# images of 16 x 16 codes has 16,384 latents; all distances to 16,384 codes at once would be 1 GiB.
 MAX_DISTANCES = 2**26
 
 
@@ -64,20 +75,23 @@ def _full_fp32_matmul() -> Iterator[None]:
         yield
 
 
-@torch.compiler.disable
+# Not compiled: switching the precision of products is no operation that a graph could hold.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, computed in fp32.
 
-    The latents' own length is the same for all codes and left out of the distances.
+    |z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So the
+    search is one matrix product, with the codes' squared lengths added in the same kernel.
     """
     codebook = codebook.float()
     rows = max(1, MAX_DISTANCES // len(codebook))
     with without_autocast(latents.device), _full_fp32_matmul():
         lengths = codebook.square().sum(dim=1)  # (K,)
         parts = [
-            torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)  # (rows,)
-            for part in latents.float().split(rows)
+            # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
+            torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)
+            for part in torch.split(latents.float(), rows)
         ]
     return torch.cat(parts)
 
@@ -86,6 +100,7 @@ def count_codes(indices: Tensor, n_codes: int) -> Tensor:
     """How often each of `n_codes` codes occurs in `indices`, as floats [n_codes]."""
     flat = indices.reshape(-1)
     ones = torch.ones_like(flat, dtype=torch.float)
+    # Unlike `bincount`, this does not wait for the device: the result's length is known beforehand.
     return ones.new_zeros(n_codes).scatter_add_(0, flat, ones)
 
 
@@ -108,6 +123,7 @@ def channels_first(rows: Tensor, like: Tensor) -> Tensor:
 
 def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     """The value of `z_q` with the gradient of `z` (arXiv 1711.00937, section 3.2)."""
+    # Taking the nearest code has no derivative: the encoder gets the decoder's gradient unchanged.
     return z + (z_q - z).detach()
 
 
@@ -115,8 +131,16 @@ class Codebook(nn.Module):
     """Base of the quantizers: `n_e` codes of width `e_dim`, and the remapping of their indices.
 
     `remap` is an `.npy` file that lists the codes a trained first stage uses; indices then count
-    within that list. A code outside it becomes a "random" index, an "extra" one after the last,
-    or the integer given as `unknown_index`.
+    within that list, so that the transformer's vocabulary is smaller. A code outside it becomes a
+    "random" index, an "extra" one after the last, or the integer `unknown_index`. For example:
+
+        used                                   [3, 7, 8]    of n_e = 10 codes
+        codes in an image                      [7, 3, 5]
+        their indices, "extra"                 [1, 0, 3]    re_embed = 4: 0, 1, 2 and the extra one
+        codes that these indices stand for     [7, 3, 3]    unknown ones become the first used one
+
+    Attributes:
+        re_embed: how many different indices there are: `n_e` without `remap`.
     """
 
     used: Tensor
@@ -170,14 +194,14 @@ class Codebook(nn.Module):
 
     def remap_to_used(self, indices: Tensor) -> Tensor:
         """Indices into the codebook -> indices into the list of used codes, of any shape."""
-        table = indices.new_full((self.n_e,), -1)
+        table = indices.new_full((self.n_e,), -1)  # by code, its place in `used`, or -1
         table[self.used] = torch.arange(len(self.used), device=indices.device)
-        found = table[indices]
+        places = table[indices]
         if self.unknown_index == "random":
-            substitute = torch.randint_like(found, len(self.used))
+            substitute = torch.randint_like(places, len(self.used))
         else:
-            substitute = torch.full_like(found, int(self.unknown_index))
-        return torch.where(found < 0, substitute, found)
+            substitute = torch.full_like(places, int(self.unknown_index))
+        return torch.where(places < 0, substitute, places)
 
     def unmap_to_all(self, indices: Tensor) -> Tensor:
         """The inverse of `remap_to_used`; unknown codes become the first used one."""
@@ -191,7 +215,7 @@ class Codebook(nn.Module):
         """
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
-        codes = F.embedding(indices, self.codes)
+        codes = F.embedding(indices, self.codes)  # (..., e_dim)
         if shape is None:
             return codes
         return codes.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()

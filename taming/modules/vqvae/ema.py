@@ -38,18 +38,24 @@ class EmbeddingEMA(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, indices: Tensor) -> None:
-        """Move towards latents [N, C] with codes [N], of all processes of a distributed run."""
-        counts = sum_over_ranks(count_codes(indices, len(self.weight)))
+        """Move towards the latents [N, C] that have the codes [N], of all processes together.
+
+        With n latents a batch and their sum m, averages N <- decay N + (1 - decay) n and likewise
+        M, a code is M / N (arXiv 1711.00937, equations 6 to 8). Laplace smoothing keeps N from 0.
+        """
+        counts = sum_over_ranks(count_codes(indices, len(self.weight)))  # (n_embed,)
         sums = sum_over_ranks(torch.zeros_like(self.embed_avg).index_add_(0, indices, rows))
         self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)
+        self.embed_avg.lerp_(sums, 1 - self.decay)  # (n_embed, C)
         total = self.cluster_size.sum()
-        smoothing = total / (total + len(self.weight) * self.eps)  # Laplace
+        smoothing = total / (total + len(self.weight) * self.eps)
         self.weight.copy_(self.embed_avg / ((self.cluster_size + self.eps) * smoothing)[:, None])
 
     @torch.no_grad()
     def revive(self, rows: Tensor, threshold: float) -> None:
         """Put codes with a cluster size below `threshold` on random ones of the latents [N, C]."""
+        # A latent for every code, most of which are not needed: to know how many codes are dead
+        # would mean to wait for the device.
         choice = torch.randint(len(rows), (len(self.weight),), device=rows.device)
         latents = same_on_all_ranks(rows[choice])  # (n_embed, C)
         dead = self.cluster_size < threshold  # (n_embed,)
@@ -91,11 +97,11 @@ class EMAVectorQuantizer(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         rows = channels_last(z)  # (N, C)
         indices = nearest_code(rows, self.codes)  # (N,)
-        codes = F.embedding(indices, self.codes)
+        codes = F.embedding(indices, self.codes)  # (N, C), before this batch moves them
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         if self.training and torch.is_grad_enabled():
             self._follow(rows.detach(), indices)
-        loss = self.beta * F.mse_loss(rows, codes)
+        loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled
         z_q = channels_first(straight_through(rows, codes), like=z)
         usage = perplexity(indices, self.n_e)
         return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))

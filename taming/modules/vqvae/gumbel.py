@@ -13,7 +13,7 @@ from taming.modules.vqvae.codebook import Codebook
 
 
 class GumbelQuantize(Codebook):
-    """Draw codes by Gumbel-softmax over logits; indices are [B, h, w].
+    """Sample codes by Gumbel-softmax over logits; indices are [B, h, w].
 
     In training the noise has temperature `temperature` (set it by a schedule) and the one-hot is
     hard with a soft gradient, or soft without `straight_through`. In evaluation the most probable
@@ -48,25 +48,28 @@ class GumbelQuantize(Codebook):
     def input_channels(self) -> int:
         return self.num_hiddens
 
-    def _draw(self, logits: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Codes [B, C, h, w] and indices [B, h, w] for logits [B, K, h, w]."""
+    def _choose(self, logits: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Codes [B, C, h, w] and indices [B, h, w] for logits [B, K, h, w] of codes [K, C]."""
         if not self.training:
             indices = logits.argmax(dim=1)
             return F.embedding(indices, codes).permute(0, 3, 1, 2).contiguous(), indices
+        # (B, K, h, w): one-hot over K if hard, else summing to 1, so that codes are mixed
         weights = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
         return torch.einsum("bkhw,kc->bchw", weights, codes), weights.argmax(dim=1)
 
+    # Any, as two published switches change what is returned.
     def forward(self, z: Tensor, temp: float | None = None, return_logits: bool = False) -> Any:
         """Latents [B, num_hiddens, h, w] -> `Quantized`; `return_logits` appends the logits.
 
-        `temp` replaces `temperature` for this call. With `remap` only used codes are drawn.
+        `temp` replaces `temperature` for this call. With `remap` only used codes are sampled.
         """
         temperature = self.temperature if temp is None else temp
         with without_autocast(z.device):
             logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
             if self.remap is not None:
+                # K becomes len(used), and indices count within `used` without `remap_to_used`.
                 logits, codes = logits[:, self.used], codes[self.used]
-            z_q, indices = self._draw(logits, codes, temperature)
+            z_q, indices = self._choose(logits, codes, temperature)
             loss = self.kl_weight * self._divergence(logits)
         info = (None, None, indices) if self.use_vqinterface else indices
         return (z_q, loss, info, logits) if return_logits else (z_q, loss, info)
@@ -75,5 +78,5 @@ class GumbelQuantize(Codebook):
     def _divergence(logits: Tensor) -> Tensor:
         """KL(softmax(logits) || uniform), averaged over positions."""
         probabilities = logits.softmax(dim=1)
-        ratios = probabilities * logits.shape[1] + 1e-10  # to the prior, 1 / K
+        ratios = probabilities * logits.shape[1] + 1e-10  # (B, K, h, w), to the prior, 1 / K
         return (probabilities * ratios.log()).sum(dim=1).mean()

@@ -44,8 +44,8 @@ class VectorQuantizer2(Codebook):
         return self.embedding.weight
 
     def _loss(self, rows: Tensor, codes: Tensor) -> Tensor:
-        encoder_term = F.mse_loss(rows, codes.detach())
-        codebook_term = F.mse_loss(codes, rows.detach())
+        encoder_term = F.mse_loss(rows, codes.detach())  # pulls latents to their codes
+        codebook_term = F.mse_loss(codes, rows.detach())  # pulls codes to their latents
         if self.legacy:
             return encoder_term + self.beta * codebook_term
         return self.beta * encoder_term + codebook_term
@@ -53,9 +53,9 @@ class VectorQuantizer2(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         rows = channels_last(z)  # (N, C)
         indices = nearest_code(rows, self.codes)  # (N,)
-        codes = F.embedding(indices, self.codes).float()
+        codes = F.embedding(indices, self.codes).float()  # (N, C)
         loss = self._loss(rows, codes)
-        z_q = channels_first(straight_through(rows, codes), like=z)
+        z_q = channels_first(straight_through(rows, codes), like=z)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 

@@ -16,7 +16,6 @@ from taming.data.files.images import (
     read_npy,
     read_rgb,
     read_rgb_fast,
-    to_float,
 )
 from tests.data.written_files import pixels, truncate, write_image
 
@@ -38,10 +37,10 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 
 
 def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
-    colours = pixels(8, 8)
+    colors = pixels(8, 8)
     alpha = np.zeros((8, 8, 1), dtype=np.uint8)
-    Image.fromarray(np.concatenate([colours, alpha], axis=2)).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colours)
+    Image.fromarray(np.concatenate([colors, alpha], axis=2)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colors)
 
 
 def test_palette_with_transparency_is_read_without_a_warning(
@@ -54,11 +53,11 @@ def test_palette_with_transparency_is_read_without_a_warning(
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
-    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
-    Image.fromarray(grey).save(tmp_path / f"a.{ending}")
+def test_sixteen_bit_gray_keeps_its_high_byte(tmp_path: Path, ending: str) -> None:
+    gray = np.array([[0, 255, 256], [32768, 65279, 65535]], dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / f"a.{ending}")
     image = read_rgb(str(tmp_path / f"a.{ending}"))
-    np.testing.assert_array_equal(image, np.stack([grey >> 8] * 3, axis=2))
+    np.testing.assert_array_equal(image, np.stack([gray >> 8] * 3, axis=2))
 
 
 def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
@@ -126,12 +125,6 @@ def test_archives_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
         for read in (npy_size, read_npy):
             with pytest.raises(BadImage, match="cannot be read"):
                 read(str(tmp_path / name))
-
-
-def test_to_float_ends_at_one() -> None:
-    scaled = to_float(np.array([0, 51, 255], dtype=np.uint8))
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled, [-1, -0.6, 1], atol=1e-6)
 
 
 def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from taming.config import load_config
-from taming.data.tools.preview import CELL, first_items, label_colours, pictures, texts
+from taming.data.tools.preview import CELL, first_items, label_colors, pictures, texts
 from tests.data.scenes import OPTIONS, write_coco
 from tests.data.written_files import write_images
 
@@ -58,7 +58,7 @@ def test_pictures_of_maps(base: Path) -> None:
     shown = pictures(item | {"depth": np.zeros((8, 8), np.float32), "coord": np.ones((8, 8, 1))})
     assert set(shown) == {"image", "segmentation", "depth", "coord"}
     labels = item["segmentation"].argmax(-1)
-    np.testing.assert_array_equal(np.asarray(shown["segmentation"]), label_colours(3)[labels])
+    np.testing.assert_array_equal(np.asarray(shown["segmentation"]), label_colors(3)[labels])
     assert np.asarray(shown["depth"]).max() == 128 and np.asarray(shown["coord"]).min() == 255
     assert any(line.startswith("file_path_:") for line in texts(item))
 
@@ -81,6 +81,9 @@ def test_script(
     assert capsys.readouterr().out == f"{output}: 2 of the 10 items of PairedTrain\n"
     picture = Image.open(output)
     assert picture.width > 3 * CELL and picture.height > 2 * CELL
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, "--base", base, "-o", base.parent / "p.xyz")
+    assert "p.xyz has no ending of an image format" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, "--base", base, "--split", "validation")
     assert "no data.params.validation" in capsys.readouterr().err

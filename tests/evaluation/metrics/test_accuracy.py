@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ from torchvision import models
 from taming.errors import UserError
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
-    load_judge,
-    measure_accuracy,
+    Probabilities,
+    load_classifier,
+    neighbor_accuracy,
 )
 from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,
     register_small_classifier,
     train_small_classifier,
 )
+from tests.evaluation.features import moments_of
 
 CPU = torch.device("cpu")
 
@@ -38,6 +41,14 @@ def stripes(count: int, seed: int, side: int = 16) -> tuple[Tensor, Tensor]:
     return (clean + noise).to(torch.uint8), labels
 
 
+def accuracy_of(probabilities: Probabilities, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Of labeled images, in batches of two."""
+    accuracy = ClassificationAccuracy()
+    for some, their_labels in zip(images.split(2), labels.split(2), strict=True):
+        accuracy.update(probabilities(some), their_labels)
+    return accuracy.compute()
+
+
 @pytest.fixture(scope="module")
 def trained() -> SmallClassifier:
     return train_small_classifier(*stripes(120, seed=0), epochs=6)
@@ -48,45 +59,45 @@ def test_accuracies_are_counted_by_class() -> None:
     probabilities = torch.empty(3, 7).scatter_(1, ranks, torch.arange(7.0, 0, -1).repeat(3, 1))
     labels = torch.tensor([0, 0, 2])  # the likeliest; the last but none; the third
     accuracy = ClassificationAccuracy()
-    accuracy.add(probabilities, labels)
-    assert accuracy.scores() == {"images": 3, "top_1": 1 / 3, "top_5": 2 / 3}
+    accuracy.update(probabilities, labels)
+    assert accuracy.compute() == {"images": 3, "top_1": 1 / 3, "top_5": 2 / 3}
     assert accuracy.by_class() == {
         0: {"images": 2, "top_1": 0.5, "top_5": 0.5},
         2: {"images": 1, "top_1": 0.0, "top_5": 1.0},
     }
     parts = [ClassificationAccuracy() for _ in range(3)]
     for place in (0, 2):
-        parts[0].add(probabilities[place : place + 1], labels[place : place + 1])
-    parts[1].add(probabilities[1:2], labels[1:2])
-    merged = ClassificationAccuracy.from_state(parts[2].state())
+        parts[0].update(probabilities[place : place + 1], labels[place : place + 1])
+    parts[1].update(probabilities[1:2], labels[1:2])
+    merged = ClassificationAccuracy()
     for part in parts:
-        merged.merge(ClassificationAccuracy.from_state(part.state()))
+        merged.merge_state(part.state_dict())
     assert merged.by_class() == accuracy.by_class()
 
 
-def test_labels_that_cannot_be_judged() -> None:
+def test_labels_that_cannot_be_classified() -> None:
     accuracy = ClassificationAccuracy()
     with pytest.raises(UserError, match="no samples to classify"):
-        accuracy.scores()
+        accuracy.compute()
     with pytest.raises(UserError, match="these have none"):
-        accuracy.add(torch.rand(2, 3), torch.tensor([0, -1]))
+        accuracy.update(torch.rand(2, 3), torch.tensor([0, -1]))
     with pytest.raises(UserError, match="classes 0 to 2, and the samples are of class 3"):
-        accuracy.add(torch.rand(2, 3), torch.tensor([0, 3]))
+        accuracy.update(torch.rand(2, 3), torch.tensor([0, 3]))
 
 
 def test_a_torchvision_classifier(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=6).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
-    judge = load_judge(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
-    assert len(judge.about["weights_sha256"]) == 64 and "224" in judge.about["preprocessing"]
-    classify = judge.classify
+    classifier = load_classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    assert len(classifier.description["weights_sha256"]) == 64
+    assert "224" in classifier.description["preprocessing"]
     images, _ = stripes(4, seed=1, side=32)
-    named = classify(images).argmax(1)
-    found = measure_accuracy(classify, [(images[:1], named[:1]), (images[1:], named[1:])])
-    assert found.scores() == {"images": 4, "top_1": 1.0, "top_5": 1.0}
-    wrong = measure_accuracy(classify, [(images, classify(images).argmin(1))])
-    assert wrong.scores()["top_5"] == 0.0
+    probabilities = classifier.probabilities(images)
+    right = accuracy_of(classifier.probabilities, images, probabilities.argmax(1))
+    assert right == {"images": 4, "top_1": 1.0, "top_5": 1.0}
+    wrong = accuracy_of(classifier.probabilities, images, probabilities.argmin(1))
+    assert wrong["top_5"] == 0.0
 
 
 def test_training_is_seeded_and_learns(trained: SmallClassifier) -> None:
@@ -96,10 +107,10 @@ def test_training_is_seeded_and_learns(trained: SmallClassifier) -> None:
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     images, labels = stripes(60, seed=1)
-    assert measure_accuracy(trained.probabilities, [(images, labels)]).scores()["top_1"] > 0.95
+    assert accuracy_of(trained.probabilities, images, labels)["top_1"] > 0.95
     # The classes of shuffled labels are not there to be learned.
     shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    assert measure_accuracy(trained.probabilities, [(images, shuffled)]).scores()["top_1"] < 0.6
+    assert accuracy_of(trained.probabilities, images, shuffled)["top_1"] < 0.6
 
 
 def test_it_is_an_extractor_that_torch_fidelity_knows(
@@ -118,9 +129,7 @@ def test_it_is_an_extractor_that_torch_fidelity_knows(
     torch.testing.assert_close(found["features"], features)
     torch.testing.assert_close(found["logits"], logits)
     assert "16" in extractor.describe()["resize"]
-    moments = [Moments(), Moments()]
-    moments[0].add(found["features"])
-    moments[1].add(extractor(images.flip(3))["features"])
+    moments = [moments_of(found["features"]), moments_of(extractor(images.flip(3))["features"])]
     assert frechet_distance(moments[0], moments[0]) < 1e-6
     assert frechet_distance(*moments) > 1e-3
 
@@ -150,10 +159,7 @@ def test_torch_fidelity_itself_takes_it(trained: SmallClassifier, tmp_path: Path
         save_cpu_ram=True,
         verbose=False,
     )
-    moments = []
-    for seed in (3, 4):
-        moments.append(Moments())
-        moments[-1].add(trained(stripes(300, seed)[0])[0].detach())
+    moments = [moments_of(trained(stripes(300, seed)[0])[0].detach()) for seed in (3, 4)]
     expected = frechet_distance(*moments)
     assert np.isclose(found["frechet_inception_distance"], expected, rtol=1e-5)
 
@@ -172,3 +178,14 @@ def test_weights_that_are_none(trained: SmallClassifier, tmp_path: Path) -> None
         Extractor(register_small_classifier())
     with pytest.raises(UserError, match="two classes or more"):
         train_small_classifier(images, torch.zeros(6, dtype=torch.int64))
+
+
+def test_neighbors_name_what_lies_near() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 10)
+    images = (labels[:, None, None, None] * 200 + rng.integers(0, 40, (20, 4, 4, 3))).astype("u1")
+    near = images[[0, 19]], np.array([0, 1])
+    assert neighbor_accuracy((images, labels), near) == 1.0
+    assert neighbor_accuracy((images, labels), (near[0], np.array([1, 1]))) == 0.5
+    with pytest.raises(UserError, match="images of one size"):
+        neighbor_accuracy((images, labels), (near[0][:, :2], near[1]))

@@ -22,14 +22,10 @@ from taming.evaluation.metrics.features import (
     default_layers,
     weights_file,
 )
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    InceptionScores,
-    Moments,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.precision_recall import precision_recall
+from tests.evaluation.features import bank_of, moments_of, scores_of
 from tests.evaluation.small import (
     TinyExtractor,
     read_pictures,
@@ -81,15 +77,12 @@ def test_inception_equals_torch_fidelitys_command(
         layers=dict.fromkeys((layer, *default_layers(INCEPTION))), weights=weights
     )
     pair = [extractor(read_pictures(folder)) for folder in folders]
-    moments, banks = [Moments(), Moments()], [FeatureBank(), FeatureBank()]
-    for features, moment, bank in zip(pair, moments, banks, strict=True):
-        moment.add(features[layer])
-        bank.add(torch.arange(8), features["2048"])
-    scores = InceptionScores(8, splits=4)
-    scores.add(torch.arange(8), pair[0]["logits_unbiased"])
+    moments = [moments_of(features[layer]) for features in pair]
+    banks = [bank_of(features["2048"]) for features in pair]
+    scores = scores_of(pair[0]["logits_unbiased"], splits=4)
     found = {
         "frechet_inception_distance": frechet_distance(*moments),
-        **named("inception_score", scores.result()),
+        **named("inception_score", scores.compute()),
         **named("kernel_inception_distance", kernel_distance(*banks, subset_size=6)),
         **dict(zip(("precision", "recall", "f_score"), precision_recall(*banks), strict=True)),
     }

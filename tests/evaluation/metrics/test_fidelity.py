@@ -19,16 +19,15 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from taming.errors import UserError
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import (
-    FeatureBank,
-    InceptionScores,
-    Moments,
-    PerClass,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
+from taming.evaluation.metrics.fid import Moments, PerClass, frechet_distance
+from taming.evaluation.metrics.inception_score import InceptionScores
+from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.precision_recall import precision_recall
+from taming.evaluation.sources.image import NO_LABEL
+from tests.evaluation.features import bank_of, moments_of, scores_of, updated
 from tests.evaluation.small import read_pictures, register_tiny, write_pictures
 
 COMMAND = """
@@ -52,24 +51,6 @@ def features_of(seed: int, count: int, width: int, shift: float = 0.0) -> Tensor
     return torch.randn(count, width, generator=generator) @ mixing + 3 + shift
 
 
-def moments_of(features: Tensor) -> Moments:
-    moments = Moments()
-    moments.add(features)
-    return moments
-
-
-def bank_of(features: Tensor) -> FeatureBank:
-    bank = FeatureBank()
-    bank.add(torch.arange(len(features)), features)
-    return bank
-
-
-def scores_of(logits: Tensor, splits: int = 10) -> InceptionScores:
-    scores = InceptionScores(len(logits), splits)
-    scores.add(torch.arange(len(logits)), logits)
-    return scores
-
-
 def test_equal_to_torch_fidelitys_command(tmp_path: Path) -> None:
     folders = [write_pictures(tmp_path / "a", 40), write_pictures(tmp_path / "b", 32, 100, 0.95)]
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 20 --isc-splits 4 --save-cpu-ram"
@@ -87,7 +68,7 @@ def test_equal_to_torch_fidelitys_command(tmp_path: Path) -> None:
     pair = [bank_of(found["16"]) for found in (samples, reference)]
     distance = frechet_distance(moments_of(samples["16"]), moments_of(reference["16"]))
     assert expected["frechet_inception_distance"] == pytest.approx(distance, rel=1e-6)
-    mean, std = scores_of(samples["logits"], 4).result()
+    mean, std = scores_of(samples["logits"], 4).compute()
     assert expected["inception_score_mean"] == pytest.approx(mean, rel=1e-6)
     assert expected["inception_score_std"] == pytest.approx(std, rel=1e-6)
     mean, std = kernel_distance(*pair, subset_size=20)
@@ -151,7 +132,7 @@ def test_moments_are_those_of_all_features() -> None:
     features = features_of(0, 50, 12) + 1000  # a large mean costs no digits
     moments = moments_of(features[:7])
     for part in features[7:].split(9):
-        moments.add(part)
+        updated(moments, part)
     expected = features.double().numpy()
     np.testing.assert_allclose(moments.mean, expected.mean(0), rtol=1e-13)
     np.testing.assert_allclose(
@@ -159,23 +140,11 @@ def test_moments_are_those_of_all_features() -> None:
     )
 
 
-def add_moments(accumulator: Any, indices: Tensor, features: Tensor) -> None:
-    accumulator.add(features)
-
-
-def add_indexed(accumulator: Any, indices: Tensor, features: Tensor) -> None:
-    accumulator.add(indices, features)
-
-
-def add_per_class(accumulator: Any, indices: Tensor, features: Tensor) -> None:
-    accumulator.add((indices % 3).tolist(), features)
-
-
 def numbers(accumulator: Any, other: Any) -> list[float]:
     if isinstance(accumulator, Moments):
         return [frechet_distance(accumulator, other)]
     if isinstance(accumulator, InceptionScores):
-        return list(accumulator.result())
+        return list(accumulator.compute())
     if isinstance(accumulator, PerClass):
         pairs = ((accumulator.moments[label], other.moments[label]) for label in range(3))
         return [frechet_distance(*pair) for pair in pairs]
@@ -183,33 +152,51 @@ def numbers(accumulator: Any, other: Any) -> list[float]:
     return [*kernel_distance(*pair, subsets=5, subset_size=10), *precision_recall(*pair)]
 
 
-ACCUMULATORS: list[tuple[Callable[[], Any], Callable[[Any, Tensor, Tensor], None]]] = [
-    (Moments, add_moments),
-    (lambda: InceptionScores(60, 5), add_indexed),
-    (FeatureBank, add_indexed),
-    (PerClass, add_per_class),
+ACCUMULATORS: list[Callable[[], FeatureAccumulator]] = [
+    Moments,
+    lambda: InceptionScores(60, 5),
+    FeatureBank,
+    PerClass,
 ]
 
 
-@pytest.mark.parametrize(("create", "add"), ACCUMULATORS)
+@pytest.mark.parametrize("create", ACCUMULATORS)
 @pytest.mark.parametrize("width", [8, 100])
 def test_portions_order_and_processes_do_not_matter(
-    create: Callable[[], Any], add: Callable[[Any, Tensor, Tensor], None], width: int
+    create: Callable[[], FeatureAccumulator], width: int
 ) -> None:
-    features, reference = features_of(0, 60, width), create()
-    add(reference, torch.arange(60), features_of(1, 60, width, 0.5))
-    together = create()
-    add(together, torch.arange(60), features)
+    features, labels = features_of(0, 60, width), torch.arange(60) % 3
+    reference = updated(create(), features_of(1, 60, width, 0.5), labels)
+    together = updated(create(), features, labels)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     parts = [create() for _ in range(3)]
     for number, indices in enumerate(order.split(7)):
         rank = number % 2  # the third process has no share
-        add(parts[rank], indices, features[indices])
-        parts[rank] = type(parts[rank]).from_state(parts[rank].state())
+        parts[rank].update(indices, features[indices], labels[indices])
+        restored = create()
+        restored.merge_state(parts[rank].state_dict())
+        parts[rank] = restored
     merged = parts[2]
     for part in parts[:2]:
-        merged.merge(part)
+        merged.merge_state(part.state_dict())
     assert numbers(merged, reference) == pytest.approx(numbers(together, reference), rel=1e-9)
+
+
+def test_moments_merge_alike_with_and_without_a_state() -> None:
+    parts = [moments_of(features_of(seed, 20, 16)) for seed in range(3)]
+    merged, of_states = Moments(), Moments()
+    for part in parts:
+        merged.merge(part)
+        of_states.merge_state(part.state_dict())
+    np.testing.assert_array_equal(merged.mean, of_states.mean)
+    np.testing.assert_array_equal(merged.covariance, of_states.covariance)
+
+
+def test_scores_of_other_sets_are_not_merged() -> None:
+    scores = scores_of(features_of(0, 30, 5))
+    for other in (scores_of(features_of(0, 31, 5)), scores_of(features_of(0, 30, 6))):
+        with pytest.raises(ValueError, match="cannot be merged"):
+            scores.merge_state(other.state_dict())
 
 
 def test_memory_does_not_grow_with_the_images() -> None:
@@ -217,10 +204,10 @@ def test_memory_does_not_grow_with_the_images() -> None:
     for count in (100, 1000):
         moments, scores = Moments(), InceptionScores(count)
         for indices in torch.arange(count).split(10):
-            moments.add(features_of(int(indices[0]), len(indices), 16))
-            scores.add(indices, features_of(int(indices[0]), len(indices), 5))
+            moments.update(indices, features_of(int(indices[0]), len(indices), 16))
+            scores.update(indices, features_of(int(indices[0]), len(indices), 5))
         sizes[count] = [
-            sum(array.nbytes for array in one.state().values()) for one in (moments, scores)
+            sum(array.nbytes for array in one.state_dict().values()) for one in (moments, scores)
         ]
     limit = 16 * 16 * (8 + 4) + 16 * 8 + 8  # scatter, rows that wait to be folded, mean, count
     assert max(sizes[100][0], sizes[1000][0]) <= limit
@@ -231,23 +218,23 @@ def test_memory_does_not_grow_with_the_images() -> None:
 def test_inception_score_equals_torch_fidelitys(splits: int) -> None:
     logits = features_of(0, 47, 9)
     expected = isc_features_to_metric(logits, splits)
-    mean, std = scores_of(logits, splits).result()
+    mean, std = scores_of(logits, splits).compute()
     assert mean == pytest.approx(expected["inception_score_mean"], rel=1e-12)
     assert std == pytest.approx(expected["inception_score_std"], rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("neighbours", [1, 3])
-def test_precision_and_recall_by_brute_force(neighbours: int) -> None:
+@pytest.mark.parametrize("neighbors", [1, 3])
+def test_precision_and_recall_by_brute_force(neighbors: int) -> None:
     generated, real = features_of(0, 60, 4), features_of(1, 45, 4, 0.4)
 
     def covered(points: Tensor, manifold: Tensor) -> float:
         search = NearestNeighbors(algorithm="brute").fit(manifold.double().numpy())
-        radii = search.kneighbors(n_neighbors=neighbours)[0][:, -1]  # without the point itself
+        radii = search.kneighbors(n_neighbors=neighbors)[0][:, -1]  # without the point itself
         distances = torch.cdist(points.double(), manifold.double()).numpy()
         return float((distances <= radii).any(axis=1).mean())
 
     expected = covered(generated, real), covered(real, generated)
-    found = precision_recall(bank_of(generated), bank_of(real), neighbours, block=26)
+    found = precision_recall(bank_of(generated), bank_of(real), neighbors, block=26)
     assert found[:2] == pytest.approx(expected, rel=1e-6)
     assert 0 < found[0] < 1 and found[0] != found[1]
     harmonic = 2 * expected[0] * expected[1] / (expected[0] + expected[1])
@@ -255,20 +242,26 @@ def test_precision_and_recall_by_brute_force(neighbours: int) -> None:
 
 
 def test_classes_have_distances_of_their_own() -> None:
-    features, labels = features_of(0, 40, 6), [3, 7] * 20
-    per_class = PerClass()
-    per_class.add(labels, features)
+    features, labels = features_of(0, 40, 6), torch.tensor([3, 7] * 20)
+    per_class = updated(PerClass(), features, labels)
     assert sorted(per_class.moments) == [3, 7]
     found = frechet_distance(per_class.moments[3], per_class.moments[7])
     expected = frechet_distance(moments_of(features[::2]), moments_of(features[1::2]))
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_picture_counts_once() -> None:
+def test_images_without_a_class_are_passed_over() -> None:
+    labels = torch.tensor([NO_LABEL, 5, NO_LABEL])
+    per_class = updated(PerClass(), features_of(0, 3, 4), labels)
+    assert list(per_class.moments) == [5] and per_class.moments[5].count == 1
+    assert updated(PerClass(), features_of(0, 3, 4)).moments == {}
+
+
+def test_an_image_counts_once() -> None:
     bank = bank_of(features_of(0, 4, 3))
-    bank.merge(bank_of(features_of(0, 2, 3)))
+    bank.merge_state(bank_of(features_of(0, 2, 3)).state_dict())
     with pytest.raises(ValueError, match="twice"):
-        bank.array()
+        bank.compute()
 
 
 few, many = features_of(0, 3, 4), features_of(1, 30, 4)
@@ -294,10 +287,10 @@ few, many = features_of(0, 3, 4), features_of(1, 30, 4)
         (lambda: kernel_distance(bank_of(few), bank_of(many), subset_size=1), "2 to 3"),
         (
             lambda: precision_recall(bank_of(many), bank_of(few)),
-            "3 neighbours .* are 30 and 3; .* --prc_neighbours",
+            "3 neighbors .* are 30 and 3; .* --prc_neighbours",
         ),
         (lambda: InceptionScores(7), "10 splits .* are 7; give --isc_splits 7"),
-        (lambda: InceptionScores(30).result(), "for 30 images and 0 came"),
+        (lambda: InceptionScores(30).compute(), "for 30 images and 0 came"),
     ],
 )
 def test_too_few_images_are_a_sentence(compute: Callable[[], Any], message: str) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.evaluation.metrics.likelihood import Likelihood, measure_likelihood, score_transformer
+from taming.evaluation.metrics.likelihood import Likelihood, measure_likelihood
 from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
 from tests.support import golden_class_model
 
@@ -26,7 +26,7 @@ def tiny_batch(labels: list[int]) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_scores_are_those_of_all_images() -> None:
     model, batches = golden_class_model()
-    scores = score_transformer(model, batches)
+    scores = measure_likelihood(model, batches).compute()
     together = {key: torch.cat([b[key] for b in batches]) for key in batches[0]}
     logits, target = model(*model.get_xc(together))
     expected = float(F.cross_entropy(logits.flatten(0, 1), target.flatten()))
@@ -44,9 +44,9 @@ def test_scores_are_those_of_all_images() -> None:
 def test_batches_change_nothing_but_rounding() -> None:
     model, batches = golden_class_model()
     together = [{key: torch.cat([b[key] for b in batches]) for key in batches[0]}]
-    first, second = (score_transformer(model, data) for data in (batches, together))
+    first, second = (measure_likelihood(model, data).compute() for data in (batches, together))
     assert math.isclose(first.nats_per_token, second.nats_per_token, rel_tol=1e-6)
-    backwards = score_transformer(model, batches[::-1])
+    backwards = measure_likelihood(model, batches[::-1]).compute()
     assert backwards == first  # to the last bit: sums are of integers
 
 
@@ -69,7 +69,7 @@ def test_classes_have_their_own_rows() -> None:
     assert {label: row["images"] for label, row in table.items()} == {1: 1, 4: 2}
     for label in (1, 4):
         part = {key: value[batch["class_label"] == label] for key, value in batch.items()}
-        alone = score_transformer(model, [part])
+        alone = measure_likelihood(model, [part]).compute()
         assert math.isclose(table[label]["nats_per_token"], alone.nats_per_token, rel_tol=1e-6)
         assert table[label]["top_1"] == alone.top_1
     del batch["class_label"]
@@ -80,23 +80,24 @@ def test_classes_have_their_own_rows() -> None:
 def test_shares_of_several_processes_add_up() -> None:
     model, batches = golden_class_model()
     whole = measure_likelihood(model, batches)
-    states = [measure_likelihood(model, batches[rank::2]).state() for rank in range(2)]
-    merged = Likelihood.from_state(Likelihood().state())  # of a process without a share
+    states = [measure_likelihood(model, batches[rank::2]).state_dict() for rank in range(2)]
+    merged = Likelihood(40)
+    merged.merge_state(Likelihood(40).state_dict())  # of a process without a share
     for state in states:
         assert all(isinstance(array, np.ndarray) for array in state.values())
-        merged.merge(Likelihood.from_state(state))
-    assert merged.scores(40) == whole.scores(40)
+        merged.merge_state(state)
+    assert merged.compute() == whole.compute()
     assert merged.by_class() == whole.by_class()
     assert (merged.map() == whole.map()).all()
-    merged.merge(Likelihood())
+    merged.merge_state(Likelihood(40).state_dict())
     assert merged.images == 6
 
 
 def test_what_cannot_be_evaluated_is_said() -> None:
     model = tiny_model()
     with pytest.raises(UserError, match="no images to evaluate"):
-        score_transformer(model, [])
+        measure_likelihood(model, []).compute()
     small = {key: value[:1] for key, value in tiny_batch([0, 1]).items()}
     small["image"] = small["image"][:, :4]
     with pytest.raises(UserError, match="likelihoods are of images of one size"):
-        score_transformer(model, [tiny_batch([0]), small])
+        measure_likelihood(model, [tiny_batch([0]), small])

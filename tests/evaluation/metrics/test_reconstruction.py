@@ -14,9 +14,15 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.lpips import load_networks
-from taming.evaluation.metrics.reconstruction import PairAccumulator, to_bytes
-from taming.evaluation.metrics.segmentation import LabelPairs
+from taming.evaluation.metrics.reconstruction import (
+    PAIR_METRICS,
+    PairAccumulator,
+    PairMetric,
+    to_pixels,
+)
+from taming.evaluation.metrics.segmentation import SegmentationAccumulator
 from taming.evaluation.metrics.ssim import ssim
+from taming.evaluation.sources.image import NO_LABEL
 from taming.modules.losses.lpips import LPIPS
 from tests.modules.losses.backbones import backbone_file
 from tests.support import fill_by_name
@@ -49,8 +55,8 @@ def test_every_metric_is_what_it_is_defined_as() -> None:
     ours.load_state_dict(state)
     images, copies = pairs()
     accumulator = PairAccumulator(("ssim", "lpips_alex"), {"alex": ours})
-    accumulator.add(range(6), images, copies, LABELS)
-    first, second = to_bytes(images), to_bytes(copies)
+    accumulator.update(range(6), images, copies, LABELS)
+    first, second = to_pixels(images), to_pixels(copies)
     values = accumulator.values()
     a, b = first.numpy(), second.numpy()
     assert values["psnr"] == pytest.approx(
@@ -62,7 +68,7 @@ def test_every_metric_is_what_it_is_defined_as() -> None:
     with torch.no_grad():
         expected = theirs(first / 127.5 - 1, second / 127.5 - 1).flatten()
     assert values["lpips_alex"] == pytest.approx(expected.numpy(), abs=1e-5)
-    summary = accumulator.summary()
+    summary = accumulator.compute()
     mse = ((a.astype(float) - b) ** 2).mean()
     assert summary["images"] == 6
     assert summary["psnr_of_mean_mse"] == pytest.approx(10 * math.log10(255**2 / mse))
@@ -77,13 +83,13 @@ def test_batches_order_and_parts_change_nothing() -> None:
     networks = {"alex": network()}
     metrics = ("ssim", "lpips_alex")
     whole = PairAccumulator(metrics, networks)
-    whole.add(range(6), images, copies, LABELS)
+    whole.update(range(6), images, copies, LABELS)
     parts = [PairAccumulator(metrics, networks) for _ in range(2)]
     for index in (5, 0, 3):
-        parts[0].add([index], images[[index]], copies[[index]], [LABELS[index]])
-    parts[1].add([4, 1, 2], images[[4, 1, 2]], copies[[4, 1, 2]], [1, 1, 1])
-    parts[1].merge(parts[0].state())
-    expected, found = whole.summary(), parts[1].summary()
+        parts[0].update([index], images[[index]], copies[[index]], [LABELS[index]])
+    parts[1].update([4, 1, 2], images[[4, 1, 2]], copies[[4, 1, 2]], [1, 1, 1])
+    parts[1].merge_state(parts[0].state_dict())
+    expected, found = whole.compute(), parts[1].compute()
     assert {k: v for k, v in found.items() if k != "lpips_alex"} == {
         k: v for k, v in expected.items() if k != "lpips_alex"
     }
@@ -94,32 +100,49 @@ def test_batches_order_and_parts_change_nothing() -> None:
 def test_classes_have_their_own_means() -> None:
     images, copies = pairs()
     accumulator = PairAccumulator(("ssim",))
-    accumulator.add(range(6), images, copies, LABELS)
+    accumulator.update(range(6), images, copies, LABELS)
     values, tables = accumulator.values(), accumulator.per_label()
     assert list(tables) == [0, 1, 2]
     assert [tables[label]["images"] for label in tables] == [2, 3, 1]
     assert tables[1]["ssim"] == pytest.approx(values["ssim"][[1, 2, 4]].mean())
     without = PairAccumulator(())
-    without.add([0, 1], images[:2], copies[:2], [None, None])
+    without.update([0, 1], images[:2], copies[:2], [NO_LABEL, NO_LABEL])
     assert without.per_label() == {}
 
 
 def test_images_that_are_too_small_leave_a_metric_out() -> None:
     accumulator = PairAccumulator(("ssim", "ms_ssim", "lpips_vgg"), {"vgg": network("vgg")})
     for start, side in ((0, 12), (6, 20)):
-        accumulator.add(range(start, start + 6), *pairs(side, channels=1))
-    summary = accumulator.summary()
+        accumulator.update(range(start, start + 6), *pairs(side, channels=1))
+    summary = accumulator.compute()
     assert "ssim" in summary and "ms_ssim" not in summary and "lpips_vgg" not in summary
     left_out = accumulator.left_out()
     assert left_out["ms_ssim"].endswith("176 pixels a side, and 12 of 12 images have less")
     assert left_out["lpips_vgg"].endswith("16 pixels a side, and 6 of 12 images have less")
 
 
+def test_a_metric_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    def brightness(first: Tensor, second: Tensor) -> Tensor:
+        return (second.double() - first.double()).flatten(1).mean(dim=1)
+
+    metric = PairMetric("brightness", "brighter by", "{:+.1f}", 20, brightness)
+    monkeypatch.setitem(PAIR_METRICS, "brightness", metric)
+    accumulator = PairAccumulator(("brightness",))
+    images = torch.full((2, 3, 24, 24), 100, dtype=torch.uint8)
+    accumulator.update([0, 1], images, images + torch.tensor([1, 5]).byte().view(2, 1, 1, 1))
+    assert accumulator.values()["brightness"].tolist() == [1, 5]
+    assert accumulator.compute()["brightness"] == 3
+    accumulator.update([2], images[:1, :, :8], images[:1, :, :8])
+    assert accumulator.left_out() == {
+        "brightness": "needs 20 pixels a side, and 1 of 3 images have less"
+    }
+
+
 def test_equal_pictures_are_infinitely_near() -> None:
-    images = to_bytes(pairs()[0]) / 127.5 - 1
+    images = to_pixels(pairs()[0]) / 127.5 - 1
     accumulator = PairAccumulator(("ssim",))
-    accumulator.add(range(6), images, images + 0.001)  # less than half of a step of 8 bits
-    summary = accumulator.summary()
+    accumulator.update(range(6), images, images + 0.001)  # less than half of a step of 8 bits
+    summary = accumulator.compute()
     assert summary["l1"] == 0 and summary["psnr"] == math.inf and summary["ssim"] == 1
 
 
@@ -132,17 +155,17 @@ def test_equal_pictures_are_infinitely_near() -> None:
 )
 def test_other_pairs_are_refused(shapes: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PairAccumulator(()).add([0], torch.zeros(shapes[0]), torch.zeros(shapes[1]))
+        PairAccumulator(()).update([0], torch.zeros(shapes[0]), torch.zeros(shapes[1]))
 
 
 def test_wrong_input_is_said() -> None:
     with pytest.raises(UserError, match="hold NaN"):
-        PairAccumulator(()).add([0], torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), math.nan))
+        PairAccumulator(()).update([0], torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), math.nan))
     with pytest.raises(UserError, match="no metric fsim"):
         PairAccumulator(("fsim",))
-    for nothing in (PairAccumulator(), LabelPairs(3)):
+    for nothing in (PairAccumulator(), SegmentationAccumulator(3)):
         with pytest.raises(UserError, match="no images to evaluate"):
-            nothing.summary()
+            nothing.compute()
 
 
 def test_networks_whose_files_are_there(
@@ -162,12 +185,12 @@ def test_networks_whose_files_are_there(
 def test_labels_are_counted() -> None:
     true = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 0]]).view(2, 1, 2, 2)
     found = torch.tensor([[0, 1, 1, 1], [2, 2, 0, 0]]).view(2, 1, 2, 2)
-    whole, part = LabelPairs(5), LabelPairs(5)
-    whole.add([0], true[:1], found[:1])
-    part.add([1], true[1:], found[1:])
-    whole.merge(part.state())
-    summary = whole.summary()
+    whole, part = SegmentationAccumulator(5), SegmentationAccumulator(5)
+    whole.update([0], true[:1], found[:1])
+    part.update([1], true[1:], found[1:])
+    whole.merge_state(part.state_dict())
+    summary = whole.compute()
     assert summary["images"] == 2 and summary["pixel_accuracy"] == 6 / 8
     assert summary["mean_iou"] == pytest.approx((2 / 4 + 2 / 3 + 2 / 3) / 3)
     with pytest.raises(UserError, match="cannot be compared"):
-        whole.add([2], true, found[..., :1])
+        whole.update([2], true, found[..., :1])

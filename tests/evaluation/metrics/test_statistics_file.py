@@ -15,17 +15,17 @@ import torch
 
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.statistics_file import Statistics
+from tests.evaluation.features import moments_of
 from tests.evaluation.small import register_tiny
 
 EXTRACTOR = Extractor(register_tiny())
 
 
 def made() -> tuple[Statistics, Moments]:
-    moments = Moments()
     pictures = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8)
-    moments.add(EXTRACTOR(pictures)["16"])
+    moments = moments_of(EXTRACTOR(pictures)["16"])
     statistics = Statistics(
         extractor="tiny",
         layer="16",

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from scripts.evaluate_fid import main as evaluate_fid
 from scripts.make_samples import main as make_samples
 from taming.errors import UserError
-from taming.evaluation.arguments import source_for
+from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource, draws_for_data
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.sources.picture import Content
-from taming.evaluation.sources.run import Drawing
+from taming.evaluation.sources.image import Manifest
 from taming.sampling import SampleSettings
+from taming.sampling.plan import SamplingPlan
 from tests.evaluation.scene_runs import SCENES
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
 from tests.scripts.test_make_samples import SEGMENTED, write_data
@@ -31,60 +31,60 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def drawing(num_samples: int = 50_000, seed: int = 0) -> Drawing:
-    return Drawing(num_samples, SampleSettings(top_k=100), seed)
+def plan(num_samples: int = 50_000, seed: int = 0) -> SamplingPlan:
+    return SamplingPlan(num_samples, SampleSettings(top_k=100), seed)
 
 
-def content(source: ConditionedRunSource, batch_size: int = 3, processes: int = 1) -> Content:
-    found = Content(len(source))
+def manifest_of(source: ConditionedRunSource, batch_size: int = 3, processes: int = 1) -> Manifest:
+    manifest = Manifest(len(source))
     for rank in range(processes):
-        for pictures in source.batches(batch_size, (rank, processes)):
-            assert len({picture.pixels.shape for picture in pictures}) == 1
-            found.add(pictures)
-    assert found.seen.all()
-    return found
+        for images in source.batches(batch_size, (rank, processes)):
+            assert len({image.pixels.shape for image in images}) == 1
+            manifest.update(images)
+    assert manifest.seen.all()
+    return manifest
 
 
 def test_samples_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None:
-    source = source_for(str(run), drawing(seed=3))
+    source = SetArguments().open(str(run), plan(seed=3))
     assert isinstance(source, ConditionedRunSource) and len(source) == 4
     make_samples(["-r", str(run), "-o", str(tmp_path / "out"), "--seed", "3", "--device", "cpu"])
     written = FolderSource(tmp_path / "out" / "7_100_1.0" / "samples").fingerprint()
-    first = content(source)
+    first = manifest_of(source)
     assert first.fingerprint() == written
     assert dict(first.sizes) == {"8x8": 3, "12x8": 1}
     for batch_size, processes in ((1, 1), (2, 2)):
-        assert content(source, batch_size, processes).fingerprint() == written
-    rest = [p.index for pictures in source.batches(2, skip={0, 3}) for p in pictures]
+        assert manifest_of(source, batch_size, processes).fingerprint() == written
+    rest = [p.index for images in source.batches(2, skip={0, 3}) for p in images]
     assert sorted(rest) == [1, 2]
     assert source.describe()["conditions_of"] == "validation"
 
 
 def test_keys_are_of_the_conditions_as_well(run: Path) -> None:
-    source = ConditionedRunSource(run, drawing())
-    assert ConditionedRunSource(run, drawing()).content_key() == source.content_key()
-    other = source.with_drawing(drawing(seed=1))
+    source = ConditionedRunSource(run, plan())
+    assert ConditionedRunSource(run, plan()).content_key() == source.content_key()
+    other = source.with_plan(plan(seed=1))
     assert other.content_key() != source.content_key()
-    fewer = Drawing(overrides=("data.params.validation.params.count=3",))
+    fewer = SamplingPlan(overrides=("data.params.validation.params.count=3",))
     assert len(ConditionedRunSource(run, fewer)) == 3
     assert ConditionedRunSource(run, fewer).content_key() != source.content_key()
 
 
-def test_which_runs_draw_for_data(run: Path, tmp_path: Path) -> None:
-    assert draws_for_data(run)
-    assert not draws_for_data(tiny_run(tmp_path / "classes"))
+def test_which_runs_take_conditions_from_data(run: Path, tmp_path: Path) -> None:
+    assert needs_data_conditions(run)
+    assert not needs_data_conditions(tiny_run(tmp_path / "classes"))
     free = transformer_config(cond_stage_config="__is_unconditional__")
-    assert not draws_for_data(tiny_run(tmp_path / "free", free))
-    assert not draws_for_data(tiny_run(tmp_path / "stage", FIRST_STAGE))
+    assert not needs_data_conditions(tiny_run(tmp_path / "free", free))
+    assert not needs_data_conditions(tiny_run(tmp_path / "stage", FIRST_STAGE))
     with pytest.raises(UserError, match="scripts/evaluate_scenes.py"):
-        draws_for_data(tiny_run(tmp_path / "scenes", transformer_config(**SCENES)))
+        needs_data_conditions(tiny_run(tmp_path / "scenes", transformer_config(**SCENES)))
 
 
 def test_flags_of_classes_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="leave out --classes"):
-        ConditionedRunSource(run, Drawing(classes=(1,)))
+        ConditionedRunSource(run, SamplingPlan(classes=(1,)))
     with pytest.raises(UserError, match="no 'test'"):
-        ConditionedRunSource(run, drawing(), "test")
+        ConditionedRunSource(run, plan(), "test")
 
 
 def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any) -> None:

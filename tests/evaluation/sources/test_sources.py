@@ -15,21 +15,23 @@ from torchvision import models
 
 from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError, sentence
-from taming.evaluation.arguments import source_for
+from taming.evaluation.arguments import SetArguments
 from taming.evaluation.sources.base import by_size
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
-from taming.evaluation.sources.picture import Content, Picture
-from taming.evaluation.sources.run import Drawing, RunSource
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.image import Manifest, SourceImage
+from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
+from taming.sampling.plan import SamplingPlan
 from tests.evaluation.images import pixels, write_classes, write_images
 from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
 from tests.training.small import Noise, small_vqgan, write_config
 
 
-def pictures(source: Any, batch_size: int = 4, **options: Any) -> dict[int, Picture]:
+def images_of(source: Any, batch_size: int = 4, **options: Any) -> dict[int, SourceImage]:
     found = [p for batch in source.batches(batch_size, **options) for p in batch]
-    assert len({picture.index for picture in found}) == len(found)
-    return {picture.index: picture for picture in found}
+    assert len({image.index for image in found}) == len(found)
+    return {image.index: image for image in found}
 
 
 def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
     hidden = (tmp_path / "2" / "._000000.png").resolve()
     theirs = glob_samples_paths(str(tmp_path), True, "png,jpg,jpeg", verbose=False)
     assert source.files == [path for path in theirs if path != str(hidden)]
-    found = pictures(source)
+    found = images_of(source)
     assert [found[n].label for n in range(len(source))] == [10, 10, 2, 2, 2]
     assert found[0].name == str((tmp_path / "10" / "000000.png").resolve())
     np.testing.assert_array_equal(found[0].pixels.permute(1, 2, 0), pixels(0))
@@ -82,14 +84,14 @@ def test_any_mode_becomes_rgb_and_is_counted(tmp_path: Path) -> None:
         if image.mode == "RGBA":
             image.putalpha(128)
         image.save(tmp_path / f"{n}.png")
-    content = Content(4)
-    for index, picture in pictures(FolderSource(tmp_path, workers=0)).items():
+    manifest = Manifest(4)
+    for index, picture in images_of(FolderSource(tmp_path, workers=0)).items():
         with Image.open(tmp_path / f"{index}.png") as image:
             expected = np.asarray(image.convert("RGB"))
         np.testing.assert_array_equal(picture.pixels.permute(1, 2, 0), expected)
-        content.add([picture])
-    assert content.describe()["converted_to_rgb"] == dict.fromkeys(sorted(MODES), 1)
-    assert content.describe()["sizes"] == {"12x12": 4}
+        manifest.update([picture])
+    assert manifest.describe()["converted_to_rgb"] == dict.fromkeys(sorted(MODES), 1)
+    assert manifest.describe()["sizes"] == {"12x12": 4}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_damaged_files_are_named(
     path = write_images(tmp_path, 3) / "000001.png"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError) as error:
-        pictures(FolderSource(tmp_path, workers=workers))
+        images_of(FolderSource(tmp_path, workers=workers))
     assert sentence(error.value).startswith(f"{path} {message}")
     assert len(sentence(error.value).splitlines()) == 1
 
@@ -149,9 +151,9 @@ def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
         Image.fromarray(pixels(n, width=8 + n % 3)).save(tmp_path / f"{n:06}.png")
     source = FolderSource(tmp_path, workers=0)
     for batch in source.batches(3):
-        assert len({picture.pixels.shape for picture in batch}) == 1
+        assert len({image.pixels.shape for image in batch}) == 1
         assert len(batch) <= 3
-    shares = [set(pictures(source, share=(rank, 3), skip={4, 5})) for rank in range(3)]
+    shares = [set(images_of(source, share=(rank, 3), skip={4, 5})) for rank in range(3)]
     assert shares == [{0, 3, 6, 9}, {1, 7, 10}, {2, 8, 11}]
 
 
@@ -164,10 +166,10 @@ def test_few_images_wait_for_others_of_their_size() -> None:
         for n in range(500):
             held.add(n)
             most = max(most, len(held))
-            yield Picture(n, torch.zeros(3, 1, 1 + n % 100, dtype=torch.uint8))
+            yield SourceImage(n, torch.zeros(3, 1, 1 + n % 100, dtype=torch.uint8))
 
     for batch in by_size(arriving(), 4):
-        held -= {picture.index for picture in batch}
+        held -= {image.index for image in batch}
     assert not held
     assert most <= 32
 
@@ -179,7 +181,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_dataset_of_a_config(config: str) -> None:
     source = DatasetSource(config, "train", workers=1)
-    found, noise = pictures(source), Noise(12)
+    found, noise = images_of(source), Noise(12)
     assert sorted(found) == list(range(12))
     expected = ((noise[11]["image"] + 1) * 127.5).round().astype(np.uint8)
     np.testing.assert_array_equal(found[11].pixels.permute(1, 2, 0), expected)
@@ -202,7 +204,7 @@ def test_dataset_of_a_config(config: str) -> None:
 )
 def test_wrong_choices_of_a_dataset(config: str, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pictures(DatasetSource(config, **options, workers=0))
+        images_of(DatasetSource(config, **options, workers=0))
 
 
 @pytest.fixture(scope="module")
@@ -210,65 +212,65 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("logs") / "run")
 
 
-DRAWING = Drawing(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
+PLAN = SamplingPlan(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
 
 
 def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) -> None:
     flags = ["-n", "3", "--classes", "1,4", "-k", "10", "-t", "0.9", "-p", "0.95", "--seed", "5"]
     sample_fast(["-r", str(run), "-o", str(tmp_path), "--device", "cpu", *flags])
     (folder,) = tmp_path.glob("samples/*/7")
-    written = pictures(FolderSource(folder, workers=0))
-    drawn = pictures(RunSource(run, DRAWING))
-    assert sorted(drawn) == list(range(6))
-    for index, picture in drawn.items():
+    written = images_of(FolderSource(folder, workers=0))
+    sampled = images_of(RunSource(run, PLAN))
+    assert sorted(sampled) == list(range(6))
+    for index, picture in sampled.items():
         assert torch.equal(picture.pixels, written[index].pixels)
         assert (picture.label, picture.digest) == (written[index].label, written[index].digest)
-    part = pictures(RunSource(run, DRAWING), share=(1, 2), skip={3})
+    part = images_of(RunSource(run, PLAN), share=(1, 2), skip={3})
     assert sorted(part) == [1, 5]
-    assert torch.equal(part[5].pixels, drawn[5].pixels)
-    assert drawn[5].name == "class 4, sample 2"
+    assert torch.equal(part[5].pixels, sampled[5].pixels)
+    assert sampled[5].name == "class 4, sample 2"
 
 
 def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> None:
-    source = RunSource(run, DRAWING)
+    source = RunSource(run, PLAN)
     about = source.describe()
     assert about["global_step"] == 7
     assert about["sampler"]["top_k"] == 10
     assert about["sampler"]["classes"] == [1, 4]
     assert source.fingerprint() is None
-    other = Drawing(3, DRAWING.settings, seed=6, classes=(1, 4))
-    assert source.with_drawing(other).content_key() != source.content_key()
+    other = SamplingPlan(3, PLAN.settings, seed=6, classes=(1, 4))
+    assert source.with_plan(other).content_key() != source.content_key()
     same = shutil.copytree(run, tmp_path / "copy")
-    assert RunSource(same, DRAWING).content_key() == source.content_key()
+    assert RunSource(same, PLAN).content_key() == source.content_key()
     checkpoint = torch.load(same / "checkpoints" / "last.ckpt")
     checkpoint["state_dict"]["transformer.pos_emb"] += 1
     torch.save(checkpoint, same / "checkpoints" / "last.ckpt")
-    assert RunSource(same, DRAWING).content_key() != source.content_key()
-    assert RunSource(same, DRAWING).describe()["checkpoint_hash"] != about["checkpoint_hash"]
+    assert RunSource(same, PLAN).content_key() != source.content_key()
+    assert RunSource(same, PLAN).describe()["checkpoint_hash"] != about["checkpoint_hash"]
 
 
 def test_rejection(run: Path, tmp_path: Path) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
-    source = RunSource(run, replace(DRAWING, ratio=0.5, classifier=classifier))
-    whole = pictures(source)
+    source = RunSource(run, replace(PLAN, reject_ratio=0.5, classifier=classifier))
+    whole = images_of(source)
     assert sorted(whole) == list(range(6))
-    plain = pictures(RunSource(run, DRAWING))
+    plain = images_of(RunSource(run, PLAN))
     assert any(not torch.equal(whole[n].pixels, plain[n].pixels) for n in range(6))
-    part = pictures(source, share=(1, 2), skip={1})
+    part = images_of(source, share=(1, 2), skip={1})
     assert part and 1 not in part
     assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
-    assert sorted([*part, 1, *pictures(source, share=(0, 2))]) == list(range(6))
+    assert sorted([*part, 1, *images_of(source, share=(0, 2))]) == list(range(6))
     key = source.content_key()
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
-    assert RunSource(run, source.drawing).content_key() != key
+    assert RunSource(run, source.plan).content_key() != key
 
 
 def test_unconditional_run(tmp_path: Path) -> None:
     config = transformer_config(cond_stage_config="__is_unconditional__")
-    source = RunSource(tiny_run(tmp_path / "run", config), Drawing(3))
-    found = pictures(source)
+    source = RunSource(tiny_run(tmp_path / "run", config), SamplingPlan(3))
+    found = images_of(source)
     assert [found[n].label for n in range(3)] == [None] * 3
 
 
@@ -277,35 +279,37 @@ def test_unconditional_run(tmp_path: Path) -> None:
     [
         ({"num_samples": 0}, "--num_samples must be at least 1"),
         ({"settings": SampleSettings(0.0)}, "--temperature 0"),
-        ({"ratio": 0.5}, "rejection needs both"),
+        ({"reject_ratio": 0.5}, "rejection needs both"),
     ],
 )
-def test_wrong_drawings(options: Any, message: str) -> None:
+def test_wrong_plans(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Drawing(**options)
+        SamplingPlan(**options)
 
 
 def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
     write_images(tmp_path / "images", 1)
-    assert isinstance(source_for(str(tmp_path / "images")), FolderSource)
-    assert isinstance(source_for(config), DatasetSource)
+    assert isinstance(SetArguments().open(str(tmp_path / "images")), FolderSource)
+    assert isinstance(SetArguments().open(config), DatasetSource)
     for path in (run, run / "checkpoints" / "last.ckpt"):
-        assert isinstance(source_for(str(path)), RunSource)
+        assert isinstance(SetArguments().open(str(path)), RunSource)
     with pytest.raises(UserError, match="give a folder of images, a run"):
-        source_for(str(tmp_path / "nothing"))
+        SetArguments().open(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="is a first stage.*evaluate_first_stage.py"):
-        source_for(str(tiny_run(tmp_path / "stage", FIRST_STAGE)))
+        SetArguments().open(str(tiny_run(tmp_path / "stage", FIRST_STAGE)))
 
 
-def test_content_in_parts() -> None:
-    images = [Picture(n, torch.full((3, 4, 5), n, dtype=torch.uint8), label=n) for n in range(4)]
-    whole, odd = Content(4), Content(4)
-    whole.add(images)
-    odd.add(images[1::2])
-    part = Content(4)
-    part.add(images[::2])
+def test_a_manifest_in_parts() -> None:
+    images = [
+        SourceImage(n, torch.full((3, 4, 5), n, dtype=torch.uint8), label=n) for n in range(4)
+    ]
+    whole, odd = Manifest(4), Manifest(4)
+    whole.update(images)
+    odd.update(images[1::2])
+    part = Manifest(4)
+    part.update(images[::2])
     assert part.fingerprint() != whole.fingerprint()
-    part.merge(Content.from_state(odd.state()))
+    part.merge_state(odd.state_dict())
     assert part.describe() == whole.describe()
-    assert part.labelled()
+    assert part.is_labeled()
     assert part.labels.tolist() == [0, 1, 2, 3]

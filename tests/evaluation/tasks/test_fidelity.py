@@ -13,20 +13,24 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
+from taming.evaluation.metrics.base import FeatureRequest
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fid import Moments
+from taming.evaluation.metrics.fidelity import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Need, Reading
-from taming.evaluation.sources.folder import FolderSource, Picture
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
+    FidelitySettings,
     evaluate_fidelity,
 )
-from taming.evaluation.tasks.protocol import Protocol
 from tests.evaluation.images import write_classes, write_images
 from tests.evaluation.small import TinyExtractor, register_tiny
 
-ALL = Protocol(("fid", "isc", "kid", "prc"), isc_splits=3, kid_subsets=5, kid_subset_size=10)
+SMALL = metric_settings(isc_splits=3, kid_subsets=5, kid_subset_size=10)
+ALL = FidelitySettings(("fid", "isc", "kid", "prc"), of_metrics=SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,17 @@ def tiny() -> Extractor:
     return Extractor(register_tiny())
 
 
-def reading(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) -> Reading:
+def settings(metric: str, **values: int) -> FidelitySettings:
+    return FidelitySettings((metric,), of_metrics=metric_settings(**values))
+
+
+def runner(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) -> Runner:
     cache = Cache(tmp_path, enabled=tmp_path is not None)
-    return Reading(batch_size, cache, **options)
+    return Runner(batch_size, cache, **options)
 
 
 def evaluate(a: Any, b: Any, tiny: Extractor, *args: Any, **options: Any) -> Evaluation:
-    found = evaluate_fidelity(a, b, tiny, *args, **{"reading": reading(), **options})
+    found = evaluate_fidelity(a, b, tiny, *args, **{"runner": runner(), **options})
     assert found is not None
     return found
 
@@ -107,7 +115,7 @@ def test_neither_order_nor_batch_size_count(
     sets: tuple[Path, Path], tiny: Extractor, batch_size: int
 ) -> None:
     expected = evaluate(*map(FolderSource, sets), tiny, ALL)
-    found = evaluate(*map(Shuffled, sets), tiny, ALL, reading=reading(batch_size=batch_size))
+    found = evaluate(*map(Shuffled, sets), tiny, ALL, runner=runner(batch_size=batch_size))
     assert numbers(found) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-6)
     assert found.sets["samples"]["fingerprint"] == expected.sets["samples"]["fingerprint"]
 
@@ -133,15 +141,15 @@ def test_the_reference_is_read_once(
     sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path
 ) -> None:
     samples, first, second, third = (Counting(path) for path in (sets[0], *[sets[1]] * 3))
-    expected = evaluate(samples, first, tiny, ALL, reading=reading(tmp_path))
-    again = evaluate(samples, second, tiny, ALL, reading=reading(tmp_path))
+    expected = evaluate(samples, first, tiny, ALL, runner=runner(tmp_path))
+    again = evaluate(samples, second, tiny, ALL, runner=runner(tmp_path))
     assert (samples.read, first.read, second.read) == (60, 40, 0)
     assert again.metrics == expected.metrics
     assert again.sets == expected.sets
     # What the cache lacks is computed, here a bank of another layer.
     other = replace(ALL, layers={"kid": "logits"})
     assert (
-        numbers(evaluate(samples, third, tiny, other, reading=reading(tmp_path)))["fid"]
+        numbers(evaluate(samples, third, tiny, other, runner=runner(tmp_path)))["fid"]
         == (expected.metrics["fid"])
     )
     assert third.read == 40
@@ -149,9 +157,9 @@ def test_the_reference_is_read_once(
 
 def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: Path) -> None:
     a, b = write_images(tmp_path / "a", 5), write_images(tmp_path / "b", 6, seed=100)
-    first = evaluate(FolderSource(a), FolderSource(b), tiny, reading=reading(tmp_path / "c"))
+    first = evaluate(FolderSource(a), FolderSource(b), tiny, runner=runner(tmp_path / "c"))
     write_images(b, 6, seed=200)
-    second = evaluate(FolderSource(a), FolderSource(b), tiny, reading=reading(tmp_path / "c"))
+    second = evaluate(FolderSource(a), FolderSource(b), tiny, runner=runner(tmp_path / "c"))
     alone = evaluate(FolderSource(a), FolderSource(b), tiny)
     assert second.metrics == alone.metrics
     assert second.metrics != first.metrics
@@ -159,8 +167,8 @@ def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: 
 
 def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path) -> None:
     source = FolderSource(sets[1])
-    need = Need("moments", tiny, "16")
-    moments = reading().gather(source, [need], "images").parts[need]
+    request = FeatureRequest(Moments, tiny, "16")
+    moments: Any = runner().features(source, [request], "images").parts[request]
     arrays = (moments.mean, moments.covariance, moments.count, source.fingerprint())
     statistics = Statistics(tiny.name, "16", tiny.weights_hash, *arrays)
     found = evaluate(FolderSource(sets[0]), statistics, tiny)
@@ -184,7 +192,7 @@ def test_other_extractor_for_precision_and_recall(
     other = Extractor(tiny.name, ["16"], weights)
     sources = [FolderSource(path) for path in sets]
     found = evaluate(*sources, tiny, ALL, other)
-    by_other = evaluate(*sources, other, Protocol(("prc",)))
+    by_other = evaluate(*sources, other, FidelitySettings(("prc",)))
     assert found.metrics["prc"] == by_other.metrics["prc"]
     assert found.metrics["fid"] == evaluate(*sources, tiny, ALL).metrics["fid"]
     assert found.protocol["prc_extractor"]["weights_sha256"] == other.weights_hash
@@ -194,33 +202,36 @@ def test_other_extractor_for_precision_and_recall(
 def test_classes(tiny: Extractor, tmp_path: Path) -> None:
     a = FolderSource(write_classes(tmp_path / "a", {"0": 6, "3": 8, "7": 1}))
     b = FolderSource(write_classes(tmp_path / "b", {"0": 9, "3": 7, "5": 4}, seed=300))
-    found = evaluate(a, b, tiny, Protocol(per_class=True))
+    found = evaluate(a, b, tiny, FidelitySettings(per_class=True))
     alone = [FolderSource(tmp_path / name / "3") for name in "ab"]
     expected = evaluate(*alone, tiny).metrics["fid"]
     assert list(found.classes) == [0, 3]
     assert found.classes[3] == pytest.approx(expected, rel=1e-6)
     assert found.metrics["mean_fid_of_classes"] == pytest.approx(sum(found.classes.values()) / 2)
     with pytest.raises(UserError, match="the samples have none"):
-        evaluate(alone[0], b, tiny, Protocol(per_class=True))
+        evaluate(alone[0], b, tiny, FidelitySettings(per_class=True))
     other = FolderSource(write_classes(tmp_path / "c", {"8": 3}))
     with pytest.raises(UserError, match="no class has 2 images in both sets"):
-        evaluate(a, other, tiny, Protocol(per_class=True))
+        evaluate(a, other, tiny, FidelitySettings(per_class=True))
 
 
 @pytest.mark.parametrize(
-    ("protocol", "message"),
+    ("wrong", "message"),
     [
-        (Protocol(("kid",)), "kid needs at least 1000 images.*smaller --kid_subset_size"),
-        (Protocol(("isc",), isc_splits=31), "isc needs at least 31 images, and the samples are 30"),
-        (Protocol(("prc",), prc_neighbours=30), "prc needs at least 31 images"),
+        (FidelitySettings(("kid",)), "kid needs at least 1000 images.*smaller --kid_subset_size"),
+        (
+            settings("isc", isc_splits=31),
+            "isc needs at least 31 images, and the samples are 30",
+        ),
+        (settings("prc", prc_neighbours=30), "prc needs at least 31 images"),
     ],
 )
 def test_too_few_images(
-    sets: tuple[Path, Path], tiny: Extractor, protocol: Protocol, message: str
+    sets: tuple[Path, Path], tiny: Extractor, wrong: FidelitySettings, message: str
 ) -> None:
     samples, reference = Counting(sets[0]), Counting(sets[1])
     with pytest.raises(UserError, match=message):
-        evaluate(samples, reference, tiny, protocol)
+        evaluate(samples, reference, tiny, wrong)
     assert samples.read == 0  # nobody waits for hours to hear it
 
 
@@ -230,16 +241,22 @@ def test_too_few_images(
         ({"metrics": ("fdi",)}, "no metric 'fdi'; did you mean 'fid'"),
         ({"metrics": ()}, "--metrics names none"),
         ({"layers": {"lpips": "1"}}, "no metric 'lpips'"),
-        ({"kid_subsets": 0}, "--kid_subsets must be at least 1"),
     ],
 )
-def test_wrong_protocols(options: Any, message: str) -> None:
+def test_unknown_metrics(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Protocol(**options)
+        FidelitySettings(**options)
+
+
+def test_wrong_settings_of_metrics() -> None:
+    with pytest.raises(UserError, match="--kid_subsets must be at least 1, not 0"):
+        metric_settings(kid_subsets=0)
+    with pytest.raises(TypeError, match="no metric has the setting splits"):
+        metric_settings(splits=3)
 
 
 def test_no_reference(sets: tuple[Path, Path], tiny: Extractor) -> None:
-    found = evaluate(FolderSource(sets[0]), None, tiny, Protocol(("isc",), isc_splits=3))
+    found = evaluate(FolderSource(sets[0]), None, tiny, settings("isc", isc_splits=3))
     assert list(found.sets) == ["samples"]
     with pytest.raises(UserError, match="give a REFERENCE"):
         FidelityEvaluator(None, tiny)
@@ -263,7 +280,7 @@ def test_images_of_many_sizes(tiny: Extractor, tmp_path: Path) -> None:
     source = FolderSource(tmp_path)
     found = evaluate(source, source, tiny)
     assert len(found.sets["samples"]["sizes"]) == 6
-    alone = evaluate(source, source, tiny, reading=reading(batch_size=1))
+    alone = evaluate(source, source, tiny, runner=runner(batch_size=1))
     assert found.metrics["fid"] == pytest.approx(alone.metrics["fid"], abs=1e-6)
 
 
@@ -274,12 +291,3 @@ def test_a_set_that_loses_images(sets: tuple[Path, Path], tiny: Extractor) -> No
 
     with pytest.raises(UserError, match="images did not arrive"):
         evaluate(Lossy(sets[0]), FolderSource(sets[1]), tiny)
-
-
-def test_need_of_labels_passes_over_images_without() -> None:
-    tiny = Extractor(register_tiny())
-    need = Need("classes", tiny, "16")
-    found = need.empty(2)
-    pictures = [Picture(n, torch.zeros(3, 4, 4), label=label) for n, label in ((0, None), (1, 5))]
-    need.add(found, pictures, {"16": torch.rand(2, 16)})
-    assert list(found.moments) == [5]

@@ -13,14 +13,17 @@ import torch
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
-from taming.evaluation.metrics.reconstruction import PairAccumulator, to_bytes
-from taming.evaluation.runner import Reading
-from taming.evaluation.sources.folder import DatasetSource, FolderSource
-from taming.evaluation.sources.prepared import LabelSource, Prepared, as_channels
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, StageResult
-from taming.evaluation.tasks.loaded_first_stages import Stage, load_stages
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
+from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
+from taming.pictures import to_grey, to_values
 from taming.sampling.load import load_first_stage
+from tests.evaluation.features import moments_of
 from tests.evaluation.small import register_tiny
 from tests.evaluation.stage_runs import (
     DALLE,
@@ -39,16 +42,18 @@ CLOSE = 1e-6
 
 def evaluator(tmp_path: Path, batch_size: int = 4, **options: Any) -> FirstStageEvaluator:
     extractor = Extractor(register_tiny(), ["16"])
-    reading = Reading(batch_size, Cache(tmp_path / "cache"), save_every=0)
-    return FirstStageEvaluator(extractor=extractor, metrics=("ssim",), reading=reading, **options)
+    runner = Runner(batch_size, Cache(tmp_path / "cache"), save_every=0)
+    return FirstStageEvaluator(extractor=extractor, metrics=("ssim",), runner=runner, **options)
 
 
 def validation(run: Path, key: str = "image") -> DatasetSource:
     return DatasetSource(next((run / "configs").glob("*.yaml")), key=key, workers=0)
 
 
-def evaluated(tmp_path: Path, run: Path, **options: Any) -> StageResult:
-    result = evaluator(tmp_path, **options)(Stage.load(run), Prepared(validation(run)))
+def evaluated(tmp_path: Path, run: Path, **options: Any) -> FirstStageResult:
+    result = evaluator(tmp_path, **options)(
+        LoadedFirstStage.load(run), PreparedSource(validation(run))
+    )
     assert result is not None
     return result
 
@@ -56,16 +61,14 @@ def evaluated(tmp_path: Path, run: Path, **options: Any) -> StageResult:
 def by_hand(run: Path, images: torch.Tensor) -> dict[str, Any]:
     """Metrics of uint8 images [N, 3, H, W] as the first stage of a run reconstructs them."""
     stage, _, _ = load_first_stage(run, device="cpu")
-    x = images.float() / 127.5 - 1
+    x = to_values(images)
     with torch.no_grad():
-        found, indices = to_bytes(stage(x)[0]), stage.encode_to_indices(x)
+        found, indices = to_pixels(stage(x)[0]), stage.encode_to_indices(x)
     pairs, extractor = PairAccumulator(("ssim",)), Extractor(register_tiny(), ["16"])
-    pairs.add(range(len(x)), images, found)
-    moments = [Moments(), Moments()]
-    for one, pixels in zip(moments, (images, found), strict=True):
-        one.add(extractor(pixels)["16"])
+    pairs.update(range(len(x)), images, found)
+    moments = [moments_of(extractor(pixels)["16"]) for pixels in (images, found)]
     share = torch.bincount(indices.flatten(), minlength=20).double() / indices.numel()
-    return pairs.summary() | {
+    return pairs.compute() | {
         "rfid": frechet_distance(*moments),
         "codebook_usage": float((share > 0).double().mean()),
         "codebook_perplexity": float(torch.exp(-torch.xlogy(share, share).sum())),
@@ -74,7 +77,7 @@ def by_hand(run: Path, images: torch.Tensor) -> dict[str, Any]:
 
 def scenes(count: int = 6) -> torch.Tensor:
     images = np.stack([Scenes(count)[index]["image"] for index in range(count)])
-    return to_bytes(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return to_pixels(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 @pytest.fixture
@@ -117,12 +120,12 @@ def test_an_interrupted_evaluation_goes_on(
             raise KeyboardInterrupt
         return load(self, index)
 
-    source = Prepared(validation(run))
+    source = PreparedSource(validation(run))
     source.content_key()
     monkeypatch.setattr(DatasetSource, "load", failing)
     with pytest.raises(KeyboardInterrupt):
-        evaluator(tmp_path, batch_size=2)(Stage.load(run), source)
-    result = evaluator(tmp_path, batch_size=2)(Stage.load(run), source)
+        evaluator(tmp_path, batch_size=2)(LoadedFirstStage.load(run), source)
+    result = evaluator(tmp_path, batch_size=2)(LoadedFirstStage.load(run), source)
     assert result is not None and result.metrics == pytest.approx(expected.metrics, rel=CLOSE)
     assert read[5:] == [4, 5]
     assert result.reconstructions == expected.reconstructions
@@ -130,12 +133,12 @@ def test_an_interrupted_evaluation_goes_on(
 
 def test_several_first_stages_share_the_originals(run: Path, tmp_path: Path) -> None:
     other = tiny_run(tmp_path / "dalle", DALLE)
-    stages = load_stages([run, other])
-    images = Prepared(validation(run), multiple=8)
+    stages = load_first_stages([run, other])
+    images = PreparedSource(validation(run), multiple=8)
     evaluate = evaluator(tmp_path)
     first, second = [evaluate(stage, images) for stage in stages]
     assert first is not None and second is not None
-    alone = evaluator(tmp_path / "alone")(Stage.load(other), images)
+    alone = evaluator(tmp_path / "alone")(LoadedFirstStage.load(other), images)
     assert alone is not None
     assert second.metrics == pytest.approx(alone.metrics, rel=CLOSE)
     assert second.reconstructions["f"] == 8 and second.reconstructions["codes"] == 16
@@ -149,13 +152,13 @@ def test_several_first_stages_share_the_originals(run: Path, tmp_path: Path) -> 
 
 def test_depths_are_of_one_channel(tmp_path: Path) -> None:
     run = run_with_data(tmp_path / "run", DEPTH)
-    stage = Stage.load(run)
-    images = Prepared(validation(run, stage.image_key))
+    stage = LoadedFirstStage.load(run)
+    images = PreparedSource(validation(run, stage.image_key))
     evaluate = evaluator(tmp_path)
     result = evaluate(stage, images)
     assert result is not None
     assert {"l1", "psnr", "ssim", "rfid", "codebook_usage"} <= set(result.metrics)
-    depth = to_bytes(torch.from_numpy(Scenes(6)[2]["depth"]))
+    depth = to_pixels(torch.from_numpy(Scenes(6)[2]["depth"]))
     original, _ = evaluate.pictures(stage, images, [2])[2]
     assert (original == depth[..., None].numpy()).all()
 
@@ -165,17 +168,17 @@ def test_pictures_become_grey() -> None:
 
     pixels = scenes(1)
     expected = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).convert("L"))
-    difference = as_channels(pixels, 1)[0, 0].numpy().astype(int) - expected
+    difference = to_grey(pixels)[0, 0].numpy().astype(int) - expected
     assert abs(difference).max() <= 1
 
 
 def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
     run = run_with_data(tmp_path / "run", SEGMENTATION)
-    stage = Stage.load(run)
+    stage = LoadedFirstStage.load(run)
     config = next((run / "configs").glob("*.yaml"))
     source = LabelSource(LABELS, config, "validation", stage.image_key, workers=0)
     evaluate = evaluator(tmp_path)
-    result = evaluate(stage, Prepared(source))
+    result = evaluate(stage, PreparedSource(source))
     assert result is not None
     x = torch.from_numpy(np.stack([Scenes(6)[n]["segmentation"] for n in range(6)]))
     with torch.no_grad():
@@ -183,8 +186,8 @@ def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
     right = float((found == x.argmax(dim=3)).double().mean())
     assert result.metrics["pixel_accuracy"] == pytest.approx(right)
     assert 0 < result.metrics["mean_iou"] < 1 and "psnr" not in result.metrics
-    assert result.left_out["rfid"] == "segmentations have no colours"
-    original, _ = evaluate.pictures(stage, Prepared(source), [0])[0]
+    assert result.left_out["rfid"] == "segmentations have no colors"
+    original, _ = evaluate.pictures(stage, PreparedSource(source), [0])[0]
     assert original.shape == (16, 16, 3)
     with pytest.raises(UserError, match="'image' is .*takes .height, width, 5 labels"):
         LabelSource(LABELS, config, "validation", "image", workers=0).load(0)
@@ -195,32 +198,38 @@ def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
         tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)}
     )
     source = FolderSource(folder, workers=0)
-    as_they_are = Prepared(source, multiple=4)
+    as_they_are = PreparedSource(source, multiple=4)
     sizes = [pixels.shape for pixels, *_ in map(as_they_are.load, range(3))]
     assert sizes == [(3, 8, 12), (3, 12, 8), (3, 8, 8)]
-    squares = Prepared(source, size=10, multiple=4, limit=2)
+    squares = PreparedSource(source, size=(10, 10), multiple=4, limit=2)
     assert len(squares) == 2
     assert [squares.load(index)[0].shape for index in range(2)] == [(3, 8, 8)] * 2
-    assert squares.content_key() != Prepared(source, size=10, multiple=4).content_key()
-    result = evaluator(tmp_path)(Stage.load(run), as_they_are)
+    assert squares.content_key() != PreparedSource(source, size=(10, 10), multiple=4).content_key()
+    result = evaluator(tmp_path)(LoadedFirstStage.load(run), as_they_are)
     assert result is not None and result.images["sizes"] == {"12x8": 1, "8x12": 1, "8x8": 1}
     assert "ssim" in result.left_out
     with pytest.raises(UserError, match="c.png has 8 x 8 pixels, fewer than the 16"):
-        Prepared(source, multiple=16).load(2)
+        PreparedSource(source, multiple=16).load(2)
 
 
 def test_one_image_has_no_covariance(run: Path, tmp_path: Path) -> None:
-    result = evaluator(tmp_path)(Stage.load(run), Prepared(validation(run), limit=1))
+    result = evaluator(tmp_path)(
+        LoadedFirstStage.load(run), PreparedSource(validation(run), limit=1)
+    )
     assert result is not None and "rfid" not in result.metrics
     assert "2 images at least" in result.left_out["rfid"]
 
 
 def test_names_differ(run: Path, tmp_path: Path) -> None:
     other = tiny_run(tmp_path / "b" / "run", FIRST_STAGE)
-    assert [s.name for s in load_stages([run, run, other])] == ["run", "run last", "run last (2)"]
+    assert [s.name for s in load_first_stages([run, run, other])] == [
+        "run",
+        "run last",
+        "run last (2)",
+    ]
     segmentation = tiny_run(tmp_path / "segmentation", SEGMENTATION)
     with pytest.raises(UserError, match="cannot be compared"):
-        load_stages([run, segmentation])
+        load_first_stages([run, segmentation])
 
 
 @pytest.fixture(autouse=True)

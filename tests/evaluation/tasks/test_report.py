@@ -13,9 +13,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scripts.report import main
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
+from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
 from tests.sampling.tiny import CLASSES, tiny_run, transformer_config
 
@@ -93,11 +94,9 @@ def test_the_distance_is_that_of_the_saved_classifier(tmp_path: Path) -> None:
     write_samples(run)
     main(["-r", str(run), "--device", "cpu"])
     classifier = SmallClassifier.load(run / "report" / "classifier.pt")
-    moments = []
-    for count, seed in ((24, 2), (120, 0)):
-        moments.append(Moments())
-        with torch.no_grad():
-            moments[-1].add(classifier(stripes(count, seed, side=8)[0])[0])
+    with torch.no_grad():
+        images = [stripes(*options, side=8)[0] for options in ((24, 2), (120, 0))]
+        moments = [moments_of(classifier(pixels)[0]) for pixels in images]
     result = json.loads((run / "report" / "report.json").read_text())
     found = result["by_own_classifier"]["samples"]["fid"]
     assert found == pytest.approx(frechet_distance(*moments), rel=1e-4)

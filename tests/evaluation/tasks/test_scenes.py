@@ -16,19 +16,22 @@ from taming.data.helper_types import BoundingBox as Box
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import Moments, frechet_distance
-from taming.evaluation.runner import Reading
+from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.scenes import (
-    DrawnScenes,
     Layouts,
     RealScenes,
-    ScenePicture,
+    SampledScenes,
+    SceneImage,
     cut_objects,
     visible_boxes,
 )
+from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
+from tests.evaluation.features import moments_of
 from tests.evaluation.scene_runs import SCENES, layouts, write_scenes
 from tests.evaluation.small import register_tiny
 from tests.sampling.tiny import tiny_model, transformer_config
@@ -39,35 +42,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("examples"))
 
 
-def drawn(layouts: Layouts, per_layout: int = 2, **changes: Any) -> DrawnScenes:
+def sampled(layouts: Layouts, per_layout: int = 2, **changes: Any) -> SampledScenes:
     model = tiny_model(transformer_config(**SCENES))
     settings = SampleSettings(top_k=100)
-    return DrawnScenes(layouts, model, {"checkpoint_hash": "0"}, per_layout, settings, **changes)
+    return SampledScenes(layouts, model, {"checkpoint_hash": "0"}, per_layout, settings, **changes)
 
 
 def evaluate(
-    samples: DrawnScenes, cache: Path | None = None, batch_size: int = 4, **changes: Any
+    samples: SampledScenes,
+    cache: Path | None = None,
+    batch_size: int = 4,
+    isc_splits: int = 2,
+    **changes: Any,
 ) -> SceneEvaluation:
-    reading = Reading(batch_size, Cache(cache, enabled=cache is not None))
-    found = evaluate_scenes(samples, Extractor(register_tiny()), reading, isc_splits=2, **changes)
+    runner = Runner(batch_size, Cache(cache, enabled=cache is not None))
+    of_metrics = metric_settings(isc_splits=isc_splits)
+    settings = FidelitySettings(("fid", "isc"), of_metrics=of_metrics)
+    found = evaluate_scenes(samples, Extractor(register_tiny()), runner, settings, **changes)
     assert found is not None
     return found
 
 
-def pictures(source: RealScenes | DrawnScenes) -> dict[int, ScenePicture]:
+def scene_images(source: RealScenes | SampledScenes) -> dict[int, SceneImage]:
     batches = source.batches(3)
-    return {p.index: p for batch in batches for p in batch if isinstance(p, ScenePicture)}
+    return {p.index: p for batch in batches for p in batch if isinstance(p, SceneImage)}
 
 
-def object_moments(images: list[ScenePicture], min_side: float = 1.0) -> Moments:
+def object_moments(images: list[SceneImage], min_side: float = 1.0) -> Moments:
     crops = torch.cat([cut_objects(p.pixels, p.boxes, min_side) for p in images])
-    return moments_of(crops)
+    return moments_of(features(crops))
 
 
-def moments_of(images: Tensor) -> Moments:
-    moments = Moments()
-    moments.add(Extractor(register_tiny())(images)["16"])
-    return moments
+def features(images: Tensor) -> Tensor:
+    return Extractor(register_tiny())(images)["16"]
 
 
 def scene(*boxes: Box, **changes: Any) -> Scene:
@@ -123,16 +130,16 @@ def test_real_boxes_follow_crop_and_flip(data: Path, flip: bool) -> None:
 
 
 def test_numbers_are_those_of_the_images(data: Path) -> None:
-    samples = drawn(layouts(data))
+    samples = sampled(layouts(data))
     found = evaluate(samples)
-    real, made = pictures(RealScenes(samples.layouts)), pictures(samples)
+    real, made = scene_images(RealScenes(samples.layouts)), scene_images(samples)
     assert sorted(made) == list(range(12)) and sorted(real) == list(range(6))
     truth = [real[n] for n in range(6)]
-    whole = moments_of(torch.stack([p.pixels for p in truth]))
+    whole = moments_of(features(torch.stack([p.pixels for p in truth])))
     for k, row in enumerate(found.rows):
         own = [made[2 * n + k] for n in range(6)]
         assert [p.boxes for p in own] == [p.boxes for p in truth]
-        images = moments_of(torch.stack([p.pixels for p in own]))
+        images = moments_of(features(torch.stack([p.pixels for p in own])))
         assert row["fid"] == pytest.approx(frechet_distance(images, whole), rel=1e-6)
         distance = frechet_distance(object_moments(own), object_moments(truth))
         assert row["scene_fid"] == pytest.approx(distance, rel=1e-6)
@@ -146,7 +153,7 @@ def test_numbers_are_those_of_the_images(data: Path) -> None:
 
 
 def test_batches_processes_and_caches_change_nothing(data: Path, tmp_path: Path) -> None:
-    samples = drawn(layouts(data, 5))
+    samples = sampled(layouts(data, 5))
     expected = evaluate(samples).metrics
     flat = lambda m: [m["fid"], m["scene_fid"], m["isc"]["mean"], m["isc"]["std"]]  # noqa: E731
     for batch_size in (1, 7):
@@ -167,8 +174,8 @@ def test_batches_processes_and_caches_change_nothing(data: Path, tmp_path: Path)
     assert fewer.metrics["scene_fid"] != expected["scene_fid"]
 
 
-def found_objects(samples: DrawnScenes) -> int:
-    return sum(len(p.boxes) for p in pictures(RealScenes(samples.layouts)).values())
+def found_objects(samples: SampledScenes) -> int:
+    return sum(len(p.boxes) for p in scene_images(RealScenes(samples.layouts)).values())
 
 
 def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
@@ -178,10 +185,10 @@ def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
     assert layouts(copied, 3).key == key  # another place, the same content
     assert layouts(data, 4).key != key
     assert layouts(data, 3, crop_method="none").key != key
-    own = drawn(layouts(data, 3)).content_key()
-    assert drawn(layouts(copied, 3)).content_key() == own
-    assert drawn(layouts(data, 3), per_layout=3).content_key() != own
-    assert drawn(layouts(data, 3), seed=1).content_key() != own
+    own = sampled(layouts(data, 3)).content_key()
+    assert sampled(layouts(copied, 3)).content_key() == own
+    assert sampled(layouts(data, 3), per_layout=3).content_key() != own
+    assert sampled(layouts(data, 3), seed=1).content_key() != own
 
 
 @pytest.mark.parametrize(
@@ -193,8 +200,6 @@ def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_too_little(data: Path, count: int, changes: dict[str, Any], message: str) -> None:
-    samples = drawn(layouts(data, count), per_layout=1)
-    options = {"isc_splits": 2} | changes
+    samples = sampled(layouts(data, count), per_layout=1)
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        reading = Reading(4, Cache(enabled=False))
-        evaluate_scenes(samples, Extractor(register_tiny()), reading, **options)
+        evaluate(samples, **changes)

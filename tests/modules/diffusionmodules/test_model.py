@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules.diffusionmodules.model import (
     AttnBlock,
@@ -13,7 +14,6 @@ from taming.modules.diffusionmodules.model import (
     Upsample,
     nonlinearity,
 )
-from tests.modules.first_stage import FirstStage
 from tests.support import assert_close, fill_by_name, load_golden
 
 SMALL = {
@@ -36,7 +36,7 @@ def small(**changes):
 @torch.no_grad()
 def test_golden_forward_passes():
     golden, spec = load_golden("vqmodel")
-    stage = fill_by_name(FirstStage(spec["model"]["params"])).eval()
+    stage = fill_by_name(instantiate_from_config(spec["model"])).eval()
     latents = stage.encoder(golden["x"])
     assert_close(latents, golden["encoder"])
     assert_close(stage.quant_conv(latents), golden["prequant"])

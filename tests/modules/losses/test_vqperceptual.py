@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules import losses
 from taming.modules.losses.vqperceptual import (
@@ -13,7 +14,6 @@ from taming.modules.losses.vqperceptual import (
     hinge_d_loss,
     vanilla_d_loss,
 )
-from tests.modules.first_stage import FirstStage
 from tests.support import SAME_KERNELS, assert_close, fill_by_name, load_golden
 
 SMALL = {"disc_start": 0, "perceptual_weight": 0.0, "disc_num_layers": 2, "disc_ndf": 8}
@@ -51,7 +51,7 @@ class LastConv(nn.Module):
 
 def test_golden_training_run():
     golden, spec = load_golden("train_vqgan_hinge")
-    stage = fill_by_name(FirstStage(spec["model"]["params"]), seed=5).train()
+    stage = fill_by_name(instantiate_from_config(spec["model"]), seed=5).train()
     ours = [p for name, p in stage.named_parameters() if not name.startswith("loss.")]
     adam = {"lr": spec["learning_rate"], "betas": (0.5, 0.9)}
     optimizers = (

@@ -1,0 +1,194 @@
+"""What WebDataset shards hold: tars in which consecutive members `KEY.FIELD` are a sample."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from taming.data.columns import Column, StringTable, column
+from taming.data.files.find import EXTENSIONS
+from taming.data.files.list_files import write_lines
+from taming.data.files.tar_members import member_path
+from taming.errors import UserError
+
+IMAGE_ENDINGS = (*EXTENSIONS, "npy")
+TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
+
+
+@dataclass
+class Sample:
+    """The members of a tar whose names share `key`.
+
+    Attributes:
+        files: (offset, size) in bytes by field, such as "jpg" or "depth.png".
+        metadata: the contents of the JSON, `.cls` and `.txt` members.
+    """
+
+    key: str
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def find_shards(shards: str | Sequence[str]) -> list[str]:
+    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these.
+
+    Raises `UserError` if there are none.
+    """
+    places = [shards] if isinstance(shards, str | Path) else list(shards)
+    tars: list[str] = []
+    for place in map(str, places):
+        place = os.path.expanduser(place)
+        pattern = os.path.join(place, "*.tar") if os.path.isdir(place) else place
+        if not (matches := sorted(glob.glob(pattern))):
+            raise UserError(
+                f"there are no shards {pattern}; write some with scripts/make_shards.py"
+            )
+        tars += matches
+    return tars
+
+
+def scan(tar: str) -> Iterator[Sample]:
+    """The samples of a shard, from its members; raises `UserError` if it is damaged."""
+    sample: Sample | None = None
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
+                folder, name = os.path.split(member.name)
+                key, dot, name = name.partition(".")
+                if not member.isreg() or not dot:
+                    continue
+                key = os.path.join(folder, key)
+                if sample is None or sample.key != key:
+                    if sample is not None:
+                        yield sample
+                    sample = Sample(key)
+                _add(sample, archive, member, name)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise UserError(f"the shard {tar} cannot be read ({error}); write it anew") from None
+    if sample is not None:
+        yield sample
+
+
+def _add(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+    if name != "json" and name not in TEXT_ENDINGS:
+        sample.files[name] = (member.offset_data, member.size)
+        return
+    file = archive.extractfile(member)
+    assert file is not None  # a plain file
+    content = file.read()
+    if name == "json":
+        sample.metadata |= json.loads(content)
+    else:
+        entry, convert = TEXT_ENDINGS[name]
+        sample.metadata[entry] = convert(content.decode().strip())
+
+
+def read_index(tar: str) -> Iterator[Sample]:
+    """As `scan`, from the file `<tar>.index`, which is written if it is absent or out of date."""
+    size, index = os.path.getsize(tar), Path(f"{tar}.index")
+    if index.is_file():
+        with open(index, encoding="utf-8") as lines:
+            if lines.readline().strip() == str(size):
+                for line in lines:
+                    yield Sample(*json.loads(line))
+                return
+    samples = list(scan(tar))
+    if os.access(index.parent, os.W_OK):
+        rows = (json.dumps([one.key, one.files, one.metadata]) for one in samples)
+        write_lines(index, [str(size), *rows])
+    yield from samples
+
+
+class ShardColumns:
+    """The samples of many shards in flat memory, a column per field.
+
+    Attributes:
+        lengths: number of samples of each shard.
+        paths: columns of paths by the map's name, "image" for the images.
+        metadata: columns of everything else.
+
+    Raises:
+        UserError: if a sample lacks an image or a map, or the shards differ in their fields.
+    """
+
+    def __init__(self, tars: Sequence[str], maps: Iterable[str] = ()) -> None:
+        self._maps = tuple(maps)
+        self.lengths = array("q")
+        parts: dict[str, list[Column]] = {}
+        for tar in tqdm(tars, "reading indices", delay=2, disable=None, leave=False):
+            rows = [self._row(tar, sample) for sample in read_index(tar)]
+            self.lengths.append(len(rows))
+            for name in rows[0] if rows else ():
+                parts.setdefault(name, []).append(self._column(tar, rows, name))
+        if not parts:
+            raise UserError(f"{tars[0]} has no samples; write the shards anew")
+        if uneven := [name for name, some in parts.items() if len(some) < len(parts["/image"])]:
+            raise UserError(f"some of the shards beside {tars[0]} have no {uneven[0]!r}")
+        joined = {name: _joined(some) for name, some in parts.items()}
+        self.paths: dict[str, StringTable] = {
+            name: joined.pop(f"/{name}") for name in ("image", *self._maps)
+        }
+        self.metadata = joined
+
+    def _row(self, tar: str, sample: Sample) -> dict[str, Any]:
+        """Metadata, and paths under names that start with a slash."""
+        row = sample.metadata | {"__key__": sample.key}
+        for name in ("", *self._maps):
+            field_name = _field(sample, name, self._maps)
+            if field_name is None:
+                raise UserError(
+                    f"the shard {tar} has no {name or 'image'} for {sample.key} (it has "
+                    f"{', '.join(sample.files)}); correct maps, or write the shard anew"
+                )
+            offset, size = sample.files[field_name]
+            ending = field_name.rpartition(".")[2]
+            row[f"/{name or 'image'}"] = member_path(tar, offset, size, ending)
+        return row
+
+    def _column(self, tar: str, rows: list[dict[str, Any]], name: str) -> Column:
+        try:
+            return column([row[name] for row in rows])
+        except KeyError:
+            raise UserError(f"some samples of the shard {tar} have no {name!r}") from None
+
+
+def _joined(parts: list[Column]) -> Any:
+    if all(isinstance(part, StringTable) for part in parts):
+        return StringTable(value for part in parts for value in part)
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        return torch.cat(tensors)
+    return [value for part in parts for value in part]
+
+
+def _field(sample: Sample, wanted: str, maps: Sequence[str]) -> str | None:
+    """The field that holds the map `wanted`, such as "depth.png"; the image's if it is empty."""
+    for name in sample.files:
+        first, _, ending = name.rpartition(".")
+        if ending.lower() in IMAGE_ENDINGS and (first == wanted if wanted else first not in maps):
+            return name
+    return None
+
+
+def paths_by_name(shards: str | Sequence[str], names: Sequence[str]) -> StringTable:
+    """Where in the shards the images with these `file_name`s are; raises `UserError`."""
+    columns = ShardColumns(find_shards(shards))
+    listed = columns.metadata.get("file_name", columns.metadata["__key__"])
+    places = {name: number for number, name in enumerate(listed)}
+    if lacking := [name for name in names if name not in places]:
+        raise UserError(
+            f"{shards} lacks {len(lacking)} of {len(names)} images, such as {lacking[0]}"
+        )
+    return StringTable(columns.paths["image"][places[name]] for name in names)

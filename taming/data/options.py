@@ -1,0 +1,63 @@
+"""How a dataset turns image files into images: one object that its constructors pass on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from taming.errors import UserError
+
+OnError = Literal["raise", "skip"]
+# OpenCV's numbers; cv2 itself is only imported where images are resized.
+INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos": 4}
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How the files of a dataset become the images of its items.
+
+    Attributes:
+        size: pixels of the smallest side after resizing; None or 0 leaves images unchanged.
+        random_crop: crop anywhere instead of at the center.
+        random_flip: mirror half of the images left to right.
+        crop_size: pixels of a side of the cropped square; None means `size`, 0 no crop.
+        interpolation: of images and of smooth maps, a key of `INTERPOLATIONS`.
+        on_error: what to do about files that cannot be used: "raise", or "skip", which logs them
+            and puts the next usable item in their place.
+        source: where the files come from, for error messages; by default the dataset's class.
+
+    Raises:
+        UserError: for values out of range, and for crops larger than the resized image.
+    """
+
+    size: int | None = None
+    random_crop: bool = False
+    random_flip: bool = False
+    crop_size: int | None = None
+    interpolation: str = "bilinear"
+    on_error: OnError = "raise"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
+        _check_side("crop_size", self.crop_size)
+        if self.size and self.crop_size and self.crop_size > self.size:
+            raise UserError(
+                f"crop_size {self.crop_size} is larger than size {self.size}, to which the "
+                "smallest side is resized first; give a crop_size of at most size"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"interpolation {self.interpolation!r} is not known; use "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+        if self.on_error not in ("raise", "skip"):
+            raise UserError(f"on_error {self.on_error!r} is not known; use raise or skip")
+
+
+def _check_side(name: str, pixels: int | None) -> None:
+    valid = isinstance(pixels, int) and not isinstance(pixels, bool) and pixels >= 0
+    if pixels is not None and not valid:
+        raise UserError(
+            f"{name} {pixels!r} is no number of pixels; give a whole number such as 256"
+        )

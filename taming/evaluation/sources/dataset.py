@@ -1,0 +1,200 @@
+"""Images of datasets: those of a config, and items as a transformer reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from taming.config import did_you_mean, instantiate_from_config, load_config, plain
+from taming.data.seeding import SeededDataset
+from taming.errors import UserError
+from taming.evaluation.sources.base import (
+    Loaded,
+    LoadedSource,
+    hash_images,
+    own_indices,
+    worker_count,
+)
+from taming.evaluation.sources.image import SourceImage
+from taming.pictures import to_uint8_array
+
+LABEL = "class_label"
+
+
+class DatasetSource(LoadedSource):
+    """The images of a dataset that a config names, as training and validation see them.
+
+    Args:
+        config: a YAML file, or several, with a `data` section: of this project, or a run's.
+        split: "train", "validation" or "test".
+        key: the items' entry, float32 (H, W, 1 or 3) in [-1, 1] or uint8.
+        overrides: `key.path=value`, merged over the config.
+
+    Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
+
+    Raises:
+        UserError: if the config has no such dataset; while reading, for damaged files.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Sequence[str | Path],
+        split: str = "validation",
+        key: str = "image",
+        overrides: Sequence[str] = (),
+        workers: int | None = None,
+    ) -> None:
+        self.configs = [config] if isinstance(config, str | Path) else list(config)
+        self.split, self.key, self.workers = split, key, workers
+        self.section = self._section(load_config(self.configs, overrides))
+        dataset = instantiate_from_config(self.section, key=f"data.params.{split}")
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+            raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
+        self.dataset = SeededDataset(cast(Dataset[Any], dataset))
+        if not len(dataset):
+            raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
+
+    @property
+    def name(self) -> str:
+        return " + ".join(map(str, self.configs))
+
+    def _section(self, config: Any) -> Any:
+        datasets = config.get("data", {}).get("params", {})
+        splits = [name for name in ("train", "validation", "test") if datasets.get(name)]
+        if self.split not in splits:
+            raise UserError(
+                f"{self.name} has no dataset data.params.{self.split} (--split)"
+                f"{did_you_mean(self.split, splits)}"
+            )
+        return plain(datasets[self.split])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def describe(self) -> dict[str, Any]:
+        config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}
+        # YAML has more kinds of values than JSON (dates); they are only to be read.
+        dataset = json.loads(json.dumps(self.section, default=str))
+        return {"kind": "dataset", **config, "dataset": dataset}
+
+    def load(self, index: int) -> Loaded:
+        item = self.dataset[index]
+        if self.key not in item:
+            raise UserError(
+                f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"
+                f"{did_you_mean(self.key, map(str, item))}"
+            )
+        name = str(item.get("file_path_", f"item {index}"))
+        pixels = self.to_pixels(np.asarray(item[self.key]), name)
+        label = int(item[LABEL]) if LABEL in item else None
+        return pixels, label, name, "RGB"
+
+    def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
+        """The item's entry as uint8 (3, H, W)."""
+        return _rgb_pixels(image, name)
+
+
+def _rgb_pixels(image: np.ndarray, name: str) -> np.ndarray:
+    """uint8 (3, H, W) of (H, W, 1 or 3), uint8 or float in [-1, 1]."""
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
+    image = to_uint8_array(image)
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class ItemImage(SourceImage):
+    """An item of a dataset: all that a model reads of it; `digest` is over all of that."""
+
+    item: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ItemSource:
+    """The items of a map-style dataset as a `Net2NetTransformer` reads them.
+
+    Args:
+        dataset: its items have the model's stage keys.
+        keys: the model's `first_stage_key` and `cond_stage_key`.
+        workers: processes that load; by default see `worker_count`.
+
+    Raises:
+        UserError: for an empty dataset.
+    """
+
+    def __init__(self, dataset: Any, keys: tuple[str, str], workers: int | None = None) -> None:
+        self.dataset, self.workers = dataset, workers
+        self.image_key, self.condition_key = keys
+        if not len(dataset):
+            raise UserError("there are no images to evaluate; check the data section of the config")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "dataset", "image_key": self.image_key, "condition": self.condition_key}
+
+    def has_classes(self) -> None:
+        return None
+
+    @cached_property
+    def _content_key(self) -> str:
+        return hash_images(self.batches(32), len(self))
+
+    def content_key(self) -> str:
+        return self._content_key
+
+    def fingerprint(self) -> str:
+        return self._content_key
+
+    def batches(
+        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
+    ) -> Iterator[list[SourceImage]]:
+        indices = own_indices(len(self), share, skip)
+        loader = DataLoader(
+            _HashedItems(self.dataset, self.image_key, self.condition_key),
+            batch_size=batch_size,
+            sampler=indices,
+            num_workers=worker_count(len(indices), self.workers),
+            collate_fn=list,
+        )
+        for items in loader:
+            yield [self._image(*parts) for parts in items]
+
+    def _image(self, index: int, digest: bytes, item: Mapping[str, Any]) -> ItemImage:
+        image = torch.as_tensor(item[self.image_key])
+        pixels = image.permute(2, 0, 1) if image.dim() == 3 else image[None]
+        label = int(item[LABEL]) if LABEL in item else None
+        return ItemImage(index, pixels, label, f"item {index}", digest, item=item)
+
+
+class _HashedItems(Dataset[Any]):
+    """The entries of items that a model reads, with the item's index and the SHA-256 over them."""
+
+    def __init__(self, dataset: Any, *keys: str) -> None:
+        self.dataset, self.keys = dataset, sorted(set(keys))
+
+    def __getitem__(self, index: int) -> tuple[int, bytes, dict[str, Any]]:
+        item = self.dataset[index]
+        digest = hashlib.sha256()
+        for key in self.keys:
+            if key not in item:
+                known = ", ".join(map(str, item))
+                raise UserError(
+                    f"the data has no '{key}' (it has {known}); set the model's stage keys"
+                )
+            value = item[key].numpy() if isinstance(item[key], Tensor) else np.asarray(item[key])
+            digest.update(f"{key} {value.dtype} {value.shape}".encode() + value.tobytes())
+        read = {key: item[key] for key in (*self.keys, LABEL) if key in item}
+        return index, digest.digest(), read

@@ -1,0 +1,52 @@
+"""Models by the name of a run, a checkpoint or a published model: the work of `taming.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from taming.checkpoint import load_run
+from taming.checkpoint.runs import did_you_mean_run
+from taming.devices import choose_device
+from taming.errors import UserError
+from taming.pretrained import Published, download_model, is_downloaded, published_models
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    base: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    download: bool = True,
+) -> nn.Module:
+    """The model of a run, a checkpoint or a published name; see `taming.load`."""
+    target = choose_device(device)
+    model, _, _ = load_run(_locate(path, download), base, overrides)
+    return model.requires_grad_(False).to(target)
+
+
+def _locate(path: str | Path, download: bool) -> Path:
+    """The folder or file that `path` names, downloaded if it has to be."""
+    if Path(path).exists():
+        return Path(path)
+    published = published_models()
+    if str(path) in published:
+        return _folder_of(published[str(path)], download)
+    hint = did_you_mean_run(path, published)
+    raise UserError(f"there is no run, checkpoint or published model '{path}'{hint}")
+
+
+def _folder_of(model: Published, download: bool) -> Path:
+    folder = Path(model.folder)
+    if is_downloaded(model):
+        return folder
+    if not download:
+        raise UserError(
+            f"{model.name} is not in {folder}; fetch it with python scripts/download_models.py "
+            f"{model.name}, or load it with download=True"
+        )
+    return download_model(model)

@@ -1,0 +1,198 @@
+"""Inputs of one sample: an image, parts of which may be kept, and a condition.
+
+They come from an item of a dataset or from files that a user gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from taming.data.seeding import SeededDataset
+from taming.errors import UserError
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.first_stage import FirstStage
+from taming.sampling.conditions import cut_to_tokens, image_condition_stage, read_input
+from taming.sampling.scenes import (
+    Scene,
+    SceneBuilder,
+    builders_of,
+    read_layout,
+    read_scene,
+    scene_dataset,
+)
+from taming.sampling.sizes import pixels_per_token, trained_shape
+
+# Side, in pixels, of pictures of a condition that has no pixels of its own.
+PICTURE_SIDE = 384
+
+
+@dataclass(frozen=True)
+class SampleInputs:
+    """Inputs of one sample, cut to whole tokens.
+
+    Attributes:
+        shape: height and width of the sample in tokens.
+        x: an image [1, C, H, W] in [-1, 1] of that size.
+        c: the condition as `model.get_input` gives it, batch size 1.
+        scene, builder: the condition of a model of scenes, whose tokens depend on the window.
+        number: the item's index in its dataset.
+    """
+
+    shape: tuple[int, int]
+    x: Tensor | None = None
+    c: Tensor | None = None
+    scene: Scene | None = None
+    builder: SceneBuilder | None = None
+    number: int = 0
+
+
+# ---------------------------------------------------------------------- of a dataset
+
+
+def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:
+    """A dataset's item as the model reads it in training."""
+    x, c = model.get_xc(default_collate([dataset[number]]))
+    cut, shape = _cut(model, x)
+    if c.dim() == 4 and c.shape[2:] == x.shape[2:]:
+        c = c[:, :, : cut.shape[2], : cut.shape[3]]
+    condition = None if model.condition_kind == "none" else c
+    return SampleInputs(shape, cut, condition, number=number)
+
+
+def inputs_of_items(
+    model: Net2NetTransformer, dataset: SeededDataset, numbers: Iterable[int]
+) -> Iterator[SampleInputs]:
+    """`inputs_of_item` for each of the numbers."""
+    for number in numbers:
+        yield inputs_of_item(model, dataset, number)
+
+
+def has_scenes(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
+    """Whether the model's conditions are scenes of the dataset."""
+    return dataset is not None and model.cond_stage_key in builders_of(dataset.dataset)
+
+
+def inputs_of_example(
+    model: Net2NetTransformer, dataset: SeededDataset, number: int
+) -> SampleInputs:
+    """`inputs_of_item`; scenes are kept as such, so that they can be sampled at other sizes."""
+    if not has_scenes(model, dataset):
+        return inputs_of_item(model, dataset, number)
+    scene, image = read_scene(dataset, number)
+    x, shape = _cut(model, model.get_input(model.first_stage_key, {"image": image}))
+    builder = builders_of(dataset.dataset)[model.cond_stage_key]
+    return SampleInputs(shape, x, scene=scene, builder=builder, number=number)
+
+
+def _cut(model: Net2NetTransformer, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Images cut to whole tokens, and their (height, width) in tokens."""
+    factor = pixels_per_token(model)
+    cut = cut_to_tokens(x, factor)
+    return cut, (cut.shape[2] // factor, cut.shape[3] // factor)
+
+
+# ---------------------------------------------------------------------- of files
+
+
+def inputs_of_files(
+    model: Net2NetTransformer,
+    dataset: SeededDataset | None,
+    image: str | None,
+    condition: str | None,
+    reduce: bool = True,
+) -> SampleInputs:
+    """Inputs from files, at the training's size if there are none.
+
+    Args:
+        dataset: knows the classes of a model of scenes.
+        image: one to keep parts of.
+        condition: an image for models of those, a layout for models of scenes (see `read_layout`).
+        reduce: images that are larger than the training's are scaled down until one side fits.
+
+    Raises:
+        UserError: for files that are something else, or of different sizes.
+    """
+    c, scene, builder = None, None, None
+    x = None if image is None else _read(model, model.first_stage_model, image, reduce)
+    if condition is not None and dataset is not None and has_scenes(model, dataset):
+        scene = read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
+        builder = builders_of(dataset.dataset)[model.cond_stage_key]
+    elif condition is not None:
+        c = _read(model, image_condition_stage(model), condition, reduce)
+    pixels = [part.shape[2:] for part in (x, c) if part is not None]
+    if len(pixels) == 2 and pixels[0] != pixels[1]:
+        sizes = [f"{width} x {height}" for height, width in pixels]
+        raise UserError(
+            f"the image gives {sizes[0]} pixels and the condition {sizes[1]}; make them equal"
+        )
+    factor = pixels_per_token(model)
+    shape = (pixels[0][0] // factor, pixels[0][1] // factor) if pixels else trained_shape(model)
+    return SampleInputs(shape, x, c, scene, builder)
+
+
+def _read(model: Net2NetTransformer, stage: FirstStage, path: str, reduce: bool) -> Tensor:
+    factor = pixels_per_token(model)
+    height, width = (side * factor for side in trained_shape(model))
+    return cut_to_tokens(
+        read_input(stage, path, reduce_to=(height, width) if reduce else None), factor
+    )
+
+
+def reads_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
+    """Whether the model's condition can come from a file."""
+    return model.condition_kind == "image" or has_scenes(model, dataset)
+
+
+# ---------------------------------------------------------------------- what to do with them
+
+
+def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> SampleInputs:
+    """The same at `scale` times the size, in whole tokens; one-hot labels stay one-hot."""
+    if scale == 1:
+        return inputs
+    factor = pixels_per_token(model)
+    height, width = (max(1, round(side * scale)) for side in inputs.shape)
+    size = (height * factor, width * factor)
+    x = None if inputs.x is None else F.interpolate(inputs.x, size, mode="bilinear")
+    c = inputs.c
+    if c is not None and c.dim() == 4:
+        c = F.interpolate(c, size, mode="nearest-exact" if _reads_labels(model) else "bilinear")
+    return replace(inputs, shape=(height, width), x=x, c=c)
+
+
+def _reads_labels(model: Net2NetTransformer) -> bool:
+    stage = model.cond_stage_model
+    return model.condition_kind == "image" and cast(FirstStage, stage).reads_labels
+
+
+@torch.no_grad()
+def condition_images(
+    model: Net2NetTransformer, inputs: SampleInputs, dataset: SeededDataset | None = None
+) -> dict[str, Tensor]:
+    """What the condition looks like, by name: (3, H, W) in [-1, 1]; empty without a condition.
+
+    Conditions that are images come twice, the second time as the transformer knows them. `dataset`
+    knows the classes of scenes.
+    """
+    key = model.cond_stage_key
+    if inputs.scene is not None and inputs.builder is not None and dataset is not None:
+        class_name = scene_dataset(dataset).get_textual_label_for_category_no
+        unit = PICTURE_SIDE / max(inputs.shape)
+        size = (round(inputs.shape[1] * unit), round(inputs.shape[0] * unit))
+        tokens = inputs.scene.tokens(inputs.builder)
+        return {key: inputs.builder.plot(tokens, class_name, size, 2)}
+    if inputs.c is None or model.condition_kind == "none":
+        return {}
+    c = inputs.c.to(model.device)
+    quant, _ = model.encode_to_c(c)
+    images = model.condition_images(c, quant, (PICTURE_SIDE, PICTURE_SIDE))
+    names = {"conditioning": key, "conditioning_rec": f"{key}, as the transformer knows it"}
+    return {names[name]: image[0].float() for name, image in images.items()}

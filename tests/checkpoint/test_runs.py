@@ -1,0 +1,65 @@
+"""Runs are found by folder, file and age, or refused in a sentence that names the nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming.checkpoint import find_run, save_atomic
+from taming.errors import UserError
+
+
+def make_run(folder: Path, checkpoint: str = "last.ckpt") -> Path:
+    save_atomic({"state_dict": {"weight": torch.ones(2)}}, folder / "checkpoints" / checkpoint)
+    (folder / "configs").mkdir()
+    for time in ("2021-01-01", "2022-01-01"):
+        for kind in ("lightning", "project"):
+            (folder / "configs" / f"{time}-{kind}.yaml").write_text("{}")
+    return folder
+
+
+def test_a_run_is_found_by_folder_or_checkpoint(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    last = folder / "checkpoints" / "last.ckpt"
+    for path in (folder, last):
+        run = find_run(path)
+        assert (run.folder, run.checkpoint) == (folder, last)
+        assert [config.name for config in run.configs[2:]] == [
+            "2021-01-01-project.yaml",
+            "2022-01-01-project.yaml",
+        ]
+
+
+def test_downloads_of_published_models_are_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    save_atomic({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "model.ckpt")
+    run = find_run(tmp_path)
+    assert (run.checkpoint.name, [path.name for path in run.configs]) == (
+        "model.ckpt",
+        ["config.yaml"],
+    )
+
+
+def test_runs_that_cannot_be_used_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run or checkpoint at .*gone"):
+        find_run(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="stopped before its first save"):
+        find_run(tmp_path / "empty")
+    folder = make_run(tmp_path / "run", "epoch=000003.ckpt")
+    with pytest.raises(UserError, match=r"pass one of its checkpoints, say .*epoch=000003.ckpt"):
+        find_run(folder)
+    with pytest.raises(UserError, match="own.yaml is a config, not a run or checkpoint"):
+        (tmp_path / "own.yaml").write_text("model: {}")
+        find_run(tmp_path / "own.yaml")
+
+
+def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "2021-01-01T00-00-00_birds")
+    for name in ("birbs", "2021-01-01T00-00-00_birbs", "bird/checkpoints/last.ckpt"):
+        with pytest.raises(UserError, match=f"at {tmp_path / name}; did you mean '{folder}'"):
+            find_run(tmp_path / name)
+    with pytest.raises(UserError, match="xyz$"):
+        find_run(tmp_path / "xyz")

@@ -1,0 +1,37 @@
+"""Weights into models, and checkpoints that are written whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from taming.checkpoint import load_weights, save_atomic
+from taming.errors import UserError
+
+
+def test_weights_must_fit(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(2, 3), "loss": nn.Linear(1, 1)})
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    without_loss = {k: v for k, v in state.items() if not k.startswith("loss.")}
+    assert load_weights(model, without_loss) == ["loss.bias", "loss.weight"]
+    assert torch.equal(model["a"].weight, state["a.weight"])
+    with pytest.raises(UserError, match=r"'a.weight' has shape \[4, 2\].*makes it \[3, 2\]"):
+        load_weights(model, {**state, "a.weight": torch.zeros(4, 2)})
+    with pytest.raises(UserError, match="x.ckpt does not fit the config: a: 1 key missing"):
+        load_weights(model, {"a.bias": state["a.bias"]}, source="x.ckpt")
+    with pytest.raises(UserError, match="b: 1 key unknown"):
+        load_weights(model, {**state, "b.weight": torch.zeros(1)})
+    assert "a.weight" in load_weights(model, state, ignore_keys=["a.weight"])
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save_atomic({"step": 1}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        save_atomic({"step": lambda: None}, path)
+    assert torch.load(path) == {"step": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

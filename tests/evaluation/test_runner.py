@@ -1,0 +1,150 @@
+"""Passes over sets of images: complete, continued where they stopped, and cached."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.evaluate_fid import main
+from taming.errors import UserError
+from taming.evaluation.cache import Cache, State
+from taming.evaluation.results import flattened
+from taming.evaluation.runner import Runner
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.image import SourceImage
+from tests.evaluation.images import write_images
+
+
+class Brightness:
+    """The sum of all pixels; stops as an interrupted process would after some images."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.sum, self.seen, self.left = 0, [], stop_after
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        self.left -= len(images)
+        if self.left < 0:
+            raise KeyboardInterrupt
+        self.sum += sum(int(image.pixels.sum()) for image in images)
+        self.seen += [image.index for image in images]
+
+    def compute(self) -> int:
+        return self.sum
+
+    def state_dict(self) -> State:
+        return {"sum": np.array(self.sum)}
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.sum += int(state["sum"])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    return FolderSource(write_images(tmp_path / "images", 10), workers=0)
+
+
+def test_all_images_are_counted(source: FolderSource) -> None:
+    runner = Runner(3, Cache(enabled=False))
+    manifest, counted = runner.run(source, Brightness, "key", "images")
+    assert manifest.fingerprint() == source.fingerprint()
+    assert sorted(counted.seen) == list(range(10))
+    pixels = [np.asarray(source.load(index)[0], np.int64).sum() for index in range(10)]
+    assert counted.compute() == sum(pixels)
+
+
+def test_an_interrupted_run_goes_on(source: FolderSource, tmp_path: Path) -> None:
+    def runner() -> Runner:
+        return Runner(3, Cache(tmp_path / "cache"), save_every=0)
+
+    whole = Runner(3, Cache(enabled=False)).run(source, Brightness, "key", "images")[1]
+    with pytest.raises(KeyboardInterrupt):
+        runner().run(source, lambda: Brightness(stop_after=7), "key", "images")
+    other = runner().run(source, Brightness, "other key", "images")[1]
+    assert len(other.seen) == 10
+    last = runner()
+    manifest, rest = last.run(source, Brightness, "key", "images")
+    assert rest.seen == [6, 7, 8, 9]
+    assert rest.compute() == whole.compute()
+    assert manifest.fingerprint() == source.fingerprint()
+    assert len(list((tmp_path / "cache").glob("key.partial.*"))) == 1
+    last.finish()
+    assert not list((tmp_path / "cache").glob("key.partial.*"))
+
+
+def test_parts_that_overlap_count_once(source: FolderSource, tmp_path: Path) -> None:
+    """As they do if a process was stopped between joining parts and deleting them."""
+    cache = Cache(tmp_path / "cache")
+    runner = Runner(3, cache, save_every=0)
+    for stop_after, rank in ((7, 1), (4, 2)):  # both begin with the same images
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(source, lambda n=stop_after: Brightness(n), f"{rank}", "images")
+        cache.save_part("key", rank, cache.parts(f"{rank}")[0])
+    _, rest = runner.run(source, Brightness, "key", "images")
+    assert rest.seen == [6, 7, 8, 9]
+    expected = Runner(3, Cache(enabled=False)).run(source, Brightness, "key", "images")[1]
+    assert rest.compute() == expected.compute()
+
+
+def test_a_batch_size_below_one() -> None:
+    with pytest.raises(UserError, match="--batch_size must be at least 1, not 0"):
+        Runner(0)
+
+
+def evaluate(folder: Path, log: str, kill_at: int | None = None) -> int | None:
+    """Exit code of scripts/evaluate_fid.py in a process of its own, which may kill itself."""
+    flags = ["--extractor", "tests.evaluation.images:FatalExtractor", "--metrics", "fid,isc,kid"]
+    flags += ["--isc_splits", "2", "--kid_subset_size", "10", "--batch_size", "4"]
+    flags += ["--save_every", "0", "-o", str(folder / log.removesuffix(".txt"))]
+    flags += ["--device", "cpu"]
+
+    def child() -> None:
+        torch.set_num_threads(1)  # those of the parent are not here
+        os.environ |= {"TINY_LOG": str(folder / log), "TINY_KILL_AT": str(kill_at or 10**9)}
+        main([str(folder / "a"), str(folder / "b"), *flags])
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())["metrics"]
+
+
+def images_seen(log: Path) -> int:
+    return sum(map(int, log.read_text().split()))
+
+
+def test_an_evaluation_that_was_killed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "a", 20)
+    write_images(tmp_path / "b", 24, seed=100)
+    # In the middle of the reference, which comes first, then in the middle of the samples.
+    assert evaluate(tmp_path, "first.txt", kill_at=13) == -signal.SIGKILL
+    assert evaluate(tmp_path, "second.txt", kill_at=18) == -signal.SIGKILL
+    assert evaluate(tmp_path, "third.txt") == 0
+    assert images_seen(tmp_path / "first.txt") == 16  # the last 4 of them are lost
+    assert images_seen(tmp_path / "second.txt") == 12 + 8
+    assert images_seen(tmp_path / "third.txt") == 20 - 4
+    cached = sorted((tmp_path / "cache" / "taming" / "evaluation").iterdir())
+    assert len(cached) == 3
+    assert not [path for path in cached if "partial" in path.name]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert evaluate(tmp_path, "alone.txt") == 0
+    assert images_seen(tmp_path / "alone.txt") == 44
+    for name, value in flattened(metrics(tmp_path / "alone")):
+        assert dict(flattened(metrics(tmp_path / "third")))[name] == pytest.approx(value, rel=1e-6)

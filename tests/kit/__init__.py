@@ -1,0 +1,1 @@
+"""Models, runs, data and files of a few kilobytes that tests of all rooms are made with."""

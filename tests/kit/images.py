@@ -1,0 +1,77 @@
+"""Image files with contents that are functions of a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from taming.data.examples.rendering import render
+
+Content = Callable[[int, int, int], np.ndarray]
+"""(height, width, seed) -> uint8 (height, width, 3)."""
+
+
+def ramps(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colors that differ at every place and by `seed`."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [rows * 200 // height, columns * 200 // width, (rows + columns) * 100 // width]
+    return (np.stack(channels, axis=2) + 7 * seed % 50).astype(np.uint8)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Noise; brighter with every hundred of `seed`, so that sets of images differ."""
+    values = np.random.RandomState(seed).rand(height, width, 3)
+    return (values * (120 + 30 * (seed // 100 % 5))).astype(np.uint8)
+
+
+def scenes(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Rendered scenes."""
+    return render(seed, height, width).image
+
+
+def write_image(
+    path: Path, height: int = 24, width: int = 32, seed: int = 0, content: Content = ramps
+) -> str:
+    """Save an RGB image in the format of its ending; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(content(height, width, seed)).save(path)
+    return str(path)
+
+
+def write_images(
+    folder: Path,
+    count: int,
+    height: int = 24,
+    width: int = 32,
+    *,
+    seed: int = 0,
+    content: Content = ramps,
+) -> list[str]:
+    """`count` different PNGs, 000.png and on; returns their paths."""
+    return [
+        write_image(folder / f"{i:03d}.png", height, width, seed + i, content) for i in range(count)
+    ]
+
+
+def write_classes(root: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """Folders with so many PNGs 12 x 12 of noise, a brightness for each; returns `root`."""
+    for place, (name, count) in enumerate(counts.items()):
+        write_images(root / name, count, 12, 12, seed=seed + 100 * place, content=noise)
+    return root
+
+
+def read_images(folder: Path) -> Tensor:
+    """uint8 [N, 3, H, W] of the folder's files in the order of their names."""
+    arrays = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def truncate(path: str | Path, keep: float = 0.5) -> None:
+    """Cut a file short, as an interrupted copy does."""
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: int(len(content) * keep)])

@@ -1,0 +1,51 @@
+"""Functions in two processes that work together, as torchrun starts them.
+
+They are forks of this process, in which everything is imported already.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+
+def _process(
+    function: Callable[..., Any], args: tuple[Any, ...], rank: int, variables: dict[str, str]
+) -> None:
+    torch.set_num_threads(1)  # the parent's threads are not here
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **variables}
+    function(*args)
+
+
+def in_two_processes(function: Callable[..., Any], *args: Any) -> None:
+    """Call `function(*args)`, say the main of a script with its argv, in two processes."""
+    assert exit_codes_of_two(function, *args) == [0, 0]
+
+
+def exit_codes_of_two(
+    function: Callable[..., Any], *args: Any, timeout: float = 120, **variables: str
+) -> list[int | None]:
+    """The same, which may fail; a process that is left alone is ended, as torchrun does it.
+
+    `variables` are further environment variables; `timeout` is in seconds, for each process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
+    fork = get_context("fork")
+    processes = [
+        fork.Process(target=_process, args=(function, args, rank, shared)) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]

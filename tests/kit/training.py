@@ -1,0 +1,92 @@
+"""Training for a few steps: by a bare Trainer, or by a config for `main.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tests.kit.datasets import Items
+from tests.support import ROOT
+
+NOISE = "tests.kit.datasets.Noise"
+SMALL_VQGAN = {
+    "model": {
+        "base_learning_rate": 5.0e-5,
+        "params": {
+            "n_embed": 16,
+            "embed_dim": 4,
+            "ddconfig": {"z_channels": 32, "ch_mult": [1, 1], "num_res_blocks": 1},
+            "lossconfig": {"params": {"disc_start": 1, "disc_ndf": 8}},
+        },
+    },
+    "data": {
+        "params": {
+            "batch_size": 4,
+            "train": {"target": NOISE, "params": {"length": 12}},
+            "validation": {"target": NOISE, "params": {"length": 4}},
+        }
+    },
+    "lightning": {
+        "trainer": {
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+            "check_val_every_n_epoch": 1,
+        }
+    },
+}
+
+
+def tiny_trainer(folder: Path, **options: Any) -> pl.Trainer:
+    """A Trainer on the CPU that writes nothing."""
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        **options,
+    )
+
+
+def fit(
+    model: Any,
+    columns: Mapping[str, Tensor],
+    folder: Path,
+    steps: int = 3,
+    batch_size: int = 2,
+    callbacks: Sequence[pl.Callback] = (),
+) -> pl.Trainer:
+    """Train for `steps` batches with the real Trainer, validate, and return it."""
+    loader = DataLoader(Items(columns), batch_size=batch_size)
+    trainer = tiny_trainer(
+        folder,
+        max_steps=steps,
+        limit_val_batches=1,
+        num_sanity_val_steps=1,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(model, loader, loader)
+    return trainer
+
+
+def small_vqgan(**data: Any) -> DictConfig:
+    """configs/digits_vqgan.yaml, smaller, on `Noise`; `data` goes to its training set."""
+    config = OmegaConf.merge(OmegaConf.load(ROOT / "configs" / "digits_vqgan.yaml"), SMALL_VQGAN)
+    config.data.params.train.params = {"length": 12, **data}
+    config.data.params.validation.params = {"length": 4}
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def write_config(folder: Path, config: DictConfig, name: str = "small.yaml") -> str:
+    """Write a config; returns its path for `--base`."""
+    OmegaConf.save(config, folder / name)
+    return str(folder / name)

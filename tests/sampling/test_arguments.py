@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from taming.errors import UserError
+from taming.sampling.arguments import (
+    DataArguments,
+    RunArguments,
+    SampleArguments,
+    make_parser,
+    read_arguments,
+)
+from tests.sampling.tiny import tiny_run
+from tests.scripts.test_make_samples import write_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    data: DataArguments
+    sampling: SampleArguments
+
+
+def read(*flags: str) -> tuple[RunArguments, Arguments]:
+    return read_arguments(make_parser("Test.", Arguments, top_k=100), Arguments, flags)
+
+
+def test_all_flags() -> None:
+    run, own = read(
+        "-r", "logs/run", "-b", "a.yaml", "b.yaml", "-k", "5", "model.x=1", "--seed", "3"
+    )
+    assert run == RunArguments(
+        resume="logs/run", base=("a.yaml", "b.yaml"), overrides=("model.x=1",)
+    )
+    assert (own.sampling.settings.top_k, own.sampling.seed, own.data.config) == (5, 3, ())
+    assert read("-r", "run")[1].sampling.settings.top_k == 100
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "required: -r/--resume"),
+        (["-r", "a", "--batch_size", "0"], "--batch_size must be at least 1, not 0"),
+        (["-r", "a", "-p", "2"], "top_p must be"),
+        (["-r", "a", "--speed", "2"], "unknown argument --speed"),
+    ],
+)
+def test_one_sentence_for_wrong_flags(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(*flags)
+
+
+def test_configs_of_data_change_the_model_unless_they_are_for_data_only(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data.yaml")
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {params: {pkeep: 0.5}}\n" + data.read_text())
+    flags = ["-r", str(tiny_run(tmp_path / "run")), "-c", str(config), "--device", "cpu"]
+    for ignore, pkeep in (([], 0.5), (["--ignore_base_data"], 1.0)):
+        run, own = read(*flags, "--precision", "bf16", *ignore)
+        model, folder, step, dtype = own.data.load(run)
+        assert (model.pkeep, step, dtype) == (pkeep, 7, torch.bfloat16)
+        assert model.transformer.head.weight.dtype == torch.bfloat16
+        assert len(own.data.open(folder, run)) == 3

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from taming.command_line import Parser, from_flags
+from taming.errors import UserError
+from taming.sampling import SampleSettings
+from taming.sampling.plan import SamplingPlan, add_plan_flags
+from tests.sampling.tiny import tiny_model
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The same finished samples of every label."""
+
+    numbers: frozenset[int] = frozenset()
+
+    def finished(self, label: int | None) -> set[int]:
+        return set(self.numbers)
+
+
+def read(*flags: str, **defaults: Any) -> SamplingPlan:
+    parser = Parser()
+    add_plan_flags(parser, **defaults)
+    return from_flags(SamplingPlan, parser.parse_args(flags))
+
+
+def test_flags_are_the_fields() -> None:
+    assert read() == SamplingPlan()
+    assert read(top_k=5).settings.top_k == 5
+    flags = ["-n", "3", "-k", "9", "-t", "0.5", "--classes", "4,0,", "--size", "10,12"]
+    plan = read(*flags, "--seed", "7", "--reject-ratio", "0.5", "--classifier", "resnet18")
+    assert plan == SamplingPlan(
+        num_samples=3,
+        settings=SampleSettings(temperature=0.5, top_k=9),
+        seed=7,
+        classes=(4, 0),
+        size=(10, 12),
+        reject_ratio=0.5,
+        classifier="resnet18",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-n", "0"], "--num_samples must be at least 1"),
+        (["-t", "0"], "must be above 0"),
+        (["--reject_ratio", "0.5"], "needs both --reject_ratio below 1 and --classifier"),
+        (["--classifier", "resnet18"], "needs both --reject_ratio below 1 and --classifier"),
+        (["--classes", "cat"], "--classes: a list takes numbers such as 0,1,7, not 'cat'"),
+        (["--classes", ","], "--classes: the list of numbers is empty"),
+        (["--size", "wide"], "--size: a size is height,width in pixels"),
+    ],
+)
+def test_impossible_plans(flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(*flags)
+
+
+def test_descriptions_are_json() -> None:
+    described = SamplingPlan(classes=(1,), size=(10, None), dtype=torch.bfloat16).describe()
+    assert json.loads(json.dumps(described)) == described
+    names = ("top_k", "classes", "height", "width", "precision")
+    assert [described[name] for name in names] == [250, [1], 10, None, "bfloat16"]
+
+
+def test_jobs_share_a_plan() -> None:
+    model, plan = tiny_model(), SamplingPlan(num_samples=3, classes=(4, 0), size=(10, 8), seed=2)
+    alone = list(plan.job(model, batch_size=2).samples(Existing()))
+    assert [(sample.label, sample.number) for sample in alone] == [
+        (label, number) for label in (4, 0) for number in range(3)
+    ]
+    assert alone[0].image.shape == (3, 10, 8)
+    shares = [
+        list(plan.job(model, 4, share=(rank, 2)).samples(Existing(frozenset({1}))))
+        for rank in range(2)
+    ]
+    together = {(s.label, s.number): s.indices for share in shares for s in share}
+    expected = {(s.label, s.number): s.indices for s in alone if s.number != 1}
+    assert together.keys() == expected.keys()
+    assert all(torch.equal(together[key], expected[key]) for key in expected)

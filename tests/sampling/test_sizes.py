@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from taming.command_line import Parser, parse_size
+from taming.errors import UserError
+from taming.sampling.sizes import add_side_flags, pixels_per_token, tokens_for, trained_shape
+from tests.sampling.tiny import tiny_model
+
+
+def test_pixels_and_tokens() -> None:
+    model = tiny_model()
+    assert (pixels_per_token(model), trained_shape(model)) == (2, (4, 4))
+    assert tokens_for(model, None) is None
+    assert tokens_for(model, (10, 12)) == (5, 6)
+    assert tokens_for(model, (10, None)) == (5, 4)
+    assert tokens_for(model, (None, 6)) == (4, 3)
+    for size, name in (((9, 8), "height"), ((8, 1), "width"), ((8, 0), "width")):
+        with pytest.raises(UserError, match=f"the {name} must be a multiple of 2 pixels"):
+            tokens_for(model, size)
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ([], None),
+        (["--size", "10,12"], (10, 12)),
+        (["--size", "10"], (10, 10)),
+        (["--height", "10", "--width", "12"], (10, 12)),
+        (["--width", "12"], (None, 12)),
+        (["--size", "10,12", "--height", "8"], (8, 12)),
+    ],
+)
+def test_earlier_flags_set_one_side_each(
+    flags: list[str], size: tuple[int | None, int | None] | None
+) -> None:
+    parser = Parser()
+    parser.add_argument("--size", type=parse_size)
+    add_side_flags(parser)
+    assert parser.parse_args(flags).size == size

@@ -1,0 +1,169 @@
+"""Parsers, values of flags, and flags made from dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, dataclass, field
+
+import pytest
+
+from taming.command_line import (
+    Parser,
+    add_flags,
+    flag,
+    from_flags,
+    parse,
+    parse_numbers,
+    parse_size,
+    parse_switch,
+)
+from taming.errors import UserError
+
+
+@dataclass(frozen=True)
+class Blur:
+    radius: float = flag(1.0, "in pixels", "-r", hidden=("--blur-radius",))
+    rounds: int = flag(0, "how often, 0 %: never")
+    inverse: bool = flag(False, "sharpen instead", hidden=("--sharpen",))
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise UserError("a radius is 0 or more")
+
+
+@dataclass(frozen=True)
+class Plan:
+    count: int | None = flag(None, "how many images", metavar="N")
+    size: tuple[int, int] = flag((8, 12), "height,width", parse=parse_size)
+    blur: Blur = field(default_factory=Blur)
+    files: tuple[str, ...] = flag((), "any number of them", nargs="+")
+    device: str = "cpu"  # no flag
+
+
+@dataclass(frozen=True)
+class Copy:
+    source: str = flag(MISSING, "the image", "-i")
+    target: str = flag(MISSING, "the copy", hidden=("--to",))
+
+
+def parser_for(settings: type, **defaults: object) -> Parser:
+    parser = Parser(prog="program")
+    add_flags(parser, settings, **defaults)
+    return parser
+
+
+def plan(*argv: str, **rest: object) -> Plan:
+    return from_flags(Plan, parser_for(Plan).parse_args(argv), **rest)
+
+
+def test_without_flags_the_object_is_the_default_one() -> None:
+    assert plan() == Plan()
+
+
+def test_flags_reach_fields_of_nested_dataclasses() -> None:
+    changed = plan("--count", "3", "--size", "16,20", "-r", "2.5", "--rounds", "4", "--inverse")
+    assert changed == Plan(3, (16, 20), Blur(2.5, 4, True))
+    assert plan("--files", "a.png", "b.png").files == ("a.png", "b.png")
+
+
+def test_fields_without_a_flag_are_set_by_the_script() -> None:
+    assert plan(device="cuda").device == "cuda"
+    assert plan("-r", "3", blur=Blur(7.0)).blur == Blur(7.0)
+
+
+def test_earlier_spellings_are_understood_but_not_shown() -> None:
+    assert plan("--blur-radius", "3").blur.radius == 3.0
+    assert plan("--sharpen").blur.inverse
+    assert plan("--blur-radius", "3", "--radius", "4").blur.radius == 4.0  # the last one counts
+    shown = parser_for(Plan).format_help()
+    assert "--radius" in shown and "--blur-radius" not in shown and "--sharpen" not in shown
+
+
+def test_help_says_each_default_once() -> None:
+    shown = " ".join(parser_for(Plan).format_help().split())
+    assert "-r RADIUS, --radius RADIUS in pixels (default 1.0)" in shown
+    assert "--rounds ROUNDS how often, 0 %: never (default 0)" in shown
+    assert "--size SIZE height,width (default 8,12)" in shown
+    assert "--count N how many images --size" in shown  # None is no value to show
+    assert "--inverse sharpen instead --files" in shown
+
+
+def test_scripts_may_have_other_defaults() -> None:
+    parser = parser_for(Plan, radius=5.0, count=2)
+    assert "(default 5.0)" in parser.format_help()
+    assert from_flags(Plan, parser.parse_args([])) == Plan(2, blur=Blur(5.0))
+    assert from_flags(Plan, parser.parse_args(["-r", "1"])) == Plan(2)
+
+
+def test_the_dataclass_refuses_values_out_of_range() -> None:
+    with pytest.raises(UserError, match="a radius is 0 or more"):
+        plan("--radius", "-1")
+
+
+def test_flags_go_into_groups_of_help_as_well() -> None:
+    parser = Parser()
+    add_flags(parser.add_argument_group("blurring"), Blur)
+    assert "blurring:" in parser.format_help()
+    assert from_flags(Blur, parser.parse_args(["--rounds", "2"])) == Blur(rounds=2)
+
+
+def test_required_flags() -> None:
+    def copy(*argv: str) -> Copy:
+        return from_flags(Copy, parser_for(Copy).parse_args(argv))
+
+    assert copy("-i", "a", "--target", "b") == copy("--source", "a", "--to", "b") == Copy("a", "b")
+    with pytest.raises(UserError, match=r"required: -i/--source \(see --help\)"):
+        copy("--to", "b")
+    with pytest.raises(UserError, match="--target is missing"):
+        copy("-i", "a")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--count", "many"), r"argument --count: invalid int value: 'many' \(see --help\)"),
+        (("--size", "8x12"), "--size: a size is height,width in pixels"),
+        (("--count",), "expected one argument"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_one_sentence(argv: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(*argv)
+
+
+def test_overrides_are_told_from_unknown_flags() -> None:
+    args, overrides = parse(parser_for(Blur), ["-r", "2", "model.params.n_embed=3", "a.b=--c"])
+    assert args.radius == 2.0 and overrides == ["model.params.n_embed=3", "a.b=--c"]
+    for unknown in ("--raduis=3", "--colour", "word"):
+        with pytest.raises(UserError, match=f"unknown argument {unknown}"):
+            parse(parser_for(Blur), [unknown])
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "t", "Y", "1"])
+def test_switches_on(text: str) -> None:
+    assert parse_switch(text)
+
+
+@pytest.mark.parametrize("text", ["false", "no", "F", "n", "0"])
+def test_switches_off(text: str) -> None:
+    assert not parse_switch(text)
+
+
+def test_switches_are_nothing_else() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'maybe' is neither"):
+        parse_switch("maybe")
+
+
+def test_sizes() -> None:
+    assert parse_size("256") == (256, 256) and parse_size("16, 384") == (16, 384)
+    for text in ("", "0", "16,0", "16,", "1,2,3", "16x16", "-4,4", "1.5"):
+        with pytest.raises(UserError, match="height,width"):
+            parse_size(text)
+
+
+def test_lists_of_numbers() -> None:
+    assert parse_numbers("0, 1,7,") == (0, 1, 7)
+    assert parse_numbers("3,1,3") == (3, 1)  # without repetitions, in the order of the user
+    for text, message in (("0,x", "not 'x'"), ("-1", "not '-1'"), (",", "is empty")):
+        with pytest.raises(UserError, match=message):
+            parse_numbers(text)

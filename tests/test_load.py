@@ -1,0 +1,116 @@
+"""`taming.load`: models by run, checkpoint and published name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import taming
+from taming.checkpoint import save_atomic
+from taming.errors import UserError
+from taming.pretrained import published_models
+from tests.models.test_conditions import transformer_config
+from tests.models.tiny import build, first_stage_config, images
+from tests.support import write_run
+
+NAME = "vqgan_imagenet_f16_16384"
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    code = "import sys, taming; print({'torch', 'pytorch_lightning'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_runs_and_checkpoints_of_both_stages() -> None:
+    checkpoint = write_run(Path("logs/first"), first_stage_config()) / "checkpoints" / "last.ckpt"
+    write_run(Path("logs/second"), transformer_config())
+    x = images(2).permute(0, 3, 1, 2)
+    for path in ("logs/first", checkpoint, "logs/second"):
+        model = taming.load(path)
+        assert not model.training and not any(p.requires_grad for p in model.parameters())
+        indices = model.encode_to_indices(x)
+        assert indices.shape == (2, 8, 8) and model.decode_indices(indices).shape == x.shape
+    first, again = taming.load("logs/first"), taming.load(checkpoint)
+    assert torch.equal(first.encode_to_indices(x), again.encode_to_indices(x))
+    start = torch.zeros(1, 0, dtype=torch.long)
+    sampled = model.sample(start, torch.zeros(1, 1, dtype=torch.long), steps=3)
+    assert sampled.shape == (1, 3)
+
+
+def test_a_published_name_is_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "server", first_stage_config())
+    served = [run / "checkpoints" / "last.ckpt", run / "configs" / "2021-project.yaml"]
+    addresses = tuple(path.as_uri() for path in served)
+    local = replace(published_models()[NAME], addresses=addresses)
+    monkeypatch.setattr("taming.model_loading.published_models", lambda: {NAME: local})
+    with pytest.raises(UserError, match=f"{NAME} is not in logs/.*download=True"):
+        taming.load(NAME, download=False)
+    first = taming.load(NAME)
+    assert Path("logs", NAME, "last.ckpt").is_file()
+    served[0].unlink()
+    again = taming.load(NAME, download=False)
+    assert torch.equal(first.encoder.conv_in.weight, again.encoder.conv_in.weight)
+
+
+def test_a_published_model_that_was_put_there_by_hand() -> None:
+    write_run(Path("logs", NAME), first_stage_config())
+    assert taming.load(NAME, download=False).quantize.n_e == 12
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("logs/2021-01-01T00-00-00_birdz", "logs/2021-01-01T00-00-00_birds"),
+        ("birds", "logs/2021-01-01T00-00-00_birds"),
+        ("logs/bird", "logs/2021-01-01T00-00-00_birds"),
+        ("logs/2021-01-01T00-00-00_bird/checkpoints/last.ckpt", "logs/2021-01-01T00-00-00_birds"),
+        ("vqgan_imagenet_f16_1638", NAME),
+        (f"logs/{NAME}", NAME),
+    ],
+)
+def test_what_does_not_exist_names_the_nearest(path: str, nearest: str) -> None:
+    write_run(Path("logs/2021-01-01T00-00-00_birds"), first_stage_config())
+    with pytest.raises(UserError) as caught:
+        taming.load(path)
+    assert str(caught.value) == (
+        f"there is no run, checkpoint or published model '{path}'; did you mean '{nearest}'?"
+    )
+
+
+def test_nothing_like_it() -> None:
+    with pytest.raises(UserError, match="published model 'xyz'$"):
+        taming.load("xyz")
+
+
+def test_a_lone_checkpoint_needs_its_config(tmp_path: Path) -> None:
+    config = first_stage_config()
+    save_atomic({"state_dict": build(config).state_dict()}, "a.ckpt")
+    with pytest.raises(UserError, match=r"name its YAML with --base \(in Python: base="):
+        taming.load("a.ckpt")
+    OmegaConf.save({"model": config}, "own.yaml")
+    assert taming.load("a.ckpt", base=["own.yaml"]).quantize.n_e == 12
+    with pytest.raises(UserError, match="n_embed is 13, but 12 in the checkpoint"):
+        taming.load("a.ckpt", base=["own.yaml"], overrides=["model.params.n_embed=13"])
+
+
+def test_the_device_is_chosen_by_name() -> None:
+    write_run(Path("logs/first"), first_stage_config())
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert next(taming.load("logs/first", device="auto").parameters()).device.type == expected
+    with pytest.raises(UserError, match="no device 'cuda:77'"):
+        taming.load("logs/first", device="cuda:77")

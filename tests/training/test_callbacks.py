@@ -1,0 +1,106 @@
+"""Pictures beside training: when, of what, and where they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.training.callbacks import ImageLogger, scene_pictures
+from tests.data.scenes import OPTIONS, write_coco
+
+
+def test_images_are_due_at_powers_of_two_and_every_so_often() -> None:
+    logger = ImageLogger(batch_frequency=750, max_images=4)
+    due = [step for step in range(1, 2300) if logger.check_frequency(step)]
+    assert due == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 750, 1500, 2250]
+    logger.increase_log_steps = False
+    assert [step for step in range(1, 800) if logger.check_frequency(step)] == [750]
+
+
+class Shows(pl.LightningModule):
+    """A model of somebody else's, which shows the images that it is given."""
+
+    def log_images(self, batch: Any, **_: Any) -> dict[str, Tensor]:
+        assert not self.training and not torch.is_grad_enabled()
+        return {"inputs": batch["image"]}
+
+
+def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int = 8) -> Image.Image:
+    """The picture that the callback writes of a batch after step 1."""
+    trainer: Any = SimpleNamespace(
+        global_step=1,
+        current_epoch=0,
+        default_root_dir=str(folder),
+        loggers=loggers,
+        datamodule=None,
+    )
+    callback, model = ImageLogger(batch_frequency=750, max_images=max_images), Shows()
+    callback.on_train_batch_end(trainer, model, None, {"image": images}, 0)
+    assert model.training
+    return Image.open(folder / "images/train/inputs_gs-000001_e-000000_b-000000.png")
+
+
+def test_pictures_stand_in_rows_of_four(tmp_path: Path) -> None:
+    images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 5, 7).clone()
+    images[5, 0] = 3.0  # is cut to 1
+    pixels = np.asarray(logged(tmp_path, images, [], max_images=6))
+    assert pixels.shape == (2 * 7 + 2, 4 * 9 + 2, 3)
+    for number, image in enumerate(images):
+        top, left = 2 + 7 * (number // 4), 2 + 9 * (number % 4)
+        expected = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+        assert np.array_equal(pixels[top : top + 5, left : left + 7], expected)
+    assert not pixels[:2].any() and not pixels[9:, 20:].any()
+
+
+def test_a_single_picture_has_no_border(tmp_path: Path) -> None:
+    picture = logged(tmp_path, torch.zeros(3, 1, 5, 7), [], max_images=1)
+    assert picture.size == (7, 5) and picture.mode == "RGB"
+
+
+def test_pictures_go_to_the_loggers_that_take_them(tmp_path: Path) -> None:
+    board = TensorBoardLogger(tmp_path)
+    wandb = Mock(spec=WandbLogger)
+    picture = logged(tmp_path, torch.zeros(2, 3, 8, 8), [board, wandb, CSVLogger(tmp_path)])
+    [call] = wandb.log_image.call_args_list
+    assert call.kwargs["key"] == "train/inputs" and call.kwargs["step"] == 1
+    assert np.array_equal(np.asarray(call.kwargs["images"][0]), np.asarray(picture))
+    board.experiment.flush()
+    [events] = Path(board.log_dir).glob("events*")
+    assert b"train/inputs" in events.read_bytes()
+
+
+def test_models_that_show_nothing_are_left_alone(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(global_step=1, default_root_dir=str(tmp_path))
+    callback = ImageLogger(batch_frequency=1, max_images=1)
+    callback.on_train_batch_end(trainer, pl.LightningModule(), None, {}, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scenes_are_drawn_as_their_builder_draws_them(tmp_path: Path) -> None:
+    keys = ["image", "objects_bbox", "objects_center_points"]
+    dataset = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **(OPTIONS | {"keys": keys}))
+    batch = default_collate([dataset[0], dataset[0]])
+    for key in keys[1:]:
+        pictures = scene_pictures(dataset, batch, key, (48, 64))["conditioning"]
+        assert pictures.shape == (2, 3, 48, 64) and pictures.min() >= -1 and pictures.max() == 1
+        builder = dataset.conditional_builders[key]
+        names = dataset.get_textual_label_for_category_no
+        assert torch.equal(pictures[0], builder.plot(batch[key][0], names, (64, 48), 1))
+        assert (pictures[0] < 1).any()
+
+
+def test_other_conditions_have_no_scene(tmp_path: Path) -> None:
+    dataset = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
+    assert scene_pictures(dataset, {"image": torch.zeros(1)}, "image", (8, 8)) == {}
+    assert scene_pictures([], {"class_label": torch.zeros(1)}, "class_label", (8, 8)) == {}

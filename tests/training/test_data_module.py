@@ -1,0 +1,69 @@
+"""Loaders from a config: their splits, batches, workers and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from taming.errors import UserError
+from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from tests.data.written_files import write_images
+
+
+def noise(length: int) -> dict[str, Any]:
+    return {"target": "tests.training.small.Noise", "params": {"length": length}}
+
+
+def test_data_module_loads_each_split() -> None:
+    data = DataModuleFromConfig(2, train=noise(5), validation=noise(3), wrap=True, num_workers=0)
+    data.prepare_data()
+    data.setup()
+    assert isinstance(data.datasets["train"], WrappedDataset)
+    assert [len(batch["image"]) for batch in data.train_dataloader()] == [2, 2, 1]
+    labels = [batch["class_label"].tolist() for batch in data.val_dataloader()]
+    assert labels == [[0, 1], [2]]
+    assert data.test_dataloader() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
+    data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=workers)
+    data.setup()
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader)
+        assert loader.persistent_workers == bool(workers)
+        assert loader.pin_memory == torch.cuda.is_available()
+
+
+def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(write_images(tmp_path, 2)))
+    params = {"size": 16, "training_images_list_file": str(tmp_path / "list.txt")}
+    config = {"target": "taming.data.custom.CustomTrain", "params": params}
+    data = DataModuleFromConfig(2, config, num_workers=0, fast_decode=True, image_bytes=True)
+    data.setup()
+    [batch] = data.train_dataloader()
+    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (2, 16, 16, 3)
+    with pytest.raises(UserError, match="data.params.image_bytes: Noise reads no image files"):
+        DataModuleFromConfig(2, noise(5), image_bytes=True).setup()
+
+
+def test_default_workers_are_bounded_by_batch_and_cpus() -> None:
+    assert DataModuleFromConfig(1).num_workers <= 2
+    assert DataModuleFromConfig(1000).num_workers <= (torch.multiprocessing.cpu_count() or 1)
+
+
+def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size is 8, but Noise has only 5 items"):
+        DataModuleFromConfig(8, train=noise(5)).setup()
+    with pytest.raises(UserError, match="batch_size is 0"):
+        DataModuleFromConfig(0)
+    with pytest.raises(UserError, match="data.params.train: there is no such dataset"):
+        DataModuleFromConfig(1).train_dataloader()
+    typo = OmegaConf.create({"target": "tests.training.small.Noise", "params": {"lenght": 1}})
+    with pytest.raises(UserError, match="data.params.train.params: .*did you mean 'length'"):
+        DataModuleFromConfig(1, train=typo).setup()

@@ -1,0 +1,107 @@
+"""Runs as the stages of a transformer: by path, without their configs being repeated."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from scripts.sample_fast import main as sample_fast
+from taming.checkpoint import load_run, read_checkpoint
+from taming.errors import UserError
+from taming.training import run_folder
+from taming.training.cli import main as main_command
+from tests.models.test_conditions import transformer_config
+from tests.models.tiny import first_stage_config
+from tests.support import write_run
+from tests.training.small import small_vqgan, write_config, write_transformer
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+TIME = "2021-04-03T19-39-50"
+FIRST, SECOND = f"logs/{TIME}_first", f"logs/{TIME}_second"
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
+    return tmp_path
+
+
+def test_a_run_is_enough_to_train_over(tmp_path: Path) -> None:
+    small = small_vqgan()
+    small.model.params.ddconfig.resolution = 16
+    main(["--base", write_config(tmp_path, small), "-t", "-n", "first", "--max_steps", "1"])
+    base = write_transformer(tmp_path)
+    stage = f"model.params.first_stage_config={FIRST}"
+    main(["--base", base, "-t", "-n", "second", "--max_steps", "1", stage])
+    [project] = Path(SECOND).glob("configs/*-project.yaml")
+    written = OmegaConf.load(project).model.params.first_stage_config
+    assert written.target == "taming.models.vqgan.VQModel" and written.params.n_embed == 16
+    assert written.params.ckpt_path == f"{FIRST}/checkpoints/last.ckpt"
+    first, second = (
+        read_checkpoint(Path(run, "checkpoints", "last.ckpt"))["state_dict"]
+        for run in (FIRST, SECOND)
+    )
+    for name, tensor in first.items():
+        if not name.startswith("loss."):
+            assert torch.equal(second[f"first_stage_model.{name}"], tensor), name
+
+    shutil.move(FIRST, tmp_path / "elsewhere")
+    sample_fast(["-r", SECOND, "-n", "1", "--classes", "3", "--device", "cpu"])
+    assert len(list(Path(SECOND).glob("samples/*/1/3/000000.png"))) == 1
+    main(["-r", SECOND, "-t", "--max_steps", "2"])
+    assert load_run(SECOND)[2] == 2
+
+
+def test_the_condition_may_be_a_runs_as_well(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "logs" / "first", small_vqgan().model)
+    stages = [f"model.params.{stage}_config={run}" for stage in ("first_stage", "cond_stage")]
+    base = write_transformer(tmp_path, cond_stage_key="image")
+    main(["--base", base, "-t", "-n", "second", "--max_steps", "1", *stages])
+    state = read_checkpoint(Path(SECOND, "checkpoints", "last.ckpt"))["state_dict"]
+    name = "quantize.embedding.weight"
+    assert torch.equal(state[f"first_stage_model.{name}"], state[f"cond_stage_model.{name}"])
+    assert torch.equal(
+        state[f"first_stage_model.{name}"],
+        read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"][name],
+    )
+
+
+@pytest.mark.parametrize("path", ["{run}", "{run}/checkpoints/last.ckpt"])
+def test_a_checkpoint_without_a_target_is_a_runs(tmp_path: Path, path: str) -> None:
+    """The published override, for a config that leaves the first stage open."""
+    run = write_run(tmp_path / "logs" / "first", small_vqgan().model)
+    base = write_transformer(tmp_path, first_stage_config="???")
+    key = "model.params.first_stage_config.params"
+    changes = [f"{key}.ckpt_path={path.format(run=run)}", f"{key}.image_key=picture"]
+    main(["--base", base, "-t", "-n", "second", "--max_steps", "1", *changes])
+    [project] = Path(SECOND).glob("configs/*-project.yaml")
+    stage = OmegaConf.load(project).model.params.first_stage_config
+    assert (stage.params.n_embed, stage.params.image_key) == (16, "picture")
+
+
+@pytest.mark.parametrize("key", ["first_stage_config", "cond_stage_config"])
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (f"logs/{TIME}_frist", f"there is no run or checkpoint at logs/{TIME}_frist; did you mean "
+         f"'{FIRST}'?"),
+        (SECOND, "is a transformer, which cannot be a stage of another; take its first stage out "),
+        ("logs/empty", "logs/empty holds no checkpoints/last.ckpt"),
+        ("logs/lone.ckpt", "logs/lone.ckpt has no config beside it; set model.params."),
+        ("transformer.yaml", "transformer.yaml is a config, not a run or checkpoint"),
+    ],
+)  # fmt: skip
+def test_what_is_no_stage_is_refused(tmp_path: Path, key: str, stage: str, message: str) -> None:
+    write_run(Path(FIRST), first_stage_config())
+    write_run(Path(SECOND), transformer_config())
+    Path("logs/empty/checkpoints").mkdir(parents=True)
+    shutil.copy(Path(FIRST, "checkpoints", "last.ckpt"), "logs/lone.ckpt")
+    base = write_transformer(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main(["--base", base, "-t", "True", f"model.params.{key}={stage}"])
+    assert str(caught.value).startswith(f"model.params.{key}: ") and message in str(caught.value)

@@ -1,0 +1,188 @@
+"""A scratch folder in which the commands of the documents run as they are written.
+
+It has the repository's scripts, its configs (shrunken), rendered data in the formats of all
+datasets, and, made when a command first needs them, runs that stand in for trained ones.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from taming.checkpoint import expand_stages, save_atomic
+from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.data.examples import write_all
+from taming.data.examples.rendering import render
+from taming.pretrained import published_models
+from taming.training.cli import parse_arguments
+from tests.documents import ROOT
+from tests.test_configs import prepare, shrink
+
+CLASSES = "data/classes"  # a folder per class
+IMAGES = "data/own/images"
+
+# Appended to a command: what would take hours is cut short, what a GPU or the network would do is
+# done by what is here. The flags of the document still have to be understood.
+EXTRA: dict[str, Sequence[str]] = {
+    "scripts/sample_fast.py": ("-n", "2"),
+    "scripts/make_samples.py": ("-n", "1"),
+    "scripts/make_scene_samples.py": ("--samples_per_layout", "1"),
+    "scripts/complete.py": ("-n", "1"),
+    "scripts/evaluate_fid.py": (
+        *("--extractor", "tests.evaluation.small:TinyExtractor", "-n", "1"),
+        *("--metrics", "fid,isc", "--isc_splits", "1"),
+    ),
+    "scripts/evaluate_first_stage.py": ("--extractor", "tests.evaluation.small:TinyExtractor"),
+    "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
+}
+
+# What `logs/<run>` stands for: the run of a config that the script can do something with.
+RUN_FOR = {
+    "scripts/sample_fast.py": "class_transformer",
+    "scripts/make_samples.py": "paired_segmentation_transformer",
+    "scripts/make_scene_samples.py": "coco_scene_images_transformer",
+    "scripts/complete.py": "class_transformer",
+    "scripts/reconstruct.py": "custom_vqgan",
+    "scripts/evaluate_fid.py": "class_transformer",
+    "scripts/evaluate_first_stage.py": "custom_vqgan",
+    "scripts/evaluate_transformer.py": "class_transformer",
+    "scripts/report.py": "digits_transformer",
+    "scripts/sample_conditional.py": "class_transformer",
+    "scripts/extract_submodel.py": "class_transformer",
+}
+FIRST_STAGE_FOR = {"digits_transformer": "digits_vqgan"}  # custom_vqgan for all others
+STAND_INS = {"vqgan_imagenet_f16_16384": "finetune_vqgan", "cin_transformer": "cin_transformer"}
+
+
+class Workplace:
+    """The folder, which has to be the current one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._made = 0
+        write_all(root)
+        for name in ("main.py", "scripts", "benchmarks", "docs"):
+            (root / name).symlink_to(ROOT / name)
+        (root / "configs").mkdir()
+        for path in (ROOT / "configs").glob("*.yaml"):
+            OmegaConf.save(shrink(load_config([path])), root / "configs" / path.name)
+        Image.fromarray(render(0, 256, 256).image).save(root / "photo.png")
+        Image.linear_gradient("L").point(lambda value: 255 * (value > 127)).save(root / "mask.png")
+        (root / "street.yaml").write_text("- {class: cup, box: [0.1, 0.2, 0.3, 0.7]}\n")
+
+    def run_of(self, config: str) -> str:
+        """The newest run of a config, made if there is none, as a path below the folder."""
+        runs = sorted((self.root / "logs").glob(f"*_{config}"))
+        return f"logs/{runs[-1].name}" if runs else self.stand_in(config)
+
+    def stand_in(self, config: str, name: str = "") -> str:
+        """A run of a shrunken config with random weights, as training leaves it."""
+        self._made += 1
+        day = datetime(2021, 1, 1) + timedelta(seconds=self._made)
+        folder = self.root / "logs" / (name or f"{day:%Y-%m-%dT%H-%M-%S}_{config}")
+        stages = self.root / "stages" / folder.name
+        stages.mkdir(parents=True)
+        whole = load_config([prepare(config, stages)])
+        expand_stages(whole)
+        torch.manual_seed(0)
+        model = instantiate_from_config(without_checkpoint_paths(whole.model))
+        for part in ("checkpoints", "configs"):
+            (folder / part).mkdir(parents=True)
+        state = {"state_dict": model.state_dict(), "global_step": 7}
+        save_atomic(state, folder / "checkpoints" / "last.ckpt")
+        OmegaConf.save(whole, folder / "configs" / "2021-01-01T00-00-00-project.yaml")
+        return f"logs/{folder.name}"
+
+    def published(self, name: str) -> None:
+        """What stands in for a published model is where its download would be."""
+        folder = Path(published_models()[name].folder)
+        if not (self.root / folder).is_dir():
+            self.stand_in(STAND_INS[name], folder.name)
+
+    def diffusers_folder(self) -> str:
+        """A first stage in diffusers' format."""
+        if not (self.root / "exported").is_dir():
+            run_script("scripts/export.py", ["diffusers", self.run_of("custom_vqgan"), "exported"])
+        return "exported"
+
+    def filled_in(self, text: str) -> str:
+        """A command or code with what its placeholders stand for."""
+        script = next((word for word in text.split() if word.endswith(".py")), "")
+        config = next(iter(re.findall(r"configs/(\w+)\.yaml", text)), "")
+        first_stage = FIRST_STAGE_FOR.get(config, "custom_vqgan")
+        run = RUN_FOR.get(script, "class_transformer")
+        if script == "scripts/complete.py" and "--condition" not in text:
+            run = "custom_transformer"
+        values = {
+            "logs/<run of the VQGAN>": lambda: self.run_of(first_stage),
+            "logs/<run of the transformer>": lambda: self.run_of("digits_transformer"),
+            "logs/<run>": lambda: self.run_of(run),
+            "from_diffusers FOLDER logs/<name>": lambda: (
+                f"from_diffusers {self.diffusers_folder()} logs/imported"
+            ),
+            "configs/x.yaml": lambda: "configs/custom_vqgan.yaml",
+            "logs/<another>": lambda: self.stand_in("custom_vqgan"),
+            "configs/<data>.yaml": lambda: "configs/class_transformer.yaml",
+            "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
+            "FOLDER_OF_IMAGES": lambda: IMAGES,
+            "=FOLDER": lambda: f"={CLASSES}",
+            "FOLDER": lambda: IMAGES,
+        }
+        for name in STAND_INS:
+            if re.search(rf"[/_\"]{name}\b|finetune", text):
+                self.published(name)
+        for placeholder, value in values.items():
+            if placeholder in text:
+                text = text.replace(placeholder, value())
+        assert not re.search(r"<[^>]*>", text), f"a placeholder that the test does not know: {text}"
+        return text
+
+    def run(self, command: str) -> None:
+        """Run a `python` command in this process, by the script's own entry point.
+
+        Raises:
+            SystemExit: if the command ends with an error.
+        """
+        program, script, *argv = shlex.split(self.filled_in(command))
+        assert program == "python" and script.endswith(".py"), f"no way to run {command}"
+        if script == "main.py":
+            argv = without_gpus(argv)
+        if script == "scripts/report.py" and not list((self.root / argv[1]).glob("samples/*")):
+            self.run(f"python scripts/sample_fast.py -r {argv[1]}")
+        run_script(script, [*argv, *EXTRA.get(script, ())])
+
+
+def without_gpus(argv: Sequence[str]) -> list[str]:
+    """main.py's arguments, which have to be understood, less `--gpus`, if there is no GPU."""
+    parse_arguments(argv)
+    argv = list(argv)
+    if "--gpus" in argv and not torch.cuda.is_available():
+        place = argv.index("--gpus")
+        del argv[place : place + 2]
+    return argv
+
+
+def run_script(
+    script: str, argv: Sequence[str], variables: Mapping[str, str] | None = None
+) -> None:
+    """A script of the current folder, as `python script argv` runs it."""
+    before = sys.argv, list(sys.path), dict(os.environ)
+    try:
+        sys.argv = [script, *argv]
+        sys.path.insert(0, str(Path(script).resolve().parent))
+        os.environ.update(variables or {})
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before[:2]
+        os.environ.clear()
+        os.environ.update(before[2])
