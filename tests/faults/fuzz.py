@@ -157,7 +157,7 @@ def change(tree: Any, data: DataObject) -> None:
         node = node[key]
     how = data.draw(st.sampled_from(("replace",) * 6 + ("remove", "rename", "add")))
     if how == "replace":
-        node[last] = data.draw(VALUES)
+        node[last] = copy.deepcopy(data.draw(VALUES))
     elif how == "remove":
         del node[last]
     elif isinstance(node, list):
@@ -165,7 +165,9 @@ def change(tree: Any, data: DataObject) -> None:
     elif how == "rename":
         node[data.draw(st.sampled_from((f"{last}s", "x", "target", "1")))] = node.pop(last)
     else:
-        node[data.draw(st.sampled_from(("x", "ckpt_path", "target")))] = data.draw(VALUES)
+        node[data.draw(st.sampled_from(("x", "ckpt_path", "target")))] = copy.deepcopy(
+            data.draw(VALUES)
+        )
 
 
 def changed(tree: Any, data: DataObject, most: int = 3) -> Any:

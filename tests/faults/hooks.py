@@ -46,7 +46,7 @@ class Fault:
     Attributes:
         moment: where, see above.
         action: a signal's name, `raise`, `sleep`, `nan` (in a weight), `inf` (in a gradient),
-            `full` (no file may grow beyond 64 KiB), `fill` (a file takes all that is left of the
+            `full` (no file may grow beyond 512 KiB), `fill` (a file takes all that is left of the
             disk of the current folder) or `room` (that is over).
         batch: not before this batch has begun; counted from 1.
         nth: how many times the moment has come by then.
@@ -134,7 +134,7 @@ def act(fault: Fault, module: Any = None) -> None:
 
 def _limit_room(action: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16 if action == "full" else hard, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19 if action == "full" else hard, hard))
     filler = Path("filler")
     filler.unlink(missing_ok=True)
     if action == "fill":
