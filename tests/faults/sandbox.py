@@ -254,7 +254,8 @@ def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) 
     except SystemExit as stop:
         answer = "fine" if stop.code in (0, 2, None) else f"exit code {stop.code}"
     except BaseException as error:  # noqa: BLE001
-        answer = f"traceback: {type(error).__name__} at {_place(error)}: {str(error)[:100]}"
+        message = " ".join(str(error)[:100].split())
+        answer = f"traceback: {type(error).__name__} at {_place(error)}: {message}"
     finally:
         watch.folder = None
     if CALLS:
