@@ -34,7 +34,7 @@ WINDOWS_TIMED = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer and what it draws: `tokens` after one, or grids through a window."""
+    """A transformer that samples `tokens` after one, at each of the batch sizes."""
 
     layers: int
     width: int
@@ -46,7 +46,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Grid:
-    """Grids of side x side tokens, under a map, through a window."""
+    """A transformer that samples grids of side x side tokens through a window."""
 
     layers: int
     width: int
@@ -71,7 +71,7 @@ def make_gpt(shape: Shape | Grid, block_size: int, device: torch.device) -> GPT:
 
 
 class PerLayer:
-    """The least that a growing cache can do: each layer adds the new token to what it has."""
+    """A growing cache at its best: each layer concatenates the new token to its own past."""
 
     def __init__(self, layers: int) -> None:
         self.past: list[Tensor] = []  # (2, B, heads, n, size) of every layer
@@ -87,8 +87,8 @@ class PerLayer:
 
 
 class Published(PerLayer):
-    """As the original does it: what every step added is kept in a list, all of which is
-    concatenated for the next step, and once more with the new token in every layer."""
+    """The original's cache: a list of what every step added. All of it is concatenated before the
+    next step, and again with the new token in every layer."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers)
@@ -109,7 +109,7 @@ class Published(PerLayer):
 @torch.inference_mode()
 def concatenating(gpt: GPT, prompt: Tensor, steps: int, kind: type[PerLayer]) -> Tensor:
     """Greedy tokens with keys and values that are concatenated at every step."""
-    idx, drawn, cache = prompt, [], kind(len(gpt.blocks))
+    idx, tokens, cache = prompt, [], kind(len(gpt.blocks))
     for n in range(steps):
         x = gpt.tok_emb(idx) + gpt.pos_emb[:, n : n + 1]
         for number, block in enumerate(gpt.blocks):
@@ -124,20 +124,20 @@ def concatenating(gpt: GPT, prompt: Tensor, steps: int, kind: type[PerLayer]) ->
             x = x + attn.proj((weights @ v).transpose(1, 2).flatten(2))
             x = x + block.mlp(block.ln2(x))  # type: ignore[operator]
         idx = F.softmax(gpt.head(gpt.ln_f(x))[:, -1], dim=-1).argmax(-1, keepdim=True)
-        drawn.append(idx)
-    return torch.cat(drawn, dim=1)
+        tokens.append(idx)
+    return torch.cat(tokens, dim=1)
 
 
 def engine(
     gpt: GPT, prompt: Tensor, steps: int, dtype: torch.dtype, compiled: bool
 ) -> Callable[[], Tensor]:
-    """Greedy tokens from the engine's decoder, which serves all calls."""
+    """A function that samples greedily with one decoder, which all calls share."""
     decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled)
     return lambda: generate(decoder, prompt, steps, lambda logits, n: sample_token(logits))
 
 
 def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Callable[[], None]:
-    """Some windows, each run as a whole."""
+    """A function that runs `WINDOWS_TIMED` windows through the whole transformer."""
     tokens = grid.window**2 * (2 if mapped else 1)
     idx = torch.zeros(1, tokens, dtype=torch.long, device=device)
 
@@ -150,16 +150,16 @@ def full_windows(gpt: GPT, grid: Grid, mapped: bool, device: torch.device) -> Ca
 
 
 def resident_bytes(device: torch.device, peak: bool = False) -> int:
-    """Memory in use, or at its peak since `forget_peak`."""
+    """Memory in use, or at its peak since `reset_peak`."""
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
         return used(device)
-    wanted = "VmHWM:" if peak else "VmRSS:"
+    field = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(wanted))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -167,12 +167,12 @@ def forget_peak(device: torch.device) -> None:
 
 
 def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, float]:
-    """MiB of weights and cache, and what decoding takes at its peak over their sum."""
+    """MiB of weights and of the cache, and the ratio of decoding's peak to their sum."""
     weights = sum(p.numel() * p.element_size() for p in gpt.parameters())
     prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    engine(gpt, prompt, 4, gpt.pos_emb.dtype, False)()  # weights are stacked, kernels are loaded
+    engine(gpt, prompt, 4, gpt.pos_emb.dtype, False)()  # stacks weights, loads kernels
     before = resident_bytes(device)
-    forget_peak(device)
+    reset_peak(device)
     engine(gpt, prompt, steps, gpt.pos_emb.dtype, False)()
     taken = resident_bytes(device, peak=True) - before
     config = gpt.config
@@ -195,31 +195,33 @@ def copy_bandwidth(device: torch.device) -> float:
 def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict[str, Any]:
     dtype, results = choose_dtype(args.precision, device), {}
     gpt = make_gpt(shape, shape.tokens, device)
-    drawing = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
+    sampling_gpt = (
+        gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
+    )
     for batch in shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
         candidates: dict[str, Callable[[], Any]] = {
-            "engine": engine(drawing, prompt, shape.tokens, dtype, args.compile),
+            "engine": engine(sampling_gpt, prompt, shape.tokens, dtype, args.compile),
             "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
             "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
         }
         seconds = interleaved(candidates, device, args.rounds, 1)
         row = summary(seconds, batch * shape.tokens)
-        row |= memory(drawing, batch, shape.tokens, device)
+        row |= memory(sampling_gpt, batch, shape.tokens, device)
         if device.type == "cuda":
             read = row["weights_mib"] + row["cache_mib"] / 2  # the cache is half full on average
             row["gb_per_s"] = read * 2**20 * shape.tokens / seconds["engine"]["median"] / 1e9
             row["share_of_copy_bandwidth"] = row["gb_per_s"] / copy_bandwidth(device)
         results[f"batch {batch}"] = row
-        tell(f"steps, batch {batch}", row)
+        print_row(f"steps, batch {batch}", row)
     return results
 
 
 def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) -> dict[str, Any]:
     dtype, results = choose_dtype(args.precision, device), {}
     gpt = make_gpt(grid, 2 * grid.window**2, device)
-    drawing = gpt if dtype == torch.float32 else make_gpt(grid, 2 * grid.window**2, device)
-    drawing.to(dtype)
+    sampling_gpt = gpt if dtype == torch.float32 else make_gpt(grid, 2 * grid.window**2, device)
+    sampling_gpt.to(dtype)
     positions = grid.side**2
     for mapped in (True, False):
         size = (1, grid.side, grid.side) if mapped else (1, 1)
@@ -227,7 +229,7 @@ def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) 
         candidates: dict[str, Callable[[], Any]] = {
             "engine": partial(
                 sample_sliding_window,
-                drawing,
+                sampling_gpt,
                 cond,
                 (grid.side, grid.side),
                 grid.window,
@@ -240,7 +242,7 @@ def measure_windows(args: argparse.Namespace, grid: Grid, device: torch.device) 
             seconds["full windows"][key] = value * positions / WINDOWS_TIMED
         name = "map condition" if mapped else "unconditional"
         results[name] = summary(seconds, positions)
-        tell(f"windows, {name}", results[name])
+        print_row(f"windows, {name}", results[name])
     return results
 
 
@@ -257,10 +259,10 @@ def summary(seconds: dict[str, dict[str, float]], tokens: int) -> dict[str, Any]
     }
 
 
-def tell(name: str, row: dict[str, Any]) -> None:
-    """Print a row at once: the next one can take minutes."""
-    told = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
-    print(f"{name}: {told}", flush=True)
+def print_row(name: str, row: dict[str, Any]) -> None:
+    """Print a row as soon as it is measured: the next one can take minutes."""
+    figures = {key: round(value, 3) for key, value in row.items() if isinstance(value, float)}
+    print(f"{name}: {figures}", flush=True)
 
 
 @command
@@ -270,8 +272,10 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="the engine's steps")
-    parser.add_argument("--only", choices=("steps", "windows"), help="one part of it")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile of the engine's steps"
+    )
+    parser.add_argument("--only", choices=("steps", "windows"), help="measure one of the two parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
     args = parser.parse_args()
     device = choose_device(args.device)

@@ -24,7 +24,8 @@ from taming.evaluation.arguments import (
     parse_sets,
     sampling_plan,
 )
-from taming.evaluation.metrics.fid import FID, Moments
+from taming.evaluation.metrics.fid import FID
+from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set

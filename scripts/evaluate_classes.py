@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     scores, sets = accuracy.compute(), {"samples": images.describe() | manifest.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(scores, classifier.description, sets, seconds, device, line)
+    result = make_result(
+        scores, classifier.description, sets, seconds=seconds, device=device, command=line
+    )
     path = write(result, accuracy, common.outdir or default_outdir(images))
     print(f"named right {scores['top_1']:.2%}, among the first five {scores['top_5']:.2%}")
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")

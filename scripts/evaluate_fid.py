@@ -69,13 +69,15 @@ class Arguments:
     sweep: str | None = flag(
         None, 'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0": table and chart'
     )
-    neighbours: int = flag(0, "picture of the nearest K images", metavar="K")
+    neighbors: int = flag(
+        0, "picture of the nearest K images", hidden=("--neighbours",), metavar="K"
+    )
     reproduce: Path | None = flag(None, "run this result again and compare", metavar="JSON")
     tolerance: float = flag(1e-3, "of --reproduce, relative")
 
     def __post_init__(self) -> None:
-        if self.neighbours < 0:
-            raise UserError(f"--neighbours must be at least 1, not {self.neighbours}")
+        if self.neighbors < 0:
+            raise UserError(f"--neighbors must be at least 1, not {self.neighbors}")
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], list[str]]:
@@ -109,10 +111,10 @@ class Job:
         self.common = from_flags(EvaluationArguments, args)
         self.extractor = from_flags(ExtractorArguments, args)
         self.settings = fidelity_settings(
-            args, dict(self.extractor.layer), keep_features=self.own.neighbours > 0
+            args, dict(self.extractor.layer), keep_features=self.own.neighbors > 0
         )
         if self.own.sweep and (self.settings.per_class or self.settings.keep_features):
-            raise UserError("--sweep goes without --per_class and --neighbours")
+            raise UserError("--sweep goes without --per_class and --neighbors")
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         self.device = choose_device(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
@@ -155,7 +157,9 @@ class Job:
             sets |= {role: about for role, about in last.sets.items() if role != "samples"}
         elif last.classes:
             metrics = metrics | {"fid_of_class": last.classes}
-        return make_result(metrics, last.protocol, sets, seconds, self.device, self.command)
+        return make_result(
+            metrics, last.protocol, sets, seconds=seconds, device=self.device, command=self.command
+        )
 
     def outdir(self) -> Path:
         run = self.samples.run.folder if isinstance(self.samples, RunSource) else Path()
@@ -175,7 +179,7 @@ def write(job: Job, result: Result, evaluation: Evaluation, rows: list[dict[str,
         tables.append(markdown_table([{"class": n, "fid": value} for n, value in ordered]))
         plot_classes(evaluation.classes, path.with_name(f"{path.stem}-classes.png"))
     write_result(result, path, tables)
-    if job.own.neighbours:
+    if job.own.neighbors:
         picture_of_neighbors(job, evaluation, path.with_name(f"{path.stem}-neighbours.png"))
     return path
 
@@ -190,7 +194,7 @@ def published(name: str) -> str:
 def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
     assert evaluation.banks is not None and job.reference is not None
     assert not isinstance(job.samples, Statistics) and not isinstance(job.reference, Statistics)
-    indices = nearest(*evaluation.banks, ROWS, job.own.neighbours)
+    indices = nearest(*evaluation.banks, ROWS, job.own.neighbors)
     neighbors_picture(job.samples, job.reference, indices).save(path)
 
 

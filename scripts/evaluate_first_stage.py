@@ -109,16 +109,16 @@ def _source(
 ) -> LoadedSource:
     reads_labels, workers = stages[0].model.reads_labels, own.common.cache.workers
     if own.images and reads_labels:
-        raise UserError("--images holds pictures, and the first stage takes segmentations")
+        raise UserError("--images holds images in color, and the first stage takes segmentations")
     if own.size and reads_labels:
-        raise UserError("--size resizes pictures, and the first stage takes segmentations")
+        raise UserError("--size resizes images in color, and the first stage takes segmentations")
     if own.images:
         return FolderSource(own.images, own.deep or None, workers)
     config = [own.data] if own.data else _own_data(own, stages)
     key = own.image_key or stages[0].image_key
     if reads_labels:
         labels = stages[0].model.channels
-        return LabelSource(labels, config, own.split, key, overrides, workers)
+        return LabelSource(labels, config, own.split, key, overrides=overrides, workers=workers)
     return DatasetSource(config, own.split, key, overrides, workers)
 
 
@@ -179,7 +179,9 @@ def write(
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
     protocol = evaluator.describe()
     metrics = {r.name: r.metrics for r in results}
-    result = make_result(metrics, protocol, sets, seconds, evaluator.device, line)
+    result = make_result(
+        metrics, protocol, sets, seconds=seconds, device=evaluator.device, command=line
+    )
     result["left_out"] = {r.name: r.left_out for r in results}
     result["classes"] = {r.name: r.classes for r in results}
     key = key_of(protocol=protocol, sets=sets)
@@ -194,7 +196,7 @@ def write(
 
 
 def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
-    """A table per first stage with a row per class, where there are classes."""
+    """A table per first stage with a row per class, for images with classes."""
     return [
         f"{result.name}:\n\n"
         + markdown_table([{"class": label, **means} for label, means in result.classes.items()])

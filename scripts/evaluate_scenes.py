@@ -131,7 +131,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     result = make_result(
-        evaluation.metrics, evaluation.protocol, evaluation.sets, seconds, device, line
+        evaluation.metrics,
+        evaluation.protocol,
+        evaluation.sets,
+        seconds=seconds,
+        device=device,
+        command=line,
     )
     result["by_sample"] = evaluation.rows
     outdir = Path(arguments.outdir or run.folder / "evaluation")

@@ -2,7 +2,7 @@
 
     python scripts/evaluate_transformer.py -r logs/<run>
 
-Bits and nats per token and per value of the image, the share of tokens that were found likeliest,
+Bits and nats per token and per value of the image, the share of tokens that were the likeliest,
 a table of the classes, and maps of where in the image codes are hard to predict. The data are the
 run's validation data, or those of --split, --data and of `key.path=value` overrides. JSON, Markdown
 and plots go to `<run>/evaluation/`. An interrupted evaluation goes on when the same command is
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     sets = {"images": describe_data(own, data) | manifest.describe()}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
-    result = make_result(scores, protocol, sets, seconds, model.device, line)
+    result = make_result(scores, protocol, sets, seconds=seconds, device=model.device, command=line)
     result["by_class"] = likelihood.by_class()
     result["by_position"] = likelihood.map().tolist()
     path = write(result, likelihood, Path(arguments.outdir or run.folder / "evaluation"))

@@ -57,9 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         DatasetSource(configs, split, model.first_stage_key, overrides, data.num_workers)
         for split in ("train", "validation")
     )
-    report = make_report(
-        model, data, ReportSets(FolderSource(samples), training, validation), outdir
-    )
+    sets = ReportSets(FolderSource(samples), training, validation)
+    report = make_report(model, data.val_dataloader, sets, outdir)
     report["metrics"]["samples"]["folder"] = str(samples)
     report["protocol"] |= {"checkpoint_hash": file_hash(run.checkpoint), "global_step": step}
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
@@ -73,7 +72,9 @@ def write(
 ) -> None:
     """Metrics are in the JSON a second time, at its top, where older reports have them."""
     metrics = report["metrics"]
-    result = make_result(metrics, report["protocol"], report["sets"], seconds, device, line)
+    result = make_result(
+        metrics, report["protocol"], report["sets"], seconds=seconds, device=device, command=line
+    )
     tables = []
     if report["by_class"]:
         result["by_class"] = report["by_class"]

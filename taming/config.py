@@ -40,48 +40,46 @@ def load_config(
     """Merge YAML files left to right, then `key.path=value` overrides.
 
     A transformer's stage may name the YAML that it was trained with, relative to the file that
-    says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It becomes
-    the model of that YAML, without its loss, with `params` merged over it.
+    says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It is
+    replaced by the model of that YAML, without its loss, with `params` merged over it.
 
     Raises:
         UserError: for a missing or malformed file, and for a top-level key not in `sections`.
     """
-    parts = [(str(path), _read_yaml(Path(path))) for path in paths]
-    parts += [(override, _read_override(override)) for override in overrides]
-    for source, part in parts:
+    parts = [(str(path), Path(path).parent, _read_yaml(Path(path))) for path in paths]
+    parts += [(override, Path(), _read_override(override)) for override in overrides]
+    for source, folder, part in parts:
         for key in map(str, part):
             if key not in sections:
                 hint = did_you_mean(key, sections)
                 raise UserError(f"{source}: unknown top-level key '{key}'{hint}")
-    merged = OmegaConf.merge(*(part for _, part in parts)) if parts else OmegaConf.create()
+        _fill_in_bases(part, folder, source)
+    merged = OmegaConf.merge(*(part for *_, part in parts)) if parts else OmegaConf.create()
     assert isinstance(merged, DictConfig)
     return merged
 
 
-def _read_yaml(path: Path) -> DictConfig:
-    config = _read_one_yaml(path)
+def _fill_in_bases(config: DictConfig, folder: Path, source: str) -> None:
+    """Replace, in place, stages that name a YAML in `folder` by their whole config."""
     for key in STAGES:
         place = f"model.params.{key}"
         stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if isinstance(stage, DictConfig) and "base" in stage:
-            whole = _with_base(stage, path, f"{path}: {place}.base")
-            OmegaConf.update(config, place, whole, merge=False)
-    return config
+            try:
+                whole = as_stage(_first_stage_of(folder / str(stage.pop("base"))))
+            except UserError as error:
+                raise UserError(f"{source}: {place}.base: {error}") from None
+            OmegaConf.update(config, place, OmegaConf.merge(whole, stage), merge=False)
 
 
-def _with_base(stage: DictConfig, path: Path, place: str) -> DictConfig:
-    base = path.parent / str(stage.base)
-    try:
-        model = _read_one_yaml(base).get("model")
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
-    if not isinstance(model, DictConfig) or "transformer_config" in model.get("params", {}):
-        raise UserError(f"{place}: {base} is no config of a first stage")
-    trained: Any = OmegaConf.to_container(model)
-    own = {key: value for key, value in stage.items_ex(resolve=False) if key != "base"}
-    merged = OmegaConf.merge(as_stage(trained), own)
-    assert isinstance(merged, DictConfig)
-    return merged
+def _first_stage_of(path: Path) -> Any:
+    content: Any = OmegaConf.to_container(_read_yaml(path))
+    model = content.get("model")
+    if not isinstance(model, dict) or "target" not in model:
+        raise UserError(f"{path} has no model with a target")
+    if "transformer_config" in (model.get("params") or {}):
+        raise UserError(f"{path} is a transformer's, not a first stage's")
+    return model
 
 
 def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +91,7 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"target": model["target"], "params": params}
 
 
-def _read_one_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"there is no config file {path}")
     try:
@@ -172,7 +170,8 @@ def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
     with _inside(key):
         node = plain(config)
         if not isinstance(node, Mapping) or "target" not in node:
-            raise _config_error("expected a 'target' and its 'params' here")
+            hint = ", read by taming.config.load_config" if "base" in (node or ()) else ""
+            raise _config_error(f"expected a 'target' and its 'params' here{hint}")
         for name in map(str, node):
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
                 raise _config_error(f"unknown key '{name}'; did you mean 'params'?")

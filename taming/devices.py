@@ -35,7 +35,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     except RuntimeError:
         raise UserError(f"--device takes auto, cuda, cuda:1, mps or cpu, not '{name}'") from None
     known = available.get(device.type, False)
-    if not known or device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if not known or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"there is no device '{name}' here; use --device auto")
     return device
 
@@ -48,7 +48,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision not in ("fp32", "bf16", "auto"):
         raise UserError(f"--precision takes fp32, bf16 or auto, not '{precision}'")
-    fast = precision == "bf16" or precision == "auto" and _multiplies_bf16(device)
+    fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
     return torch.bfloat16 if fast else torch.float32
 
 

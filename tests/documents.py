@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 PROGRAMS = ("bash", "cd", "conda", "git", "kill", "make", "pip", "pre-commit", "python", "python3")
 PROGRAMS += ("source", "streamlit", "tensorboard", "torchrun")

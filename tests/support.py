@@ -27,7 +27,7 @@ SAME_KERNELS = torch.__version__.startswith("2.15.")
 def load_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and spec of `tests/golden/<name>.safetensors`."""
     with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return tensors, json.loads((file.metadata() or {}).get("spec", "{}"))
 
 

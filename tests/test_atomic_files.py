@@ -29,17 +29,15 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_old_file(tmp_path: Path, failure: BaseException) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(type(failure)):
-        with atomic_path(path) as partial:
-            partial.write_text("ha")
-            raise failure
+    with pytest.raises(type(failure)), atomic_path(path) as partial:
+        partial.write_text("ha")
+        raise failure
     assert path.read_text() == "old" and names(tmp_path) == ["file.txt"]
 
 
 def test_a_failure_before_anything_is_written_stays_what_it_is(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no"):
-        with atomic_path(tmp_path / "file.txt"):
-            raise RuntimeError("no")
+    with pytest.raises(RuntimeError, match="no"), atomic_path(tmp_path / "file.txt"):
+        raise RuntimeError("no")
     assert names(tmp_path) == []
 
 

@@ -158,7 +158,10 @@ def write_stages(folder: Path, stage: dict[str, Any]) -> Path:
         "base_learning_rate": 1.0,
     }
     OmegaConf.save({"model": first}, folder / "first.yaml")
-    second = {"params": {"transformer_config": {}, "first_stage_config": stage}}
+    second = {
+        "target": "a.Second",
+        "params": {"transformer_config": {}, "first_stage_config": stage},
+    }
     OmegaConf.save({"model": second}, folder / "second.yaml")
     return folder / "second.yaml"
 
@@ -176,6 +179,8 @@ def test_a_stage_has_the_model_of_the_yaml_it_names(tmp_path: Path) -> None:
             "ckpt_path": "logs/x",
         },
     }
+    override = f"model.params.first_stage_config.base={tmp_path / 'first.yaml'}"
+    assert load_config([path], [override]).model.params.first_stage_config.target == "a.First"
     open_config = load_config([path])
     with pytest.raises(UserError, match=f"^set {place}.ckpt_path=... "):
         plain(open_config)
@@ -185,8 +190,8 @@ def test_a_stage_has_the_model_of_the_yaml_it_names(tmp_path: Path) -> None:
     ("base", "message"),
     [
         ("frist.yaml", "there is no config file .*frist.yaml"),
-        ("second.yaml", "second.yaml is no config of a first stage"),
-        ("data.yaml", "data.yaml is no config of a first stage"),
+        ("second.yaml", "second.yaml is a transformer's, not a first stage's"),
+        ("data.yaml", "data.yaml has no model with a target"),
     ],
 )
 def test_a_base_that_is_no_first_stage(tmp_path: Path, base: str, message: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from taming.evaluation.results import read_result
 from taming.training import run_folder
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 SMALL_STAGE = ["n_embed=16", "embed_dim=4", "ddconfig.ch_mult=[1,1]"]
 QUICK = ["--limit_val_batches", "2", "--enable_progress_bar", "False"]
@@ -72,7 +72,8 @@ def test_digits_from_data_to_report(
     assert result["sets"]["reference"]["images"] == 1500
     assert result["protocol"]["by_own_classifier"]["extractor"]["weights_sha256"]
     with Image.open(transformer / "report" / "samples.png") as picture:
-        assert picture.width == (10 * 32 * 2) * 2 + 32
+        # 4 samples, 10 real images of a class, at twice 32 pixels; places for 21, 2 pixels apart.
+        assert picture.width == (4 + 10) * 2 * 32 + 22 * 2
     assert "samples named right" in capsys.readouterr().out
 
 
@@ -80,5 +81,5 @@ def test_report_needs_samples(tmp_path: Path) -> None:
     from taming.errors import UserError
     from taming.evaluation.tasks.report import newest_samples
 
-    with pytest.raises(UserError, match="draw some with scripts/sample_fast.py"):
+    with pytest.raises(UserError, match="make some with scripts/sample_fast.py"):
         newest_samples(tmp_path)

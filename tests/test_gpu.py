@@ -12,9 +12,9 @@ from taming.checkpoint import read_checkpoint
 from taming.config import instantiate_from_config
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.training.cli import main as main_command
+from tests.kit.training import small_vqgan, write_config
 from tests.models.test_vqgan import golden_vqmodel
 from tests.support import fill_by_name, load_golden
-from tests.training.small import small_vqgan, write_config
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from taming import lightning_internals
-from tests.models.tiny import build, first_stage_config, fit, images
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config
+from tests.kit.training import fit
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +59,7 @@ def test_counters_and_steps_in_a_real_run(tmp_path: Path) -> None:
     assert lightning_internals.batches_begun(trainer) == 3
     assert lightning_internals.batches_done(trainer) == 3
     assert trainer.global_step == 3
-    autoencoder, discriminator = model.optimizers()
+    _autoencoder, discriminator = model.optimizers()
     assert isinstance(discriminator, LightningOptimizer)
     parameter = next(model.loss.discriminator.parameters())
     before = parameter.detach().clone()

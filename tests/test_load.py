@@ -15,8 +15,8 @@ import taming
 from taming.checkpoint import save_atomic
 from taming.errors import UserError
 from taming.pretrained import published_models
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import build, first_stage_config, images
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config, unconditional_config
 from tests.support import write_run
 
 NAME = "vqgan_imagenet_f16_16384"
@@ -36,7 +36,7 @@ def test_importing_the_package_imports_no_framework() -> None:
 
 def test_runs_and_checkpoints_of_both_stages() -> None:
     checkpoint = write_run(Path("logs/first"), first_stage_config()) / "checkpoints" / "last.ckpt"
-    write_run(Path("logs/second"), transformer_config())
+    write_run(Path("logs/second"), unconditional_config())
     x = images(2).permute(0, 3, 1, 2)
     for path in ("logs/first", checkpoint, "logs/second"):
         model = taming.load(path)

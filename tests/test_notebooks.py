@@ -13,10 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted((ROOT / "scripts").glob("*.ipynb"))
@@ -90,7 +91,9 @@ def test_reconstruction_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TAMING_DEVICE", "cpu")
     text, pictures = execute(RECONSTRUCTION)
     assert "3 images, the first of 12 x 12 pixels" in text
-    scores = re.findall(r"^(\w): L1 ([0-9.]+), PSNR (-?[0-9.]+) dB, usage ([0-9.]+)%", text, re.M)
+    scores = re.findall(
+        r"^(\w): L1 ([0-9.]+), PSNR (-?[0-9.]+) dB, usage ([0-9.]+)%", text, re.MULTILINE
+    )
     assert [score[0] for score in scores] == ["a", "b"]
     assert all(0 < float(l1) < 2 and 0 < float(usage) <= 100 for _, l1, _, usage in scores)
     counts = re.findall(r"(\w): (\d+) of (\d+) codes occur", text)

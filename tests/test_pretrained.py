@@ -29,8 +29,7 @@ from taming.pretrained import (
     published_models,
     remote_files,
 )
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import build
+from tests.kit.models import build, unconditional_config
 from tests.web import Site, serve
 
 CONFIGS = sorted((Path(taming.__file__).parent / "pretrained_configs").glob("*.yaml"))
@@ -88,7 +87,7 @@ def test_the_table_has_every_published_model(capsys: pytest.CaptureFixture[str])
         assert all(address.startswith("https://") for address in model.addresses)
     main(["--list"])
     shown = capsys.readouterr().out
-    assert all(re.search(rf"^{name} ", shown, re.M) for name in models)
+    assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in models)
 
 
 def test_a_shared_folder_becomes_a_run(site: Site, tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_what_differs_from_the_first_download_is_refused(site: Site, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "data, message",
+    ("data", "message"),
     [
         (b"<!DOCTYPE html><p>log in", "web page instead of last.ckpt"),
         (b"hello", "is a text file"),
@@ -187,7 +186,7 @@ def test_a_model_of_unknown_sizes_says_so(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of one published checkpoint there is no config: none is made up."""
-    name, model = "oi_scene_125m", build(transformer_config())
+    name, model = "oi_scene_125m", build(unconditional_config())
     published = published_models()[name]
     assert "config unknown here" in published.what
     buffer = io.BytesIO()
@@ -201,7 +200,7 @@ def test_a_model_of_unknown_sizes_says_so(
     assert sorted(path.name for path in folder.iterdir()) == [RECORD, "last.ckpt"]
     with pytest.raises(UserError, match="name its YAML with --base"):
         load_run(folder)
-    OmegaConf.save({"model": transformer_config(gpt={"n_layer": 2})}, tmp_path / "own.yaml")
+    OmegaConf.save({"model": unconditional_config(gpt={"n_layer": 2})}, tmp_path / "own.yaml")
     with pytest.raises(UserError, match="n_layer is 2, but 1 in the checkpoint"):
         load_run(folder, [tmp_path / "own.yaml"])
     loaded, _, _ = load_run(

@@ -6,15 +6,16 @@ is neither there nor a Python script, or code in another language, fails the tes
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 import yaml
 from omegaconf import OmegaConf
 
@@ -22,6 +23,7 @@ from taming.config import get_obj_from_str
 from taming.pretrained import published_models
 from taming.training.trainer import trainer_options
 from tests.documents import (
+    PROJECT,
     ROOT,
     Block,
     anchors_of,
@@ -35,7 +37,7 @@ from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
-LINKED = [*DOCUMENTS, ROOT / "docs" / "evaluation.md"]
+LINKED = [*DOCUMENTS, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
 
 
 def every_block(*languages: str) -> list[Any]:
@@ -78,8 +80,7 @@ def nothing_to_check(workplace: Workplace, command: str) -> None:
 
 def check_extras(workplace: Workplace, command: str) -> None:
     (extra,) = re.findall(r"\.\[([\w,]+)\]", command)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(extra.split(",")) <= project["optional-dependencies"].keys()
+    assert set(extra.split(",")) <= PROJECT["optional-dependencies"].keys()
 
 
 def check_environment(workplace: Workplace, command: str) -> None:
@@ -130,6 +131,13 @@ def check_page(workplace: Workplace, command: str) -> None:
     assert not page.exception and not page.error
 
 
+def check_flags(workplace: Workplace, command: str) -> None:
+    script, *words = shlex.split(command)[1:]
+    with redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
+        run_script(script, ["--help"])
+    assert all(word in text.getvalue() for word in words if word.startswith("-"))
+
+
 Check = Callable[[Workplace, str], None]
 ENVIRONMENT = "makes or enters an environment of its own"
 NETWORK = "downloads gigabytes"
@@ -149,6 +157,15 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
     "python scripts/download_models.py cin_transformer": (NETWORK, check_models),
     "python scripts/download_models.py vqgan_imagenet_f16_16384": (NETWORK, check_models),
+    "python scripts/extract_depth.py": (NETWORK, check_flags),
+    "python scripts/extract_depth.py --images data/pairs/images --outdir data/pairs/depth": (
+        NETWORK,
+        check_flags,
+    ),
+    "python scripts/extract_segmentation.py data/pairs/segmentation --images data/pairs/images": (
+        NETWORK,
+        check_flags,
+    ),
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": ("several processes", check_share),
     "streamlit run scripts/sample_conditional.py -- -r logs/<run>": (
         "a server that does not end",

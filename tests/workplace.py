@@ -39,10 +39,10 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/make_scene_samples.py": ("--samples_per_layout", "1"),
     "scripts/complete.py": ("-n", "1"),
     "scripts/evaluate_fid.py": (
-        *("--extractor", "tests.evaluation.small:TinyExtractor", "-n", "1"),
-        *("--metrics", "fid,isc", "--isc_splits", "1"),
+        *("--extractor", "tests.kit.extractor:TinyExtractor", "-n", "1"),
+        *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
-    "scripts/evaluate_first_stage.py": ("--extractor", "tests.evaluation.small:TinyExtractor"),
+    "scripts/evaluate_first_stage.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
     "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
 }
 
@@ -130,10 +130,12 @@ class Workplace:
             "from_diffusers FOLDER logs/<name>": lambda: (
                 f"from_diffusers {self.diffusers_folder()} logs/imported"
             ),
-            "configs/x.yaml": lambda: "configs/custom_vqgan.yaml",
+            "configs/x.yaml": lambda: "configs/custom_vqgan.yaml",  # any config
+            "logs/<run of own_condition>": lambda: self.run_of("own_condition"),
             "logs/<another>": lambda: self.stand_in("custom_vqgan"),
             "configs/<data>.yaml": lambda: "configs/class_transformer.yaml",
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
+            "FOLDER_OF_SAMPLES": lambda: "data/pairs/images",
             "FOLDER_OF_IMAGES": lambda: IMAGES,
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
@@ -147,19 +149,29 @@ class Workplace:
         assert not re.search(r"<[^>]*>", text), f"a placeholder that the test does not know: {text}"
         return text
 
-    def run(self, command: str) -> None:
+    def run(self, command: str, *more: str) -> None:
         """Run a `python` command in this process, by the script's own entry point.
+
+        Args:
+            more: further arguments of main.py.
 
         Raises:
             SystemExit: if the command ends with an error.
         """
-        program, script, *argv = shlex.split(self.filled_in(command))
+        words = shlex.split(self.filled_in(command).replace("$PWD", os.getcwd()))
+        if words[0] == "cd":
+            return os.chdir(words[1])
+        variables = {}
+        while "=" in words[0]:
+            name, _, variables[name] = words.pop(0).partition("=")
+        program, script, *argv = words
         assert program == "python" and script.endswith(".py"), f"no way to run {command}"
-        if script == "main.py":
-            argv = without_gpus(argv)
-        if script == "scripts/report.py" and not list((self.root / argv[1]).glob("samples/*")):
+        known_as = script.removeprefix("../")
+        if known_as == "main.py":
+            argv = without_gpus([*argv, *more])
+        if known_as == "scripts/report.py" and not list((self.root / argv[1]).glob("samples/*")):
             self.run(f"python scripts/sample_fast.py -r {argv[1]}")
-        run_script(script, [*argv, *EXTRA.get(script, ())])
+        run_script(script, [*argv, *EXTRA.get(known_as, ())], variables)
 
 
 def without_gpus(argv: Sequence[str]) -> list[str]:

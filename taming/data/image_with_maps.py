@@ -30,7 +30,7 @@ class MapFiles:
 
 
 def png_paths(names: Iterable[str], root: str | Path) -> StringTable:
-    """The paths of the PNGs below `root` that are named as images are: "a/b.jpg" -> root/a/b.png"""
+    """The paths of PNGs below `root` that are named as images are: "a/b.jpg" -> root/a/b.png."""
     pngs = (PurePosixPath(name).with_suffix(".png") for name in names)
     return StringTable(os.path.join(root, png) for png in pngs)
 

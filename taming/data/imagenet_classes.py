@@ -9,7 +9,7 @@ from importlib import resources
 def _read() -> dict[str, str]:
     text = resources.files("taming.data").joinpath("imagenet_classes.tsv").read_text("utf-8")
     lines = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
-    return dict((synset, name) for synset, name in lines)
+    return dict(lines)
 
 
 NAMES = _read()  # by synset

@@ -16,7 +16,7 @@ from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
@@ -101,7 +101,7 @@ class ExtractorArguments:
 
         def build(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
             layers = settings.layers_of(metrics, name)
-            return Extractor(name, layers, weights, device, dtype, compiled)
+            return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
 
         if not shared and manifold and not own:
             extractor = build(prc_name, manifold, self.prc_weights)

@@ -8,13 +8,13 @@ Transformers" (arXiv 2105.06458). What these do not say is None here, and "not p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from taming.config import did_you_mean
 from taming.errors import UserError
 
 RECONSTRUCTIONS = "reconstructions of all 50,000 ImageNet validation images, against the originals"
-DRAWN = "50,000 samples, against the training set"
+SAMPLED = "50,000 samples, against the training set"
 NOT_PUBLISHED = "not published"
 
 
@@ -29,7 +29,7 @@ class Preset:
         published: metrics' names and the published numbers.
         script: the evaluation script that computes it.
         metrics: for scripts/evaluate_fid.py.
-        samples: number of images on the samples' side, None where that is not published.
+        samples: number of images on the samples' side, None if that is not published.
         reference: what the reference set is.
         reference_split: "train" or "validation" of the reference's config; None: not published.
         per_class: samples of every class, for models of classes.
@@ -55,17 +55,17 @@ class Preset:
     accepted: float | None = None
 
     def settings(self) -> dict[str, int | float | str]:
-        """The sampler's settings, "not published" where they are not."""
+        """The sampler's settings, "not published" for the others."""
         names = ("top_k", "top_p", "temperature", "accepted")
-        values = {name: getattr(self, name) for name in names}
-        return {name: NOT_PUBLISHED if v is None else v for name, v in values.items()}
+        values = asdict(self)
+        return {n: NOT_PUBLISHED if values[n] is None else values[n] for n in names}
 
 
-def _drawn(name: str, model: str, data: str, fid: float) -> Preset:
+def _sampled(name: str, model: str, data: str, fid: float) -> Preset:
     return Preset(
         name,
         model,
-        f"{DRAWN} of {data}",
+        f"{SAMPLED} of {data}",
         (("fid", fid),),
         samples=50_000,
         reference=f"the training images of {data}",
@@ -76,7 +76,7 @@ def _decoding(number: int, fid: float) -> Preset:
     return Preset(
         f"cin_{number}",
         "cin_transformer",
-        f"{DRAWN} of ImageNet; the {number}. of five decodings",
+        f"{SAMPLED} of ImageNet; the {number}. of five decodings",
         (("fid", fid),),
         samples=50_000,
         per_class=50,
@@ -129,8 +129,8 @@ PRESETS = (
     _reconstructed("rfid_vq_f8", "vq_f8", 1.14),
     _reconstructed("rfid_gumbel_f8", "vqgan_gumbel_f8", 1.49),
     _reconstructed("rfid_dalle", "dalle_dvae", 32.01),
-    _drawn("ffhq", "ffhq_transformer", "FFHQ", 9.6),
-    _drawn("celebahq", "celebahq_transformer", "CelebA-HQ", 10.2),
+    _sampled("ffhq", "ffhq_transformer", "FFHQ", 9.6),
+    _sampled("celebahq", "celebahq_transformer", "CelebA-HQ", 10.2),
     _segmentation("ade20k", "ade20k_transformer", "ADE20K", 35.5),
     _segmentation("coco_stuff", "coco_transformer", "COCO-Stuff", 20.4),
     *(_decoding(n, fid) for n, fid in enumerate((15.98, 15.78, 6.59, 5.88, 5.20), start=1)),
@@ -140,7 +140,7 @@ PRESETS = (
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; UserError where there is none."""
+    """The preset of that name; UserError if there is none."""
     names = [preset.name for preset in PRESETS]
     if name not in names:
         raise UserError(f"there is no preset '{name}'{did_you_mean(name, names)}")

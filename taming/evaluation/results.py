@@ -17,10 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import taming
 from taming.atomic_files import write_text
+from taming.devices import available_cpus
 from taming.errors import UserError
 
 Result = dict[str, Any]
@@ -32,6 +34,7 @@ def make_result(
     metrics: Mapping[str, Any],
     protocol: Mapping[str, Any],
     sets: Mapping[str, Mapping[str, Any]],
+    *,
     seconds: float,
     device: torch.device,
     command: Sequence[str],
@@ -42,7 +45,7 @@ def make_result(
         metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
         protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
         sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
-        command: `[script, *arguments]` as given.
+        command: `[script, *arguments]` as it was typed.
     """
     return {
         "metrics": dict(metrics),
@@ -74,14 +77,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "name": name,
-        "cpus": os.cpu_count(),
+        "cpus": available_cpus(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
 
 
 def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
-    """`[script, *arguments]`: what a result's `command` is, from what `main` was given."""
+    """`[script, *arguments]`: what a result's `command` is, of the arguments of `main`."""
     return [script, *(sys.argv[1:] if argv is None else argv)]
 
 
@@ -102,8 +105,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    if hasattr(value, "item"):
-        value = value.item()  # numpy's and torch's scalars
+    if isinstance(value, np.generic | torch.Tensor):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
@@ -181,7 +184,7 @@ def _cell(value: Any) -> str:
 
 def differences(old: Result, new: Result, tolerance: float) -> list[str]:
     """What differs, a phrase each: numbers by more than `tolerance` of the old one, and what may
-    have caused it (images, protocol, versions). Empty where the numbers agree.
+    have caused it (images, protocol, versions). Empty if the numbers agree.
     """
     before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
     numbers = [

@@ -199,7 +199,7 @@ class CodeSampling(pl.LightningModule):
             ("samples_det", nothing, False),
         ):
             steps = z_indices.shape[1] - start.shape[1]
-            indices = self.sample(start, c_indices, steps, temperature, random, top_k)
+            indices = self.sample(start, c_indices, steps, temperature, sample=random, top_k=top_k)
             images[name] = self.decode_to_img(indices, quant_z.shape)
         return images
 

@@ -64,7 +64,7 @@ class DalleVAE(CodesInterface, nn.Module):
         self.loaded_from = str(load_file(self, path))
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images -> (codes [B, n_init, h, w], loss 0, (None, None, indices [B, h, w]))"""
+        """Images -> (codes [B, n_init, h, w], loss 0, (None, None, indices [B, h, w]))."""
         indices = self.encoder(map_pixels(x)).argmax(dim=1)
         codes = self.quantize.get_codebook_entry(indices, (*indices.shape, self.quantize.e_dim))
         return codes, codes.new_zeros(()), (None, None, indices)

@@ -92,7 +92,7 @@ def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:
         UserError: if there is no such dataset.
     """
     splits = [name for name in ("validation", "train", "test") if data.params.get(name) is not None]
-    if not splits or split is not None and split not in splits:
+    if not splits or (split is not None and split not in splits):
         raise UserError(f"the data section has no '{split or 'validation'}'; it has {splits}")
     split = split or splits[0]
     config = data.params[split]

@@ -99,11 +99,11 @@ def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
 
 
 def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene:
-    """A scene from a YAML or JSON file, a list of objects:
+    """A scene from a YAML or JSON file, a list of objects.
 
         - {class: person, box: [0.1, 0.2, 0.3, 0.7]}  # x0, y0, width, height, as shares
 
-    and, for models whose classes tell them apart, `group: true`, `occluded`, `depiction`,
+    For models whose classes tell them apart also `group: true`, `occluded`, `depiction`,
     `inside`.
 
     Raises:

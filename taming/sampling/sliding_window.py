@@ -280,7 +280,7 @@ def layout_for(
     sides = (window, window) if isinstance(window, int) else window
     if min(*shape, *sides) < 1:
         raise UserError(f"the image is {shape} and the window {sides} tokens; both need some")
-    if cond.dim() not in (2, 3) or cond.dim() == 3 and tuple(cond.shape[1:]) != tuple(shape):
+    if cond.dim() not in (2, 3) or (cond.dim() == 3 and tuple(cond.shape[1:]) != tuple(shape)):
         raise UserError(
             f"the condition has shape {list(cond.shape)}; for an image of {shape[0]} x {shape[1]} "
             f"tokens it must be a map [B, {shape[0]}, {shape[1]}] or a prefix [B, n]"

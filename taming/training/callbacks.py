@@ -189,7 +189,7 @@ def _dataset(trainer: pl.Trainer, split: str) -> Any:
 
 
 def scene_pictures(dataset: Any, batch: Any, key: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """`conditioning`, [B, 3, H, W] in [-1, 1]: the labelled boxes or points of `batch[key]`.
+    """`conditioning`, [B, 3, H, W] in [-1, 1]: the labeled boxes or points of `batch[key]`.
 
     Empty if that entry is no scene of `dataset`, which knows the names of the classes.
     """

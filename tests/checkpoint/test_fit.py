@@ -13,8 +13,8 @@ import torch
 from taming.checkpoint import load_run, load_weights
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import build, first_stage_config, images
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config, unconditional_config
 from tests.support import write_run
 
 
@@ -75,14 +75,14 @@ TRANSFORMER = {
 
 @pytest.mark.parametrize("path", TRANSFORMER)
 def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
-    state = build(transformer_config()).state_dict()
-    other = instantiate_from_config(set_in(transformer_config(), path, TRANSFORMER[path]))
+    state = build(unconditional_config()).state_dict()
+    other = instantiate_from_config(set_in(unconditional_config(), path, TRANSFORMER[path]))
     with pytest.raises(UserError, match=f"{path} is {TRANSFORMER[path]}, but"):
         load_weights(other, state)
 
 
 def test_the_other_stages_checkpoint_is_recognized() -> None:
-    first, second = build(first_stage_config()), build(transformer_config())
+    first, second = build(first_stage_config()), build(unconditional_config())
     with pytest.raises(UserError, match="x.ckpt .*it is a first stage.*ckpt_path"):
         load_weights(second, first.state_dict(), source="x.ckpt")
     with pytest.raises(UserError, match="it is a transformer.*extract_submodel"):
@@ -108,8 +108,8 @@ def test_layers_for_other_channels_can_start_anew() -> None:
 
 
 def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
-    model = build(transformer_config()).eval()
-    config = transformer_config()
+    model = build(unconditional_config()).eval()
+    config = unconditional_config()
     config["params"]["first_stage_config"]["params"]["ckpt_path"] = "/gone/last.ckpt"
     folder = write_run(tmp_path / "run", config, model.state_dict())
     loaded, run, step = load_run(folder)

@@ -17,8 +17,10 @@ from torch.optim import SGD
 
 from taming.checkpoint import load_file, load_run, load_weights, read_checkpoint, save_atomic
 from taming.errors import UserError
+from tests.kit.datasets import images
+from tests.kit.models import build, first_stage_config
+from tests.kit.training import fit
 from tests.memory import KINDS, WAYS
-from tests.models.tiny import build, first_stage_config, fit, images
 
 NAMES = ("model.ckpt", "model.safetensors")
 

@@ -19,9 +19,9 @@ from taming.data.open_images_helper import (
 )
 from taming.data.scene_crops import SceneCrop
 from taming.errors import UserError
-from tests.data.real import FOLDER, needs_real_data
-from tests.data.scenes import BOXES, HEAD, OPTIONS, coco_content, write_coco, write_open_images
-from tests.data.written_files import pixels, truncate, write_image
+from tests.kit.images import ramps, truncate, write_image
+from tests.kit.real import FOLDER, needs_real_data
+from tests.kit.scenes import BOXES, HEAD, OPTIONS, coco_content, write_coco, write_open_images
 
 HELPER = "taming.data.open_images_helper"
 
@@ -142,7 +142,7 @@ def test_images_with_too_few_or_too_many_objects_are_left_out(tmp_path: Path) ->
     ("method", "box"), [("none", None), ("center", (1 / 6, 0, 2 / 3, 1)), ("random-1d", None)]
 )
 def test_crops(method: Any, box: Any) -> None:
-    image = pixels(32, 48)
+    image = ramps(32, 48)
     crop = SceneCrop(method, 16, random_flip=False)
     cut, place, flipped = crop(image)
     assert cut.shape == (16, 16, 3) and cut.dtype == np.uint8 and not flipped
@@ -157,14 +157,14 @@ def test_crops(method: Any, box: Any) -> None:
 
 def test_free_crops_are_at_least_as_large_as_the_target() -> None:
     crop = SceneCrop("random-2d", 20, random_flip=True)
-    places = [crop(pixels(32, 48)) for _ in range(60)]
+    places = [crop(ramps(32, 48)) for _ in range(60)]
     for _, place, _ in places:
         assert place is not None
         side = place[2] * 48
         assert 20 <= round(side, 6) <= 32 and abs(side - place[3] * 32) < 1e-6
         assert place[0] + place[2] <= 1 + 1e-9 and place[1] + place[3] <= 1 + 1e-9
     assert {flipped for _, _, flipped in places} == {True, False}
-    assert SceneCrop("random-2d", 99, False)(pixels(32, 48))[0].shape == (99, 99, 3)
+    assert SceneCrop("random-2d", 99, False)(ramps(32, 48))[0].shape == (99, 99, 3)
 
 
 def test_flip_and_crop_go_to_the_condition(tmp_path: Path) -> None:

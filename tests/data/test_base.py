@@ -19,7 +19,7 @@ from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import UserError
 from taming.models.codes import channels_first
-from tests.data.written_files import pixels, truncate, write_image, write_images
+from tests.kit.images import ramps, truncate, write_image, write_images
 
 
 def test_item(tmp_path: Path) -> None:
@@ -35,12 +35,12 @@ def test_item(tmp_path: Path) -> None:
 def test_unchanged_image_is_its_pixels(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png")
     image = ImagePaths(paths=[path])[0]["image"]
-    np.testing.assert_allclose(image, pixels(24, 32) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(image, ramps(24, 32) / 127.5 - 1, atol=1e-6)
 
 
 def test_numpy_paths_equal_image_paths(tmp_path: Path) -> None:
     png = write_image(tmp_path / "a.png")
-    np.save(tmp_path / "a.npy", pixels(24, 32).transpose(2, 0, 1)[None])
+    np.save(tmp_path / "a.npy", ramps(24, 32).transpose(2, 0, 1)[None])
     for size in (None, 16):
         item = NumpyPaths([str(tmp_path / "a.npy")], size=size)[0]
         np.testing.assert_array_equal(item["image"], ImagePaths([png], size=size)[0]["image"])

@@ -22,7 +22,7 @@ from taming.data.options import ImageOptions
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
-from tests.data.written_files import pixels, write_image
+from tests.kit.images import ramps, write_image
 
 SIDE = 60_000
 CLAIM = "claims to have more than 178,956,970 pixels, which would fill the memory; replace the file"
@@ -43,7 +43,7 @@ def png(mode: str) -> bytes:
 def jpeg() -> bytes:
     """A small JPEG with the same claim in its frame header."""
     raw = io.BytesIO()
-    Image.fromarray(pixels(24, 32)).save(raw, "JPEG")
+    Image.fromarray(ramps(24, 32)).save(raw, "JPEG")
     content = bytearray(raw.getvalue())
     frame = content.index(b"\xff\xc0") + 5
     content[frame : frame + 4] = struct.pack(">HH", SIDE, SIDE)
@@ -61,7 +61,7 @@ def npy(side: int = SIDE) -> bytes:
 def good(folder: Path, ending: str) -> str:
     if ending != "npy":
         return write_image(folder / f"good.{ending}")
-    np.save(folder / "good.npy", pixels(24, 32).transpose(2, 0, 1)[None])
+    np.save(folder / "good.npy", ramps(24, 32).transpose(2, 0, 1)[None])
     return str(folder / "good.npy")
 
 

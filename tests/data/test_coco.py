@@ -11,7 +11,7 @@ from PIL import Image
 
 from taming.data.coco import CocoImagesAndCaptionsTrain, CocoImagesAndCaptionsValidation
 from taming.errors import UserError
-from tests.data.written_files import truncate, write_image
+from tests.kit.images import truncate, write_image
 
 JSON = "data/coco/annotations/captions_train2017.json"
 

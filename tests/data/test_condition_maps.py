@@ -9,7 +9,7 @@ from PIL import Image
 from taming.data.condition_maps import Depth, ImageMap, Labels, one_hot, read_palette
 from taming.data.files.images import BadImage
 from taming.errors import UserError
-from tests.data.written_files import write_image
+from tests.kit.images import write_image
 
 
 def save(path: Path, values: np.ndarray, mode: str | None = None) -> str:

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from taming.config import load_config
-from tests.data.written_files import write_images
+from tests.kit.images import write_images
 from tests.support import load_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from taming.data.base import ImagePaths
 from taming.data.custom import CustomBase, CustomTest, CustomTrain
 from taming.errors import UserError, sentence
-from tests.data.written_files import truncate, write_image, write_images
+from tests.kit.images import truncate, write_image, write_images
 
 
 def write_list(folder: Path, names: list[str]) -> Path:

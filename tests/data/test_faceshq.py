@@ -17,7 +17,7 @@ from taming.data.faceshq import (
     coordinates,
 )
 from taming.errors import UserError
-from tests.data.written_files import pixels, write_images
+from tests.kit.images import ramps, write_images
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/celebahq").mkdir(parents=True)
     for i in range(12):
-        image = pixels(32, 32, seed=i).transpose(2, 0, 1)[None]
+        image = ramps(32, 32, seed=i).transpose(2, 0, 1)[None]
         np.save(tmp_path / f"data/celebahq/imgHQ{i:05d}.npy", image)
     write_images(tmp_path / "data/ffhq", 14, 32, 32)
     return tmp_path / "data"

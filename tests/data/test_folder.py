@@ -7,7 +7,7 @@ import pytest
 
 from taming.data.folder import ImageFolderTrain, ImageFolderValidation
 from taming.errors import UserError
-from tests.data.written_files import write_image, write_images
+from tests.kit.images import write_image, write_images
 
 
 def names(dataset: ImageFolderTrain | ImageFolderValidation) -> set[str]:

@@ -12,7 +12,7 @@ from taming.data.condition_maps import Depth, ImageMap, Labels
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions
 from taming.errors import UserError
-from tests.data.written_files import pixels, write_images
+from tests.kit.images import ramps, write_images
 
 
 def write_labels(folder: Path, images: list[str], height: int = 24, width: int = 32) -> list[str]:
@@ -46,7 +46,7 @@ def test_map_is_cut_and_mirrored_with_its_image(tmp_path: Path) -> None:
 def test_labels_take_the_nearest_value_and_depth_is_smooth(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 1)
     (tmp_path / "maps").mkdir()
-    steps = np.where(pixels(24, 32)[..., 1] > 99, 9, 0).astype(np.uint8)
+    steps = np.where(ramps(24, 32)[..., 1] > 99, 9, 0).astype(np.uint8)
     Image.fromarray(steps).save(tmp_path / "maps/000.png")
     path = StringTable([str(tmp_path / "maps/000.png")])
     data = ImagesWithMaps(

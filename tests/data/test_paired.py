@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.errors import UserError
-from tests.data.written_files import write_image, write_images
+from tests.kit.images import write_image, write_images
 
 COLORS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)
 

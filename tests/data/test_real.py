@@ -16,8 +16,8 @@ from taming.data import ade20k, coco, sflckr
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
 from taming.data.imagenet import DRINExamples
-from tests.data.real import FOLDER, link_real_data, needs_real_data
-from tests.data.scenes import OPTIONS
+from tests.kit.real import FOLDER, link_real_data, needs_real_data
+from tests.kit.scenes import OPTIONS
 
 pytestmark = needs_real_data
 ALL = OPTIONS | {"min_object_area": 0.0, "max_objects_per_image": 500, "target_image_size": 64}

@@ -126,7 +126,7 @@ def test_position_survives_the_way_to_a_worker() -> None:
 
 
 def states() -> tuple[Any, ...]:
-    name, keys, *rest = np.random.get_state()
+    _name, keys, *rest = np.random.get_state()
     return random.getstate(), keys.tolist(), rest, torch.get_rng_state().tolist()
 
 

@@ -11,8 +11,8 @@ from taming.data import ade20k, coco, sflckr
 from taming.data.ade20k import ADE20kTrain, ADE20kValidation
 from taming.data.sflckr import SegmentationBase
 from taming.errors import UserError
-from tests.data.real import link_real_data, needs_real_data
-from tests.data.written_files import write_image
+from tests.kit.images import write_image
+from tests.kit.real import link_real_data, needs_real_data
 
 KEYS = {"image", "segmentation", "relative_file_path_", "file_path_", "segmentation_path_"}
 

@@ -33,8 +33,8 @@ from taming.data.segmentation import SegmentationBase
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
-from tests.data.scenes import OPTIONS, write_coco, write_open_images
-from tests.data.written_files import truncate, write_image
+from tests.kit.images import truncate, write_image
+from tests.kit.scenes import OPTIONS, write_coco, write_open_images
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from taming.data.options import INTERPOLATIONS, ImageOptions
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
-from tests.data.written_files import pixels
+from tests.kit.images import ramps
 
 
 def joint(size: int | None = None, **options: Any) -> JointTransform:
@@ -21,7 +21,7 @@ def joint(size: int | None = None, **options: Any) -> JointTransform:
 
 
 def test_center_crop_is_opencvs_bilinear_resize_and_the_middle() -> None:
-    image = pixels(30, 50)
+    image = ramps(30, 50)
     expected = cv2.resize(image, (27, 16), interpolation=cv2.INTER_LINEAR)[:, 5:21]
     np.testing.assert_array_equal(joint(16)(image)["image"], expected)
 
@@ -31,7 +31,7 @@ def test_pixels_are_those_of_albumentations(interpolation: str) -> None:
     sizes = np.random.RandomState(0)
     for _ in range(20):
         height, width, size = sizes.randint(20, 80, 3).tolist()
-        image = pixels(height, width)
+        image = ramps(height, width)
         maps = {"labels": image[..., 0].astype(np.int32), "depth": image[..., 1].astype(np.float32)}
         crop = size - size // 3
         steps = [
@@ -49,12 +49,12 @@ def test_pixels_are_those_of_albumentations(interpolation: str) -> None:
 
 @pytest.mark.parametrize("size", [None, 0])
 def test_no_size_leaves_the_image(size: int | None) -> None:
-    np.testing.assert_array_equal(joint(size)(pixels(30, 50))["image"], pixels(30, 50))
+    np.testing.assert_array_equal(joint(size)(ramps(30, 50))["image"], ramps(30, 50))
 
 
 def test_crop_without_resizing_is_a_window_of_the_image() -> None:
     random.seed(0)
-    image = pixels(30, 50)
+    image = ramps(30, 50)
     found = joint(None, crop_size=8, random_crop=True)(image)["image"]
     windows = np.lib.stride_tricks.sliding_window_view(image, (8, 8, 3))[:, :, 0]
     assert found.shape == (8, 8, 3)
@@ -62,12 +62,12 @@ def test_crop_without_resizing_is_a_window_of_the_image() -> None:
 
 
 def test_crop_size_zero_only_resizes() -> None:
-    assert joint(16, crop_size=0)(pixels(30, 50))["image"].shape == (16, 27, 3)
+    assert joint(16, crop_size=0)(ramps(30, 50))["image"].shape == (16, 27, 3)
 
 
 def test_maps_get_the_image_s_crop_and_flip() -> None:
     random.seed(1)
-    image = pixels(40, 60)
+    image = ramps(40, 60)
     labels = image[:, :, 1]
     transform = joint(
         None,
@@ -88,15 +88,13 @@ def test_maps_get_the_image_s_crop_and_flip() -> None:
 def test_labels_are_resized_without_mixing() -> None:
     labels = np.zeros((32, 48), dtype=np.uint8)
     labels[:, 20:] = 200
-    result = joint(8, interpolation="bicubic", maps={"labels": False})(
-        pixels(32, 48), labels=labels
-    )
+    result = joint(8, interpolation="bicubic", maps={"labels": False})(ramps(32, 48), labels=labels)
     assert set(np.unique(result["labels"])) == {0, 200}
 
 
 def test_python_s_generator_decides_alone() -> None:
     transform = joint(None, crop_size=8, random_crop=True, random_flip=True)
-    image = pixels(40, 60)
+    image = ramps(40, 60)
 
     def draws(seed: int) -> list[bytes]:
         random.seed(seed)
@@ -107,8 +105,8 @@ def test_python_s_generator_decides_alone() -> None:
 
 
 def test_single_channels_stay() -> None:
-    depth = pixels(24, 32)[..., :1]
-    assert joint(12, maps={"depth": True})(pixels(24, 32), depth=depth)["depth"].shape == (
+    depth = ramps(24, 32)[..., :1]
+    assert joint(12, maps={"depth": True})(ramps(24, 32), depth=depth)["depth"].shape == (
         12,
         12,
         1,
@@ -120,9 +118,9 @@ def test_fits() -> None:
     crop = joint(None, crop_size=16)
     assert crop.fits(16, 16) and not crop.fits(100, 15)
     with pytest.raises(UserError, match="a side of 15 pixels is smaller than the crop of 16"):
-        crop(pixels(100, 15))
+        crop(ramps(100, 15))
 
 
 def test_transform_travels_to_spawned_workers() -> None:
     transform = pickle.loads(pickle.dumps(joint(8, random_crop=True)))
-    assert transform(pixels(30, 50))["image"].shape == (8, 8, 3)
+    assert transform(ramps(30, 50))["image"].shape == (8, 8, 3)

@@ -20,12 +20,12 @@ from taming.evaluation.arguments import (
     sampling_plan,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.sampling import SampleSettings
-from tests.evaluation.small import TinyExtractor, register_tiny
+from tests.kit.extractor import TinyExtractor, register_tiny
 
 CPU = torch.device("cpu")
-CLASS = "tests.evaluation.small:TinyExtractor"
+CLASS = "tests.kit.extractor:TinyExtractor"
 
 
 def extractors(*flags: str, keep_features: bool = False) -> tuple[Extractor, Extractor]:

@@ -12,7 +12,7 @@ import pytest
 
 from taming.evaluation.published_numbers import PRESETS, preset
 from taming.pretrained import published_models
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 TEXT = (ROOT / "docs" / "evaluation.md").read_text()
 ROWS = re.findall(r"^\| ([\d./ ]+) \| [^|]* \| `python (.*)` \|$", TEXT, re.MULTILINE)

@@ -15,12 +15,12 @@ from taming.command_line import flag
 from taming.evaluation.metrics.base import Metric, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.results import read_result
-from tests.evaluation.images import write_images
-from tests.evaluation.small import read_pictures, register_tiny
+from tests.kit.extractor import register_tiny
+from tests.kit.images import image_folder, read_images
 
-TINY = ("--extractor", "tests.evaluation.small:TinyExtractor", "--device", "cpu")
+TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
     """Runs the script on two folders and reads the result."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(METRICS, "spread", SPREAD)
-    write_images(tmp_path / "a", 6)
-    write_images(tmp_path / "b", 8, seed=100)
+    image_folder(tmp_path / "a", 6)
+    image_folder(tmp_path / "b", 8, seed=100)
 
     def run(*flags: str) -> dict[str, Any]:
         main([str(tmp_path / "a"), str(tmp_path / "b"), *TINY, "-o", str(tmp_path / "out"), *flags])
@@ -83,7 +83,7 @@ def test_its_flag_settings_layer_and_results(
 
 
 def features_of(extractor: Extractor, folder: Path) -> np.ndarray:
-    return extractor(read_pictures(folder))["16"].numpy()
+    return extractor(read_images(folder))["16"].numpy()
 
 
 @pytest.mark.parametrize(

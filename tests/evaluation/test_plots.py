@@ -14,7 +14,7 @@ from taming.evaluation.plots import neighbors_picture, plot_classes
 from taming.evaluation.sources.base import images_at
 from taming.evaluation.sources.folder import FolderSource
 from taming.pictures import HEAD
-from tests.evaluation.images import pixels, write_images
+from tests.kit.images import image_folder, noise
 
 
 def shuffled_bank(features: torch.Tensor) -> FeatureBank:
@@ -40,22 +40,22 @@ def test_nearest_by_brute_force() -> None:
 
 
 def test_only_wanted_images_are_read(tmp_path: Path) -> None:
-    folder = write_images(tmp_path, 6)
-    (folder / "000003.png").write_bytes(b"damaged, and not asked for")
+    folder = image_folder(tmp_path, 6)
+    (folder / "003.png").write_bytes(b"damaged, and not asked for")
     found = {image.index: image for image in images_at(FolderSource(folder, workers=0), [5, 1])}
     assert sorted(found) == [1, 5]
-    np.testing.assert_array_equal(found[5].pixels.permute(1, 2, 0), pixels(5))
+    np.testing.assert_array_equal(found[5].pixels.permute(1, 2, 0), noise(seed=5))
 
 
 def test_rows_of_a_picture(tmp_path: Path) -> None:
-    source = FolderSource(write_images(tmp_path, 5), workers=0)
+    source = FolderSource(image_folder(tmp_path, 5), workers=0)
     grid = np.asarray(neighbors_picture(source, source, {2: [2, 0], 4: [4, 1]}, side=12))
     # The cells' gaps are 8 pixels, twice as wide between the samples and the nearest images.
     assert grid.shape == (HEAD + 8 + 2 * 20, 8 + 20 + 8 + 2 * 20, 3)
     top = HEAD + 8
-    np.testing.assert_array_equal(grid[top : top + 12, 8:20], pixels(2))
-    np.testing.assert_array_equal(grid[top + 20 : top + 32, 36:48], pixels(4))
-    np.testing.assert_array_equal(grid[top + 20 : top + 32, 56:68], pixels(1))
+    np.testing.assert_array_equal(grid[top : top + 12, 8:20], noise(seed=2))
+    np.testing.assert_array_equal(grid[top + 20 : top + 32, 36:48], noise(seed=4))
+    np.testing.assert_array_equal(grid[top + 20 : top + 32, 56:68], noise(seed=1))
 
 
 @pytest.mark.parametrize("classes", [3, 100])

@@ -15,17 +15,19 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
-from tests.evaluation.small import read_pictures, register_tiny, write_pictures
+from taming.evaluation.metrics.moments import Moments
+from tests.kit.extractor import register_tiny
+from tests.kit.images import read_images, scene_folder
 
 ROOT = Path(__file__).parents[2]
 
 
 def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[float]:
     """FID and KID of the first against the last pictures, and the Inception Score of all."""
-    extractor, pictures = Extractor(register_tiny()), read_pictures(folder)
+    extractor, pictures = Extractor(register_tiny()), read_images(folder)
     own = torch.arange(rank, len(pictures), processes)
     moments, banks = [Moments(), Moments()], [FeatureBank(), FeatureBank()]
     scores = InceptionScores(len(pictures), splits=3)
@@ -51,7 +53,7 @@ def join(accumulator: FeatureAccumulator, rank: int) -> None:
 
 
 def test_two_processes_find_the_numbers_of_one(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pictures", 25)
+    folder = scene_folder(tmp_path / "pictures", 25)
     alone = measure(folder, 25, 0, 1)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     command += ["-m", "tests.evaluation.test_processes", str(folder), str(tmp_path)]

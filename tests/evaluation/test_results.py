@@ -25,7 +25,9 @@ SETS = {"samples": {"kind": "folder", "fingerprint": "ab"}, "reference": {"finge
 
 def result(**metrics: Any) -> Result:
     command = ["scripts/evaluate_fid.py", "A", "B"]
-    return make_result(metrics, {"isc_splits": 10}, SETS, 1.23, torch.device("cpu"), command)
+    return make_result(
+        metrics, {"isc_splits": 10}, SETS, seconds=1.23, device=torch.device("cpu"), command=command
+    )
 
 
 def test_written_and_read(tmp_path: Path) -> None:

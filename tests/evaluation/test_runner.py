@@ -21,7 +21,7 @@ from taming.evaluation.results import flattened
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.image import SourceImage
-from tests.evaluation.images import write_images
+from tests.kit.images import image_folder
 
 
 class Brightness:
@@ -49,7 +49,7 @@ class Brightness:
 
 @pytest.fixture
 def source(tmp_path: Path) -> FolderSource:
-    return FolderSource(write_images(tmp_path / "images", 10), workers=0)
+    return FolderSource(image_folder(tmp_path / "images", 10), workers=0)
 
 
 def test_all_images_are_counted(source: FolderSource) -> None:
@@ -101,7 +101,7 @@ def test_a_batch_size_below_one() -> None:
 
 def evaluate(folder: Path, log: str, kill_at: int | None = None) -> int | None:
     """Exit code of scripts/evaluate_fid.py in a process of its own, which may kill itself."""
-    flags = ["--extractor", "tests.evaluation.images:FatalExtractor", "--metrics", "fid,isc,kid"]
+    flags = ["--extractor", "tests.kit.extractor:FatalExtractor", "--metrics", "fid,isc,kid"]
     flags += ["--isc_splits", "2", "--kid_subset_size", "10", "--batch_size", "4"]
     flags += ["--save_every", "0", "-o", str(folder / log.removesuffix(".txt"))]
     flags += ["--device", "cpu"]
@@ -130,8 +130,8 @@ def test_an_evaluation_that_was_killed_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_images(tmp_path / "a", 20)
-    write_images(tmp_path / "b", 24, seed=100)
+    image_folder(tmp_path / "a", 20)
+    image_folder(tmp_path / "b", 24, seed=100)
     # In the middle of the reference, which comes first, then in the middle of the samples.
     assert evaluate(tmp_path, "first.txt", kill_at=13) == -signal.SIGKILL
     assert evaluate(tmp_path, "second.txt", kill_at=18) == -signal.SIGKILL

@@ -12,7 +12,8 @@ import torch
 from taming.checkpoint import load_run
 from taming.errors import UserError
 from taming.export.diffusers import CONFIG, WEIGHTS, diffusers_config, from_diffusers, to_diffusers
-from tests.models.tiny import build, ddconfig, first_stage_config, images
+from tests.kit.datasets import images
+from tests.kit.models import build, ddconfig, first_stage_config
 
 
 def network(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from taming.export.onnx import to_onnx
-from tests.models.tiny import build, ddconfig, first_stage_config, images
+from tests.kit.datasets import images
+from tests.kit.models import build, ddconfig, first_stage_config
 
 TEMPERATURE = {
     "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",

@@ -23,15 +23,10 @@ def ramps(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (np.stack(channels, axis=2) + 7 * seed % 50).astype(np.uint8)
 
 
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+def noise(height: int = 12, width: int = 12, seed: int = 0) -> np.ndarray:
     """Noise; brighter with every hundred of `seed`, so that sets of images differ."""
     values = np.random.RandomState(seed).rand(height, width, 3)
     return (values * (120 + 30 * (seed // 100 % 5))).astype(np.uint8)
-
-
-def scenes(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Rendered scenes."""
-    return render(seed, height, width).image
 
 
 def write_image(
@@ -58,11 +53,36 @@ def write_images(
     ]
 
 
-def write_classes(root: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
-    """Folders with so many PNGs 12 x 12 of noise, a brightness for each; returns `root`."""
+def image_folder(
+    folder: Path, count: int, height: int = 12, width: int = 12, seed: int = 0
+) -> Path:
+    """A folder with `count` more PNGs of noise; returns it."""
+    write_images(folder, count, height, width, seed=seed, content=noise)
+    return folder
+
+
+def image_classes(root: Path, counts: Mapping[str, int], seed: int = 0) -> Path:
+    """Folders with so many PNGs of noise, brighter in each; returns `root`."""
     for place, (name, count) in enumerate(counts.items()):
-        write_images(root / name, count, 12, 12, seed=seed + 100 * place, content=noise)
+        image_folder(root / name, count, seed=seed + 100 * place)
     return root
+
+
+def image_sizes(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Path:
+    """A folder with PNGs of noise by name and (height, width); returns it."""
+    for seed, (name, (height, width)) in enumerate(sizes.items()):
+        write_image(folder / name, height, width, seed, noise)
+    return folder
+
+
+def scene_folder(folder: Path, count: int, seed: int = 0, brightness: float = 1.0) -> Path:
+    """A folder with `count` PNGs 24 x 24 of rendered scenes; returns it."""
+
+    def content(height: int, width: int, seed: int) -> np.ndarray:
+        return (render(seed, height, width).image * brightness).astype(np.uint8)
+
+    write_images(folder, count, 24, 24, seed=seed, content=content)
+    return folder
 
 
 def read_images(folder: Path) -> Tensor:
@@ -75,3 +95,10 @@ def truncate(path: str | Path, keep: float = 0.5) -> None:
     """Cut a file short, as an interrupted copy does."""
     content = Path(path).read_bytes()
     Path(path).write_bytes(content[: int(len(content) * keep)])
+
+
+def touch(*paths: Path) -> None:
+    """Empty files, and the folders on the way to them."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()

@@ -86,6 +86,9 @@ def transformer_config(gpt: Mapping[str, Any] | None = None, **changes: Any) -> 
     return {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": params}
 
 
+TRANSFORMER = transformer_config()
+
+
 def unconditional_config(gpt: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """A transformer without condition over `first_stage_config()`, with room for one."""
     sizes = {"vocab_size": 40, "block_size": 160, "n_layer": 1, **(gpt or {})}

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from taming.config import load_config
 from tests.kit.datasets import Items
 from tests.support import ROOT
 
@@ -90,3 +91,14 @@ def write_config(folder: Path, config: DictConfig, name: str = "small.yaml") -> 
     """Write a config; returns its path for `--base`."""
     OmegaConf.save(config, folder / name)
     return str(folder / name)
+
+
+def write_transformer(folder: Path, **params: Any) -> str:
+    """configs/digits_transformer.yaml, smaller, its first stage as the YAML has it."""
+    config = load_config([ROOT / "configs" / "digits_transformer.yaml"])
+    small = small_vqgan()
+    gpt = {"vocab_size": 16, "block_size": 128, "n_layer": 1, "n_head": 2, "n_embd": 16}
+    config.model.params.transformer_config.params = gpt
+    config.model.params.update(params)
+    config.data, config.lightning = small.data, small.lightning
+    return write_config(folder, config, "transformer.yaml")

@@ -408,14 +408,16 @@ class Planes(nn.Module):
         return c, None, (None, None, c.argmax(dim=1).flatten(1))
 
 
+class KnownPlanes(Planes):
+    kind = "image"
+
+
 class DecodedPlanes(Planes):
     def decode(self, quant: Tensor) -> Tensor:
         return quant
 
 
 class Windows(DecodedPlanes):
-    """Knows its kind."""
-
     kind = "tokens"
 
 
@@ -453,8 +455,8 @@ def test_images_of_a_stage_of_ones_own(channels: int) -> None:
 
 def test_what_a_stage_cannot_decode_is_not_shown() -> None:
     c = torch.rand(2, 3, 8, 8)
-    assert shown(here("Planes"), c).keys() == {"conditioning"}
-    assert shown(here("Windows"), c).keys() == {"conditioning"}  # not of images, it says
+    for stage in ("Planes", "KnownPlanes", "Windows"):
+        assert shown(here(stage), c).keys() == {"conditioning"}
     assert shown(here("DecodedPlanes"), torch.zeros(2, 7, dtype=torch.long)) == {}
     assert shown("__is_unconditional__", c) == {}
 

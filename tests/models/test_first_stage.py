@@ -94,8 +94,8 @@ FIRST_STAGES: dict[str, tuple[dict[str, Any], type]] = {
 @torch.no_grad()
 def test_first_stages_do_all_that_the_protocol_lists(name: str) -> None:
     config, kind = FIRST_STAGES[name]
-    stage = build(config).eval().requires_grad_(False).to("cpu")
-    assert type(stage) is kind
+    stage: FirstStage = build(config).eval().requires_grad_(False).to("cpu")
+    assert stage.__class__ is kind
     assert not stage.training and not any(p.requires_grad for p in stage.parameters())
     assert stage.reads_labels == (name == "segmentation")
     factor, channels = stage.downsampling_factor, stage.channels
@@ -112,7 +112,7 @@ def test_first_stages_do_all_that_the_protocol_lists(name: str) -> None:
     grid = stage.encode_to_indices(images)
     assert grid.shape == (2, rows, columns) and grid.dtype == torch.int64
     assert torch.equal(grid.flatten(), indices.flatten())
-    assert 0 <= grid.min() and grid.max() < index_count(stage) == stage.quantize.n_e
+    assert grid.min() >= 0 and grid.max() < index_count(stage) == stage.quantize.n_e
     assert stage.decode_indices(grid).shape == images.shape
     square = grid[:, :columns]
     assert torch.equal(stage.decode_indices(square.flatten(1)), stage.decode_indices(square))

@@ -14,7 +14,7 @@ from taming.sampling.arguments import (
     make_parser,
     read_arguments,
 )
-from tests.sampling.tiny import tiny_run
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
 
 

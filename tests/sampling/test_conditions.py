@@ -18,7 +18,7 @@ from taming.sampling.conditions import (
     read_pixels,
 )
 from taming.sampling.requests import request_for_condition
-from tests.sampling.tiny import FIRST_STAGE, tiny_model, transformer_config
+from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 
 
 def segmentation_model() -> Any:

@@ -15,7 +15,7 @@ from taming.sampling import (
     sample_sliding_window,
 )
 from taming.sampling.requests import condition_indices
-from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
+from tests.kit.models import SPIRAL, tiny_model, transformer_config
 from tests.support import assert_close
 
 GREEDY = SampleSettings(temperature=0)

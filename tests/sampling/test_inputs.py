@@ -18,8 +18,8 @@ from taming.sampling.inputs import (
     inputs_of_files,
     scaled,
 )
+from tests.kit.models import tiny_model, transformer_config
 from tests.sampling.test_conditions import segmentation_model
-from tests.sampling.tiny import tiny_model, transformer_config
 from tests.scripts.test_make_samples import SEGMENTED, Pictures
 
 

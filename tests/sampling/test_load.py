@@ -8,7 +8,8 @@ import torch
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
 from taming.sampling.load import load_transformer
-from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
+from tests.kit.models import FIRST_STAGE, tiny_model
+from tests.kit.runs import tiny_run
 
 
 def test_run_folder_or_checkpoint(tmp_path: Path) -> None:

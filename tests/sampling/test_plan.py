@@ -11,7 +11,7 @@ from taming.command_line import Parser, from_flags
 from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan, add_plan_flags
-from tests.sampling.tiny import tiny_model
+from tests.kit.models import tiny_model
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from taming.errors import UserError
 from taming.sampling import Request, labels_for, requests_for_labels, sample_images
-from tests.sampling.tiny import tiny_model, transformer_config
+from tests.kit.models import tiny_model, transformer_config
 
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__", "sos_token": 2}
 COORD = {

@@ -9,7 +9,7 @@ from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
 from taming.sampling import requests_for_scene
 from taming.sampling.scenes import builder_of, scene_of_data
-from tests.data.scenes import OPTIONS, write_coco
+from tests.kit.scenes import OPTIONS, write_coco
 
 
 @pytest.mark.parametrize("encode_crop", [True, False])
@@ -42,7 +42,7 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     assert request.prompt_in is not None
     assert request.prompt == request.prompt_in((0.0, 0.0, 1.0, 1.0))
     lower_right = request.prompt_in((0.5, 0.5, 0.5, 0.5))
-    objects, crop = builder.inverse_build(builder.build_in_order(scene.annotations))
+    objects, _crop = builder.inverse_build(builder.build_in_order(scene.annotations))
     seen, window = builder.inverse_build(scene.tokens(builder, (0.5, 0.5, 0.5, 0.5)))
     assert len(seen) < len(objects)
     assert window == pytest.approx((0.5, 0.5, 0.5, 0.5), abs=0.05)

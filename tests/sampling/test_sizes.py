@@ -5,7 +5,7 @@ import pytest
 from taming.command_line import Parser, parse_size
 from taming.errors import UserError
 from taming.sampling.sizes import add_side_flags, pixels_per_token, tokens_for, trained_shape
-from tests.sampling.tiny import tiny_model
+from tests.kit.models import tiny_model
 
 
 def test_pixels_and_tokens() -> None:

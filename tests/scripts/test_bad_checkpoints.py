@@ -24,8 +24,8 @@ from scripts import (
 )
 from taming.training import run_folder
 from taming.training.cli import main as train
-from tests.sampling.tiny import tiny_run
-from tests.training.small import small_vqgan, write_config
+from tests.kit.runs import tiny_run
+from tests.kit.training import small_vqgan, write_config
 
 
 class _Code:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from scripts.complete import main
 from taming.sampling.conditions import read_picture
-from tests.sampling.tiny import tiny_run, transformer_config
+from tests.kit.models import transformer_config
+from tests.kit.runs import tiny_run
 
 
 @pytest.fixture(scope="module")

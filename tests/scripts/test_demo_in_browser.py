@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.sampling.tiny import tiny_run
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
-from tests.training.small import ROOT
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -10,10 +10,10 @@ from PIL import Image
 from scripts.evaluate_classes import main
 from taming.evaluation.metrics.small_classifier import train_small_classifier
 from taming.evaluation.results import read_result
-from tests.evaluation.images import write_images
 from tests.evaluation.metrics.test_accuracy import stripes
-from tests.evaluation.two_processes import in_two_processes
-from tests.sampling.tiny import tiny_run
+from tests.kit.images import image_folder
+from tests.kit.processes import in_two_processes
+from tests.kit.runs import tiny_run
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +89,7 @@ def test_one_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plain = write_images(tmp_path / "plain", 2)
+    plain = image_folder(tmp_path / "plain", 2)
     places = {"RUN": tmp_path / "run", "PLAIN": plain, "JUDGE": judge}
     if "RUN" in words:
         tiny_run(tmp_path / "run")

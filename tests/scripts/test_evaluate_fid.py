@@ -13,12 +13,13 @@ from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
 from taming.evaluation.results import flattened, read_result
 from taming.pictures import HEAD
-from tests.evaluation.images import write_classes, write_images
-from tests.evaluation.two_processes import exit_codes_of_two
-from tests.sampling.tiny import FIRST_STAGE, tiny_run
-from tests.training.small import small_vqgan, write_config
+from tests.kit.images import image_classes, image_folder
+from tests.kit.models import FIRST_STAGE
+from tests.kit.processes import exit_codes_of_two
+from tests.kit.runs import tiny_run
+from tests.kit.training import small_vqgan, write_config
 
-TINY = ("--extractor", "tests.evaluation.small:TinyExtractor", "--device", "cpu")
+TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
 SMALL = ("--isc_splits", "2", "--kid_subsets", "5", "--kid_subset_size", "4", "--batch_size", "4")
 
 
@@ -31,8 +32,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     root = tmp_path_factory.mktemp("sets")
-    samples = write_classes(root / "a", {"0": 4, "2": 5})
-    return str(samples), str(write_classes(root / "b", {"0": 6, "2": 6}, seed=300))
+    samples = image_classes(root / "a", {"0": 4, "2": 5})
+    return str(samples), str(image_classes(root / "b", {"0": 6, "2": 6}, seed=300))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_folders(
     classes: tuple[str, str], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbours", "2")
+    flags = ("--metrics", "fid,isc,kid,prc", *SMALL, "--per_class", "--neighbors", "2")
     found = evaluate(out, *classes, *flags)
     assert set(found["metrics"]) == {
         *("fid", "isc", "kid", "prc", "mean_fid_of_classes", "fid_of_class")
@@ -82,11 +83,11 @@ def test_folders(
     assert not list(cache.glob("*partial*"))
 
 
-def test_neighbours_are_the_nearest(tmp_path: Path) -> None:
-    write_images(tmp_path / "a", 3)
-    write_images(tmp_path / "b", 5, seed=250)
+def test_neighbors_are_the_nearest(tmp_path: Path) -> None:
+    image_folder(tmp_path / "a", 3)
+    image_folder(tmp_path / "b", 5, seed=250)
     for n in range(3):  # the samples are among the reference, last of all
-        (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"00000{n}.png").read_bytes())
+        (tmp_path / "b" / f"z{n}.png").write_bytes((tmp_path / "a" / f"{n:03}.png").read_bytes())
     evaluate(tmp_path / "out", str(tmp_path / "a"), str(tmp_path / "b"), "--neighbours", "1")
     (path,) = (tmp_path / "out").glob("*-neighbours.png")
     with Image.open(path) as picture:
@@ -149,12 +150,12 @@ def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
 
 
 def test_reproduced_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b = write_images(tmp_path / "a", 6), write_images(tmp_path / "b", 8, seed=100)
+    a, b = image_folder(tmp_path / "a", 6), image_folder(tmp_path / "b", 8, seed=100)
     evaluate(tmp_path / "out", str(a), str(b))
     (path,) = (tmp_path / "out").glob("*.json")
     main(["--reproduce", str(path)])
     assert f"{path} is reproduced within 0.001: fid" in capsys.readouterr().out
-    write_images(b, 8, seed=200)
+    image_folder(b, 8, seed=200)
     with pytest.raises(SystemExit) as stop:
         main(["--reproduce", str(path)])
     assert stop.value.code == 1
@@ -203,7 +204,7 @@ def test_preset(run: str, classes: tuple[str, str], tmp_path: Path, capsys: Any)
 def test_one_sentence(
     tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"A": write_images(tmp_path / "A", 2), "B": write_images(tmp_path / "B", 2)}
+    places = {"A": image_folder(tmp_path / "A", 2), "B": image_folder(tmp_path / "B", 2)}
     if "STAGE" in flags:
         places["STAGE"] = tiny_run(tmp_path / "STAGE", FIRST_STAGE)
     words = [str(places.get(word, word)) for word in flags]
@@ -233,9 +234,9 @@ def test_two_processes(run: str, classes: tuple[str, str], tmp_path: Path, drawn
 def test_two_killed_processes_are_continued_by_one(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b = write_images(tmp_path / "a", 30), write_images(tmp_path / "b", 20, seed=100)
+    a, b = image_folder(tmp_path / "a", 30), image_folder(tmp_path / "b", 20, seed=100)
     sets = [str(a), str(b), "--metrics", "fid,kid", *SMALL, "--save_every", "0"]
-    argv = [*sets, "--extractor", "tests.evaluation.images:FatalExtractor", "--device", "cpu"]
+    argv = [*sets, "--extractor", "tests.kit.extractor:FatalExtractor", "--device", "cpu"]
     log = tmp_path / "log.txt"
     kill = {"TINY_LOG": str(log), "TINY_KILL_AT": "20"}  # each has 10 of b, then 15 of a
     codes = exit_codes_of_two(main, [*argv, "-o", str(tmp_path / "two")], **kill)

@@ -13,19 +13,14 @@ from PIL import Image
 
 from scripts.evaluate_first_stage import main
 from taming.pictures import HEAD
-from tests.evaluation.small import register_tiny
-from tests.evaluation.stage_runs import (
-    DALLE,
-    SEGMENTATION,
-    TRANSFORMER,
-    run_with_data,
-    write_pictures,
-)
+from tests.kit.extractor import register_tiny
+from tests.kit.images import image_sizes
+from tests.kit.models import DALLE, FIRST_STAGE, SEGMENTATION, TRANSFORMER
+from tests.kit.runs import run_with_data, tiny_run
 from tests.modules.losses.backbones import backbone_file
-from tests.sampling.tiny import FIRST_STAGE, tiny_run
 
 ROOT = Path(__file__).parents[2]
-TINY = "tests.evaluation.small:TinyExtractor"
+TINY = "tests.kit.extractor:TinyExtractor"
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +84,7 @@ def test_a_folder_without_any_networks(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"a.png": (20, 30), "b.png": (40, 20), "c.png": (24, 24)}
-    folder = write_pictures(tmp_path / "images", sizes)
+    folder = image_sizes(tmp_path / "images", sizes)
     run = tiny_run(tmp_path / "run", FIRST_STAGE)
     main(["-r", str(run), "--images", str(folder), "--size", "16", "-o", str(tmp_path / "out")])
     place, result = written(tmp_path / "out")
@@ -160,7 +155,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
 def test_one_sentence_for_wrong_input(
     tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = write_pictures(tmp_path / "images", {"a.png": (16, 16)})
+    images = image_sizes(tmp_path / "images", {"a.png": (16, 16)})
     (images / "bad.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     places = {"IMAGES": images, "EMPTY": tmp_path / "empty"}

@@ -10,11 +10,11 @@ from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import flattened, read_result
 from taming.evaluation.sources.folder import FolderSource
-from tests.evaluation.scene_runs import scene_run, write_scenes
-from tests.evaluation.two_processes import in_two_processes
+from tests.kit.processes import in_two_processes
+from tests.kit.scenes import scene_run, write_scenes
 
 SMALL = ["-R", "8,8", "--isc_splits", "2", "--device", "cpu", "--batch_size", "4"]
-TINY = ["--extractor", "tests.evaluation.small:TinyExtractor"]
+TINY = ["--extractor", "tests.kit.extractor:TinyExtractor"]
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from taming.evaluation.cache import cache_folder
 from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.results import read_result
 from taming.evaluation.tasks.transformer import ItemLikelihood
-from tests.evaluation.two_processes import in_two_processes
-from tests.sampling.tiny import tiny_model, tiny_run
+from tests.kit.models import tiny_model
+from tests.kit.processes import in_two_processes
+from tests.kit.runs import tiny_run
 
 
 class Pictures(Dataset[dict[str, Any]]):

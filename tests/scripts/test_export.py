@@ -9,14 +9,13 @@ import torch
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import build, ddconfig, first_stage_config
+from tests.kit.models import build, ddconfig, first_stage_config, unconditional_config
 from tests.support import write_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    config = transformer_config()
+    config = unconditional_config()
     return write_run(tmp_path / "run", config, build(config).state_dict())
 
 

@@ -25,7 +25,7 @@ from taming.data.tools.extraction import (
     within,
 )
 from taming.errors import UserError
-from tests.data.written_files import pixels, truncate, write_image
+from tests.kit.images import ramps, truncate, write_image
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_wrong_devices_and_folders_are_named(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     assert within(375, 500, 384, 32) == (288, 384) and within(10, 4000, 384, 32) == (32, 384)
-    image = pixels(375, 500)
+    image = ramps(375, 500)
     seen = []
 
     def network(x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_sizes() -> None:
         return x[:, :1]
 
     assert depth_of(network, image, CPU).shape == (375, 500) and seen == [(1, 3, 288, 384)]
-    large = pixels(100, 1026)
+    large = ramps(100, 1026)
     assert labels_of(network, large, CPU).shape == (100, 1026) and seen[1] == (1, 3, 50, 513)
     with pytest.raises(UserError, match="at most 256 labels"):
         labels_of(lambda x: x[0], image, CPU)

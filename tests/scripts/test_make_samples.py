@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from scripts.make_samples import main
 from taming.sampling.conditions import read_picture
-from tests.sampling.tiny import tiny_model, tiny_run, transformer_config
+from tests.kit.models import tiny_model, transformer_config
+from tests.kit.runs import tiny_run
 
 SEGMENTED = {
     "cond_stage_config": "__is_first_stage__",

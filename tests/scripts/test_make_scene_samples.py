@@ -8,10 +8,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from scripts.make_scene_samples import main
-from tests.data.scenes import OPTIONS, scene_model, write_coco
-from tests.sampling.tiny import tiny_run, transformer_config
+from tests.kit.models import scene_config, transformer_config
+from tests.kit.runs import tiny_run
+from tests.kit.scenes import OPTIONS, write_coco
 
-SCENES = scene_model(block_size=32)
+SCENES = scene_config(block_size=32)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from scripts.make_shards import main
 from taming.training.data_module import DataModuleFromConfig
-from tests.data.written_files import truncate, write_images
+from tests.kit.images import truncate, write_images
 
 
 def config(tmp_path: Path) -> str:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from scripts import complete, make_samples, make_scene_samples, reconstruct, sample_fast
-from tests.sampling.tiny import tiny_run, transformer_config
+from tests.kit.models import transformer_config
+from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
 

@@ -13,7 +13,8 @@ from scripts.evaluate_first_stage import main as evaluate_first_stage
 from scripts.reconstruct import main
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator
 from taming.sampling.conditions import read_picture
-from tests.sampling.tiny import FIRST_STAGE, tiny_model, tiny_run
+from tests.kit.models import FIRST_STAGE, tiny_model
+from tests.kit.runs import tiny_run
 
 
 def write_images(folder: Path) -> Path:

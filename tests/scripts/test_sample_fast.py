@@ -11,7 +11,8 @@ from torchvision import models
 
 from scripts.sample_fast import main
 from taming.sampling.folder import RECORD
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
 
 UNCONDITIONAL = transformer_config(cond_stage_config="__is_unconditional__")
 

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.training.callbacks import ImageLogger, scene_pictures
-from tests.data.scenes import OPTIONS, write_coco
+from tests.kit.scenes import OPTIONS, write_coco
 
 
 def test_images_are_due_at_powers_of_two_and_every_so_often() -> None:

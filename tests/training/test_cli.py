@@ -21,8 +21,9 @@ from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from taming.training.cli import parse_arguments
-from tests.data.written_files import truncate, write_image, write_images
-from tests.training.small import ROOT, small_vqgan, write_config
+from tests.kit.images import truncate, write_image, write_images
+from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
@@ -295,8 +296,23 @@ def test_a_logger_by_config(tmp_path: Path) -> None:
 
 def test_arguments_are_told_apart() -> None:
     args, options, overrides = parse_arguments(
-        "-b a.yaml b.yaml x.y=1 -t True --gpus 0, --max_steps 5 --precision=bf16-mixed "
-        "--detect_anomaly --seed 7 model.z=2".split()
+        [
+            "-b",
+            "a.yaml",
+            "b.yaml",
+            "x.y=1",
+            "-t",
+            "True",
+            "--gpus",
+            "0,",
+            "--max_steps",
+            "5",
+            "--precision=bf16-mixed",
+            "--detect_anomaly",
+            "--seed",
+            "7",
+            "model.z=2",
+        ]
     )
     assert [str(path) for path in args.base] == ["a.yaml", "b.yaml"]
     assert (args.train, args.seed) == (True, 7)

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from taming.errors import UserError
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
-from tests.data.written_files import write_images
+from tests.kit.images import write_images
 
 
 def noise(length: int) -> dict[str, Any]:
-    return {"target": "tests.training.small.Noise", "params": {"length": length}}
+    return {"target": "tests.kit.datasets.Noise", "params": {"length": length}}
 
 
 def test_data_module_loads_each_split() -> None:
@@ -64,6 +64,6 @@ def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
         DataModuleFromConfig(0)
     with pytest.raises(UserError, match="data.params.train: there is no such dataset"):
         DataModuleFromConfig(1).train_dataloader()
-    typo = OmegaConf.create({"target": "tests.training.small.Noise", "params": {"lenght": 1}})
+    typo = OmegaConf.create({"target": "tests.kit.datasets.Noise", "params": {"lenght": 1}})
     with pytest.raises(UserError, match="data.params.train.params: .*did you mean 'length'"):
         DataModuleFromConfig(1, train=typo).setup()

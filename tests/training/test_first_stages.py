@@ -16,7 +16,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.training.small import ROOT, small_vqgan, write_config
+from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 

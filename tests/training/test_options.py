@@ -16,11 +16,11 @@ from taming.checkpoint import load_run, read_checkpoint
 from taming.lr_scheduler import LambdaWarmUpCosineScheduler
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.data.written_files import write_images
-from tests.models.tiny import images
+from tests.kit.datasets import images
+from tests.kit.images import write_images
+from tests.kit.training import small_vqgan, write_config, write_transformer
 from tests.support import write_run
 from tests.training.sign_quantizer import SignQuantizer
-from tests.training.small import small_vqgan, write_config, write_transformer
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 QUANTIZER = {"target": "tests.training.sign_quantizer.SignQuantizer", "params": {"bits": 4}}

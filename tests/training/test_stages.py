@@ -14,10 +14,9 @@ from taming.checkpoint import load_run, read_checkpoint
 from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.models.test_conditions import transformer_config
-from tests.models.tiny import first_stage_config
+from tests.kit.models import first_stage_config, unconditional_config
+from tests.kit.training import small_vqgan, write_config, write_transformer
 from tests.support import write_run
-from tests.training.small import small_vqgan, write_config, write_transformer
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 TIME = "2021-04-03T19-39-50"
@@ -98,7 +97,7 @@ def test_a_checkpoint_without_a_target_is_a_runs(tmp_path: Path, path: str) -> N
 )  # fmt: skip
 def test_what_is_no_stage_is_refused(tmp_path: Path, key: str, stage: str, message: str) -> None:
     write_run(Path(FIRST), first_stage_config())
-    write_run(Path(SECOND), transformer_config())
+    write_run(Path(SECOND), unconditional_config())
     Path("logs/empty/checkpoints").mkdir(parents=True)
     shutil.copy(Path(FIRST, "checkpoints", "last.ckpt"), "logs/lone.ckpt")
     base = write_transformer(tmp_path)

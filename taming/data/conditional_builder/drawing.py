@@ -46,7 +46,7 @@ class Canvas:
 
     def _text(self, place: tuple[float, float], label: str, color: str) -> None:
         """Write at `place`, or as much nearer to the upper left as the whole text needs."""
-        left, top, right, bottom = self._draw.textbbox(place, label, font=self._font)
+        _left, _top, right, bottom = self._draw.textbbox(place, label, font=self._font)
         width, height = self._image.size
         moved = place[0] - max(0, right - width), place[1] - max(0, bottom - height)
         self._draw.text(moved, label, fill=color, font=self._font)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import IO, Literal
 
 import numpy as np
-from numpy.lib import format
+from numpy.lib import format as npy_format
 from PIL import Image, UnidentifiedImageError
 
 from taming.data.files.tar_members import is_member, opened, read_bytes
@@ -183,8 +183,8 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"]]:
 
     `np.load` would allocate memory for whatever size a file claims.
     """
-    first = format.read_magic(file) == (1, 0)
-    read_header = format.read_array_header_1_0 if first else format.read_array_header_2_0
+    first = npy_format.read_magic(file) == (1, 0)
+    read_header = npy_format.read_array_header_1_0 if first else npy_format.read_array_header_2_0
     shape, transposed, dtype = read_header(file)
     if len(shape) != 4 or shape[:2] != (1, 3) or dtype != np.uint8:
         raise ValueError(f"{dtype} {shape} instead of uint8 (1, 3, H, W)")

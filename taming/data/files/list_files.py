@@ -164,10 +164,9 @@ class ListPair:
         for training in absent:
             chosen = [name for name in names if (name in validation) != training]
             write_lines(files[training], chosen)
-            log.warning(
-                f"{dataset}: made {files[training]}, {len(chosen)} of the {len(names)} files in "
-                f"{self.root}; a published list, if put there, is used instead"
-            )
+            made = f"{files[training]}, {len(chosen)} of the {len(names)} files in {self.root}"
+            advice = "a published list, if put there, is used instead"
+            log.warning("%s: made %s; %s", dataset, made, advice)
 
     def _names(self, dataset: str) -> list[str]:
         if not Path(self.root).is_dir():

@@ -61,6 +61,28 @@ class FeatureAccumulator(Accumulator, Protocol):
         """
 
 
+A = TypeVar("A", bound=Accumulator)
+
+
+class DerivedAccumulator(Generic[A]):
+    """An `ImageAccumulator` that counts something derived from images by another accumulator.
+
+    Subclasses have `update`.
+    """
+
+    def __init__(self, counted: A) -> None:
+        self.counted = counted
+
+    def compute(self) -> A:
+        return self.counted
+
+    def state_dict(self) -> State:
+        return self.counted.state_dict()
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.counted.merge_state(state)
+
+
 def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
     """{"a/b": array} of {"a": {"b": array}}."""
     return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}

@@ -59,9 +59,9 @@ def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -
 def _published(name: str) -> tuple[str, str] | None:
     """Where an extractor's published weights are, and their file's name in the cache."""
     if name == INCEPTION:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        return url, url.rsplit("/", 1)[-1]
+        return URL_INCEPTION_V3, URL_INCEPTION_V3.rsplit("/", 1)[-1]
     if name == "vgg16":
         from torchvision.models import VGG16_Weights
 
@@ -75,22 +75,22 @@ def _published(name: str) -> tuple[str, str] | None:
     return None
 
 
-def weights_file(name: str, given: str | Path | None = None) -> Path | None:
-    """The file with an extractor's weights; None for one that has none to be found.
+def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
+    """The file with an extractor's weights; None for an extractor without weights of its own.
 
-    It is `given`, else what TAMING_EXTRACTOR_WEIGHTS names, else the published file in torch's
+    It is `explicit`, else what TAMING_EXTRACTOR_WEIGHTS names, else the published file in torch's
     cache (`$TORCH_HOME/hub/checkpoints`), which a download fills. The variable is for extractors
     that have published weights. A file of the published name has to have the hash in that name.
     Raises UserError.
     """
     extractor_class(name)
     published = _published(name)
-    named = given or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
+    named = explicit or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
     if named is None and published is None:
         return None
     path = Path(named).expanduser() if named else _cached(name)
     if not path.is_file():
-        source = "--weights" if given else WEIGHTS_VARIABLE
+        source = "--weights" if explicit else WEIGHTS_VARIABLE
         raise UserError(f"{source}: there is no file {path}; give the weights of {name}")
     if published and path.name == published[1]:
         _check_hash(path)
@@ -138,10 +138,10 @@ class Extractor:
 
     `compiled` moves Inception's FID by less than 1e-6 of it and KID, a small difference of large
     float32 sums, by 2e-5. `torch.float16` (in Inception behind the stem only, and not in
-    normalisations) moves FID by 0.05 %, KID by 0.08 % and IS by 0.01 % at most, if both sets are
+    normalizations) moves FID by 0.05 %, KID by 0.08 % and IS by 0.01 % at most, if both sets are
     extracted so; bfloat16, which rounds 8 times as coarsely, moved them by 0.2, 0.4 and 0.05 %.
-    That was measured on a CPU with 2 x 96 to 2 x 160 pictures and four sets of random weights whose
-    normalisations were fitted to pictures, as trained ones are, not with Inception's own weights.
+    That was measured on a CPU with 2 x 96 to 2 x 160 images and four sets of random weights whose
+    normalizations were fitted to images, as trained ones are, not with Inception's own weights.
 
     Attributes:
         name: in torch-fidelity's registry.
@@ -179,10 +179,10 @@ class Extractor:
         Raises UserError if they are not finite.
         """
         with computing_in(self.dtype, self.device):
-            found = self._forward(images.contiguous().to(self.device, non_blocking=True))
+            outputs = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
             layer: tensor.flatten(1).float().cpu()
-            for layer, tensor in zip(self.layers, found, strict=True)
+            for layer, tensor in zip(self.layers, outputs, strict=True)
         }
         for layer, tensor in features.items():
             self._require_finite(layer, tensor)
@@ -262,7 +262,7 @@ def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
         return run
 
     parts: list[Any] = [getattr(module, name) for name in names]
-    # The scales of normalisations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
+    # The scales of normalizations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
     parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for part in parts:
         part.forward = precise(part.forward)

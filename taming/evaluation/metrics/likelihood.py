@@ -35,7 +35,7 @@ class LikelihoodScores:
         nats_per_dimension: the whole code's nats over the image's values (C * H * W).
         bits_per_dimension: the same in bits. What the code loses of the image is not in it, so
             that only models of one first stage can be compared by it.
-        top_1: share of the tokens that the transformer found likeliest of all.
+        top_1: share of the tokens whose true index was the likeliest of all.
     """
 
     images: int

@@ -87,7 +87,7 @@ class PairAccumulator:
 
     - l1: mean absolute difference, in units of [-1, 1].
     - psnr: dB, the mean of the images' own: the one that tables give.
-    - psnr_of_mean_mse: dB, of the mean squared error over all images: lower where they differ.
+    - psnr_of_mean_mse: dB, of the mean squared error over all images: never larger than psnr.
     - ssim, ms_ssim: see `taming.evaluation.metrics.ssim`.
     - lpips_vgg, lpips_alex: LPIPS 0.1 (arXiv 1801.03924), by `networks`.
 

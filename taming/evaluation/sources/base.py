@@ -130,7 +130,7 @@ def worker_count(images: int, wanted: int | None = None) -> int:
 
 
 def by_size(images: Iterator[SourceImage], batch_size: int) -> Iterator[list[SourceImage]]:
-    """Batches of images of one size each; images wait for others of theirs, but not too many."""
+    """Batches of images of one size each; few images wait for others of their size."""
     waiting: dict[torch.Size, list[SourceImage]] = {}
     held = 0
     for image in images:

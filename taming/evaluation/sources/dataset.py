@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from taming.config import did_you_mean, instantiate_from_config, load_config, plain
 from taming.data.seeding import SeededDataset
@@ -68,7 +69,7 @@ class DatasetSource(LoadedSource):
     def name(self) -> str:
         return " + ".join(map(str, self.configs))
 
-    def _section(self, config: Any) -> Any:
+    def _section(self, config: DictConfig) -> Any:
         datasets = config.get("data", {}).get("params", {})
         splits = [name for name in ("train", "validation", "test") if datasets.get(name)]
         if self.split not in splits:
@@ -133,7 +134,12 @@ class ItemSource:
         UserError: for an empty dataset.
     """
 
-    def __init__(self, dataset: Any, keys: tuple[str, str], workers: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: SeededDataset | Subset[Any],
+        keys: tuple[str, str],
+        workers: int | None = None,
+    ) -> None:
         self.dataset, self.workers = dataset, workers
         self.image_key, self.condition_key = keys
         if not len(dataset):
@@ -182,7 +188,7 @@ class ItemSource:
 class _HashedItems(Dataset[Any]):
     """The entries of items that a model reads, with the item's index and the SHA-256 over them."""
 
-    def __init__(self, dataset: Any, *keys: str) -> None:
+    def __init__(self, dataset: SeededDataset | Subset[Any], *keys: str) -> None:
         self.dataset, self.keys = dataset, sorted(set(keys))
 
     def __getitem__(self, index: int) -> tuple[int, bytes, dict[str, Any]]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from taming.data.conditional_builder.boxes import clip, mirrored, touches
 from taming.data.helper_types import BoundingBox
+from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
 from taming.evaluation.cache import key_of
 from taming.evaluation.sources.base import own_indices
@@ -28,7 +29,7 @@ from taming.evaluation.sources.image import SourceImage, pixel_digest
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
-from taming.sampling.scenes import Scene, builder_of, scene_of_data
+from taming.sampling.scenes import Scene, builder_of, read_scene
 
 SIDE = 224  # of cut out objects: arXiv 2003.07449
 
@@ -61,7 +62,7 @@ def cut_objects(
 ) -> Tensor:
     """The objects of an image uint8 (3, H, W), resized: uint8 (N, 3, side, side).
 
-    A crop has all pixels that its box touches, and is resized as a picture of its own: nothing
+    A crop has all pixels that its box touches, and is resized as an image of its own: nothing
     around it shines in. Boxes of less than `min_side` pixels in either way are left out.
     """
     height, width = pixels.shape[1:]
@@ -93,10 +94,9 @@ class Layouts:
         UserError: if the data have no such condition.
     """
 
-    def __init__(self, seeded: Any, count: int | None, condition: str) -> None:
+    def __init__(self, seeded: SeededDataset, count: int | None, condition: str) -> None:
         self.builder = builder_of(seeded.dataset, condition)
         self.seeded, self.condition = seeded, condition
-        self.seeded.dataset.keys = ["image", "crop_bbox", "flipped"]
         self.count = min(len(seeded), count or len(seeded))
 
     def __len__(self) -> int:
@@ -104,10 +104,8 @@ class Layouts:
 
     def __getitem__(self, number: int) -> tuple[Scene, Tensor]:
         """The scene and its image, uint8 (3, H, W)."""
-        item = self.seeded[number]
-        image = torch.as_tensor(np.asarray(item["image"])).permute(2, 0, 1)
-        pixels = image if image.dtype == torch.uint8 else to_rgb_pixels(image)
-        return scene_of_data(self.seeded.dataset, number, item), pixels
+        scene, images = read_scene(self.seeded, number)
+        return scene, to_rgb_pixels(images[0].permute(2, 0, 1))
 
     @cached_property
     def key(self) -> str:

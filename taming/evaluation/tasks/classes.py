@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from taming.evaluation.cache import State, key_of
+from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
     LoadedClassifier,
     Probabilities,
 )
+from taming.evaluation.metrics.base import DerivedAccumulator
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.base import ImageSource
 from taming.evaluation.sources.image import Manifest, SourceImage, labels_of, stack_pixels
 
 
-class ClassifiedImages:
-    """Classifies images and counts the accuracy: an `ImageAccumulator`."""
+class ClassifiedImages(DerivedAccumulator[ClassificationAccuracy]):
+    """Classifies images and counts the accuracy."""
 
     def __init__(self, probabilities: Probabilities) -> None:
-        self.probabilities, self.accuracy = probabilities, ClassificationAccuracy()
+        super().__init__(ClassificationAccuracy())
+        self.probabilities = probabilities
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        self.accuracy.update(self.probabilities(stack_pixels(images)), labels_of(images))
-
-    def compute(self) -> ClassificationAccuracy:
-        return self.accuracy
-
-    def state_dict(self) -> State:
-        return self.accuracy.state_dict()
-
-    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.accuracy.merge_state(state)
+        self.counted.update(self.probabilities(stack_pixels(images)), labels_of(images))
 
 
 def evaluate_accuracy(

@@ -12,8 +12,9 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import SEED, FeatureRequest, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fid import PerClass, class_distances
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.fid import class_distances
+from taming.evaluation.metrics.moments import PerClass
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner, SetFeatures
 from taming.evaluation.sources.base import ImageSource
@@ -148,7 +149,7 @@ class FidelityEvaluator:
             raise UserError(f"{needed[0]} compares with a set of real images; give a REFERENCE")
 
     def _require_statistics(self, role: str, statistics: Statistics, needed: Sequence[str]) -> None:
-        file = statistics.protocol.get("file", f"the statistics given as {role}")
+        file = statistics.protocol.get("file", f"the statistics of the {role}")
         for name in needed:
             if name not in METRICS or not METRICS[name].accepts_statistics:
                 accepted = ", ".join(
@@ -266,8 +267,8 @@ def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) ->
 
 
 def _require_labels(**features: SetFeatures | Statistics | None) -> None:
-    for role, found in features.items():
-        if not (isinstance(found, SetFeatures) and found.manifest.is_labeled()):
+    for role, of_set in features.items():
+        if not (isinstance(of_set, SetFeatures) and of_set.manifest.is_labeled()):
             raise _without_classes(role)
 
 

@@ -15,8 +15,8 @@ from taming.devices import dtype_name
 from taming.distributed import own_share
 from taming.evaluation.cache import State
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.lpips import Networks
+from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.base import ImageSource, images_at

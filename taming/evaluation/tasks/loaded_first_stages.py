@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from taming.checkpoint import Run, run_config
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
+from taming.models.vqgan import VQModel
 from taming.sampling.load import load_first_stage
 
 
@@ -30,7 +33,7 @@ class LoadedFirstStage:
     model: FirstStage
     run: Run
     global_step: int
-    config: Any
+    config: DictConfig
 
     @classmethod
     def load(
@@ -54,7 +57,7 @@ class LoadedFirstStage:
     @property
     def image_key(self) -> str:
         """The entry of a dataset's items that it reads."""
-        return getattr(self.model, "image_key", "image")
+        return self.model.image_key if isinstance(self.model, VQModel) else "image"
 
     def describe(self) -> dict[str, Any]:
         """As JSON values."""

@@ -25,7 +25,7 @@ from taming.evaluation.metrics.accuracy import (
     LoadedClassifier,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,
     register_small_classifier,
@@ -36,7 +36,7 @@ from taming.evaluation.sources.base import ImageSource
 from taming.evaluation.tasks.classes import evaluate_accuracy
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 
-BY = "a small classifier of this run's own training data: comparable within this data set alone"
+BY = "a small classifier of this run's own training data: comparable within this dataset alone"
 SEED = 0
 WEIGHTS = "classifier.pt"
 ACCURACY_BATCH = 64

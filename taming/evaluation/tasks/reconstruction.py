@@ -14,7 +14,8 @@ from taming.errors import UserError
 from taming.evaluation.cache import State
 from taming.evaluation.metrics.base import Accumulator, joined_states, split_states
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
 from taming.evaluation.metrics.segmentation import SegmentationAccumulator
 from taming.evaluation.sources.image import (

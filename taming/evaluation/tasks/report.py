@@ -1,7 +1,8 @@
-"""A look at a class-conditional or unconditional run: numbers in JSON and one picture."""
+"""A report on a class-conditional or unconditional run: numbers in JSON and one picture."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,18 +76,24 @@ class ReportSets:
 
 
 def make_report(
-    model: Net2NetTransformer, data: Any, sets: ReportSets, outdir: Path
+    model: Net2NetTransformer,
+    validation_batches: Callable[[], Iterable[Mapping[str, Any]]],
+    sets: ReportSets,
+    outdir: Path,
 ) -> dict[str, Any]:
     """Evaluate both stages on the validation data and the samples against the training data.
 
-    `data` is a set-up `DataModuleFromConfig`. Writes `samples.png` and the classifier's weights in
-    `outdir`. The dict has `metrics`, `protocol` and `sets` for a result, and `by_class`.
+    Writes `samples.png` and the classifier's weights in `outdir`. The dict has `metrics`,
+    `protocol` and `sets` for a result, and `by_class`.
+
+    Args:
+        validation_batches: starts a pass over the validation data, batches as the models read them.
     """
-    batches = tqdm(data.val_dataloader(), desc="validation data", leave=False)
+    batches = tqdm(validation_batches(), desc="validation data", leave=False)
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
     metrics: dict[str, Any] = {
         "first_stage": score_first_stage(model.first_stage_model, images),
-        "transformer": asdict(measure_likelihood(model, data.val_dataloader()).compute()),
+        "transformer": asdict(measure_likelihood(model, validation_batches()).compute()),
     }
     real = read_labeled(sets.training, "training images")
     samples = read_labeled(sets.samples, "samples")

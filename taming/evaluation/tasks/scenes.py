@@ -21,8 +21,9 @@ from taming.errors import UserError
 from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.base import FeatureAccumulator, FeatureRequest
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
-from taming.evaluation.metrics.fidelity import METRICS
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.image import SourceImage, indices_of, labels_of
 from taming.evaluation.sources.scenes import (
@@ -70,7 +71,7 @@ class SceneRequest(FeatureRequest):
             features = {layer: rows[chosen] for layer, rows in features.items()}
         if self.min_side is not None:
             self._update_objects(accumulator, images, batch, self.min_side)
-        elif len(images):
+        elif images:
             accumulator.update(indices, features[self.layer], labels_of(images))
 
     def _update_objects(
@@ -112,7 +113,7 @@ def evaluate_scenes(
 
     Each is given over all images (`fid`, `scene_fid`, `isc`), and for every set that has one image
     of each layout, as mean and standard deviation over these sets (`one_per_layout`): publications
-    do not say which of the two theirs are.
+    do not say which of the two they give.
 
     Args:
         extractor: of the layers for FID and the Inception Score.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from torch.utils.data import default_collate
 
 from taming.errors import UserError
-from taming.evaluation.cache import State
+from taming.evaluation.metrics.base import DerivedAccumulator
 from taming.evaluation.metrics.likelihood import Likelihood, update_likelihood
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.dataset import ItemImage, ItemSource
@@ -16,11 +15,12 @@ from taming.evaluation.sources.image import Manifest, SourceImage
 from taming.models.cond_transformer import Net2NetTransformer
 
 
-class ItemLikelihood:
-    """Counts how likely items are under a transformer in eval mode: an `ImageAccumulator`."""
+class ItemLikelihood(DerivedAccumulator[Likelihood]):
+    """Counts how likely items are under a transformer in eval mode."""
 
     def __init__(self, model: Net2NetTransformer) -> None:
-        self.model, self.likelihood = model, Likelihood(model.n_codes)
+        super().__init__(Likelihood(model.n_codes))
+        self.model = model
 
     def update(self, images: Sequence[SourceImage]) -> None:
         """Count a batch of `ItemImage`s.
@@ -35,16 +35,7 @@ class ItemLikelihood:
                 "as in training: set a size or a crop in the data section"
             )
         items = [image.item for image in images if isinstance(image, ItemImage)]
-        update_likelihood(self.likelihood, self.model, default_collate(items))
-
-    def compute(self) -> Likelihood:
-        return self.likelihood
-
-    def state_dict(self) -> State:
-        return self.likelihood.state_dict()
-
-    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self.likelihood.merge_state(state)
+        update_likelihood(self.counted, self.model, default_collate(items))
 
 
 def evaluate_transformer(

@@ -67,7 +67,7 @@ def backbone_file(net: str, path: str | None = None) -> Path:
 
 
 def _identity(net: str) -> tuple[str, str]:
-    """(start of the file's SHA-256, environment variable)"""
+    """(start of the file's SHA-256, environment variable)."""
     if net == "vgg":
         return VGG16_HASH, VGG16_VARIABLE
     return ALEXNET_HASH, ALEXNET_VARIABLE

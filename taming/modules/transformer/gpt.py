@@ -89,8 +89,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         """`x` (B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln1(x), allowed)
-        x = x + self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return x
+        change: Tensor = self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        return x + change
 
 
 class GPT(nn.Module):

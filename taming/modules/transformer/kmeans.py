@@ -104,7 +104,7 @@ class KMeans(nn.Module):
         return self.nc, self.resolution, self.resolution
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images [B, nc, H, W] -> (the same in k colors, no loss, (None, None, indices))"""
+        """Images [B, nc, H, W] -> (the same in k colors, no loss, (None, None, indices))."""
         if not self.is_initialized():
             self._initialize_from(x)
         indices = self(x)

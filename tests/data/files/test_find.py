@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from taming.data.files.find import HEADERS_CHECKED, check_spread, find_images, split_off
-from tests.data.written_files import touch
+from tests.kit.images import touch
 
 
 def test_find_images_is_sorted_recursive_and_skips_the_rest(tmp_path: Path) -> None:

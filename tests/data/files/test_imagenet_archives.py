@@ -9,7 +9,7 @@ import pytest
 from taming.data.files import imagenet_archives
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
 from taming.errors import UserError
-from tests.data.written_files import truncate, write_image
+from tests.kit.images import truncate, write_image
 
 FLAT = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 4)]
 NAMES = [f"{synset}/{synset}_{i}.JPEG" for synset in ("n01440764", "n01443537") for i in range(3)]

@@ -17,27 +17,27 @@ from taming.data.files.images import (
     read_rgb,
     read_rgb_fast,
 )
-from tests.data.written_files import pixels, truncate, write_image
+from tests.kit.images import ramps, truncate, write_image
 
 
 def test_rgb_png_is_read_as_it_is(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", 24, 32)
     assert image_size(path) == (24, 32)
-    np.testing.assert_array_equal(read_rgb(path), pixels(24, 32))
+    np.testing.assert_array_equal(read_rgb(path), ramps(24, 32))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     ending = {"CMYK": "jpg", "YCbCr": "jpg"}.get(mode, "png")
-    Image.fromarray(pixels(24, 32)).convert(mode).save(tmp_path / f"a.{ending}")
+    Image.fromarray(ramps(24, 32)).convert(mode).save(tmp_path / f"a.{ending}")
     image = read_rgb(str(tmp_path / f"a.{ending}"))
     assert image.shape == (24, 32, 3) and image.dtype == np.uint8
-    expected = np.asarray(Image.fromarray(pixels(24, 32)).convert(mode).convert("RGB"))
+    expected = np.asarray(Image.fromarray(ramps(24, 32)).convert(mode).convert("RGB"))
     assert np.abs(image.astype(int) - expected).mean() < 6  # JPEG loses a little
 
 
 def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
-    colors = pixels(8, 8)
+    colors = ramps(8, 8)
     alpha = np.zeros((8, 8, 1), dtype=np.uint8)
     Image.fromarray(np.concatenate([colors, alpha], axis=2)).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_rgb(str(tmp_path / "a.png")), colors)
@@ -46,7 +46,7 @@ def test_transparency_is_dropped_not_composed(tmp_path: Path) -> None:
 def test_palette_with_transparency_is_read_without_a_warning(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    image = Image.fromarray(pixels(8, 8)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image = Image.fromarray(ramps(8, 8)).convert("P", palette=Image.Palette.ADAPTIVE)
     image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
     assert read_rgb(str(tmp_path / "a.png")).shape == (8, 8, 3)
     assert not recwarn.list
@@ -63,7 +63,7 @@ def test_sixteen_bit_gray_keeps_its_high_byte(tmp_path: Path, ending: str) -> No
 def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
-    Image.fromarray(pixels(24, 32)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(ramps(24, 32)).save(tmp_path / "a.jpg", exif=exif)
     assert read_rgb(str(tmp_path / "a.jpg")).shape == (24, 32, 3)
 
 
@@ -96,11 +96,11 @@ def test_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_npy(tmp_path: Path) -> None:
     path = str(tmp_path / "a.npy")
-    np.save(path, pixels(6, 8).transpose(2, 0, 1)[None])
+    np.save(path, ramps(6, 8).transpose(2, 0, 1)[None])
     assert npy_size(path) == (6, 8)
-    np.testing.assert_array_equal(read_npy(path), pixels(6, 8))
-    np.save(path, np.asfortranarray(pixels(6, 8).transpose(2, 0, 1)[None]))
-    np.testing.assert_array_equal(read_npy(path), pixels(6, 8))
+    np.testing.assert_array_equal(read_npy(path), ramps(6, 8))
+    np.save(path, np.asfortranarray(ramps(6, 8).transpose(2, 0, 1)[None]))
+    np.testing.assert_array_equal(read_npy(path), ramps(6, 8))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_other_arrays_are_refused(tmp_path: Path, wrong: np.ndarray) -> None:
 
 
 def test_archives_and_truncated_arrays_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", pixels(4, 4))
+    np.savez(tmp_path / "a.npz", ramps(4, 4))
     np.save(tmp_path / "b.npy", np.zeros((1, 3, 40, 40), np.uint8))
     truncate(tmp_path / "b.npy")
     for name in ("a.npz", "b.npy"):
@@ -131,7 +131,7 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned, which neither does
     for mode in ("RGB", "L", "CMYK"):
-        image = Image.fromarray(pixels(40, 60)).convert(mode)
+        image = Image.fromarray(ramps(40, 60)).convert(mode)
         image.save(tmp_path / f"{mode}.jpg", exif=exif)
         fast = read_rgb_fast(str(tmp_path / f"{mode}.jpg"))
         np.testing.assert_array_equal(fast, read_rgb(str(tmp_path / f"{mode}.jpg")))
@@ -150,7 +150,7 @@ def test_fast_decoding_gives_the_same_pixels(tmp_path: Path) -> None:
 )
 def test_jpegs_of_all_kinds_are_decoded_alike(tmp_path: Path, options: dict[str, Any]) -> None:
     path = str(tmp_path / "a.jpg")
-    Image.fromarray(pixels(40, 60)).save(path, **options)
+    Image.fromarray(ramps(40, 60)).save(path, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("PIL.Image.open", None)  # it is not asked
         found = read_rgb_fast(path)

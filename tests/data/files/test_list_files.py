@@ -7,7 +7,7 @@ import pytest
 
 from taming.data.files.list_files import read_image_list, write_image_lists
 from taming.errors import UserError
-from tests.data.written_files import touch, write_image, write_images
+from tests.kit.images import touch, write_image, write_images
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from taming.config import load_config
 from taming.data.tools.preview import CELL, first_items, label_colors, pictures, texts
-from tests.data.scenes import OPTIONS, write_coco
-from tests.data.written_files import write_images
+from tests.kit.images import write_images
+from tests.kit.scenes import OPTIONS, write_coco
 
 SCRIPT = Path(__file__).parents[3] / "scripts/preview_data.py"
 

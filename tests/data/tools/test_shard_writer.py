@@ -8,7 +8,7 @@ from taming.data.base import ImagePaths
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
-from tests.data.written_files import truncate, write_images
+from tests.kit.images import truncate, write_images
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:

@@ -26,13 +26,8 @@ from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.kid import kernel_distance
 from taming.evaluation.metrics.precision_recall import precision_recall
 from tests.evaluation.features import bank_of, moments_of, scores_of
-from tests.evaluation.small import (
-    TinyExtractor,
-    read_pictures,
-    register_tiny,
-    write_inception_weights,
-    write_pictures,
-)
+from tests.kit.extractor import TinyExtractor, register_tiny, write_inception_weights
+from tests.kit.images import read_images, scene_folder
 
 PICTURES = torch.randint(0, 256, (6, 3, 20, 16), dtype=torch.uint8)
 
@@ -59,15 +54,24 @@ def test_inception_equals_torch_fidelitys_command(
     2048 x 2048 covariance of 8 pictures, it takes the roots of 2041 eigenvalues that should be 0.
     """
     folders = [
-        write_pictures(tmp_path / "a", 8),
-        write_pictures(tmp_path / "b", 8, 100, brightness),
+        scene_folder(tmp_path / "a", 8),
+        scene_folder(tmp_path / "b", 8, 100, brightness),
     ]
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 6 --isc-splits 4 --save-cpu-ram"
     options += f" --feature-extractor {INCEPTION} --feature-layer-fid {layer} --json --no-cache"
     result = subprocess.run(
-        [sys.executable, "-m", "torch_fidelity.fidelity", *options.split()]
-        + ["--input1", str(folders[0]), "--input2", str(folders[1])]
-        + ["--feature-extractor-weights-path", str(weights)],
+        [
+            sys.executable,
+            "-m",
+            "torch_fidelity.fidelity",
+            *options.split(),
+            "--input1",
+            str(folders[0]),
+            "--input2",
+            str(folders[1]),
+            "--feature-extractor-weights-path",
+            str(weights),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -76,7 +80,7 @@ def test_inception_equals_torch_fidelitys_command(
     extractor = Extractor(
         layers=dict.fromkeys((layer, *default_layers(INCEPTION))), weights=weights
     )
-    pair = [extractor(read_pictures(folder)) for folder in folders]
+    pair = [extractor(read_images(folder)) for folder in folders]
     moments = [moments_of(features[layer]) for features in pair]
     banks = [bank_of(features["2048"]) for features in pair]
     scores = scores_of(pair[0]["logits_unbiased"], splits=4)

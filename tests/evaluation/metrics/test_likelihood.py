@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.likelihood import Likelihood, measure_likelihood
-from tests.sampling.tiny import SPIRAL, tiny_model, transformer_config
+from tests.kit.models import SPIRAL, tiny_model, transformer_config
 from tests.support import golden_class_model
 
 

@@ -18,8 +18,9 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.image import Manifest
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
-from tests.evaluation.scene_runs import SCENES
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
+from tests.kit.scenes import SCENES
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 
 
@@ -91,7 +92,7 @@ def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data, out = str(tmp_path / "data.yaml"), tmp_path / "out"
     flags = ["--preset", "ade20k", "-b", data, "-o", str(out), "--device", "cpu"]
-    evaluate_fid([str(run), data, *flags, "--extractor", "tests.evaluation.small:TinyExtractor"])
+    evaluate_fid([str(run), data, *flags, "--extractor", "tests.kit.extractor:TinyExtractor"])
     (path,) = out.glob("*.json")
     sets = read_result(path)["sets"]
     assert sets["samples"]["images"] == sets["reference"]["images"] == 4

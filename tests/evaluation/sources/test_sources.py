@@ -23,9 +23,11 @@ from taming.evaluation.sources.image import Manifest, SourceImage
 from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
-from tests.evaluation.images import pixels, write_classes, write_images
-from tests.sampling.tiny import FIRST_STAGE, tiny_run, transformer_config
-from tests.training.small import Noise, small_vqgan, write_config
+from tests.kit.datasets import Noise
+from tests.kit.images import image_classes, image_folder, noise
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
+from tests.kit.training import small_vqgan, write_config
 
 
 def images_of(source: Any, batch_size: int = 4, **options: Any) -> dict[int, SourceImage]:
@@ -35,7 +37,7 @@ def images_of(source: Any, batch_size: int = 4, **options: Any) -> dict[int, Sou
 
 
 def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
-    write_classes(tmp_path, {"10": 2, "2": 3})
+    image_classes(tmp_path, {"10": 2, "2": 3})
     (tmp_path / "2" / "note.txt").write_text("no image")
     (tmp_path / "2" / "._000000.png").write_bytes(b"left by another system")
     source = FolderSource(tmp_path, workers=0)
@@ -44,8 +46,8 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
     assert source.files == [path for path in theirs if path != str(hidden)]
     found = images_of(source)
     assert [found[n].label for n in range(len(source))] == [10, 10, 2, 2, 2]
-    assert found[0].name == str((tmp_path / "10" / "000000.png").resolve())
-    np.testing.assert_array_equal(found[0].pixels.permute(1, 2, 0), pixels(0))
+    assert found[0].name == str((tmp_path / "10" / "000.png").resolve())
+    np.testing.assert_array_equal(found[0].pixels.permute(1, 2, 0), noise(seed=0))
     assert source.describe() == {
         "kind": "folder",
         "path": str(tmp_path),
@@ -55,13 +57,13 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
 
 
 def test_class_folders_with_names(tmp_path: Path) -> None:
-    source = FolderSource(write_classes(tmp_path, {"dog": 1, "cat": 2}), workers=0)
+    source = FolderSource(image_classes(tmp_path, {"dog": 1, "cat": 2}), workers=0)
     assert source.labels == [0, 0, 1]
 
 
 def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
-    write_images(tmp_path, 2)
-    write_images(tmp_path / "more", 3)
+    image_folder(tmp_path, 2)
+    image_folder(tmp_path / "more", 3)
     assert len(FolderSource(tmp_path)) == 2
     everything = FolderSource(tmp_path, deep=True)
     assert len(everything) == 5
@@ -80,7 +82,7 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 def test_any_mode_becomes_rgb_and_is_counted(tmp_path: Path) -> None:
     for n, change in enumerate(MODES.values()):
-        image = change(Image.fromarray(pixels(n)))
+        image = change(Image.fromarray(noise(seed=n)))
         if image.mode == "RGBA":
             image.putalpha(128)
         image.save(tmp_path / f"{n}.png")
@@ -106,7 +108,7 @@ def test_any_mode_becomes_rgb_and_is_counted(tmp_path: Path) -> None:
 def test_damaged_files_are_named(
     tmp_path: Path, damage: Callable[[bytes], bytes], message: str, workers: int
 ) -> None:
-    path = write_images(tmp_path, 3) / "000001.png"
+    path = image_folder(tmp_path, 3) / "001.png"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError) as error:
         images_of(FolderSource(tmp_path, workers=workers))
@@ -121,7 +123,7 @@ def test_no_images(tmp_path: Path, name: str) -> None:
 
 
 def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
-    first = FolderSource(write_images(tmp_path / "a", 3), workers=0)
+    first = FolderSource(image_folder(tmp_path / "a", 3), workers=0)
     (tmp_path / "b").mkdir()
     for n, name in enumerate("xyz"):
         with Image.open(first.files[n]) as image:
@@ -132,7 +134,7 @@ def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
     (tmp_path / "b" / "x.png").rename(tmp_path / "b" / "zz.png")
     assert FolderSource(tmp_path / "b", workers=0).fingerprint() != first.fingerprint()
 
-    key, changed = first.content_key(), pixels(1)
+    key, changed = first.content_key(), noise(seed=1)
     assert FolderSource(shutil.copytree(tmp_path / "a", tmp_path / "c")).content_key() == key
     changed[3, 4, 1] ^= 1
     Image.fromarray(changed).save(first.files[1])
@@ -141,14 +143,14 @@ def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
 
 
 def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
-    sources = [FolderSource(write_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
+    sources = [FolderSource(image_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
     assert sources[0].content_key() != sources[1].content_key()
     assert sources[0].fingerprint() == sources[1].fingerprint()
 
 
 def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
     for n in range(12):
-        Image.fromarray(pixels(n, width=8 + n % 3)).save(tmp_path / f"{n:06}.png")
+        Image.fromarray(noise(seed=n, width=8 + n % 3)).save(tmp_path / f"{n:06}.png")
     source = FolderSource(tmp_path, workers=0)
     for batch in source.batches(3):
         assert len({image.pixels.shape for image in batch}) == 1
@@ -288,7 +290,7 @@ def test_wrong_plans(options: Any, message: str) -> None:
 
 
 def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
-    write_images(tmp_path / "images", 1)
+    image_folder(tmp_path / "images", 1)
     assert isinstance(SetArguments().open(str(tmp_path / "images")), FolderSource)
     assert isinstance(SetArguments().open(config), DatasetSource)
     for path in (run, run / "checkpoints" / "last.ckpt"):

@@ -15,8 +15,8 @@ from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.base import FeatureRequest
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
@@ -26,8 +26,8 @@ from taming.evaluation.tasks.fidelity import (
     FidelitySettings,
     evaluate_fidelity,
 )
-from tests.evaluation.images import write_classes, write_images
-from tests.evaluation.small import TinyExtractor, register_tiny
+from tests.kit.extractor import TinyExtractor, register_tiny
+from tests.kit.images import image_classes, image_folder
 
 SMALL = metric_settings(isc_splits=3, kid_subsets=5, kid_subset_size=10)
 ALL = FidelitySettings(("fid", "isc", "kid", "prc"), of_metrics=SMALL)
@@ -36,7 +36,7 @@ ALL = FidelitySettings(("fid", "isc", "kid", "prc"), of_metrics=SMALL)
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("sets")
-    return write_images(root / "a", 30), write_images(root / "b", 40, seed=100)
+    return image_folder(root / "a", 30), image_folder(root / "b", 40, seed=100)
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_the_reference_is_read_once(
 
 
 def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: Path) -> None:
-    a, b = write_images(tmp_path / "a", 5), write_images(tmp_path / "b", 6, seed=100)
+    a, b = image_folder(tmp_path / "a", 5), image_folder(tmp_path / "b", 6, seed=100)
     first = evaluate(FolderSource(a), FolderSource(b), tiny, runner=runner(tmp_path / "c"))
-    write_images(b, 6, seed=200)
+    image_folder(b, 6, seed=200)
     second = evaluate(FolderSource(a), FolderSource(b), tiny, runner=runner(tmp_path / "c"))
     alone = evaluate(FolderSource(a), FolderSource(b), tiny)
     assert second.metrics == alone.metrics
@@ -200,8 +200,8 @@ def test_other_extractor_for_precision_and_recall(
 
 
 def test_classes(tiny: Extractor, tmp_path: Path) -> None:
-    a = FolderSource(write_classes(tmp_path / "a", {"0": 6, "3": 8, "7": 1}))
-    b = FolderSource(write_classes(tmp_path / "b", {"0": 9, "3": 7, "5": 4}, seed=300))
+    a = FolderSource(image_classes(tmp_path / "a", {"0": 6, "3": 8, "7": 1}))
+    b = FolderSource(image_classes(tmp_path / "b", {"0": 9, "3": 7, "5": 4}, seed=300))
     found = evaluate(a, b, tiny, FidelitySettings(per_class=True))
     alone = [FolderSource(tmp_path / name / "3") for name in "ab"]
     expected = evaluate(*alone, tiny).metrics["fid"]
@@ -210,7 +210,7 @@ def test_classes(tiny: Extractor, tmp_path: Path) -> None:
     assert found.metrics["mean_fid_of_classes"] == pytest.approx(sum(found.classes.values()) / 2)
     with pytest.raises(UserError, match="the samples have none"):
         evaluate(alone[0], b, tiny, FidelitySettings(per_class=True))
-    other = FolderSource(write_classes(tmp_path / "c", {"8": 3}))
+    other = FolderSource(image_classes(tmp_path / "c", {"8": 3}))
     with pytest.raises(UserError, match="no class has 2 images in both sets"):
         evaluate(a, other, tiny, FidelitySettings(per_class=True))
 
@@ -276,7 +276,7 @@ def test_features_that_are_no_numbers(sets: tuple[Path, Path]) -> None:
 
 def test_images_of_many_sizes(tiny: Extractor, tmp_path: Path) -> None:
     for n in range(6):
-        write_images(tmp_path / str(n), 3, seed=n, width=9 + n)
+        image_folder(tmp_path / str(n), 3, seed=n, width=9 + n)
     source = FolderSource(tmp_path)
     found = evaluate(source, source, tiny)
     assert len(found.sets["samples"]["sizes"]) == 6

@@ -21,21 +21,14 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
 from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
-from taming.pictures import to_grey, to_values
+from taming.pictures import to_gray, to_values
 from taming.sampling.load import load_first_stage
 from tests.evaluation.features import moments_of
-from tests.evaluation.small import register_tiny
-from tests.evaluation.stage_runs import (
-    DALLE,
-    DEPTH,
-    LABELS,
-    SEGMENTATION,
-    TRANSFORMER,
-    Scenes,
-    run_with_data,
-    write_pictures,
-)
-from tests.sampling.tiny import FIRST_STAGE, tiny_run
+from tests.kit.datasets import Scenes
+from tests.kit.extractor import register_tiny
+from tests.kit.images import image_sizes
+from tests.kit.models import DALLE, DEPTH, FIRST_STAGE, LABELS, SEGMENTATION, TRANSFORMER
+from tests.kit.runs import run_with_data, tiny_run
 
 CLOSE = 1e-6
 
@@ -168,7 +161,7 @@ def test_pictures_become_grey() -> None:
 
     pixels = scenes(1)
     expected = np.asarray(Image.fromarray(pixels[0].permute(1, 2, 0).numpy()).convert("L"))
-    difference = to_grey(pixels)[0, 0].numpy().astype(int) - expected
+    difference = to_gray(pixels)[0, 0].numpy().astype(int) - expected
     assert abs(difference).max() <= 1
 
 
@@ -194,9 +187,7 @@ def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
 
 
 def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
-    folder = write_pictures(
-        tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)}
-    )
+    folder = image_sizes(tmp_path / "images", {"a.png": (9, 14), "b.png": (13, 9), "c.png": (8, 8)})
     source = FolderSource(folder, workers=0)
     as_they_are = PreparedSource(source, multiple=4)
     sizes = [pixels.shape for pixels, *_ in map(as_they_are.load, range(3))]
@@ -236,4 +227,4 @@ def test_names_differ(run: Path, tmp_path: Path) -> None:
 def _no_processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    yield
+    return

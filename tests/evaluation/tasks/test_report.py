@@ -18,7 +18,8 @@ from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
-from tests.sampling.tiny import CLASSES, tiny_run, transformer_config
+from tests.kit.models import CLASSES, transformer_config
+from tests.kit.runs import tiny_run
 
 THREE = CLASSES | {"params": {"n_classes": 3}}
 

@@ -16,8 +16,9 @@ from taming.data.helper_types import BoundingBox as Box
 from taming.errors import UserError
 from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
-from taming.evaluation.metrics.fidelity import metric_settings
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.scenes import (
     Layouts,
@@ -32,9 +33,9 @@ from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
 from tests.evaluation.features import moments_of
-from tests.evaluation.scene_runs import SCENES, layouts, write_scenes
-from tests.evaluation.small import register_tiny
-from tests.sampling.tiny import tiny_model, transformer_config
+from tests.kit.extractor import register_tiny
+from tests.kit.models import tiny_model, transformer_config
+from tests.kit.scenes import SCENES, layouts, write_scenes
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 
 
-@pytest.mark.parametrize("layers, size, patches", [(1, 6, 1), (2, 32, 6), (3, 24, 1), (3, 64, 6)])
+@pytest.mark.parametrize(
+    ("layers", "size", "patches"), [(1, 6, 1), (2, 32, 6), (3, 24, 1), (3, 64, 6)]
+)
 def test_one_logit_per_patch(layers, size, patches):
     discriminator = NLayerDiscriminator(input_nc=4, ndf=8, n_layers=layers)
     assert discriminator(torch.randn(2, 4, size, size)).shape == (2, 1, patches, patches)

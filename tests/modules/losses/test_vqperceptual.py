@@ -164,7 +164,7 @@ def test_logs_are_detached_scalars():
 
 
 @pytest.mark.parametrize(
-    "options, expected",
+    ("options", "expected"),
     [
         ({}, [0, 1, 1, 1, 1, 1]),
         ({"disc_factor": 0.5}, [0, 0.5, 0.5, 0.5, 0.5, 0.5]),

@@ -76,7 +76,7 @@ def test_sampling_follows_the_global_seed_and_its_filters() -> None:
 
 def test_initialisation() -> None:
     model = GPT(50, 10, n_layer=1, n_head=2, n_embd=64)
-    state = {name: p for name, p in model.named_parameters()}
+    state = dict(model.named_parameters())
     for name in (
         "tok_emb.weight",
         "head.weight",

@@ -30,7 +30,7 @@ def test_every_size_is_permuted_and_back(name: str, size: tuple[int, int]) -> No
     assert torch.equal(module(x)[0], module.forward_shuffle_idx)
 
 
-def test_spiral_of_a_rectangle_walks_to_neighbours() -> None:
+def test_spiral_of_a_rectangle_walks_to_neighbors() -> None:
     order = permuter.SpiralIn(3, 5).forward_shuffle_idx
     steps = (order.div(5, rounding_mode="floor").diff().abs() + (order % 5).diff().abs()).tolist()
     assert steps == [1] * 14

@@ -115,7 +115,7 @@ def test_codebook_starts_uniform():
     assert weight.abs().max() <= 1 / 50 < 1.1 * weight.abs().max()
 
 
-@pytest.mark.parametrize("unknown, expected", [("random", None), (5, {5})])
+@pytest.mark.parametrize(("unknown", "expected"), [("random", None), (5, {5})])
 def test_unknown_codes(tmp_path, unknown, expected):
     np.save(tmp_path / "used.npy", np.array([7, 3, 11]))
     quantizer = VectorQuantizer2(

@@ -22,17 +22,19 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, PerClass, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
+from taming.evaluation.metrics.moments import Moments, PerClass
 from taming.evaluation.metrics.precision_recall import precision_recall
 from taming.evaluation.sources.image import NO_LABEL
 from tests.evaluation.features import bank_of, moments_of, scores_of, updated
-from tests.evaluation.small import read_pictures, register_tiny, write_pictures
+from tests.kit.extractor import register_tiny
+from tests.kit.images import read_images, scene_folder
 
 COMMAND = """
 from torch_fidelity.fidelity import main
-from tests.evaluation.small import register_tiny
+from tests.kit.extractor import register_tiny
 register_tiny()
 main()
 """
@@ -52,11 +54,23 @@ def features_of(seed: int, count: int, width: int, shift: float = 0.0) -> Tensor
 
 
 def test_equal_to_torch_fidelitys_command(tmp_path: Path) -> None:
-    folders = [write_pictures(tmp_path / "a", 40), write_pictures(tmp_path / "b", 32, 100, 0.95)]
+    folders = [scene_folder(tmp_path / "a", 40), scene_folder(tmp_path / "b", 32, 100, 0.95)]
     options = "--cpu --isc --fid --kid --prc --kid-subset-size 20 --isc-splits 4 --save-cpu-ram"
     result = subprocess.run(
-        [sys.executable, "-c", COMMAND, *options.split(), "--feature-extractor", "tiny"]
-        + ["--input1", str(folders[0]), "--input2", str(folders[1]), "--json", "--no-cache"],
+        [
+            sys.executable,
+            "-c",
+            COMMAND,
+            *options.split(),
+            "--feature-extractor",
+            "tiny",
+            "--input1",
+            str(folders[0]),
+            "--input2",
+            str(folders[1]),
+            "--json",
+            "--no-cache",
+        ],
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
@@ -64,7 +78,7 @@ def test_equal_to_torch_fidelitys_command(tmp_path: Path) -> None:
     )
     expected = json.loads(result.stdout)
     extractor = Extractor(register_tiny())
-    samples, reference = (extractor(read_pictures(folder)) for folder in folders)
+    samples, reference = (extractor(read_images(folder)) for folder in folders)
     pair = [bank_of(found["16"]) for found in (samples, reference)]
     distance = frechet_distance(moments_of(samples["16"]), moments_of(reference["16"]))
     assert expected["frechet_inception_distance"] == pytest.approx(distance, rel=1e-6)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-
-from taming.data.examples.rendering import render
 
 TINY = "tiny"
 
@@ -39,8 +37,8 @@ class TinyExtractor(FeatureExtractorBase):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = F.relu(self.conv(images.float() / 127.5 - 1)).mean(dim=(2, 3))  # (B, 16)
-        found = {"16": x, "logits": self.fc(x)}
-        return tuple(found[layer] for layer in self.features_list)
+        layers = {"16": x, "logits": self.fc(x)}
+        return tuple(layers[layer] for layer in self.features_list)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -59,6 +57,21 @@ class TinyExtractor(FeatureExtractorBase):
         return torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
 
 
+class FatalExtractor(TinyExtractor):
+    """Notes how many images it gets in the file of $TINY_LOG, and kills its process, as a full
+    machine would, once there are $TINY_KILL_AT of them."""
+
+    seen = 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        with open(os.environ["TINY_LOG"], "a") as log:
+            log.write(f"{len(images)}\n")
+        self.seen += len(images)
+        if self.seen > int(os.environ.get("TINY_KILL_AT", 10**9)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
 def register_tiny() -> str:
     """Register the extractor once; returns its name."""
     if TINY not in FEATURE_EXTRACTORS_REGISTRY:
@@ -66,25 +79,8 @@ def register_tiny() -> str:
     return TINY
 
 
-def write_pictures(
-    folder: Path, count: int, first_seed: int = 0, brightness: float = 1.0, size: int = 24
-) -> Path:
-    """Write `count` rendered scenes as `000.png` and so on; returns the folder."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        pixels = render(first_seed + number, size, size).image * brightness
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
-    return folder
-
-
-def read_pictures(folder: Path) -> Tensor:
-    """uint8 [N, 3, H, W] of the folder's files in the order of their names."""
-    arrays = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-
-
 def write_inception_weights(path: Path, seed: int = 0) -> Path:
-    """Write random weights of torch-fidelity's Inception, which keep the pictures' variance."""
+    """Write random weights of torch-fidelity's Inception, which keep the images' variance."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     without_file = patch.object(inception, "load_state_dict_from_url", return_value={})

@@ -1,4 +1,4 @@
-"""Small scene datasets in COCO's and Open Images' formats."""
+"""Small scene datasets in COCO's and Open Images' formats, and runs that sample scenes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.data.written_files import write_image
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.examples.annotated import write_coco as write_example_coco
+from taming.data.examples.writer import ExampleWriter
+from taming.data.seeding import SeededDataset
+from taming.evaluation.sources.scenes import Layouts
+from tests.kit.images import write_image
+from tests.kit.models import scene_config, transformer_config
+from tests.kit.runs import tiny_run
 
 OPTIONS: dict[str, Any] = {
     "split": "train",
@@ -32,22 +39,6 @@ BOXES = [
     "aa,activemil,/m/0a,0.5,0.25,0.75,0.5,1.0,-1,-1,-1,-1,-1",
     "bb,xclick,/m/0b,1,0.5,1.0,0.5,1.0,0,0,1,0,0",
 ]
-
-
-def scene_model(block_size: int) -> dict[str, Any]:
-    """What makes a transformer's config one of scenes."""
-    gpt = {"vocab_size": 64, "block_size": block_size, "n_layer": 2, "n_head": 2, "n_embd": 16}
-    return {
-        "cond_stage_config": {
-            "target": "taming.models.dummy_cond_stage.DummyCondStage",
-            "params": {"conditional_key": "objects_bbox"},
-        },
-        "cond_stage_key": "objects_bbox",
-        "transformer_config": {
-            "target": "taming.modules.transformer.mingpt.GPT",
-            "params": gpt,
-        },
-    }
 
 
 def coco_content() -> dict[str, Any]:
@@ -97,3 +88,35 @@ def write_open_images(root: Path, boxes: list[str] | None = None, head: str = HE
     (root / "oidv6-train-annotations-bbox.csv").write_text("\n".join(rows) + "\n")
     (root / "train-images-boxable.csv").write_text("image_name,image_url\naa.jpg,u\nbb.jpg,u\n")
     return root
+
+
+# ---------------------------------------------------------------------- runs of scenes
+
+SCENES = scene_config(block_size=64)
+# Rendered scenes have up to 3 things, sky and grass.
+SMALL = {"no_tokens": 64, "target_image_size": 8, "max_objects_per_image": 8}
+
+
+def options(root: Path, **changes: Any) -> dict[str, Any]:
+    """The params of the dataset in `root`."""
+    path = {"data_path": str(root / "data" / "coco_annotations"), "split": "validation"}
+    return OPTIONS | SMALL | path | changes
+
+
+def write_scenes(root: Path, count: int = 6) -> Path:
+    """Example data with `count` scenes of validation."""
+    write_example_coco(ExampleWriter(root, train=2, validation=count))
+    return root
+
+
+def layouts(root: Path, count: int | None = None, seed: int = 0, **changes: Any) -> Layouts:
+    """The layouts of data that `write_scenes` wrote."""
+    data = AnnotatedObjectsCoco(**options(root, **changes))
+    return Layouts(SeededDataset(data, seed), count, "objects_bbox")
+
+
+def scene_run(root: Path) -> Path:
+    """A run with the data's section in its config."""
+    target = "taming.data.annotated_objects_coco.AnnotatedObjectsCoco"
+    validation = {"target": target, "params": options(root)}
+    return tiny_run(root / "run", transformer_config(**SCENES), validation=validation)
