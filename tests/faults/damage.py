@@ -96,7 +96,7 @@ class DamagedRuns:
                 model, _, _ = load_run(run)
         except UserError as error:
             return [f"refused instead of using {wanted}: {str(error)[:100]}"]
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return [f"traceback of {type(error).__name__}: {str(error)[:100]}"]
         problems = []
         named = [line for line in lines if "last.ckpt" in line]

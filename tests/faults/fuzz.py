@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, SearchStrategy
 from PIL import Image, PngImagePlugin
 
-from tests.data.scenes import BOXES, CLASSES, HEAD, coco_content
 from tests.faults.cases import CASES
 from tests.faults.sandbox import GOOD, Sandbox
-from tests.sampling.tiny import transformer_config
+from tests.kit.models import transformer_config
+from tests.kit.scenes import BOXES, CLASSES, HEAD, coco_content
 
 # ---------------------------------------------------------------------- values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import subprocess
@@ -217,7 +218,7 @@ def cost(args: Namespace, folder: Path) -> Part:
         )
         assert ended.code == 0, ended.output
         times = [float(t) for t in re.findall(r"time ([\d.]+)", (place / "pause.log").read_text())]
-        gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+        gaps = sorted(after - before for before, after in itertools.pairwise(times))
         pause = gaps[-1] - statistics.median(gaps)
         rows.append(f"| training stops for a save of 1 GB, at most | {pause:.2f} s |")
         step = _milliseconds(launcher, folder / "own", ROOT)

@@ -1,4 +1,6 @@
-"""Injects faults at random and prints tables in Markdown: `make faults`, or with flags
+"""Injects faults at random and prints tables in Markdown.
+
+`make faults`, or with flags:
 
     python tests/faults/run.py --only kills --seed 3 --kills 50 --out tables.md
 
@@ -16,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.faults import measures  # noqa: E402
-from tests.faults.kills import Injection, Outcome, random_kills  # noqa: E402
-from tests.faults.launch import Launcher  # noqa: E402
+from tests.faults import measures
+from tests.faults.kills import Injection, Outcome, random_kills
+from tests.faults.launch import Launcher
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

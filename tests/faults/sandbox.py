@@ -85,7 +85,7 @@ class Sandbox:
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.sandbox", str(self.folder)],
+                [sys.executable, "-m", "tests.faults.cells", str(self.folder)],
                 cwd=ROOT,
                 env=variables({"PYTHONDONTWRITEBYTECODE": "1", "TAMING_TRUST": ""}),
                 stdin=subprocess.PIPE,
@@ -253,7 +253,7 @@ def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) 
         answer = f"refused: {error}" if _is_sentence(str(error)) else f"no sentence: {error!r}"
     except SystemExit as stop:
         answer = "fine" if stop.code in (0, 2, None) else f"exit code {stop.code}"
-    except BaseException as error:  # noqa: BLE001
+    except BaseException as error:
         message = " ".join(str(error)[:100].split())
         answer = f"traceback: {type(error).__name__} at {_place(error)}: {message}"
     finally:
@@ -296,10 +296,3 @@ def _place(error: BaseException) -> str:
         return "?"
     path = Path(own[-1].filename)
     return f"{path.parent.name}/{path.name}:{own[-1].lineno}"
-
-
-if __name__ == "__main__":
-    # Under its own name, as configs find the canary there.
-    from tests.faults import sandbox
-
-    sandbox.main()

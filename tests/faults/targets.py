@@ -26,23 +26,25 @@ from taming.sampling.completion import keep_mask
 from taming.sampling.conditions import read_picture
 from taming.sampling.scenes import read_layout
 from taming.training.cli import main as train_command
-from tests.data.scenes import OPTIONS, write_coco, write_open_images
-from tests.data.written_files import write_images
 from tests.faults.cases import CASES
-from tests.sampling.tiny import tiny_run
+from tests.kit.images import write_images
+from tests.kit.runs import tiny_run
+from tests.kit.scenes import OPTIONS, write_coco, write_open_images
 
 # The functions without what turns errors into exit codes.
 train = train_command.__wrapped__  # type: ignore[attr-defined]
 sample = sample_fast.main.__wrapped__  # type: ignore[attr-defined]
 
-ASSETS = Path()
 SCENES: dict[str, Any] = {}
+
+
+def assets() -> Path:
+    """The folder that `prepare` has filled, beside those of the cases."""
+    return Path.cwd().parent / "assets"
 
 
 def prepare(folder: Path) -> None:
     """Write what cases refer to: `ASSETS` in strings, and copies for those who change files."""
-    global ASSETS
-    ASSETS = folder
     paths = write_images(folder / "images", 6, 32, 40)
     (folder / "images.txt").write_text("\n".join(paths))
     tiny_run(folder / "run")
@@ -57,7 +59,7 @@ def prepare(folder: Path) -> None:
 def _filled(case: Any) -> Any:
     """`ASSETS` in strings becomes the folder."""
     if isinstance(case, str):
-        return case.replace("ASSETS", str(ASSETS))
+        return case.replace("ASSETS", str(assets()))
     if isinstance(case, list):
         return [_filled(entry) for entry in case]
     if isinstance(case, dict):
@@ -85,12 +87,12 @@ def training_arguments(case: list[str]) -> None:
 
 def sampling_arguments(case: list[str]) -> None:
     """A command line of sample_fast.py."""
-    sample(["-r", str(ASSETS / "run"), "-o", "out", "--device", "cpu", *_filled(case)])
+    sample(["-r", str(assets() / "run"), "-o", "out", "--device", "cpu", *_filled(case)])
 
 
 def stranger(case: dict[str, Any]) -> None:
     """A downloaded run with this config: sampled from, and gone on with."""
-    shutil.copytree(ASSETS / "run" / "checkpoints", "run/checkpoints")
+    shutil.copytree(assets() / "run" / "checkpoints", "run/checkpoints")
     Path("run/configs").mkdir()
     Path("run/configs/2026-01-01T00-00-00-project.yaml").write_text(yaml.safe_dump(case))
     load_run("run")
@@ -107,7 +109,7 @@ def list_file(case: str) -> None:
 
 def coco(case: dict[str, Any]) -> None:
     """The annotations of COCO: instances and stuff."""
-    shutil.copytree(ASSETS / "coco", "coco", symlinks=True)
+    shutil.copytree(assets() / "coco", "coco", symlinks=True)
     for name, content in case.items():
         text = content if isinstance(content, str) else json.dumps(content)
         path = Path(f"coco/annotations/{name}_train2017.json")
@@ -118,7 +120,7 @@ def coco(case: dict[str, Any]) -> None:
 
 def open_images(case: dict[str, str]) -> None:
     """The CSVs of Open Images."""
-    shutil.copytree(ASSETS / "open_images", "open_images")
+    shutil.copytree(assets() / "open_images", "open_images")
     for name, text in case.items():
         Path("open_images", name).write_bytes(text.encode("latin-1"))
     options = OPTIONS | {"data_path": "open_images", "use_additional_parameters": True}
@@ -163,7 +165,7 @@ def checkpoint(case: str) -> None:
     Path("x.ckpt").write_bytes(case.encode("latin-1"))
     read_checkpoint("x.ckpt")
     Path("run/checkpoints").mkdir(parents=True)
-    shutil.copytree(ASSETS / "run" / "configs", "run/configs")
+    shutil.copytree(assets() / "run" / "configs", "run/configs")
     shutil.move("x.ckpt", "run/checkpoints/last.ckpt")
     load_run("run")
 

@@ -10,14 +10,14 @@ import yaml
 from taming.downloads import Patience
 from taming.errors import UserError
 from taming.pretrained import Published, download_model
-from tests.data.written_files import write_images
 from tests.faults.cases import CASES
 from tests.faults.fuzz import ATTACKS, PLACES, attacked
 from tests.faults.hostile import large_in_zip, some_hostile_files
 from tests.faults.launch import Launcher
 from tests.faults.sandbox import Sandbox
 from tests.faults.training import is_sentence
-from tests.sampling.tiny import tiny_run
+from tests.kit.images import write_images
+from tests.kit.runs import tiny_run
 from tests.web import Site, serve
 
 
