@@ -18,7 +18,7 @@ import torch.utils.tensorboard  # noqa: F401
 import taming.models.cond_transformer
 import taming.models.vqgan
 import taming.training.cli  # noqa: F401
-from tests.faults.launch import HUNG, end_group, outlived, shell_code
+from tests.faults.launch import HUNG, end_group, outlived, shell_code, wait_unreaped
 
 
 def main() -> None:
@@ -34,19 +34,11 @@ def serve(request: dict[str, Any]) -> tuple[int, bool]:
     if child == 0:
         _run(request)
     deadline = time.monotonic() + request["limit"]
-    status = None
-    while status is None and time.monotonic() < deadline:
-        pid, raw = os.waitpid(child, os.WNOHANG)
-        if pid:
-            status = os.waitstatus_to_exitcode(raw)
-        else:
-            time.sleep(0.02)
-    orphans = status is not None and outlived(child)
+    ended = wait_unreaped(child, deadline)
+    orphans = ended and outlived(child)
     end_group(child)
-    if status is not None:
-        return shell_code(status), orphans
-    os.waitpid(child, 0)
-    return HUNG, False
+    _, status = os.waitpid(child, 0)
+    return (shell_code(os.waitstatus_to_exitcode(status)), orphans) if ended else (HUNG, False)
 
 
 def _run(request: dict[str, Any]) -> None:

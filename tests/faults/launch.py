@@ -118,13 +118,11 @@ class Launcher:
                 start_new_session=True,
                 preexec_fn=heed_interrupts,
             )
-        try:
-            return shell_code(process.wait(limit)), outlived(process.pid)
-        except subprocess.TimeoutExpired:
-            return HUNG, False
-        finally:
-            end_group(process.pid)
-            process.wait()
+        ended = wait_unreaped(process.pid, time.monotonic() + limit)
+        orphans = ended and outlived(process.pid)
+        end_group(process.pid)
+        code = process.wait()
+        return (shell_code(code), orphans) if ended else (HUNG, False)
 
     def _fork(self, request: dict[str, Any], limit: float) -> tuple[int, bool]:
         server = self._started()
@@ -153,6 +151,19 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def wait_unreaped(process: int, deadline: float) -> bool:
+    """Wait for a child until `deadline`; whether it has ended.
+
+    It is not reaped, so that its number is no other process's when its group is killed.
+    """
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, process, options) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def outlived(leader: int) -> bool:
     """Whether processes of a group are still there after a while."""
     deadline = time.monotonic() + PATIENCE
@@ -175,6 +186,6 @@ def living(group: int) -> list[int]:
 
 
 def end_group(leader: int) -> None:
-    """Kill what a program leaves behind."""
+    """Kill what a program leaves behind; its leader must not have been reaped."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)

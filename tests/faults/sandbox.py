@@ -19,7 +19,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ class Cell:
     """A forked process that runs cases until one kills it."""
 
     def __init__(self, folder: Path) -> None:
-        self.cases, self.folder = 0, folder
+        self.cases, self.folder, self.ended = 0, folder, False
         requests, answers = os.pipe(), os.pipe()
         self.process = os.fork()
         if self.process == 0:
@@ -127,20 +126,23 @@ class Cell:
         answer = self._answers.readline()
         if answer:
             return str(json.loads(answer))
-        _, status = os.waitpid(self.process, 0)
-        self.end()
+        status = self.end()
         number = -os.waitstatus_to_exitcode(status)
         return f"died of {signal.Signals(number).name if number > 0 else f'exit {-number}'}"
 
-    def end(self) -> None:
-        """Kill it, and remove what its last case has left."""
-        self.cases = CASES_EACH
-        with suppress(ProcessLookupError):
-            os.kill(self.process, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.process, 0)
+    def end(self) -> int:
+        """Kill it, and remove what its last case has left; its status.
+
+        Once: afterwards its number may be another process's.
+        """
+        if self.ended:
+            return 0
+        self.ended, self.cases = True, CASES_EACH
+        os.kill(self.process, signal.SIGKILL)  # no effect on one that is dead already
+        _, status = os.waitpid(self.process, 0)
         for path in self.folder.glob(f"{self.process}_*"):
             shutil.rmtree(path, ignore_errors=True)
+        return status
 
 
 def main() -> None:
