@@ -208,10 +208,7 @@ HOMES: dict[str, tuple[Callable[[ast.AST], bool], dict[str, str]]] = {
         {"taming/data/conditional_builder/drawing.py": "a canvas for boxes and points"},
     ),
     "taming/command_line.py": (makes_a_parser_class, {}),
-    "taming/devices.py": (
-        counts_cpus,
-        {"taming/evaluation/results.py": "records all that the machine has"},
-    ),
+    "taming/devices.py": (counts_cpus, {}),
     "taming/distributed.py": (talks_to_processes, {}),
     "taming/lightning_internals.py": (reaches_into_lightning, {}),
 }

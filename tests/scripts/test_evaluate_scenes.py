@@ -57,7 +57,8 @@ def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None
 
 
 def test_data_of_another_config(run: Path, tmp_path: Path) -> None:
-    config = OmegaConf.load(run / "configs" / "0-project.yaml")
+    (project,) = (run / "configs").glob("*-project.yaml")
+    config = OmegaConf.load(project)
     config.data.params.train = config.data.params.pop("validation")
     OmegaConf.save(config, tmp_path / "data.yaml")
     flags = ["-N", "1", "--data", str(tmp_path / "data.yaml"), "--split", "train"]
