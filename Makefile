@@ -38,6 +38,7 @@ gpu: test-gpu
 	$(BIN)/python benchmarks/training.py --device cuda --stage paper --precision bf16 --batch_size 8
 	$(BIN)/python benchmarks/sampling.py --device cuda --size cpu --precision bf16
 	$(BIN)/python benchmarks/sampling.py --device cuda --size gpu --precision bf16 --compile
+	$(BIN)/python benchmarks/saving.py --device cuda
 
 # Kill runs, damage checkpoints, fill disks, make up input; docs/reliability.md gets the tables.
 faults: install

@@ -31,8 +31,10 @@ Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose refusals are a `UserError`, and which minds `--trust`."""
 
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        namespace, rest = super().parse_known_args(*args, **kwargs)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if any("\0" in text for text in args or ()):  # from Python: the system allows none
+            self.error("an argument has a character of code 0")
+        namespace, rest = super().parse_known_args(args, namespace)
         trust.trust(vars(namespace).get("trust", ()))
         return namespace, rest
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextvars
+import errno
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
+
+# What the system says of files and disks that only their owner can mend. Not that a file is
+# missing: users' files are looked for, so that would be a bug.
+REFUSALS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
+    if hasattr(errno, name)
+}
 
 
 class UserError(Exception):
@@ -37,8 +46,15 @@ def sentence(error: UserError) -> str:
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
 
 
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 def command(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    So does what the system says of a file, if it is the user's to mend.
 
     The message of `Stopped` is printed likewise.
     """
@@ -49,8 +65,11 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
             # What a command line sets, as `--trust` does, ends with it.
             contextvars.copy_context().run(main, *args, **kwargs)
         except UserError as error:
-            print(f"error: {sentence(error)}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _refuse(sentence(error))
+        except OSError as error:
+            if error.errno not in REFUSALS or error.filename is None:
+                raise
+            _refuse(f"{error.filename} cannot be used ({error.strerror})")
         except Stopped as stop:
             if stop.message:
                 print(stop.message, file=sys.stderr)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from subprocess import Popen
@@ -19,7 +19,8 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.strategies import ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -179,6 +180,14 @@ def hide_logged_from(logger: TensorBoardLogger, row: int) -> None:
     logger.experiment.close()
     forget_event_file(logger)
     logger._kwargs["purge_step"] = row
+
+
+def csv_writer(logger: CSVLogger, make: Callable[[str], ExperimentWriter]) -> ExperimentWriter:
+    """The writer of a logger's table, made from its folder the first time."""
+    if logger._experiment is None:
+        logger._experiment = make(logger.log_dir)
+    assert isinstance(logger._experiment, ExperimentWriter)
+    return logger._experiment
 
 
 def forget_event_file(logger: TensorBoardLogger) -> None:

@@ -186,11 +186,14 @@ def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
             raise AssertionError("the block must not start")
     process.kill()
     process.wait()
+    reader, writer = os.pipe()
     with sole_user(tmp_path):
         child = os.fork()  # a loader's worker does not hold it
         if child == 0:
+            os.write(writer, b"forked")
             time.sleep(100)
             os._exit(0)
+        assert os.read(reader, 6) == b"forked"
     with sole_user(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

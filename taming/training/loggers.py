@@ -20,7 +20,7 @@ from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from taming.atomic_files import write_text
 from taming.errors import UserError
-from taming.lightning_internals import forget_event_file
+from taming.lightning_internals import csv_writer, forget_event_file
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,7 @@ class Table(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
-            self._experiment = _TableWriter(log_dir=self.log_dir)
-        assert isinstance(self._experiment, ExperimentWriter)
-        return self._experiment
+        return csv_writer(self, _TableWriter)
 
 
 class _TableWriter(ExperimentWriter):

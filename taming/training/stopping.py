@@ -9,22 +9,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from types import FrameType
-from typing import Any
 
-import torch
-import torch.distributed as dist
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from taming.distributed import world_size
+from taming.distributed import Agreement, world_size
 from taming.errors import Stopped
 
 # What is asked for, in the order of importance: several processes do what the highest asks.
 NOTHING, SAVE, SAVE_NOW, INTERRUPT, TERMINATE = range(5)
 
-# Other processes may wait this long for the one that writes the last checkpoint.
-_PATIENCE = timedelta(hours=6)
 # torchrun passes an interrupt from the keyboard, which its processes have received already, on.
 _SAME_INTERRUPT = 1.0
 
@@ -43,8 +37,7 @@ class Requests:
         self.gentle = False
         self._wanted = NOTHING
         self._since = 0.0
-        self._group: Any = None
-        self._pending: tuple[Any, torch.Tensor] | None = None
+        self._agreement = Agreement()
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -102,28 +95,14 @@ class Requests:
             self._wanted = NOTHING
         if world_size() == 1:
             return wanted
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        agreed = self._received()
+        agreed = self._agreement.received()
         if signal_of(agreed) is None:
-            mine = torch.tensor(wanted)
-            work = dist.all_reduce(mine, dist.ReduceOp.MAX, self._group, async_op=True)
-            self._pending = work, mine
+            self._agreement.send(wanted)
         return agreed
-
-    def _received(self) -> int:
-        if self._pending is None:
-            return NOTHING
-        work, value = self._pending
-        self._pending = None
-        work.wait()
-        return int(value)
 
     def wait_for_all(self) -> None:
         """Wait until all processes are here."""
-        if self._group is not None:
-            self._received()
-            dist.barrier(self._group)
+        self._agreement.wait_for_all()
 
 
 @rank_zero_only

@@ -130,8 +130,8 @@ VARIABLE = "TEST_MOMENTS"
 def moments(*chosen: Moment) -> dict[str, str]:
     """The environment in which a run does something at its moments.
 
-    Actions are `usr1`, `raise`, `nan` (a weight), `inf` (a gradient), and the name of a folder
-    beside the run to copy the run to.
+    Actions are the names of signals, `raise`, `nan` (a weight), `inf` (a gradient), and the name of
+    a folder beside the run to copy the run to.
     """
     return {VARIABLE: json.dumps(chosen)}
 
@@ -162,6 +162,11 @@ class Moments(pl.Callback):
             raise RuntimeError("as the test wanted")
         if action.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[action])
+            return
+        if action in ("nan", "inf"):
+            trained = [p for p in trainer.lightning_module.parameters() if p.requires_grad]
+            values = trained if action == "nan" else [p.grad for p in trained if p.grad is not None]
+            values[0].data.view(-1)[0] = float(action)
             return
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, Checkpoints):
