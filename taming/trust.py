@@ -172,7 +172,7 @@ def stranger() -> Trust:
 
 def trust_in(config: Path, otherwise: Trust) -> Trust:
     """Trust in a config that main.py wrote on this machine: as in the user's own."""
-    made_here = _read_state().get(_digest(config)) if config.is_file() else None
+    made_here = _read_state().get(_digest(config)) if os.path.isfile(config) else None
     if not isinstance(made_here, dict):
         return otherwise
     own = own_trust()

@@ -136,7 +136,8 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
         "text": "x",
     }
     snapshots = Snapshots()
-    copied = snapshots.take(content)
+    snapshot = snapshots.take(content)
+    copied = snapshot.content
     torch.save(content, tmp_path / "a.ckpt")
     torch.save(copied, tmp_path / "b.ckpt")
     assert (tmp_path / "a.ckpt").stat().st_size == (tmp_path / "b.ckpt").stat().st_size
@@ -148,8 +149,8 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     assert copied["state_dict"]["part"][0, 0] == -1 and not copied["half"].requires_grad
     assert copied["list"][1][1].item() is True and copied["sparse"].is_sparse
     address = copied["state_dict"]["whole"].data_ptr()
-    snapshots.release()
-    assert snapshots.take(content)["state_dict"]["whole"].data_ptr() == address
+    snapshots.release(snapshot)
+    assert snapshots.take(content).content["state_dict"]["whole"].data_ptr() == address
 
 
 def test_room_is_found_again(tmp_path: Path) -> None:

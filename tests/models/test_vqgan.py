@@ -200,7 +200,7 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     class Norm(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             for optimizer in trainer.optimizers:
-                optimizer.register_step_pre_hook(note_norm)
+                optimizer.register_step_post_hook(note_norm)
 
     trainer = pl.Trainer(
         accelerator="cpu",

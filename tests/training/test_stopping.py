@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
+ROOT = Path(__file__).parents[2]
 TIME = "2021-04-03T19-39-50"
 RUN = f"logs/{TIME}_run"
 
@@ -115,31 +117,25 @@ def test_our_handlers_are_gone_afterwards(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def exit_code(function: Callable[..., Any], *args: Any) -> int | None:
-    """That of a process that calls a function."""
-    process = get_context("fork").Process(target=function, args=args)
-    process.start()
-    process.join(120)
-    process.kill()
-    process.join()
-    return process.exitcode
-
-
-def test_the_command_ends_with_the_signals_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_ends_with_the_signals_code(tmp_path: Path) -> None:
     """And a second SIGINT ends it at once."""
     base = write_config(tmp_path, run_config("vqgan"))
-    arguments = ["--base", base, "-t", "-n", "run", "--no-test"]
     moment = ("on_before_optimizer_step", 8, "SIGINT")
-    monkeypatch.setenv(*next(iter(moments(moment).items())))
-    assert exit_code(main_command, arguments) == 130
-    assert capfd.readouterr().err.strip().splitlines()[-1].startswith("stopped by SIGINT at step 8")
+    first = command(moment, "--base", base, "-t", "-n", "run", "--no-test")
+    assert first.returncode == 130, first.stderr
+    assert first.stderr.strip().splitlines()[-1].startswith("stopped by SIGINT at step 8")
     assert step(Path(RUN)) == 8
-    monkeypatch.setenv(*next(iter(moments(moment, moment).items())))
-    assert exit_code(main_command, arguments) == 130
-    assert "stopped by" not in capfd.readouterr().err
+    second = command(moment, moment, "--base", base, "-t", "-n", "run", "--no-test")
+    assert second.returncode == 130 and "stopped by" not in second.stderr
     assert step(Path(f"{RUN}_2")) == 6
+
+
+def command(*arguments: str | Moment) -> subprocess.CompletedProcess[str]:
+    """`python main.py` with arguments, in a process that does something at moments."""
+    chosen = moments(*(one for one in arguments if isinstance(one, tuple)))
+    words = [sys.executable, str(ROOT / "main.py"), *(a for a in arguments if isinstance(a, str))]
+    environment = {**os.environ, **chosen, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("whole", ["vqgan"], indirect=True)
@@ -293,7 +289,10 @@ def _work_below(number: Any, ready: Any) -> None:
 def test_no_worker_outlives_its_parent() -> None:
     fork = get_context("fork")
     number, ready = fork.Value("i", 0), fork.Event()
-    assert exit_code(_work_below, number, ready) == -signal.SIGKILL
+    parent = fork.Process(target=_work_below, args=(number, ready))
+    parent.start()
+    parent.join(60)
+    assert parent.exitcode == -signal.SIGKILL
     stat = Path(f"/proc/{number.value}/stat")
     deadline = time.monotonic() + 30
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
