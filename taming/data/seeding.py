@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from taming.data.readings import Readings
 from taming.errors import UserError
 
 BLOCKS_MIXED = 16  # shards that are shuffled together
@@ -133,11 +134,13 @@ class SeededDataset(Dataset[Any]):
     `dataset[Position(epoch, index)]` seeds Python, numpy, torch (CPU) and the albumentations
     pipelines that the dataset holds as attributes, from (seed, epoch, index); a plain int means
     epoch 0. The caller's generators are afterwards as they were. Generators that a dataset makes
-    for itself (`np.random.default_rng()`) are not seeded.
+    for itself (`np.random.default_rng()`) are not seeded. `readings` is told what is being loaded.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(
+        self, dataset: Dataset[Any], seed: int = 0, readings: Readings | None = None
+    ) -> None:
+        self.dataset, self.seed, self.readings = dataset, seed, readings
         self._pipelines = _pipelines(dataset)
 
     def __len__(self) -> int:
@@ -160,7 +163,10 @@ class SeededDataset(Dataset[Any]):
         torch.default_generator.manual_seed(pytorch)  # not torch.manual_seed: that starts CUDA's
         for compose in self._pipelines:
             compose.set_random_seed(pipeline % 2**32)
-        return self.dataset[int(position)]
+        if self.readings is None:
+            return self.dataset[int(position)]
+        with self.readings.item(int(position)):
+            return self.dataset[int(position)]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
 from taming.data.base import set_loading
+from taming.data.readings import Readings
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.data.shards import Shards
 from taming.devices import available_cpus
@@ -61,6 +62,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         num_workers: loader processes; None is twice the batch size, at most the CPUs there are.
         fast_decode: decode JPEGs faster, those that are to be half their size or less with a part
             of the work (and slightly other pixels).
+        timeout: seconds that an item may take, before the run ends and names its file; 0: for ever.
         image_bytes: hand images over as bytes, which the models scale to [-1, 1] on their device.
     """
 
@@ -74,6 +76,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         num_workers: int | None = None,
         fast_decode: bool = False,
         image_bytes: bool = False,
+        timeout: float = 600.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -85,6 +88,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
+        if timeout < 0:
+            raise UserError(f"data.params.timeout is {timeout}; seconds are at least 0")
+        self.timeout = timeout
+        self.readings: dict[str, Readings] = {}
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.datasets: dict[str, Any] = {}
         self._start: tuple[int, int] | None = None
@@ -136,6 +143,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
+            "timeout": self.timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_worker,
@@ -145,7 +153,14 @@ class DataModuleFromConfig(pl.LightningDataModule):
         sampler = self._sampler(split, shuffle)
         if shuffle and self.trainer is not None:
             sampler.set_position(*self._position(sampler.world_size))
-        return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
+        self.readings[split] = Readings(self.num_workers)
+        seeded = SeededDataset(dataset, self.seed, self.readings[split])
+        return PositionedLoader(seeded, sampler=sampler, **options)
+
+    def slowest_item(self) -> tuple[float, str]:
+        """Seconds that the slowest of the items has taken that are being loaded, and its file."""
+        items = [readings.longest() for readings in self.readings.values()]
+        return max((item for item in items if item is not None), default=(0.0, "a batch"))
 
     def _sampler(self, split: str, shuffle: bool = False) -> PositionSampler:
         dataset = self.datasets[split]

@@ -11,9 +11,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.distributed import is_first_process
 from taming.errors import Stopped, UserError
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.processes import ProcessWatch
+from taming.training.processes import ProcessWatch, end_workers, hang
 from taming.training.run_folder import RunFolder
 
+_TIMEOUT = re.compile(r"DataLoader timed out after")
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
     r"exited unexpectedly)"
@@ -63,6 +64,11 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
             watch.end_others()
             if death is not None:
                 return death
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, DataModuleFromConfig) and _TIMEOUT.search(str(error)):
+        sentence = hang(data)
+        end_workers()
+        return sentence
     if (match := _DEAD_WORKER.search(f"{error} {error.__cause__} {error.__context__}")) is None:
         return None
     process = f"a worker of the data loader (process {match['process'].strip()})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 
 from taming.errors import Stopped
 from taming.lightning_internals import take_child_processes
+from taming.training.data_module import DataModuleFromConfig
 
 _LOOKS_EVERY = 0.5  # seconds
 # Where the connection to the dead breaks, the main thread ends sooner, and says so itself.
@@ -97,6 +99,51 @@ class ProcessWatch(Callback):
         self._before_exit()
         self.end_others()
         os._exit(2)
+
+
+class LoaderWatch(Callback):
+    """Ends a process that hangs in the loading of an item, where no loader processes do that.
+
+    Loader processes are waited for with torch's own timeout.
+    """
+
+    def __init__(self, before_exit: Callable[[], None]) -> None:
+        super().__init__()
+        self._before_exit = before_exit
+        self._over = threading.Event()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        loads = isinstance(data, DataModuleFromConfig) and data.num_workers == 0 < data.timeout
+        if stage == "fit" and loads:
+            arguments = (data,)
+            threading.Thread(target=self._look, args=arguments, daemon=True).start()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._over.set()
+
+    def _look(self, data: DataModuleFromConfig) -> None:
+        while data.slowest_item()[0] < data.timeout:
+            if self._over.wait(_LOOKS_EVERY):
+                return
+        print(f"error: {hang(data)}", file=sys.stderr, flush=True)
+        self._before_exit()
+        os._exit(2)
+
+
+def hang(data: DataModuleFromConfig) -> str:
+    """A sentence that names what is being loaded for too long."""
+    seconds, item = data.slowest_item()
+    return (
+        f"the loading of {item} hangs, for {max(seconds, data.timeout):.0f} seconds now: look "
+        "after its disk or network, or raise data.params.timeout"
+    )
+
+
+def end_workers() -> None:
+    """End loader processes that may never answer, which this one would wait for when it ends."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _is_started_by_rank_zero() -> bool:

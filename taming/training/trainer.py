@@ -26,7 +26,7 @@ from taming.training.logged_rows import free_version
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
-from taming.training.processes import ProcessWatch
+from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.run_folder import RunFolder, run_time
 
 # Arguments that are objects, which no flag can give.
@@ -254,8 +254,8 @@ def _callbacks(
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
         from_config += checkpoints
-    watch = ProcessWatch(before_exit=checkpoints[0].writer.wait)
-    return [setup, watch, *own_callbacks, *from_config]
+    wait = checkpoints[0].writer.wait
+    return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
