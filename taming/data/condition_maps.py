@@ -11,12 +11,7 @@ import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
-from taming.data.files.images import (
-    BadImage,
-    damage_named,
-    image_mode_and_size,
-    read_rgb,
-)
+from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
 from taming.data.files.tar_members import opened
 from taming.errors import UserError
 from taming.pictures import to_values_array

@@ -136,11 +136,7 @@ class SceneCollector:
     """
 
     def __init__(
-        self,
-        limits: Limits,
-        flags_known: tuple[str, ...],
-        on_error: OnError,
-        dataset: str,
+        self, limits: Limits, flags_known: tuple[str, ...], on_error: OnError, dataset: str
     ) -> None:
         self._limits, self._flags_known = limits, flags_known
         self._on_error, self._dataset = on_error, dataset
@@ -176,10 +172,7 @@ class SceneCollector:
         self.add(self._converted(used, place, convert))
 
     def _converted(
-        self,
-        rows: list[Row],
-        place: Callable[[int], str],
-        convert: Callable[[list[Row]], Objects],
+        self, rows: list[Row], place: Callable[[int], str], convert: Callable[[list[Row]], Objects]
     ) -> Objects:
         try:
             return convert(rows)

@@ -38,10 +38,7 @@ def write_coco(out: ExampleWriter) -> None:
             out.image(f"data/coco/annotations/stuff_{name}_pixelmaps/{stem}.png", stuff)
             words = (scene.caption, f"a picture of {scene.caption}", f"{scene.caption}, sunny")
             captions += [{"image_id": image["id"], "caption": text} for text in words]
-        for kind, boxes, table in (
-            ("instances", _things, THINGS),
-            ("stuff", _stuff, STUFF),
-        ):
+        for kind, boxes, table in (("instances", _things, THINGS), ("stuff", _stuff, STUFF)):
             content = {
                 "images": images,
                 "annotations": list(_coco_annotations(images, scenes, boxes)),
