@@ -28,6 +28,7 @@ from taming.data.examples.rendering import (
     render,
 )
 from taming.data.files.list_files import write_image_lists, write_lines
+from taming.data.files.tar_members import add_member
 
 # In the order of SHAPES: ids in each dataset, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")
@@ -151,9 +152,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w") as archive:
         for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            add_member(archive, name, content)
     return raw.getvalue()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import tarfile
 from typing import IO
 
 SEPARATOR = "::"
@@ -22,6 +23,13 @@ def member_path(tar: str, offset: int, size: int, ending: str) -> str:
 def is_member(path: str) -> bool:
     """Whether `path` is inside a tar file."""
     return f".tar{SEPARATOR}" in path
+
+
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file to an open tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 @functools.lru_cache(OPEN_TARS)
