@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 from torch import Tensor
 
 from taming.config import did_you_mean, get_obj_from_str
@@ -20,15 +18,9 @@ from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.files.shard_index import paths_by_name
-from taming.data.helper_types import (
-    AnnotationList,
-    BoundingBox,
-    Category,
-    CropMethodType,
-    SplitType,
-)
+from taming.data.helper_types import AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import ImageOptions, OnError
-from taming.data.scene_crops import SceneCrop
+from taming.data.scene_crops import SceneCrop, View
 from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
 
@@ -36,23 +28,6 @@ BUILDERS = {
     "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
     "objects_center_points": ObjectsCenterPointsConditionalBuilder,
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """The part of an image that one item shows.
-
-    Attributes:
-        pixels: uint8 (size, size, 3).
-        crop: its place in the image; None is the whole image.
-        flipped: whether it is mirrored.
-        original_size: width and height of the image in pixels.
-    """
-
-    pixels: np.ndarray
-    crop: BoundingBox | None
-    flipped: bool
-    original_size: tuple[int, int]
 
 
 class AnnotatedObjectsDataset(ImageFiles):
@@ -133,10 +108,11 @@ class AnnotatedObjectsDataset(ImageFiles):
             )
             for key, builder in BUILDERS.items()
         }
-        folder = str(self.image_folder)
-        paths: Iterable[str] = (os.path.join(folder, name) for name in self.file_names)
         if shards is not None:
             paths = paths_by_name(shards, self.file_names)
+        else:
+            folder = str(self.image_folder)
+            paths = StringTable(os.path.join(folder, name) for name in self.file_names)
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
         super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
 
@@ -150,7 +126,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         raise NotImplementedError
 
     def load_categories(self) -> list[Category]:
-        """All categories of the data; raises `UserError`."""
+        """All categories of the data."""
         raise NotImplementedError
 
     def category_order(self, identity: str) -> tuple[bool, str]:
@@ -234,9 +210,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
 
     def _item(self, index: int) -> Item:
-        pixels = self.pixels(index)
-        height, width = pixels.shape[:2]
-        view = View(*self._crop(pixels), original_size=(width, height))
+        view = self._crop(self.pixels(index))
         return {key: ENTRIES[key](self, index, view) for key in self.keys}
 
     def tokens(self, key: str, index: int, view: View) -> Tensor:

@@ -6,7 +6,6 @@ import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,10 @@ CHUNK = 50_000  # rows that are turned into arrays together
 FLAG_COLUMNS = ("IsGroupOf", "IsTruncated", "IsOccluded", "IsDepiction", "IsInside")  # as FLAGS
 
 
-@dataclass(frozen=True)
-class _Files:
-    boxes: str
-    images: str
-
-
-FILES = {
-    "train": _Files("oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
-    "validation": _Files("validation-annotations-bbox.csv", "validation-images.csv"),
-    "test": _Files("test-annotations-bbox.csv", "test-images.csv"),
+FILES = {  # of each split: boxes, and the list of images
+    "train": ("oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
+    "validation": ("validation-annotations-bbox.csv", "validation-images.csv"),
+    "test": ("test-annotations-bbox.csv", "test-images.csv"),
 }
 
 
@@ -70,7 +63,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         return identity == SUITCASE, identity
 
     def _image_names(self) -> list[str]:
-        file = self.data_path / FILES[self.split].images
+        file = self.data_path / FILES[self.split][1]
         column = "ImageID" if _header(file)[:1] == ["ImageID"] else "image_name"
         names = [name for _, (name,) in read_csv(file, (column,), self._name)]
         if not names:
@@ -84,7 +77,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         names = self._image_names()
         ids = [os.path.splitext(name)[0] for name in names]
         images = {identity: number for number, identity in enumerate(ids)}
-        file = self.data_path / FILES[self.split].boxes
+        file = self.data_path / FILES[self.split][0]
         rows = read_csv(file, BOX_COLUMNS + FLAG_COLUMNS, self._name)
         with tqdm(desc=f"reading {file.name}", unit=" boxes", delay=2, disable=None) as bar:
             for chunk in chunks(rows, CHUNK):
