@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # multiples of the number of cl
 Objects = list[tuple[int, Any]]
 
 
+@dataclass(frozen=True)
 class ObjectsCenterPointsConditionalBuilder:
     """Annotations to a fixed number of tokens, and back.
 
@@ -35,41 +37,32 @@ class ObjectsCenterPointsConditionalBuilder:
     upper left and lower right corner follow, and positions are those in the whole image; otherwise
     positions are relative to the crop.
 
-    Args:
-        no_object_classes: number of categories.
-        no_max_objects: objects beyond this are left out.
-        no_tokens: size of the vocabulary.
-        encode_crop: see above.
-        use_group_parameter: class tokens say whether an object stands for a group.
-        use_additional_parameters: class tokens say whether it is occluded, a depiction, an inside.
+    Raises:
+        UserError: if the tokens are too few for the classes.
     """
 
-    object_descriptor_length = 2
+    no_object_classes: int  # number of categories
+    no_max_objects: int  # objects beyond this are left out
+    no_tokens: int  # size of the vocabulary
+    encode_crop: bool
+    use_group_parameter: bool  # class tokens say whether an object stands for a group
+    use_additional_parameters: bool  # ... and whether it is occluded, a depiction, an inside
+    object_descriptor_length: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        no_object_classes: int,
-        no_max_objects: int,
-        no_tokens: int,
-        encode_crop: bool,
-        use_group_parameter: bool,
-        use_additional_parameters: bool,
-    ) -> None:
-        self.no_object_classes, self.no_max_objects = no_object_classes, no_max_objects
-        self.no_tokens, self.no_sections = no_tokens, isqrt(no_tokens)
-        self.encode_crop = encode_crop
-        self.use_group_parameter = use_group_parameter
-        self.use_additional_parameters = use_additional_parameters
-        highest = no_object_classes * (1 + self._flag_mask()) - 1
-        if highest >= self.none:
+    def __post_init__(self) -> None:
+        additional = OCCLUDED | DEPICTION | INSIDE
+        flags = GROUP * self.use_group_parameter | additional * self.use_additional_parameters
+        needed = self.no_object_classes * (1 + flags) + 1
+        if needed > self.no_tokens:
             raise UserError(
-                f"no_tokens {no_tokens} is too small: {no_object_classes} classes with their flags "
-                f"need {highest + 2}"
+                f"no_tokens {self.no_tokens} is too small: {self.no_object_classes} classes with "
+                f"their flags need {needed}"
             )
 
-    def _flag_mask(self) -> int:
-        additional = OCCLUDED | DEPICTION | INSIDE
-        return GROUP * self.use_group_parameter | additional * self.use_additional_parameters
+    @property
+    def no_sections(self) -> int:
+        """Points on a side of the grid of positions."""
+        return isqrt(self.no_tokens)
 
     @property
     def none(self) -> int:
