@@ -30,12 +30,13 @@ class MapKind:
             some files are decoded when a dataset is made.
     """
 
+    name: ClassVar[str]
     smooth: bool
     checked_by_decoding: ClassVar[bool] = False
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
-        raise NotImplementedError
+        return image_mode_and_size(path)[1]
 
     def read(self, path: str) -> np.ndarray:
         """The whole map (H, W) or (H, W, C); raises `BadImage`."""
@@ -47,7 +48,7 @@ class MapKind:
 
     def describe(self) -> dict[str, Any]:
         """What `map_kind` makes this kind of again, for JSON."""
-        raise NotImplementedError
+        return {"kind": self.name, **vars(self)}
 
 
 def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, int]:
@@ -138,12 +139,13 @@ class Labels(MapKind):
     n_labels: int
     shift: bool = False
     palette: Palette | None = None
+    name = "labels"
     smooth = False
     checked_by_decoding = True
 
     def header_size(self, path: str) -> tuple[int, int]:
         if self.palette:
-            return image_mode_and_size(path)[1]
+            return super().header_size(path)
         advice = "save one gray value per pixel, or give a palette file for colors"
         return _checked_size(path, INDEX_MODES, advice)
 
@@ -172,18 +174,19 @@ class Labels(MapKind):
 
     def describe(self) -> dict[str, Any]:
         colors = self.palette.colors.tolist() if self.palette else None
-        options = {"n_labels": self.n_labels, "shift": self.shift, "palette": colors}
-        return {"kind": "labels", **options}
+        return super().describe() | {"palette": colors}
 
 
 @dataclass(frozen=True)
 class Depth(MapKind):
-    """Depth (H, W) float32, scaled so that the whole image's lowest and highest are -1 and 1.
+    """Depth (H, W) float32, scaled so that the whole image's lowest and highest are -1 and 1
+    (0, if they are the same).
 
     Files are RGBA whose four bytes are one little-endian float32 per pixel, or have one value of
     8, 16 or 32 bits per pixel.
     """
 
+    name = "depth"
     smooth = True
 
     def header_size(self, path: str) -> tuple[int, int]:
@@ -198,13 +201,11 @@ class Depth(MapKind):
         depth = values.astype(np.float32)
         if not np.isfinite(depth).all():
             raise BadImage("has depths that are no finite numbers")
-        return _scaled(depth)
+        low, high = depth.min(), depth.max()
+        return np.zeros_like(depth) if low == high else (depth - low) / (high - low) * 2 - 1
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return cropped
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "depth"}
 
 
 def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
@@ -212,31 +213,18 @@ def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(depth, dtype="<f4").view(np.uint8).reshape(*depth.shape, 4)
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """Values of any range as values from -1 to 1, or as zeros if all are the same."""
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros_like(values)
-    return (values - low) / (high - low) * 2 - 1
-
-
 @dataclass(frozen=True)
 class ImageMap(MapKind):
     """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colors mean labels."""
 
     smooth: bool = True
-
-    def header_size(self, path: str) -> tuple[int, int]:
-        return image_mode_and_size(path)[1]
+    name = "image"
 
     def read(self, path: str) -> np.ndarray:
         return read_rgb(path)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return to_values_array(cropped)
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "image", "smooth": self.smooth}
 
 
 def map_kind(description: Mapping[str, Any]) -> MapKind:
@@ -251,16 +239,16 @@ def map_kind(description: Mapping[str, Any]) -> MapKind:
     name = options.pop("kind", None)
     if name not in KINDS:
         raise UserError(f"there is no kind {name!r} of map{did_you_mean(str(name), KINDS)}")
-    if (palette := options.pop("palette", None)) is not None:
-        options["palette"] = (
-            read_palette(palette)
-            if isinstance(palette, str)
-            else Palette("the palette of the shards", np.array(palette, dtype=np.uint8))
-        )
+    palette = options.pop("palette", None)
+    if isinstance(palette, str):
+        options["palette"] = read_palette(palette)
+    elif palette is not None:
+        colors = np.array(palette, dtype=np.uint8)
+        options["palette"] = Palette("the palette of the shards", colors)
     try:
         return KINDS[name](**options)
     except TypeError as error:
         raise UserError(f"maps of kind {name}: {error}") from None
 
 
-KINDS: dict[str, type[MapKind]] = {"labels": Labels, "depth": Depth, "image": ImageMap}
+KINDS: dict[str, type[MapKind]] = {kind.name: kind for kind in (Labels, Depth, ImageMap)}

@@ -15,7 +15,6 @@ from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import MapKind
 from taming.data.files.images import BadImage
 from taming.data.options import ImageOptions
-from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 MAPS_DECODED = 1000  # at start, of kinds that only decoding can check
@@ -64,9 +63,8 @@ class ImagesWithMaps(ImageFiles):
         self.maps = dict(maps)
         super().__init__(paths, options, labels)
 
-    def _make_transform(self) -> JointTransform:
-        smooth = {name: maps.kind.smooth for name, maps in self.maps.items()}
-        return JointTransform(self.options, smooth)
+    def smooth_maps(self) -> dict[str, bool]:
+        return {name: maps.kind.smooth for name, maps in self.maps.items()}
 
     # ------------------------------------------------------------------ checks
 

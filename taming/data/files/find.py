@@ -20,7 +20,6 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", 
 JPEG_AND_PNG = ("jpg", "jpeg", "png")  # the formats of ImageNet and ADE20K
 VALIDATION_FOLDERS = ("val", "validation", "test")
 THREADS = 8  # a network file system answers slowly, but many requests at a time
-HEADERS_CHECKED = 20_000
 
 
 def in_threads(items: Iterable[T], work: Callable[[list[T]], R], label: str) -> Iterator[R]:
@@ -67,21 +66,6 @@ def class_folders(folder: Path) -> list[str]:
         return []
     names = sorted(name for name in subfolders if not name.startswith((".", "__")))
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
-
-
-def check_spread(
-    count: int, check: Callable[[int], None], label: str, at_most: int = HEADERS_CHECKED
-) -> None:
-    """Run `check`, which may raise, on all of range(count), or on `at_most` evenly spaced ones."""
-    checked = min(count, at_most)
-
-    def check_all(chunk: list[int]) -> None:
-        for number in chunk:
-            check(number)
-
-    numbers = (number * count // checked for number in range(checked))
-    for _ in in_threads(numbers, check_all, label):
-        pass
 
 
 def split_off(names: Iterable[str], fraction: float, seed: int, key: str = "") -> set[str]:

@@ -72,11 +72,6 @@ def _reason(path: str, error: Exception) -> str:
     return f"cannot be read ({error})"
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """(height, width) from the header alone, without decoding; raises `BadImage`."""
-    return image_mode_and_size(path)[1]
-
-
 def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
     """Pillow's mode and (height, width) from the header alone; raises `BadImage`."""
     with damage_named(path), Image.open(opened(path)) as image:
