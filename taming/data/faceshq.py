@@ -15,15 +15,6 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 
-def select(item: Item, keys: Sequence[str] | None, dataset: str) -> Item:
-    """The entries of `item` that `keys` names, all of them if None; raises `UserError`."""
-    if keys is None:
-        return item
-    if unknown := [key for key in keys if key not in item]:
-        raise UserError(f"{dataset} has no {unknown[0]!r}; keys can be {', '.join(item)}")
-    return {key: item[key] for key in keys}
-
-
 class _Faces(Dataset[Item]):
     """One of the two collections.
 
@@ -55,7 +46,11 @@ class _Faces(Dataset[Item]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
-        return select(self.data[index], self.keys, type(self).__name__)
+        item = self.data[index]
+        if unknown := [key for key in self.keys or () if key not in item]:
+            known = ", ".join(item)
+            raise UserError(f"{type(self).__name__} has no {unknown[0]!r}; keys can be {known}")
+        return item if self.keys is None else {key: item[key] for key in self.keys}
 
 
 class CelebAHQTrain(_Faces):
@@ -127,9 +122,7 @@ class FacesHQTrain(Dataset[Item]):
                 f"{type(self).__name__}: crop_size {crop_size} is larger than size {size}; give a "
                 "crop_size of at most size"
             )
-        parts = [
-            part(size, keys, random_flip=random_flip, on_error=on_error) for part in self.parts
-        ]
+        parts = [part(size, keys, False, random_flip, on_error) for part in self.parts]
         self.data: ConcatDataset[Item] = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord

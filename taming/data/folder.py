@@ -22,8 +22,8 @@ from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
 
 
-class ImageFolder(ImageFiles):
-    """Images below `root`, labeled by the folder that they are in.
+class ImageFolderTrain(ImageFiles):
+    """The training images below `root`, labeled by the folder that they are in.
 
     Layouts: `root/train/<class>/**` with `root/val/<class>/**` (or `validation`, `test`); else
     `root/<class>/**` (or `root/train/<class>/**` alone), of which each class gives
@@ -46,7 +46,7 @@ class ImageFolder(ImageFiles):
             different classes.
     """
 
-    training: ClassVar[bool]
+    training: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ImageFolder(ImageFiles):
         n_classes: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        self._name = f"{type(self).__name__} of {root}"
+        self._name = name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
         self._extensions = tuple(extensions)
         folder, shared = self._layout(Path(root).expanduser())
@@ -69,11 +69,11 @@ class ImageFolder(ImageFiles):
         self._check_classes(folder, n_classes)
         paths, codes = self._collect(folder, shared)
         if not len(paths):
-            raise UserError(f"{self._name} has no images left; raise validation_fraction")
+            raise UserError(f"{name} has no images left; raise validation_fraction")
         human_labels = Categories(codes, self.class_names)
         labels: dict[str, Column] = {"class_label": human_labels.codes, "human_label": human_labels}
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=self._name
+            size, random_crop, random_flip, crop_size, on_error=on_error, source=name
         )
         super().__init__(paths, options, labels)
 
@@ -141,13 +141,7 @@ class ImageFolder(ImageFiles):
         return [path for path in paths if (names[path] in validation) != self.training]
 
 
-class ImageFolderTrain(ImageFolder):
-    """The training images of `ImageFolder`."""
-
-    training = True
-
-
-class ImageFolderValidation(ImageFolder):
-    """The validation images of `ImageFolder`."""
+class ImageFolderValidation(ImageFolderTrain):
+    """The validation images."""
 
     training = False

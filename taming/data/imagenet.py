@@ -24,7 +24,7 @@ from taming.errors import UserError
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
 DEPTH_ROOT = "data/imagenet_depth"
-CROPS = ("ImageNetTrain/random_crop", "ImageNetValidation/random_crop")
+CROPS = {"ImageNetTrain/random_crop": True, "ImageNetValidation/random_crop": False}
 SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
 
 
@@ -45,11 +45,8 @@ def class_indices(ranges: str) -> list[int]:
 class ImageNetFiles:
     """The files of a split and their labels: `relpath, synsets, class_label, human_label`.
 
-    `class_label` is the index of the image's synset among the synsets that occur, sorted.
-
-    Args:
-        sub_indices: the only classes to use, see `class_indices`; None for all.
-        dataset: its name, for error messages.
+    `class_label` is the index of the image's synset among the synsets that occur, sorted. Only the
+    classes of `sub_indices` (see `class_indices`) are used; None are all.
     """
 
     def __init__(self, split: Split, sub_indices: str | None, dataset: str) -> None:
@@ -60,12 +57,12 @@ class ImageNetFiles:
         data = split.root / "data"
         self.paths = StringTable(os.path.join(data, name) for name in self.names)
         synsets, codes = np.unique([_synset(name) for name in self.names], return_inverse=True)
-        known = synsets.tolist()
+        by_synset = Categories(codes, synsets.tolist())
         self.labels = {
             "relpath": self.names,
-            "synsets": Categories(codes, known),
-            "class_label": Categories(codes, known).codes,
-            "human_label": Categories(codes, [NAMES.get(synset, synset) for synset in known]),
+            "synsets": by_synset,
+            "class_label": by_synset.codes,
+            "human_label": Categories(codes, [NAMES.get(s, s) for s in by_synset.names]),
         }
 
 
@@ -98,16 +95,10 @@ class ImageNetTrain(ImageFiles):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         settings = _known_settings(config)
-        name = type(self).__name__
-        files = ImageNetFiles(self.split, settings.get("sub_indices"), name)
-        own = "ImageNetTrain" if self.split is TRAIN else "ImageNetValidation"
-        options = ImageOptions(
-            settings.get("size"),
-            settings.get(f"{own}/random_crop", self.split is TRAIN),
-            settings.get("random_flip", False),
-            settings.get("crop_size"),
-            on_error=settings.get("on_error", "raise"),
-        )
+        files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
+        training = self.split is TRAIN
+        crops = [settings.pop(name, default) for name, default in CROPS.items()]
+        options = ImageOptions(random_crop=crops[0 if training else 1], **settings)
         super().__init__(files.paths, options, files.labels)
 
 
@@ -127,9 +118,7 @@ class ImageNetValidation(ImageNetTrain):
 
 
 class ImageNetTrainWithDepth(ImagesWithMaps):
-    """ImageNet with depth: the entries of `ImageNetTrain`, and `depth` float32 (H, W).
-
-    Depth is scaled to [-1, 1] before cropping.
+    """The entries of `ImageNetTrain`, and `depth` float32 (H, W), in [-1, 1] before cropping.
 
     Args:
         config: `size` and `sub_indices`, where the arguments of that name are None.

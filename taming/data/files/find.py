@@ -55,6 +55,11 @@ def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> I
         seen.add(real)
 
 
+def relative_names(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
+    """Names of the image files below `folder`, relative to it; see `find_images`."""
+    return [os.path.relpath(path, folder) for path in find_images(folder, extensions)]
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the class folders in `folder`, in the order of their class numbers.
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
-from taming.data.files.find import find_images
+from taming.data.files.find import relative_names
 from taming.data.files.images import BadImage, read_rgb
 from taming.errors import UserError
 
@@ -178,7 +178,7 @@ class Report:
 
 def image_names(folder: str) -> list[str]:
     """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
-    names = [os.path.relpath(path, folder) for path in find_images(folder)]
+    names = relative_names(folder)
     if not names:
         raise UserError(f"--images {folder} has no images")
     return names
