@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Labels
 from taming.data.files.find import JPEG_AND_PNG
-from taming.data.files.list_files import ListPair
+from taming.data.files.list_files import ListPair, read_pairs
 from taming.data.options import ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples, Segmented
 from taming.errors import UserError
@@ -34,24 +34,12 @@ class Examples(SegmentationExamples):
     labels_and_shift = (N_LABELS, False)
 
 
-def _scenes() -> dict[str, str]:
-    """Scene category by image name, from lines `ADE_train_00000001 airport_terminal`."""
-    try:
-        lines = Path(SCENES).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{SCENES}, of ADE20K, cannot be read ({error}); put it there") from None
-    scenes: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if words and len(words) != 2:
-            raise UserError(f"line {number} of {SCENES} is not 'image category': {line.strip()!r}")
-        if words:
-            scenes[words[0]] = words[1]
-    return scenes
-
-
 def _categories(names: Iterable[str]) -> Iterator[str]:
-    scenes = _scenes()
+    """The category of each image, of which `SCENES` has lines: ADE_train_00000001 airport_terminal."""
+    try:
+        scenes = read_pairs(Path(SCENES), "image category")
+    except OSError as error:
+        raise UserError(f"{SCENES}, of ADE20K, cannot be read ({error}); put it there") from None
     for name in names:
         stem = Path(name).stem
         if stem not in scenes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from taming.data.files.annotations import read_csv
 from taming.data.files.find import find_images
 from taming.data.helper_types import Category
 from taming.data.scene_table import FLAGS, Objects, Row, SceneCollector
-from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 SUITCASE = "/m/01s55n"  # numbered last: it joined when the others' numbers were in use
@@ -64,7 +62,9 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
 
     def _image_names(self) -> list[str]:
         file = self.data_path / FILES[self.split][1]
-        column = "ImageID" if _header(file)[:1] == ["ImageID"] else "image_name"
+        first_rows = read_csv(file, ("first",), self._name, header=False)
+        _, (first,) = next(first_rows, (1, ("",)))
+        column = "ImageID" if first == "ImageID" else "image_name"
         names = [name for _, (name,) in read_csv(file, (column,), self._name)]
         if not names:
             log.warning("%s: %s lists no images; using those there are", self._name, file)
@@ -118,11 +118,3 @@ def _values(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flags = np.fromiter((int(v) != 0 for _, row in rows for v in row[8:]), bool, count)
     bits = (flags.reshape(-1, 5) << np.arange(5)).sum(axis=1)
     return np.stack((x0, y0, x1 - x0, y1 - y0), axis=1), confidence, bits
-
-
-def _header(file: Path) -> list[str]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            return next(csv.reader(text), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read ({error}); put Open Images' list there") from None

@@ -96,9 +96,9 @@ class ImageNetTrain(ImageFiles):
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         settings = _known_settings(config)
         files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
-        training = self.split is TRAIN
-        crops = [settings.pop(name, default) for name, default in CROPS.items()]
-        options = ImageOptions(random_crop=crops[0 if training else 1], **settings)
+        in_training, in_validation = (settings.pop(name, usual) for name, usual in CROPS.items())
+        random_crop = in_training if self.split is TRAIN else in_validation
+        options = ImageOptions(random_crop=random_crop, **settings)
         super().__init__(files.paths, options, files.labels)
 
 

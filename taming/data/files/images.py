@@ -52,13 +52,9 @@ def _most_pixels() -> int:
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
-def _too_large() -> str:
-    return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
-
-
 def _reason(path: str, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return _too_large()
+        return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
     if is_member(path):
         return f"cannot be read ({error})"
     if not os.path.exists(path):

@@ -130,6 +130,26 @@ def read_names(
     return Listed(names, StringTable(os.path.join(root, name) for name in names))
 
 
+def read_pairs(
+    file: Path, meaning: str, convert: Callable[[str], str | None] = str
+) -> dict[str, str]:
+    """From lines of two words, which a `meaning` such as "image synset" describes.
+
+    Raises:
+        UserError: for other lines, and those whose second word `convert` returns None for.
+        OSError: if the file cannot be read.
+    """
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        words = line.split()
+        value = convert(words[1]) if len(words) == 2 else None
+        if value is not None:
+            pairs[words[0]] = value
+        elif words:
+            raise UserError(f"line {number} of {file} is not {meaning!r}: {line.strip()!r}")
+    return pairs
+
+
 # ---------------------------------------------------------------------- making
 
 
