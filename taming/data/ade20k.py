@@ -35,7 +35,7 @@ class Examples(SegmentationExamples):
 
 
 def _categories(names: Iterable[str]) -> Iterator[str]:
-    """The category of each image, of which `SCENES` has lines: ADE_train_00000001 airport_terminal."""
+    """Of each image, from lines `ADE_train_00000001 airport_terminal` of `SCENES`."""
     try:
         scenes = read_pairs(Path(SCENES), "image category")
     except OSError as error:

@@ -12,13 +12,12 @@ from torch import Tensor
 from taming.config import did_you_mean, get_obj_from_str
 from taming.data.base import ImageFiles, Item
 from taming.data.columns import StringTable
-from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.files.shard_index import paths_by_name
-from taming.data.helper_types import AnnotationList, Category, CropMethodType, SplitType
+from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import ImageOptions, OnError
 from taming.data.scene_crops import SceneCrop, View
 from taming.data.scene_table import Limits, SceneCollector

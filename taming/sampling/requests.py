@@ -17,8 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.faceshq import coordinates
+from taming.data.helper_types import WHOLE
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.inputs import SampleInputs

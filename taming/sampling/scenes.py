@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 
 from taming.config import did_you_mean
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.conditional_builder.boxes import WHOLE, mirrored
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
-from taming.data.helper_types import Annotation
+from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.sampling.sliding_window import Box
