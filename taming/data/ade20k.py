@@ -48,12 +48,10 @@ def _categories(names: Iterable[str]) -> Iterator[str]:
 
 
 class ADE20kTrain(Segmented):
-    """Training images and annotations below `data/ade20k_root`; the items are those of `Segmented`
-    and `scene_category`.
+    """Images and annotations of `data/ade20k_root`: items of `Segmented` with `scene_category`.
 
-    Args:
-        config: accepted for published configs; nothing in it is read.
-        (the others: see `ImageOptions`; crops are random in training by default)
+    Nothing is read in `config`, which published configs have. The other arguments are those of
+    `ImageOptions`; crops are random in training by default.
     """
 
     training: ClassVar[bool] = True

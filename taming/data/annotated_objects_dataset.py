@@ -41,10 +41,9 @@ class AnnotatedObjectsDataset(ImageFiles):
         data_path: the dataset's folder.
         split: "train", "validation" or "test".
         keys: see above.
-        target_image_size: side of the items' images in pixels.
+        target_image_size, crop_method, random_flip: see `SceneCrop`.
         min_object_area: share of the image's area; only larger objects are used.
         min_objects_per_image, max_objects_per_image: images with less or more are left out.
-        crop_method, random_flip: see `SceneCrop`.
         no_tokens, use_group_parameter, encode_crop, use_additional_parameters: see
             `ObjectsCenterPointsConditionalBuilder`.
         category_allow_list_target: dotted path of the names (or (name, count) pairs) of the only
@@ -115,8 +114,6 @@ class AnnotatedObjectsDataset(ImageFiles):
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
         super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
 
-    # ------------------------------------------------------------------ for subclasses
-
     flags_known: tuple[str, ...] = ()
 
     @property
@@ -137,12 +134,9 @@ class AnnotatedObjectsDataset(ImageFiles):
     ) -> tuple[Sequence[str], Sequence[str]]:
         """Add all objects of `categories`, numbers by category id, to `collector`.
 
-        Returns:
-            the images' file names and ids; the objects' `images` are indices of these.
+        Returns the images' file names and ids; the objects' `images` are indices of these.
         """
         raise NotImplementedError
-
-    # ------------------------------------------------------------------ categories
 
     def _allowed(self, allow_list_target: str, mapping: Mapping[str, str]) -> list[Category]:
         categories = [c for c in self.load_categories() if c.id not in mapping]
@@ -181,8 +175,6 @@ class AnnotatedObjectsDataset(ImageFiles):
         """The name of a category by its number, as in tokens."""
         return self.categories[self.category_ids[category_no]].name
 
-    # ------------------------------------------------------------------ checks
-
     def _check_choices(self) -> None:
         if self.split not in get_args(SplitType):
             hint = did_you_mean(str(self.split), get_args(SplitType))
@@ -198,8 +190,6 @@ class AnnotatedObjectsDataset(ImageFiles):
                 f"{limits.min_objects_per_image} to {limits.max_objects_per_image} objects with an "
                 f"area above {limits.min_object_area}; widen these limits"
             )
-
-    # ------------------------------------------------------------------ items
 
     def metadata(self, index: int) -> Item:
         return super().metadata(index) | {"file_name": self.file_names[index]}

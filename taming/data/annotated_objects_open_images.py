@@ -33,14 +33,10 @@ FILES = {  # of each split: boxes, and the list of images
 
 
 class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
-    """Boxes and image lists as CSVs, `class-descriptions-boxable.csv`, and the folders `train/`,
-    `validation/`, `test/`.
+    """Boxes, classes and image lists as CSVs, and the folders `train/`, `validation/`, `test/`.
 
-    Where the image list is empty, the images in the folder take its place.
-
-    Args:
-        use_additional_parameters: class tokens say whether objects are occluded, depicted, inside.
-        (the others: see `AnnotatedObjectsDataset`)
+    Where the image list is empty, the images in the folder take its place. The arguments are those
+    of `AnnotatedObjectsDataset`.
     """
 
     flags_known = FLAGS

@@ -90,17 +90,12 @@ class ImageFiles(Dataset[Item]):
             )
         return compact
 
-    # ------------------------------------------------------------------ checks
-
     def check_all(self) -> None:
         """Check the files when the dataset is made; raises `UserError`."""
         self.check_some(self.check, "checking", HEADERS_CHECKED)
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
-        """Run `check` on at most so many items, evenly spaced.
-
-        A `BadFile` that it raises is counted, or raised as a `UserError`, as `on_error` says.
-        """
+        """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         bad: list[BadFile] = []
 
         def check_chunk(indices: list[int]) -> None:
@@ -143,8 +138,6 @@ class ImageFiles(Dataset[Item]):
             raise BadFile(
                 f"{path}, from {self.source}, {error}; replace the file or take it out"
             ) from None
-
-    # ------------------------------------------------------------------ one item
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) in pixels without decoding; raises `BadImage`."""

@@ -22,16 +22,11 @@ DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
 
 
 class MapKind:
-    """How one kind of map is read, resized and put into items.
-
-    Attributes:
-        smooth: resized like an image; otherwise the nearest value is taken.
-        checked_by_decoding: the header of a file does not show whether its values are right, so
-            some files are decoded when a dataset is made.
-    """
+    """How one kind of map is read, resized and put into items."""
 
     name: ClassVar[str]
-    smooth: bool
+    smooth: bool  # resized like an image; otherwise the nearest value is taken
+    # Headers do not show whether values are right: some are decoded when a dataset is made.
     checked_by_decoding: ClassVar[bool] = False
 
     def header_size(self, path: str) -> tuple[int, int]:
@@ -97,8 +92,7 @@ def _color_codes(rgb: np.ndarray) -> np.ndarray:
 def read_palette(file: str | Path) -> Palette:
     """Read a text file with a color per line, `red green blue` and perhaps a name; label 0 first.
 
-    Raises:
-        UserError: for an unreadable or empty file, and for a line that is no color or repeats one.
+    Raises `UserError`, also for a line that repeats a color.
     """
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -230,10 +224,8 @@ class ImageMap(MapKind):
 def map_kind(description: Mapping[str, Any]) -> MapKind:
     """The kind of `{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}`, `{kind: image}`.
 
-    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it.
-
-    Raises:
-        UserError: for unknown kinds and options.
+    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it. Raises
+    `UserError` for unknown kinds and options.
     """
     options = dict(description)
     name = options.pop("kind", None)

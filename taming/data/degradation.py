@@ -18,15 +18,10 @@ ENLARGEMENTS = ("nearest", "bilinear", "bicubic", "lanczos")
 class Degradation:
     """A pair made from one image: a target, and a condition that shows less of it.
 
-    Attributes:
-        up_factor: the condition is the image reduced by this (bicubic) and enlarged again, or the
-            edges of the reduced image; None: no condition, unless `edges`.
-        hr_factor: the target is the image reduced by this and enlarged again; None: the image.
-        keep_mode: how reduced images are enlarged: nearest, bilinear, bicubic or lanczos.
-        edges: the condition are Canny edges.
-
-    Raises:
-        UserError: for factors below 1 and unknown modes.
+    The condition is the image reduced by `up_factor` (bicubic) and enlarged again, or with `edges`
+    the Canny edges of the reduced image; without either there is none. The target is the image, if
+    there is an `hr_factor` reduced by it and enlarged again. `keep_mode` is how reduced images are
+    enlarged, one of `ENLARGEMENTS`. Raises `UserError` for factors below 1 and unknown modes.
     """
 
     up_factor: int | None = None
@@ -71,10 +66,8 @@ def _reduced(image: np.ndarray, factor: int) -> Image.Image:
 def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
     """Edges of uint8 (H, W, 3), found in the image reduced by `factor`: float32 (H, W, 3), 1 on -1.
 
-    Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels.
-
-    Raises:
-        UserError: if scikit-image is not installed.
+    Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels. Raises `UserError`
+    if scikit-image is not installed.
     """
     try:
         from skimage.feature import canny

@@ -42,9 +42,7 @@ class DigitsTrain(Dataset[Item]):
     """Items: `image` float32 (size, size, 3) in [-1, 1], `class_label` 0..9, `human_label`.
 
     About 1,500 digits are for training and 300 for validation, always the same ones of each class.
-
-    Raises:
-        UserError: if scikit-learn is not installed.
+    Raises `UserError` if scikit-learn is not installed.
     """
 
     training: ClassVar[bool] = True

@@ -19,10 +19,7 @@ class _Faces(Dataset[Item]):
     """One of the two collections.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given.
-    `size`, `random_crop`, `random_flip` and `on_error` are those of `ImageOptions`.
-
-    Raises:
-        UserError: if there are no images, for damaged ones, and for lists that name absent ones.
+    The other arguments are those of `ImageOptions`.
     """
 
     training: ClassVar[bool]
@@ -102,7 +99,7 @@ class FacesHQTrain(Dataset[Item]):
             coordinates, anywhere in training and at the center in validation; None for no crop.
         coord: add the coordinates, from which `CoordStage` makes a condition.
         random_flip: mirror half of the images, but not the coordinates, which say where a crop is.
-        on_error: see `ImageOptions`.
+        (on_error: see `ImageOptions`)
     """
 
     training: ClassVar[bool] = True

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from taming.data.base import ImageFiles
-from taming.data.columns import Categories, Column, StringTable
+from taming.data.columns import Column, StringTable
 from taming.data.files.find import (
     EXTENSIONS,
     VALIDATION_FOLDERS,
@@ -70,8 +71,8 @@ class ImageFolderTrain(ImageFiles):
         paths, codes = self._collect(folder, shared)
         if not len(paths):
             raise UserError(f"{name} has no images left; raise validation_fraction")
-        human_labels = Categories(codes, self.class_names)
-        labels: dict[str, Column] = {"class_label": human_labels.codes, "human_label": human_labels}
+        names = StringTable(self.class_names[code] for code in codes)
+        labels: dict[str, Column] = {"class_label": torch.from_numpy(codes), "human_label": names}
         options = ImageOptions(
             size, random_crop, random_flip, crop_size, on_error=on_error, source=name
         )

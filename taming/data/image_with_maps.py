@@ -66,8 +66,6 @@ class ImagesWithMaps(ImageFiles):
     def smooth_maps(self) -> dict[str, bool]:
         return {name: maps.kind.smooth for name, maps in self.maps.items()}
 
-    # ------------------------------------------------------------------ checks
-
     def check_all(self) -> None:
         for name, maps in self.maps.items():
             if len(maps.paths) != len(self.paths):
@@ -98,8 +96,6 @@ class ImagesWithMaps(ImageFiles):
             if maps.kind.checked_by_decoding:
                 with self.naming(maps.paths[index]):
                     maps.kind.read(maps.paths[index])
-
-    # ------------------------------------------------------------------ one item
 
     def files(self, index: int) -> dict[str, str]:
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}

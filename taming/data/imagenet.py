@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from taming.config import did_you_mean
 from taming.data.base import ImageFiles, Item
-from taming.data.columns import Categories, StringTable
+from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import Depth
 from taming.data.degradation import Degradation
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
@@ -57,12 +58,11 @@ class ImageNetFiles:
         data = split.root / "data"
         self.paths = StringTable(os.path.join(data, name) for name in self.names)
         synsets, codes = np.unique([_synset(name) for name in self.names], return_inverse=True)
-        by_synset = Categories(codes, synsets.tolist())
-        self.labels = {
+        self.labels: dict[str, Column] = {
             "relpath": self.names,
-            "synsets": by_synset,
-            "class_label": by_synset.codes,
-            "human_label": Categories(codes, [NAMES.get(s, s) for s in by_synset.names]),
+            "synsets": StringTable(synsets[codes]),
+            "class_label": torch.from_numpy(codes),
+            "human_label": StringTable(NAMES.get(synset, synset) for synset in synsets[codes]),
         }
 
 
@@ -124,8 +124,7 @@ class ImageNetTrainWithDepth(ImagesWithMaps):
         config: `size` and `sub_indices`, where the arguments of that name are None.
         root: folder with `{train,val}/<synset>/<name>.png`, as scripts/extract_depth.py writes.
         sub_indices: see `class_indices`.
-        (size, random_crop, crop_size, random_flip, on_error: see `ImageOptions`; crops are random
-        in training by default)
+        (the others: see `ImageOptions`; crops are random in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -186,8 +185,7 @@ class ImageNetScaleTrain(ImageFiles):
     Args:
         up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
         sub_indices: see `class_indices`.
-        (size, crop_size, random_crop, random_flip, on_error: see `ImageOptions`; crops are random
-        in training by default)
+        (the others: see `ImageOptions`; crops are random in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -225,10 +223,7 @@ class ImageNetScaleValidation(ImageNetScaleTrain):
 
 
 class ImageNetEdgesTrain(ImageNetScaleTrain):
-    """As `ImageNetScaleTrain`, but `lr` holds the edges of the image reduced by `up_factor`.
-
-    They are those of `canny_edges`: float32 (H, W, 3), 1 on -1.
-    """
+    """As `ImageNetScaleTrain`, but `lr` holds the `canny_edges` of the image, (H, W, 3)."""
 
     edges = True
 

@@ -14,19 +14,12 @@ from taming.errors import UserError
 
 
 class View(NamedTuple):
-    """The part of an image that one item shows.
+    """The part of an image that one item shows."""
 
-    Attributes:
-        pixels: uint8 (size, size, 3).
-        crop: its place in the image; None is the whole image.
-        flipped: whether it is mirrored.
-        original_size: width and height of the image in pixels.
-    """
-
-    pixels: np.ndarray
-    crop: BoundingBox | None
+    pixels: np.ndarray  # uint8 (size, size, 3)
+    crop: BoundingBox | None  # its place in the image; None is the whole image
     flipped: bool
-    original_size: tuple[int, int]
+    original_size: tuple[int, int]  # width and height of the image in pixels
 
 
 class SceneCrop:
@@ -38,9 +31,6 @@ class SceneCrop:
             from `target_size` up (or the shorter side, if that is less).
         target_size: side of the result in pixels.
         random_flip: mirror half of the images.
-
-    Raises:
-        UserError: for unknown methods and impossible sizes.
     """
 
     def __init__(self, method: CropMethodType, target_size: int, random_flip: bool) -> None:

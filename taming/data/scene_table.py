@@ -33,11 +33,7 @@ OVERHANG = 0.02  # share of the image by which annotators' boxes may stick out; 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which objects and images are used; areas are shares of the image's area.
-
-    Raises:
-        UserError: if no number of objects is left.
-    """
+    """Which objects and images are used; areas are shares of the image's area."""
 
     min_object_area: float
     min_objects_per_image: int
@@ -112,19 +108,12 @@ class Objects:
 
 @dataclass
 class SceneCollector:
-    """Takes objects, leaves out those that the limits exclude, and groups them by image.
-
-    Args:
-        limits: which objects and images are used.
-        flags_known: which of `FLAGS` the data have.
-        on_error: "raise", or "skip" objects that cannot be right, counting them.
-        dataset: its name, for error messages.
-    """
+    """Takes objects, leaves out those that the limits exclude, and groups them by image."""
 
     limits: Limits
-    flags_known: tuple[str, ...]
-    on_error: OnError
-    dataset: str
+    flags_known: tuple[str, ...]  # those of FLAGS that the data have
+    on_error: OnError  # "skip" leaves out objects that cannot be right, counting them
+    dataset: str  # its name, for error messages
 
     def __post_init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
@@ -184,11 +173,7 @@ class SceneCollector:
         self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or problem
 
     def add(self, objects: Objects) -> None:
-        """Add those that are in their images and large enough.
-
-        Raises:
-            UserError: for boxes outside their images, unless they are skipped.
-        """
+        """Add those that are in their images and large enough."""
         boxes, outside = objects.boxes, _outside(objects.boxes)
         for row in np.flatnonzero(outside).tolist():
             shown = ", ".join(f"{value:.3g}" for value in boxes[row])

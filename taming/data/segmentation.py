@@ -47,8 +47,7 @@ class SegmentationBase(Segmented):
         segmentation_root: where the PNGs are, named as the images.
         n_labels: labels go from 0 to n_labels - 1.
         shift_segmentation: add 1 to the labels, so that 255, unlabeled, becomes 0.
-        (size, random_crop, interpolation, crop_size, random_flip, on_error: see `ImageOptions`;
-        labels take the nearest value)
+        (the others: see `ImageOptions`; labels take the nearest value)
     """
 
     def __init__(

@@ -84,10 +84,7 @@ class ObjectsCenterPointsConditionalBuilder:
     and a position token (its center on a grid of isqrt(no_tokens) points a side, row by row). What
     is left of `no_max_objects` is filled with `none`. With `encode_crop` the tokens of the crop's
     upper left and lower right corner follow, and positions are those in the whole image; otherwise
-    positions are relative to the crop.
-
-    Raises:
-        UserError: if the tokens are too few for the classes.
+    positions are relative to the crop. Raises `UserError` if `no_tokens` is too small.
     """
 
     no_object_classes: int  # number of categories
@@ -122,8 +119,6 @@ class ObjectsCenterPointsConditionalBuilder:
     def embedding_dim(self) -> int:
         """Number of tokens that `build` gives."""
         return self.no_max_objects * self.object_descriptor_length + 2 * self.encode_crop
-
-    # ------------------------------------------------------------------ to tokens
 
     def build(
         self,
@@ -180,8 +175,6 @@ class ObjectsCenterPointsConditionalBuilder:
         lower_right = (box[0] + box[2], box[1] + box[3])
         return [self._point_token(box[:2]), self._point_token(lower_right)]
 
-    # ------------------------------------------------------------------ and back
-
     def inverse_build(self, conditional: Tensor) -> tuple[Objects, BoundingBox | None]:
         """Tokens (embedding_dim,) to [(class token, position), ...] and the crop, if encoded."""
         tokens = conditional.tolist()
@@ -204,8 +197,6 @@ class ObjectsCenterPointsConditionalBuilder:
     def _box(self, tokens: list[int]) -> BoundingBox:
         (x0, y0), (x1, y1) = map(self._point, tokens)
         return x0, y0, x1 - x0, y1 - y0
-
-    # ------------------------------------------------------------------ to look at
 
     def plot(
         self,

@@ -49,18 +49,11 @@ SPLITS = {"train": "train2017", "validation": "val2017"}
 
 @dataclass(frozen=True)
 class ExampleWriter:
-    """Writes datasets below `root`.
-
-    Attributes:
-        train, validation: number of scenes of each split.
-        height, width: of the images in pixels.
-    """
+    """Writes datasets below `root`; `train` and `validation` are numbers of scenes."""
 
     root: Path
     train: int = 8
     validation: int = 4
-    height: int = 96
-    width: int = 128
 
     def scenes(self, split: str, first_seed: int) -> list[Scene]:
         """The scenes of a split; among any five, each shape is the nearest object of one.
@@ -69,7 +62,7 @@ class ExampleWriter:
         """
         count, offset = (self.train, 0) if split == "train" else (self.validation, 5000)
         seeds = range(first_seed + offset, first_seed + offset + count)
-        return [render(seed, self.height, self.width) for seed in seeds]
+        return [render(seed) for seed in seeds]
 
     def path(self, name: str) -> Path:
         """Where `name` is below `root`, in a folder that is made if need be."""
@@ -199,7 +192,7 @@ def write_own(out: ExampleWriter) -> None:
     write_image_lists(out.root / "data/own/images", out.root / "data/own", test_fraction=0.25)
     for number in range(4 * len(SHAPES)):
         color = ("red", "blue")[number // len(SHAPES) % 2]
-        scene = render(number, out.height, out.width, count=1, colors=[color])
+        scene = render(number, count=1, colors=[color])
         out.image(f"data/classes/{color}_{scene.objects[0].shape}/{number:04d}.png", scene.image)
     for number, scene in enumerate(out.scenes("train", 80_000)):
         maps = {

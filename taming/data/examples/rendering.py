@@ -34,19 +34,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene.
+    """A rendered scene."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        labels: uint8 (H, W), below `N_LABELS`.
-        depth: float32 (H, W), in units of the camera's height.
-        objects: nearest first.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    depth: np.ndarray
-    objects: tuple[SceneObject, ...]
+    image: np.ndarray  # uint8 (H, W, 3)
+    labels: np.ndarray  # uint8 (H, W), below N_LABELS
+    depth: np.ndarray  # float32 (H, W), in units of the camera's height
+    objects: tuple[SceneObject, ...]  # nearest first
 
     @property
     def caption(self) -> str:

@@ -61,10 +61,7 @@ def relative_names(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, in the order of their class numbers.
-
-    That is alphabetical order, or numerical order if all names are numbers.
-    """
+    """Names of the class folders in `folder`, sorted (as numbers, if all of them are)."""
     try:
         subfolders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
     except OSError:

@@ -135,9 +135,7 @@ def read_pairs(
 ) -> dict[str, str]:
     """From lines of two words, which a `meaning` such as "image synset" describes.
 
-    Raises:
-        UserError: for other lines, and those whose second word `convert` returns None for.
-        OSError: if the file cannot be read.
+    Raises `UserError` for other lines, and those whose second word `convert` returns None for.
     """
     pairs: dict[str, str] = {}
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
@@ -217,11 +215,7 @@ def write_image_lists(
 ) -> tuple[int, int]:
     """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
 
-    Returns:
-        how many images each lists.
-
-    Raises:
-        UserError: if there are fewer than two images.
+    Returns how many images each lists; raises `UserError` if there are fewer than two images.
     """
     top = os.path.abspath(Path(folder).expanduser())
     names = relative_names(top)

@@ -28,23 +28,17 @@ TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
 
 @dataclass
 class Sample:
-    """The members of a tar whose names share `key`.
-
-    Attributes:
-        files: (offset, size) in bytes by field, such as "jpg" or "depth.png".
-        metadata: the contents of the JSON, `.cls` and `.txt` members.
-    """
+    """The members of a tar whose names share `key`."""
 
     key: str
+    # (offset, size) in bytes by field, such as "jpg" or "depth.png".
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # The contents of the JSON, .cls and .txt members.
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def find_shards(shards: str | Sequence[str]) -> list[str]:
-    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these.
-
-    Raises `UserError` if there are none.
-    """
+    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
     tars: list[str] = []
     for place in [shards] if isinstance(shards, str | Path) else shards:
         pattern = os.path.expanduser(place)

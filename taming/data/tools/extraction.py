@@ -140,9 +140,7 @@ def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.n
     """The likeliest label of each pixel, uint8 (H, W), of an image uint8 (H, W, 3).
 
     As DeepLab v2 (arXiv 1606.00915) reads images: BGR, less the mean, at most 513 pixels a side.
-
-    Raises:
-        UserError: if the network does not return logits (1, n_labels, h, w) of at most 256 labels.
+    Raises `UserError` if the network does not return logits (1, n_labels, h, w).
     """
     height, width = size = image.shape[:2]
     mean = torch.tensor(CAFFE_BGR_MEAN, device=device)[:, None, None]

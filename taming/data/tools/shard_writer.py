@@ -41,13 +41,9 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
 
     Shards that are there stay, so that an interrupted call can be repeated.
 
-    Args:
-        per_shard: samples of a shard.
-        skip_bad: leave out files that cannot be used, with a warning for each.
-
     Raises:
         UserError: if the dataset has no files, if the folder has shards of another size, and for
-            files that cannot be used, unless they are skipped.
+            files that cannot be used, unless `skip_bad` leaves them out with a warning for each.
     """
     source = next(image_files_in(dataset), None)
     if source is None:
