@@ -98,18 +98,17 @@ class ImageFiles(Dataset[Item]):
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         bad: list[BadFile] = []
 
-        def check_chunk(indices: list[int]) -> None:
-            for index in indices:
-                try:
-                    check(index)
-                except BadFile as error:
-                    if self.options.on_error == "raise":
-                        raise UserError(str(error)) from None
-                    bad.append(error)
+        def check_or_count(index: int) -> None:
+            try:
+                check(index)
+            except BadFile as error:
+                if self.options.on_error == "raise":
+                    raise UserError(str(error)) from None
+                bad.append(error)
 
         checked = min(len(self), at_most)
         indices = (number * len(self) // checked for number in range(checked))
-        for _ in in_threads(indices, check_chunk, f"{label} {self.source}"):
+        for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
             pass
         if bad:
             counts = f"{len(bad)} of the {checked} files looked at"

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,23 +22,26 @@ VALIDATION_FOLDERS = ("val", "validation", "test")
 THREADS = 8  # a network file system answers slowly, but many requests at a time
 
 
-def in_threads(items: Iterable[T], work: Callable[[list[T]], R], label: str) -> Iterator[R]:
-    """`work` on lists of up to 256 `items`, in threads; the results in order.
+def in_threads(items: Iterable[T], work: Callable[[T], R], label: str) -> Iterator[R]:
+    """`work` of each item, in threads; the results in order.
 
-    Few lists are ahead of what is consumed, so that `items` may be without end. A progress bar
-    called `label` appears after two seconds.
+    Few items are ahead of what is consumed, so that these may be without end. A progress bar called
+    `label` appears after two seconds.
     """
+
+    def work_on(chunk: list[T]) -> list[R]:
+        return [work(item) for item in chunk]
+
     bar = tqdm(desc=label, unit=" files", delay=2, disable=None, leave=False)
     with ThreadPoolExecutor(THREADS) as pool, bar:
-        waiting: deque[tuple[int, Callable[[], R]]] = deque()
+        waiting: deque[Future[list[R]]] = deque()
         for chunk in chunks(items, 256):
-            waiting.append((len(chunk), pool.submit(work, chunk).result))
+            waiting.append(pool.submit(work_on, chunk))
             if len(waiting) > 2 * THREADS:
-                bar.update(waiting[0][0])
-                yield waiting.popleft()[1]()
-        for length, result in waiting:
-            yield result()
-            bar.update(length)
+                bar.update(256)
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
 
 
 def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> Iterator[str]:

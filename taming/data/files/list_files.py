@@ -51,13 +51,18 @@ def read_image_list(
             f"{dataset}: the list file {list_file} does not exist; give a text file with one image "
             "path per line, such as scripts/make_image_list.py writes"
         )
+    find = locate or partial(_beside, file.parent)
     missing, first = 0, ""
+
+    def search(line: tuple[int, str]) -> tuple[tuple[int, str], str | None]:
+        return line, find(line[1])
 
     def existing() -> Iterator[str]:
         nonlocal missing, first
-        for number, line, located in _located(file, locate or partial(_beside, file.parent)):
-            if located is not None:
-                yield located
+        searched = in_threads(_lines(file), search, f"looking for the files of {file.name}")
+        for (number, line), path in searched:
+            if path is not None:
+                yield path
             else:
                 missing, first = missing + 1, first or f"line {number} of {file}: {line}"
 
@@ -83,18 +88,6 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(lines, 1):
             if path := line.strip():
                 yield number, path
-
-
-def _located(
-    file: Path, locate: Callable[[str], str | None]
-) -> Iterator[tuple[int, str, str | None]]:
-    """(number, line, what `locate` makes of it) of each line."""
-
-    def locate_all(lines: list[tuple[int, str]]) -> list[tuple[int, str, str | None]]:
-        return [(number, line, locate(line)) for number, line in lines]
-
-    for chunk in in_threads(_lines(file), locate_all, f"looking for the files of {file.name}"):
-        yield from chunk
 
 
 def _beside(folder: Path, line: str) -> str | None:
