@@ -40,7 +40,7 @@ class ImageFolderTrain(ImageFiles):
         split_seed: which images these are.
         extensions: endings of image files; others are passed over.
         n_classes: if given, how many classes there must be (the model's number).
-        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
+        (the others: see `ImageOptions`)
 
     Raises:
         UserError: if there are no class folders, a class has no images, or the splits have

@@ -176,9 +176,8 @@ class SceneCollector:
         """Add those that are in their images and large enough."""
         boxes, outside = objects.boxes, _outside(objects.boxes)
         for row in np.flatnonzero(outside).tolist():
-            shown = ", ".join(f"{value:.3g}" for value in boxes[row])
-            place = objects.place(row)
-            self._reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
+            box = f"x, y, width, height: {', '.join(f'{value:.3g}' for value in boxes[row])}"
+            self._reject(f"{objects.place(row)} has a box outside its image ({box})")
         large = boxes[:, 2] * boxes[:, 3] > self.limits.min_object_area
         kept = np.flatnonzero(large & ~outside)
         columns: dict[str, Any] = {

@@ -125,9 +125,8 @@ def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.nd
     As MiDaS (arXiv 1907.01341) reads images: at most 384 pixels a side, normalized as ImageNet's.
     """
     height, width = size = image.shape[:2]
-    mean, std = (
-        torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), device=device)
+    mean, std = statistics[..., None, None]  # (3, 1, 1) each
     x = (_tensor(image, device) / 255 - mean) / std
     x = F.interpolate(x, within(height, width, MIDAS_SIDE, MIDAS_MULTIPLE), mode="bicubic")
     depth = _single_output(network(x)).float()
