@@ -93,7 +93,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field of a dataclass appears on the command line.
+    """How a field of a dataclass appears on the command line; see `flag`.
 
     Attributes:
         help: what follows the flag in `--help`; the default is added.
@@ -107,31 +107,19 @@ class Flag:
 
     help: str
     names: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
+    hidden: Sequence[str] = ()
     parse: Callable[[str], Any] | None = None
     metavar: str | None = None
     nargs: str | None = None
     repeated: bool = False
 
 
-def flag(
-    default: Any,
-    help: str,
-    *names: str,
-    hidden: Sequence[str] = (),
-    parse: Callable[[str], Any] | None = None,
-    metavar: str | None = None,
-    nargs: str | None = None,
-    repeated: bool = False,
-) -> Any:
-    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`.
+def flag(default: Any, help: str, *names: str, **options: Any) -> Any:
+    """A field of a frozen dataclass that is a command-line flag as well; `options` are of `Flag`.
 
     With `default=MISSING` (of `dataclasses`) the flag is required.
     """
-    spec = Flag(
-        help, names, tuple(hidden), parse=parse, metavar=metavar, nargs=nargs, repeated=repeated
-    )
-    return field(default=default, metadata={"flag": spec})
+    return field(default=default, metadata={"flag": Flag(help, names, **options)})
 
 
 def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
@@ -159,12 +147,11 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
         parse = _naming(entry.name, spec.parse) or (str if several else _type_of(kind))
         options |= {"type": parse, "metavar": spec.metavar, "nargs": spec.nargs}
         # argparse would ask for the flag also when one of its hidden spellings is there.
-        options |= {"required": default is MISSING and not spec.hidden}
+        options["required"] = default is MISSING and not spec.hidden
     help = _help(spec.help, default)
     if spec.repeated:
-        options |= {"action": "append"}
-        options.pop("nargs")
-        default = [] if default is MISSING else list(default)
+        del options["nargs"]
+        options["action"], default = "append", [] if default is MISSING else list(default)
     names = (*spec.names, f"--{entry.name}")
     parser.add_argument(*names, default=default, help=help, **options)
     options.pop("required", None)

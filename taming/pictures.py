@@ -48,14 +48,11 @@ def to_values(pixels: Tensor) -> Tensor:
     """uint8 pixels as float32 values in [-1, 1], of the same shape."""
     values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     # A single image fits into a processor's cache, through which a batch would go three times.
-    parts = zip(pixels, values, strict=True) if _is_batch_on_cpu(pixels) else [(pixels, values)]
+    one_by_one = pixels.device.type == "cpu" and pixels.dim() > 3
+    parts = zip(pixels, values, strict=True) if one_by_one else [(pixels, values)]
     for source, target in parts:
         target.copy_(source).div_(HALF_RANGE).sub_(1)
     return values
-
-
-def _is_batch_on_cpu(pixels: Tensor) -> bool:
-    return pixels.device.type == "cpu" and pixels.dim() > 3
 
 
 def to_values_array(pixels: np.ndarray) -> np.ndarray:
@@ -77,8 +74,7 @@ def to_pillow(values: Tensor) -> Image.Image:
     Raises:
         UserError: for any other number of channels.
     """
-    if values.shape[0] not in (1, 3, 4):
-        raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
+    _check_channels(values)
     pixels = to_uint8(values.detach()).permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
@@ -91,9 +87,13 @@ def to_rgb_pixels(values: Tensor) -> Tensor:
     Raises:
         UserError: for any other number of channels.
     """
+    _check_channels(values)
+    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
+
+
+def _check_channels(values: Tensor) -> None:
     if values.shape[0] not in (1, 3, 4):
         raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
-    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
 
 
 # ---------------------------------------------------------------------- resizing

@@ -57,15 +57,10 @@ class RemoteFile:
 def published_models() -> dict[str, Published]:
     """All published models by name, in the order of the table `pretrained.tsv`."""
     text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
+    rows = csv.reader(text.splitlines(), delimiter="\t")
     return {
-        row["name"]: Published(
-            row["name"],
-            row["what"],
-            row["published_fid"],
-            row["folder"],
-            tuple(row["addresses"].split()),
-        )
-        for row in csv.DictReader(text.splitlines(), delimiter="\t")
+        name: Published(name, what, fid, folder, tuple(addresses.split()))
+        for name, what, fid, folder, addresses in list(rows)[1:]
     }
 
 
@@ -81,12 +76,13 @@ def remote_files(address: str) -> list[RemoteFile]:
     name = address.rsplit("/", 1)[-1]
     if name.endswith(WANTED):
         return [RemoteFile(address, name)]
-    final = _after_redirects(address)
+    with _open(address) as response:  # follows redirects
+        final = response.url
     folder = re.match(r"(https?://[^/]+)/d/(\w+)", final)
     if folder:
         return _in_run_layout(_shared_files(folder[1], folder[2]))
     if re.match(r"https?://[^/]+/f/\w+", final):
-        return [RemoteFile(final.split("?")[0] + "?dl=1", CHECKPOINT)]
+        final = final.split("?")[0] + "?dl=1"
     return [RemoteFile(final, CHECKPOINT)]
 
 
@@ -96,11 +92,6 @@ def _open(url: str) -> Any:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
         raise UserError(f"{url} cannot be reached: {error}") from None
-
-
-def _after_redirects(address: str) -> str:
-    with _open(address) as response:
-        return response.url
 
 
 def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile]:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +52,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = explained(path, _read)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
-    if isinstance(content, Mapping) and content and _all_tensors(content):
+    tensors = isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())
+    if content and tensors:
         return {"state_dict": dict(content)}
     raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 
@@ -59,10 +61,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def is_mapped(path: Path) -> bool:
     """Whether a checkpoint's tensors are read from its file only when they are used."""
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def _all_tensors(content: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in content.values())
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
@@ -93,20 +91,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 # Classes that Lightning and OmegaConf of their time, and scripts, left in checkpoints. They become
 # inert objects; anything else that is not plain data is refused.
-_FOREIGN = (
-    "pytorch_lightning.",
-    "lightning.",
-    "lightning_fabric.",
-    "omegaconf.",
-    "argparse.",
-    "typing.",
-    "numpy.",
-    "collections.",
-    "pathlib.",
-    "taming.",
-    "main.",
-    "__main__.",
-)
+_FOREIGN = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
+_FOREIGN += ("argparse.", "collections.", "pathlib.", "typing.", "taming.", "main.", "__main__.")
 _PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
 # Names that torch's own safe reader decides about.
 _TORCH = re.compile(
@@ -204,28 +190,15 @@ class _NumpyType(Inert):
 
 def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
     """A numpy number as Python's; None for any other type."""
-    formats = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"}
-    formats |= {
-        "i1": "b",
-        "i2": "h",
-        "i4": "i",
-        "i8": "q",
-        "u1": "B",
-        "u2": "H",
-        "u4": "I",
-        "u8": "Q",
-    }
-    code = formats.get(kind.code) if isinstance(kind, _NumpyType) else None
+    if not isinstance(kind, _NumpyType) or not re.fullmatch("b1|f[248]|[iu][1248]", kind.code):
+        return None
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return struct.unpack(f"<{code}", raw)[0] if code else None
-
-
-def _plain_dict(*factory: Any) -> dict[Any, Any]:
-    return {}
+    (number,) = np.frombuffer(raw, f"<{kind.code}").tolist()
+    return number
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
-    "collections.defaultdict": _plain_dict,
+    "collections.defaultdict": lambda *factory: {},
     "numpy.dtype": _NumpyType,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
@@ -234,12 +207,7 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
 
 # ---------------------------------------------------------------------- explanations
 
-_BEGINNINGS = (
-    (b"\x89PNG", "is an image, not a checkpoint"),
-    (b"\xff\xd8\xff", "is an image, not a checkpoint"),
-    (b"GIF8", "is an image, not a checkpoint"),
-    (b"<", "is a web page, not a checkpoint; its link may need a browser or a login"),
-)
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
@@ -248,9 +216,10 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     size = f"{path.stat().st_size:,} bytes"
     if not start:
         return "is an empty file; fetch or save it again"
-    for beginning, what in _BEGINNINGS:
-        if start.lstrip().startswith(beginning):
-            return what
+    if start.lstrip().startswith(_IMAGES):
+        return "is an image, not a checkpoint"
+    if start.lstrip().startswith(b"<"):
+        return "is a web page, not a checkpoint; its link may need a browser or a login"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return f"is cut short (it ends after {size}); fetch or save it again"
     if start.startswith(b"PK") and "data.pkl" in str(error):

@@ -23,10 +23,7 @@ from taming.checkpoint.formats import (
 
 # Classes of which whole models are made, beside those of their own package.
 _PARTS = ("torch.nn.", "functools.partial", "attr.", "builtins.range")
-_ZIP = b"PK"
-
-# The beginning of torch's files before 1.6: a number, pickled.
-_MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pickled
 
 
 def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
@@ -59,7 +56,7 @@ def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 def _content(path: Path, packages: tuple[str, ...]) -> Any:
     with path.open("rb") as file:
-        if file.read(2) == _ZIP:
+        if file.read(2) == b"PK":  # a zip
             return load_torch(path, packages)
         file.seek(0)
         return _read_old(path, file, packages)
@@ -128,10 +125,6 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
-
-
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -148,5 +141,5 @@ _MADE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }

@@ -91,11 +91,10 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     file = find_run(path).checkpoint
     version, state = _version(file), read_checkpoint(file)["state_dict"]
     names = _common_names(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
-    for part in (
-        _parts({name: state[name].nbytes for name in names}) if is_mapped(file) else [names]
-    ):
+    mapped = is_mapped(file)
+    for part in _parts({name: state[name].nbytes for name in names}) if mapped else [names]:
         module.load_state_dict({name: state[name] for name in part}, strict=False)
-        state = read_checkpoint(file)["state_dict"] if is_mapped(file) else {}
+        state = read_checkpoint(file)["state_dict"] if mapped else {}
         if _version(file) != version:
             raise UserError(f"{file} was replaced while it was being read; load it again")
     return file
@@ -130,9 +129,10 @@ def _common_names(
     needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
     check_fit(needed, kept, source=source, optional=optional)
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
-    for line in groups(missing, "not in the checkpoint or ignored: initialized anew"):
-        log.info("%s: %s", source, line)
-    for line in groups(excess, "in excess: left out"):
+    for line in (
+        *groups(missing, "not in the checkpoint or ignored: initialized anew"),
+        *groups(excess, "in excess: left out"),
+    ):
         log.info("%s: %s", source, line)
     return [name for name in own if name in kept]
 
@@ -153,8 +153,10 @@ def check_fit(
     """
     missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
     excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]
-    error = misfit(source, _shapes(loaded), _shapes(own), missing, excess)
-    if error is not None:
+    loaded_shapes, own_shapes = (
+        {name: tensor.shape for name, tensor in side.items()} for side in (loaded, own)
+    )
+    if error := misfit(source, loaded_shapes, own_shapes, missing, excess):
         raise error
 
 
@@ -184,10 +186,6 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
         if start + size > end:
             end, last = start + size, name
     return shared
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:

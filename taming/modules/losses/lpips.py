@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,21 @@ from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.losses.lpips_weights import backbone_features, calibrated_layers
 
-# Widths of VGG16's convolutions up to each of the five ReLUs that are compared.
-SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# AlexNet's convolutions, (width, kernel, stride, padding), each of which makes a slice.
+
+class Slices(NamedTuple):
+    """A backbone's convolutions up to each of the five ReLUs that are compared."""
+
+    convolutions: Sequence[Sequence[tuple[int, int, int, int]]]  # (width, kernel, stride, padding)
+    pool: int  # side of the poolings
+    pooled: Sequence[int]  # the slices that begin with one, counted from 1
+
+
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 ALEXNET = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+BACKBONE_SLICES = {
+    "vgg": Slices([[(w, 3, 1, 1) for w in widths] for widths in VGG16_WIDTHS], 2, (2, 3, 4, 5)),
+    "alex": Slices([[convolution] for convolution in ALEXNET], 3, (2, 3)),
+}
 SMALLEST_IMAGES = {"vgg": 16, "alex": 31}  # pixels a side of which the poolings leave something
 
 
@@ -52,9 +64,23 @@ class ScalingLayer(nn.Module):
         return (images - self.shift) / self.scale
 
 
-class _Slices(nn.Module):
-    """Convolutions in slices, the outputs of which are compared; modules have the numbers that they
-    have in torchvision."""
+class SlicedBackbone(nn.Module):
+    """Images -> the outputs of all slices; modules have the numbers that torchvision's have."""
+
+    def __init__(self, slices: Slices) -> None:
+        super().__init__()
+        number, before = 0, 3
+        for index, convolutions in enumerate(slices.convolutions, start=1):
+            slice_ = nn.Sequential()
+            if index in slices.pooled:
+                slice_.add_module(str(number), nn.MaxPool2d(slices.pool, stride=2))
+                number += 1
+            for width, kernel, stride, padding in convolutions:
+                convolution = _EmptyConv(before, width, kernel, stride, padding)
+                slice_.add_module(str(number), convolution)
+                slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
+                number, before = number + 2, width
+            self.add_module(f"slice{index}", slice_)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
@@ -62,45 +88,6 @@ class _Slices(nn.Module):
             x = slice_(x)
             features.append(x)
         return features
-
-
-class VGG16Slices(_Slices):
-    """VGG16's convolutions in five slices."""
-
-    widths = tuple(widths[-1] for widths in SLICES)
-
-    def __init__(self) -> None:
-        super().__init__()
-        number, before = 0, 3
-        for index, widths in enumerate(SLICES, start=1):
-            slice_ = nn.Sequential()
-            if index > 1:
-                slice_.add_module(str(number), nn.MaxPool2d(2))
-                number += 1
-            for width in widths:
-                slice_.add_module(str(number), _EmptyConv(before, width, 3, padding=1))
-                slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
-                number, before = number + 2, width
-            self.add_module(f"slice{index}", slice_)
-
-
-class AlexNetSlices(_Slices):
-    """AlexNet's convolutions in five slices."""
-
-    widths = tuple(width for width, *_ in ALEXNET)
-
-    def __init__(self) -> None:
-        super().__init__()
-        number, before = 0, 3
-        for index, (width, kernel, stride, padding) in enumerate(ALEXNET, start=1):
-            slice_ = nn.Sequential()
-            if index in (2, 3):
-                slice_.add_module(str(number), nn.MaxPool2d(3, stride=2))
-                number += 1
-            slice_.add_module(str(number), _EmptyConv(before, width, kernel, stride, padding))
-            slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
-            number, before = number + 2, width
-            self.add_module(f"slice{index}", slice_)
 
 
 class CalibratedLayer(nn.Module):
@@ -133,9 +120,10 @@ class LPIPS(nn.Module):
         super().__init__()
         self.backbone = net
         self.scaling_layer = ScalingLayer()
-        self.net = VGG16Slices() if net == "vgg" else AlexNetSlices()
-        for index, width in enumerate(self.net.widths):
-            self.add_module(f"lin{index}", CalibratedLayer(width))
+        slices = BACKBONE_SLICES[net]
+        self.net = SlicedBackbone(slices)
+        for index, convolutions in enumerate(slices.convolutions):
+            self.add_module(f"lin{index}", CalibratedLayer(convolutions[-1][0]))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
