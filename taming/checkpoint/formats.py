@@ -91,8 +91,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 # Classes that Lightning and OmegaConf of their time, and scripts, left in checkpoints. They become
 # inert objects; anything else that is not plain data is refused.
-_FOREIGN = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
-_FOREIGN += ("argparse.", "collections.", "pathlib.", "typing.", "taming.", "main.", "__main__.")
+_FOREIGN: tuple[str, ...] = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.")
+_FOREIGN += ("omegaconf.", "argparse.", "collections.", "pathlib.", "typing.")
+_FOREIGN += ("taming.", "main.", "__main__.")
 _PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
 # Names that torch's own safe reader decides about.
 _TORCH = re.compile(

@@ -30,6 +30,8 @@ from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
 
+GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -102,14 +104,14 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         boundary = self._is_update(batch_idx)
         step = self.global_step  # the update below counts, and both sides play at one step
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(self._generator_loss(self._reconstruct(x, step), "train"))
+            self._backward(self._loss_of(self._reconstruct(x, step), GENERATOR, "train"))
         if boundary:
             self._update(optimizers[0], counted=True)
         if self.discriminator is None:
             return
         with torch.no_grad():
             reconstruction = self._reconstruct(x, step)
-        self._backward(self._discriminator_loss(reconstruction, "train"))
+        self._backward(self._loss_of(reconstruction, DISCRIMINATOR, "train"))
         if boundary:
             average_gradients(self.discriminator.parameters())
             self._update(optimizers[1], counted=False)
@@ -118,47 +120,30 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         outputs, codebook_loss = self(x)
         return Reconstruction(x, outputs, codebook_loss, step)
 
-    def _generator_loss(self, images: Reconstruction, split: str) -> Tensor:
-        if has_entry_points(self.loss):
+    def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
+        """The loss of a side of the game, which is logged with its terms."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        if not has_entry_points(self.loss):
+            loss, terms = self._published_loss(images, side, split)
+        elif side == GENERATOR:
             loss, terms = self.loss.generator_loss(
-                images.inputs,
-                images.outputs,
-                images.codebook_loss,
-                images.global_step,
-                last_layer=self.get_last_layer(),
+                x, outputs, images.codebook_loss, step, last_layer=self.get_last_layer()
             )
-            terms = {f"{split}/{name}": term for name, term in terms.items()}
         else:
-            loss, terms = self._published_loss(images, 0, split)
-        self._log_losses(f"{split}/aeloss", loss, terms, len(images.inputs))
-        return loss
-
-    def _discriminator_loss(self, images: Reconstruction, split: str) -> Tensor:
+            loss, terms = self.loss.discriminator_loss(x, outputs, step)
         if has_entry_points(self.loss):
-            loss, terms = self.loss.discriminator_loss(
-                images.inputs, images.outputs, images.global_step
-            )
             terms = {f"{split}/{name}": term for name, term in terms.items()}
-        else:
-            loss, terms = self._published_loss(images, 1, split)
-        self._log_losses(f"{split}/discloss", loss, terms, len(images.inputs))
+        name = "aeloss" if side == GENERATOR else "discloss"
+        self._log_losses(f"{split}/{name}", loss, terms, len(x))
         return loss
 
     def _published_loss(
-        self, images: Reconstruction, optimizer_idx: int, split: str
+        self, images: Reconstruction, side: int, split: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Call a loss that was written for the original: what `optimizer_idx` trains, and terms by
-        the names under which they are logged."""
-        loss: Tensor
-        loss, terms = self.loss(
-            images.codebook_loss,
-            images.inputs,
-            images.outputs,
-            optimizer_idx,
-            images.global_step,
-            last_layer=self.get_last_layer(),
-            split=split,
-        )
+        """The loss, and terms by the names under which they are logged, of the original's kind."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        options = {"last_layer": self.get_last_layer(), "split": split}
+        loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
         return loss, terms
 
     def _is_update(self, batch_idx: int) -> bool:
@@ -212,9 +197,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self._used_codes.add(indices)
         assert codebook_loss is not None
         images = Reconstruction(x, self.decode(quant), codebook_loss, self.global_step)
-        self._generator_loss(images, "val")
+        self._loss_of(images, GENERATOR, "val")
         if self.discriminator is not None:
-            self._discriminator_loss(images, "val")
+            self._loss_of(images, DISCRIMINATOR, "val")
 
     def on_validation_epoch_end(self) -> None:
         used, perplexity = self._used_codes.summary()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors
+from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors, to_one_hot
 from taming.models.first_stage import (
     ConditionKind,
     ConditionStage,
@@ -113,8 +113,7 @@ class CodeSampling(pl.LightningModule):
     def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions -> (the condition stage's codes, indices [B, n])."""
         if self.downsample_cond_size > -1:
-            size = (self.downsample_cond_size, self.downsample_cond_size)
-            c = F.interpolate(c, size=size)
+            c = F.interpolate(c, size=self.downsample_cond_size)  # of both sides
         quant, _, (_, _, indices) = self.cond_stage_model.encode(c)
         return quant, indices.reshape(len(c), -1)
 
@@ -228,6 +227,5 @@ class CodeSampling(pl.LightningModule):
     def _as_rgb(self, x: Tensor) -> Tensor:
         if x.shape[1] in (1, 3):
             return x
-        labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2).to(x)
-        stage = self.cond_stage_model
+        stage, labels = self.cond_stage_model, to_one_hot(x)
         return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)

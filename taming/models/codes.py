@@ -115,6 +115,11 @@ class CodesInterface(nn.Module):
         return in_colors(x, self._buffers.get("colorize"))
 
 
+def to_one_hot(logits: Tensor) -> Tensor:
+    """1 in the largest of the channels [B, C, H, W] at each position, 0 in the others."""
+    return F.one_hot(logits.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2).to(logits)
+
+
 def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:
     """Channels [B, C, H, W] mixed by `colors` [3, C, 1, 1], as values [B, 3, H, W] in [-1, 1].
 
@@ -145,19 +150,12 @@ class CodeHistogram:
 
     def counts_so_far(self) -> Tensor:
         """How often each code has occurred in this process, int64 [n_codes]."""
-        if self.counts is None:
-            return torch.zeros(self.n_codes, dtype=torch.long)
-        return self.counts
-
-    def take(self) -> Tensor:
-        """`counts_so_far`, and start again from 0."""
-        counts = self.counts_so_far()
-        self.counts = None
-        return counts
+        return torch.zeros(self.n_codes, dtype=torch.long) if self.counts is None else self.counts
 
     def summary(self) -> tuple[float, float]:
         """`codebook_use` of what all processes have counted, and start again from 0."""
-        return codebook_use(sum_over_ranks(self.take()))
+        counts, self.counts = self.counts_so_far(), None
+        return codebook_use(sum_over_ranks(counts))
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:

@@ -167,15 +167,13 @@ class Net2NetTransformer(CodeSampling):
     def on_fit_start(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         if self.trainer.ckpt_path or self.loaded_from:
             return
+        stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         for name, stage in stages.items():
             if isinstance(stage, CodesInterface) and not stage.loaded_from:
                 log.warning(
-                    "the %s is not trained: set model.params.%s_config to a run",
-                    name,
-                    name,
+                    "the %s is not trained: set model.params.%s_config to a run", name, name
                 )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -200,10 +198,7 @@ class Net2NetTransformer(CodeSampling):
         if self.scheduler_config is None:
             return optimizer
         schedule = make_schedule(self.scheduler_config, optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _frozen_stage(config: Config | str, key: str) -> Any:

@@ -128,9 +128,4 @@ def _parameters(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = "encoder.blocks.group_1.block_"
     blocks = {name.removeprefix(first)[0] for name in state if name.startswith(first)}
     n_hid = len(state["encoder.blocks.input.weight"])
-    return {
-        "n_embed": n_embed,
-        "n_hid": n_hid,
-        "n_init": n_init,
-        "blocks_per_group": len(blocks),
-    }
+    return {"n_embed": n_embed, "n_hid": n_hid, "n_init": n_init, "blocks_per_group": len(blocks)}

@@ -33,13 +33,9 @@ class Stage(Protocol):
     training: bool
 
     def to(self, device: torch.device | str | None = ...) -> Self: ...
-
     def eval(self) -> Self: ...
-
     def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
-
     def parameters(self, recurse: bool = ...) -> Iterator[nn.Parameter]: ...
-
     def state_dict(self) -> dict[str, Any]: ...
 
 
@@ -113,11 +109,9 @@ def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
     images if they have `decode`, and otherwise make tokens.
     """
     n_classes: int | None = getattr(stage, "n_classes", None)
-    assumed: ConditionKind = "tokens"
+    assumed: ConditionKind = "image" if isinstance(stage, DecodingStage) else "tokens"
     if n_classes is not None:
         assumed = "class"
-    elif isinstance(stage, DecodingStage):
-        assumed = "image"
     kind: ConditionKind = getattr(stage, "kind", assumed)
     return kind, n_classes
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_pillow
-from taming.sampling.token_sampler import Progress
+from taming.sampling.engine import Progress
 
 FRAMES_PER_SECOND = 10
 

@@ -49,7 +49,7 @@ def read_pixels(path: str | Path, content: Content = "color", upright: bool = Fa
     Args:
         content: "color" gives uint8 (H, W, 3); "gray" uint8 (H, W, 1), or depth in [-1, 1],
             float32 (H, W, 1), for files of 16 or 32 bits and those of scripts/extract_depth.py;
-            "labels" int64 (H, W), the file's numbers; "mask" uint8 (H, W).
+            "labels" int32 (H, W), the file's numbers; "mask" uint8 (H, W).
         upright: turn it as the camera was held (EXIF). Models saw their data as it is in the files.
 
     Raises:
@@ -76,7 +76,7 @@ def _read_gray(path: str) -> np.ndarray:
 
 def _read_labels(path: str) -> np.ndarray:
     with damage_named(path), Image.open(path) as image:
-        labels = np.array(image).astype(np.int64)
+        labels = np.array(image).astype(np.int32)
     if labels.ndim != 2:
         raise BadImage("is a picture in colors")
     return labels
@@ -114,7 +114,7 @@ def read_picture(
         UserError: as `read_pixels` does, and for other numbers of channels.
     """
     pixels = read_pixels(path, _content_for(channels))
-    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
+    return _to_input(resize_and_crop(pixels, size) if size else pixels)
 
 
 def _content_for(channels: int) -> Content:
@@ -144,18 +144,17 @@ def read_input(
     Raises:
         UserError: as `read_pixels` does, and for labels that the stage does not have.
     """
-    content: Content = "labels" if stage.reads_labels else _content_for(stage.channels)
+    labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
+    content: Content = "labels" if labels else _content_for(stage.channels)
     pixels = read_pixels(path, content, upright=reduce_to is not None)
-    if content == "labels":
+    if labels:  # numbers are not mixed: the nearest ones are taken
         _check_labels(path, pixels, stage.channels)
+        resampling = Image.Resampling.NEAREST
     if reduce_to is not None:
-        pixels = _reduced(pixels, reduce_to)
-    if content == "labels":  # numbers are not mixed: the nearest ones are taken
-        pixels = pixels.astype(np.int32)
-        if size is not None:
-            pixels = resize_and_crop(pixels, size, Image.Resampling.NEAREST)
-        return _to_input(one_hot(pixels, stage.channels))
-    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
+        pixels = _reduced(pixels, reduce_to, resampling)
+    if size is not None:
+        pixels = resize_and_crop(pixels, size, resampling)
+    return _to_input(one_hot(pixels, stage.channels) if labels else pixels)
 
 
 def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:
@@ -166,21 +165,14 @@ def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:
         )
 
 
-def _reduced(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Reduced until one side fits into `size` and the other covers it; nothing is cut off.
-
-    Label numbers (H, W) are not mixed: the nearest ones are taken.
-    """
-    scale = max(wanted / side for wanted, side in zip(size, pixels.shape, strict=False))
+def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """Reduced until one side fits into `size` and the other covers it; nothing is cut off."""
+    sides = list(zip(size, pixels.shape, strict=False))
+    scale = max(wanted / side for wanted, side in sides)
     if scale >= 1:
         return pixels
-    height, width = (
-        max(wanted, round(side * scale)) for wanted, side in zip(size, pixels.shape, strict=False)
-    )
-    if pixels.ndim == 2:
-        image = Image.fromarray(pixels.astype(np.int32))
-        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST), np.int64)
-    return resize(pixels, (height, width))
+    height, width = (max(wanted, round(side * scale)) for wanted, side in sides)
+    return resize(pixels, (height, width), resampling)
 
 
 def read_condition(

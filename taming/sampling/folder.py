@@ -20,10 +20,9 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.pictures import to_pillow
-from taming.sampling.engine import Sample
+from taming.sampling.engine import Progress, Sample
 from taming.sampling.plan import SamplingJob
 from taming.sampling.settings import SampleSettings
-from taming.sampling.token_sampler import Progress
 
 # The text entry of a PNG that says how it was sampled, as JSON.
 RECORD = "sampling"

@@ -5,7 +5,6 @@ They come from an item of a dataset or from files that a user gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -65,14 +64,6 @@ def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: in
         c = c[:, :, : cut.shape[2], : cut.shape[3]]
     condition = None if model.condition_kind == "none" else c
     return SampleInputs(shape, cut, condition, number=number)
-
-
-def inputs_of_items(
-    model: Net2NetTransformer, dataset: SeededDataset, numbers: Iterable[int]
-) -> Iterator[SampleInputs]:
-    """`inputs_of_item` for each of the numbers."""
-    for number in numbers:
-        yield inputs_of_item(model, dataset, number)
 
 
 def has_scenes(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
@@ -141,9 +132,8 @@ def inputs_of_files(
 def _read(model: Net2NetTransformer, stage: FirstStage, path: str, reduce: bool) -> Tensor:
     factor = pixels_per_token(model)
     height, width = (side * factor for side in trained_shape(model))
-    return cut_to_tokens(
-        read_input(stage, path, reduce_to=(height, width) if reduce else None), factor
-    )
+    x = read_input(stage, path, reduce_to=(height, width) if reduce else None)
+    return cut_to_tokens(x, factor)
 
 
 def reads_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
@@ -164,13 +154,10 @@ def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> Sam
     x = None if inputs.x is None else F.interpolate(inputs.x, size, mode="bilinear")
     c = inputs.c
     if c is not None and c.dim() == 4:
-        c = F.interpolate(c, size, mode="nearest-exact" if _reads_labels(model) else "bilinear")
+        image = model.condition_kind == "image"
+        labels = image and cast(FirstStage, model.cond_stage_model).reads_labels
+        c = F.interpolate(c, size, mode="nearest-exact" if labels else "bilinear")
     return replace(inputs, shape=(height, width), x=x, c=c)
-
-
-def _reads_labels(model: Net2NetTransformer) -> bool:
-    stage = model.cond_stage_model
-    return model.condition_kind == "image" and cast(FirstStage, stage).reads_labels
 
 
 @torch.no_grad()

@@ -1,12 +1,4 @@
-"""What to sample: `Request`, one image, and the functions that make requests.
-
-| of | function |
-|---|---|
-| classes, coordinates or no condition, any number of samples | `requests_for_labels` |
-| one condition as the data has it | `request_for_condition` |
-| a scene, with a prompt for every window | `requests_for_scene` |
-| `SampleInputs`, which hold either of the last two | `request_for_inputs` |
-"""
+"""What to sample: `Request`, one image, and the functions that make requests."""
 
 from __future__ import annotations
 
