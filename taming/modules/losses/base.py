@@ -74,17 +74,12 @@ class FirstStageLoss(nn.Module):
 
         Terms are named `<split>/<term>`.
         """
+        x, x_rec = inputs, reconstructions
         if optimizer_idx == 0:
-            loss, terms = self.generator_loss(
-                inputs,
-                reconstructions,
-                codebook_loss,
-                global_step,
-                last_layer=last_layer,
-                cond=cond,
-            )
+            options = {"last_layer": last_layer, "cond": cond}
+            loss, terms = self.generator_loss(x, x_rec, codebook_loss, global_step, **options)
         else:
-            loss, terms = self.discriminator_loss(inputs, reconstructions, global_step, cond=cond)
+            loss, terms = self.discriminator_loss(x, x_rec, global_step, cond=cond)
         return loss, {f"{split}/{name}": term for name, term in terms.items()}
 
 

@@ -110,10 +110,9 @@ class LPIPS(nn.Module):
 
         d(x, x0) = sum over l of the mean over positions of w_l . (y_l - y0_l)^2.
 
-    Construction needs no files: all weights are zero until `prepare` or a checkpoint fills them,
-    and `forward` refuses to work with zeros. An image that needs no gradient costs no graph.
-
-    The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation).
+    The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation). All
+    weights are zero until `prepare` or a checkpoint fills them; `forward` refuses zeros. An image
+    that needs no gradient costs no graph.
     """
 
     def __init__(self, net: str = "vgg") -> None:
@@ -134,7 +133,7 @@ class LPIPS(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether all weights are loaded: none of them is zero throughout."""
+        """Whether no weight is zero throughout."""
         if not self._known_ready:
             weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
             self._known_ready = all(bool(weight.any()) for weight in weights)
