@@ -1,8 +1,7 @@
 """How every first stage is trained: an autoencoder and, if its loss has one, a discriminator.
 
-The adversarial game of arXiv 2012.09841, section 3.1, with a turn of both sides on every batch.
-A step of training is read from top to bottom of `AutoencoderTraining.training_step`; the loss
-itself is in `taming.modules.losses.vqperceptual`.
+The adversarial game of arXiv 2012.09841, section 3.1, with a turn of both sides on every batch: see
+`AutoencoderTraining.training_step`.
 """
 
 from __future__ import annotations

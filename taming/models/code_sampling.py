@@ -16,45 +16,24 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors, to_one_hot
-from taming.models.first_stage import (
-    ConditionKind,
-    ConditionStage,
-    DecodingStage,
-    FirstStage,
-    index_count,
-)
-from taming.modules.transformer.decoding import (
-    CachedDecoder,
-    filter_logits,
-    generate,
-    one_pass_logits,
-    sample_token,
-)
+from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
+from taming.modules.transformer import decoding
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.mingpt import top_k_logits
+from taming.modules.util import ConditionKind
 from taming.pictures import text_images
 
 
 class CodeSampling(pl.LightningModule):
     """A transformer between a frozen first stage and a frozen condition stage.
 
-    Attributes:
-        transformer: reads condition indices, then image indices in the permuter's order.
-        first_stage_model, cond_stage_model: images and conditions <-> indices.
-        permuter: the order in which image indices are predicted.
-        condition_kind, n_classes: of the condition stage.
-        be_unconditional: whether there is no condition but a start token.
-        first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
-        downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of true input indices in training; at 0 or below, none was true, and every
-            index is sampled from the condition alone.
+    Subclasses set the attributes; what they mean is said at `Net2NetTransformer`.
     """
 
     transformer: GPT
     first_stage_model: FirstStage
     cond_stage_model: ConditionStage
     permuter: nn.Module
-    condition_kind: ConditionKind
+    condition_kind: ConditionKind  # this and the next are the condition stage's
     n_classes: int | None
     be_unconditional: bool
     first_stage_key: str
@@ -74,8 +53,7 @@ class CodeSampling(pl.LightningModule):
     def null_token(self) -> int:
         """What stands at every position of a dropped condition: the vocabulary's last token.
 
-        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. A real map of
-        this one token throughout does not occur; of a single-token condition it is no value.
+        It adds no weight, so that any checkpoint can be trained on with `cond_drop`.
         """
         size: int = self.transformer.config.vocab_size
         return size - 1
@@ -99,8 +77,7 @@ class CodeSampling(pl.LightningModule):
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] and conditions of the first `N` entries of a batch."""
-        x = self.get_input(self.first_stage_key, batch)
-        c = self.get_input(self.cond_stage_key, batch)
+        x, c = (self.get_input(key, batch) for key in (self.first_stage_key, self.cond_stage_key))
         return x[:N], c[:N]
 
     @torch.no_grad()
@@ -137,7 +114,7 @@ class CodeSampling(pl.LightningModule):
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
         """All but the `k` largest of the last dimension set to -inf."""
-        return top_k_logits(logits, k)
+        return decoding.filter_logits(logits, top_k=k)
 
     @torch.no_grad()
     def sample(
@@ -161,15 +138,16 @@ class CodeSampling(pl.LightningModule):
 
         def pick(logits: Tensor, n: int) -> Tensor:
             # (B, V): tokens beyond the first stage's codes stand for conditions alone.
-            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
-            return sample_token(logits, None if numbers is None else numbers[n])
+            logits = decoding.filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
+            return decoding.sample_token(logits, None if numbers is None else numbers[n])
 
         if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
-            logits = one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
+            logits = decoding.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
-            decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-            new = generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
+            length = prompt.shape[1] + steps - 1
+            decoder = decoding.CachedDecoder(self.transformer, len(prompt), length)
+            new = decoding.generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
         return torch.cat((x, new), dim=1)
 
     @torch.no_grad()

@@ -22,8 +22,7 @@ from taming.pictures import to_values
 def channels_first(x: Tensor) -> Tensor:
     """Images of a batch, [B, H, W, C] or [B, H, W] -> float32 [B, C, H, W].
 
-    Bytes are pixels of 0 to 255 and become [-1, 1], here and not in the loader: a quarter of the
-    memory is copied between processes and to the device.
+    Bytes become [-1, 1] here, not in the loader: a quarter of the memory is copied to the device.
     """
     x = x[..., None] if x.dim() == 3 else x
     x = x.permute(0, 3, 1, 2)
@@ -55,7 +54,7 @@ class CodesInterface(nn.Module):
     loaded_from: str | None = None  # the file with its weights
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images [B, C, H, W] -> (codes, loss, (perplexity, one-hot, indices))."""
+        """Images [B, C, H, W] -> `Encoding`."""
         raise NotImplementedError
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -106,10 +105,7 @@ class CodesInterface(nn.Module):
         return self.quantize.e_dim, height, width
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """Images [B, 1 or 3, H, W] unchanged; other channels in a color each, [B, 3, H, W].
-
-        The colors are random: those of the buffer `colorize`, or the same for every model.
-        """
+        """Images [B, 1 or 3, H, W] unchanged; other channels mixed by `in_colors`."""
         if x.shape[1] in (1, 3):
             return x
         return in_colors(x, self._buffers.get("colorize"))

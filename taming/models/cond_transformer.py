@@ -43,7 +43,8 @@ class Net2NetTransformer(CodeSampling):
         ckpt_path: a checkpoint or run folder to start from, less the names in `ignore_keys`.
         first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
         downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of the input indices kept in training; the others become random tokens.
+        pkeep: share of the input indices kept in training; the others become random tokens. At 0 or
+            below, every index is sampled from the condition alone.
         sos_token: the start token of an unconditional model.
         unconditional: same as `cond_stage_config: __is_unconditional__`.
         cond_drop: share of the conditions that training replaces by `null_token`, so that samples

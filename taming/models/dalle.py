@@ -34,13 +34,8 @@ class _Codes(Codebook):
 class DalleVAE(CodesInterface, nn.Module):
     """Images [B, 3, H, W] in [-1, 1], H and W divisible by 8 <-> indices [B, H / 8, W / 8].
 
-    For inference. The image is the mean of the decoder's logit-Laplace distribution.
-
-    Args:
-        n_embed: number of codes.
-        n_hid, n_init, blocks_per_group: widths and depth; the defaults are the published model's.
-        resolution: side of the images whose latent shape `latent_shape` gives.
-        ckpt_path: a run folder or checkpoint, as `convert` writes them.
+    For inference. The image is the mean of the decoder's logit-Laplace distribution. The defaults
+    are the published model's; `resolution` is that of `latent_shape`.
     """
 
     def __init__(
@@ -60,7 +55,7 @@ class DalleVAE(CodesInterface, nn.Module):
             self.init_from_ckpt(ckpt_path)
 
     def init_from_ckpt(self, path: str) -> None:
-        """Load weights from a checkpoint or run folder."""
+        """Load weights from a checkpoint or run folder, as `convert` writes them."""
         self.loaded_from = str(load_file(self, path))
 
     def encode(self, x: Tensor) -> Encoding:
@@ -83,8 +78,7 @@ class DalleVAE(CodesInterface, nn.Module):
 def convert(folder: str | Path) -> Path:
     """Make a run of a folder with the published `encoder.pkl` and `decoder.pkl`.
 
-    Writes `config.yaml` and `model.ckpt` beside them, from tensors alone: nothing in the pickles is
-    executed.
+    Writes `config.yaml` and `model.ckpt` beside them; nothing in the pickles is executed.
 
     Raises:
         UserError: for files that are missing or are something else.

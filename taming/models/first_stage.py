@@ -1,8 +1,7 @@
 """What the rest of the project expects of a first stage and of a condition stage.
 
-These are protocols: a class of your own need not inherit from anything here, it is enough that it
-has these methods. `VQModel` is the usual first stage, `taming.modules.util.Labelator` the simplest
-condition stage. `taming.modules.vqvae.codebook` says what a quantizer is.
+These are protocols: a class of your own need not inherit from anything here. `VQModel` is the usual
+first stage, `taming.modules.util.Labelator` the simplest condition stage.
 """
 
 from __future__ import annotations
@@ -16,15 +15,6 @@ from typing_extensions import Self
 
 from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
-
-__all__ = [
-    "ConditionKind",
-    "ConditionStage",
-    "DecodingStage",
-    "FirstStage",
-    "condition_of",
-    "index_count",
-]
 
 
 class Stage(Protocol):
@@ -105,8 +95,8 @@ class DecodingStage(Protocol):
 def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
     """The kind and the number of classes of a condition stage.
 
-    Stages that were written before there were kinds are of classes if they have `n_classes`, of
-    images if they have `decode`, and otherwise make tokens.
+    Those of before there were kinds are of classes if they have `n_classes`, of images if they have
+    `decode`, and otherwise make tokens.
     """
     n_classes: int | None = getattr(stage, "n_classes", None)
     assumed: ConditionKind = "image" if isinstance(stage, DecodingStage) else "tokens"

@@ -104,8 +104,7 @@ class VQModel(AutoencoderTraining):
     # ------------------------------------------------------------------ images <-> codes
 
     def encode(self, x: Tensor) -> Quantized:
-        """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
-        indices)); the indices' shape is the quantizer's."""
+        """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -175,8 +174,8 @@ class EMAVQ(VQModel):
 class GumbelVQ(VQModel):
     """VQModel with a Gumbel-softmax quantizer (as in DALL-E, arXiv 2102.12092).
 
-    Beyond VQModel's arguments, `temperature_scheduler_config` is a function of the step that gives
-    the softmax's temperature, and `kl_weight` weighs the divergence from the uniform prior.
+    `temperature_scheduler_config` is a function of the step that gives the softmax's temperature;
+    `kl_weight` weighs the divergence from the uniform prior.
     """
 
     quantize: GumbelQuantize

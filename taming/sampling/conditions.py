@@ -109,9 +109,6 @@ def read_picture(
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
 
     With `size` (height, width) it is resized to cover that, and the rest cut off.
-
-    Raises:
-        UserError: as `read_pixels` does, and for other numbers of channels.
     """
     pixels = read_pixels(path, _content_for(channels))
     return _to_input(resize_and_crop(pixels, size) if size else pixels)
@@ -180,8 +177,7 @@ def read_condition(
 ) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    `size` is the sample's, in pixels (height, width), and must be the file's; None takes files of
-    any size.
+    `size` is what the file must have, in pixels (height, width); None takes any.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, labels out of
@@ -202,11 +198,7 @@ def read_condition(
 
 
 def image_condition_stage(model: Net2NetTransformer) -> FirstStage:
-    """The condition stage of a model whose conditions are images, which is a first stage.
-
-    Raises:
-        UserError: for any other model.
-    """
+    """The condition stage of a model of images, a first stage; `UserError` for other models."""
     if model.condition_kind != "image":
         raise UserError(f"a condition '{model.cond_stage_key}' cannot be read from a file")
     return cast(FirstStage, model.cond_stage_model)

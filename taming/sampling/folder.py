@@ -46,13 +46,7 @@ def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
 
 
 def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Write an image (C, H, W) in [-1, 1], with a record of how it was made.
-
-    A file is either complete or not there.
-
-    Raises:
-        UserError: if it cannot be written, as on a full disk.
-    """
+    """Write an image (C, H, W) in [-1, 1], with a record of how it was made; see `atomic_path`."""
     picture = to_pillow(image)
     info = PngImagePlugin.PngInfo() if record is None else png_info(record)
     with atomic_path(path, advice=ADVICE) as partial:
@@ -76,9 +70,7 @@ def check_place(folder: Path) -> None:
 class SampleFolder:
     """Samples at `root/[class/]NNNNNN.png`, each with the settings that made it.
 
-    Args:
-        root: made when the first sample is written.
-        record: the settings; JSON values.
+    `root` is made when the first sample is written; `record` has the settings as JSON values.
     """
 
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
@@ -117,11 +109,7 @@ class SampleFolder:
                 )
 
     def save(self, sample: Sample) -> None:
-        """Write a sample; a file is either complete or not there.
-
-        Raises:
-            UserError: if it cannot be written, as on a full disk.
-        """
+        """Write a sample; see `save_png`."""
         record = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}

@@ -1,7 +1,4 @@
-"""Inputs of one sample: an image, parts of which may be kept, and a condition.
-
-They come from an item of a dataset or from files that a user gives.
-"""
+"""Inputs of one sample, of a dataset or of files that a user gives: an image and a condition."""
 
 from __future__ import annotations
 
@@ -18,15 +15,9 @@ from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
+from taming.sampling import scenes
 from taming.sampling.conditions import cut_to_tokens, image_condition_stage, read_input
-from taming.sampling.scenes import (
-    Scene,
-    SceneBuilder,
-    builders_of,
-    read_layout,
-    read_scene,
-    scene_dataset,
-)
+from taming.sampling.scenes import Scene, SceneBuilder, scene_dataset
 from taming.sampling.sizes import pixels_per_token, trained_shape
 
 # Side, in pixels, of pictures of a condition that has no pixels of its own.
@@ -53,9 +44,6 @@ class SampleInputs:
     number: int = 0
 
 
-# ---------------------------------------------------------------------- of a dataset
-
-
 def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:
     """A dataset's item as the model reads it in training."""
     x, c = model.get_xc(default_collate([dataset[number]]))
@@ -68,7 +56,7 @@ def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: in
 
 def has_scenes(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
     """Whether the model's conditions are scenes of the dataset."""
-    return dataset is not None and model.cond_stage_key in builders_of(dataset.dataset)
+    return dataset is not None and model.cond_stage_key in scenes.builders_of(dataset.dataset)
 
 
 def inputs_of_example(
@@ -77,9 +65,9 @@ def inputs_of_example(
     """`inputs_of_item`; scenes are kept as such, so that they can be sampled at other sizes."""
     if not has_scenes(model, dataset):
         return inputs_of_item(model, dataset, number)
-    scene, image = read_scene(dataset, number)
+    scene, image = scenes.read_scene(dataset, number)
     x, shape = _cut(model, model.get_input(model.first_stage_key, {"image": image}))
-    builder = builders_of(dataset.dataset)[model.cond_stage_key]
+    builder = scenes.builders_of(dataset.dataset)[model.cond_stage_key]
     return SampleInputs(shape, x, scene=scene, builder=builder, number=number)
 
 
@@ -88,9 +76,6 @@ def _cut(model: Net2NetTransformer, x: Tensor) -> tuple[Tensor, tuple[int, int]]
     factor = pixels_per_token(model)
     cut = cut_to_tokens(x, factor)
     return cut, (cut.shape[2] // factor, cut.shape[3] // factor)
-
-
-# ---------------------------------------------------------------------- of files
 
 
 def inputs_of_files(
@@ -114,8 +99,8 @@ def inputs_of_files(
     c, scene, builder = None, None, None
     x = None if image is None else _read(model, model.first_stage_model, image, reduce)
     if condition is not None and dataset is not None and has_scenes(model, dataset):
-        scene = read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
-        builder = builders_of(dataset.dataset)[model.cond_stage_key]
+        scene = scenes.read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
+        builder = scenes.builders_of(dataset.dataset)[model.cond_stage_key]
     elif condition is not None:
         c = _read(model, image_condition_stage(model), condition, reduce)
     pixels = [part.shape[2:] for part in (x, c) if part is not None]
@@ -141,9 +126,6 @@ def reads_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> boo
     return model.condition_kind == "image" or has_scenes(model, dataset)
 
 
-# ---------------------------------------------------------------------- what to do with them
-
-
 def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> SampleInputs:
     """The same at `scale` times the size, in whole tokens; one-hot labels stay one-hot."""
     if scale == 1:
@@ -166,8 +148,7 @@ def condition_images(
 ) -> dict[str, Tensor]:
     """What the condition looks like, by name: (3, H, W) in [-1, 1]; empty without a condition.
 
-    Conditions that are images come twice, the second time as the transformer knows them. `dataset`
-    knows the classes of scenes.
+    Conditions that are images come twice, the second time as the transformer knows them.
     """
     key = model.cond_stage_key
     if inputs.scene is not None and inputs.builder is not None and dataset is not None:

@@ -28,8 +28,7 @@ def load_transformer(
 
     Args:
         path: run folder or checkpoint.
-        base: YAMLs merged over the run's own.
-        overrides: `key.path=value`, merged last.
+        base: YAMLs merged over the run's own; then `overrides`, `key.path=value`.
         dtype: the transformer's precision; None leaves it as it is. Nothing needs gradients, so
             decoders use the weights where they are.
 

@@ -31,8 +31,7 @@ TOP_K = 250
 class SamplingPlan:
     """All that decides the samples of a run, beside the run itself.
 
-    Fields without a flag are given by the script: `base`, `overrides` (`key.path=value`), `device`,
-    `dtype` and `compiled`.
+    Fields without a flag are given by the script.
 
     Raises:
         UserError: for values out of range.
@@ -88,16 +87,12 @@ class SamplingPlan:
         }
 
     def job(
-        self,
-        model: Net2NetTransformer,
-        batch_size: int,
-        share: tuple[int, int] | None = None,
+        self, model: Net2NetTransformer, batch_size: int, share: tuple[int, int] | None = None
     ) -> SamplingJob:
         """The job for a loaded model; `share` is this process's, by default as torchrun says.
 
         Raises:
-            UserError: for classes or a size that the model does not have, or a classifier that
-                cannot be loaded.
+            UserError: for classes, a size or a classifier that there is not.
         """
         return SamplingJob(
             plan=self,

@@ -28,11 +28,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def group_of(ratio: float) -> tuple[int, int]:
-    """(k, m): the k best of m candidates are kept, k / m being about `ratio`.
-
-    Raises:
-        UserError: for a ratio outside of [0.001, 1].
-    """
+    """(k, m): the k best of m candidates are kept, k / m being about `ratio`, 0.001 to 1."""
     if not 0.001 <= ratio <= 1:
         raise UserError(f"--reject_ratio is the share that is kept, 0.001 to 1, not {ratio}")
     share = Fraction(ratio).limit_denominator(1000)
@@ -75,9 +71,8 @@ def _label(sample: Sample) -> int:
 class Classifier:
     """How probable an image's class is to a torchvision classifier.
 
-    Args:
-        name: a torchvision model with its published weights, `resnet101`; or with weights of its
-            own, `resnet18:FILE`, whose outputs are the model's classes in their order.
+    `name` is a torchvision model with its published weights, `resnet101`; or with weights of its
+    own, `resnet18:FILE`, whose outputs are the model's classes in their order.
 
     Raises:
         UserError: for an unknown name, or weights that are not there or do not fit.

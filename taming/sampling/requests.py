@@ -28,8 +28,8 @@ class Request:
         prompt: indices that the transformer sees first: the condition's, or the start token.
         label: the class; None for models without classes.
         condition: a map of the condition's indices, int64 (H, W), instead of a prompt.
-        prompt_in: at other sizes than the training's, the prompt for a window at (x0, y0, width,
-            height), as shares of the image, instead of `prompt`: scenes say what is in the window.
+        prompt_in: at other sizes than the training's, the prompt for a window (x0, y0, width,
+            height), as shares of the image: scenes say what is in the window.
         known: indices that are kept, int64 (H, W), -1 at positions to sample.
     """
 
@@ -44,9 +44,6 @@ class Request:
     def stream(self) -> int:
         """Which random numbers it uses: classes share none, and do not depend on each other."""
         return (self.label or 0) * 2**32 + self.number
-
-
-# ---------------------------------------------------------------------- many samples of a model
 
 
 def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:
@@ -82,11 +79,10 @@ def requests_for_labels(
     share: tuple[int, int] = (0, 1),
     block: int = 1,
 ) -> Iterator[Request]:
-    """Samples 0 to `num_samples` - 1 of each label, class by class, without finished ones.
+    """Samples 0 to `num_samples` - 1 of each of the `labels` (see `labels_for`), class by class.
 
     Args:
-        labels: of `labels_for`.
-        finished: `finished(label)` are the numbers of a label's finished samples.
+        finished: `finished(label)` are the numbers of a label's samples to leave out.
         shape: (h, w) of the images in tokens; the training's by default.
         share: (n, processes): the n-th process's share of the work.
         block: so many consecutive numbers stay together in one share.
@@ -100,9 +96,6 @@ def requests_for_labels(
             mine = (place * num_samples + number // block) % processes == rank
             if mine and number not in done:
                 yield Request(number, prompt, label, positions)
-
-
-# ---------------------------------------------------------------------- one condition
 
 
 def request_for_condition(
@@ -133,27 +126,21 @@ def request_for_condition(
 
 
 def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
-    """Indices of conditions as the model reads them: [B, n], or [B, h, w] for maps.
-
-    `c` is what `model.get_input` gives.
-    """
+    """Indices [B, n], or [B, h, w] for maps, of conditions as `model.get_input` gives them."""
     quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
     return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
 
 
 def coordinate_map(model: Net2NetTransformer, shape: tuple[int, int]) -> Tensor | None:
-    """The condition int64 (h, w) of a model of pixel coordinates for images of (h, w) tokens.
+    """The condition int64 (h, w) of a model of pixel coordinates; None for any other model.
 
-    Coordinates rise from 0 to 1, row by row, over the whole image. None for any other model.
+    Coordinates rise from 0 to 1, row by row, over an image of `shape` (h, w) tokens.
     """
     if model.condition_kind != "coordinates":
         return None
     height, width = (side * pixels_per_token(model) for side in shape)
     pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
     return condition_indices(model, pixels)[0].cpu()
-
-
-# ---------------------------------------------------------------------- scenes and other inputs
 
 
 def requests_for_scene(

@@ -33,8 +33,7 @@ class Scene:
     Attributes:
         name: of the sample's files.
         annotations: the objects, in the order of the tokens.
-        crop: what of it the image shows.
-        flipped: the image is mirrored.
+        crop: what of it the image shows, which is mirrored if `flipped`.
     """
 
     name: str
@@ -46,12 +45,8 @@ class Scene:
         """The condition int64 (n,) for a window of the image; by default for all of it."""
         x0, y0, width, height = mirrored(window) if self.flipped else window
         left, top, whole_width, whole_height = self.crop
-        part = (
-            left + x0 * whole_width,
-            top + y0 * whole_height,
-            width * whole_width,
-            height * whole_height,
-        )
+        corner = (left + x0 * whole_width, top + y0 * whole_height)
+        part = (*corner, width * whole_width, height * whole_height)
         return builder.build_in_order(self.annotations, part, self.flipped)
 
 
@@ -76,7 +71,7 @@ def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
 
 
 def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
-    """The dataset of scenes in a `SeededDataset`; `builder_of` has checked that it is one."""
+    """The dataset of scenes in a `SeededDataset`, as `builder_of` has checked."""
     assert isinstance(seeded.dataset, AnnotatedObjectsDataset)
     return seeded.dataset
 

@@ -66,8 +66,7 @@ class SampleSettings:
     def guide(self, logits: Tensor, progress: float) -> Tensor:
         """Logits (B, V) from `logits` (2 B, V): with the condition, then without it.
 
-        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, returns
-        `logits`.
+        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, `logits`.
         """
         if not self.guided:
             return logits
@@ -79,9 +78,8 @@ class SampleSettings:
         """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""
         if self.temperature == 0:
             return sample_token(logits)
-        return sample_token(
-            filter_logits(logits, self.temperature, self.top_k, self.top_p), uniform
-        )
+        filtered = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+        return sample_token(filtered, uniform)
 
 
 def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:

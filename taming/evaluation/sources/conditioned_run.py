@@ -20,7 +20,8 @@ from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.image import SourceImage
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
-from taming.models.first_stage import ConditionKind, condition_of
+from taming.models.first_stage import condition_of
+from taming.modules.util import ConditionKind
 from taming.sampling import sample_images
 from taming.sampling.inputs import inputs_of_item
 from taming.sampling.load import data_config, open_dataset

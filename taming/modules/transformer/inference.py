@@ -1,9 +1,8 @@
 """A GPT's weights as its decoders use them, and the pass of new tokens through them.
 
-Training runs whole sequences through `GPT`. Sampling runs one token of each sequence at a time, a
-thousand times per image: there, what counts is how often weights are read and how many kernels are
-started. So the three projections are one product, rows of different sequences go through the linear
-layers together, and no logits are computed but those of the last token.
+Sampling runs one token of each sequence at a time, so that what counts is how often weights are
+read and how many kernels are started: the three projections are one product, rows of different
+sequences go through the linear layers together, and logits are those of the last token alone.
 
 In comments: B sequences of T new tokens, N = B * T rows, C = `n_embd`, heads of `size` = C / heads.
 """
@@ -58,18 +57,11 @@ def _one_row(x: Tensor) -> bool:
     return len(x) == 1 and x.device.type == "cpu"
 
 
-def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
-    """The weights (kC, C) and biases (kC,) of k linear layers as one of each, without a copy.
-
-    The layers' own parameters become parts of the returned tensors, so that the memory is that of
-    one set of weights. Only for parameters that are not trained: an optimizer, a reducer or a
-    compiled step may hold on to where they were.
-    """
-    return _stacked([part.weight for part in parts]), _stacked([part.bias for part in parts])
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
+def stacked_in_place(parts: Sequence[Tensor]) -> Tensor:
     """The parts (n, ...) below one another, (k * n, ...), in memory that they become views of.
+
+    So the memory is that of one set of weights. Only for parameters that are not trained: an
+    optimizer, a reducer or a compiled step may hold on to where they were.
 
     Parts that are stacked already, by an earlier decoder, lie one after the other in one storage:
     the whole is then a longer view from the start of the first. Moving a model to another device or
@@ -115,7 +107,8 @@ class Layer:
         if attn.query.weight.dtype != dtype:  # these are copies, so one copy of all is no more
             pairs = ((torch.cat([w for w, _ in pairs]), torch.cat([b for _, b in pairs])),)
         elif not any(p.requires_grad for part in parts for p in part.parameters()):
-            pairs = (fused_in_place(parts),)
+            weight = stacked_in_place([part.weight for part in parts])
+            pairs = ((weight, stacked_in_place([part.bias for part in parts])),)
         # Otherwise the weights are being trained: they stay where they are, three products a layer.
         ends = {"proj": pair(attn.proj), "up": pair(mlp[0]), "down": pair(mlp[2])}
         return cls(attn.n_head, pair(block.ln1), pair(block.ln2), pairs, **ends)
