@@ -62,11 +62,7 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels of "height,width", or of one number for a square.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """(height, width) in pixels of "height,width", or of one number for a square."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"a size is height,width in pixels, such as 256,384, not '{text}'")
@@ -74,11 +70,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """Numbers of a comma list (a trailing comma is fine), without repetitions.
-
-    Raises:
-        UserError: if a part is not a number, or there is none.
-    """
+    """Numbers of a comma list (a trailing comma is fine), without repetitions."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if not part.isdecimal():
@@ -125,8 +117,7 @@ def flag(default: Any, help: str, *names: str, **options: Any) -> Any:
 def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
     """A flag `--<field>` for every `flag` field of the dataclass, and of dataclasses inside it.
 
-    Args:
-        defaults: other default values than the fields'.
+    `defaults` are other default values than the fields'.
     """
     hints = typing.get_type_hints(settings)
     for entry in fields(settings):

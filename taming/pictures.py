@@ -1,7 +1,6 @@
 """Pixels and values, and pictures composed for people to look at.
 
-Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255. All conversions
-between them are here, and the resizing of users' images, and pages with several images.
+Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255.
 """
 
 from __future__ import annotations
@@ -69,11 +68,7 @@ def to_gray(pixels: Tensor) -> Tensor:
 
 
 def to_pillow(values: Tensor) -> Image.Image:
-    """Values (C, H, W) in [-1, 1], with C = 1 (gray), 3 or 4 (RGBA), as an image of Pillow's.
-
-    Raises:
-        UserError: for any other number of channels.
-    """
+    """Values (C, H, W) in [-1, 1], with C = 1 (gray), 3 or 4 (RGBA), as an image of Pillow's."""
     _check_channels(values)
     pixels = to_uint8(values.detach()).permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
@@ -83,9 +78,6 @@ def to_rgb_pixels(values: Tensor) -> Tensor:
     """Values (C, H, W) in [-1, 1] as pixels uint8 (3, H, W), as a PNG of them would be read.
 
     Gray values (C = 1) are repeated; of RGBA (C = 4), transparency is dropped.
-
-    Raises:
-        UserError: for any other number of channels.
     """
     _check_channels(values)
     return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
@@ -137,15 +129,10 @@ def resize_and_crop(
 
 
 def enlarged(picture: Image.Image, side: int = 384) -> Image.Image:
-    """A small picture with every pixel as a square, its longer side at most `side`.
-
-    Pictures whose pixels cannot be doubled within `side` are returned as they are.
-    """
-    times = side // max(picture.size)
-    if times < 2:
-        return picture
+    """A small picture with every pixel as a square, its longer side at most `side`, or as it is."""
+    times = max(1, side // max(picture.size))
     size = (times * picture.width, times * picture.height)
-    return picture.resize(size, Image.Resampling.NEAREST)
+    return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)
 
 
 # ---------------------------------------------------------------------- composing
@@ -168,8 +155,8 @@ def grid(
         rows: the cells of every row, which may differ in number; `(caption, cell)` has a line of
             text above it. A column of None alone is a wider gap.
         titles: a text above each column, or above those columns that a mapping names.
-        side: cells are scaled to fit into squares of so many pixels (small ones show their pixels
-            as squares); None leaves them at their own size.
+        side: cells are scaled to fit into squares of so many pixels, small ones as `enlarged`; None
+            leaves them at their own size.
     """
     cells = [[_composed(cell, side) for cell in row] for row in rows]
     columns = max(map(len, cells))
@@ -266,10 +253,7 @@ def text_images(texts: Sequence[str], size: tuple[int, int]) -> Tensor:
 
 
 def code_picture(indices: Tensor) -> Image.Image:
-    """Codebook indices int64 (h, w) as an image of h x w pixels, a color for each index.
-
-    The colors are arbitrary: neighboring indices have nothing in common.
-    """
+    """Codebook indices int64 (h, w) as an image of h x w pixels, an arbitrary color for each."""
     generator = torch.Generator().manual_seed(0)
     colors = torch.randint(256, (int(indices.max()) + 1, 3), generator=generator).byte()
     return Image.fromarray(colors[indices.cpu()].numpy())

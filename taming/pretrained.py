@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import urllib.error
@@ -137,8 +136,8 @@ def download_model(
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
-    Hashes are recorded at the first download of a file; with `check`, present files are compared
-    to them.
+    Hashes are recorded at the first download of a file; with `check`, present files are compared to
+    them.
 
     Raises:
         UserError: if a file cannot be fetched, or is no checkpoint or another than at first.
@@ -218,11 +217,10 @@ def _download_file(
     fetch(file.url, unchecked, size=file.size, patience=patience)
     try:
         _verify(unchecked, file, known)
-        placed = {file.path: target}
         if _is_archive(unchecked):
             placed = _unpack(unchecked, folder)
         else:
-            os.replace(unchecked, target)
+            placed = {file.path: unchecked.replace(target)}
     finally:
         unchecked.unlink(missing_ok=True)
     return {

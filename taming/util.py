@@ -36,9 +36,6 @@ def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) 
     """The path of "vgg_lpips", the calibrated layers of LPIPS, below the folder `root`.
 
     Copied there from the installed package `lpips` if missing or, with `check`, if damaged.
-
-    Raises:
-        UserError: for another name, or if that package is missing.
     """
     if name != "vgg_lpips":
         raise UserError(f"there is no checkpoint named {name}; the only one is vgg_lpips")

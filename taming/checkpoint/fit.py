@@ -112,16 +112,14 @@ def _wrong_shape(file: Shapes, model: Shapes) -> str | None:
         for name in wrong:
             if not re.fullmatch(r"(.*\.)?" + pattern, name) or dimension >= len(model[name]):
                 continue
-            in_model, in_file = model[name][dimension], None
-            if dimension < len(file[name]):
-                in_file = file[name][dimension]
+            in_model, in_file = model[name][dimension], dict(enumerate(file[name])).get(dimension)
             if in_model != in_file:
                 difference = _difference(name, key, in_model, in_file)
                 return f"{difference} ('{name}' has shape {list(file[name])})"
-    for name in wrong:
-        shape, expected = list(file[name]), list(model[name])
-        return f"'{name}' has shape {shape}, but the config makes it {expected}"
-    return None
+    if not wrong:
+        return None
+    name = wrong[0]
+    return f"'{name}' has shape {list(file[name])}, but the config makes it {list(model[name])}"
 
 
 def _difference(name: str, key: str, in_model: int, in_file: int | None) -> str:

@@ -29,8 +29,8 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pi
 def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
     """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
 
-    The classes are neither needed nor run: their modules and parameters are read as data, from
-    files of torch of any age. A file with a `state_dict` alone is read too.
+    The classes are not run: their modules and parameters are read as data, from files of torch of
+    any age. A file with a `state_dict` alone is read too.
 
     Raises:
         UserError: for anything else, and for files that name other classes or functions.
@@ -62,14 +62,11 @@ def _content(path: Path, packages: tuple[str, ...]) -> Any:
         return _read_old(path, file, packages)
 
 
-# ---------------------------------------------------------------------- files before torch 1.6
-
-
 def _read_old(path: Path, file: IO[bytes], packages: tuple[str, ...]) -> Any:
-    """Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
+    """The content of a file before torch 1.6.
 
-    torch's own safe reader refuses whole models in this format, as it stores their classes' source
-    code beside the names.
+    Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
+    torch's own safe reader refuses whole models of that time, whose classes' source code is stored.
     """
     if _Reader(path, file, packages).load() != _MAGIC:
         raise pickle.UnpicklingError("not a file of torch")

@@ -63,8 +63,8 @@ def load_weights(
             losses, which only training needs).
         assign: let the module's parameters and buffers, which stay the same objects, take the
             memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
-            that nobody else uses, such as those just read from a file: pages of the file then serve
-            as memory until they are written to, which changes the process's own memory alone.
+            that nobody else uses: pages of a mapped file then serve as memory until they are
+            written to, which changes the process's own memory alone.
 
     Raises:
         UserError: for any other difference, as the model would not be the one that was saved.
@@ -82,11 +82,8 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     """Put the weights of a checkpoint or run folder into `module`, as `load_weights` does.
 
     They are copied part by part, and the file's pages released in between, so that hardly any
-    memory is needed beside the module's. Only files of torch before 1.6 are read as a whole.
-    Returns the file's path.
-
-    Raises:
-        UserError: as `find_run`, `read_checkpoint` and `load_weights` do.
+    memory is needed beside the module's; files of torch before 1.6 are read as a whole. Returns the
+    file's path.
     """
     file = find_run(path).checkpoint
     version, state = _version(file), read_checkpoint(file)["state_dict"]
@@ -146,10 +143,8 @@ def check_fit(
 ) -> None:
     """Refuse `loaded` tensors that lack the names and shapes of a model's `own`.
 
-    Names that begin with one of `optional`, or have a part that does, may be on one side alone.
-
-    Raises:
-        UserError: with the key of the config that is likely wrong.
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone. The
+    `UserError` names the key of the config that is likely wrong.
     """
     missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
     excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]

@@ -20,8 +20,8 @@ class KMeans(nn.Module):
     """Clusters pixels by Lloyd's algorithm; pixels become cluster indices, and back (as in iGPT).
 
     As the first stage of a transformer it takes its colors from the first batch it encodes, unless
-    a checkpoint has them; every pixel is a code, so that there are `resolution` squared of them in
-    training. It is its own table of codes: `n_e` colors of `e_dim` channels.
+    a checkpoint has them; `resolution` is the side of the training's images. It is its own table of
+    codes: `n_e` colors of `e_dim` channels.
 
     Buffers: `C` (ncluster, nc), the colors; `initialized`, 1 once they are set.
     """
@@ -69,7 +69,7 @@ class KMeans(nn.Module):
         return torch.where(count > 0, total / count.clamp(min=1), strays)
 
     def forward(
-        self, x: Tensor, reverse: bool = False, shape: tuple[int, int] | None = None
+        self, x: Tensor, reverse: bool = False, shape: Sequence[int] | None = None
     ) -> Tensor:
         """Images (B, nc, H, W) to indices (B, H * W); with `reverse` back to images.
 
@@ -106,25 +106,19 @@ class KMeans(nn.Module):
     def encode(self, x: Tensor) -> Encoding:
         """Images [B, nc, H, W] -> (the same in k colors, no loss, (None, None, indices))."""
         if not self.is_initialized():
-            self._initialize_from(x)
+            pixels = x.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
+            self.initialize(pixels)
+            same_on_all_ranks(self.C)
+            log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
         indices = self(x)
-        return self.get_codebook_entry(indices, self._grid(x)), None, (None, None, indices)
-
-    def _initialize_from(self, images: Tensor) -> None:
-        pixels = images.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
-        self.initialize(pixels)
-        same_on_all_ranks(self.C)
-        log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
-
-    def _grid(self, x: Tensor) -> tuple[int, int, int, int]:
-        return len(x), x.shape[2], x.shape[3], self.nc
+        return self(indices, reverse=True, shape=x.shape[2:]), None, (None, None, indices)
 
     def decode(self, quant: Tensor) -> Tensor:
         """Images in k colors are images already."""
         return quant
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Colors of `indices` [...] as [..., nc]; with `shape` (b, h, w, nc) as [b, nc, h, w]."""
+        """See `CodeTable`."""
         colors = self.C[indices]
         if shape is None:
             return colors
@@ -137,7 +131,7 @@ class KMeans(nn.Module):
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Indices [B, H, W], or [B, H*W] of square images -> images [B, nc, H, W]."""
-        shape = tuple(indices.shape[1:]) if indices.dim() == 3 else None
+        shape = indices.shape[1:] if indices.dim() == 3 else None
         images: Tensor = self(indices.flatten(1), reverse=True, shape=shape)
         return images
 

@@ -66,7 +66,6 @@ class Identity(nn.Module):
     """Raster order: left to right, top to bottom."""
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Return `x` as it is."""
         return x
 
 
@@ -77,9 +76,8 @@ def _grid(height: int, width: int) -> Tensor:
 def _sorted_by_bits(height: int, width: int, bits: Iterable[int]) -> Tensor:
     """Positions sorted by some bits of (row, column), the first of `bits` counting most.
 
-    Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit). Of 4 x 4
-    positions, row 2 = 0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and
-    7 by bits 0, 1 (the digits 1, 3).
+    Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit): row 2 =
+    0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and 7 by bits 0, 1.
     """
     row = torch.arange(height)[:, None]
     column = torch.arange(width)

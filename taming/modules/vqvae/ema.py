@@ -100,13 +100,10 @@ class EMAVectorQuantizer(Codebook):
         codes = F.embedding(indices, self.codes)  # (N, C), before this batch moves them
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         if self.training and torch.is_grad_enabled():
-            self._follow(rows.detach(), indices)
+            self.embedding.update(rows.detach(), indices)
+            if self.revive_after > 0:
+                self.embedding.revive(rows.detach(), self.decay**self.revive_after)
         loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled
         z_q = channels_first(straight_through(rows, codes), like=z)
         usage = perplexity(indices, self.n_e)
         return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))
-
-    def _follow(self, rows: Tensor, indices: Tensor) -> None:
-        self.embedding.update(rows, indices)
-        if self.revive_after > 0:
-            self.embedding.revive(rows, self.decay**self.revive_after)
