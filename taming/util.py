@@ -20,9 +20,6 @@ def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 102
     """Fetch `url` to `local_path`, in chunks of `chunk_size` bytes, with a progress bar.
 
     The file appears only once it is complete; a call after a failed one continues it.
-
-    Raises:
-        UserError: if it cannot be fetched.
     """
     fetch(url, local_path, chunk_size=chunk_size)
 

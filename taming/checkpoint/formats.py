@@ -151,8 +151,7 @@ def todays_name(module: str, name: str) -> str:
 def stand_in(path: Path, name: str, packages: tuple[str, ...]) -> Callable[..., Any] | None:
     """What replaces a class or function that a file names; None for torch's own.
 
-    Raises:
-        UserError: for names that are neither plain data nor foreign and known to be harmless.
+    Names that are neither plain data nor foreign and known to be harmless are refused.
     """
     if name in _STAND_INS:
         return _STAND_INS[name]

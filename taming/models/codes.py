@@ -68,12 +68,10 @@ class CodesInterface(nn.Module):
         return channels_first(batch[k])
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> codebook indices [B, h, w]."""
         quant, _, (_, _, indices) = self.encode(x)
         return indices.reshape(quant.shape[0], *quant.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
         return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
@@ -84,23 +82,19 @@ class CodesInterface(nn.Module):
 
     @property
     def downsampling_factor(self) -> int:
-        """Pixels per code, along a side."""
         factor: int = 2 ** (self.decoder.num_resolutions - 1)
         return factor
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
         convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
         return next(convolutions).in_channels
 
     @property
     def reads_labels(self) -> bool:
-        """Whether its images are segmentations: one channel per label, one-hot."""
         return self.channels not in (1, 3) or "colorize" in self._buffers
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the codes at the resolution of the config."""
         _, _, height, width = self.decoder.z_shape
         return self.quantize.e_dim, height, width
 

@@ -65,7 +65,6 @@ class DalleVAE(CodesInterface, nn.Module):
         return codes, codes.new_zeros(()), (None, None, indices)
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Codes [B, n_init, h, w] -> images [B, 3, 8h, 8w] in [-1, 1]."""
         return unmap_pixels(self.decoder(quant)[:, :3].sigmoid())
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:

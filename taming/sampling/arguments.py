@@ -65,11 +65,7 @@ class DataArguments:
         return run.load(run.base if self.ignore_base_data else [*run.base, *self.config])
 
     def open(self, run: Run, arguments: RunArguments) -> SeededDataset:
-        """The dataset.
-
-        Raises:
-            UserError: if the configs have none, or no such split.
-        """
+        """The dataset, see `open_dataset`."""
         base = [*arguments.base, *self.config]
         data = data_config(run, base, arguments.overrides, self.ignore_base_data)
         return open_dataset(data, self.split)

@@ -205,11 +205,7 @@ def image_condition_stage(model: Net2NetTransformer) -> FirstStage:
 
 
 def cut_to_tokens(images: Tensor, factor: int) -> Tensor:
-    """[B, C, H, W] without the last rows and columns that fill no whole token.
-
-    Raises:
-        UserError: if nothing would be left.
-    """
+    """[B, C, H, W] without the last rows and columns that fill no whole token."""
     height, width = (side // factor * factor for side in images.shape[2:])
     if not height or not width:
         size = f"{images.shape[3]} x {images.shape[2]}"

@@ -145,11 +145,7 @@ class FolderWriter:
 
 
 def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
-    """Sample what `folder` lacks of a job, with a progress bar; returns the number of new images.
-
-    Raises:
-        UserError: as `SampleFolder` and `sample_images` do.
-    """
+    """Sample what `folder` lacks of a job, with a progress bar; the number of new images."""
     (rank, processes), count = job.share, job.plan.num_samples
     existing = sum(n < count for label in job.labels for n in folder.finished(label))
     own = -(-(len(job.labels) * count - existing) // processes)

@@ -27,13 +27,10 @@ def load_transformer(
     """The `Net2NetTransformer` of a run, in eval mode on `device`, the run and its global step.
 
     Args:
-        path: run folder or checkpoint.
+        path: run folder or checkpoint; a first stage's is refused.
         base: YAMLs merged over the run's own; then `overrides`, `key.path=value`.
         dtype: the transformer's precision; None leaves it as it is. Nothing needs gradients, so
             decoders use the weights where they are.
-
-    Raises:
-        UserError: if there is no such run, or it is a first stage.
     """
     model, run, global_step = load_run(path, base, overrides)
     if not isinstance(model, Net2NetTransformer):
@@ -67,11 +64,7 @@ def data_config(
     overrides: Sequence[str] = (),
     ignore_base_data: bool = False,
 ) -> DictConfig:
-    """The `data` section of a run's configs, `base` merged over them, or of `base` alone.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The `data` section of a run's configs, `base` merged over them, or of `base` alone."""
     if ignore_base_data:
         config = load_config(base, [text for text in overrides if text.startswith("data.")])
     else:

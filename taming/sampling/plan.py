@@ -31,10 +31,7 @@ TOP_K = 250
 class SamplingPlan:
     """All that decides the samples of a run, beside the run itself.
 
-    Fields without a flag are given by the script.
-
-    Raises:
-        UserError: for values out of range.
+    Fields without a flag are given by the script. Values out of range are refused.
     """
 
     num_samples: int = flag(50_000, "per class, if there are classes", "-n")
@@ -89,11 +86,7 @@ class SamplingPlan:
     def job(
         self, model: Net2NetTransformer, batch_size: int, share: tuple[int, int] | None = None
     ) -> SamplingJob:
-        """The job for a loaded model; `share` is this process's, by default as torchrun says.
-
-        Raises:
-            UserError: for classes, a size or a classifier that there is not.
-        """
+        """The job for a loaded model; `share` is this process's, by default as torchrun says."""
         return SamplingJob(
             plan=self,
             model=model,

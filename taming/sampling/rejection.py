@@ -52,20 +52,14 @@ def best_of(samples: Iterable[Sample], score: Score, ratio: float) -> Iterator[S
     kept, of = group_of(ratio)
     iterator = iter(samples)
     while group := list(islice(iterator, of)):
-        labels = torch.tensor([_label(sample) for sample in group])
-        scores = score(torch.stack([sample.image for sample in group]), labels).cpu()
+        labels = [sample.label for sample in group if sample.label is not None]
+        if len(labels) < len(group):
+            raise UserError("rejection asks how like its class a sample is; this model has none")
+        scores = score(torch.stack([s.image for s in group]), torch.tensor(labels)).cpu()
         for place, index in enumerate(scores.argsort(descending=True, stable=True)[:kept].tolist()):
-            chosen = group[index]
+            chosen, best = group[index], float(scores[index])
             number = chosen.number // of * kept + place
-            yield replace(
-                chosen, number=number, candidate=chosen.number, score=float(scores[index])
-            )
-
-
-def _label(sample: Sample) -> int:
-    if sample.label is None:
-        raise UserError("rejection asks how much a sample is like its class; this model has none")
-    return sample.label
+            yield replace(chosen, number=number, candidate=chosen.number, score=best)
 
 
 class Classifier:
@@ -105,10 +99,10 @@ class Classifier:
 
 def require_known(label: int, probabilities: Tensor) -> None:
     """Refuse a label beyond the classes of `probabilities` [B, K]."""
-    if label >= probabilities.shape[1]:
+    last = probabilities.shape[1] - 1
+    if label > last:
         raise UserError(
-            f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples are "
-            f"of class {label}"
+            f"the classifier knows classes 0 to {last}, and the samples are of class {label}"
         )
 
 

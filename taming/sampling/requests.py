@@ -108,9 +108,6 @@ def request_for_condition(
     """The request for one image of `shape` (in tokens) under a condition of batch size 1.
 
     `c` is what `model.get_input` gives; None if the model needs none (no condition, coordinates).
-
-    Raises:
-        UserError: if `c` is None and the model needs it.
     """
     if model.condition_kind == "none":
         return Request(number, (model.sos_token,), known=known)
@@ -159,11 +156,7 @@ def requests_for_scene(
 def request_for_inputs(
     model: Net2NetTransformer, inputs: SampleInputs, known: Tensor | None = None
 ) -> Request:
-    """The request for sample 0 of `inputs`; `known` are indices (h, w) to keep, -1 elsewhere.
-
-    Raises:
-        UserError: if the model needs a condition and the inputs have none.
-    """
+    """The request for sample 0 of `inputs`; `known` are indices (h, w) to keep, -1 elsewhere."""
     if inputs.scene is None or inputs.builder is None:
         return request_for_condition(model, inputs.c, 0, inputs.shape, known)
     (request,) = requests_for_scene(inputs.scene, inputs.builder, inputs.number, [0])

@@ -58,11 +58,7 @@ def builders_of(dataset: Dataset[Any]) -> Mapping[str, SceneBuilder]:
 
 
 def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
-    """What turns scenes of a dataset into tokens for the condition `key`.
-
-    Raises:
-        UserError: if the dataset has no condition of that name.
-    """
+    """What turns scenes of a dataset into tokens for the condition `key`, which it must have."""
     builders = builders_of(dataset)
     if key not in builders:
         hint = did_you_mean(key, builders)

@@ -28,10 +28,7 @@ class SampleSettings:
 
     Classifier-free guidance (arXiv 2207.12598) moves the logits from those without the condition
     (scale 0) through those with it (scale 1: no guidance) and beyond. With a schedule other than
-    "constant" the scale rises from 1 to `guidance` over the image.
-
-    Raises:
-        UserError: for values out of range.
+    "constant" the scale rises from 1 to `guidance` over the image. Values out of range are refused.
     """
 
     temperature: float = flag(1.0, "divides the logits; 0: always the likeliest token", "-t")

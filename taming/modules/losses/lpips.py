@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -85,22 +86,14 @@ class SlicedBackbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
         for slice_ in self.children():
-            x = slice_(x)
-            features.append(x)
+            features.append(x := slice_(x))
         return features
 
 
-class CalibratedLayer(nn.Module):
-    """One non-negative weight per channel: [B, C, H, W] -> [B, 1, H, W]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential()
-        self.model.add_module("1", _EmptyConv(width, 1, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weighted: Tensor = self.model(x)
-        return weighted
+def _calibrated_layer(width: int) -> nn.Module:
+    """One weight per channel, [B, C, H, W] -> [B, 1, H, W], named `model.1.weight`."""
+    layers = nn.Sequential(OrderedDict({"1": _EmptyConv(width, 1, 1, bias=False)}))
+    return nn.Sequential(OrderedDict(model=layers))
 
 
 class LPIPS(nn.Module):
@@ -122,7 +115,7 @@ class LPIPS(nn.Module):
         slices = BACKBONE_SLICES[net]
         self.net = SlicedBackbone(slices)
         for index, convolutions in enumerate(slices.convolutions):
-            self.add_module(f"lin{index}", CalibratedLayer(convolutions[-1][0]))
+            self.add_module(f"lin{index}", _calibrated_layer(convolutions[-1][0]))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
@@ -141,11 +134,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def prepare(self, path: str | None = None) -> None:
-        """Load the weights unless a checkpoint has; `backbone_file` says from where.
-
-        Raises:
-            UserError: if a file is missing and cannot be downloaded, or is damaged.
-        """
+        """Load the weights unless a checkpoint has; see `backbone_file`."""
         if self.ready:
             return
         try:

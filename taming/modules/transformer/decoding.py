@@ -24,15 +24,13 @@ class CachedDecoder:
 
     Args:
         batch_size: the largest batch.
-        max_length: the longest sequence that will be fed; the last token sampled need not be.
+        max_length: the longest sequence that will be fed, at most the GPT's `block_size`; the last
+            token sampled need not be.
         dtype: of weights, cache and arithmetic; for another than the GPT's, weights are copied.
         static: every step has the same shapes and reads its position from the device, and on CUDA
             it is recorded as a graph (the default there); otherwise a step reads the filled part of
             the cache alone.
         compiled: steps are static, and go through `torch.compile` first.
-
-    Raises:
-        UserError: if `max_length` is beyond the GPT's `block_size`.
     """
 
     def __init__(
@@ -68,11 +66,8 @@ class CachedDecoder:
     def extend(self, idx: Tensor) -> Tensor:
         """Read further tokens `idx` (B, T), T >= 1; float32 logits (B, V) after the last of them.
 
-        Static steps return the same tensor again and again: use it before the next.
-
-        Raises:
-            UserError: while the sequence is inside the GPT's `n_unmasked` first positions, which
-                see each other and so must come together, in the prompt.
+        Static steps return the same tensor again and again: use it before the next. The GPT's first
+        `n_unmasked` positions see each other, so that they must come together, in the prompt.
         """
         if self.length < self.n_unmasked:
             raise UserError(

@@ -39,16 +39,11 @@ class KMeans(nn.Module):
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
     def is_initialized(self) -> bool:
-        """Whether the colors have been computed or loaded."""
         return bool(self.initialized.item() == 1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Compute the colors of the pixels `x` (N, nc), N >= ncluster.
-
-        Raises:
-            UserError: with fewer pixels than clusters.
-        """
+        """Compute the colors of the pixels `x` (N, nc), N >= ncluster."""
         if len(x) < self.ncluster:
             raise UserError(
                 f"{len(x)} pixels cannot form {self.ncluster} clusters: lower ncluster, or give "
@@ -91,7 +86,6 @@ class KMeans(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
         return self.nc
 
     @property
@@ -100,7 +94,6 @@ class KMeans(nn.Module):
         return self
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the codes of an image of the training size."""
         return self.nc, self.resolution, self.resolution
 
     def encode(self, x: Tensor) -> Encoding:
@@ -125,12 +118,10 @@ class KMeans(nn.Module):
         return colors.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images [B, nc, H, W] -> indices [B, H, W]."""
         _, _, (_, _, indices) = self.encode(x)
         return indices.reshape(len(x), *x.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices [B, H, W], or [B, H*W] of square images -> images [B, nc, H, W]."""
         shape = indices.shape[1:] if indices.dim() == 3 else None
         images: Tensor = self(indices.flatten(1), reverse=True, shape=shape)
         return images

@@ -26,11 +26,7 @@ from taming.errors import UserError
 
 
 class Permuter(nn.Module):
-    """Reorders sequences of latent indices by a fixed permutation; a class for every order.
-
-    Raises:
-        UserError: for a height or width below 1.
-    """
+    """Reorders sequences of latent indices by a fixed permutation; a class for every order."""
 
     forward_shuffle_idx: Tensor
     backward_shuffle_idx: Tensor
@@ -48,11 +44,7 @@ class Permuter(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order.
-
-        Raises:
-            UserError: if the sequence is not H * W long.
-        """
+        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order."""
         order = self.backward_shuffle_idx if reverse else self.forward_shuffle_idx
         if x.shape[1] != len(order):
             raise UserError(
