@@ -13,8 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ from taming.models.dalle import convert
 RECORD = "downloads.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 WANTED = (".ckpt", ".yaml", ".yml", ".pkl", ".zip")
-
-Resolve = Callable[[str], "list[RemoteFile]"]
 
 
 @dataclass(frozen=True)
@@ -116,11 +114,8 @@ def _in_run_layout(files: list[RemoteFile]) -> list[RemoteFile]:
     """The files with paths relative to the parent of `checkpoints` (`ckpts` on some servers)."""
     paths = [re.sub(r"(^|/)ckpts/", r"\1checkpoints/", file.path) for file in files]
     above = [path.partition("checkpoints/")[0] for path in paths if "checkpoints/" in path]
-    prefix = min(above, key=len, default="")
-    return [
-        RemoteFile(file.url, path.removeprefix(prefix), file.size)
-        for file, path in zip(files, paths, strict=True)
-    ]
+    paths = [path.removeprefix(min(above, key=len, default="")) for path in paths]
+    return [replace(file, path=path) for file, path in zip(files, paths, strict=True)]
 
 
 # ---------------------------------------------------------------------- files -> a run folder
@@ -132,7 +127,6 @@ def download_model(
     *,
     check: bool = False,
     patience: Patience | None = None,
-    resolve: Resolve = remote_files,
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
@@ -150,7 +144,7 @@ def download_model(
     if record["complete"] and all((folder / path).is_file() for path in files):
         return _converted(folder)
     for address in model.addresses:
-        for file in resolve(address):
+        for file in remote_files(address):
             files |= _download_file(file, folder, files, patience)
             _write_record(folder, record)
     _add_config(model.name, folder)
@@ -200,8 +194,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _check_present(path: Path, known: dict[str, Any], thoroughly: bool) -> None:
     if not path.is_file():
         return
-    wrong_size = path.stat().st_size != known["size"]
-    if wrong_size or (thoroughly and file_hash(path) != known["sha256"]):
+    wrong = path.stat().st_size != known["size"]
+    if wrong or (thoroughly and file_hash(path) != known["sha256"]):
         raise UserError(f"{path} is not the file that was downloaded; delete it to fetch it again")
 
 

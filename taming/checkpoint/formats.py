@@ -23,20 +23,9 @@ from taming.errors import UserError
 Read = TypeVar("Read")
 
 # What torch, pickle and zipfile raise for files that are cut short or something else altogether.
-BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    OSError,
-    MemoryError,  # for a nonsensical length of what follows
-    OverflowError,
-)
+BROKEN: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error)
+BROKEN += (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, OSError)
+BROKEN += (MemoryError, OverflowError)  # for a nonsensical length of what follows
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

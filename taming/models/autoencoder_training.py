@@ -99,13 +99,14 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
         autoencoder makes of the same batch."""
         x = self.get_input(batch, self.image_key)
-        optimizers = self._wrapped_optimizers()
-        boundary = self._is_update(batch_idx)
+        optimizers: Any = self.optimizers()
+        boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
         step = self.global_step  # the update below counts, and both sides play at one step
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
             self._backward(self._loss_of(self._reconstruct(x, step), GENERATOR, "train"))
         if boundary:
-            self._update(optimizers[0], counted=True)
+            generator = optimizers if self.discriminator is None else optimizers[0]
+            self._update(generator, counted=True)
         if self.discriminator is None:
             return
         with torch.no_grad():
@@ -145,16 +146,8 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
         return loss, terms
 
-    def _is_update(self, batch_idx: int) -> bool:
-        full = (batch_idx + 1) % self.accumulate_grad_batches == 0
-        return full or self.trainer.is_last_batch
-
     def _backward(self, loss: Tensor) -> None:
         self.manual_backward(loss / self.accumulate_grad_batches)
-
-    def _wrapped_optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
         """Clip and step. Lightning counts the steps of its own wrappers of optimizers: only the

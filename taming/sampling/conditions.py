@@ -21,13 +21,6 @@ from taming.pictures import resize, resize_and_crop, to_values_array
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
 
-# What the files are called in errors, and what to give instead.
-NAMES: dict[Content, tuple[str, str]] = {
-    "color": ("image", "an image file"),
-    "gray": ("image", "an image file"),
-    "labels": ("segmentation", "a PNG of label numbers"),
-    "mask": ("mask", "an image that is white where pixels are kept"),
-}
 # EXIF's orientation -> (whether rows and columns change places, what is then reversed: rows,
 # columns), such that the image stands upright. 6 is a camera turned to the left: the file's first
 # column, from below, is the image's first row.
@@ -55,11 +48,11 @@ def read_pixels(path: str | Path, content: Content = "color", upright: bool = Fa
     Raises:
         UserError: for a file that is missing, no image, or of other content.
     """
-    name, advice = NAMES[content]
+    read, name, advice = READERS[content]
     if not Path(path).is_file():
         raise UserError(f"there is no {name} {path}")
     try:
-        pixels = READERS[content](str(path))
+        pixels = read(str(path))
         orientation = _orientation(str(path)) if upright else 1
     except BadImage as error:
         raise UserError(f"{path} {error}; give {advice}") from None
@@ -87,11 +80,12 @@ def _read_mask(path: str) -> np.ndarray:
         return np.array(image.convert("L"))
 
 
-READERS: dict[Content, Callable[[str], np.ndarray]] = {
-    "color": read_rgb,
-    "gray": _read_gray,
-    "labels": _read_labels,
-    "mask": _read_mask,
+# How files are read, what they are called in errors, and what to give instead.
+READERS: dict[Content, tuple[Callable[[str], np.ndarray], str, str]] = {
+    "color": (read_rgb, "image", "an image file"),
+    "gray": (_read_gray, "image", "an image file"),
+    "labels": (_read_labels, "segmentation", "a PNG of label numbers"),
+    "mask": (_read_mask, "mask", "an image that is white where pixels are kept"),
 }
 
 

@@ -16,11 +16,14 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 
+Paths = Sequence[str | Path]
+Device = str | torch.device
+
 
 def load_transformer(
     path: str | Path,
-    base: Sequence[str | Path] = (),
-    device: str | torch.device = "auto",
+    base: Paths = (),
+    device: Device = "auto",
     overrides: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> tuple[Net2NetTransformer, Run, int]:
@@ -44,10 +47,7 @@ def load_transformer(
 
 
 def load_first_stage(
-    path: str | Path,
-    base: Sequence[str | Path] = (),
-    device: str | torch.device = "auto",
-    overrides: Sequence[str] = (),
+    path: str | Path, base: Paths = (), device: Device = "auto", overrides: Sequence[str] = ()
 ) -> tuple[FirstStage, Run, int]:
     """The first stage of a run, which may be a transformer's: see `load_transformer`."""
     model, run, global_step = load_run(path, base, overrides)
@@ -59,10 +59,7 @@ def load_first_stage(
 
 
 def data_config(
-    run: Run,
-    base: Sequence[str | Path] = (),
-    overrides: Sequence[str] = (),
-    ignore_base_data: bool = False,
+    run: Run, base: Paths = (), overrides: Sequence[str] = (), ignore_base_data: bool = False
 ) -> DictConfig:
     """The `data` section of a run's configs, `base` merged over them, or of `base` alone."""
     if ignore_base_data:

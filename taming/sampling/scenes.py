@@ -72,12 +72,6 @@ def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
     return seeded.dataset
 
 
-def scene_of_data(dataset: AnnotatedObjectsDataset, number: int, item: Mapping[str, Any]) -> Scene:
-    """The scene of a dataset's image; `item` has its `crop_bbox` and `flipped`."""
-    annotations = list(dataset.annotations(number))
-    return Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
-
-
 def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     """The scene of that number of a `SeededDataset` of scenes, and its image [1, H, W, 3].
 
@@ -85,8 +79,9 @@ def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     """
     dataset = scene_dataset(seeded)
     dataset.keys = ["image", "crop_bbox", "flipped"]
-    item = seeded[number]
-    return scene_of_data(dataset, number, item), torch.from_numpy(item["image"])[None]
+    item, annotations = seeded[number], list(dataset.annotations(number))
+    scene = Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
+    return scene, torch.from_numpy(item["image"])[None]
 
 
 def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene:

@@ -78,10 +78,6 @@ class CachedDecoder:
             return self._static_step(idx[:, 0])
         return self._advance(idx)
 
-    def step(self, idx: Tensor) -> Tensor:
-        """`extend` by one token of every sequence, `idx` (B,)."""
-        return self.extend(idx[:, None])
-
     def _advance(self, idx: Tensor) -> Tensor:
         start, stop = self.length, self.length + idx.shape[1]
         if stop > self.max_length:
