@@ -13,8 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from taming.models.dalle import convert
 RECORD = "downloads.json"
 CHECKPOINT = "checkpoints/last.ckpt"
 WANTED = (".ckpt", ".yaml", ".yml", ".pkl", ".zip")
+
+Resolve = Callable[[str], "list[RemoteFile]"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _in_run_layout(files: list[RemoteFile]) -> list[RemoteFile]:
     paths = [re.sub(r"(^|/)ckpts/", r"\1checkpoints/", file.path) for file in files]
     above = [path.partition("checkpoints/")[0] for path in paths if "checkpoints/" in path]
     paths = [path.removeprefix(min(above, key=len, default="")) for path in paths]
-    return [replace(file, path=path) for file, path in zip(files, paths, strict=True)]
+    return [RemoteFile(f.url, path, f.size) for f, path in zip(files, paths, strict=True)]
 
 
 # ---------------------------------------------------------------------- files -> a run folder
@@ -127,6 +129,7 @@ def download_model(
     *,
     check: bool = False,
     patience: Patience | None = None,
+    resolve: Resolve = remote_files,
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
@@ -144,7 +147,7 @@ def download_model(
     if record["complete"] and all((folder / path).is_file() for path in files):
         return _converted(folder)
     for address in model.addresses:
-        for file in remote_files(address):
+        for file in resolve(address):
             files |= _download_file(file, folder, files, patience)
             _write_record(folder, record)
     _add_config(model.name, folder)
