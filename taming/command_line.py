@@ -85,25 +85,15 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field of a dataclass appears on the command line; see `flag`.
+    """How a field of a dataclass appears on the command line; see `flag`."""
 
-    Attributes:
-        help: what follows the flag in `--help`; the default is added.
-        names: further spellings that `--help` shows, such as "-k".
-        hidden: earlier spellings, still understood.
-        parse: from text to the value; by default the field's type.
-        metavar: what stands for the value in `--help`.
-        nargs: "*" or "+" for a flag with several values, whose field is a tuple.
-        repeated: whether the flag may be given several times; the field is a tuple.
-    """
-
-    help: str
-    names: tuple[str, ...] = ()
-    hidden: Sequence[str] = ()
-    parse: Callable[[str], Any] | None = None
-    metavar: str | None = None
-    nargs: str | None = None
-    repeated: bool = False
+    help: str  # what follows the flag in `--help`; the default is added
+    names: tuple[str, ...] = ()  # further spellings that `--help` shows, such as "-k"
+    hidden: Sequence[str] = ()  # earlier spellings, still understood
+    parse: Callable[[str], Any] | None = None  # from text to the value; default: the field's type
+    metavar: str | None = None  # what stands for the value in `--help`
+    nargs: str | None = None  # "*" or "+" for several values; the field is a tuple
+    repeated: bool = False  # whether it may be given several times; the field is a tuple
 
 
 def flag(default: Any, help: str, *names: str, **options: Any) -> Any:

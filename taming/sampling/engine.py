@@ -26,34 +26,23 @@ from taming.sampling.sliding_window import Box, SlidingWindow, layout_for
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled image.
-
-    Attributes:
-        number, label: the request's.
-        indices: int64 (H * W,), codebook indices in the transformer's (permuted) order.
-        image: float32 (C, H, W), about [-1, 1].
-        candidate, score: with rejection, the number that decided the image, and its score.
-    """
+    """A sampled image; `number` and `label` are the request's."""
 
     number: int
     label: int | None
-    indices: Tensor
-    image: Tensor
-    candidate: int | None = None
-    score: float | None = None
+    indices: Tensor  # int64 (H * W,), codebook indices in the transformer's (permuted) order
+    image: Tensor  # float32 (C, H, W), about [-1, 1]
+    candidate: int | None = None  # with rejection, the number that decided the image
+    score: float | None = None  # of this candidate
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch is: `done` of `total` indices of each of its images.
-
-    `indices` int64 (B, total) are the images' in the transformer's order; those that are not
-    sampled yet are arbitrary. They change while sampling goes on.
-    """
+    """How far a batch is: `done` of `total` indices of each of its images."""
 
     done: int
     total: int
-    indices: Tensor
+    indices: Tensor  # int64 (B, total), in the transformer's order; what is not done is arbitrary
 
 
 OnStep = Callable[[Progress], None]

@@ -26,22 +26,14 @@ PICTURE_SIDE = 384
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """Inputs of one sample, cut to whole tokens.
+    """Inputs of one sample, cut to whole tokens."""
 
-    Attributes:
-        shape: height and width of the sample in tokens.
-        x: an image [1, C, H, W] in [-1, 1] of that size.
-        c: the condition as `model.get_input` gives it, batch size 1.
-        scene, builder: the condition of a model of scenes, whose tokens depend on the window.
-        number: the item's index in its dataset.
-    """
-
-    shape: tuple[int, int]
-    x: Tensor | None = None
-    c: Tensor | None = None
-    scene: Scene | None = None
+    shape: tuple[int, int]  # height and width of the sample in tokens
+    x: Tensor | None = None  # an image [1, C, H, W] in [-1, 1] of that size
+    c: Tensor | None = None  # the condition as `model.get_input` gives it, batch size 1
+    scene: Scene | None = None  # or that of a model of scenes, whose tokens depend on the window
     builder: SceneBuilder | None = None
-    number: int = 0
+    number: int = 0  # the item's index in its dataset
 
 
 def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:

@@ -115,22 +115,15 @@ class Finished(Protocol):
 
 @dataclass(frozen=True)
 class SamplingJob:
-    """The samples of a plan that one process makes, with a loaded model.
-
-    Attributes:
-        labels: the classes, or [None].
-        shape: height and width in tokens; None: the training's.
-        score: of candidates, with rejection (see `best_of`).
-        share: (n, processes): this is the n-th of several processes that share the plan.
-    """
+    """The samples of a plan that one process makes, with a loaded model."""
 
     plan: SamplingPlan
     model: Net2NetTransformer
-    labels: Sequence[int | None]
-    shape: tuple[int, int] | None = None
-    score: Score | None = None
+    labels: Sequence[int | None]  # the classes, or [None]
+    shape: tuple[int, int] | None = None  # height and width in tokens; None: the training's
+    score: Score | None = None  # of candidates, with rejection (see `best_of`)
     batch_size: int = 25
-    share: tuple[int, int] = (0, 1)
+    share: tuple[int, int] = (0, 1)  # (n, processes): this is the n-th that shares the plan
 
     def requests(self, existing: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""

@@ -23,21 +23,17 @@ from taming.sampling.sliding_window import Box
 class Request:
     """One image to sample.
 
-    Attributes:
-        number: the sample's number (within its class); with the seed, it decides the image.
-        prompt: indices that the transformer sees first: the condition's, or the start token.
-        label: the class; None for models without classes.
-        condition: a map of the condition's indices, int64 (H, W), instead of a prompt.
-        prompt_in: at other sizes than the training's, the prompt for a window (x0, y0, width,
-            height), as shares of the image: scenes say what is in the window.
-        known: indices that are kept, int64 (H, W), -1 at positions to sample.
+    `prompt` are indices that the transformer sees first: the condition's, or the start token. At
+    other sizes than the training's, scenes have a prompt for every window instead, `prompt_in`.
     """
 
-    number: int
+    number: int  # the sample's (within its class); with the seed, it decides the image
     prompt: tuple[int, ...] = ()
-    label: int | None = None
+    label: int | None = None  # the class; None for models without classes
+    # Instead of a prompt, a map of the condition's indices, int64 (H, W).
     condition: Tensor | None = field(default=None, compare=False)
     prompt_in: Callable[[Box], Sequence[int]] | None = field(default=None, compare=False)
+    # Indices that are kept, int64 (H, W), -1 at positions to sample.
     known: Tensor | None = field(default=None, compare=False)
 
     @property

@@ -28,18 +28,12 @@ SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in an image that is to be sampled.
+    """Objects in an image that is to be sampled."""
 
-    Attributes:
-        name: of the sample's files.
-        annotations: the objects, in the order of the tokens.
-        crop: what of it the image shows, which is mirrored if `flipped`.
-    """
-
-    name: str
-    annotations: Sequence[Annotation]
-    crop: Box = WHOLE
-    flipped: bool = False
+    name: str  # of the sample's files
+    annotations: Sequence[Annotation]  # the objects, in the order of the tokens
+    crop: Box = WHOLE  # what of the scene the image shows
+    flipped: bool = False  # whether the image is mirrored
 
     def tokens(self, builder: SceneBuilder, window: Box = WHOLE) -> Tensor:
         """The condition int64 (n,) for a window of the image; by default for all of it."""

@@ -145,21 +145,17 @@ class Segment:
         tokens (B, 1)   write tensor([3])   seen 8   allowed 1 1 1 1 0 0 0 0
         tokens (B, 1)   write tensor([4])   seen 8   allowed 1 1 1 1 1 0 0 0
 
-    Attributes:
-        tokens: int64 (B, T).
-        write: their positions: a slice, or an index tensor (T,).
-        seen: the number of positions that are looked at, with the new ones.
-        allowed: bool, broadcastable to (B, heads, T, seen); None: all, or by `causal`.
-        causal: each of the new tokens, which are the first, sees itself and those before it.
-        cache: keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
-            which those of the new ones are added; None if there are none, and none are kept.
+    `cache` has keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
+    which those of the new ones are added; None if there are none, and none are kept.
     """
 
-    tokens: Tensor
-    write: slice | Tensor
-    seen: int
-    allowed: Tensor | None = None
-    causal: bool = False
+    tokens: Tensor  # int64 (B, T)
+    write: slice | Tensor  # their positions: a slice, or an index tensor (T,)
+    seen: int  # the number of positions that are looked at, with the new ones
+    allowed: Tensor | None = None  # bool, broadcastable to (B, heads, T, seen)
+    causal: bool = (
+        False  # each of the new tokens, which are the first, sees itself and those before
+    )
     cache: Tensor | None = None
 
     @property
