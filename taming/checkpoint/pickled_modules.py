@@ -11,15 +11,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from taming.checkpoint.formats import (
-    SAFE,
-    Inert,
-    explained,
-    load_torch,
-    read_checkpoint,
-    stand_in,
-    todays_name,
-)
+from taming.checkpoint import formats
+from taming.checkpoint.formats import Inert
 
 # Classes of which whole models are made, beside those of their own package.
 _PARTS = ("torch.nn.", "functools.partial", "attr.", "builtins.range")
@@ -40,8 +33,8 @@ def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[st
         content = _content(file, packages + _PARTS)
         return None if isinstance(content, Mapping) else dict(_tensors_of(content, ""))
 
-    state = explained(Path(path), read)
-    return read_checkpoint(path)["state_dict"] if state is None else state
+    state = formats.explained(Path(path), read)
+    return formats.read_checkpoint(path)["state_dict"] if state is None else state
 
 
 def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -57,7 +50,7 @@ def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 def _content(path: Path, packages: tuple[str, ...]) -> Any:
     with path.open("rb") as file:
         if file.read(2) == b"PK":  # a zip
-            return load_torch(path, packages)
+            return formats.load_torch(path, packages)
         file.seek(0)
         return _read_old(path, file, packages)
 
@@ -99,10 +92,14 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        full = todays_name(module, name)
+        full = formats.todays_name(module, name)
         if full in _MADE:
             return _MADE[full]
-        return Inert if full in SAFE else stand_in(self.path, full, self.packages) or Inert
+        return (
+            Inert
+            if full in formats.SAFE
+            else formats.stand_in(self.path, full, self.packages) or Inert
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         kind, *details = pid

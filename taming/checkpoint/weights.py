@@ -19,6 +19,8 @@ from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Tensors = Mapping[str, Tensor]  # by name
+
 
 class LargeTensorsUnset(TorchFunctionMode):
     """A context in which large tensors get no random initial values, as loading overwrites them.
@@ -47,7 +49,7 @@ class LargeTensorsUnset(TorchFunctionMode):
 
 def load_weights(
     module: nn.Module,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Tensors,
     *,
     source: str | Path = "the checkpoint",
     ignore_keys: Iterable[str] = (),
@@ -115,11 +117,7 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _common_names(
-    own: Mapping[str, Tensor],
-    loaded: Mapping[str, Tensor],
-    source: str | Path,
-    ignored: tuple[str, ...],
-    optional: Sequence[str],
+    own: Tensors, loaded: Tensors, source: object, ignored: tuple[str, ...], optional: Sequence[str]
 ) -> list[str]:
     """The names that a model and its weights share; the others are logged, or a `UserError`."""
     kept = {name: tensor for name, tensor in loaded.items() if not name.startswith(ignored)}
@@ -135,11 +133,7 @@ def _common_names(
 
 
 def check_fit(
-    own: Mapping[str, Tensor],
-    loaded: Mapping[str, Tensor],
-    *,
-    source: str | Path,
-    optional: Sequence[str] = (),
+    own: Tensors, loaded: Tensors, *, source: object, optional: Sequence[str] = ()
 ) -> None:
     """Refuse `loaded` tensors that lack the names and shapes of a model's `own`.
 
@@ -155,7 +149,7 @@ def check_fit(
         raise error
 
 
-def _take_memory(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+def _take_memory(own: Tensors, loaded: Tensors) -> None:
     """Let a module's tensors use the memory of the loaded ones if their layouts are equal.
 
     Tensors that share memory on either side, as a transformer's masks do, are left to be copied.
@@ -170,7 +164,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+def _overlapping(tensors: Tensors) -> set[str]:
     """The names of tensors that have memory in common with another one."""
     shared: set[str] = set()
     end, last = 0, ""

@@ -21,19 +21,11 @@ from taming.pictures import resize, resize_and_crop, to_values_array
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
 
-# EXIF's orientation -> (whether rows and columns change places, what is then reversed: rows,
-# columns), such that the image stands upright. 6 is a camera turned to the left: the file's first
-# column, from below, is the image's first row.
+# EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
+# that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
 ORIENTATION_TAG = 0x0112
-UPRIGHT: dict[int, tuple[bool, bool, bool]] = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
+TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+MIRRORED = {2, 4, 5, 7}
 
 
 def read_pixels(path: str | Path, content: Content = "color", upright: bool = False) -> np.ndarray:
@@ -56,9 +48,8 @@ def read_pixels(path: str | Path, content: Content = "color", upright: bool = Fa
         orientation = _orientation(str(path)) if upright else 1
     except BadImage as error:
         raise UserError(f"{path} {error}; give {advice}") from None
-    swapped, rows, columns = UPRIGHT.get(orientation, (False, False, False))
-    pixels = pixels.swapaxes(0, 1) if swapped else pixels
-    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    pixels = np.fliplr(pixels) if orientation in MIRRORED else pixels
+    return np.rot90(pixels, TURNS.get(orientation, 0))
 
 
 def _read_gray(path: str) -> np.ndarray:

@@ -157,7 +157,7 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
             bar.update(0)
 
         with FolderWriter(folder) as writer:
-            for sample in job.samples(folder, show):
+            for sample in job.samples(folder.finished, show):
                 writer.save(sample)
                 new += 1
                 bar.update()

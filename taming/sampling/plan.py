@@ -7,9 +7,9 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,6 +25,7 @@ from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import Sides, add_side_flags, tokens_for
 
 TOP_K = 250
+Finished = Callable[[int | None], set[int]]  # the numbers of a label's samples that exist
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,6 @@ def add_plan_flags(
     add_side_flags(parser)
 
 
-class Finished(Protocol):
-    """Knows which samples exist already."""
-
-    def finished(self, label: int | None) -> set[int]:
-        """Numbers of a label's samples that exist."""
-
-
 @dataclass(frozen=True)
 class SamplingJob:
     """The samples of a plan that one process makes, with a loaded model."""
@@ -125,25 +119,25 @@ class SamplingJob:
     batch_size: int = 25
     share: tuple[int, int] = (0, 1)  # (n, processes): this is the n-th that shares the plan
 
-    def requests(self, existing: Finished) -> Iterator[Request]:
+    def requests(self, finished: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""
         ratio = self.plan.reject_ratio
         requests = requests_for_labels(
             self.model,
             self.labels,
             self.plan.num_samples,
-            finished=existing.finished,
+            finished=finished,
             shape=self.shape,
             share=self.share,
             block=group_of(ratio)[0] if self.score else 1,
         )
         return candidates(requests, ratio) if self.score else requests
 
-    def samples(self, existing: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
+    def samples(self, finished: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
         """The samples that do not exist yet."""
         samples = sample_images(
             self.model,
-            self.requests(existing),
+            self.requests(finished),
             self.plan.settings,
             batch_size=self.batch_size,
             seed=self.plan.seed,

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,6 @@ from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
-
-if TYPE_CHECKING:  # torchvision takes long to import, and is needed for rejection only
-    from torchvision.models import WeightsEnum
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,15 +68,37 @@ class Classifier:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from torchvision import models
+        from torchvision import models  # takes long, and is needed for rejection only
 
         architecture, _, file = name.partition(":")
         if architecture not in models.list_models(module=models):
             raise UserError(f"torchvision has no classifier '{architecture}'; try resnet101")
         weights = models.get_model_weights(architecture).DEFAULT
         self.transform = weights.transforms(antialias=True)
-        network = _own(architecture, Path(file)) if file else _published(architecture, weights)
-        self.network, self.device = network.to(device).eval(), device
+        self.network, self.device = self._load(architecture, file).to(device).eval(), device
+
+    @staticmethod
+    def _load(architecture: str, file: str) -> nn.Module:
+        from torchvision import models
+
+        network: nn.Module
+        try:
+            if file:
+                state = read_checkpoint(file)["state_dict"]
+                classes = len(list(state.values())[-1])
+                network = models.get_model(architecture, weights=None, num_classes=classes)
+                network.load_state_dict(state)
+            else:
+                network = models.get_model(architecture, weights="DEFAULT")
+        except OSError as error:
+            raise UserError(
+                f"the weights of {architecture} could not be fetched ({error}); name a file as "
+                f"--classifier {architecture}:FILE"
+            ) from None
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
+        return network
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -104,30 +121,3 @@ def require_known(label: int, probabilities: Tensor) -> None:
         raise UserError(
             f"the classifier knows classes 0 to {last}, and the samples are of class {label}"
         )
-
-
-def _published(architecture: str, weights: WeightsEnum) -> nn.Module:
-    from torchvision import models
-
-    try:
-        network: nn.Module = models.get_model(architecture, weights=weights)
-    except OSError as error:
-        raise UserError(
-            f"the weights of {architecture} could not be fetched ({error}); name a file as "
-            f"--classifier {architecture}:FILE"
-        ) from None
-    return network
-
-
-def _own(architecture: str, file: Path) -> nn.Module:
-    from torchvision import models
-
-    state = read_checkpoint(file)["state_dict"]
-    classes = len(list(state.values())[-1])
-    network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
-    return network

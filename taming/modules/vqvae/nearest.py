@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.modules.vqvae.codebook import (
-    Codebook,
-    Quantized,
-    channels_first,
-    channels_last,
-    nearest_code,
-    perplexity,
-    straight_through,
-)
+from taming.modules.vqvae import codebook
+from taming.modules.vqvae.codebook import Codebook, Quantized
 
 
 class VectorQuantizer2(Codebook):
@@ -51,11 +44,13 @@ class VectorQuantizer2(Codebook):
         return self.beta * encoder_term + codebook_term
 
     def forward(self, z: Tensor) -> Quantized:
-        rows = channels_last(z)  # (N, C)
-        indices = nearest_code(rows, self.codes)  # (N,)
+        rows = codebook.channels_last(z)  # (N, C)
+        indices = codebook.nearest_code(rows, self.codes)  # (N,)
         codes = F.embedding(indices, self.codes).float()  # (N, C)
         loss = self._loss(rows, codes)
-        z_q = channels_first(straight_through(rows, codes), like=z)  # (B, C, h, w)
+        z_q = codebook.channels_first(
+            codebook.straight_through(rows, codes), like=z
+        )  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 
@@ -72,4 +67,4 @@ class VectorQuantizer(VectorQuantizer2):
     def forward(self, z: Tensor) -> Quantized:
         z_q, loss, (_, _, indices) = super().forward(z)
         encodings = F.one_hot(indices, self.n_e).float()
-        return z_q, loss, (perplexity(indices, self.n_e), encodings, indices[:, None])
+        return z_q, loss, (codebook.perplexity(indices, self.n_e), encodings, indices[:, None])
