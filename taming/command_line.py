@@ -1,7 +1,6 @@
 """Flags of the scripts: a parser with errors of one sentence, and flags made from dataclasses.
 
-A setting is written down once, as a field of a frozen dataclass with `flag(...)`: its default, its
-help and its other spellings. `add_flags` makes the command-line flags, `from_flags` the object.
+A setting is written down once, as a field of a frozen dataclass:
 
     @dataclass(frozen=True)
     class Blur:

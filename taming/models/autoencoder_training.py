@@ -1,8 +1,4 @@
-"""How every first stage is trained: an autoencoder and, if its loss has one, a discriminator.
-
-The adversarial game of arXiv 2012.09841, section 3.1, with a turn of both sides on every batch: see
-`AutoencoderTraining.training_step`.
-"""
+"""How every first stage is trained: an autoencoder, mostly with a discriminator (section 3.1)."""
 
 from __future__ import annotations
 

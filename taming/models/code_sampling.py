@@ -1,8 +1,4 @@
-"""A transformer and its two stages in use: images and conditions to indices, and back.
-
-`CodeSampling` is the base of `Net2NetTransformer`, without what training needs. `taming.sampling`
-samples many images with it, larger ones, and with a generator per sample.
-"""
+"""A transformer and its two stages in use: images and conditions to indices, and back."""
 
 from __future__ import annotations
 

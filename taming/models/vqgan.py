@@ -101,8 +101,6 @@ class VQModel(AutoencoderTraining):
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         self.loaded_from = str(load_file(self, path, ignore_keys))
 
-    # ------------------------------------------------------------------ images <-> codes
-
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
         return self.quantize(self.quant_conv(self.encoder(x)))
@@ -116,8 +114,6 @@ class VQModel(AutoencoderTraining):
         """Images -> (reconstructions, codebook loss)."""
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
-
-    # ------------------------------------------------------------------ logged images
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:

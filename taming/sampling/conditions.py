@@ -85,9 +85,6 @@ def _orientation(path: str) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
 
 
-# ---------------------------------------------------------------------- what stages read
-
-
 def read_picture(
     path: str | Path, channels: int = 3, size: tuple[int, int] | None = None
 ) -> Tensor:
@@ -117,14 +114,11 @@ def read_input(
     size: tuple[int, int] | None = None,
     reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
-    """What a first stage reads, [1, C, H, W]: an image, or labels one-hot.
+    """What a first stage reads, [1, C, H, W]: an image, or labels one-hot, which it must have.
 
     Args:
         size: (height, width) to cover, cutting off the rest.
         reduce_to: larger images are turned upright and reduced until they just cover this.
-
-    Raises:
-        UserError: as `read_pixels` does, and for labels that the stage does not have.
     """
     labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
     content: Content = "labels" if labels else _content_for(stage.channels)

@@ -75,10 +75,7 @@ def data_config(
 def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:
     """The dataset `split` of a `data` section: by default that of validation, or of training.
 
-    An item depends on its index alone, even if its crop is random.
-
-    Raises:
-        UserError: if there is no such dataset.
+    An item depends on its index alone, even if its crop is random. Other splits are refused.
     """
     splits = [name for name in ("validation", "train", "test") if data.params.get(name) is not None]
     if not splits or (split is not None and split not in splits):

@@ -50,10 +50,8 @@ class SampleSettings:
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance must be 0 or more (1: none), not {self.guidance}")
         if self.guidance_schedule not in SCHEDULES:
-            raise UserError(
-                f"guidance_schedule is one of {', '.join(SCHEDULES)}, not "
-                f"'{self.guidance_schedule}'"
-            )
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"guidance_schedule is one of {known}, not '{self.guidance_schedule}'")
 
     @property
     def guided(self) -> bool:

@@ -24,11 +24,7 @@ def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
 
 
 def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int] | None:
-    """(height, width) in tokens of an image of `size`; None if that is None.
-
-    Raises:
-        UserError: if a side is no multiple of the model's `pixels_per_token`.
-    """
+    """(height, width) in tokens of a `size`, sides of which must be whole tokens; None of None."""
     if size is None:
         return None
     factor, shape = pixels_per_token(model), list(trained_shape(model))

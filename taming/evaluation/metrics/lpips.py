@@ -12,8 +12,7 @@ import torch
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS
-from taming.modules.losses.lpips import LPIPS
-from taming.modules.losses.lpips_weights import BACKBONES, backbone_file
+from taming.modules.losses.lpips import BACKBONES, LPIPS, backbone_file
 
 log = logging.getLogger(__name__)
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from taming.devices import without_autocast
+from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.modules.losses.lpips_weights import backbone_features, calibrated_layers
+from taming.util import lpips_file
 
 
-class Slices(NamedTuple):
-    """A backbone's convolutions up to each of the five ReLUs that are compared."""
+class Backbone(NamedTuple):
+    """A network of torchvision's, whose features are compared behind five of its ReLUs."""
 
-    convolutions: Sequence[Sequence[tuple[int, int, int, int]]]  # (width, kernel, stride, padding)
+    name: str
+    digest: str  # the start of its file's SHA-256: another VGG spoils training silently
+    variable: str  # of the environment, which may name its file
+    slices: Sequence[Sequence[tuple[int, int, int, int]]]  # (width, kernel, stride, padding)s
     pool: int  # side of the poolings
     pooled: Sequence[int]  # the slices that begin with one, counted from 1
 
 
 VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-ALEXNET = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
-BACKBONE_SLICES = {
-    "vgg": Slices([[(w, 3, 1, 1) for w in widths] for widths in VGG16_WIDTHS], 2, (2, 3, 4, 5)),
-    "alex": Slices([[convolution] for convolution in ALEXNET], 3, (2, 3)),
+VGG16 = [[(width, 3, 1, 1) for width in widths] for widths in VGG16_WIDTHS]
+ALEXNET = [[(64, 11, 4, 2)], [(192, 5, 1, 2)], [(384, 3, 1, 1)], [(256, 3, 1, 1)], [(256, 3, 1, 1)]]
+BACKBONES = {  # as `lpips` calls them
+    "vgg": Backbone("VGG16", "397923af", "TAMING_VGG16", slices=VGG16, pool=2, pooled=(2, 3, 4, 5)),
+    "alex": Backbone("AlexNet", "7be5be79", "TAMING_ALEXNET", ALEXNET, pool=3, pooled=(2, 3)),
 }
 SMALLEST_IMAGES = {"vgg": 16, "alex": 31}  # pixels a side of which the poolings leave something
 
@@ -68,13 +75,13 @@ class ScalingLayer(nn.Module):
 class SlicedBackbone(nn.Module):
     """Images -> the outputs of all slices; modules have the numbers that torchvision's have."""
 
-    def __init__(self, slices: Slices) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         number, before = 0, 3
-        for index, convolutions in enumerate(slices.convolutions, start=1):
+        for index, convolutions in enumerate(backbone.slices, start=1):
             slice_ = nn.Sequential()
-            if index in slices.pooled:
-                slice_.add_module(str(number), nn.MaxPool2d(slices.pool, stride=2))
+            if index in backbone.pooled:
+                slice_.add_module(str(number), nn.MaxPool2d(backbone.pool, stride=2))
                 number += 1
             for width, kernel, stride, padding in convolutions:
                 convolution = _EmptyConv(before, width, kernel, stride, padding)
@@ -112,9 +119,8 @@ class LPIPS(nn.Module):
         super().__init__()
         self.backbone = net
         self.scaling_layer = ScalingLayer()
-        slices = BACKBONE_SLICES[net]
-        self.net = SlicedBackbone(slices)
-        for index, convolutions in enumerate(slices.convolutions):
+        self.net = SlicedBackbone(BACKBONES[net])
+        for index, convolutions in enumerate(BACKBONES[net].slices):
             self.add_module(f"lin{index}", _calibrated_layer(convolutions[-1][0]))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
@@ -187,3 +193,60 @@ class LPIPS(nn.Module):
 
 def _forget_ready(module: Any, incompatible_keys: Any) -> None:
     module._known_ready = False
+
+
+# ---------------------------------------------------------------------- files
+
+
+def calibrated_layers(net: str = "vgg") -> dict[str, Tensor]:
+    """The weights `lin<n>.model.1.weight` of LPIPS 0.1, from the installed `lpips` package."""
+    weights: dict[str, Tensor] = torch.load(lpips_file(net), map_location="cpu", weights_only=True)
+    return weights
+
+
+def backbone_features(net: str, path: str | None = None) -> dict[str, Tensor]:
+    """torchvision's `features.<n>.{weight,bias}` from the file of `backbone_file`."""
+    weights = torch.load(backbone_file(net, path), map_location="cpu", weights_only=True)
+    return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
+
+
+def backbone_file(net: str, path: str | None = None) -> Path:
+    """The checked file of the backbone "vgg" or "alex".
+
+    That at `path`, else what TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's
+    cache, which a download fills.
+
+    Raises:
+        UserError: if it is missing or is not that model.
+    """
+    name, digest, variable, *_ = BACKBONES[net]
+    chosen = path or os.environ.get(variable)
+    file = Path(chosen) if chosen else _cached(net)
+    if not file.is_file():
+        source = f"{net}_path" if path else variable
+        raise UserError(f"{source}: there is no file {file}; give torchvision's {name} weights")
+    if not file_hash(file).startswith(digest):
+        raise UserError(
+            f"{file} is not torchvision's {name} (its SHA-256 does not start with {digest}); "
+            f"delete it to have it downloaded again, or give the right file by {net}_path"
+        )
+    return file
+
+
+def _cached(net: str) -> Path:
+    from torchvision.models import get_model_weights  # slow to import, rarely needed
+
+    name, digest, variable, *_ = BACKBONES[net]
+    url = str(get_model_weights(name.lower())["IMAGENET1K_V1"].url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"LPIPS needs {name}'s weights and they could not be downloaded ({error}); "
+            f"put the file at {path}, or name one by {net}_path or {variable}"
+        ) from error
+    return path
