@@ -207,20 +207,16 @@ def _composed(cell: Cell | tuple[str, Cell], side: int | None) -> Image.Image:
         return Image.new("RGB", (0, 0))
     if isinstance(cell, str):
         return _text_picture(cell, side or 192)
-    image = _to_rgb(cell)
+    if isinstance(cell, Tensor):
+        cell = to_pillow(cell)
+    elif isinstance(cell, np.ndarray):
+        cell = Image.fromarray(cell)
+    image = cell.convert("RGB")
     if side is None:
         return image
     image = enlarged(image, side)
     image.thumbnail((side, side))
     return image
-
-
-def _to_rgb(picture: Picture) -> Image.Image:
-    if isinstance(picture, Tensor):
-        picture = to_pillow(picture)
-    elif isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    return picture.convert("RGB")
 
 
 def _with_caption(caption: str, picture: Image.Image) -> Image.Image:

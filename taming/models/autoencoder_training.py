@@ -32,10 +32,10 @@ GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the opti
 class Reconstruction:
     """What a first stage makes of a batch, and the step at which it does."""
 
+    global_step: int
     inputs: Tensor  # (B, C, H, W)
     outputs: Tensor  # (B, C, H, W)
     codebook_loss: Tensor
-    global_step: int
 
 
 class AutoencoderTraining(CodesInterface, pl.LightningModule):
@@ -99,22 +99,19 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
         step = self.global_step  # the update below counts, and both sides play at one step
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(self._loss_of(self._reconstruct(x, step), GENERATOR, "train"))
+            images = Reconstruction(step, x, *self(x))
+            self._backward(self._loss_of(images, GENERATOR, "train"))
         if boundary:
             generator = optimizers if self.discriminator is None else optimizers[0]
             self._update(generator, counted=True)
         if self.discriminator is None:
             return
         with torch.no_grad():
-            reconstruction = self._reconstruct(x, step)
-        self._backward(self._loss_of(reconstruction, DISCRIMINATOR, "train"))
+            images = Reconstruction(step, x, *self(x))
+        self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
         if boundary:
             average_gradients(self.discriminator.parameters())
             self._update(optimizers[1], counted=False)
-
-    def _reconstruct(self, x: Tensor, step: int) -> Reconstruction:
-        outputs, codebook_loss = self(x)
-        return Reconstruction(x, outputs, codebook_loss, step)
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
         """The loss of a side of the game, which is logged with its terms."""
@@ -184,7 +181,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         self._used_codes.add(indices)
         assert codebook_loss is not None
-        images = Reconstruction(x, self.decode(quant), codebook_loss, self.global_step)
+        images = Reconstruction(self.global_step, x, self.decode(quant), codebook_loss)
         self._loss_of(images, GENERATOR, "val")
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, "val")

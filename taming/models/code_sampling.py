@@ -99,11 +99,9 @@ class CodeSampling(pl.LightningModule):
         return self.first_stage_model.decode(quant)
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> codebook indices [B, h, w], row by row as in the image."""
         return self.first_stage_model.encode_to_indices(x)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
         return self.first_stage_model.decode_indices(as_grid(indices))
 
     # ------------------------------------------------------------------ sampling

@@ -143,7 +143,8 @@ class Net2NetTransformer(CodeSampling):
         _, target = self.encode_to_z(x)
         _, c_indices = self.encode_to_c(c)
         if self.training and self.cond_drop:
-            c_indices = self._drop_some(c_indices)
+            dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
+            c_indices = c_indices.masked_fill(dropped, self.null_token)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
         # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
@@ -155,10 +156,6 @@ class Net2NetTransformer(CodeSampling):
         keep = torch.rand(indices.shape, device=indices.device) < self.pkeep
         noise = torch.randint_like(indices, self.transformer.config.vocab_size)
         return torch.where(keep, indices, noise)
-
-    def _drop_some(self, c_indices: Tensor) -> Tensor:
-        dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
-        return c_indices.masked_fill(dropped, self.null_token)
 
     def shared_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross-entropy in nats per index, over the image's indices only (equation 10)."""

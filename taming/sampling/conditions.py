@@ -123,22 +123,18 @@ def read_input(
     labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
     content: Content = "labels" if labels else _content_for(stage.channels)
     pixels = read_pixels(path, content, upright=reduce_to is not None)
-    if labels:  # numbers are not mixed: the nearest ones are taken
-        _check_labels(path, pixels, stage.channels)
-        resampling = Image.Resampling.NEAREST
+    if labels:
+        if not 0 <= pixels.min() <= pixels.max() < stage.channels:
+            raise UserError(
+                f"{path} has labels from {pixels.min()} to {pixels.max()}, but the model has 0 to "
+                f"{stage.channels - 1}"
+            )
+        resampling = Image.Resampling.NEAREST  # numbers are not mixed
     if reduce_to is not None:
         pixels = _reduced(pixels, reduce_to, resampling)
     if size is not None:
         pixels = resize_and_crop(pixels, size, resampling)
     return _to_input(one_hot(pixels, stage.channels) if labels else pixels)
-
-
-def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:
-    if not 0 <= labels.min() <= labels.max() < n_labels:
-        raise UserError(
-            f"{path} has labels from {labels.min()} to {labels.max()}, but the model has 0 to "
-            f"{n_labels - 1}"
-        )
 
 
 def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:

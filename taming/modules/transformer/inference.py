@@ -158,10 +158,6 @@ class Segment:
     )
     cache: Tensor | None = None
 
-    @property
-    def length(self) -> int:
-        return self.tokens.shape[1]
-
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
         """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
 
@@ -255,7 +251,7 @@ class Weights:
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     """Of `x` (N, C), the rows of each sequence's last token (B1 + B2 + ..., C)."""
-    if all(segment.length == 1 for segment in segments):
+    if all(segment.tokens.shape[1] == 1 for segment in segments):
         return x
     parts = torch.split(x, [segment.tokens.numel() for segment in segments])
     return torch.cat(

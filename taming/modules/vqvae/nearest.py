@@ -48,9 +48,8 @@ class VectorQuantizer2(Codebook):
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
         codes = F.embedding(indices, self.codes).float()  # (N, C)
         loss = self._loss(rows, codes)
-        z_q = codebook.channels_first(
-            codebook.straight_through(rows, codes), like=z
-        )  # (B, C, h, w)
+        passed_through = codebook.straight_through(rows, codes)
+        z_q = codebook.channels_first(passed_through, like=z)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 
