@@ -99,8 +99,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
         step = self.global_step  # the update below counts, and both sides play at one step
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            images = Reconstruction(step, x, *self(x))
-            self._backward(self._loss_of(images, GENERATOR, "train"))
+            self._backward(self._loss_of(Reconstruction(step, x, *self(x)), GENERATOR, "train"))
         if boundary:
             generator = optimizers if self.discriminator is None else optimizers[0]
             self._update(generator, counted=True)
@@ -116,16 +115,16 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
         """The loss of a side of the game, which is logged with its terms."""
         x, outputs, step = images.inputs, images.outputs, images.global_step
+        prefix = f"{split}/"
         if not has_entry_points(self.loss):
             loss, terms = self._published_loss(images, side, split)
+            prefix = ""  # it is part of their names
         elif side == GENERATOR:
-            loss, terms = self.loss.generator_loss(
-                x, outputs, images.codebook_loss, step, last_layer=self.get_last_layer()
-            )
+            last, codebook_loss = self.get_last_layer(), images.codebook_loss
+            loss, terms = self.loss.generator_loss(x, outputs, codebook_loss, step, last_layer=last)
         else:
             loss, terms = self.loss.discriminator_loss(x, outputs, step)
-        if has_entry_points(self.loss):
-            terms = {f"{split}/{name}": term for name, term in terms.items()}
+        terms = {f"{prefix}{name}": term for name, term in terms.items()}
         name = "aeloss" if side == GENERATOR else "discloss"
         self._log_losses(f"{split}/{name}", loss, terms, len(x))
         return loss

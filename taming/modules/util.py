@@ -138,6 +138,5 @@ class SOSProvider(AbstractEncoder):
         self.sos_token, self.quantize_interface = sos_token, quantize_interface
 
     def encode(self, x: Tensor) -> Any:
-        """A batch of anything -> `Encoding`, with codes and indices [B, 1]."""
         indices = torch.full((len(x), 1), self.sos_token, dtype=torch.long, device=x.device)
         return (indices, None, (None, None, indices)) if self.quantize_interface else indices

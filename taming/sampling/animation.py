@@ -67,10 +67,9 @@ def to_mp4(frames: Sequence[Image.Image]) -> bytes | None:
     except ImportError:
         return None
     pictures = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+    _, height, width, _ = pictures.shape
     # The usual pixel format needs even sides.
-    pictures = np.pad(
-        pictures, ((0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)), "edge"
-    )
+    pictures = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
     buffer = io.BytesIO()
     imageio.imwrite(
         buffer, pictures, extension=".mp4", fps=FRAMES_PER_SECOND, macro_block_size=1, codec="h264"

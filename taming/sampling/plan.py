@@ -6,14 +6,13 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from taming.command_line import add_flags, flag, parse_numbers, parse_size
+from taming.command_line import Arguments, add_flags, flag, parse_numbers, parse_size
 from taming.devices import dtype_name
 from taming.distributed import own_share
 from taming.errors import UserError
@@ -99,9 +98,7 @@ class SamplingPlan:
         )
 
 
-def add_plan_flags(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, **defaults: Any
-) -> None:
+def add_plan_flags(parser: Arguments, **defaults: Any) -> None:
     """The flags of `SamplingPlan`; `defaults` are other default values than its own."""
     add_flags(parser, SamplingPlan, **({"top_k": TOP_K} | defaults))
     add_side_flags(parser)

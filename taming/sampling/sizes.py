@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from taming.command_line import Arguments
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 
@@ -46,7 +47,7 @@ class _SetSide(argparse.Action):
         vars(namespace)[self.dest] = tuple(sides)
 
 
-def add_side_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_side_flags(parser: Arguments) -> None:
     """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
     hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     for place, name in enumerate(("--height", "--width")):

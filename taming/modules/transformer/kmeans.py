@@ -111,7 +111,6 @@ class KMeans(nn.Module):
         return quant
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """See `CodeTable`."""
         colors = self.C[indices]
         if shape is None:
             return colors

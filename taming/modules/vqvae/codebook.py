@@ -201,7 +201,6 @@ class Codebook(nn.Module):
         return self.used[torch.where(known, indices, 0)]
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """See `CodeTable`."""
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
         codes = F.embedding(indices, self.codes)  # (..., e_dim)
