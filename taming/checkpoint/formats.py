@@ -38,7 +38,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: for a file that is missing, no checkpoint, cut short, or that holds code.
     """
     path = Path(path)
-    content = explained(path, _read)
+    read = _read_safetensors if path.suffix == ".safetensors" else load_torch
+    content = explained(path, read)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     tensors = isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())
@@ -60,10 +61,6 @@ def explained(path: Path, read: Callable[[Path], Read]) -> Read:
         return read(path)
     except BROKEN as error:
         raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
-
-
-def _read(path: Path) -> Any:
-    return _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -193,8 +190,6 @@ _STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy._core.multiarray.scalar": _numpy_scalar,
 }
 
-
-# ---------------------------------------------------------------------- explanations
 
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
 

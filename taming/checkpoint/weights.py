@@ -142,10 +142,7 @@ def check_fit(
     """
     missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
     excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]
-    loaded_shapes, own_shapes = (
-        {name: tensor.shape for name, tensor in side.items()} for side in (loaded, own)
-    )
-    if error := misfit(source, loaded_shapes, own_shapes, missing, excess):
+    if error := misfit(source, loaded, own, missing, excess):
         raise error
 
 

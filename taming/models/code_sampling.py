@@ -58,8 +58,6 @@ class CodeSampling(pl.LightningModule):
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
         return self.first_stage_model.latent_shape()
 
-    # ------------------------------------------------------------------ data -> indices -> data
-
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
         """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
         tokens [B, n] as is."""
@@ -103,8 +101,6 @@ class CodeSampling(pl.LightningModule):
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         return self.first_stage_model.decode_indices(as_grid(indices))
-
-    # ------------------------------------------------------------------ sampling
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
         """All but the `k` largest of the last dimension set to -inf."""

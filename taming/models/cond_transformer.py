@@ -136,8 +136,6 @@ class Net2NetTransformer(CodeSampling):
         self.cond_stage_model.eval()
         return self
 
-    # ------------------------------------------------------------------ training
-
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
         _, target = self.encode_to_z(x)

@@ -195,9 +195,6 @@ def _forget_ready(module: Any, incompatible_keys: Any) -> None:
     module._known_ready = False
 
 
-# ---------------------------------------------------------------------- files
-
-
 def calibrated_layers(net: str = "vgg") -> dict[str, Tensor]:
     """The weights `lin<n>.model.1.weight` of LPIPS 0.1, from the installed `lpips` package."""
     weights: dict[str, Tensor] = torch.load(lpips_file(net), map_location="cpu", weights_only=True)

@@ -77,8 +77,6 @@ class KMeans(nn.Module):
         height, width = shape or (side, side)
         return self.C[x].transpose(1, 2).reshape(len(x), self.nc, height, width)
 
-    # ------------------------------------------------------------------ as a first stage
-
     kind: ConditionKind = "image"
     n_classes: int | None = None
     downsampling_factor = 1  # every pixel is a code
