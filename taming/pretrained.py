@@ -133,7 +133,7 @@ def download_model(
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
-    Hashes are recorded at the first download of a file; with `check`, present files are compared to
+    Hashes are recorded at a file's first download; with `check`, present files are compared to
     them.
 
     Raises:

@@ -89,8 +89,6 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             for parameter in self.discriminator.parameters():
                 same_on_all_ranks(parameter.data)
 
-    # ------------------------------------------------------------------ one step
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
         autoencoder makes of the same batch."""
@@ -189,8 +187,6 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         used, perplexity = self._used_codes.summary()
         self.log("val/codebook_usage", used, rank_zero_only=True)
         self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
-
-    # ------------------------------------------------------------------ optimizers
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Everything but the loss, whose only trained part is the discriminator."""

@@ -95,8 +95,7 @@ class DecodingStage(Protocol):
 def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
     """The kind and the number of classes of a condition stage.
 
-    Those of before there were kinds are of classes if they have `n_classes`, of images if they have
-    `decode`, and otherwise make tokens.
+    Without a `kind` they are classes if there are `n_classes`, images if they can be decoded.
     """
     n_classes: int | None = getattr(stage, "n_classes", None)
     assumed: ConditionKind = "image" if isinstance(stage, DecodingStage) else "tokens"

@@ -1,7 +1,4 @@
-"""First stages: images <-> a grid of codebook indices (arXiv 2012.09841, section 3.1).
-
-One training recipe serves them all. The members of the family differ in their quantizer and loss.
-"""
+"""First stages: images <-> a grid of codebook indices (arXiv 2012.09841, section 3.1)."""
 
 from __future__ import annotations
 

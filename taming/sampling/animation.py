@@ -19,9 +19,7 @@ FRAMES_PER_SECOND = 10
 class Recorder:
     """An `on_step` of `sample_images` that decodes the batch's first image, about `frames` times.
 
-    Args:
-        shape: the image's height and width in tokens.
-        on_frame: called with every picture.
+    `shape` is the image's in tokens; `on_frame` is called with every picture.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""The engine: requests go in, samples come out, in order, in full batches.
-
-Images of the training size are sampled from one cache, others through a sliding window.
-"""
+"""The engine: requests go in, samples come out, in order, in full batches."""
 
 from __future__ import annotations
 

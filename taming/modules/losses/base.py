@@ -1,8 +1,7 @@
 """What a first stage's loss is: the generator's side and, if there is a game, the discriminator's.
 
 A new loss is a `FirstStageLoss` in a file of its own, here or in any other package, and one line of
-YAML (`lossconfig: {target: ..., params: ...}`). Modules with the original's `forward` alone serve
-too.
+YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward` alone, serve too.
 """
 
 from __future__ import annotations

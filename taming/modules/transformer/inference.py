@@ -230,7 +230,9 @@ class Weights:
         All segments go through the linear layers as one batch; attention is their own. Of the last
         layer only the last tokens are finished.
         """
-        x = torch.cat([self._embed(segment) for segment in segments])  # (N, C)
+        # (B, T, C) + (T, C) -> (B * T, C) of each segment, together (N, C)
+        embedded = [F.embedding(s.tokens, self.tok_emb) + self.pos_emb[s.write] for s in segments]
+        x = torch.cat([part.flatten(0, 1) for part in embedded])
         sizes = [segment.tokens.numel() for segment in segments]
         for n, layer in enumerate(self.layers):
             qkv, last = layer.project(x), n + 1 == len(self.layers)  # (N, 3C)
@@ -242,11 +244,6 @@ class Weights:
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
         return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
-
-    def _embed(self, segment: Segment) -> Tensor:
-        # (B, T, C) + (T, C)
-        x = F.embedding(segment.tokens, self.tok_emb) + self.pos_emb[segment.write]
-        return x.flatten(0, 1)  # (B * T, C)
 
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:

@@ -22,12 +22,10 @@ class KMeans(nn.Module):
     As the first stage of a transformer it takes its colors from the first batch it encodes, unless
     a checkpoint has them; `resolution` is the side of the training's images. It is its own table of
     codes: `n_e` colors of `e_dim` channels.
-
-    Buffers: `C` (ncluster, nc), the colors; `initialized`, 1 once they are set.
     """
 
-    C: Tensor
-    initialized: Tensor
+    C: Tensor  # (ncluster, nc), the colors
+    initialized: Tensor  # 1 once they are set
 
     def __init__(
         self, ncluster: int = 512, nc: int = 3, niter: int = 10, resolution: int = 32

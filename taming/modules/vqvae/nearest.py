@@ -56,8 +56,7 @@ class VectorQuantizer2(Codebook):
 class VectorQuantizer(VectorQuantizer2):
     """The first quantizer of the original: as `VectorQuantizer2`, and with statistics.
 
-    Also returns the perplexity of this batch's codes and their one-hot encodings [N, n_e];
-    indices are [N, 1].
+    The perplexity of a batch's codes and their one-hot encodings [N, n_e]; indices are [N, 1].
     """
 
     def __init__(self, n_e: int, e_dim: int, beta: float) -> None:
