@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     tensors = isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())
-    if content and tensors:
+    if tensors and content:
         return {"state_dict": dict(content)}
     raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taming.checkpoint import formats
-from taming.checkpoint.formats import Inert
+from taming.checkpoint.formats import SAFE, Inert, stand_in
 
 # Classes of which whole models are made, beside those of their own package.
 _PARTS = ("torch.nn.", "functools.partial", "attr.", "builtins.range")
@@ -95,11 +95,7 @@ class _Reader(pickle.Unpickler):
         full = formats.todays_name(module, name)
         if full in _MADE:
             return _MADE[full]
-        return (
-            Inert
-            if full in formats.SAFE
-            else formats.stand_in(self.path, full, self.packages) or Inert
-        )
+        return Inert if full in SAFE else stand_in(self.path, full, self.packages) or Inert
 
     def persistent_load(self, pid: Any) -> Any:
         kind, *details = pid

@@ -99,7 +99,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
             self._backward(self._loss_of(Reconstruction(step, x, *self(x)), GENERATOR, "train"))
         if boundary:
-            generator = optimizers if self.discriminator is None else optimizers[0]
+            generator = optimizers[0] if isinstance(optimizers, list) else optimizers
             self._update(generator, counted=True)
         if self.discriminator is None:
             return

@@ -49,7 +49,8 @@ class CodeSampling(pl.LightningModule):
     def null_token(self) -> int:
         """What stands at every position of a dropped condition: the vocabulary's last token.
 
-        It adds no weight, so that any checkpoint can be trained on with `cond_drop`.
+        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. No real map
+        has it throughout; of a single-token condition it is no value.
         """
         size: int = self.transformer.config.vocab_size
         return size - 1

@@ -152,8 +152,8 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Level(nn.Module):
     """The residual blocks of one resolution, then the way to the next resolution, if any.
 
-    `widths` are the channels before, between and after the blocks, each of which is followed by
-    `attention`. The way to the next resolution has the name that it has in checkpoints.
+    `widths` are the channels before, between and after the blocks; with `attention`, a block of it
+    follows each. The way to the next resolution has the name that it has in checkpoints.
     """
 
     def __init__(

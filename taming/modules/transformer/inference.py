@@ -153,9 +153,7 @@ class Segment:
     write: slice | Tensor  # their positions: a slice, or an index tensor (T,)
     seen: int  # the number of positions that are looked at, with the new ones
     allowed: Tensor | None = None  # bool, broadcastable to (B, heads, T, seen)
-    causal: bool = (
-        False  # each of the new tokens, which are the first, sees itself and those before
-    )
+    causal: bool = False  # the new tokens are the first: each sees itself and those before it
     cache: Tensor | None = None
 
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:

@@ -100,7 +100,8 @@ class KMeans(nn.Module):
             same_on_all_ranks(self.C)
             log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
         indices = self(x)
-        return self(indices, reverse=True, shape=x.shape[2:]), None, (None, None, indices)
+        quant = self.get_codebook_entry(indices, (len(x), *x.shape[2:], self.nc))
+        return quant, None, (None, None, indices)
 
     def decode(self, quant: Tensor) -> Tensor:
         """Images in k colors are images already."""
