@@ -114,7 +114,9 @@ def read_input(
     size: tuple[int, int] | None = None,
     reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
-    """What a first stage reads, [1, C, H, W]: an image, or labels one-hot, which it must have.
+    """What a first stage reads, [1, C, H, W]: an image, or labels one-hot.
+
+    Labels that the stage does not have are refused; see also `read_pixels`.
 
     Args:
         size: (height, width) to cover, cutting off the rest.
