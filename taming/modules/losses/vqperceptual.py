@@ -19,11 +19,14 @@ from taming.modules.losses.base import DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
 
 __all__ = [
+    "LPIPS",
     "DummyLoss",
+    "NLayerDiscriminator",
     "VQLPIPSWithDiscriminator",
     "adopt_weight",
     "hinge_d_loss",
     "vanilla_d_loss",
+    "weights_init",
 ]
 
 
