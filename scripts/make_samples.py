@@ -29,7 +29,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.folder import SampleFolder, make_record, save_png
-from taming.sampling.inputs import SampleInputs, inputs_of_items
+from taming.sampling.inputs import SampleInputs, inputs_of_item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = Path(arguments.outdir or run.folder / "samples_of_data") / name
     folder = SampleFolder(root / "samples", make_record(sampling.seed, step, dtype, settings))
     with tqdm(missing(own.num_samples, len(dataset), folder), unit="image") as numbers:
-        write_samples(model, inputs_of_items(model, dataset, numbers), sampling, folder)
+        items = (inputs_of_item(model, dataset, number) for number in numbers)
+        write_samples(model, items, sampling, folder)
     print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
 
 

@@ -1,7 +1,6 @@
 """Flags of the scripts: a parser with errors of one sentence, and flags made from dataclasses.
 
-A setting is written down once, as a field of a frozen dataclass with `flag(...)`: its default, its
-help and its other spellings. `add_flags` makes the command-line flags, `from_flags` the object.
+A setting is written down once, as a field of a frozen dataclass:
 
     @dataclass(frozen=True)
     class Blur:
@@ -86,11 +85,7 @@ def parse_switch(text: str) -> bool:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) in pixels of "height,width", or of one number for a square.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """(height, width) in pixels of "height,width", or of one number for a square."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"a size is height,width in pixels, such as 256,384, not '{text}'")
@@ -98,11 +93,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """Numbers of a comma list (a trailing comma is fine), without repetitions.
-
-    Raises:
-        UserError: if a part is not a number, or there is none.
-    """
+    """Numbers of a comma list (a trailing comma is fine), without repetitions."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     for part in parts:
         if not part.isdecimal():
@@ -117,52 +108,29 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Flag:
-    """How a field of a dataclass appears on the command line.
+    """How a field of a dataclass appears on the command line; see `flag`."""
 
-    Attributes:
-        help: what follows the flag in `--help`; the default is added.
-        names: further spellings that `--help` shows, such as "-k".
-        hidden: earlier spellings, still understood.
-        parse: from text to the value; by default the field's type.
-        metavar: what stands for the value in `--help`.
-        nargs: "*" or "+" for a flag with several values, whose field is a tuple.
-        repeated: whether the flag may be given several times; the field is a tuple.
-    """
-
-    help: str
-    names: tuple[str, ...] = ()
-    hidden: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None
-    metavar: str | None = None
-    nargs: str | None = None
-    repeated: bool = False
+    help: str  # what follows the flag in `--help`; the default is added
+    names: tuple[str, ...] = ()  # further spellings that `--help` shows, such as "-k"
+    hidden: Sequence[str] = ()  # earlier spellings, still understood
+    parse: Callable[[str], Any] | None = None  # from text to the value; default: the field's type
+    metavar: str | None = None  # what stands for the value in `--help`
+    nargs: str | None = None  # "*" or "+" for several values; the field is a tuple
+    repeated: bool = False  # whether it may be given several times; the field is a tuple
 
 
-def flag(
-    default: Any,
-    help: str,
-    *names: str,
-    hidden: Sequence[str] = (),
-    parse: Callable[[str], Any] | None = None,
-    metavar: str | None = None,
-    nargs: str | None = None,
-    repeated: bool = False,
-) -> Any:
-    """A field of a frozen dataclass that is a command-line flag as well; see `Flag`.
+def flag(default: Any, help: str, *names: str, **options: Any) -> Any:
+    """A field of a frozen dataclass that is a command-line flag as well; `options` are of `Flag`.
 
     With `default=MISSING` (of `dataclasses`) the flag is required.
     """
-    spec = Flag(
-        help, names, tuple(hidden), parse=parse, metavar=metavar, nargs=nargs, repeated=repeated
-    )
-    return field(default=default, metadata={"flag": spec})
+    return field(default=default, metadata={"flag": Flag(help, names, **options)})
 
 
 def add_flags(parser: Arguments, settings: type, **defaults: Any) -> None:
     """A flag `--<field>` for every `flag` field of the dataclass, and of dataclasses inside it.
 
-    Args:
-        defaults: other default values than the fields'.
+    `defaults` are other default values than the fields'.
     """
     hints = typing.get_type_hints(settings)
     for entry in fields(settings):
@@ -183,12 +151,11 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
         parse = _naming(entry.name, spec.parse) or (str if several else _type_of(kind))
         options |= {"type": parse, "metavar": spec.metavar, "nargs": spec.nargs}
         # argparse would ask for the flag also when one of its hidden spellings is there.
-        options |= {"required": default is MISSING and not spec.hidden}
+        options["required"] = default is MISSING and not spec.hidden
     help = _help(spec.help, default)
     if spec.repeated:
-        options |= {"action": "append"}
-        options.pop("nargs")
-        default = [] if default is MISSING else list(default)
+        del options["nargs"]
+        options["action"], default = "append", [] if default is MISSING else list(default)
     names = (*spec.names, f"--{entry.name}")
     parser.add_argument(*names, default=default, help=help, **options)
     options.pop("required", None)

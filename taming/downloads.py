@@ -23,15 +23,10 @@ _FAILED = (OSError, http.client.HTTPException)
 
 @dataclass(frozen=True)
 class Patience:
-    """When to give up on a download.
+    """When to give up on a download."""
 
-    Attributes:
-        tries: how often it is tried without receiving anything new.
-        wait: seconds before the second try; they double with each.
-    """
-
-    tries: int = 5
-    wait: float = 1.0
+    tries: int = 5  # without receiving anything new
+    wait: float = 1.0  # seconds before the second try; they double with each
 
 
 def fetch(
@@ -63,8 +58,8 @@ def fetch(
             _delete_partial(part)
         again = f"; {kept:,} bytes are kept, the same command goes on from there" if kept else ""
         raise UserError(f"could not download {url} to {path}: {_reason(error)}{again}") from None
-    if size is not None and _size(part) != size:
-        received = _size(part)
+    received = _size(part)
+    if size not in (None, received):
         _delete_partial(part)
         raise UserError(f"{url} sent {received:,} bytes instead of {size:,}; nothing was kept")
     _validator_file(part).unlink(missing_ok=True)
@@ -105,9 +100,10 @@ def _download_rest(url: str, part: Path, chunk_size: int) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and _total(error.headers) == have:
-            return
         if error.code == 416:
+            total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
+            if total and int(total[1]) == have:
+                return
             _delete_partial(part)
         raise
     with response:
@@ -115,8 +111,7 @@ def _download_rest(url: str, part: Path, chunk_size: int) -> None:
 
 
 def _range_headers(part: Path, have: int) -> dict[str, str]:
-    headers = {"User-Agent": "taming-transformers"}
-    validator = _validator_file(part)
+    headers, validator = {"User-Agent": "taming-transformers"}, _validator_file(part)
     if have:
         headers["Range"] = f"bytes={have}-"
     if have and validator.is_file():  # or two versions of a file could be joined
@@ -152,11 +147,6 @@ def _start(response: Any) -> int:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else -1
-
-
-def _total(headers: Any) -> int | None:
-    match = re.fullmatch(r"bytes \*/(\d+)", headers.get("Content-Range") or "")
-    return int(match[1]) if match else None
 
 
 def _size(path: Path) -> int:

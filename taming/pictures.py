@@ -1,7 +1,6 @@
 """Pixels and values, and pictures composed for people to look at.
 
-Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255. All conversions
-between them are here, and the resizing of users' images, and pages with several images.
+Models compute with values in [-1, 1]; files and screens have pixels of 0 to 255.
 """
 
 from __future__ import annotations
@@ -48,14 +47,11 @@ def to_values(pixels: Tensor) -> Tensor:
     """uint8 pixels as float32 values in [-1, 1], of the same shape."""
     values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     # A single image fits into a processor's cache, through which a batch would go three times.
-    parts = zip(pixels, values, strict=True) if _is_batch_on_cpu(pixels) else [(pixels, values)]
+    one_by_one = pixels.device.type == "cpu" and pixels.dim() > 3
+    parts = zip(pixels, values, strict=True) if one_by_one else [(pixels, values)]
     for source, target in parts:
         target.copy_(source).div_(HALF_RANGE).sub_(1)
     return values
-
-
-def _is_batch_on_cpu(pixels: Tensor) -> bool:
-    return pixels.device.type == "cpu" and pixels.dim() > 3
 
 
 def to_values_array(pixels: np.ndarray) -> np.ndarray:
@@ -72,13 +68,8 @@ def to_gray(pixels: Tensor) -> Tensor:
 
 
 def to_pillow(values: Tensor) -> Image.Image:
-    """Values (C, H, W) in [-1, 1], with C = 1 (gray), 3 or 4 (RGBA), as an image of Pillow's.
-
-    Raises:
-        UserError: for any other number of channels.
-    """
-    if values.shape[0] not in (1, 3, 4):
-        raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
+    """Values (C, H, W) in [-1, 1], with C = 1 (gray), 3 or 4 (RGBA), as an image of Pillow's."""
+    _check_channels(values)
     pixels = to_uint8(values.detach()).permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
@@ -87,13 +78,14 @@ def to_rgb_pixels(values: Tensor) -> Tensor:
     """Values (C, H, W) in [-1, 1] as pixels uint8 (3, H, W), as a PNG of them would be read.
 
     Gray values (C = 1) are repeated; of RGBA (C = 4), transparency is dropped.
-
-    Raises:
-        UserError: for any other number of channels.
     """
+    _check_channels(values)
+    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
+
+
+def _check_channels(values: Tensor) -> None:
     if values.shape[0] not in (1, 3, 4):
         raise UserError(f"the model gives {values.shape[0]} channels; images have 1, 3 or 4")
-    return to_uint8(values[:3]).expand(3, -1, -1).contiguous()
 
 
 # ---------------------------------------------------------------------- resizing
@@ -137,15 +129,10 @@ def resize_and_crop(
 
 
 def enlarged(picture: Image.Image, side: int = 384) -> Image.Image:
-    """A small picture with every pixel as a square, its longer side at most `side`.
-
-    Pictures whose pixels cannot be doubled within `side` are returned as they are.
-    """
-    times = side // max(picture.size)
-    if times < 2:
-        return picture
+    """A small picture with every pixel as a square, its longer side at most `side`, or as it is."""
+    times = max(1, side // max(picture.size))
     size = (times * picture.width, times * picture.height)
-    return picture.resize(size, Image.Resampling.NEAREST)
+    return picture if times == 1 else picture.resize(size, Image.Resampling.NEAREST)
 
 
 # ---------------------------------------------------------------------- composing
@@ -168,8 +155,8 @@ def grid(
         rows: the cells of every row, which may differ in number; `(caption, cell)` has a line of
             text above it. A column of None alone is a wider gap.
         titles: a text above each column, or above those columns that a mapping names.
-        side: cells are scaled to fit into squares of so many pixels (small ones show their pixels
-            as squares); None leaves them at their own size.
+        side: cells are scaled to fit into squares of so many pixels, small ones as `enlarged`; None
+            leaves them at their own size.
     """
     cells = [[_composed(cell, side) for cell in row] for row in rows]
     columns = max(map(len, cells))
@@ -220,20 +207,16 @@ def _composed(cell: Cell | tuple[str, Cell], side: int | None) -> Image.Image:
         return Image.new("RGB", (0, 0))
     if isinstance(cell, str):
         return _text_picture(cell, side or 192)
-    image = _to_rgb(cell)
+    if isinstance(cell, Tensor):
+        cell = to_pillow(cell)
+    elif isinstance(cell, np.ndarray):
+        cell = Image.fromarray(cell)
+    image = cell.convert("RGB")
     if side is None:
         return image
     image = enlarged(image, side)
     image.thumbnail((side, side))
     return image
-
-
-def _to_rgb(picture: Picture) -> Image.Image:
-    if isinstance(picture, Tensor):
-        picture = to_pillow(picture)
-    elif isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    return picture.convert("RGB")
 
 
 def _with_caption(caption: str, picture: Image.Image) -> Image.Image:
@@ -266,10 +249,7 @@ def text_images(texts: Sequence[str], size: tuple[int, int]) -> Tensor:
 
 
 def code_picture(indices: Tensor) -> Image.Image:
-    """Codebook indices int64 (h, w) as an image of h x w pixels, a color for each index.
-
-    The colors are arbitrary: neighboring indices have nothing in common.
-    """
+    """Codebook indices int64 (h, w) as an image of h x w pixels, an arbitrary color for each."""
     generator = torch.Generator().manual_seed(0)
     colors = torch.randint(256, (int(indices.max()) + 1, 3), generator=generator).byte()
     return Image.fromarray(colors[indices.cpu()].numpy())

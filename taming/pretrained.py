@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import urllib.error
@@ -60,15 +59,10 @@ class RemoteFile:
 def published_models() -> dict[str, Published]:
     """All published models by name, in the order of the table `pretrained.tsv`."""
     text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
+    rows = csv.reader(text.splitlines(), delimiter="\t")
     return {
-        row["name"]: Published(
-            row["name"],
-            row["what"],
-            row["published_fid"],
-            row["folder"],
-            tuple(row["addresses"].split()),
-        )
-        for row in csv.DictReader(text.splitlines(), delimiter="\t")
+        name: Published(name, what, fid, folder, tuple(addresses.split()))
+        for name, what, fid, folder, addresses in list(rows)[1:]
     }
 
 
@@ -84,12 +78,13 @@ def remote_files(address: str) -> list[RemoteFile]:
     name = address.rsplit("/", 1)[-1]
     if name.endswith(WANTED):
         return [RemoteFile(address, name)]
-    final = _after_redirects(address)
+    with _open(address) as response:  # follows redirects
+        final = response.url
     folder = re.match(r"(https?://[^/]+)/d/(\w+)", final)
     if folder:
         return _in_run_layout(_shared_files(folder[1], folder[2]))
     if re.match(r"https?://[^/]+/f/\w+", final):
-        return [RemoteFile(final.split("?")[0] + "?dl=1", CHECKPOINT)]
+        final = final.split("?")[0] + "?dl=1"
     return [RemoteFile(final, CHECKPOINT)]
 
 
@@ -99,11 +94,6 @@ def _open(url: str) -> Any:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except (OSError, ValueError) as error:
         raise UserError(f"{url} cannot be reached: {error}") from None
-
-
-def _after_redirects(address: str) -> str:
-    with _open(address) as response:
-        return response.url
 
 
 def _shared_files(server: str, token: str, folder: str = "/") -> list[RemoteFile]:
@@ -129,11 +119,8 @@ def _in_run_layout(files: list[RemoteFile]) -> list[RemoteFile]:
     """The files with paths relative to the parent of `checkpoints` (`ckpts` on some servers)."""
     paths = [re.sub(r"(^|/)ckpts/", r"\1checkpoints/", file.path) for file in files]
     above = [path.partition("checkpoints/")[0] for path in paths if "checkpoints/" in path]
-    prefix = min(above, key=len, default="")
-    return [
-        RemoteFile(file.url, path.removeprefix(prefix), file.size)
-        for file, path in zip(files, paths, strict=True)
-    ]
+    paths = [path.removeprefix(min(above, key=len, default="")) for path in paths]
+    return [RemoteFile(f.url, path, f.size) for f, path in zip(files, paths, strict=True)]
 
 
 # ---------------------------------------------------------------------- files -> a run folder
@@ -149,8 +136,8 @@ def download_model(
 ) -> Path:
     """Fetch what is missing of a model into `root`; returns its folder.
 
-    Hashes are recorded at the first download of a file; with `check`, present files are compared
-    to them.
+    Hashes are recorded at a file's first download; with `check`, present files are compared to
+    them.
 
     Raises:
         UserError: if a file cannot be fetched, or is no checkpoint or another than at first.
@@ -213,8 +200,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _check_present(path: Path, known: dict[str, Any], thoroughly: bool) -> None:
     if not path.is_file():
         return
-    wrong_size = path.stat().st_size != known["size"]
-    if wrong_size or (thoroughly and file_hash(path) != known["sha256"]):
+    wrong = path.stat().st_size != known["size"]
+    if wrong or (thoroughly and file_hash(path) != known["sha256"]):
         raise UserError(f"{path} is not the file that was downloaded; delete it to fetch it again")
 
 
@@ -230,11 +217,10 @@ def _download_file(
     fetch(file.url, unchecked, size=file.size, patience=patience)
     try:
         _verify(unchecked, file, known)
-        placed = {file.path: target}
         if _is_archive(unchecked):
             placed = _unpack(unchecked, folder)
         else:
-            os.replace(unchecked, target)
+            placed = {file.path: unchecked.replace(target)}
     finally:
         unchecked.unlink(missing_ok=True)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,13 @@ from taming.atomic_files import atomic_path
 from taming.downloads import fetch, file_hash
 from taming.errors import UserError
 
-# The calibrated layers of LPIPS, which the package `lpips` carries.
-LPIPS_FILE, LPIPS_MD5 = "vgg.pth", "d507d7349b931f0638a25a48a722f98a"
+LPIPS_MD5 = "d507d7349b931f0638a25a48a722f98a"  # of the calibrated layers for VGG16
 
 
 def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 1024) -> None:
     """Fetch `url` to `local_path`, in chunks of `chunk_size` bytes, with a progress bar.
 
     The file appears only once it is complete; a call after a failed one continues it.
-
-    Raises:
-        UserError: if it cannot be fetched.
     """
     fetch(url, local_path, chunk_size=chunk_size)
 
@@ -37,21 +33,24 @@ def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) 
     """The path of "vgg_lpips", the calibrated layers of LPIPS, below the folder `root`.
 
     Copied there from the installed package `lpips` if missing or, with `check`, if damaged.
-
-    Raises:
-        UserError: for another name, or if that package is missing.
     """
     if name != "vgg_lpips":
         raise UserError(f"there is no checkpoint named {name}; the only one is vgg_lpips")
-    path = Path(root) / LPIPS_FILE
-    if path.is_file() and not (check and md5_hash(path) != LPIPS_MD5):
-        return str(path)
-    package = find_spec("lpips")
-    if package is None or package.origin is None:
-        raise UserError("vgg_lpips is part of the package `lpips`: pip install lpips")
-    with atomic_path(path) as partial:
-        shutil.copyfile(Path(package.origin).parent / "weights" / "v0.1" / LPIPS_FILE, partial)
+    path = Path(root) / "vgg.pth"
+    if not path.is_file() or (check and md5_hash(path) != LPIPS_MD5):
+        with atomic_path(path) as partial:
+            shutil.copyfile(lpips_file("vgg"), partial)
     return str(path)
+
+
+def lpips_file(net: str) -> Path:
+    """The calibrated layers of LPIPS 0.1 for "vgg" or "alex", in the installed package `lpips`."""
+    package = find_spec("lpips")  # located, not imported: its import takes seconds
+    if package is None or package.origin is None:
+        raise UserError(
+            "LPIPS needs the calibrated layers of the package `lpips`: pip install lpips"
+        )
+    return Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
 
 
 class KeyNotFoundError(Exception):
@@ -66,31 +65,20 @@ class KeyNotFoundError(Exception):
         super().__init__(f"{where}{cause}{reached}")
 
 
-def _place(node: Any, key: str) -> str | int:
-    named = isinstance(node, Mapping) and (key in node or not key.isdigit())
-    return key if named else int(key)
-
-
 def _descend(node: Any, keys: list[str], expand: bool) -> Any:
     for depth, key in enumerate(keys):
         if callable(node):
             raise KeyNotFoundError("a callable is in the way, and expand=False", keys, keys[:depth])
         try:
-            place = _place(node, key)
+            named = isinstance(node, Mapping) and (key in node or not key.isdigit())
+            place = key if named else int(key)
             child = node[place]
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise KeyNotFoundError(error, keys, keys[:depth]) from error
-        if callable(child) and expand:
-            child = node[place] = _expanded(child)
+        while callable(child) and expand:
+            child = node[place] = child()
         node = child
     return node
-
-
-def _expanded(node: Callable[[], Any]) -> Any:
-    value: Any = node
-    while callable(value):
-        value = value()
-    return value
 
 
 def retrieve(

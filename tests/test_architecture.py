@@ -212,7 +212,7 @@ HOMES: dict[str, tuple[Callable[[ast.AST], bool], dict[str, str]]] = {
     "taming/pictures.py": (scales_pixels, {}),
     "taming/pictures.py, pages": (
         makes_a_page,
-        {"taming/data/conditional_builder/drawing.py": "a canvas for boxes and points"},
+        {"taming/data/conditional_builder/objects_center_points.py": "a canvas for scenes"},
     ),
     "taming/command_line.py": (makes_a_parser_class, {}),
     "taming/devices.py": (counts_cpus, {}),

@@ -6,9 +6,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import Tensor
+
 from taming.errors import UserError
 
-Shapes = Mapping[str, Sequence[int]]
+Tensors = Mapping[str, Tensor]
 
 # Numbered parts whose count the config sets: (stage, number) of a name, and the config key.
 _STAGE = r"((?:first_stage_model\.|cond_stage_model\.|transformer\.)?)"
@@ -48,9 +50,9 @@ _CONFIG_PATHS = {
 
 
 def misfit(
-    source: object, file: Shapes, model: Shapes, missing: Sequence[str], excess: Sequence[str]
+    source: object, file: Tensors, model: Tensors, missing: Sequence[str], excess: Sequence[str]
 ) -> UserError | None:
-    """The error for a file's tensors in a model, both by their shapes; None if they fit.
+    """The error for a file's tensors in a model; None if they fit.
 
     `missing` and `excess` are the names of needed tensors that the file or the model lacks.
     """
@@ -85,7 +87,7 @@ def _kind(names: Iterable[str]) -> str:
     return "first stage" if {"encoder", "decoder"} <= heads else ""
 
 
-def _wrong_count(file: Shapes, model: Shapes) -> str | None:
+def _wrong_count(file: Tensors, model: Tensors) -> str | None:
     stages_of_both = set(_numbers_by_stage(_STAGE + r"(encoder|blocks)\..*", file))
     stages_of_both &= set(_numbers_by_stage(_STAGE + r"(encoder|blocks)\..*", model))
     for pattern, key in _COUNTS:
@@ -106,21 +108,19 @@ def _numbers_by_stage(pattern: str, names: Iterable[str]) -> Mapping[str, set[st
     return numbers
 
 
-def _wrong_shape(file: Shapes, model: Shapes) -> str | None:
-    wrong = [name for name in model if name in file and tuple(file[name]) != tuple(model[name])]
+def _wrong_shape(file: Tensors, model: Tensors) -> str | None:
+    shapes = {n: (list(file[n].shape), list(model[n].shape)) for n in model if n in file}
+    wrong = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
     for pattern, dimension, key in _SIZES:
-        for name in wrong:
-            if not re.fullmatch(r"(.*\.)?" + pattern, name) or dimension >= len(model[name]):
+        for name, (in_file, in_model) in wrong.items():
+            if not re.fullmatch(r"(.*\.)?" + pattern, name) or dimension >= len(in_model):
                 continue
-            in_model, in_file = model[name][dimension], None
-            if dimension < len(file[name]):
-                in_file = file[name][dimension]
-            if in_model != in_file:
-                difference = _difference(name, key, in_model, in_file)
-                return f"{difference} ('{name}' has shape {list(file[name])})"
-    for name in wrong:
-        shape, expected = list(file[name]), list(model[name])
-        return f"'{name}' has shape {shape}, but the config makes it {expected}"
+            size = in_file[dimension] if dimension < len(in_file) else None
+            if size != in_model[dimension]:
+                difference = _difference(name, key, in_model[dimension], size)
+                return f"{difference} ('{name}' has shape {in_file})"
+    for name, (in_file, in_model) in wrong.items():
+        return f"'{name}' has shape {in_file}, but the config makes it {in_model}"
     return None
 
 

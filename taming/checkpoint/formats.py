@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,20 +24,9 @@ from taming.errors import UserError
 Read = TypeVar("Read")
 
 # What torch, pickle and zipfile raise for files that are cut short or something else altogether.
-BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    OSError,
-    MemoryError,  # for a nonsensical length of what follows
-    OverflowError,
-)
+BROKEN: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error)
+BROKEN += (RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, OSError)
+BROKEN += (MemoryError, OverflowError)  # for a nonsensical length of what follows
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -49,10 +39,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: for a file that is missing, no checkpoint, damaged, or that holds code.
     """
     path = Path(path)
-    content = explained(path, _read)
+    read = _read_safetensors if path.suffix == ".safetensors" else load_torch
+    content = explained(path, read)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
-    if isinstance(content, Mapping) and content and _all_tensors(content):
+    tensors = isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())
+    if tensors and content:
         return {"state_dict": dict(content)}
     raise UserError(f"{path} holds no model weights (no 'state_dict' in it)")
 
@@ -60,10 +52,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def is_mapped(path: Path) -> bool:
     """Whether a checkpoint's tensors are read from its file only when they are used."""
     return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def _all_tensors(content: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in content.values())
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
@@ -75,10 +63,6 @@ def explained(path: Path, read: Callable[[Path], Read]) -> Read:
         return read(path)
     except BROKEN as error:
         raise DamagedFileError(f"{path} {_what_is_wrong(path, error)}") from None
-
-
-def _read(path: Path) -> Any:
-    return _read_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -95,20 +79,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 # Classes that Lightning and OmegaConf of their time, and scripts, left in checkpoints. They become
 # inert objects; anything else that is not plain data is refused.
-_FOREIGN = (
-    "pytorch_lightning.",
-    "lightning.",
-    "lightning_fabric.",
-    "omegaconf.",
-    "argparse.",
-    "typing.",
-    "numpy.",
-    "collections.",
-    "pathlib.",
-    "taming.",
-    "main.",
-    "__main__.",
-)
+_FOREIGN: tuple[str, ...] = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "numpy.")
+_FOREIGN += ("omegaconf.", "argparse.", "collections.", "pathlib.", "typing.")
+_FOREIGN += ("taming.", "main.", "__main__.")
 _PLAIN = {"dict", "int", "float", "str", "bool", "list", "tuple", "object"}
 # Names that torch's own safe reader decides about.
 _TORCH = re.compile(
@@ -176,8 +149,7 @@ def todays_name(module: str, name: str) -> str:
 def stand_in(path: Path, name: str, packages: tuple[str, ...]) -> Callable[..., Any] | None:
     """What replaces a class or function that a file names; None for torch's own.
 
-    Raises:
-        UserError: for names that are neither plain data nor foreign and known to be harmless.
+    Names that are neither plain data nor foreign and known to be harmless are refused.
     """
     if name in _STAND_INS:
         return _STAND_INS[name]
@@ -216,42 +188,22 @@ class _NumpyType(Inert):
 
 def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
     """A numpy number as Python's; None for any other type."""
-    formats = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"}
-    formats |= {
-        "i1": "b",
-        "i2": "h",
-        "i4": "i",
-        "i8": "q",
-        "u1": "B",
-        "u2": "H",
-        "u4": "I",
-        "u8": "Q",
-    }
-    code = formats.get(kind.code) if isinstance(kind, _NumpyType) else None
+    if not isinstance(kind, _NumpyType) or not re.fullmatch("b1|f[248]|[iu][1248]", kind.code):
+        return None
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return struct.unpack(f"<{code}", raw)[0] if code else None
-
-
-def _plain_dict(*factory: Any) -> dict[Any, Any]:
-    return {}
+    (number,) = np.frombuffer(raw, f"<{kind.code}").tolist()
+    return number
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
-    "collections.defaultdict": _plain_dict,
+    "collections.defaultdict": lambda *factory: {},
     "numpy.dtype": _NumpyType,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy._core.multiarray.scalar": _numpy_scalar,
 }
 
 
-# ---------------------------------------------------------------------- explanations
-
-_BEGINNINGS = (
-    (b"\x89PNG", "is an image, not a checkpoint"),
-    (b"\xff\xd8\xff", "is an image, not a checkpoint"),
-    (b"GIF8", "is an image, not a checkpoint"),
-    (b"<", "is a web page, not a checkpoint; its link may need a browser or a login"),
-)
+_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
@@ -260,9 +212,10 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     size = f"{path.stat().st_size:,} bytes"
     if not start:
         return "is an empty file; fetch or save it again"
-    for beginning, what in _BEGINNINGS:
-        if start.lstrip().startswith(beginning):
-            return what
+    if start.lstrip().startswith(_IMAGES):
+        return "is an image, not a checkpoint"
+    if start.lstrip().startswith(b"<"):
+        return "is a web page, not a checkpoint; its link may need a browser or a login"
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         return f"is cut short (it ends after {size}); fetch or save it again"
     if start.startswith(b"PK") and "data.pkl" in str(error):

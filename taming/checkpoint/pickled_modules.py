@@ -11,29 +11,19 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from taming.checkpoint.formats import (
-    SAFE,
-    Inert,
-    explained,
-    load_torch,
-    read_checkpoint,
-    stand_in,
-    todays_name,
-)
+from taming.checkpoint import formats
+from taming.checkpoint.formats import SAFE, Inert, stand_in
 
 # Classes of which whole models are made, beside those of their own package.
 _PARTS = ("torch.nn.", "functools.partial", "attr.", "builtins.range")
-_ZIP = b"PK"
-
-# The beginning of torch's files before 1.6: a number, pickled.
-_MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pickled
 
 
 def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[str, Tensor]:
     """The `state_dict` of a model that was pickled whole, of classes in torch.nn and `packages`.
 
-    The classes are neither needed nor run: their modules and parameters are read as data, from
-    files of torch of any age. A file with a `state_dict` alone is read too.
+    The classes are not run: their modules and parameters are read as data, from files of torch of
+    any age. A file with a `state_dict` alone is read too.
 
     Raises:
         UserError: for anything else, and for files that name other classes or functions.
@@ -43,8 +33,8 @@ def read_pickled_modules(path: str | Path, packages: tuple[str, ...]) -> dict[st
         content = _content(file, packages + _PARTS)
         return None if isinstance(content, Mapping) else dict(_tensors_of(content, ""))
 
-    state = explained(Path(path), read)
-    return read_checkpoint(path)["state_dict"] if state is None else state
+    state = formats.explained(Path(path), read)
+    return formats.read_checkpoint(path)["state_dict"] if state is None else state
 
 
 def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -59,20 +49,17 @@ def _tensors_of(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 def _content(path: Path, packages: tuple[str, ...]) -> Any:
     with path.open("rb") as file:
-        if file.read(2) == _ZIP:
-            return load_torch(path, packages)
+        if file.read(2) == b"PK":  # a zip
+            return formats.load_torch(path, packages)
         file.seek(0)
         return _read_old(path, file, packages)
 
 
-# ---------------------------------------------------------------------- files before torch 1.6
-
-
 def _read_old(path: Path, file: IO[bytes], packages: tuple[str, ...]) -> Any:
-    """Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
+    """The content of a file before torch 1.6.
 
-    torch's own safe reader refuses whole models in this format, as it stores their classes' source
-    code beside the names.
+    Four pickles (magic number, protocol, system, content), the keys of storages, and their data.
+    torch's own safe reader refuses whole models of that time, whose classes' source code is stored.
     """
     if _Reader(path, file, packages).load() != _MAGIC:
         raise pickle.UnpicklingError("not a file of torch")
@@ -105,7 +92,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        full = todays_name(module, name)
+        full = formats.todays_name(module, name)
         if full in _MADE:
             return _MADE[full]
         return Inert if full in SAFE else stand_in(self.path, full, self.packages) or Inert
@@ -128,10 +115,6 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _parameter(tensor: Tensor, *_: Any) -> Tensor:
-    return tensor
-
-
 _DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -148,5 +131,5 @@ _MADE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }

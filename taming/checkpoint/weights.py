@@ -17,6 +17,8 @@ from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Tensors = Mapping[str, Tensor]  # by name
+
 
 class LargeTensorsUnset(TorchFunctionMode):
     """A context in which large tensors get no random initial values, as loading overwrites them.
@@ -45,7 +47,7 @@ class LargeTensorsUnset(TorchFunctionMode):
 
 def load_weights(
     module: nn.Module,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Tensors,
     *,
     source: str | Path = "the checkpoint",
     ignore_keys: Iterable[str] = (),
@@ -61,8 +63,8 @@ def load_weights(
             losses, which only training needs).
         assign: let the module's parameters and buffers, which stay the same objects, take the
             memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
-            that nobody else uses, such as those just read from a file: pages of the file then serve
-            as memory until they are written to, which changes the process's own memory alone.
+            that nobody else uses: pages of a mapped file then serve as memory until they are
+            written to, which changes the process's own memory alone.
 
     Raises:
         UserError: for any other difference, as the model would not be the one that was saved.
@@ -80,20 +82,16 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     """Put the weights of a checkpoint or run folder into `module`, as `load_weights` does.
 
     They are copied part by part, and the file's pages released in between, so that hardly any
-    memory is needed beside the module's. Only files of torch before 1.6 are read as a whole.
-    Returns the file's path.
-
-    Raises:
-        UserError: as `find_run`, `read_checkpoint` and `load_weights` do.
+    memory is needed beside the module's; files of torch before 1.6 are read as a whole. Returns the
+    file's path.
     """
     file = find_run(path).checkpoint
     version, state = _version(file), read_checkpoint(file)["state_dict"]
     names = _common_names(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
-    for part in (
-        _parts({name: state[name].nbytes for name in names}) if is_mapped(file) else [names]
-    ):
+    mapped = is_mapped(file)
+    for part in _parts({name: state[name].nbytes for name in names}) if mapped else [names]:
         module.load_state_dict({name: state[name] for name in part}, strict=False)
-        state = read_checkpoint(file)["state_dict"] if is_mapped(file) else {}
+        state = read_checkpoint(file)["state_dict"] if mapped else {}
         if _version(file) != version:
             raise UserError(f"{file} was replaced while it was being read; load it again")
     return file
@@ -117,46 +115,36 @@ def _parts(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 def _common_names(
-    own: Mapping[str, Tensor],
-    loaded: Mapping[str, Tensor],
-    source: str | Path,
-    ignored: tuple[str, ...],
-    optional: Sequence[str],
+    own: Tensors, loaded: Tensors, source: object, ignored: tuple[str, ...], optional: Sequence[str]
 ) -> list[str]:
     """The names that a model and its weights share; the others are logged, or a `UserError`."""
     kept = {name: tensor for name, tensor in loaded.items() if not name.startswith(ignored)}
     needed = {name: tensor for name, tensor in own.items() if not name.startswith(ignored)}
     check_fit(needed, kept, source=source, optional=optional)
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
-    for line in groups(missing, "not in the checkpoint or ignored: initialized anew"):
-        log.info("%s: %s", source, line)
-    for line in groups(excess, "in excess: left out"):
+    for line in (
+        *groups(missing, "not in the checkpoint or ignored: initialized anew"),
+        *groups(excess, "in excess: left out"),
+    ):
         log.info("%s: %s", source, line)
     return [name for name in own if name in kept]
 
 
 def check_fit(
-    own: Mapping[str, Tensor],
-    loaded: Mapping[str, Tensor],
-    *,
-    source: str | Path,
-    optional: Sequence[str] = (),
+    own: Tensors, loaded: Tensors, *, source: object, optional: Sequence[str] = ()
 ) -> None:
     """Refuse `loaded` tensors that lack the names and shapes of a model's `own`.
 
-    Names that begin with one of `optional`, or have a part that does, may be on one side alone.
-
-    Raises:
-        UserError: with the key of the config that is likely wrong.
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone. The
+    `UserError` names the key of the config that is likely wrong.
     """
     missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
     excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]
-    error = misfit(source, _shapes(loaded), _shapes(own), missing, excess)
-    if error is not None:
+    if error := misfit(source, loaded, own, missing, excess):
         raise error
 
 
-def _take_memory(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+def _take_memory(own: Tensors, loaded: Tensors) -> None:
     """Let a module's tensors use the memory of the loaded ones if their layouts are equal.
 
     Tensors that share memory on either side, as a transformer's masks do, are left to be copied.
@@ -171,7 +159,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.device, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
+def _overlapping(tensors: Tensors) -> set[str]:
     """The names of tensors that have memory in common with another one."""
     shared: set[str] = set()
     end, last = 0, ""
@@ -182,10 +170,6 @@ def _overlapping(tensors: Mapping[str, Tensor]) -> set[str]:
         if start + size > end:
             end, last = start + size, name
     return shared
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, Sequence[int]]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Labels
 from taming.data.files.find import JPEG_AND_PNG
-from taming.data.files.list_files import Listed, ListPair, read_image_list
+from taming.data.files.list_files import ListPair, read_pairs
 from taming.data.options import ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples, Segmented
 from taming.errors import UserError
@@ -35,29 +34,24 @@ class Examples(SegmentationExamples):
     labels_and_shift = (N_LABELS, False)
 
 
-def _scenes() -> dict[str, str]:
-    """Scene category by image name, from lines `ADE_train_00000001 airport_terminal`."""
+def _categories(names: Iterable[str]) -> Iterator[str]:
+    """Of each image, from lines `ADE_train_00000001 airport_terminal` of `SCENES`."""
     try:
-        lines = Path(SCENES).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        scenes = read_pairs(Path(SCENES), "image category")
+    except OSError as error:
         raise UserError(f"{SCENES}, of ADE20K, cannot be read ({error}); put it there") from None
-    scenes: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if words and len(words) != 2:
-            raise UserError(f"line {number} of {SCENES} is not 'image category': {line.strip()!r}")
-        if words:
-            scenes[words[0]] = words[1]
-    return scenes
+    for name in names:
+        stem = Path(name).stem
+        if stem not in scenes:
+            raise UserError(f"{SCENES} lacks {stem}; use the file that belongs to the images")
+        yield scenes[stem]
 
 
 class ADE20kTrain(Segmented):
-    """Training images and annotations below `data/ade20k_root`; the items are those of `Segmented`
-    and `scene_category`.
+    """Images and annotations of `data/ade20k_root`: items of `Segmented` with `scene_category`.
 
-    Args:
-        config: accepted for published configs; nothing in it is read.
-        (the others: see `ImageOptions`; crops are random in training by default)
+    Nothing is read in `config`, which published configs have. The other arguments are those of
+    `ImageOptions`; crops are random in training by default.
     """
 
     training: ClassVar[bool] = True
@@ -72,42 +66,19 @@ class ADE20kTrain(Segmented):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
+        random_crop = self.training if random_crop is None else random_crop
         options = ImageOptions(
-            size,
-            self.training if random_crop is None else random_crop,
-            random_flip,
-            crop_size,
-            interpolation,
-            on_error=on_error,
+            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
         )
-        names = self._names(type(self).__name__, on_error)
-        super().__init__(
-            Listed(names, StringTable(f"{IMAGES}/{name}" for name in names)),
-            f"{ROOT}/annotations",
-            Labels(N_LABELS),
-            options,
-            extra={"scene_category": StringTable(self._categories(names))},
-        )
-
-    def _names(self, dataset: str, on_error: OnError) -> StringTable:
-        """The listed names, whose lines may start at the root, at its images, or at this split."""
-        LISTS.make_missing(dataset)
         folder = "training" if self.training else "validation"
 
-        def locate(line: str) -> str | None:
-            choices = (line, line.removeprefix("images/"), f"{folder}/{line}")
-            return next((n for n in choices if os.path.isfile(f"{IMAGES}/{n}")), None)
+        def choices(line: str) -> tuple[str, ...]:
+            """Lines may start at the root, at its images, or at this split."""
+            return line, line.removeprefix("images/"), f"{folder}/{line}"
 
-        list_file = LISTS.list_file(self.training)
-        return read_image_list(list_file, f"{dataset} with files below {IMAGES}", locate, on_error)
-
-    def _categories(self, names: StringTable) -> Iterator[str]:
-        scenes = _scenes()
-        for name in names:
-            stem = Path(name).stem
-            if stem not in scenes:
-                raise UserError(f"{SCENES} lacks {stem}; use the file that belongs to the images")
-            yield scenes[stem]
+        listed = LISTS.read(self.training, type(self).__name__, on_error, choices=choices)
+        extra = {"scene_category": StringTable(_categories(listed.names))}
+        super().__init__(listed, f"{ROOT}/annotations", Labels(N_LABELS), options, extra)
 
 
 class ADE20kValidation(ADE20kTrain):

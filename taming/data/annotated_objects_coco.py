@@ -24,10 +24,8 @@ LEFT_OUT = "other"  # the stuff category of everything else
 class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
     """`annotations/{instances,stuff}_{train,val}2017.json` with `train2017/` and `val2017/`.
 
-    Args:
-        use_things: use the objects of `instances_*.json`.
-        use_stuff: use the regions of `stuff_*.json`.
-        (the others: see `AnnotatedObjectsDataset`)
+    `use_things` takes the objects of `instances_*.json`, `use_stuff` the regions of `stuff_*.json`.
+    The other arguments are those of `AnnotatedObjectsDataset`.
     """
 
     flags_known = ("is_group_of",)

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 from torch import Tensor
 
 from taming.config import did_you_mean, get_obj_from_str
 from taming.data.base import ImageFiles, Item
 from taming.data.columns import StringTable
-from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.files.shard_index import paths_by_name
-from taming.data.helper_types import (
-    AnnotationList,
-    BoundingBox,
-    Category,
-    CropMethodType,
-    SplitType,
-)
+from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import ImageOptions, OnError
-from taming.data.scene_crops import SceneCrop
+from taming.data.scene_crops import SceneCrop, View
 from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
 
@@ -36,23 +27,6 @@ BUILDERS = {
     "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
     "objects_center_points": ObjectsCenterPointsConditionalBuilder,
 }
-
-
-@dataclass(frozen=True)
-class View:
-    """The part of an image that one item shows.
-
-    Attributes:
-        pixels: uint8 (size, size, 3).
-        crop: its place in the image; None is the whole image.
-        flipped: whether it is mirrored.
-        original_size: width and height of the image in pixels.
-    """
-
-    pixels: np.ndarray
-    crop: BoundingBox | None
-    flipped: bool
-    original_size: tuple[int, int]
 
 
 class AnnotatedObjectsDataset(ImageFiles):
@@ -67,10 +41,9 @@ class AnnotatedObjectsDataset(ImageFiles):
         data_path: the dataset's folder.
         split: "train", "validation" or "test".
         keys: see above.
-        target_image_size: side of the items' images in pixels.
+        target_image_size, crop_method, random_flip: see `SceneCrop`.
         min_object_area: share of the image's area; only larger objects are used.
         min_objects_per_image, max_objects_per_image: images with less or more are left out.
-        crop_method, random_flip: see `SceneCrop`.
         no_tokens, use_group_parameter, encode_crop, use_additional_parameters: see
             `ObjectsCenterPointsConditionalBuilder`.
         category_allow_list_target: dotted path of the names (or (name, count) pairs) of the only
@@ -133,14 +106,13 @@ class AnnotatedObjectsDataset(ImageFiles):
             )
             for key, builder in BUILDERS.items()
         }
-        folder = str(self.image_folder)
-        paths: Iterable[str] = (os.path.join(folder, name) for name in self.file_names)
         if shards is not None:
             paths = paths_by_name(shards, self.file_names)
+        else:
+            folder = str(self.image_folder)
+            paths = StringTable(os.path.join(folder, name) for name in self.file_names)
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
         super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
-
-    # ------------------------------------------------------------------ for subclasses
 
     flags_known: tuple[str, ...] = ()
 
@@ -150,7 +122,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         raise NotImplementedError
 
     def load_categories(self) -> list[Category]:
-        """All categories of the data; raises `UserError`."""
+        """All categories of the data."""
         raise NotImplementedError
 
     def category_order(self, identity: str) -> tuple[bool, str]:
@@ -162,12 +134,9 @@ class AnnotatedObjectsDataset(ImageFiles):
     ) -> tuple[Sequence[str], Sequence[str]]:
         """Add all objects of `categories`, numbers by category id, to `collector`.
 
-        Returns:
-            the images' file names and ids; the objects' `images` are indices of these.
+        Returns the images' file names and ids; the objects' `images` are indices of these.
         """
         raise NotImplementedError
-
-    # ------------------------------------------------------------------ categories
 
     def _allowed(self, allow_list_target: str, mapping: Mapping[str, str]) -> list[Category]:
         categories = [c for c in self.load_categories() if c.id not in mapping]
@@ -206,8 +175,6 @@ class AnnotatedObjectsDataset(ImageFiles):
         """The name of a category by its number, as in tokens."""
         return self.categories[self.category_ids[category_no]].name
 
-    # ------------------------------------------------------------------ checks
-
     def _check_choices(self) -> None:
         if self.split not in get_args(SplitType):
             hint = did_you_mean(str(self.split), get_args(SplitType))
@@ -224,8 +191,6 @@ class AnnotatedObjectsDataset(ImageFiles):
                 f"area above {limits.min_object_area}; widen these limits"
             )
 
-    # ------------------------------------------------------------------ items
-
     def metadata(self, index: int) -> Item:
         return super().metadata(index) | {"file_name": self.file_names[index]}
 
@@ -234,9 +199,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
 
     def _item(self, index: int) -> Item:
-        pixels = self.pixels(index)
-        height, width = pixels.shape[:2]
-        view = View(*self._crop(pixels), original_size=(width, height))
+        view = self._crop(self.pixels(index))
         return {key: ENTRIES[key](self, index, view) for key in self.keys}
 
     def tokens(self, key: str, index: int, view: View) -> Tensor:

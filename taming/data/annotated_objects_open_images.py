@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from taming.data.files.annotations import read_csv
 from taming.data.files.find import find_images
 from taming.data.helper_types import Category
 from taming.data.scene_table import FLAGS, Objects, Row, SceneCollector
-from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 SUITCASE = "/m/01s55n"  # numbered last: it joined when the others' numbers were in use
@@ -28,28 +25,18 @@ CHUNK = 50_000  # rows that are turned into arrays together
 FLAG_COLUMNS = ("IsGroupOf", "IsTruncated", "IsOccluded", "IsDepiction", "IsInside")  # as FLAGS
 
 
-@dataclass(frozen=True)
-class _Files:
-    boxes: str
-    images: str
-
-
-FILES = {
-    "train": _Files("oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
-    "validation": _Files("validation-annotations-bbox.csv", "validation-images.csv"),
-    "test": _Files("test-annotations-bbox.csv", "test-images.csv"),
+FILES = {  # of each split: boxes, and the list of images
+    "train": ("oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
+    "validation": ("validation-annotations-bbox.csv", "validation-images.csv"),
+    "test": ("test-annotations-bbox.csv", "test-images.csv"),
 }
 
 
 class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
-    """Boxes and image lists as CSVs, `class-descriptions-boxable.csv`, and the folders `train/`,
-    `validation/`, `test/`.
+    """Boxes, classes and image lists as CSVs, and the folders `train/`, `validation/`, `test/`.
 
-    Where the image list is empty, the images in the folder take its place.
-
-    Args:
-        use_additional_parameters: class tokens say whether objects are occluded, depicted, inside.
-        (the others: see `AnnotatedObjectsDataset`)
+    Where the image list is empty, the images in the folder take its place. The arguments are those
+    of `AnnotatedObjectsDataset`.
     """
 
     flags_known = FLAGS
@@ -70,8 +57,10 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         return identity == SUITCASE, identity
 
     def _image_names(self) -> list[str]:
-        file = self.data_path / FILES[self.split].images
-        column = "ImageID" if _header(file)[:1] == ["ImageID"] else "image_name"
+        file = self.data_path / FILES[self.split][1]
+        first_rows = read_csv(file, ("first",), self._name, header=False)
+        _, (first,) = next(first_rows, (1, ("",)))
+        column = "ImageID" if first == "ImageID" else "image_name"
         names = [name for _, (name,) in read_csv(file, (column,), self._name)]
         if not names:
             log.warning("%s: %s lists no images; using those there are", self._name, file)
@@ -84,7 +73,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         names = self._image_names()
         ids = [os.path.splitext(name)[0] for name in names]
         images = {identity: number for number, identity in enumerate(ids)}
-        file = self.data_path / FILES[self.split].boxes
+        file = self.data_path / FILES[self.split][0]
         rows = read_csv(file, BOX_COLUMNS + FLAG_COLUMNS, self._name)
         with tqdm(desc=f"reading {file.name}", unit=" boxes", delay=2, disable=None) as bar:
             for chunk in chunks(rows, CHUNK):
@@ -125,11 +114,3 @@ def _values(rows: list[Row]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flags = np.fromiter((int(v) != 0 for _, row in rows for v in row[8:]), bool, count)
     bits = (flags.reshape(-1, 5) << np.arange(5)).sum(axis=1)
     return np.stack((x0, y0, x1 - x0, y1 - y0), axis=1), confidence, bits
-
-
-def _header(file: Path) -> list[str]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
-            return next(csv.reader(text), [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read ({error}); put Open Images' list there") from None

@@ -12,10 +12,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from taming.data.columns import Column, StringTable, column, entry
-from taming.data.files.find import HEADERS_CHECKED, check_spread
+from taming.data.files.find import in_threads
 from taming.data.files.images import (
     BadImage,
-    image_size,
+    image_mode_and_size,
     npy_size,
     read_npy,
     read_rgb,
@@ -28,6 +28,7 @@ from taming.pictures import to_values_array
 
 Item = dict[str, Any]
 REPLACEMENTS_TRIED = 100
+HEADERS_CHECKED = 20_000
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,7 @@ class ImageFiles(Dataset[Item]):
             raise UserError(f"{self.source} has no images; give at least one path")
         self.labels = {name: self._column(name, values) for name, values in (labels or {}).items()}
         self.labels["file_path_"] = self.paths
-        self.transform = self._make_transform()
+        self.transform = JointTransform(self.options, self.smooth_maps())
         self.check_all()
 
     @property
@@ -76,8 +77,9 @@ class ImageFiles(Dataset[Item]):
         """Where the files come from, for error messages."""
         return self.options.source
 
-    def _make_transform(self) -> JointTransform:
-        return JointTransform(self.options)
+    def smooth_maps(self) -> dict[str, bool]:
+        """The maps beside the images, and whether they are resized like these."""
+        return {}
 
     def _column(self, name: str, values: Column | Iterable[Any]) -> Column:
         compact = column(values)
@@ -88,17 +90,12 @@ class ImageFiles(Dataset[Item]):
             )
         return compact
 
-    # ------------------------------------------------------------------ checks
-
     def check_all(self) -> None:
         """Check the files when the dataset is made; raises `UserError`."""
         self.check_some(self.check, "checking", HEADERS_CHECKED)
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
-        """Run `check` on at most so many items, evenly spaced.
-
-        A `BadFile` that it raises is counted, or raised as a `UserError`, as `on_error` says.
-        """
+        """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         bad: list[BadFile] = []
 
         def check_or_count(index: int) -> None:
@@ -109,15 +106,14 @@ class ImageFiles(Dataset[Item]):
                     raise UserError(str(error)) from None
                 bad.append(error)
 
-        check_spread(len(self.paths), check_or_count, f"{label} {self.source}", at_most)
+        checked = min(len(self), at_most)
+        indices = (number * len(self) // checked for number in range(checked))
+        for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
+            pass
         if bad:
-            log.warning(
-                "%s: %d of the %d files looked at cannot be used and others take their place; %s",
-                self.source,
-                len(bad),
-                min(len(self.paths), at_most),
-                bad[0],
-            )
+            counts = f"{len(bad)} of the {checked} files looked at"
+            message = "%s: %s cannot be used and others take their place; %s"
+            log.warning(message, self.source, counts, bad[0])
 
     def check(self, index: int) -> None:
         """Check item `index` without decoding its files; raises `BadFile`."""
@@ -142,11 +138,9 @@ class ImageFiles(Dataset[Item]):
                 f"{path}, from {self.source}, {error}; replace the file or take it out"
             ) from None
 
-    # ------------------------------------------------------------------ one item
-
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) in pixels without decoding; raises `BadImage`."""
-        return image_size(path)
+        return image_mode_and_size(path)[1]
 
     def read(self, path: str) -> np.ndarray:
         """Pixels uint8 (H, W, 3); raises `BadImage`."""
@@ -167,19 +161,13 @@ class ImageFiles(Dataset[Item]):
         return {"image": self.finish_image(self.transform(self.pixels(index))["image"])}
 
     def finish_image(self, pixels: np.ndarray) -> np.ndarray:
-        """From uint8 (H, W, 3) to what items hold: float32 in [-1, 1], or with `image_bytes` uint8.
-
-        Both are writable, as torch's collation warns about arrays that are not.
-        """
-        if self.image_bytes:
+        """From uint8 (H, W, 3) to float32 in [-1, 1]; unchanged with `image_bytes`."""
+        if self.image_bytes:  # torch's collation warns about arrays that are not writable
             return np.require(pixels, requirements=("C", "W"))
         return to_values_array(pixels)
 
     def files(self, index: int) -> dict[str, str]:
-        """The files of item `index`, by their map's name, "" being the image.
-
-        Raises `BadFile` for what `check` finds.
-        """
+        """The files of item `index`, by their map's name, "" being the image; raises `BadFile`."""
         self.check(index)
         return {"": self.paths[index]}
 
@@ -219,13 +207,7 @@ class NumpyFiles(ImageFiles):
 
 
 class ImagePaths(ImageFiles):
-    """Image files of any format and mode that Pillow reads; see `ImageFiles`.
-
-    Args:
-        paths: image files.
-        labels: columns of one value per path.
-        (size, random_crop, random_flip, crop_size, source, on_error: see `ImageOptions`)
-    """
+    """`ImageFiles` with `ImageOptions` as arguments of their own."""
 
     def __init__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -78,26 +77,20 @@ class CocoImagesAndCaptionsTrain(ImagesWithMaps):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
+        crop_size = 0 if force_no_crop else crop_size
+        random_crop = self.split.startswith("train")
         options = ImageOptions(
-            size,
-            self.split.startswith("train"),
-            random_flip,
-            0 if force_no_crop else crop_size,
-            "bicubic",
-            on_error=on_error,
+            size, random_crop, random_flip, crop_size, "bicubic", on_error=on_error
         )
         names, groups = self._captioned(given_files, on_error)
         self._captions = Captions(groups)
         images = StringTable(f"data/coco/{self.split}/{name}" for name in names)
-        segmentations = StringTable(self._segmentation_paths(names, use_stuffthing))
+        stuff = f"data/coco/annotations/stuff_{self.split}_pixelmaps"
+        folder = f"data/cocostuffthings/{self.split}" if use_stuffthing else stuff
+        segmentations = StringTable(f"{folder}/{Path(name).stem}.png" for name in names)
         kind: MapKind = Labels(N_LABELS, shift=True) if onehot_segmentation else ImageMap(False)
         labels = {"img_path": images, "seg_path": segmentations, "filename_": names}
         super().__init__(images, {"segmentation": MapFiles(segmentations, kind)}, options, labels)
-
-    def _segmentation_paths(self, names: StringTable, use_stuffthing: bool) -> list[str]:
-        stuff = f"data/coco/annotations/stuff_{self.split}_pixelmaps"
-        folder = f"data/cocostuffthings/{self.split}" if use_stuffthing else stuff
-        return [os.path.join(folder, f"{Path(name).stem}.png") for name in names]
 
     def _captioned(
         self, given_files: Sequence[str] | None, on_error: OnError
@@ -110,9 +103,12 @@ class CocoImagesAndCaptionsTrain(ImagesWithMaps):
         names = {identity_of(identity): name for identity, name in images}
         captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
-            captions = _restricted(captions, names, given_files, file=file, dataset=dataset)
-        table = StringTable(names[identity] for identity in captions)
-        return table, list(captions.values())
+            identities = {names[identity]: identity for identity in captions}
+            if unknown := [name for name in given_files if name not in identities]:
+                problem = f"given_files has {unknown[0]}, which has no captions in {file}"
+                raise UserError(f"{dataset}: {problem}")
+            captions = {identities[name]: captions[identities[name]] for name in given_files}
+        return StringTable(names[identity] for identity in captions), list(captions.values())
 
     def metadata(self, index: int) -> Item:
         return super().metadata(index) | {"caption": self._captions.of(index)}
@@ -138,23 +134,9 @@ def _captions_by_image(
     if unknown and on_error == "raise":
         raise UserError(f"{file}: {unknown[0]}; repair it, or set on_error: skip")
     if unknown:
-        log.warning(
-            "%s: left out %d captions, the first because %s", file, len(unknown), unknown[0]
-        )
+        message = "%s: left out %d captions, the first because %s"
+        log.warning(message, file, len(unknown), unknown[0])
     return {identity: captions[identity] for identity in names if identity in captions}
-
-
-def _restricted(
-    captions: dict[Any, list[str]],
-    names: dict[Any, str],
-    wanted: Sequence[str],
-    file: str,
-    dataset: str,
-) -> dict[Any, list[str]]:
-    identities = {names[identity]: identity for identity in captions}
-    if unknown := [name for name in wanted if name not in identities]:
-        raise UserError(f"{dataset}: given_files has {unknown[0]}, which has no captions in {file}")
-    return {identities[name]: captions[identities[name]] for name in wanted}
 
 
 class CocoImagesAndCaptionsValidation(CocoImagesAndCaptionsTrain):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 Column = Sequence[Any] | Tensor
-"""One value per item: a `StringTable`, `Categories`, a tensor (N, ...), or a list of anything."""
+"""One value per item: a `StringTable`, a tensor (N, ...), or a list of anything."""
 
 BLOCK = 1024  # strings that share one stored prefix
 
@@ -73,33 +73,14 @@ class StringTable(Sequence[str]):
         rest = rests[ends[number] : ends[number + 1]].tobytes()
         return os.fsdecode(self._prefixes[number // BLOCK] + rest)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the strings take."""
-        return self._rests.nbytes + self._ends.nbytes + sum(map(len, self._prefixes))
-
 
 def _tensor(buffer: bytearray | array[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(buffer, dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
 
 
-class Categories(Sequence[str]):
-    """A sequence of strings of which few are different: `codes` int32 (N,) into a list of names."""
-
-    def __init__(self, codes: Sequence[int] | np.ndarray, names: Sequence[str]) -> None:
-        self.codes = torch.as_tensor(np.asarray(codes, dtype=np.int32))
-        self.names = list(names)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: SupportsIndex) -> str:  # type: ignore[override]  # no slices
-        return self.names[int(self.codes[operator.index(index)])]
-
-
 def column(values: Column | Iterable[Any]) -> Column:
     """`values`, one per item, in the most compact form that gives the same values back."""
-    if isinstance(values, StringTable | Categories | Tensor):
+    if isinstance(values, StringTable | Tensor):
         return values
     values = values if isinstance(values, np.ndarray) else list(values)
     if len(values) and all(isinstance(value, str) for value in values):

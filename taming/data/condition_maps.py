@@ -11,12 +11,7 @@ import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
-from taming.data.files.images import (
-    BadImage,
-    damage_named,
-    image_mode_and_size,
-    read_rgb,
-)
+from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
 from taming.data.files.tar_members import opened
 from taming.errors import UserError
 from taming.pictures import to_values_array
@@ -27,20 +22,16 @@ DEPTH_MODES = ("RGBA", "L", "I", "I;16", "I;16B", "F")
 
 
 class MapKind:
-    """How one kind of map is read, resized and put into items.
+    """How one kind of map is read, resized and put into items."""
 
-    Attributes:
-        smooth: resized like an image; otherwise the nearest value is taken.
-        checked_by_decoding: the header of a file does not show whether its values are right, so
-            some files are decoded when a dataset is made.
-    """
-
-    smooth: bool
+    name: ClassVar[str]
+    smooth: bool  # resized like an image; otherwise the nearest value is taken
+    # Headers do not show whether values are right: some are decoded when a dataset is made.
     checked_by_decoding: ClassVar[bool] = False
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
-        raise NotImplementedError
+        return image_mode_and_size(path)[1]
 
     def read(self, path: str) -> np.ndarray:
         """The whole map (H, W) or (H, W, C); raises `BadImage`."""
@@ -52,7 +43,7 @@ class MapKind:
 
     def describe(self) -> dict[str, Any]:
         """What `map_kind` makes this kind of again, for JSON."""
-        raise NotImplementedError
+        return {"kind": self.name, **vars(self)}
 
 
 def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, int]:
@@ -101,8 +92,7 @@ def _color_codes(rgb: np.ndarray) -> np.ndarray:
 def read_palette(file: str | Path) -> Palette:
     """Read a text file with a color per line, `red green blue` and perhaps a name; label 0 first.
 
-    Raises:
-        UserError: for an unreadable or empty file, and for a line that is no color or repeats one.
+    Raises `UserError`, also for a line that repeats a color.
     """
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
@@ -143,12 +133,13 @@ class Labels(MapKind):
     n_labels: int
     shift: bool = False
     palette: Palette | None = None
+    name = "labels"
     smooth = False
     checked_by_decoding = True
 
     def header_size(self, path: str) -> tuple[int, int]:
         if self.palette:
-            return image_mode_and_size(path)[1]
+            return super().header_size(path)
         advice = "save one gray value per pixel, or give a palette file for colors"
         return _checked_size(path, INDEX_MODES, advice)
 
@@ -177,18 +168,19 @@ class Labels(MapKind):
 
     def describe(self) -> dict[str, Any]:
         colors = self.palette.colors.tolist() if self.palette else None
-        options = {"n_labels": self.n_labels, "shift": self.shift, "palette": colors}
-        return {"kind": "labels", **options}
+        return super().describe() | {"palette": colors}
 
 
 @dataclass(frozen=True)
 class Depth(MapKind):
-    """Depth (H, W) float32, scaled so that the whole image's lowest and highest are -1 and 1.
+    """Depth (H, W) float32, scaled so that the whole image's lowest and highest are -1 and 1
+    (0, if they are the same).
 
     Files are RGBA whose four bytes are one little-endian float32 per pixel, or have one value of
     8, 16 or 32 bits per pixel.
     """
 
+    name = "depth"
     smooth = True
 
     def header_size(self, path: str) -> tuple[int, int]:
@@ -203,13 +195,11 @@ class Depth(MapKind):
         depth = values.astype(np.float32)
         if not np.isfinite(depth).all():
             raise BadImage("has depths that are no finite numbers")
-        return _scaled(depth)
+        low, high = depth.min(), depth.max()
+        return np.zeros_like(depth) if low == high else (depth - low) / (high - low) * 2 - 1
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return cropped
-
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "depth"}
 
 
 def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
@@ -217,22 +207,12 @@ def depth_to_rgba(depth: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(depth, dtype="<f4").view(np.uint8).reshape(*depth.shape, 4)
 
 
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """Values of any range as values from -1 to 1, or as zeros if all are the same."""
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros_like(values)
-    return (values - low) / (high - low) * 2 - 1
-
-
 @dataclass(frozen=True)
 class ImageMap(MapKind):
     """Another image, (H, W, 3) float32 in [-1, 1]; not `smooth` if its colors mean labels."""
 
     smooth: bool = True
-
-    def header_size(self, path: str) -> tuple[int, int]:
-        return image_mode_and_size(path)[1]
+    name = "image"
 
     def read(self, path: str) -> np.ndarray:
         return read_rgb(path)
@@ -240,32 +220,27 @@ class ImageMap(MapKind):
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return to_values_array(cropped)
 
-    def describe(self) -> dict[str, Any]:
-        return {"kind": "image", "smooth": self.smooth}
-
 
 def map_kind(description: Mapping[str, Any]) -> MapKind:
     """The kind of `{kind: labels, n_labels: 183, shift: true}`, `{kind: depth}`, `{kind: image}`.
 
-    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it.
-
-    Raises:
-        UserError: for unknown kinds and options.
+    A `palette` is a text file, or a list of colors as `MapKind.describe` writes it. Raises
+    `UserError` for unknown kinds and options.
     """
     options = dict(description)
     name = options.pop("kind", None)
     if name not in KINDS:
         raise UserError(f"there is no kind {name!r} of map{did_you_mean(str(name), KINDS)}")
-    if (palette := options.pop("palette", None)) is not None:
-        options["palette"] = (
-            read_palette(palette)
-            if isinstance(palette, str)
-            else Palette("the palette of the shards", np.array(palette, dtype=np.uint8))
-        )
+    palette = options.pop("palette", None)
+    if isinstance(palette, str):
+        options["palette"] = read_palette(palette)
+    elif palette is not None:
+        colors = np.array(palette, dtype=np.uint8)
+        options["palette"] = Palette("the palette of the shards", colors)
     try:
         return KINDS[name](**options)
     except TypeError as error:
         raise UserError(f"maps of kind {name}: {error}") from None
 
 
-KINDS: dict[str, type[MapKind]] = {"labels": Labels, "depth": Depth, "image": ImageMap}
+KINDS: dict[str, type[MapKind]] = {kind.name: kind for kind in (Labels, Depth, ImageMap)}

@@ -36,10 +36,7 @@ class _Listed(CustomBase):
 
 
 class CustomTrain(_Listed):
-    """Images listed in `training_images_list_file`, one path a line.
-
-    The other arguments are those of `ImageOptions`.
-    """
+    """Images of a text file with one path a line; other arguments are those of `ImageOptions`."""
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class CustomTrain(_Listed):
 
 
 class CustomTest(_Listed):
-    """Images listed in `test_images_list_file`, one path a line; see `CustomTrain`."""
+    """As `CustomTrain`."""
 
     def __init__(
         self,

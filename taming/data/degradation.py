@@ -11,27 +11,17 @@ from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.pictures import to_values_array
 
-ENLARGEMENTS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+ENLARGEMENTS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 @dataclass(frozen=True)
 class Degradation:
     """A pair made from one image: a target, and a condition that shows less of it.
 
-    Attributes:
-        up_factor: the condition is the image reduced by this (bicubic) and enlarged again, or the
-            edges of the reduced image; None: no condition, unless `edges`.
-        hr_factor: the target is the image reduced by this and enlarged again; None: the image.
-        keep_mode: how reduced images are enlarged: nearest, bilinear, bicubic or lanczos.
-        edges: the condition are Canny edges.
-
-    Raises:
-        UserError: for factors below 1 and unknown modes.
+    The condition is the image reduced by `up_factor` (bicubic) and enlarged again, or with `edges`
+    the Canny edges of the reduced image; without either there is none. The target is the image, if
+    there is an `hr_factor` reduced by it and enlarged again. `keep_mode` is how reduced images are
+    enlarged, one of `ENLARGEMENTS`. Raises `UserError` for factors below 1 and unknown modes.
     """
 
     up_factor: int | None = None
@@ -40,13 +30,16 @@ class Degradation:
     edges: bool = False
 
     def __post_init__(self) -> None:
-        check_factor("up_factor", self.up_factor)
-        check_factor("hr_factor", self.hr_factor)
-        check_enlargement(self.keep_mode)
+        for name, factor in (("up_factor", self.up_factor), ("hr_factor", self.hr_factor)):
+            if factor is not None and (not isinstance(factor, int) or factor < 1):
+                raise UserError(f"{name} {factor!r} is no factor; give a whole number such as 4")
+        if self.keep_mode not in ENLARGEMENTS:
+            hint = did_you_mean(self.keep_mode, ENLARGEMENTS)
+            raise UserError(f"keep_mode {self.keep_mode!r} is not known{hint}")
 
     def target(self, image: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) to uint8 (H, W, 3)."""
-        return reduce_and_enlarge(image, self.hr_factor, self.keep_mode)
+        return self._reduced_and_enlarged(image, self.hr_factor)
 
     def condition(self, image: np.ndarray) -> np.ndarray | None:
         """uint8 (H, W, 3) to float32 (H, W, 3) in [-1, 1]."""
@@ -54,19 +47,14 @@ class Degradation:
             return canny_edges(image, self.up_factor or 1)
         if self.up_factor is None:
             return None
-        return to_values_array(reduce_and_enlarge(image, self.up_factor, self.keep_mode))
+        return to_values_array(self._reduced_and_enlarged(image, self.up_factor))
 
-
-def check_factor(name: str, factor: int | None) -> None:
-    """Raise `UserError` if a reduction's factor is no whole number from 1."""
-    if factor is not None and (not isinstance(factor, int) or factor < 1):
-        raise UserError(f"{name} {factor!r} is no factor; give a whole number such as 4")
-
-
-def check_enlargement(name: str) -> None:
-    """Raise `UserError` if there is no such way to enlarge."""
-    if name not in ENLARGEMENTS:
-        raise UserError(f"keep_mode {name!r} is not known{did_you_mean(name, ENLARGEMENTS)}")
+    def _reduced_and_enlarged(self, image: np.ndarray, factor: int | None) -> np.ndarray:
+        if factor is None or factor == 1:
+            return image
+        height, width = image.shape[:2]
+        enlargement = Image.Resampling[self.keep_mode.upper()]
+        return np.asarray(_reduced(image, factor).resize((width, height), enlargement))
 
 
 def _reduced(image: np.ndarray, factor: int) -> Image.Image:
@@ -75,21 +63,11 @@ def _reduced(image: np.ndarray, factor: int) -> Image.Image:
     return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
 
 
-def reduce_and_enlarge(image: np.ndarray, factor: int | None, enlargement: str) -> np.ndarray:
-    """uint8 (H, W, 3), reduced by `factor` (bicubic, antialiased) and enlarged to its old size."""
-    if factor is None or factor == 1:
-        return image
-    height, width = image.shape[:2]
-    return np.asarray(_reduced(image, factor).resize((width, height), ENLARGEMENTS[enlargement]))
-
-
 def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
     """Edges of uint8 (H, W, 3), found in the image reduced by `factor`: float32 (H, W, 3), 1 on -1.
 
-    Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels.
-
-    Raises:
-        UserError: if scikit-image is not installed.
+    Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels. Raises `UserError`
+    if scikit-image is not installed.
     """
     try:
         from skimage.feature import canny

@@ -38,28 +38,23 @@ def _validation_mask(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _enlarge(gray: np.ndarray, size: int) -> np.ndarray:
-    """Values 0..16 (8, 8) as uint8 (size, size), bicubic."""
-    small = Image.fromarray(np.round(gray * (255 / 16)).astype(np.uint8))
-    return np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
-
-
-class Digits(Dataset[Item]):
+class DigitsTrain(Dataset[Item]):
     """Items: `image` float32 (size, size, 3) in [-1, 1], `class_label` 0..9, `human_label`.
 
     About 1,500 digits are for training and 300 for validation, always the same ones of each class.
-
-    Raises:
-        UserError: if scikit-learn is not installed.
+    Raises `UserError` if scikit-learn is not installed.
     """
 
-    training: ClassVar[bool]
+    training: ClassVar[bool] = True
 
     def __init__(self, size: int = 32) -> None:
         images, labels = _load()
         chosen = _validation_mask(labels) != self.training
         self.labels = labels[chosen]
-        self.images = np.stack([_enlarge(image, size) for image in images[chosen]])  # (N, H, W)
+        pixels = np.round(images[chosen] * (255 / 16)).astype(np.uint8)
+        small = (Image.fromarray(image) for image in pixels)
+        large = (image.resize((size, size), Image.Resampling.BICUBIC) for image in small)
+        self.images = np.stack([np.asarray(image) for image in large])  # (N, H, W)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,13 +65,7 @@ class Digits(Dataset[Item]):
         return {"image": image, "class_label": label, "human_label": str(label)}
 
 
-class DigitsTrain(Digits):
-    """The digits for training."""
-
-    training = True
-
-
-class DigitsValidation(Digits):
+class DigitsValidation(DigitsTrain):
     """The digits for validation."""
 
     training = False

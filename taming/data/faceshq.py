@@ -15,23 +15,11 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 
-def select(item: Item, keys: Sequence[str] | None, dataset: str) -> Item:
-    """The entries of `item` that `keys` names, all of them if None; raises `UserError`."""
-    if keys is None:
-        return item
-    if unknown := [key for key in keys if key not in item]:
-        raise UserError(f"{dataset} has no {unknown[0]!r}; keys can be {', '.join(item)}")
-    return {key: item[key] for key in keys}
-
-
 class _Faces(Dataset[Item]):
     """One of the two collections.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given.
-    `size`, `random_crop`, `random_flip` and `on_error` are those of `ImageOptions`.
-
-    Raises:
-        UserError: if there are no images, for damaged ones, and for lists that name absent ones.
+    The other arguments are those of `ImageOptions`.
     """
 
     training: ClassVar[bool]
@@ -55,7 +43,11 @@ class _Faces(Dataset[Item]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
-        return select(self.data[index], self.keys, type(self).__name__)
+        item = self.data[index]
+        if unknown := [key for key in self.keys or () if key not in item]:
+            known = ", ".join(item)
+            raise UserError(f"{type(self).__name__} has no {unknown[0]!r}; keys can be {known}")
+        return item if self.keys is None else {key: item[key] for key in self.keys}
 
 
 class CelebAHQTrain(_Faces):
@@ -107,7 +99,7 @@ class FacesHQTrain(Dataset[Item]):
             coordinates, anywhere in training and at the center in validation; None for no crop.
         coord: add the coordinates, from which `CoordStage` makes a condition.
         random_flip: mirror half of the images, but not the coordinates, which say where a crop is.
-        on_error: see `ImageOptions`.
+        (on_error: see `ImageOptions`)
     """
 
     training: ClassVar[bool] = True
@@ -127,9 +119,7 @@ class FacesHQTrain(Dataset[Item]):
                 f"{type(self).__name__}: crop_size {crop_size} is larger than size {size}; give a "
                 "crop_size of at most size"
             )
-        parts = [
-            part(size, keys, random_flip=random_flip, on_error=on_error) for part in self.parts
-        ]
+        parts = [part(size, keys, False, random_flip, on_error) for part in self.parts]
         self.data: ConcatDataset[Item] = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from taming.data.base import ImageFiles
-from taming.data.columns import Categories, Column, StringTable
+from taming.data.columns import Column, StringTable
 from taming.data.files.find import (
     EXTENSIONS,
     VALIDATION_FOLDERS,
@@ -22,8 +23,8 @@ from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
 
 
-class ImageFolder(ImageFiles):
-    """Images below `root`, labeled by the folder that they are in.
+class ImageFolderTrain(ImageFiles):
+    """The training images below `root`, labeled by the folder that they are in.
 
     Layouts: `root/train/<class>/**` with `root/val/<class>/**` (or `validation`, `test`); else
     `root/<class>/**` (or `root/train/<class>/**` alone), of which each class gives
@@ -39,14 +40,14 @@ class ImageFolder(ImageFiles):
         split_seed: which images these are.
         extensions: endings of image files; others are passed over.
         n_classes: if given, how many classes there must be (the model's number).
-        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
+        (the others: see `ImageOptions`)
 
     Raises:
         UserError: if there are no class folders, a class has no images, or the splits have
             different classes.
     """
 
-    training: ClassVar[bool]
+    training: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class ImageFolder(ImageFiles):
         n_classes: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        self._name = f"{type(self).__name__} of {root}"
+        self._name = name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
         self._extensions = tuple(extensions)
         folder, shared = self._layout(Path(root).expanduser())
@@ -69,11 +70,11 @@ class ImageFolder(ImageFiles):
         self._check_classes(folder, n_classes)
         paths, codes = self._collect(folder, shared)
         if not len(paths):
-            raise UserError(f"{self._name} has no images left; raise validation_fraction")
-        human_labels = Categories(codes, self.class_names)
-        labels: dict[str, Column] = {"class_label": human_labels.codes, "human_label": human_labels}
+            raise UserError(f"{name} has no images left; raise validation_fraction")
+        names = StringTable(self.class_names[code] for code in codes)
+        labels: dict[str, Column] = {"class_label": torch.from_numpy(codes), "human_label": names}
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=self._name
+            size, random_crop, random_flip, crop_size, on_error=on_error, source=name
         )
         super().__init__(paths, options, labels)
 
@@ -141,13 +142,7 @@ class ImageFolder(ImageFiles):
         return [path for path in paths if (names[path] in validation) != self.training]
 
 
-class ImageFolderTrain(ImageFolder):
-    """The training images of `ImageFolder`."""
-
-    training = True
-
-
-class ImageFolderValidation(ImageFolder):
-    """The validation images of `ImageFolder`."""
+class ImageFolderValidation(ImageFolderTrain):
+    """The validation images."""
 
     training = False

@@ -15,7 +15,6 @@ from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import MapKind
 from taming.data.files.images import BadImage
 from taming.data.options import ImageOptions
-from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 MAPS_DECODED = 1000  # at start, of kinds that only decoding can check
@@ -41,15 +40,12 @@ class ImagesWithMaps(ImageFiles):
     Args:
         paths: image files.
         maps: by their name in the items; each has one path per image.
-        options: how images and maps are resized, cropped and flipped; `interpolation` is that of
-            images and of smooth maps, others take the nearest value.
-        labels: columns of one value per path.
+        (options, labels: see `ImageFiles`)
 
     Raises:
         UserError: besides what `ImageFiles` raises, for a map that is absent, damaged, of another
-            size than its image or of a wrong pixel format, and for labels that are out of range:
-            the headers of up to 20,000 images and maps are checked, and up to 1,000 label files
-            decoded.
+            size than its image or of a wrong pixel format, and for labels that are out of range (of
+            which up to 1,000 files are decoded).
     """
 
     reducible = False  # an image decoded at a part of its size would no longer fit its maps
@@ -64,11 +60,8 @@ class ImagesWithMaps(ImageFiles):
         self.maps = dict(maps)
         super().__init__(paths, options, labels)
 
-    def _make_transform(self) -> JointTransform:
-        smooth = {name: maps.kind.smooth for name, maps in self.maps.items()}
-        return JointTransform(self.options, smooth)
-
-    # ------------------------------------------------------------------ checks
+    def smooth_maps(self) -> dict[str, bool]:
+        return {name: maps.kind.smooth for name, maps in self.maps.items()}
 
     def check_all(self) -> None:
         for name, maps in self.maps.items():
@@ -101,26 +94,19 @@ class ImagesWithMaps(ImageFiles):
                 with self.naming(maps.paths[index]):
                     maps.kind.read(maps.paths[index])
 
-    # ------------------------------------------------------------------ one item
-
     def files(self, index: int) -> dict[str, str]:
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}
         return super().files(index) | maps
 
-    def _map_pixels(self, maps: MapFiles, index: int, size: tuple[int, ...]) -> np.ndarray:
-        with self.naming(maps.paths[index]):
-            pixels = maps.kind.read(maps.paths[index])
-            self._check_same(index, size, pixels.shape[:2])
-            return pixels
-
     def cropped(self, index: int) -> dict[str, np.ndarray]:
         """The image, uint8 (h, w, 3), and the maps (h, w) or (h, w, C) as their kinds read them,
         resized, cropped and flipped."""
-        image = self.pixels(index)
-        maps = {
-            name: self._map_pixels(maps, index, image.shape[:2]) for name, maps in self.maps.items()
-        }
-        return self.transform(image, **maps)
+        image, pixels = self.pixels(index), {}
+        for name, maps in self.maps.items():
+            with self.naming(maps.paths[index]):
+                pixels[name] = maps.kind.read(maps.paths[index])
+                self._check_same(index, image.shape[:2], pixels[name].shape[:2])
+        return self.transform(image, **pixels)
 
     def finish(self, cropped: Mapping[str, np.ndarray]) -> Item:
         """From what `cropped` returns to what items hold."""

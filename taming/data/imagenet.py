@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from taming.config import did_you_mean
 from taming.data.base import ImageFiles, Item
-from taming.data.columns import Categories, StringTable
+from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import Depth
 from taming.data.degradation import Degradation
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
@@ -24,7 +25,7 @@ from taming.errors import UserError
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
 DEPTH_ROOT = "data/imagenet_depth"
-CROPS = ("ImageNetTrain/random_crop", "ImageNetValidation/random_crop")
+CROPS = {"ImageNetTrain/random_crop": True, "ImageNetValidation/random_crop": False}
 SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
 
 
@@ -45,11 +46,8 @@ def class_indices(ranges: str) -> list[int]:
 class ImageNetFiles:
     """The files of a split and their labels: `relpath, synsets, class_label, human_label`.
 
-    `class_label` is the index of the image's synset among the synsets that occur, sorted.
-
-    Args:
-        sub_indices: the only classes to use, see `class_indices`; None for all.
-        dataset: its name, for error messages.
+    `class_label` is the index of the image's synset among the synsets that occur, sorted. Only the
+    classes of `sub_indices` (see `class_indices`) are used; None are all.
     """
 
     def __init__(self, split: Split, sub_indices: str | None, dataset: str) -> None:
@@ -60,12 +58,11 @@ class ImageNetFiles:
         data = split.root / "data"
         self.paths = StringTable(os.path.join(data, name) for name in self.names)
         synsets, codes = np.unique([_synset(name) for name in self.names], return_inverse=True)
-        known = synsets.tolist()
-        self.labels = {
+        self.labels: dict[str, Column] = {
             "relpath": self.names,
-            "synsets": Categories(codes, known),
-            "class_label": Categories(codes, known).codes,
-            "human_label": Categories(codes, [NAMES.get(synset, synset) for synset in known]),
+            "synsets": StringTable(synsets[codes]),
+            "class_label": torch.from_numpy(codes),
+            "human_label": StringTable(NAMES.get(synset, synset) for synset in synsets[codes]),
         }
 
 
@@ -98,16 +95,10 @@ class ImageNetTrain(ImageFiles):
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
         settings = _known_settings(config)
-        name = type(self).__name__
-        files = ImageNetFiles(self.split, settings.get("sub_indices"), name)
-        own = "ImageNetTrain" if self.split is TRAIN else "ImageNetValidation"
-        options = ImageOptions(
-            settings.get("size"),
-            settings.get(f"{own}/random_crop", self.split is TRAIN),
-            settings.get("random_flip", False),
-            settings.get("crop_size"),
-            on_error=settings.get("on_error", "raise"),
-        )
+        files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
+        in_training, in_validation = (settings.pop(name, usual) for name, usual in CROPS.items())
+        random_crop = in_training if self.split is TRAIN else in_validation
+        options = ImageOptions(random_crop=random_crop, **settings)
         super().__init__(files.paths, options, files.labels)
 
 
@@ -127,16 +118,13 @@ class ImageNetValidation(ImageNetTrain):
 
 
 class ImageNetTrainWithDepth(ImagesWithMaps):
-    """ImageNet with depth: the entries of `ImageNetTrain`, and `depth` float32 (H, W).
-
-    Depth is scaled to [-1, 1] before cropping.
+    """The entries of `ImageNetTrain`, and `depth` float32 (H, W), in [-1, 1] before cropping.
 
     Args:
         config: `size` and `sub_indices`, where the arguments of that name are None.
         root: folder with `{train,val}/<synset>/<name>.png`, as scripts/extract_depth.py writes.
         sub_indices: see `class_indices`.
-        (size, random_crop, crop_size, random_flip, on_error: see `ImageOptions`; crops are random
-        in training by default)
+        (the others: see `ImageOptions`; crops are random in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -197,8 +185,7 @@ class ImageNetScaleTrain(ImageFiles):
     Args:
         up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
         sub_indices: see `class_indices`.
-        (size, crop_size, random_crop, random_flip, on_error: see `ImageOptions`; crops are random
-        in training by default)
+        (the others: see `ImageOptions`; crops are random in training by default)
     """
 
     split: ClassVar[Split] = TRAIN
@@ -236,10 +223,7 @@ class ImageNetScaleValidation(ImageNetScaleTrain):
 
 
 class ImageNetEdgesTrain(ImageNetScaleTrain):
-    """As `ImageNetScaleTrain`, but `lr` holds the edges of the image reduced by `up_factor`.
-
-    They are those of `canny_edges`: float32 (H, W, 3), 1 on -1.
-    """
+    """As `ImageNetScaleTrain`, but `lr` holds the `canny_edges` of the image, (H, W, 3)."""
 
     edges = True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -40,29 +39,27 @@ def _stems(folder: Path, suffix: str = "") -> dict[str, str]:
     return paths
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Paths of images and conditions, by name."""
+def _pairs(images: Path, conditions: Path | None, suffix: str) -> dict[str, tuple[str, str]]:
+    """Paths of images and conditions by name; without a folder of conditions both are the image.
 
-    images: dict[str, str]
-    conditions: dict[str, str]
-    shared: bool  # by both splits, of which one gets a part
-
-    def check(self, images: Path, conditions: Path) -> None:
-        """Raise `UserError` where an image has no condition; log conditions without an image."""
-        if not self.images:
-            raise UserError(f"{images} has no images; put those of the pairs there")
-        if lacking := [name for name in self.images if name not in self.conditions]:
-            raise UserError(
-                f"{self.images[lacking[0]]} has no file of the same name in {conditions} "
-                f"({len(lacking)} of the {len(self.images)} images lack one); add it, or take the "
-                "image out"
-            )
-        if spare := len(self.conditions) - len(self.images):
-            log.warning("%d files in %s have no image in %s", spare, conditions, images)
+    Raises `UserError` where an image has no condition, and logs conditions without an image.
+    """
+    image_paths = _stems(images)
+    condition_paths = image_paths if conditions is None else _stems(conditions, suffix)
+    if not image_paths:
+        raise UserError(f"{images} has no images; put those of the pairs there")
+    if lacking := [name for name in image_paths if name not in condition_paths]:
+        raise UserError(
+            f"{image_paths[lacking[0]]} has no file of the same name in {conditions} "
+            f"({len(lacking)} of the {len(image_paths)} images lack one); add it, or take the "
+            "image out"
+        )
+    if spare := len(condition_paths) - len(image_paths):
+        log.warning("%d files in %s have no image in %s", spare, conditions, images)
+    return {name: (path, condition_paths[name]) for name, path in image_paths.items()}
 
 
-class Paired(ImagesWithMaps):
+class PairedTrain(ImagesWithMaps):
     """Images and their conditions, matched by name (whatever the endings), at any depth.
 
     Where `images` has the folders `train` and `val` (or `validation`, `test`), so must
@@ -89,7 +86,7 @@ class Paired(ImagesWithMaps):
         UserError: for images without a condition, and what `ImagesWithMaps` raises.
     """
 
-    training: ClassVar[bool]
+    training: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -110,21 +107,21 @@ class Paired(ImagesWithMaps):
     ) -> None:
         self.kind = kind
         self._computes_edges = conditions is None
+        source = f"{type(self).__name__} of {images}"
         options = ImageOptions(
-            size,
-            random_crop,
-            random_flip,
-            crop_size,
-            on_error=on_error,
-            source=f"{type(self).__name__} of {images}",
+            size, random_crop, random_flip, crop_size, on_error=on_error, source=source
         )
         map_kind = self._map_kind(n_labels, palette, shift_segmentation)
-        pairs = self._pairs(Path(images), Path(conditions) if conditions else None, suffix)
-        aside = split_off(pairs.images, validation_fraction, split_seed) if pairs.shared else None
-        names = [n for n in pairs.images if aside is None or (n in aside) != self.training]
-        condition_paths = StringTable(pairs.conditions[name] for name in names)
+        top = Path(images).expanduser()
+        folder = self._own_folder(top)
+        other = None if conditions is None else Path(conditions or images).expanduser() / folder
+        pairs = _pairs(top / folder, other, suffix)
+        if not folder:  # both splits share what there is
+            aside = split_off(pairs, validation_fraction, split_seed)
+            pairs = {name: pair for name, pair in pairs.items() if (name in aside) != self.training}
+        image_paths = StringTable(image for image, _ in pairs.values())
+        condition_paths = StringTable(condition for _, condition in pairs.values())
         maps = {} if self._computes_edges else {self.key: MapFiles(condition_paths, map_kind)}
-        image_paths = StringTable(pairs.images[name] for name in names)
         super().__init__(image_paths, maps, options, {"condition_path_": condition_paths})
 
     @property
@@ -155,17 +152,6 @@ class Paired(ImagesWithMaps):
             )
         return Labels(n_labels, shift, colors)
 
-    def _pairs(self, images: Path, conditions: Path | None, suffix: str) -> _Pairs:
-        images = images.expanduser()
-        conditions = conditions.expanduser() if conditions else images
-        folder = self._own_folder(images)
-        images, conditions = images / folder, conditions / folder
-        image_paths = _stems(images)
-        other = image_paths if self._computes_edges else _stems(conditions, suffix)
-        pairs = _Pairs(image_paths, other, shared=not folder)
-        pairs.check(images, conditions)
-        return pairs
-
     def _own_folder(self, images: Path) -> str:
         """The subfolder of this split, if there is one for each."""
         validation = next((name for name in VALIDATION_FOLDERS if (images / name).is_dir()), "")
@@ -179,13 +165,7 @@ class Paired(ImagesWithMaps):
         return self.finish(cropped) | edges
 
 
-class PairedTrain(Paired):
-    """The training pairs."""
-
-    training = True
-
-
-class PairedValidation(Paired):
+class PairedValidation(PairedTrain):
     """The validation pairs."""
 
     training = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,15 @@ from PIL import Image
 from taming.config import did_you_mean
 from taming.data.helper_types import BoundingBox, CropMethodType
 from taming.errors import UserError
+
+
+class View(NamedTuple):
+    """The part of an image that one item shows."""
+
+    pixels: np.ndarray  # uint8 (size, size, 3)
+    crop: BoundingBox | None  # its place in the image; None is the whole image
+    flipped: bool
+    original_size: tuple[int, int]  # width and height of the image in pixels
 
 
 class SceneCrop:
@@ -22,9 +31,6 @@ class SceneCrop:
             from `target_size` up (or the shorter side, if that is less).
         target_size: side of the result in pixels.
         random_flip: mirror half of the images.
-
-    Raises:
-        UserError: for unknown methods and impossible sizes.
     """
 
     def __init__(self, method: CropMethodType, target_size: int, random_flip: bool) -> None:
@@ -35,33 +41,25 @@ class SceneCrop:
             raise UserError(f"target_image_size {target_size!r} is no number of pixels; give 256")
         self.method, self.crop_size, self.random_flip = method, target_size, random_flip
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, BoundingBox | None, bool]:
-        """Crop an image, uint8 (H, W, 3).
-
-        Returns:
-            the square, uint8 (size, size, 3); its place in the image, None for all of it; and
-            whether it is mirrored.
-        """
+    def __call__(self, image: np.ndarray) -> View:
+        """Crop an image, uint8 (H, W, 3)."""
         height, width = image.shape[:2]
-        place = self._place(height, width)
-        box = None if place is None else (*place[:2], place[0] + place[2], place[1] + place[2])
+        x0, y0, w, h = self._place(height, width)
         size = (self.crop_size, self.crop_size)
-        cut = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box)
+        box = (x0, y0, x0 + w, y0 + h)
+        pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box))
         flipped = self.random_flip and random.random() < 0.5
-        pixels = np.asarray(cut)[:, ::-1] if flipped else np.asarray(cut)
-        if place is None:
-            return pixels, None, flipped
-        x0, y0, side = place
-        return pixels, (x0 / width, y0 / height, side / width, side / height), flipped
+        crop = None if self.method == "none" else (x0 / width, y0 / height, w / width, h / height)
+        return View(pixels[:, ::-1] if flipped else pixels, crop, flipped, (width, height))
 
-    def _place(self, height: int, width: int) -> tuple[float, float, float] | None:
-        """Left, top and side of the square in pixels of the image; None is all of it."""
-        short = min(height, width)
+    def _place(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, width and height of what is shown, in pixels of the image."""
         if self.method == "none":
-            return None
+            return 0, 0, width, height
+        side = min(height, width)
         if self.method == "center":
-            return (width - short) / 2, (height - short) / 2, short
+            return (width - side) / 2, (height - side) / 2, side, side
         if self.method == "random-1d":
-            return random.uniform(0, width - short), random.uniform(0, height - short), short
-        side = random.randint(min(self.crop_size, short), short)
-        return random.randint(0, width - side), random.randint(0, height - side), side
+            return random.uniform(0, width - side), random.uniform(0, height - side), side, side
+        side = random.randint(min(self.crop_size, side), side)
+        return random.randint(0, width - side), random.randint(0, height - side), side, side

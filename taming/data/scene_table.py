@@ -19,7 +19,6 @@ Row = tuple[int, Sequence[Any]]
 """The number of a row or entry in its file, and its fields: ids of image and category, others."""
 log = logging.getLogger(__name__)
 FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_inside")
-COLUMNS = ("box", "category", "id", "confidence", "flags", "source")
 TYPES = {
     "image": np.int64,
     "box": np.float64,
@@ -34,11 +33,7 @@ OVERHANG = 0.02  # share of the image by which annotators' boxes may stick out; 
 
 @dataclass(frozen=True)
 class Limits:
-    """Which objects and images are used; areas are shares of the image's area.
-
-    Raises:
-        UserError: if no number of objects is left.
-    """
+    """Which objects and images are used; areas are shares of the image's area."""
 
     min_object_area: float
     min_objects_per_image: int
@@ -52,24 +47,19 @@ class Limits:
             )
 
 
+@dataclass(frozen=True)
 class SceneTable:
-    """Objects grouped by image; built by `SceneCollector`."""
+    """Objects, those of image i in the rows [starts[i], starts[i + 1]) of `columns`."""
 
-    def __init__(
-        self,
-        starts: np.ndarray,
-        columns: dict[str, np.ndarray],
-        sources: list[str],
-        flags_known: tuple[str, ...],
-    ) -> None:
-        self._starts = torch.from_numpy(starts)
-        self._columns: dict[str, Tensor] = {k: torch.from_numpy(v) for k, v in columns.items()}
-        self._sources, self._flags_known = sources, flags_known
+    starts: Tensor
+    columns: dict[str, Tensor]  # in the order of TYPES, without the image
+    sources: list[str]
+    flags_known: tuple[str, ...]
 
     def annotations(self, image: int, image_id: str, category_ids: Sequence[str]) -> AnnotationList:
         """The objects of image number `image`."""
-        start, end = self._starts[image : image + 2].tolist()
-        rows = zip(*(self._columns[name][start:end].tolist() for name in COLUMNS), strict=True)
+        start, end = self.starts[image : image + 2].tolist()
+        rows = zip(*(values[start:end].tolist() for values in self.columns.values()), strict=True)
         return AnnotationList(
             Annotation(
                 area=box[2] * box[3],
@@ -78,9 +68,9 @@ class SceneTable:
                 category_no=number,
                 category_id=category_ids[number],
                 id=identity,
-                source=self._sources[source] or None,
+                source=self.sources[source] or None,
                 confidence=confidence,
-                **{name: bool(flags >> FLAGS.index(name) & 1) for name in self._flags_known},
+                **{name: bool(flags >> FLAGS.index(name) & 1) for name in self.flags_known},
             )
             for box, number, identity, confidence, flags, source in rows
         )
@@ -104,46 +94,28 @@ def _outside(boxes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Objects:
-    """Columns of n objects.
-
-    Attributes:
-        images: numbers of images.
-        boxes: float (n, 4); x0, y0, width and height as shares of the image.
-        categories: numbers of categories.
-        flags: bit i is `FLAGS[i]`.
-        sources: who made the annotation, "" if that is not known.
-        place: where in which file object i is, for error messages.
-    """
+    """Columns of n objects; `images` and `categories` are numbers, not ids."""
 
     images: Sequence[int] | np.ndarray
-    boxes: np.ndarray
+    boxes: np.ndarray  # float (n, 4): x0, y0, width and height as shares of the image
     categories: Sequence[int] | np.ndarray
     ids: Sequence[int] | np.ndarray
     confidences: Sequence[float] | np.ndarray
-    flags: Sequence[int] | np.ndarray
-    sources: Sequence[str]
-    place: Callable[[int], str]
+    flags: Sequence[int] | np.ndarray  # bit i is FLAGS[i]
+    sources: Sequence[str]  # who made the annotation, "" if that is not known
+    place: Callable[[int], str]  # where in which file object i is, for error messages
 
 
+@dataclass
 class SceneCollector:
-    """Takes objects, leaves out those that the limits exclude, and groups them by image.
+    """Takes objects, leaves out those that the limits exclude, and groups them by image."""
 
-    Args:
-        limits: which objects and images are used.
-        flags_known: which of `FLAGS` the data have.
-        on_error: "raise", or "skip" objects that cannot be right, counting them.
-        dataset: its name, for error messages.
-    """
+    limits: Limits
+    flags_known: tuple[str, ...]  # those of FLAGS that the data have
+    on_error: OnError  # "skip" leaves out objects that cannot be right, counting them
+    dataset: str  # its name, for error messages
 
-    def __init__(
-        self,
-        limits: Limits,
-        flags_known: tuple[str, ...],
-        on_error: OnError,
-        dataset: str,
-    ) -> None:
-        self._limits, self._flags_known = limits, flags_known
-        self._on_error, self._dataset = on_error, dataset
+    def __post_init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
         self._sources: dict[str, int] = {}
         self._skipped, self._first_skipped = 0, ""
@@ -176,10 +148,7 @@ class SceneCollector:
         self.add(self._converted(used, place, convert))
 
     def _converted(
-        self,
-        rows: list[Row],
-        place: Callable[[int], str],
-        convert: Callable[[list[Row]], Objects],
+        self, rows: list[Row], place: Callable[[int], str], convert: Callable[[list[Row]], Objects]
     ) -> Objects:
         try:
             return convert(rows)
@@ -196,25 +165,20 @@ class SceneCollector:
 
     def _reject(self, problem: str) -> None:
         """Count an object that cannot be right, or raise `UserError`."""
-        if self._on_error == "raise":
+        if self.on_error == "raise":
             raise UserError(
-                f"{self._dataset}: {problem}; repair the file, or set on_error: skip to leave such "
+                f"{self.dataset}: {problem}; repair the file, or set on_error: skip to leave such "
                 "objects out"
             )
         self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or problem
 
     def add(self, objects: Objects) -> None:
-        """Add those that are in their images and large enough.
-
-        Raises:
-            UserError: for boxes outside their images, unless they are skipped.
-        """
+        """Add those that are in their images and large enough."""
         boxes, outside = objects.boxes, _outside(objects.boxes)
         for row in np.flatnonzero(outside).tolist():
-            shown = ", ".join(f"{value:.3g}" for value in boxes[row])
-            place = objects.place(row)
-            self._reject(f"{place} has a box outside its image (x, y, width, height: {shown})")
-        large = boxes[:, 2] * boxes[:, 3] > self._limits.min_object_area
+            box = f"x, y, width, height: {', '.join(f'{value:.3g}' for value in boxes[row])}"
+            self._reject(f"{objects.place(row)} has a box outside its image ({box})")
+        large = boxes[:, 2] * boxes[:, 3] > self.limits.min_object_area
         kept = np.flatnonzero(large & ~outside)
         columns: dict[str, Any] = {
             "image": objects.images,
@@ -230,26 +194,20 @@ class SceneCollector:
     def table(self, image_count: int) -> tuple[SceneTable, np.ndarray]:
         """The table of the images that are used, and their numbers, int64 (n,), in order."""
         if self._skipped:
-            log.warning(
-                "%s: left out %d objects, the first because %s",
-                self._dataset,
-                self._skipped,
-                self._first_skipped,
-            )
-        empty = {"box": np.empty((0, 4))}
+            message = "%s: left out %d objects, the first because %s"
+            log.warning(message, self.dataset, self._skipped, self._first_skipped)
         columns = {
-            name: np.concatenate(
-                [empty.get(name, np.empty(0, dtype)), *(part[name] for part in self._parts)]
-            )
+            name: np.concatenate([part[name] for part in self._parts] or [np.empty(0, dtype)])
             for name, dtype in TYPES.items()
         }
         images = columns.pop("image")
         counts = np.bincount(images, minlength=image_count)
-        limits = self._limits
-        used = (counts >= limits.min_objects_per_image) & (counts <= limits.max_objects_per_image)
+        least, most = self.limits.min_objects_per_image, self.limits.max_objects_per_image
+        used = (counts >= least) & (counts <= most)
         kept = np.flatnonzero(used[images])
         order = kept[np.argsort(images[kept], kind="stable")]  # within an image as in the file
         starts = np.concatenate(([0], np.cumsum(counts[used])))
-        ordered = {name: column[order] for name, column in columns.items()}
-        table = SceneTable(starts, ordered, list(self._sources), self._flags_known)
+        ordered = {name: torch.from_numpy(values[order]) for name, values in columns.items()}
+        sources = list(self._sources)
+        table = SceneTable(torch.from_numpy(starts), ordered, sources, self.flags_known)
         return table, np.flatnonzero(used)

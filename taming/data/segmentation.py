@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,8 +47,7 @@ class SegmentationBase(Segmented):
         segmentation_root: where the PNGs are, named as the images.
         n_labels: labels go from 0 to n_labels - 1.
         shift_segmentation: add 1 to the labels, so that 255, unlabeled, becomes 0.
-        (size, random_crop, interpolation, crop_size, random_flip, on_error: see `ImageOptions`;
-        labels take the nearest value)
+        (the others: see `ImageOptions`; labels take the nearest value)
     """
 
     def __init__(
@@ -66,19 +66,14 @@ class SegmentationBase(Segmented):
     ) -> None:
         name = type(self).__name__
         options = ImageOptions(
-            size,
-            random_crop,
-            random_flip,
-            crop_size,
-            interpolation,
-            on_error=on_error,
-            source=f"{name}'s list {data_csv}",
+            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
         )
+        options = replace(options, source=f"{name}'s list {data_csv}")
         listed = read_names(data_csv, data_root, name, on_error)
         super().__init__(listed, segmentation_root, Labels(n_labels, shift_segmentation), options)
 
 
-class SegmentationExamples(SegmentationBase):
+class SegmentationExamples(Segmented):
     """A few images in `data/<name>_{examples.txt,images/,segmentations/}`."""
 
     name: ClassVar[str]
@@ -91,15 +86,8 @@ class SegmentationExamples(SegmentationBase):
         interpolation: str = "bicubic",
         crop_size: int | None = None,
     ) -> None:
-        n_labels, shift = self.labels_and_shift
-        super().__init__(
-            f"data/{self.name}_examples.txt",
-            f"data/{self.name}_images",
-            f"data/{self.name}_segmentations",
-            size=size,
-            random_crop=random_crop,
-            interpolation=interpolation,
-            n_labels=n_labels,
-            shift_segmentation=shift,
-            crop_size=crop_size,
-        )
+        root = f"data/{self.name}"
+        listed = read_names(f"{root}_examples.txt", f"{root}_images", type(self).__name__)
+        source = f"{type(self).__name__}'s list {root}_examples.txt"
+        options = ImageOptions(size, random_crop, False, crop_size, interpolation, source=source)
+        super().__init__(listed, f"{root}_segmentations", Labels(*self.labels_and_shift), options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from taming.data.base import Item
 from taming.data.coco import Captions
-from taming.data.columns import Column, column
+from taming.data.columns import column
 from taming.data.condition_maps import map_kind
 from taming.data.degradation import Degradation
 from taming.data.faceshq import coordinates
@@ -69,29 +70,23 @@ class Shards(ImagesWithMaps):
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges=bool(edges))
         self._degraded = edges or "lr"
-        self.coord_crop: JointTransform | None = None
-        if coord_crop:
-            second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
-            self.coord_crop = JointTransform(second, maps={"coord": False})
+        second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
+        self.coord_crop = JointTransform(second, maps={"coord": False}) if coord_crop else None
         tars = find_shards(shards)
         description = _description(tars[0])
-        kinds = {
-            name: map_kind(options)
-            for name, options in (description["maps"] if maps is None else maps).items()
-        }
+        maps = description["maps"] if maps is None else maps
+        kinds = {name: map_kind(options) for name, options in maps.items()}
+        interpolation = interpolation or description["interpolation"]
+        random_crop = random_crop and not coord_crop
         options = ImageOptions(
-            size,
-            random_crop and not coord_crop,
-            random_flip,
-            crop_size,
-            interpolation or description["interpolation"],
-            on_error=on_error,
-            source=f"{type(self).__name__} of {shards}",
+            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
         )
-        columns = ShardColumns(tars, list(kinds))
+        options = replace(options, source=f"{type(self).__name__} of {shards}")
+        columns = ShardColumns(tars, kinds)
         labels = columns.metadata
         self.shard_lengths = np.array(columns.lengths)
-        self._choices = {name: Captions(labels.pop(name)) for name in _lists_of_texts(labels)}
+        texts = [name for name, values in labels.items() if isinstance(values[0], list)]
+        self._choices = {name: Captions(labels.pop(name)) for name in texts}
         original_paths = labels.pop("file_path_", None)
         self.reducible = not kinds
         files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
@@ -115,10 +110,6 @@ class Shards(ImagesWithMaps):
             made[self._degraded] = condition
         item = self.finish(cropped | {"image": self.degradation.target(image)}) | made
         return item | {name: texts.sample(index) for name, texts in self._choices.items()}
-
-
-def _lists_of_texts(columns: Mapping[str, Column]) -> list[str]:
-    return [name for name, values in columns.items() if isinstance(values[0], list)]
 
 
 def _description(tar: str) -> dict[str, Any]:

@@ -51,11 +51,8 @@ class JointTransform:
     def __call__(self, image: np.ndarray, **maps: np.ndarray) -> dict[str, np.ndarray]:
         """Transform `image` (H, W, C) and `maps`, each (H, W) or (H, W, C).
 
-        Returns:
-            the results by name, "image" first: (h, w) or (h, w, C), of the same dtypes.
-
-        Raises:
-            UserError: if the image is smaller than the crop.
+        Returns the results by name, "image" first: (h, w) or (h, w, C), of the same dtypes. Raises
+        `UserError` if the image is smaller than the crop.
         """
         height, width = self._resized(*image.shape[:2])
         # Items are reproducible only as long as the order of these random numbers stays: the crop's

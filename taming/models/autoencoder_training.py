@@ -1,9 +1,4 @@
-"""How every first stage is trained: an autoencoder and, if its loss has one, a discriminator.
-
-The adversarial game of arXiv 2012.09841, section 3.1, with a turn of both sides on every batch.
-A step of training is read from top to bottom of `AutoencoderTraining.training_step`; the loss
-itself is in `taming.modules.losses.vqperceptual`.
-"""
+"""How every first stage is trained: an autoencoder, mostly with a discriminator (section 3.1)."""
 
 from __future__ import annotations
 
@@ -30,15 +25,17 @@ from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
 
+GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
+
 
 @dataclass(frozen=True)
 class Reconstruction:
     """What a first stage makes of a batch, and the step at which it does."""
 
+    global_step: int
     inputs: Tensor  # (B, C, H, W)
     outputs: Tensor  # (B, C, H, W)
     codebook_loss: Tensor
-    global_step: int
 
 
 class AutoencoderTraining(CodesInterface, pl.LightningModule):
@@ -94,85 +91,55 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             for parameter in self.discriminator.parameters():
                 same_on_all_ranks(parameter.data)
 
-    # ------------------------------------------------------------------ one step
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
         autoencoder makes of the same batch."""
         x = self.get_input(batch, self.image_key)
-        optimizers = self._wrapped_optimizers()
-        boundary = self._is_update(batch_idx)
+        optimizers: Any = self.optimizers()
+        boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
         step = self.global_step  # the update below counts, and both sides play at one step
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(self._generator_loss(self._reconstruct(x, step), "train"))
+            self._backward(self._loss_of(Reconstruction(step, x, *self(x)), GENERATOR, "train"))
         if boundary:
-            self._update(optimizers[0], counted=True)
+            generator = optimizers[0] if isinstance(optimizers, list) else optimizers
+            self._update(generator, counted=True)
         if self.discriminator is None:
             return
         with torch.no_grad():
-            reconstruction = self._reconstruct(x, step)
-        self._backward(self._discriminator_loss(reconstruction, "train"))
+            images = Reconstruction(step, x, *self(x))
+        self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
         if boundary:
             average_gradients(self.discriminator.parameters())
             self._update(optimizers[1], counted=False)
 
-    def _reconstruct(self, x: Tensor, step: int) -> Reconstruction:
-        outputs, codebook_loss = self(x)
-        return Reconstruction(x, outputs, codebook_loss, step)
-
-    def _generator_loss(self, images: Reconstruction, split: str) -> Tensor:
-        if has_entry_points(self.loss):
-            loss, terms = self.loss.generator_loss(
-                images.inputs,
-                images.outputs,
-                images.codebook_loss,
-                images.global_step,
-                last_layer=self.get_last_layer(),
-            )
-            terms = {f"{split}/{name}": term for name, term in terms.items()}
+    def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
+        """The loss of a side of the game, which is logged with its terms."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        prefix = f"{split}/"
+        if not has_entry_points(self.loss):
+            loss, terms = self._published_loss(images, side, split)
+            prefix = ""  # it is part of their names
+        elif side == GENERATOR:
+            last, codebook_loss = self.get_last_layer(), images.codebook_loss
+            loss, terms = self.loss.generator_loss(x, outputs, codebook_loss, step, last_layer=last)
         else:
-            loss, terms = self._published_loss(images, 0, split)
-        self._log_losses(f"{split}/aeloss", loss, terms, len(images.inputs))
-        return loss
-
-    def _discriminator_loss(self, images: Reconstruction, split: str) -> Tensor:
-        if has_entry_points(self.loss):
-            loss, terms = self.loss.discriminator_loss(
-                images.inputs, images.outputs, images.global_step
-            )
-            terms = {f"{split}/{name}": term for name, term in terms.items()}
-        else:
-            loss, terms = self._published_loss(images, 1, split)
-        self._log_losses(f"{split}/discloss", loss, terms, len(images.inputs))
+            loss, terms = self.loss.discriminator_loss(x, outputs, step)
+        terms = {f"{prefix}{name}": term for name, term in terms.items()}
+        name = "aeloss" if side == GENERATOR else "discloss"
+        self._log_losses(f"{split}/{name}", loss, terms, len(x))
         return loss
 
     def _published_loss(
-        self, images: Reconstruction, optimizer_idx: int, split: str
+        self, images: Reconstruction, side: int, split: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Call a loss that was written for the original: what `optimizer_idx` trains, and terms by
-        the names under which they are logged."""
-        loss: Tensor
-        loss, terms = self.loss(
-            images.codebook_loss,
-            images.inputs,
-            images.outputs,
-            optimizer_idx,
-            images.global_step,
-            last_layer=self.get_last_layer(),
-            split=split,
-        )
+        """The loss, and terms by the names under which they are logged, of the original's kind."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        options = {"last_layer": self.get_last_layer(), "split": split}
+        loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
         return loss, terms
-
-    def _is_update(self, batch_idx: int) -> bool:
-        full = (batch_idx + 1) % self.accumulate_grad_batches == 0
-        return full or self.trainer.is_last_batch
 
     def _backward(self, loss: Tensor) -> None:
         self.manual_backward(loss / self.accumulate_grad_batches)
-
-    def _wrapped_optimizers(self) -> list[Any]:
-        optimizers = self.optimizers()
-        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
         """Step. Lightning counts the steps of its own wrappers of optimizers: only the
@@ -219,10 +186,10 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         self._used_codes.add(indices)
         assert codebook_loss is not None
-        images = Reconstruction(x, self.decode(quant), codebook_loss, self.global_step)
-        self._generator_loss(images, "val")
+        images = Reconstruction(self.global_step, x, self.decode(quant), codebook_loss)
+        self._loss_of(images, GENERATOR, "val")
         if self.discriminator is not None:
-            self._discriminator_loss(images, "val")
+            self._loss_of(images, DISCRIMINATOR, "val")
 
     def on_validation_start(self) -> None:
         """Validate with the first process's running means, which are those of a checkpoint."""
@@ -234,8 +201,6 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         used, perplexity = self._used_codes.summary()
         self.log("val/codebook_usage", used, rank_zero_only=True)
         self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
-
-    # ------------------------------------------------------------------ optimizers
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Everything but the loss, whose only trained part is the discriminator."""

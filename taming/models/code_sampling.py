@@ -1,8 +1,4 @@
-"""A transformer and its two stages in use: images and conditions to indices, and back.
-
-`CodeSampling` is the base of `Net2NetTransformer`, without what training needs. `taming.sampling`
-samples many images with it, larger ones, and with a generator per sample.
-"""
+"""A transformer and its two stages in use: images and conditions to indices, and back."""
 
 from __future__ import annotations
 
@@ -15,46 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors
-from taming.models.first_stage import (
-    ConditionKind,
-    ConditionStage,
-    DecodingStage,
-    FirstStage,
-    index_count,
-)
-from taming.modules.transformer.decoding import (
-    CachedDecoder,
-    filter_logits,
-    generate,
-    one_pass_logits,
-    sample_token,
-)
+from taming.models.codes import CodesInterface, as_grid, channels_first, in_colors, to_one_hot
+from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
+from taming.modules.transformer import decoding
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.mingpt import top_k_logits
+from taming.modules.util import ConditionKind
 from taming.pictures import text_images
 
 
 class CodeSampling(pl.LightningModule):
     """A transformer between a frozen first stage and a frozen condition stage.
 
-    Attributes:
-        transformer: reads condition indices, then image indices in the permuter's order.
-        first_stage_model, cond_stage_model: images and conditions <-> indices.
-        permuter: the order in which image indices are predicted.
-        condition_kind, n_classes: of the condition stage.
-        be_unconditional: whether there is no condition but a start token.
-        first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
-        downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of true input indices in training; at 0 or below, none was true, and every
-            index is sampled from the condition alone.
+    Subclasses set the attributes; what they mean is said at `Net2NetTransformer`.
     """
 
     transformer: GPT
     first_stage_model: FirstStage
     cond_stage_model: ConditionStage
     permuter: nn.Module
-    condition_kind: ConditionKind
+    condition_kind: ConditionKind  # this and the next are the condition stage's
     n_classes: int | None
     be_unconditional: bool
     first_stage_key: str
@@ -74,8 +49,8 @@ class CodeSampling(pl.LightningModule):
     def null_token(self) -> int:
         """What stands at every position of a dropped condition: the vocabulary's last token.
 
-        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. A real map of
-        this one token throughout does not occur; of a single-token condition it is no value.
+        It adds no weight, so that any checkpoint can be trained on with `cond_drop`. No real map
+        has it throughout; of a single-token condition it is no value.
         """
         size: int = self.transformer.config.vocab_size
         return size - 1
@@ -83,8 +58,6 @@ class CodeSampling(pl.LightningModule):
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
         return self.first_stage_model.latent_shape()
-
-    # ------------------------------------------------------------------ data -> indices -> data
 
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
         """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
@@ -99,8 +72,7 @@ class CodeSampling(pl.LightningModule):
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] and conditions of the first `N` entries of a batch."""
-        x = self.get_input(self.first_stage_key, batch)
-        c = self.get_input(self.cond_stage_key, batch)
+        x, c = (self.get_input(key, batch) for key in (self.first_stage_key, self.cond_stage_key))
         return x[:N], c[:N]
 
     @torch.no_grad()
@@ -113,8 +85,7 @@ class CodeSampling(pl.LightningModule):
     def encode_to_c(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Conditions -> (the condition stage's codes, indices [B, n])."""
         if self.downsample_cond_size > -1:
-            size = (self.downsample_cond_size, self.downsample_cond_size)
-            c = F.interpolate(c, size=size)
+            c = F.interpolate(c, size=self.downsample_cond_size)  # of both sides
         quant, _, (_, _, indices) = self.cond_stage_model.encode(c)
         return quant, indices.reshape(len(c), -1)
 
@@ -127,18 +98,14 @@ class CodeSampling(pl.LightningModule):
         return self.first_stage_model.decode(quant)
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> codebook indices [B, h, w], row by row as in the image."""
         return self.first_stage_model.encode_to_indices(x)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
         return self.first_stage_model.decode_indices(as_grid(indices))
-
-    # ------------------------------------------------------------------ sampling
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
         """All but the `k` largest of the last dimension set to -inf."""
-        return top_k_logits(logits, k)
+        return decoding.filter_logits(logits, top_k=k)
 
     @torch.no_grad()
     def sample(
@@ -162,15 +129,16 @@ class CodeSampling(pl.LightningModule):
 
         def pick(logits: Tensor, n: int) -> Tensor:
             # (B, V): tokens beyond the first stage's codes stand for conditions alone.
-            logits = filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
-            return sample_token(logits, None if numbers is None else numbers[n])
+            logits = decoding.filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
+            return decoding.sample_token(logits, None if numbers is None else numbers[n])
 
         if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
-            logits = one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
+            logits = decoding.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
-            decoder = CachedDecoder(self.transformer, len(prompt), prompt.shape[1] + steps - 1)
-            new = generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
+            length = prompt.shape[1] + steps - 1
+            decoder = decoding.CachedDecoder(self.transformer, len(prompt), length)
+            new = decoding.generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
         return torch.cat((x, new), dim=1)
 
     @torch.no_grad()
@@ -228,6 +196,5 @@ class CodeSampling(pl.LightningModule):
     def _as_rgb(self, x: Tensor) -> Tensor:
         if x.shape[1] in (1, 3):
             return x
-        labels = F.one_hot(x.argmax(dim=1), num_classes=x.shape[1]).permute(0, 3, 1, 2).to(x)
-        stage = self.cond_stage_model
+        stage, labels = self.cond_stage_model, to_one_hot(x)
         return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)

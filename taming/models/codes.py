@@ -22,8 +22,7 @@ from taming.pictures import to_values
 def channels_first(x: Tensor) -> Tensor:
     """Images of a batch, [B, H, W, C] or [B, H, W] -> float32 [B, C, H, W].
 
-    Bytes are pixels of 0 to 255 and become [-1, 1], here and not in the loader: a quarter of the
-    memory is copied between processes and to the device.
+    Bytes become [-1, 1] here, not in the loader: a quarter of the memory is copied to the device.
     """
     x = x[..., None] if x.dim() == 3 else x
     x = x.permute(0, 3, 1, 2)
@@ -55,7 +54,7 @@ class CodesInterface(nn.Module):
     loaded_from: str | None = None  # the file with its weights
 
     def encode(self, x: Tensor) -> Encoding:
-        """Images [B, C, H, W] -> (codes, loss, (perplexity, one-hot, indices))."""
+        """Images [B, C, H, W] -> `Encoding`."""
         raise NotImplementedError
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -69,12 +68,10 @@ class CodesInterface(nn.Module):
         return channels_first(batch[k])
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> codebook indices [B, h, w]."""
         quant, _, (_, _, indices) = self.encode(x)
         return indices.reshape(quant.shape[0], *quant.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Codebook indices [B, h, w], or [B, h*w] of a square grid -> images [B, C, H, W]."""
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
         return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))
@@ -85,34 +82,32 @@ class CodesInterface(nn.Module):
 
     @property
     def downsampling_factor(self) -> int:
-        """Pixels per code, along a side."""
         factor: int = 2 ** (self.decoder.num_resolutions - 1)
         return factor
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
         convolutions = (m for m in self.encoder.modules() if isinstance(m, nn.Conv2d))
         return next(convolutions).in_channels
 
     @property
     def reads_labels(self) -> bool:
-        """Whether its images are segmentations: one channel per label, one-hot."""
         return self.channels not in (1, 3) or "colorize" in self._buffers
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the codes at the resolution of the config."""
         _, _, height, width = self.decoder.z_shape
         return self.quantize.e_dim, height, width
 
     def to_rgb(self, x: Tensor) -> Tensor:
-        """Images [B, 1 or 3, H, W] unchanged; other channels in a color each, [B, 3, H, W].
-
-        The colors are random: those of the buffer `colorize`, or the same for every model.
-        """
+        """Images [B, 1 or 3, H, W] unchanged; other channels mixed by `in_colors`."""
         if x.shape[1] in (1, 3):
             return x
         return in_colors(x, self._buffers.get("colorize"))
+
+
+def to_one_hot(logits: Tensor) -> Tensor:
+    """1 in the largest of the channels [B, C, H, W] at each position, 0 in the others."""
+    return F.one_hot(logits.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2).to(logits)
 
 
 def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:
@@ -145,19 +140,12 @@ class CodeHistogram:
 
     def counts_so_far(self) -> Tensor:
         """How often each code has occurred in this process, int64 [n_codes]."""
-        if self.counts is None:
-            return torch.zeros(self.n_codes, dtype=torch.long)
-        return self.counts
-
-    def take(self) -> Tensor:
-        """`counts_so_far`, and start again from 0."""
-        counts = self.counts_so_far()
-        self.counts = None
-        return counts
+        return torch.zeros(self.n_codes, dtype=torch.long) if self.counts is None else self.counts
 
     def summary(self) -> tuple[float, float]:
         """`codebook_use` of what all processes have counted, and start again from 0."""
-        return codebook_use(sum_over_ranks(self.take()))
+        counts, self.counts = self.counts_so_far(), None
+        return codebook_use(sum_over_ranks(counts))
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:

@@ -43,7 +43,8 @@ class Net2NetTransformer(CodeSampling):
         ckpt_path: a checkpoint or run folder to start from, less the names in `ignore_keys`.
         first_stage_key, cond_stage_key: the entries of a batch with images and conditions.
         downsample_cond_size: side to which image-like conditions are resized; -1: unchanged.
-        pkeep: share of the input indices kept in training; the others become random tokens.
+        pkeep: share of the input indices kept in training; the others become random tokens. At 0 or
+            below, every index is sampled from the condition alone.
         sos_token: the start token of an unconditional model.
         unconditional: same as `cond_stage_config: __is_unconditional__`.
         cond_drop: share of the conditions that training replaces by `null_token`, so that samples
@@ -138,14 +139,13 @@ class Net2NetTransformer(CodeSampling):
         self.cond_stage_model.eval()
         return self
 
-    # ------------------------------------------------------------------ training
-
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
         _, target = self.encode_to_z(x)
         _, c_indices = self.encode_to_c(c)
         if self.training and self.cond_drop:
-            c_indices = self._drop_some(c_indices)
+            dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
+            c_indices = c_indices.masked_fill(dropped, self.null_token)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
         # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
@@ -158,10 +158,6 @@ class Net2NetTransformer(CodeSampling):
         noise = torch.randint_like(indices, self.transformer.config.vocab_size)
         return torch.where(keep, indices, noise)
 
-    def _drop_some(self, c_indices: Tensor) -> Tensor:
-        dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
-        return c_indices.masked_fill(dropped, self.null_token)
-
     def shared_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross-entropy in nats per index, over the image's indices only (equation 10)."""
         logits, target = self(*self.get_xc(batch))
@@ -170,15 +166,13 @@ class Net2NetTransformer(CodeSampling):
     def on_fit_start(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         if self.trainer.ckpt_path or self.loaded_from:
             return
+        stages = {"first_stage": self.first_stage_model, "cond_stage": self.cond_stage_model}
         for name, stage in stages.items():
             if isinstance(stage, CodesInterface) and not stage.loaded_from:
                 log.warning(
-                    "the %s is not trained: set model.params.%s_config to a run",
-                    name,
-                    name,
+                    "the %s is not trained: set model.params.%s_config to a run", name, name
                 )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -204,10 +198,7 @@ class Net2NetTransformer(CodeSampling):
         if self.scheduler_config is None:
             return optimizer
         schedule = make_schedule(self.scheduler_config, optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _frozen_stage(config: Config | str, key: str) -> Any:

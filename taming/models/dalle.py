@@ -34,13 +34,8 @@ class _Codes(Codebook):
 class DalleVAE(CodesInterface, nn.Module):
     """Images [B, 3, H, W] in [-1, 1], H and W divisible by 8 <-> indices [B, H / 8, W / 8].
 
-    For inference. The image is the mean of the decoder's logit-Laplace distribution.
-
-    Args:
-        n_embed: number of codes.
-        n_hid, n_init, blocks_per_group: widths and depth; the defaults are the published model's.
-        resolution: side of the images whose latent shape `latent_shape` gives.
-        ckpt_path: a run folder or checkpoint, as `convert` writes them.
+    For inference. The image is the mean of the decoder's logit-Laplace distribution. The defaults
+    are the published model's; `resolution` is that of `latent_shape`.
     """
 
     def __init__(
@@ -60,7 +55,7 @@ class DalleVAE(CodesInterface, nn.Module):
             self.init_from_ckpt(ckpt_path)
 
     def init_from_ckpt(self, path: str) -> None:
-        """Load weights from a checkpoint or run folder."""
+        """Load weights from a checkpoint or run folder, as `convert` writes them."""
         self.loaded_from = str(load_file(self, path))
 
     def encode(self, x: Tensor) -> Encoding:
@@ -70,7 +65,6 @@ class DalleVAE(CodesInterface, nn.Module):
         return codes, codes.new_zeros(()), (None, None, indices)
 
     def decode(self, quant: Tensor) -> Tensor:
-        """Codes [B, n_init, h, w] -> images [B, 3, 8h, 8w] in [-1, 1]."""
         return unmap_pixels(self.decoder(quant)[:, :3].sigmoid())
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,8 +77,7 @@ class DalleVAE(CodesInterface, nn.Module):
 def convert(folder: str | Path) -> Path:
     """Make a run of a folder with the published `encoder.pkl` and `decoder.pkl`.
 
-    Writes `config.yaml` and `model.ckpt` beside them, from tensors alone: nothing in the pickles is
-    executed.
+    Writes `config.yaml` and `model.ckpt` beside them; nothing in the pickles is executed.
 
     Raises:
         UserError: for files that are missing or are something else.
@@ -128,9 +121,4 @@ def _parameters(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = "encoder.blocks.group_1.block_"
     blocks = {name.removeprefix(first)[0] for name in state if name.startswith(first)}
     n_hid = len(state["encoder.blocks.input.weight"])
-    return {
-        "n_embed": n_embed,
-        "n_hid": n_hid,
-        "n_init": n_init,
-        "blocks_per_group": len(blocks),
-    }
+    return {"n_embed": n_embed, "n_hid": n_hid, "n_init": n_init, "blocks_per_group": len(blocks)}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from taming.modules.util import ConditionKind, Encoding
+from taming.modules.util import AbstractEncoder, Encoding
 
 
-class DummyCondStage(nn.Module):
+class DummyCondStage(AbstractEncoder):
     """Passes indices [B, n] through, as scene layouts come from the data (arXiv 2105.06458)."""
-
-    kind: ConditionKind = "tokens"
-    n_classes: int | None = None
 
     def __init__(self, conditional_key: str) -> None:
         super().__init__()

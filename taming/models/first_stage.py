@@ -1,8 +1,7 @@
 """What the rest of the project expects of a first stage and of a condition stage.
 
-These are protocols: a class of your own need not inherit from anything here, it is enough that it
-has these methods. `VQModel` is the usual first stage, `taming.modules.util.Labelator` the simplest
-condition stage. `taming.modules.vqvae.codebook` says what a quantizer is.
+These are protocols: a class of your own need not inherit from anything here. `VQModel` is the usual
+first stage, `taming.modules.util.Labelator` the simplest condition stage.
 """
 
 from __future__ import annotations
@@ -17,15 +16,6 @@ from typing_extensions import Self
 from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
 
-__all__ = [
-    "ConditionKind",
-    "ConditionStage",
-    "DecodingStage",
-    "FirstStage",
-    "condition_of",
-    "index_count",
-]
-
 
 class Stage(Protocol):
     """The methods of `nn.Module` that are called on stages; all stages are modules."""
@@ -33,13 +23,9 @@ class Stage(Protocol):
     training: bool
 
     def to(self, device: torch.device | str | None = ...) -> Self: ...
-
     def eval(self) -> Self: ...
-
     def requires_grad_(self, requires_grad: bool = ...) -> Self: ...
-
     def parameters(self, recurse: bool = ...) -> Iterator[nn.Parameter]: ...
-
     def state_dict(self) -> dict[str, Any]: ...
 
 
@@ -109,15 +95,12 @@ class DecodingStage(Protocol):
 def condition_of(stage: object) -> tuple[ConditionKind, int | None]:
     """The kind and the number of classes of a condition stage.
 
-    Stages that were written before there were kinds are of classes if they have `n_classes`, of
-    images if they have `decode`, and otherwise make tokens.
+    Without a `kind` they are classes if there are `n_classes`, images if they can be decoded.
     """
     n_classes: int | None = getattr(stage, "n_classes", None)
-    assumed: ConditionKind = "tokens"
+    assumed: ConditionKind = "image" if isinstance(stage, DecodingStage) else "tokens"
     if n_classes is not None:
         assumed = "class"
-    elif isinstance(stage, DecodingStage):
-        assumed = "image"
     kind: ConditionKind = getattr(stage, "kind", assumed)
     return kind, n_classes
 

@@ -1,7 +1,4 @@
-"""First stages: images <-> a grid of codebook indices (arXiv 2012.09841, section 3.1).
-
-One training recipe serves them all. The members of the family differ in their quantizer and loss.
-"""
+"""First stages: images <-> a grid of codebook indices (arXiv 2012.09841, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
+from taming.models.codes import to_one_hot
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.losses.base import DummyLoss
 from taming.modules.vqvae.codebook import Quantized, Quantizer
@@ -105,11 +102,8 @@ class VQModel(AutoencoderTraining):
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         self.loaded_from = str(load_file(self, path, ignore_keys))
 
-    # ------------------------------------------------------------------ images <-> codes
-
     def encode(self, x: Tensor) -> Quantized:
-        """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (perplexity, one-hot,
-        indices)); the indices' shape is the quantizer's."""
+        """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
         return self.quantize(self.quant_conv(self.encoder(x)))
 
     def decode(self, quant: Tensor) -> Tensor:
@@ -122,14 +116,15 @@ class VQModel(AutoencoderTraining):
         quant, codebook_loss, _ = self.encode(input)
         return self.decode(quant), codebook_loss
 
-    # ------------------------------------------------------------------ logged images
-
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
         """`inputs` and `reconstructions` of a batch, each [B, 1 or 3, H, W] in [-1, 1]."""
         x = self.get_input(batch, self.image_key).to(self.device)
-        reconstruction, _ = self(x)
+        reconstruction = self._shown(self(x)[0])
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
+
+    def _shown(self, outputs: Tensor) -> Tensor:
+        return outputs
 
 
 class VQSegmentationModel(VQModel):
@@ -140,20 +135,13 @@ class VQSegmentationModel(VQModel):
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
     def _published_loss(
-        self, images: Reconstruction, optimizer_idx: int, split: str
+        self, images: Reconstruction, side: int, split: str
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss: Tensor
         loss, terms = self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
         return loss, terms
 
-    @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
-        """Inputs and the most likely label at each pixel of the reconstructions, in colors."""
-        x = self.get_input(batch, self.image_key).to(self.device)
-        logits, _ = self(x)
-        labels = F.one_hot(logits.argmax(dim=1), num_classes=logits.shape[1])
-        reconstruction = labels.permute(0, 3, 1, 2).to(x)
-        return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
+    def _shown(self, outputs: Tensor) -> Tensor:
+        return to_one_hot(outputs)
 
 
 class VQNoDiscModel(VQModel):
@@ -183,8 +171,8 @@ class EMAVQ(VQModel):
 class GumbelVQ(VQModel):
     """VQModel with a Gumbel-softmax quantizer (as in DALL-E, arXiv 2102.12092).
 
-    Beyond VQModel's arguments, `temperature_scheduler_config` is a function of the step that gives
-    the softmax's temperature, and `kl_weight` weighs the divergence from the uniform prior.
+    `temperature_scheduler_config` is a function of the step that gives the softmax's temperature;
+    `kl_weight` weighs the divergence from the uniform prior.
     """
 
     quantize: GumbelQuantize
@@ -205,24 +193,16 @@ class GumbelVQ(VQModel):
         remap: str | None = None,
         scheduler_config: Config | None = None,
     ) -> None:
-        quantizer = {
-            "num_hiddens": ddconfig["z_channels"],
-            "embedding_dim": embed_dim,
-            "n_embed": n_embed,
-            "kl_weight": kl_weight,
-            "temp_init": 1.0,
-            "remap": remap,
-        }
+        self._gumbel_options = {"num_hiddens": ddconfig["z_channels"], "kl_weight": kl_weight}
         super().__init__(
             ddconfig,
             lossconfig,
+            n_embed,
+            embed_dim,
             image_key=image_key,
             colorize_nlabels=colorize_nlabels,
             monitor=monitor,
-            quantizer_config={
-                "target": "taming.modules.vqvae.gumbel.GumbelQuantize",
-                "params": quantizer,
-            },
+            remap=remap,
             scheduler_config=scheduler_config,
         )
         if temperature_scheduler_config is None:
@@ -232,6 +212,10 @@ class GumbelVQ(VQModel):
         )
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
+        sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
+        return GumbelQuantize(**self._gumbel_options, **sizes)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self.quantize.temperature = self.temperature_scheduler(self.global_step)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+Sizes = tuple[int, int, int, int]  # of a block's convolutions
 EPS = 0.1  # keeps the logit-Laplace likelihood finite (appendix A.3)
 
 
@@ -27,19 +28,15 @@ def _conv(n_in: int, n_out: int, size: int) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """x + gain * path(x), the path being four convolutions of these sizes after ReLUs."""
 
-    def __init__(
-        self, n_in: int, n_out: int, sizes: tuple[int, int, int, int], gain: float
-    ) -> None:
+    def __init__(self, n_in: int, n_out: int, sizes: Sizes, gain: float) -> None:
         super().__init__()
         self.gain = gain
         self.id_path = nn.Identity() if n_in == n_out else _conv(n_in, n_out, 1)
         widths = [n_in, *[n_out // 4] * 3, n_out]
         path: OrderedDict[str, nn.Module] = OrderedDict()
-        for number, ((before, width), size) in enumerate(
-            zip(pairwise(widths), sizes, strict=True), 1
-        ):
+        for number, size in enumerate(sizes, 1):
             path[f"relu_{number}"] = nn.ReLU()
-            path[f"conv_{number}"] = _conv(before, width, size)
+            path[f"conv_{number}"] = _conv(widths[number - 1], widths[number], size)
         self.res_path = nn.Sequential(path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,15 +45,14 @@ class ResidualBlock(nn.Module):
 
 
 def _groups(
-    widths: list[int], blocks: int, sizes: tuple[int, int, int, int], between: tuple[str, nn.Module]
+    widths: list[int], blocks: int, sizes: Sizes, between: tuple[str, nn.Module]
 ) -> OrderedDict[str, nn.Module]:
     """Groups of residual blocks; `between` stands at the end of all but the last."""
     gain = 1 / ((len(widths) - 1) * blocks) ** 2
     groups: OrderedDict[str, nn.Module] = OrderedDict()
     for number, (before, width) in enumerate(pairwise(widths), 1):
         group: OrderedDict[str, nn.Module] = OrderedDict()
-        for block in range(1, blocks + 1):
-            n_in = before if block == 1 else width
+        for block, n_in in enumerate([before] + [width] * (blocks - 1), 1):
             group[f"block_{block}"] = ResidualBlock(n_in, width, sizes, gain)
         if number < len(widths) - 1:
             group[between[0]] = between[1]

@@ -118,11 +118,7 @@ class Labelator(AbstractEncoder):
 
     # Any, here and below, as the published switch changes what is returned.
     def encode(self, c: Tensor) -> Any:
-        """Labels [B] or [B, 1] -> `Encoding`, with codes and indices [B, 1].
-
-        Raises:
-            UserError: for labels that are no classes.
-        """
+        """Labels [B] or [B, 1] -> `Encoding`, with codes and indices [B, 1]; others are refused."""
         indices = c.reshape(-1, 1).long()  # (B, 1)
         if bool(((indices < 0) | (indices >= self.n_classes)).any()):
             raise UserError(
@@ -133,10 +129,7 @@ class Labelator(AbstractEncoder):
 
 
 class SOSProvider(AbstractEncoder):
-    """The constant start token [B, 1] of unconditional models, whatever the batch holds.
-
-    `quantize_interface=False` returns the plain indices instead of an `Encoding`.
-    """
+    """The constant start token [B, 1] of unconditional models; see `Labelator`."""
 
     kind: ConditionKind = "none"
 
@@ -145,6 +138,5 @@ class SOSProvider(AbstractEncoder):
         self.sos_token, self.quantize_interface = sos_token, quantize_interface
 
     def encode(self, x: Tensor) -> Any:
-        """A batch of anything -> `Encoding`, with codes and indices [B, 1]."""
         indices = torch.full((len(x), 1), self.sos_token, dtype=torch.long, device=x.device)
         return (indices, None, (None, None, indices)) if self.quantize_interface else indices

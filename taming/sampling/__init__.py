@@ -6,7 +6,7 @@ for sample in sample_images(model, requests, SampleSettings(top_k=100)):
     sample.image  # (3, H, W) in [-1, 1]
 """
 
-from taming.sampling.engine import Sample, sample_images
+from taming.sampling.engine import Progress, Sample, sample_images
 from taming.sampling.load import load_transformer
 from taming.sampling.requests import (
     Request,
@@ -18,7 +18,6 @@ from taming.sampling.requests import (
 )
 from taming.sampling.settings import SampleSettings, uniforms
 from taming.sampling.sliding_window import sample_sliding_window
-from taming.sampling.token_sampler import Progress
 
 __all__ = [
     "Progress",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_pillow
-from taming.sampling.token_sampler import Progress
+from taming.sampling.engine import Progress
 
 FRAMES_PER_SECOND = 10
 
@@ -19,9 +19,7 @@ FRAMES_PER_SECOND = 10
 class Recorder:
     """An `on_step` of `sample_images` that decodes the batch's first image, about `frames` times.
 
-    Args:
-        shape: the image's height and width in tokens.
-        on_frame: called with every picture.
+    `shape` is the image's in tokens; `on_frame` is called with every picture.
     """
 
     def __init__(
@@ -67,10 +65,9 @@ def to_mp4(frames: Sequence[Image.Image]) -> bytes | None:
     except ImportError:
         return None
     pictures = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
+    _, height, width, _ = pictures.shape
     # The usual pixel format needs even sides.
-    pictures = np.pad(
-        pictures, ((0, 0), (0, pictures.shape[1] % 2), (0, pictures.shape[2] % 2), (0, 0)), "edge"
-    )
+    pictures = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
     buffer = io.BytesIO()
     imageio.imwrite(
         buffer, pictures, extension=".mp4", fps=FRAMES_PER_SECOND, macro_block_size=1, codec="h264"

@@ -44,11 +44,7 @@ class RunArguments:
     overrides: tuple[str, ...] = ()
 
     def load(self, base: Sequence[str] | None = None) -> LoadedRun:
-        """The run's transformer, with the YAMLs `base` in place of `--base`.
-
-        Raises:
-            UserError: for an unknown device or precision, or as `load_transformer` does.
-        """
+        """The run's transformer, with the YAMLs `base` in place of `--base`."""
         device = choose_device(self.device)
         dtype = choose_dtype(self.precision, device)
         base = self.base if base is None else base
@@ -69,11 +65,7 @@ class DataArguments:
         return run.load(run.base if self.ignore_base_data else [*run.base, *self.config])
 
     def open(self, run: Run, arguments: RunArguments) -> SeededDataset:
-        """The dataset.
-
-        Raises:
-            UserError: if the configs have none, or no such split.
-        """
+        """The dataset, see `open_dataset`."""
         base = [*arguments.base, *self.config]
         data = data_config(run, base, arguments.overrides, self.ignore_base_data)
         return open_dataset(data, self.split)
@@ -92,22 +84,14 @@ class SampleArguments:
 
 
 def require_positive(**counts: int | None) -> None:
-    """Refuse flags, by name, whose numbers are below 1; None is a flag that was left out.
-
-    Raises:
-        UserError: for such a number.
-    """
+    """Refuse (`UserError`) flags, by name, whose numbers are below 1; None is a flag left out."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name} must be at least 1, not {count}")
 
 
 def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
-    """A parser of `RunArguments` and of further dataclasses `settings`.
-
-    Args:
-        defaults: other default values than the fields'.
-    """
+    """A parser of `RunArguments` and of further dataclasses `settings`, with other `defaults`."""
     parser = Parser(description=description, epilog="key.path=value overrides the run's config")
     add_trust_flag(parser)
     for each in (RunArguments, *settings):
@@ -118,10 +102,6 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
 def read_arguments(
     parser: argparse.ArgumentParser, settings: type[T], argv: Sequence[str] | None
 ) -> tuple[RunArguments, T]:
-    """What the flags of a `make_parser` say: of the run, and of one of its dataclasses.
-
-    Raises:
-        UserError: for unknown flags, and values out of range.
-    """
+    """What the flags of a `make_parser` say: of the run, and of one of its dataclasses."""
     args, overrides = parse(parser, argv)
     return from_flags(RunArguments, args, overrides=tuple(overrides)), from_flags(settings, args)

@@ -85,9 +85,9 @@ def known_indices(
     keep: Tensor | None = None,
     pad: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Tensor:
-    """The indices (h, w) of a picture [1, C, H, W], -1 where they are not kept.
+    """The indices (h, w) of a picture [1, C, H, W], -1 where `keep` bool (h, w) is False.
 
-    `keep` bool (h, w) says which ones are; `pad` are tokens to add on the left, top, right, bottom.
+    `pad` are tokens, -1 too, to add on the left, top, right and bottom.
     """
     with torch.no_grad():
         indices = model.encode_to_indices(picture.to(model.device))[0].cpu()

@@ -21,26 +21,11 @@ from taming.pictures import resize, resize_and_crop, to_values_array
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
 
-# What the files are called in errors, and what to give instead.
-NAMES: dict[Content, tuple[str, str]] = {
-    "color": ("image", "an image file"),
-    "gray": ("image", "an image file"),
-    "labels": ("segmentation", "a PNG of label numbers"),
-    "mask": ("mask", "an image that is white where pixels are kept"),
-}
-# EXIF's orientation -> (whether rows and columns change places, what is then reversed: rows,
-# columns), such that the image stands upright. 6 is a camera turned to the left: the file's first
-# column, from below, is the image's first row.
+# EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
+# that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
 ORIENTATION_TAG = 0x0112
-UPRIGHT: dict[int, tuple[bool, bool, bool]] = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
+TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+MIRRORED = {2, 4, 5, 7}
 
 
 def read_pixels(path: str | Path, content: Content = "color", upright: bool = False) -> np.ndarray:
@@ -49,23 +34,22 @@ def read_pixels(path: str | Path, content: Content = "color", upright: bool = Fa
     Args:
         content: "color" gives uint8 (H, W, 3); "gray" uint8 (H, W, 1), or depth in [-1, 1],
             float32 (H, W, 1), for files of 16 or 32 bits and those of scripts/extract_depth.py;
-            "labels" int64 (H, W), the file's numbers; "mask" uint8 (H, W).
+            "labels" int32 (H, W), the file's numbers; "mask" uint8 (H, W).
         upright: turn it as the camera was held (EXIF). Models saw their data as it is in the files.
 
     Raises:
         UserError: for a file that is missing, no image, or of other content.
     """
-    name, advice = NAMES[content]
+    read, name, advice = READERS[content]
     if not Path(path).is_file():
         raise UserError(f"there is no {name} {path}")
     try:
-        pixels = READERS[content](str(path))
+        pixels = read(str(path))
         orientation = _orientation(str(path)) if upright else 1
     except BadImage as error:
         raise UserError(f"{path} {error}; give {advice}") from None
-    swapped, rows, columns = UPRIGHT.get(orientation, (False, False, False))
-    pixels = pixels.swapaxes(0, 1) if swapped else pixels
-    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    pixels = np.fliplr(pixels) if orientation in MIRRORED else pixels
+    return np.rot90(pixels, TURNS.get(orientation, 0))
 
 
 def _read_gray(path: str) -> np.ndarray:
@@ -76,7 +60,7 @@ def _read_gray(path: str) -> np.ndarray:
 
 def _read_labels(path: str) -> np.ndarray:
     with damage_named(path), Image.open(path) as image:
-        labels = np.array(image).astype(np.int64)
+        labels = np.array(image).astype(np.int32)
     if labels.ndim != 2:
         raise BadImage("is a picture in colors")
     return labels
@@ -87,11 +71,12 @@ def _read_mask(path: str) -> np.ndarray:
         return np.array(image.convert("L"))
 
 
-READERS: dict[Content, Callable[[str], np.ndarray]] = {
-    "color": read_rgb,
-    "gray": _read_gray,
-    "labels": _read_labels,
-    "mask": _read_mask,
+# How files are read, what they are called in errors, and what to give instead.
+READERS: dict[Content, tuple[Callable[[str], np.ndarray], str, str]] = {
+    "color": (read_rgb, "image", "an image file"),
+    "gray": (_read_gray, "image", "an image file"),
+    "labels": (_read_labels, "segmentation", "a PNG of label numbers"),
+    "mask": (_read_mask, "mask", "an image that is white where pixels are kept"),
 }
 
 
@@ -100,21 +85,15 @@ def _orientation(path: str) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
 
 
-# ---------------------------------------------------------------------- what stages read
-
-
 def read_picture(
     path: str | Path, channels: int = 3, size: tuple[int, int] | None = None
 ) -> Tensor:
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
 
     With `size` (height, width) it is resized to cover that, and the rest cut off.
-
-    Raises:
-        UserError: as `read_pixels` does, and for other numbers of channels.
     """
     pixels = read_pixels(path, _content_for(channels))
-    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
+    return _to_input(resize_and_crop(pixels, size) if size else pixels)
 
 
 def _content_for(channels: int) -> Content:
@@ -137,50 +116,37 @@ def read_input(
 ) -> Tensor:
     """What a first stage reads, [1, C, H, W]: an image, or labels one-hot.
 
+    Labels that the stage does not have are refused; see also `read_pixels`.
+
     Args:
         size: (height, width) to cover, cutting off the rest.
         reduce_to: larger images are turned upright and reduced until they just cover this.
-
-    Raises:
-        UserError: as `read_pixels` does, and for labels that the stage does not have.
     """
-    content: Content = "labels" if stage.reads_labels else _content_for(stage.channels)
+    labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
+    content: Content = "labels" if labels else _content_for(stage.channels)
     pixels = read_pixels(path, content, upright=reduce_to is not None)
-    if content == "labels":
-        _check_labels(path, pixels, stage.channels)
+    if labels:
+        if not 0 <= pixels.min() <= pixels.max() < stage.channels:
+            raise UserError(
+                f"{path} has labels from {pixels.min()} to {pixels.max()}, but the model has 0 to "
+                f"{stage.channels - 1}"
+            )
+        resampling = Image.Resampling.NEAREST  # numbers are not mixed
     if reduce_to is not None:
-        pixels = _reduced(pixels, reduce_to)
-    if content == "labels":  # numbers are not mixed: the nearest ones are taken
-        pixels = pixels.astype(np.int32)
-        if size is not None:
-            pixels = resize_and_crop(pixels, size, Image.Resampling.NEAREST)
-        return _to_input(one_hot(pixels, stage.channels))
-    return _to_input(pixels if size is None else resize_and_crop(pixels, size))
+        pixels = _reduced(pixels, reduce_to, resampling)
+    if size is not None:
+        pixels = resize_and_crop(pixels, size, resampling)
+    return _to_input(one_hot(pixels, stage.channels) if labels else pixels)
 
 
-def _check_labels(path: str | Path, labels: np.ndarray, n_labels: int) -> None:
-    if not 0 <= labels.min() <= labels.max() < n_labels:
-        raise UserError(
-            f"{path} has labels from {labels.min()} to {labels.max()}, but the model has 0 to "
-            f"{n_labels - 1}"
-        )
-
-
-def _reduced(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Reduced until one side fits into `size` and the other covers it; nothing is cut off.
-
-    Label numbers (H, W) are not mixed: the nearest ones are taken.
-    """
-    scale = max(wanted / side for wanted, side in zip(size, pixels.shape, strict=False))
+def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    """Reduced until one side fits into `size` and the other covers it; nothing is cut off."""
+    sides = list(zip(size, pixels.shape, strict=False))
+    scale = max(wanted / side for wanted, side in sides)
     if scale >= 1:
         return pixels
-    height, width = (
-        max(wanted, round(side * scale)) for wanted, side in zip(size, pixels.shape, strict=False)
-    )
-    if pixels.ndim == 2:
-        image = Image.fromarray(pixels.astype(np.int32))
-        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST), np.int64)
-    return resize(pixels, (height, width))
+    height, width = (max(wanted, round(side * scale)) for wanted, side in sides)
+    return resize(pixels, (height, width), resampling)
 
 
 def read_condition(
@@ -188,8 +154,7 @@ def read_condition(
 ) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    `size` is the sample's, in pixels (height, width), and must be the file's; None takes files of
-    any size.
+    `size` is what the file must have, in pixels (height, width); None takes any.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, labels out of
@@ -210,22 +175,14 @@ def read_condition(
 
 
 def image_condition_stage(model: Net2NetTransformer) -> FirstStage:
-    """The condition stage of a model whose conditions are images, which is a first stage.
-
-    Raises:
-        UserError: for any other model.
-    """
+    """The condition stage of a model of images, a first stage; `UserError` for other models."""
     if model.condition_kind != "image":
         raise UserError(f"a condition '{model.cond_stage_key}' cannot be read from a file")
     return cast(FirstStage, model.cond_stage_model)
 
 
 def cut_to_tokens(images: Tensor, factor: int) -> Tensor:
-    """[B, C, H, W] without the last rows and columns that fill no whole token.
-
-    Raises:
-        UserError: if nothing would be left.
-    """
+    """[B, C, H, W] without the last rows and columns that fill no whole token."""
     height, width = (side // factor * factor for side in images.shape[2:])
     if not height or not width:
         size = f"{images.shape[3]} x {images.shape[2]}"

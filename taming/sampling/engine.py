@@ -5,36 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.decoding import CachedDecoder, generate, known_or, one_pass_logits
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.permuter import Identity
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings, uniforms
 from taming.sampling.sizes import trained_shape
-from taming.sampling.sliding_window import Box
-from taming.sampling.token_sampler import OnStep, TokenSampler
+from taming.sampling.sliding_window import Box, SlidingWindow, layout_for
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled image.
-
-    Attributes:
-        number, label: the request's.
-        indices: int64 (H * W,), codebook indices in the transformer's (permuted) order.
-        image: float32 (C, H, W), about [-1, 1].
-        candidate, score: with rejection, the number that decided the image, and its score.
-    """
+    """A sampled image; `number` and `label` are the request's."""
 
     number: int
     label: int | None
-    indices: Tensor
-    image: Tensor
-    candidate: int | None = None
-    score: float | None = None
+    indices: Tensor  # int64 (H * W,), codebook indices in the transformer's (permuted) order
+    image: Tensor  # float32 (C, H, W), about [-1, 1]
+    candidate: int | None = None  # with rejection, the number that decided the image
+    score: float | None = None  # of this candidate
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a batch is: `done` of `total` indices of each of its images."""
+
+    done: int
+    total: int
+    indices: Tensor  # int64 (B, total), in the transformer's order; what is not done is arbitrary
+
+
+OnStep = Callable[[Progress], None]
 
 
 def sample_images(
@@ -61,50 +69,144 @@ def sample_images(
         compiled: steps at the training size go through `torch.compile`: worth it for many batches.
 
     Raises:
-        UserError: if prompt and image are longer than the transformer's block size, or a request's
-            maps are of another size.
+        UserError: if prompt and image are longer than the transformer's block size, a request's
+            maps are of another size, guidance is asked of a model that was not trained for it, or
+            another size than the training's of a model with a permuter.
     """
-    channels, _, _ = model.latent_shape()
-    height, width = shape or trained_shape(model)
-    sample_tokens = TokenSampler(
+    sampler = TokenSampler(
         model,
         settings or SampleSettings(),
-        (height, width),
+        shape or trained_shape(model),
         batch_size=batch_size,
         dtype=dtype,
         on_step=on_step,
         compiled=compiled,
     )
-    device = model.transformer.pos_emb.device
-    for batch in _batches(requests, batch_size):
-        # One random number for every token: (B, H * W).
-        numbers = uniforms(seed, [request.stream for request in batch], height * width)
-        known = _known(batch, (height, width))
-        indices = sample_tokens(  # (B, H * W)
-            _conditions(batch).to(device),
-            numbers.to(device),
-            known=None if known is None else known.to(device),
-            prompts_in=_prompts_in(batch),
-        )
+    channels, _, _ = model.latent_shape()
+    requests = iter(requests)
+    while batch := list(islice(requests, batch_size)):
+        indices = sampler.sample(batch, seed)  # (B, H * W)
         with torch.no_grad():
-            images = model.decode_to_img(indices, (len(batch), channels, height, width))
+            images = model.decode_to_img(indices, (len(batch), channels, *sampler.shape))
         parts = zip(batch, indices.cpu(), images.float().cpu(), strict=True)
         for request, row, image in parts:
             yield Sample(request.number, request.label, row, image)
 
 
-def _conditions(batch: Sequence[Request]) -> Tensor:
-    """int64 [B, n], or [B, H, W]."""
-    maps = [request.condition for request in batch if request.condition is not None]
-    return torch.stack(maps) if maps else torch.tensor([request.prompt for request in batch])
+@dataclass
+class TokenSampler:
+    """Samples the indices of batches of images, for `sample_images`; one decoder serves them all.
 
+    With guidance, a batch has every image twice, with its condition and with the null token in its
+    place: 2 B rows of logits, which become B by `SampleSettings.guide`.
+    """
 
-def _prompts_in(batch: Sequence[Request]) -> Callable[[Box], Tensor] | None:
-    """Prompts int64 [B, n] by window; None if the requests have the same for every window."""
-    prompts = [request.prompt_in for request in batch if request.prompt_in is not None]
-    if not prompts:
-        return None
-    return lambda box: torch.tensor([list(prompt(box)) for prompt in prompts])
+    model: Net2NetTransformer
+    settings: SampleSettings
+    shape: tuple[int, int]
+    batch_size: int
+    dtype: torch.dtype | None = None
+    on_step: OnStep | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        self.gpt, self.n_codes = self.model.transformer, self.model.n_codes
+        self.window = trained_shape(self.model)
+        self.copies = 2 if self.settings.guided else 1
+        if self.settings.guided and not self.model.cond_drop:
+            raise UserError(
+                "guidance needs a model that was trained with cond_drop, and this one was not; "
+                "leave guidance at 1"
+            )
+        if self.shape != self.window and not isinstance(self.model.permuter, Identity):
+            name = type(self.model.permuter).__name__
+            raise UserError(
+                f"this model samples in the order {name}, which exists for its own size only; "
+                "leave the size out"
+            )
+        self._decoder: CachedDecoder | None = None
+        self._weights: Weights | None = None
+
+    def sample(self, batch: Sequence[Request], seed: int) -> Tensor:
+        """Indices (B, H * W) in the transformer's order."""
+        device, (height, width) = self.gpt.pos_emb.device, self.shape
+        # One random number for every token: (B, H * W).
+        uniform = uniforms(seed, [r.stream for r in batch], height * width).to(device)
+        maps = [request.condition for request in batch if request.condition is not None]
+        condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
+        condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
+        known = _known(batch, self.shape)  # (B, H, W)
+        known = None if known is None else known.to(device)
+        if self.shape != self.window:
+            return self._sample_by_windows(batch, condition, uniform, known)
+        # The i-th known index in the order of sampling is not the i-th in the image's rows.
+        ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
+        sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order
+        return sample(condition.flatten(1), uniform, ordered)
+
+    def _with_null(self, condition: Tensor) -> Tensor:
+        """With guidance, the condition and below it, as further rows, the empty one."""
+        if not self.settings.guided:
+            return condition
+        return torch.cat((condition, torch.full_like(condition, self.model.null_token)))
+
+    def _pick(self, logits: Tensor, n: int, uniform: Tensor) -> Tensor:
+        """The n-th tokens (B,) from logits (copies * B, V)."""
+        codes = logits[:, : self.n_codes]  # further tokens stand for conditions
+        guided = self.settings.guide(codes, n / uniform.shape[1])  # (B, n_codes)
+        return self.settings.pick(guided, uniform[:, n])
+
+    def _report(self, done: int, indices: Tensor) -> None:
+        if self.on_step is not None:
+            self.on_step(Progress(done, indices.shape[1], indices))
+
+    def _sample_in_order(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+        """One token after the other; `prompt` is (copies * B, n)."""
+        steps = uniform.shape[1]
+        if self._decoder is None:
+            rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
+            # Of this length, as nothing reads the last token.
+            self._decoder = CachedDecoder(
+                self.gpt, rows, length, self.dtype, compiled=self.compiled
+            )
+        return generate(
+            self._decoder,
+            prompt,
+            steps,
+            lambda logits, n: self._pick(logits, n, uniform),
+            lambda tokens, n: self._report(n + 1, tokens),
+            known=known,
+            copies=self.copies,
+        )
+
+    @torch.no_grad()
+    def _sample_at_once(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+        """All tokens from one pass: for models that were trained to read nothing but `prompt`."""
+        steps = uniform.shape[1]
+        logits = one_pass_logits(self.gpt, prompt, steps)  # (copies * B, H * W, V)
+        tokens = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
+        return torch.stack([known_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
+
+    def _sample_by_windows(
+        self, batch: Sequence[Request], condition: Tensor, uniform: Tensor, known: Tensor | None
+    ) -> Tensor:
+        if self._weights is None:
+            self._weights = Weights(self.gpt, self.dtype)
+        prompts = [request.prompt_in for request in batch if request.prompt_in is not None]
+
+        def condition_in(box: Box) -> Tensor:
+            prompts_in_box = torch.tensor([prompt(box) for prompt in prompts])
+            return self._with_null(prompts_in_box.to(condition.device))
+
+        layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
+        by_window = condition_in if prompts else None
+        sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
+        grid = sampler.sample(  # (B, H, W)
+            lambda logits, row, column: self._pick(logits, row * width + column, uniform),
+            known,
+            lambda grid, done: self._report(done, grid.flatten(1)),
+        )
+        return grid.flatten(1).clone()  # a copy that is no inference tensor
 
 
 def _known(batch: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:
@@ -119,9 +221,3 @@ def _known(batch: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:
                 f"the known indices are {tuple(indices.shape)}, but the image is {tuple(shape)}"
             )
     return torch.stack(known)
-
-
-def _batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    iterator = iter(requests)
-    while batch := list(islice(iterator, size)):
-        yield batch

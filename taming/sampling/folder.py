@@ -21,10 +21,9 @@ from taming.atomic_files import atomic_path, check_place, sole_user
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.pictures import to_pillow
-from taming.sampling.engine import Sample
+from taming.sampling.engine import Progress, Sample
 from taming.sampling.plan import SamplingJob
 from taming.sampling.settings import SampleSettings
-from taming.sampling.token_sampler import Progress
 
 # The text entry of a PNG that says how it was sampled, as JSON.
 RECORD = "sampling"
@@ -48,13 +47,7 @@ def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
 
 
 def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None) -> None:
-    """Write an image (C, H, W) in [-1, 1], with a record of how it was made.
-
-    A file is either complete or not there.
-
-    Raises:
-        UserError: if it cannot be written, as on a full disk.
-    """
+    """Write an image (C, H, W) in [-1, 1], with a record of how it was made; see `atomic_path`."""
     picture = to_pillow(image)
     info = PngImagePlugin.PngInfo() if record is None else png_info(record)
     with atomic_path(path, advice=ADVICE) as partial:
@@ -64,9 +57,7 @@ def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None)
 class SampleFolder:
     """Samples at `root/[class/]NNNNNN.png`, each with the settings that made it.
 
-    Args:
-        root: made when the first sample is written.
-        record: the settings; JSON values.
+    `root` is made when the first sample is written; `record` has the settings as JSON values.
     """
 
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
@@ -116,11 +107,7 @@ class SampleFolder:
                 )
 
     def save(self, sample: Sample) -> None:
-        """Write a sample; a file is either complete or not there.
-
-        Raises:
-            UserError: if it cannot be written, as on a full disk.
-        """
+        """Write a sample; see `save_png`."""
         record = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}
@@ -163,11 +150,7 @@ class FolderWriter:
 
 
 def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
-    """Sample what `folder` lacks of a job, with a progress bar; returns the number of new images.
-
-    Raises:
-        UserError: as `SampleFolder` and `sample_images` do.
-    """
+    """Sample what `folder` lacks of a job, with a progress bar; the number of new images."""
     (rank, processes), count = job.share, job.plan.num_samples
     existing = sum(n < count for label in job.labels for n in folder.finished(label))
     own = -(-(len(job.labels) * count - existing) // processes)
@@ -179,7 +162,7 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
             bar.update(0)
 
         with FolderWriter(folder) as writer:
-            for sample in job.samples(folder, show):
+            for sample in job.samples(folder.finished, show):
                 writer.save(sample)
                 new += 1
                 bar.update()

@@ -1,11 +1,7 @@
-"""Inputs of one sample: an image, parts of which may be kept, and a condition.
-
-They come from an item of a dataset or from files that a user gives.
-"""
+"""Inputs of one sample, of a dataset or of files that a user gives: an image and a condition."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -19,15 +15,9 @@ from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
+from taming.sampling import scenes
 from taming.sampling.conditions import cut_to_tokens, image_condition_stage, read_input
-from taming.sampling.scenes import (
-    Scene,
-    SceneBuilder,
-    builders_of,
-    read_layout,
-    read_scene,
-    scene_dataset,
-)
+from taming.sampling.scenes import Scene, SceneBuilder, scene_dataset
 from taming.sampling.sizes import pixels_per_token, trained_shape
 
 # Side, in pixels, of pictures of a condition that has no pixels of its own.
@@ -36,25 +26,14 @@ PICTURE_SIDE = 384
 
 @dataclass(frozen=True)
 class SampleInputs:
-    """Inputs of one sample, cut to whole tokens.
+    """Inputs of one sample, cut to whole tokens."""
 
-    Attributes:
-        shape: height and width of the sample in tokens.
-        x: an image [1, C, H, W] in [-1, 1] of that size.
-        c: the condition as `model.get_input` gives it, batch size 1.
-        scene, builder: the condition of a model of scenes, whose tokens depend on the window.
-        number: the item's index in its dataset.
-    """
-
-    shape: tuple[int, int]
-    x: Tensor | None = None
-    c: Tensor | None = None
-    scene: Scene | None = None
+    shape: tuple[int, int]  # height and width of the sample in tokens
+    x: Tensor | None = None  # an image [1, C, H, W] in [-1, 1] of that size
+    c: Tensor | None = None  # the condition as `model.get_input` gives it, batch size 1
+    scene: Scene | None = None  # or that of a model of scenes, whose tokens depend on the window
     builder: SceneBuilder | None = None
-    number: int = 0
-
-
-# ---------------------------------------------------------------------- of a dataset
+    number: int = 0  # the item's index in its dataset
 
 
 def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:
@@ -67,17 +46,9 @@ def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: in
     return SampleInputs(shape, cut, condition, number=number)
 
 
-def inputs_of_items(
-    model: Net2NetTransformer, dataset: SeededDataset, numbers: Iterable[int]
-) -> Iterator[SampleInputs]:
-    """`inputs_of_item` for each of the numbers."""
-    for number in numbers:
-        yield inputs_of_item(model, dataset, number)
-
-
 def has_scenes(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
     """Whether the model's conditions are scenes of the dataset."""
-    return dataset is not None and model.cond_stage_key in builders_of(dataset.dataset)
+    return dataset is not None and model.cond_stage_key in scenes.builders_of(dataset.dataset)
 
 
 def inputs_of_example(
@@ -86,9 +57,9 @@ def inputs_of_example(
     """`inputs_of_item`; scenes are kept as such, so that they can be sampled at other sizes."""
     if not has_scenes(model, dataset):
         return inputs_of_item(model, dataset, number)
-    scene, image = read_scene(dataset, number)
+    scene, image = scenes.read_scene(dataset, number)
     x, shape = _cut(model, model.get_input(model.first_stage_key, {"image": image}))
-    builder = builders_of(dataset.dataset)[model.cond_stage_key]
+    builder = scenes.builders_of(dataset.dataset)[model.cond_stage_key]
     return SampleInputs(shape, x, scene=scene, builder=builder, number=number)
 
 
@@ -97,9 +68,6 @@ def _cut(model: Net2NetTransformer, x: Tensor) -> tuple[Tensor, tuple[int, int]]
     factor = pixels_per_token(model)
     cut = cut_to_tokens(x, factor)
     return cut, (cut.shape[2] // factor, cut.shape[3] // factor)
-
-
-# ---------------------------------------------------------------------- of files
 
 
 def inputs_of_files(
@@ -123,8 +91,8 @@ def inputs_of_files(
     c, scene, builder = None, None, None
     x = None if image is None else _read(model, model.first_stage_model, image, reduce)
     if condition is not None and dataset is not None and has_scenes(model, dataset):
-        scene = read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
-        builder = builders_of(dataset.dataset)[model.cond_stage_key]
+        scene = scenes.read_layout(Path(condition), scene_dataset(dataset), model.cond_stage_key)
+        builder = scenes.builders_of(dataset.dataset)[model.cond_stage_key]
     elif condition is not None:
         c = _read(model, image_condition_stage(model), condition, reduce)
     pixels = [part.shape[2:] for part in (x, c) if part is not None]
@@ -141,17 +109,13 @@ def inputs_of_files(
 def _read(model: Net2NetTransformer, stage: FirstStage, path: str, reduce: bool) -> Tensor:
     factor = pixels_per_token(model)
     height, width = (side * factor for side in trained_shape(model))
-    return cut_to_tokens(
-        read_input(stage, path, reduce_to=(height, width) if reduce else None), factor
-    )
+    x = read_input(stage, path, reduce_to=(height, width) if reduce else None)
+    return cut_to_tokens(x, factor)
 
 
 def reads_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
     """Whether the model's condition can come from a file."""
     return model.condition_kind == "image" or has_scenes(model, dataset)
-
-
-# ---------------------------------------------------------------------- what to do with them
 
 
 def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> SampleInputs:
@@ -164,13 +128,10 @@ def scaled(model: Net2NetTransformer, inputs: SampleInputs, scale: float) -> Sam
     x = None if inputs.x is None else F.interpolate(inputs.x, size, mode="bilinear")
     c = inputs.c
     if c is not None and c.dim() == 4:
-        c = F.interpolate(c, size, mode="nearest-exact" if _reads_labels(model) else "bilinear")
+        image = model.condition_kind == "image"
+        labels = image and cast(FirstStage, model.cond_stage_model).reads_labels
+        c = F.interpolate(c, size, mode="nearest-exact" if labels else "bilinear")
     return replace(inputs, shape=(height, width), x=x, c=c)
-
-
-def _reads_labels(model: Net2NetTransformer) -> bool:
-    stage = model.cond_stage_model
-    return model.condition_kind == "image" and cast(FirstStage, stage).reads_labels
 
 
 @torch.no_grad()
@@ -179,8 +140,7 @@ def condition_images(
 ) -> dict[str, Tensor]:
     """What the condition looks like, by name: (3, H, W) in [-1, 1]; empty without a condition.
 
-    Conditions that are images come twice, the second time as the transformer knows them. `dataset`
-    knows the classes of scenes.
+    Conditions that are images come twice, the second time as the transformer knows them.
     """
     key = model.cond_stage_key
     if inputs.scene is not None and inputs.builder is not None and dataset is not None:

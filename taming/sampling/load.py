@@ -16,25 +16,24 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 
+Paths = Sequence[str | Path]
+Device = str | torch.device
+
 
 def load_transformer(
     path: str | Path,
-    base: Sequence[str | Path] = (),
-    device: str | torch.device = "auto",
+    base: Paths = (),
+    device: Device = "auto",
     overrides: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> tuple[Net2NetTransformer, Run, int]:
     """The `Net2NetTransformer` of a run, in eval mode on `device`, the run and its global step.
 
     Args:
-        path: run folder or checkpoint.
-        base: YAMLs merged over the run's own.
-        overrides: `key.path=value`, merged last.
+        path: run folder or checkpoint; a first stage's is refused.
+        base: YAMLs merged over the run's own; then `overrides`, `key.path=value`.
         dtype: the transformer's precision; None leaves it as it is. Nothing needs gradients, so
             decoders use the weights where they are.
-
-    Raises:
-        UserError: if there is no such run, or it is a first stage.
     """
     model, run, global_step = load_run(path, base, overrides)
     if not isinstance(model, Net2NetTransformer):
@@ -48,10 +47,7 @@ def load_transformer(
 
 
 def load_first_stage(
-    path: str | Path,
-    base: Sequence[str | Path] = (),
-    device: str | torch.device = "auto",
-    overrides: Sequence[str] = (),
+    path: str | Path, base: Paths = (), device: Device = "auto", overrides: Sequence[str] = ()
 ) -> tuple[FirstStage, Run, int]:
     """The first stage of a run, which may be a transformer's: see `load_transformer`."""
     model, run, global_step = load_run(path, base, overrides)
@@ -63,16 +59,9 @@ def load_first_stage(
 
 
 def data_config(
-    run: Run,
-    base: Sequence[str | Path] = (),
-    overrides: Sequence[str] = (),
-    ignore_base_data: bool = False,
+    run: Run, base: Paths = (), overrides: Sequence[str] = (), ignore_base_data: bool = False
 ) -> DictConfig:
-    """The `data` section of a run's configs, `base` merged over them, or of `base` alone.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The `data` section of a run's configs, `base` merged over them, or of `base` alone."""
     if ignore_base_data:
         config = load_config(base, [text for text in overrides if text.startswith("data.")])
     else:
@@ -86,10 +75,7 @@ def data_config(
 def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:
     """The dataset `split` of a `data` section: by default that of validation, or of training.
 
-    An item depends on its index alone, even if its crop is random.
-
-    Raises:
-        UserError: if there is no such dataset.
+    An item depends on its index alone, even if its crop is random. Other splits are refused.
     """
     splits = [name for name in ("validation", "train", "test") if data.params.get(name) is not None]
     if not splits or (split is not None and split not in splits):

@@ -6,38 +6,33 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from taming.command_line import add_flags, flag, parse_numbers, parse_size
+from taming.command_line import Arguments, add_flags, flag, parse_numbers, parse_size
 from taming.devices import dtype_name
 from taming.distributed import own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling.engine import Sample, sample_images
+from taming.sampling.engine import OnStep, Sample, sample_images
 from taming.sampling.rejection import Classifier, Score, best_of, candidates, group_of
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import Sides, add_side_flags, tokens_for
-from taming.sampling.token_sampler import OnStep
 
 MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250
+Finished = Callable[[int | None], set[int]]  # the numbers of a label's samples that exist
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
     """All that decides the samples of a run, beside the run itself.
 
-    Fields without a flag are given by the script: `base`, `overrides` (`key.path=value`), `device`,
-    `dtype` and `compiled`.
-
-    Raises:
-        UserError: for values out of range.
+    Fields without a flag are given by the script. Values out of range are refused.
     """
 
     num_samples: int = flag(50_000, "per class, if there are classes", "-n")
@@ -94,17 +89,9 @@ class SamplingPlan:
         }
 
     def job(
-        self,
-        model: Net2NetTransformer,
-        batch_size: int,
-        share: tuple[int, int] | None = None,
+        self, model: Net2NetTransformer, batch_size: int, share: tuple[int, int] | None = None
     ) -> SamplingJob:
-        """The job for a loaded model; `share` is this process's, by default as torchrun says.
-
-        Raises:
-            UserError: for classes or a size that the model does not have, or a classifier that
-                cannot be loaded.
-        """
+        """The job for a loaded model; `share` is this process's, by default as torchrun says."""
         return SamplingJob(
             plan=self,
             model=model,
@@ -116,59 +103,43 @@ class SamplingPlan:
         )
 
 
-def add_plan_flags(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, **defaults: Any
-) -> None:
+def add_plan_flags(parser: Arguments, **defaults: Any) -> None:
     """The flags of `SamplingPlan`; `defaults` are other default values than its own."""
     add_flags(parser, SamplingPlan, **({"top_k": TOP_K} | defaults))
     add_side_flags(parser)
 
 
-class Finished(Protocol):
-    """Knows which samples exist already."""
-
-    def finished(self, label: int | None) -> set[int]:
-        """Numbers of a label's samples that exist."""
-
-
 @dataclass(frozen=True)
 class SamplingJob:
-    """The samples of a plan that one process makes, with a loaded model.
-
-    Attributes:
-        labels: the classes, or [None].
-        shape: height and width in tokens; None: the training's.
-        score: of candidates, with rejection (see `best_of`).
-        share: (n, processes): this is the n-th of several processes that share the plan.
-    """
+    """The samples of a plan that one process makes, with a loaded model."""
 
     plan: SamplingPlan
     model: Net2NetTransformer
-    labels: Sequence[int | None]
-    shape: tuple[int, int] | None = None
-    score: Score | None = None
+    labels: Sequence[int | None]  # the classes, or [None]
+    shape: tuple[int, int] | None = None  # height and width in tokens; None: the training's
+    score: Score | None = None  # of candidates, with rejection (see `best_of`)
     batch_size: int = 25
-    share: tuple[int, int] = (0, 1)
+    share: tuple[int, int] = (0, 1)  # (n, processes): this is the n-th that shares the plan
 
-    def requests(self, existing: Finished) -> Iterator[Request]:
+    def requests(self, finished: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""
         ratio = self.plan.reject_ratio
         requests = requests_for_labels(
             self.model,
             self.labels,
             self.plan.num_samples,
-            finished=existing.finished,
+            finished=finished,
             shape=self.shape,
             share=self.share,
             block=group_of(ratio)[0] if self.score else 1,
         )
         return candidates(requests, ratio) if self.score else requests
 
-    def samples(self, existing: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
+    def samples(self, finished: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
         """The samples that do not exist yet."""
         samples = sample_images(
             self.model,
-            self.requests(existing),
+            self.requests(finished),
             self.plan.settings,
             batch_size=self.batch_size,
             seed=self.plan.seed,

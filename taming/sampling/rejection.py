@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +19,11 @@ from taming.errors import UserError
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
 
-if TYPE_CHECKING:  # torchvision takes long to import, and is needed for rejection only
-    from torchvision.models import WeightsEnum
-
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def group_of(ratio: float) -> tuple[int, int]:
-    """(k, m): the k best of m candidates are kept, k / m being about `ratio`.
-
-    Raises:
-        UserError: for a ratio outside of [0.001, 1].
-    """
+    """(k, m): the k best of m candidates are kept, k / m being about `ratio`, 0.001 to 1."""
     if not 0.001 <= ratio <= 1:
         raise UserError(f"--reject_ratio is the share that is kept, 0.001 to 1, not {ratio}")
     share = Fraction(ratio).limit_denominator(1000)
@@ -56,43 +47,58 @@ def best_of(samples: Iterable[Sample], score: Score, ratio: float) -> Iterator[S
     kept, of = group_of(ratio)
     iterator = iter(samples)
     while group := list(islice(iterator, of)):
-        labels = torch.tensor([_label(sample) for sample in group])
-        scores = score(torch.stack([sample.image for sample in group]), labels).cpu()
+        labels = [sample.label for sample in group if sample.label is not None]
+        if len(labels) < len(group):
+            raise UserError("rejection asks how like its class a sample is; this model has none")
+        scores = score(torch.stack([s.image for s in group]), torch.tensor(labels)).cpu()
         for place, index in enumerate(scores.argsort(descending=True, stable=True)[:kept].tolist()):
-            chosen = group[index]
+            chosen, best = group[index], float(scores[index])
             number = chosen.number // of * kept + place
-            yield replace(
-                chosen, number=number, candidate=chosen.number, score=float(scores[index])
-            )
-
-
-def _label(sample: Sample) -> int:
-    if sample.label is None:
-        raise UserError("rejection asks how much a sample is like its class; this model has none")
-    return sample.label
+            yield replace(chosen, number=number, candidate=chosen.number, score=best)
 
 
 class Classifier:
     """How probable an image's class is to a torchvision classifier.
 
-    Args:
-        name: a torchvision model with its published weights, `resnet101`; or with weights of its
-            own, `resnet18:FILE`, whose outputs are the model's classes in their order.
+    `name` is a torchvision model with its published weights, `resnet101`; or with weights of its
+    own, `resnet18:FILE`, whose outputs are the model's classes in their order.
 
     Raises:
         UserError: for an unknown name, or weights that are not there or do not fit.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        from torchvision import models
+        from torchvision import models  # takes long, and is needed for rejection only
 
         architecture, _, file = name.partition(":")
         if architecture not in models.list_models(module=models):
             raise UserError(f"torchvision has no classifier '{architecture}'; try resnet101")
         weights = models.get_model_weights(architecture).DEFAULT
         self.transform = weights.transforms(antialias=True)
-        network = _own(architecture, Path(file)) if file else _published(architecture, weights)
-        self.network, self.device = network.to(device).eval(), device
+        self.network, self.device = self._load(architecture, file).to(device).eval(), device
+
+    @staticmethod
+    def _load(architecture: str, file: str) -> nn.Module:
+        from torchvision import models
+
+        network: nn.Module
+        try:
+            if file:
+                state = read_checkpoint(file)["state_dict"]
+                classes = len(list(state.values())[-1])
+                network = models.get_model(architecture, weights=None, num_classes=classes)
+                network.load_state_dict(state)
+            else:
+                network = models.get_model(architecture, weights="DEFAULT")
+        except OSError as error:
+            raise UserError(
+                f"the weights of {architecture} could not be fetched ({error}); name a file as "
+                f"--classifier {architecture}:FILE"
+            ) from None
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
+        return network
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
@@ -110,35 +116,8 @@ class Classifier:
 
 def require_known(label: int, probabilities: Tensor) -> None:
     """Refuse a label beyond the classes of `probabilities` [B, K]."""
-    if label >= probabilities.shape[1]:
+    last = probabilities.shape[1] - 1
+    if label > last:
         raise UserError(
-            f"the classifier knows classes 0 to {probabilities.shape[1] - 1}, and the samples are "
-            f"of class {label}"
+            f"the classifier knows classes 0 to {last}, and the samples are of class {label}"
         )
-
-
-def _published(architecture: str, weights: WeightsEnum) -> nn.Module:
-    from torchvision import models
-
-    try:
-        network: nn.Module = models.get_model(architecture, weights=weights)
-    except OSError as error:
-        raise UserError(
-            f"the weights of {architecture} could not be fetched ({error}); name a file as "
-            f"--classifier {architecture}:FILE"
-        ) from None
-    return network
-
-
-def _own(architecture: str, file: Path) -> nn.Module:
-    from torchvision import models
-
-    state = read_checkpoint(file)["state_dict"]
-    classes = len(list(state.values())[-1])
-    network: nn.Module = models.get_model(architecture, weights=None, num_classes=classes)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{file} holds no weights of {architecture}: {reason}") from None
-    return network

@@ -1,12 +1,4 @@
-"""What to sample: `Request`, one image, and the functions that make requests.
-
-| of | function |
-|---|---|
-| classes, coordinates or no condition, any number of samples | `requests_for_labels` |
-| one condition as the data has it | `request_for_condition` |
-| a scene, with a prompt for every window | `requests_for_scene` |
-| `SampleInputs`, which hold either of the last two | `request_for_inputs` |
-"""
+"""What to sample: `Request`, one image, and the functions that make requests."""
 
 from __future__ import annotations
 
@@ -17,8 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from taming.data.conditional_builder.boxes import WHOLE
 from taming.data.faceshq import coordinates
+from taming.data.helper_types import WHOLE
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.inputs import SampleInputs
@@ -31,30 +23,23 @@ from taming.sampling.sliding_window import Box
 class Request:
     """One image to sample.
 
-    Attributes:
-        number: the sample's number (within its class); with the seed, it decides the image.
-        prompt: indices that the transformer sees first: the condition's, or the start token.
-        label: the class; None for models without classes.
-        condition: a map of the condition's indices, int64 (H, W), instead of a prompt.
-        prompt_in: at other sizes than the training's, the prompt for a window at (x0, y0, width,
-            height), as shares of the image, instead of `prompt`: scenes say what is in the window.
-        known: indices that are kept, int64 (H, W), -1 at positions to sample.
+    `prompt` are indices that the transformer sees first: the condition's, or the start token. At
+    other sizes than the training's, scenes have a prompt for every window instead, `prompt_in`.
     """
 
-    number: int
+    number: int  # the sample's (within its class); with the seed, it decides the image
     prompt: tuple[int, ...] = ()
-    label: int | None = None
+    label: int | None = None  # the class; None for models without classes
+    # Instead of a prompt, a map of the condition's indices, int64 (H, W).
     condition: Tensor | None = field(default=None, compare=False)
     prompt_in: Callable[[Box], Sequence[int]] | None = field(default=None, compare=False)
+    # Indices that are kept, int64 (H, W), -1 at positions to sample.
     known: Tensor | None = field(default=None, compare=False)
 
     @property
     def stream(self) -> int:
         """Which random numbers it uses: classes share none, and do not depend on each other."""
         return (self.label or 0) * 2**32 + self.number
-
-
-# ---------------------------------------------------------------------- many samples of a model
 
 
 def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:
@@ -90,11 +75,10 @@ def requests_for_labels(
     share: tuple[int, int] = (0, 1),
     block: int = 1,
 ) -> Iterator[Request]:
-    """Samples 0 to `num_samples` - 1 of each label, class by class, without finished ones.
+    """Samples 0 to `num_samples` - 1 of each of the `labels` (see `labels_for`), class by class.
 
     Args:
-        labels: of `labels_for`.
-        finished: `finished(label)` are the numbers of a label's finished samples.
+        finished: `finished(label)` are the numbers of a label's samples to leave out.
         shape: (h, w) of the images in tokens; the training's by default.
         share: (n, processes): the n-th process's share of the work.
         block: so many consecutive numbers stay together in one share.
@@ -110,9 +94,6 @@ def requests_for_labels(
                 yield Request(number, prompt, label, positions)
 
 
-# ---------------------------------------------------------------------- one condition
-
-
 def request_for_condition(
     model: Net2NetTransformer,
     c: Tensor | None,
@@ -123,9 +104,6 @@ def request_for_condition(
     """The request for one image of `shape` (in tokens) under a condition of batch size 1.
 
     `c` is what `model.get_input` gives; None if the model needs none (no condition, coordinates).
-
-    Raises:
-        UserError: if `c` is None and the model needs it.
     """
     if model.condition_kind == "none":
         return Request(number, (model.sos_token,), known=known)
@@ -141,27 +119,21 @@ def request_for_condition(
 
 
 def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
-    """Indices of conditions as the model reads them: [B, n], or [B, h, w] for maps.
-
-    `c` is what `model.get_input` gives.
-    """
+    """Indices [B, n], or [B, h, w] for maps, of conditions as `model.get_input` gives them."""
     quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
     return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
 
 
 def coordinate_map(model: Net2NetTransformer, shape: tuple[int, int]) -> Tensor | None:
-    """The condition int64 (h, w) of a model of pixel coordinates for images of (h, w) tokens.
+    """The condition int64 (h, w) of a model of pixel coordinates; None for any other model.
 
-    Coordinates rise from 0 to 1, row by row, over the whole image. None for any other model.
+    Coordinates rise from 0 to 1, row by row, over an image of `shape` (h, w) tokens.
     """
     if model.condition_kind != "coordinates":
         return None
     height, width = (side * pixels_per_token(model) for side in shape)
     pixels = torch.from_numpy(coordinates(height, width)).view(1, 1, height, width)
     return condition_indices(model, pixels)[0].cpu()
-
-
-# ---------------------------------------------------------------------- scenes and other inputs
 
 
 def requests_for_scene(
@@ -180,11 +152,7 @@ def requests_for_scene(
 def request_for_inputs(
     model: Net2NetTransformer, inputs: SampleInputs, known: Tensor | None = None
 ) -> Request:
-    """The request for sample 0 of `inputs`; `known` are indices (h, w) to keep, -1 elsewhere.
-
-    Raises:
-        UserError: if the model needs a condition and the inputs have none.
-    """
+    """The request for sample 0 of `inputs`; `known` are indices (h, w) to keep, -1 elsewhere."""
     if inputs.scene is None or inputs.builder is None:
         return request_for_condition(model, inputs.c, 0, inputs.shape, known)
     (request,) = requests_for_scene(inputs.scene, inputs.builder, inputs.number, [0])

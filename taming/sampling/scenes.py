@@ -16,11 +16,10 @@ from taming.config import did_you_mean
 from taming.config_files import load_yaml
 from taming.config_values import shorten
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.conditional_builder.boxes import WHOLE, mirrored
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
-from taming.data.helper_types import Annotation
+from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.sampling.sliding_window import Box
@@ -30,30 +29,19 @@ SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in an image that is to be sampled.
+    """Objects in an image that is to be sampled."""
 
-    Attributes:
-        name: of the sample's files.
-        annotations: the objects, in the order of the tokens.
-        crop: what of it the image shows.
-        flipped: the image is mirrored.
-    """
-
-    name: str
-    annotations: Sequence[Annotation]
-    crop: Box = WHOLE
-    flipped: bool = False
+    name: str  # of the sample's files
+    annotations: Sequence[Annotation]  # the objects, in the order of the tokens
+    crop: Box = WHOLE  # what of the scene the image shows
+    flipped: bool = False  # whether the image is mirrored
 
     def tokens(self, builder: SceneBuilder, window: Box = WHOLE) -> Tensor:
         """The condition int64 (n,) for a window of the image; by default for all of it."""
         x0, y0, width, height = mirrored(window) if self.flipped else window
         left, top, whole_width, whole_height = self.crop
-        part = (
-            left + x0 * whole_width,
-            top + y0 * whole_height,
-            width * whole_width,
-            height * whole_height,
-        )
+        corner = (left + x0 * whole_width, top + y0 * whole_height)
+        part = (*corner, width * whole_width, height * whole_height)
         return builder.build_in_order(self.annotations, part, self.flipped)
 
 
@@ -65,11 +53,7 @@ def builders_of(dataset: Dataset[Any]) -> Mapping[str, SceneBuilder]:
 
 
 def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
-    """What turns scenes of a dataset into tokens for the condition `key`.
-
-    Raises:
-        UserError: if the dataset has no condition of that name.
-    """
+    """What turns scenes of a dataset into tokens for the condition `key`, which it must have."""
     builders = builders_of(dataset)
     if key not in builders:
         hint = did_you_mean(key, builders)
@@ -78,15 +62,9 @@ def builder_of(dataset: Dataset[Any], key: str) -> SceneBuilder:
 
 
 def scene_dataset(seeded: SeededDataset) -> AnnotatedObjectsDataset:
-    """The dataset of scenes in a `SeededDataset`; `builder_of` has checked that it is one."""
+    """The dataset of scenes in a `SeededDataset`, as `builder_of` has checked."""
     assert isinstance(seeded.dataset, AnnotatedObjectsDataset)
     return seeded.dataset
-
-
-def scene_of_data(dataset: AnnotatedObjectsDataset, number: int, item: Mapping[str, Any]) -> Scene:
-    """The scene of a dataset's image; `item` has its `crop_bbox` and `flipped`."""
-    annotations = list(dataset.annotations(number))
-    return Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
 
 
 def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
@@ -96,8 +74,9 @@ def read_scene(seeded: SeededDataset, number: int) -> tuple[Scene, Tensor]:
     """
     dataset = scene_dataset(seeded)
     dataset.keys = ["image", "crop_bbox", "flipped"]
-    item = seeded[number]
-    return scene_of_data(dataset, number, item), torch.from_numpy(item["image"])[None]
+    item, annotations = seeded[number], list(dataset.annotations(number))
+    scene = Scene(f"{number:06}", annotations, tuple(item["crop_bbox"]), item["flipped"])
+    return scene, torch.from_numpy(item["image"])[None]
 
 
 def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene:

@@ -28,10 +28,7 @@ class SampleSettings:
 
     Classifier-free guidance (arXiv 2207.12598) moves the logits from those without the condition
     (scale 0) through those with it (scale 1: no guidance) and beyond. With a schedule other than
-    "constant" the scale rises from 1 to `guidance` over the image.
-
-    Raises:
-        UserError: for values out of range.
+    "constant" the scale rises from 1 to `guidance` over the image. Values out of range are refused.
     """
 
     temperature: float = flag(1.0, "divides the logits; 0: always the likeliest token", "-t")
@@ -53,10 +50,8 @@ class SampleSettings:
         if not 0 <= self.guidance < math.inf:
             raise UserError(f"guidance must be 0 or more (1: none), not {self.guidance}")
         if self.guidance_schedule not in SCHEDULES:
-            raise UserError(
-                f"guidance_schedule is one of {', '.join(SCHEDULES)}, not "
-                f"'{self.guidance_schedule}'"
-            )
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"guidance_schedule is one of {known}, not '{self.guidance_schedule}'")
 
     @property
     def guided(self) -> bool:
@@ -66,8 +61,7 @@ class SampleSettings:
     def guide(self, logits: Tensor, progress: float) -> Tensor:
         """Logits (B, V) from `logits` (2 B, V): with the condition, then without it.
 
-        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, returns
-        `logits`.
+        `progress` is the share of the image that is sampled, in [0, 1). Without guidance, `logits`.
         """
         if not self.guided:
             return logits
@@ -79,9 +73,8 @@ class SampleSettings:
         """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""
         if self.temperature == 0:
             return sample_token(logits)
-        return sample_token(
-            filter_logits(logits, self.temperature, self.top_k, self.top_p), uniform
-        )
+        filtered = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+        return sample_token(filtered, uniform)
 
 
 def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:

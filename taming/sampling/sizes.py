@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import Any
 
+from taming.command_line import Arguments
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 
@@ -25,54 +25,30 @@ def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
 
 
 def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int] | None:
-    """(height, width) in tokens of an image of `size` in pixels; None if that is None.
-
-    Raises:
-        UserError: if a side is no multiple of the model's `pixels_per_token`.
-    """
+    """(height, width) in tokens of a `size`, sides of which must be whole tokens; None of None."""
     if size is None:
         return None
-    height, width = (
-        trained if pixels is None else _tokens_along(name, pixels, pixels_per_token(model))
-        for name, pixels, trained in zip(
-            ("height", "width"), size, trained_shape(model), strict=True
-        )
-    )
-    return height, width
-
-
-def _tokens_along(name: str, pixels: int, factor: int) -> int:
-    if pixels < factor or pixels % factor:
-        raise UserError(
-            f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
-        )
-    return pixels // factor
+    factor, shape = pixels_per_token(model), list(trained_shape(model))
+    for place, (name, pixels) in enumerate(zip(("height", "width"), size, strict=True)):
+        if pixels is not None and (pixels < factor or pixels % factor):
+            raise UserError(
+                f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
+            )
+        shape[place] = shape[place] if pixels is None else pixels // factor
+    return shape[0], shape[1]
 
 
 class _SetSide(argparse.Action):
     """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, _: object, namespace: argparse.Namespace, values: Any, *__: object) -> None:
         sides = list(vars(namespace)[self.dest] or (None, None))
         sides[self.const] = values
         vars(namespace)[self.dest] = tuple(sides)
 
 
-def add_side_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_side_flags(parser: Arguments) -> None:
     """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
+    hidden: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     for place, name in enumerate(("--height", "--width")):
-        parser.add_argument(
-            name,
-            dest="size",
-            type=int,
-            action=_SetSide,
-            const=place,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )
+        parser.add_argument(name, dest="size", type=int, action=_SetSide, const=place, **hidden)

@@ -93,9 +93,8 @@ class _Caches:
             rows, columns = self.layout.served(corner)
             if len(columns) == 1 and (len(rows) == 1 or len(self.held) >= self.limit):
                 return None
-            self.held[corner] = (
-                self._free.pop() if self._free else self.weights.new_cache(self.rows, self.length)
-            )
+            size = (self.rows, self.length)
+            self.held[corner] = self._free.pop() if self._free else self.weights.new_cache(*size)
         return self.held[corner]
 
     def leave(self, row: int, column: int) -> None:
@@ -147,10 +146,10 @@ class SlidingWindow:
         """
         height, width = self.layout.shape
         batch = len(self.condition) // self.copies
-        grid = (
-            self.condition.new_zeros(batch, height, width) if known is None else known.clamp(min=0)
-        )
-        complete = None if known is None else (known >= 0).all(0).tolist()
+        if known is None:
+            grid, complete = self.condition.new_zeros(batch, height, width), None
+        else:
+            grid, complete = known.clamp(min=0), (known >= 0).all(0).tolist()
         done = 0
         for positions in self.layout.steps():
             # A position that is known in all images of the batch needs no logits.
@@ -241,7 +240,7 @@ def sample_sliding_window(
             which it sees always; or None: the start token 0, for `batch_size` images.
         shape: (H, W), in tokens. A window that is larger shrinks to it.
         window: side, or (height, width), in tokens.
-        temperature, top_k, top_p: see `SampleSettings`; temperature 0 takes the likeliest token.
+        temperature, top_k, top_p: see `SampleSettings`.
         seed: image n of the batch uses the random numbers of (seed, n).
         uniform: (B, H * W) random numbers in [0, 1) instead.
         known: [B, H, W] indices to keep, -1 at positions to sample.
@@ -272,11 +271,7 @@ def sample_sliding_window(
 def layout_for(
     gpt: GPT, cond: Tensor, shape: tuple[int, int], window: int | tuple[int, int]
 ) -> Layout:
-    """The windows for a condition [B, H, W] or [B, n] and a grid of `shape`, after checks.
-
-    Raises:
-        UserError: as `sample_sliding_window` does.
-    """
+    """The checked windows for a condition [B, H, W] or [B, n] and a grid of `shape`."""
     sides = (window, window) if isinstance(window, int) else window
     if min(*shape, *sides) < 1:
         raise UserError(f"the image is {shape} and the window {sides} tokens; both need some")

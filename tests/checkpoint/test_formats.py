@@ -164,9 +164,10 @@ def test_every_wrong_file_is_called_by_its_kind(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="there is no checkpoint at"):
         read_checkpoint(tmp_path / "absent.ckpt")
-    save({"epoch": 1}, tmp_path / "no_weights.ckpt")
-    with pytest.raises(UserError, match="no 'state_dict'"):
-        read_checkpoint(tmp_path / "no_weights.ckpt")
+    for content in ({"epoch": 1}, {}, torch.zeros(3)):
+        save(content, tmp_path / "no_weights.ckpt")
+        with pytest.raises(UserError, match="no 'state_dict'"):
+            read_checkpoint(tmp_path / "no_weights.ckpt")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

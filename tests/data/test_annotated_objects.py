@@ -144,7 +144,8 @@ def test_images_with_too_few_or_too_many_objects_are_left_out(tmp_path: Path) ->
 def test_crops(method: Any, box: Any) -> None:
     image = ramps(32, 48)
     crop = SceneCrop(method, 16, random_flip=False)
-    cut, place, flipped = crop(image)
+    cut, place, flipped, size = crop(image)
+    assert size == (48, 32)
     assert cut.shape == (16, 16, 3) and cut.dtype == np.uint8 and not flipped
     if method == "none":
         assert place is None
@@ -158,13 +159,13 @@ def test_crops(method: Any, box: Any) -> None:
 def test_free_crops_are_at_least_as_large_as_the_target() -> None:
     crop = SceneCrop("random-2d", 20, random_flip=True)
     places = [crop(ramps(32, 48)) for _ in range(60)]
-    for _, place, _ in places:
+    for _, place, *_ in places:
         assert place is not None
         side = place[2] * 48
         assert 20 <= round(side, 6) <= 32 and abs(side - place[3] * 32) < 1e-6
         assert place[0] + place[2] <= 1 + 1e-9 and place[1] + place[3] <= 1 + 1e-9
-    assert {flipped for _, _, flipped in places} == {True, False}
-    assert SceneCrop("random-2d", 99, False)(ramps(32, 48))[0].shape == (99, 99, 3)
+    assert {view.flipped for view in places} == {True, False}
+    assert SceneCrop("random-2d", 99, False)(ramps(32, 48)).pixels.shape == (99, 99, 3)
 
 
 def test_flip_and_crop_go_to_the_condition(tmp_path: Path) -> None:

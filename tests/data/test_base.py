@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
-from taming.data.base import ImagePaths, NumpyPaths, set_loading
+from taming.data.base import HEADERS_CHECKED, ImagePaths, NumpyPaths, set_loading
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
@@ -87,6 +87,17 @@ def test_no_paths() -> None:
 def test_labels_of_another_length(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"labels\['x'\] has 3 entries for 2 paths"):
         ImagePaths(write_images(tmp_path, 2), labels={"x": [1, 2, 3]})
+
+
+def test_headers_are_checked_evenly_in_long_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(ImagePaths, "check", lambda self, index: checked.append(index))
+    for count, step in ((1000, 1), (3 * HEADERS_CHECKED, 3)):
+        ImagePaths(["a.png"] * count)
+        assert sorted(checked) == list(range(0, count, step))
+        checked.clear()
 
 
 def test_file_that_is_no_image_is_found_at_start(tmp_path: Path) -> None:

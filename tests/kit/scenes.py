@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.data.examples.annotated import write_coco as write_example_coco
-from taming.data.examples.writer import ExampleWriter
+from taming.data.examples.datasets import ExampleWriter
+from taming.data.examples.datasets import write_coco as write_example_coco
 from taming.data.seeding import SeededDataset
 from taming.evaluation.sources.scenes import Layouts
 from tests.kit.images import write_image

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from taming.models.dalle import DalleVAE
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import (
-    ConditionKind,
     ConditionStage,
     DecodingStage,
     FirstStage,
@@ -25,7 +24,7 @@ from taming.models.first_stage import (
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
-from taming.modules.util import Labelator, SOSProvider
+from taming.modules.util import ConditionKind, Labelator, SOSProvider
 from taming.modules.vqvae.codebook import CodeTable, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize

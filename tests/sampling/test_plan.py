@@ -73,13 +73,13 @@ def test_descriptions_are_json() -> None:
 
 def test_jobs_share_a_plan() -> None:
     model, plan = tiny_model(), SamplingPlan(num_samples=3, classes=(4, 0), size=(10, 8), seed=2)
-    alone = list(plan.job(model, batch_size=2).samples(Existing()))
+    alone = list(plan.job(model, batch_size=2).samples(Existing().finished))
     assert [(sample.label, sample.number) for sample in alone] == [
         (label, number) for label in (4, 0) for number in range(3)
     ]
     assert alone[0].image.shape == (3, 10, 8)
     shares = [
-        list(plan.job(model, 4, share=(rank, 2)).samples(Existing(frozenset({1}))))
+        list(plan.job(model, 4, share=(rank, 2)).samples(Existing(frozenset({1})).finished))
         for rank in range(2)
     ]
     together = {(s.label, s.number): s.indices for share in shares for s in share}

@@ -8,7 +8,7 @@ import pytest
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
 from taming.sampling import requests_for_scene
-from taming.sampling.scenes import builder_of, scene_of_data
+from taming.sampling.scenes import Scene, builder_of, read_scene
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -21,8 +21,9 @@ def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: 
     builder = builder_of(data, "objects_bbox")
     seen = set()
     for seed in range(6):
+        data.keys = keys
         item = SeededDataset(data, seed)[0]
-        scene = scene_of_data(data, 0, item)
+        scene, _ = read_scene(SeededDataset(data, seed), 0)
         objects, crop = builder.inverse_build(scene.tokens(builder))
         expected, expected_crop = builder.inverse_build(item["objects_bbox"])
         assert sorted(objects) == sorted(expected)  # items shuffle them
@@ -32,11 +33,9 @@ def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: 
 
 
 def test_windows_see_their_part(tmp_path: Path) -> None:
-    data = AnnotatedObjectsCoco(
-        data_path=write_coco(tmp_path), **OPTIONS | {"keys": ["crop_bbox", "flipped"]}
-    )
-    item = {"crop_bbox": (0.0, 0.0, 1.0, 1.0), "flipped": False}
-    scene, builder = scene_of_data(data, 0, item), builder_of(data, "objects_bbox")
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
+    scene = Scene("000000", list(data.annotations(0)))
+    builder = builder_of(data, "objects_bbox")
     (request,) = requests_for_scene(scene, builder, 4, [2])
     assert (request.number, request.label) == (2, 4)
     assert request.prompt_in is not None

@@ -147,7 +147,7 @@ def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     original = sliding_window.Weights.logits
 
     def count(self: Any, segments: Any) -> Tensor:
-        counted.append(sum(segment.length for segment in segments))
+        counted.append(sum(segment.tokens.shape[1] for segment in segments))
         return original(self, segments)
 
     monkeypatch.setattr(sliding_window.Weights, "logits", count)

@@ -149,4 +149,4 @@ def test_sizes() -> None:
 
 def test_nothing_to_extract(tmp_path: Path) -> None:
     report = extract([], tmp_path, tmp_path, depth_picture)
-    assert (report.written, report.already, report.bad) == (0, 0, ())
+    assert (report.written, report.already, report.bad) == (0, 0, [])

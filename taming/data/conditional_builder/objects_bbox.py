@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from taming.data.conditional_builder.drawing import Canvas
 from taming.data.conditional_builder.objects_center_points import (
+    Canvas,
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.helper_types import BoundingBox

@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
+import colorsys
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from taming.data.conditional_builder.boxes import (
+from taming.data.helper_types import (
     WHOLE,
+    Annotation,
+    BoundingBox,
+    Point,
     center,
     clip,
     mirrored,
     relative_to,
     touches,
 )
-from taming.data.conditional_builder.drawing import Canvas
-from taming.data.helper_types import Annotation, BoundingBox, Point
 from taming.errors import UserError
+from taming.pictures import to_values
 
 GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # multiples of the number of classes
 Objects = list[tuple[int, Any]]
 
 
+class Canvas:
+    """A white picture of (width, height) pixels; places on it are given as shares of its size."""
+
+    def __init__(self, size: tuple[int, int], line_width: int, font_size: int | None) -> None:
+        self._image = Image.new("RGB", size, "white")
+        self._draw = ImageDraw.Draw(self._image)
+        self._width = line_width
+        self._font = ImageFont.load_default(size=font_size or max(8, min(size) // 20))
+
+    @staticmethod
+    def color(number: int) -> str:
+        """A dark color of its own for each small number: hues a golden angle apart."""
+        red, green, blue = colorsys.hsv_to_rgb(number * 0.381966 % 1, 0.9, 0.75)
+        return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
+
+    def _pixels(self, x: float, y: float) -> tuple[float, float]:
+        width, height = self._image.size
+        return x * (width - 1), y * (height - 1)
+
+    def box(self, box: BoundingBox, label: str, color: str) -> None:
+        """Draw the outline of a box, its label inside at the upper left."""
+        first, last = self._pixels(*box[:2]), self._pixels(box[0] + box[2], box[1] + box[3])
+        self._draw.rectangle((*first, *last), outline=color, width=self._width)
+        self._text((first[0] + self._width + 1, first[1] + self._width), label, color)
+
+    def point(self, point: Point, label: str, color: str) -> None:
+        """Draw a dot, its label below."""
+        x, y = self._pixels(*point)
+        self._draw.circle((x, y), self._width + 1, fill=color)
+        self._text((x + self._width, y + self._width), label, color)
+
+    def _text(self, place: tuple[float, float], label: str, color: str) -> None:
+        """Write at `place`, or as much nearer to the upper left as the whole text needs."""
+        _left, _top, right, bottom = self._draw.textbbox(place, label, font=self._font)
+        width, height = self._image.size
+        moved = place[0] - max(0, right - width), place[1] - max(0, bottom - height)
+        self._draw.text(moved, label, fill=color, font=self._font)
+
+    def tensor(self) -> Tensor:
+        """(3, H, W) float32 in [-1, 1]."""
+        pixels = torch.from_numpy(np.array(self._image))  # (H, W, 3)
+        return to_values(pixels.permute(2, 0, 1))
+
+
+@dataclass(frozen=True)
 class ObjectsCenterPointsConditionalBuilder:
     """Annotations to a fixed number of tokens, and back.
 
@@ -33,43 +84,31 @@ class ObjectsCenterPointsConditionalBuilder:
     and a position token (its center on a grid of isqrt(no_tokens) points a side, row by row). What
     is left of `no_max_objects` is filled with `none`. With `encode_crop` the tokens of the crop's
     upper left and lower right corner follow, and positions are those in the whole image; otherwise
-    positions are relative to the crop.
-
-    Args:
-        no_object_classes: number of categories.
-        no_max_objects: objects beyond this are left out.
-        no_tokens: size of the vocabulary.
-        encode_crop: see above.
-        use_group_parameter: class tokens say whether an object stands for a group.
-        use_additional_parameters: class tokens say whether it is occluded, a depiction, an inside.
+    positions are relative to the crop. Raises `UserError` if `no_tokens` is too small.
     """
 
-    object_descriptor_length = 2
+    no_object_classes: int  # number of categories
+    no_max_objects: int  # objects beyond this are left out
+    no_tokens: int  # size of the vocabulary
+    encode_crop: bool
+    use_group_parameter: bool  # class tokens say whether an object stands for a group
+    use_additional_parameters: bool  # ... and whether it is occluded, a depiction, an inside
+    object_descriptor_length: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        no_object_classes: int,
-        no_max_objects: int,
-        no_tokens: int,
-        encode_crop: bool,
-        use_group_parameter: bool,
-        use_additional_parameters: bool,
-    ) -> None:
-        self.no_object_classes, self.no_max_objects = no_object_classes, no_max_objects
-        self.no_tokens, self.no_sections = no_tokens, isqrt(no_tokens)
-        self.encode_crop = encode_crop
-        self.use_group_parameter = use_group_parameter
-        self.use_additional_parameters = use_additional_parameters
-        highest = no_object_classes * (1 + self._flag_mask()) - 1
-        if highest >= self.none:
+    def __post_init__(self) -> None:
+        additional = OCCLUDED | DEPICTION | INSIDE
+        flags = GROUP * self.use_group_parameter | additional * self.use_additional_parameters
+        needed = self.no_object_classes * (1 + flags) + 1
+        if needed > self.no_tokens:
             raise UserError(
-                f"no_tokens {no_tokens} is too small: {no_object_classes} classes with their flags "
-                f"need {highest + 2}"
+                f"no_tokens {self.no_tokens} is too small: {self.no_object_classes} classes with "
+                f"their flags need {needed}"
             )
 
-    def _flag_mask(self) -> int:
-        additional = OCCLUDED | DEPICTION | INSIDE
-        return GROUP * self.use_group_parameter | additional * self.use_additional_parameters
+    @property
+    def no_sections(self) -> int:
+        """Points on a side of the grid of positions."""
+        return isqrt(self.no_tokens)
 
     @property
     def none(self) -> int:
@@ -80,8 +119,6 @@ class ObjectsCenterPointsConditionalBuilder:
     def embedding_dim(self) -> int:
         """Number of tokens that `build` gives."""
         return self.no_max_objects * self.object_descriptor_length + 2 * self.encode_crop
-
-    # ------------------------------------------------------------------ to tokens
 
     def build(
         self,
@@ -138,8 +175,6 @@ class ObjectsCenterPointsConditionalBuilder:
         lower_right = (box[0] + box[2], box[1] + box[3])
         return [self._point_token(box[:2]), self._point_token(lower_right)]
 
-    # ------------------------------------------------------------------ and back
-
     def inverse_build(self, conditional: Tensor) -> tuple[Objects, BoundingBox | None]:
         """Tokens (embedding_dim,) to [(class token, position), ...] and the crop, if encoded."""
         tokens = conditional.tolist()
@@ -162,8 +197,6 @@ class ObjectsCenterPointsConditionalBuilder:
     def _box(self, tokens: list[int]) -> BoundingBox:
         (x0, y0), (x1, y1) = map(self._point, tokens)
         return x0, y0, x1 - x0, y1 - y0
-
-    # ------------------------------------------------------------------ to look at
 
     def plot(
         self,

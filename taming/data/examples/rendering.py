@@ -6,7 +6,7 @@ Shaded balls, drums, cones, boxes and rings stand on a plain and hide one anothe
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,39 +16,30 @@ SKY, GROUND = len(SHAPES), len(SHAPES) + 1  # labels after those of the shapes
 N_LABELS = len(SHAPES) + 2
 LIGHT = np.array([-0.5, -0.6, 0.62])  # towards the light: right, down, to the viewer
 FAR = 12.0
+Box = tuple[int, int, int, int]
+"""x0, y0, width and height in pixels."""
 Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Over the square [-1, 1]^2: mask, normal (x, y, z), and height towards the viewer."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape that is at least partly visible.
-
-    Attributes:
-        box: (x0, y0, width, height) in pixels, around its visible part.
-        share: the share of its pixels that is visible.
-    """
+    """A shape of which a `share` of the pixels is visible, those in `box`."""
 
     shape: str
     color: str
-    box: tuple[int, int, int, int]
+    box: Box
     share: float
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A rendered scene.
+    """A rendered scene."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        labels: uint8 (H, W), below `N_LABELS`.
-        depth: float32 (H, W), in units of the camera's height.
-        objects: nearest first.
-    """
-
-    image: np.ndarray
-    labels: np.ndarray
-    depth: np.ndarray
-    objects: tuple[SceneObject, ...]
+    image: np.ndarray  # uint8 (H, W, 3)
+    labels: np.ndarray  # uint8 (H, W), below N_LABELS
+    depth: np.ndarray  # float32 (H, W), in units of the camera's height
+    objects: tuple[SceneObject, ...]  # nearest first
 
     @property
     def caption(self) -> str:
@@ -63,11 +54,6 @@ class Scene:
         inner = padded[:-1, :-1]
         differs = (inner != padded[:-1, 1:]) | (inner != padded[1:, :-1])
         return differs.astype(np.uint8) * 255
-
-
-def _surface(shape: str, u: np.ndarray, v: np.ndarray) -> Surface:
-    """Mask, normal (x, y, z) and height towards the viewer over the square [-1, 1]^2."""
-    return _SURFACES[shape](u, v)
 
 
 def _ball(u: np.ndarray, v: np.ndarray) -> Surface:
@@ -99,13 +85,7 @@ def _ring(u: np.ndarray, v: np.ndarray) -> Surface:
     return z > 0, across * u / radius, across * v / radius, z, z * 0.3
 
 
-_SURFACES: dict[str, Callable[[np.ndarray, np.ndarray], Surface]] = {
-    "ball": _ball,
-    "drum": _drum,
-    "cone": _cone,
-    "box": _box,
-    "ring": _ring,
-}
+SURFACES = (_ball, _drum, _cone, _box, _ring)  # of SHAPES
 COLORS = {"red": 0.0, "orange": 0.09, "yellow": 0.16, "blue": 0.62, "purple": 0.77}  # hues
 
 
@@ -131,7 +111,7 @@ class _Canvas:
         radius = size * self.scale / z
         center = self.horizon + self.scale / z - radius
         u, v = (self.columns - x) / radius, (self.rows - center) / radius
-        mask, nx, ny, nz, height = _surface(shape, u, v)
+        mask, nx, ny, nz, height = SURFACES[SHAPES.index(shape)](u, v)
         depth = z - size * height
         seen = mask & (depth < self.depth)
         light = 0.35 + 0.65 * np.clip(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0, 1)
@@ -160,19 +140,18 @@ def render(
         size = random.uniform(0.4, 0.75)
         alone = canvas.add(number, shape, COLORS[color], x=x, z=z, size=size)
         placed.append((z, number, shape, color, alone))
-    by_distance = (_visible_object(canvas.owner, *shape[1:]) for shape in sorted(placed))
-    objects = tuple(one for one in by_distance if one is not None)
+    objects = tuple(
+        SceneObject(shape, color, box_around(canvas.owner == number), visible / max(alone, 1))
+        for _, number, shape, color, alone in sorted(placed)
+        if (visible := np.count_nonzero(canvas.owner == number))
+    )
     grain = random.normal(0, 3, canvas.image.shape)
     image = (canvas.image + grain).clip(0, 255).astype(np.uint8)
     return Scene(image, canvas.labels, canvas.depth, objects)
 
 
-def _visible_object(
-    owner: np.ndarray, number: int, shape: str, color: str, alone: int
-) -> SceneObject | None:
-    rows, columns = np.nonzero(owner == number)
-    if not len(rows):
-        return None
+def box_around(mask: np.ndarray) -> Box:
+    """The box around the true pixels of a mask (H, W)."""
+    rows, columns = np.nonzero(mask)
     x0, y0 = int(columns.min()), int(rows.min())
-    box = (x0, y0, int(columns.max()) + 1 - x0, int(rows.max()) + 1 - y0)
-    return SceneObject(shape, color, box, len(rows) / max(alone, 1))
+    return x0, y0, int(columns.max()) + 1 - x0, int(rows.max()) + 1 - y0

@@ -120,7 +120,7 @@ def read_csv(
         with open(file, newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text)
             head = next(rows, []) if header else columns
-            pick = _picker(_places(head, columns, file, dataset))
+            pick = _picker(head, columns, file, dataset)
             for row in rows:
                 if row:
                     yield rows.line_num, pick(row)
@@ -136,18 +136,15 @@ def read_csv(
         raise UserError(f"{dataset}: {file} is no valid CSV ({error}); get it anew") from None
 
 
-def _places(
+def _picker(
     head: Sequence[str], columns: Sequence[str], file: str | Path, dataset: str
-) -> list[int]:
+) -> Callable[[Sequence[str]], Sequence[str]]:
     missing = [column for column in columns if column not in head]
     if missing:
         raise UserError(
             f"{dataset}: line 1 of {file} lacks the column {missing[0]!r}; it needs "
             f"{', '.join(columns)}"
         )
-    return [head.index(column) for column in columns]
-
-
-def _picker(places: Sequence[int]) -> Callable[[Sequence[str]], Sequence[str]]:
-    """`itemgetter`, the fastest way for millions of rows, which for one column gives no tuple."""
+    places = [head.index(column) for column in columns]
+    # The fastest way for millions of rows, but for one column it gives no tuple.
     return itemgetter(*places) if len(places) > 1 else lambda row: (row[places[0]],)

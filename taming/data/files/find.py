@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,26 +20,28 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", 
 JPEG_AND_PNG = ("jpg", "jpeg", "png")  # the formats of ImageNet and ADE20K
 VALIDATION_FOLDERS = ("val", "validation", "test")
 THREADS = 8  # a network file system answers slowly, but many requests at a time
-HEADERS_CHECKED = 20_000
 
 
-def in_threads(items: Iterable[T], work: Callable[[list[T]], R], label: str) -> Iterator[R]:
-    """`work` on lists of up to 256 `items`, in threads; the results in order.
+def in_threads(items: Iterable[T], work: Callable[[T], R], label: str) -> Iterator[R]:
+    """`work` of each item, in threads; the results in order.
 
-    Few lists are ahead of what is consumed, so that `items` may be without end. A progress bar
-    called `label` appears after two seconds.
+    Few items are ahead of what is consumed, so that these may be without end. A progress bar called
+    `label` appears after two seconds.
     """
+
+    def work_on(chunk: list[T]) -> list[R]:
+        return [work(item) for item in chunk]
+
     bar = tqdm(desc=label, unit=" files", delay=2, disable=None, leave=False)
     with ThreadPoolExecutor(THREADS) as pool, bar:
-        waiting: deque[tuple[int, Callable[[], R]]] = deque()
+        waiting: deque[Future[list[R]]] = deque()
         for chunk in chunks(items, 256):
-            waiting.append((len(chunk), pool.submit(work, chunk).result))
+            waiting.append(pool.submit(work_on, chunk))
             if len(waiting) > 2 * THREADS:
-                bar.update(waiting[0][0])
-                yield waiting.popleft()[1]()
-        for length, result in waiting:
-            yield result()
-            bar.update(length)
+                bar.update(256)
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
 
 
 def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> Iterator[str]:
@@ -56,32 +58,19 @@ def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> I
         seen.add(real)
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, in the order of their class numbers.
+def relative_names(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> list[str]:
+    """Names of the image files below `folder`, relative to it; see `find_images`."""
+    return [os.path.relpath(path, folder) for path in find_images(folder, extensions)]
 
-    That is alphabetical order, or numerical order if all names are numbers.
-    """
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted (as numbers, if all of them are)."""
     try:
         subfolders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
     except OSError:
         return []
     names = sorted(name for name in subfolders if not name.startswith((".", "__")))
     return sorted(names, key=int) if all(map(str.isdecimal, names)) else names
-
-
-def check_spread(
-    count: int, check: Callable[[int], None], label: str, at_most: int = HEADERS_CHECKED
-) -> None:
-    """Run `check`, which may raise, on all of range(count), or on `at_most` evenly spaced ones."""
-    checked = min(count, at_most)
-
-    def check_all(chunk: list[int]) -> None:
-        for number in chunk:
-            check(number)
-
-    numbers = (number * count // checked for number in range(checked))
-    for _ in in_threads(numbers, check_all, label):
-        pass
 
 
 def split_off(names: Iterable[str], fraction: float, seed: int, key: str = "") -> set[str]:

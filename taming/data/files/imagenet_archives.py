@@ -7,7 +7,6 @@ Layout of a split, `${XDG_CACHE_HOME:-~/.cache}/autoencoders/data/ILSVRC2012_{tr
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
 from taming.data.files.find import JPEG_AND_PNG, find_images
-from taming.data.files.list_files import write_lines
+from taming.data.files.list_files import read_pairs, write_lines
 from taming.data.files.tar_members import require_plain
 from taming.data.imagenet_classes import SYNSETS
 from taming.errors import UserError
@@ -99,22 +98,17 @@ def _unpack(split: Split, dataset: str) -> None:
     synsets = {} if split.tar_of_tars else _synsets_by_image(root / SYNSET_LIST, dataset)
     marker.touch()
     data.mkdir(exist_ok=True)
-    with _damage_named(tar), tarfile.open(tar, "r:") as archive:
-        if split.tar_of_tars:
-            _extract_nested(archive, data, tar)
-        else:
-            _extract(archive, data, tar, synsets)
-    marker.unlink()
-
-
-@contextlib.contextmanager
-def _damage_named(tar: Path) -> Iterator[None]:
     try:
-        yield
+        with tarfile.open(tar, "r:") as archive:
+            if split.tar_of_tars:
+                _extract_nested(archive, data, tar)
+            else:
+                _extract(archive, data, tar, synsets)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{tar} is no complete tar file ({error}); get it anew") from None
     except OSError as error:
         raise UserError(f"{tar} cannot be unpacked ({error}); make room and run again") from None
+    marker.unlink()
 
 
 def _check_end(tar: Path) -> None:
@@ -149,11 +143,9 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _extract_nested(archive: tarfile.TarFile, data: Path, tar: Path) -> None:
     for member in tqdm(_members(archive), f"unpacking {tar.name}", unit=" classes", disable=None):
-        name = _plain_name(member, tar)
+        folder = data / Path(_plain_name(member, tar)).stem
         inner = archive.extractfile(member)
         assert inner is not None  # a plain file
-        folder = data / Path(name).stem
-        folder.mkdir(exist_ok=True)
         with tarfile.open(fileobj=inner, mode="r:") as images:
             for image in _members(images):
                 _extract_file(images, image, folder / _plain_name(image, tar))
@@ -164,9 +156,7 @@ def _extract(archive: tarfile.TarFile, data: Path, tar: Path, synsets: dict[str,
         name = _plain_name(member, tar)
         if name not in synsets:
             raise UserError(f"{tar.parent / SYNSET_LIST} lacks {name}, which is in {tar.name}")
-        folder = data / synsets[name]
-        folder.mkdir(exist_ok=True)
-        _extract_file(archive, member, folder / name)
+        _extract_file(archive, member, data / synsets[name] / name)
 
 
 def _extract_file(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
@@ -187,16 +177,7 @@ def _synsets_by_image(file: Path, dataset: str) -> dict[str, str]:
             "into class folders: one line 'ILSVRC2012_val_00000001.JPEG n01751748' per image (or "
             "the class number, 0 to 999, in place of the synset)"
         )
-    synsets: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        synset = _synset(words[1]) if len(words) == 2 else None
-        if synset is None:
-            raise UserError(f"line {number} of {file} is not 'image synset': {line.strip()!r}")
-        synsets[words[0]] = synset
-    return synsets
+    return read_pairs(file, "image synset", _synset)
 
 
 def _synset(word: str) -> str | None:

@@ -30,7 +30,6 @@ DAMAGE = (
     Image.DecompressionBombError,
 )
 
-FRAMES = set(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}  # of all kinds of JPEGs
 REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part of the size
 
 
@@ -52,13 +51,9 @@ def _most_pixels() -> int:
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
-def _too_large() -> str:
-    return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
-
-
 def _reason(path: str, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
-        return _too_large()
+        return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
     if is_member(path):
         return f"cannot be read ({error})"
     if not os.path.exists(path):
@@ -70,11 +65,6 @@ def _reason(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is no image that Pillow can read"
     return f"cannot be read ({error})"
-
-
-def image_size(path: str) -> tuple[int, int]:
-    """(height, width) from the header alone, without decoding; raises `BadImage`."""
-    return image_mode_and_size(path)[1]
 
 
 def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
@@ -103,26 +93,23 @@ def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
     """
     with damage_named(path):
         content = read_bytes(path)
-        pixels = _decode_jpeg(content, least_side)
-        if pixels is not None:
-            return pixels
         with Image.open(io.BytesIO(content)) as image:
-            return _to_rgb(image)
+            pixels = _decode_jpeg(content, image, least_side)
+            return _to_rgb(image) if pixels is None else pixels
 
 
-def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
-    """uint8 (H, W, 3); None for whatever Pillow has to accept or refuse.
+def _decode_jpeg(content: bytes, image: Image.Image, least_side: int) -> np.ndarray | None:
+    """uint8 (H, W, 3); None for what Pillow has to decode or refuse.
 
-    That is other formats, sizes that it refuses, damage, and files without their end, of which
-    OpenCV would return the part that is there.
+    That is other formats, damage, and files without their end, of which OpenCV would return the
+    part that is there.
     """
-    height, width, channels = _jpeg_frame(content)
     whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
-    if channels not in (1, 3) or height * width > _most_pixels() or not whole:
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or not whole:
         return None
     import cv2
 
-    smallest = min(height, width)
+    smallest = min(image.size)
     factor = next((f for f in (8, 4, 2) if least_side and smallest // f >= least_side), 1)
     flags = REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
@@ -130,22 +117,6 @@ def _decode_jpeg(content: bytes, least_side: int) -> np.ndarray | None:
     except cv2.error:
         return None
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-
-
-def _jpeg_frame(content: bytes) -> tuple[int, int, int]:
-    """(height, width, channels) of a JPEG of 8 bits a value, zeros of anything else.
-
-    A segment starts with a marker, 0xFF and a byte, and its length (ITU-T T.81, annex B). Following
-    these is ten times as fast as having Pillow read all segments.
-    """
-    place = 2 if content.startswith(b"\xff\xd8") else len(content)
-    while place + 10 <= len(content):
-        marker, length, precision, *frame = struct.unpack_from(">HHBHHB", content, place)
-        if marker in FRAMES:
-            return tuple(frame) if precision == 8 else (0, 0, 0)
-        valid = marker >> 8 == 0xFF and length >= 2
-        place = place + 2 + length if valid else len(content)
-    return 0, 0, 0
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
-from taming.data.files.find import EXTENSIONS, find_images, in_threads, split_off
+from taming.data.files.find import EXTENSIONS, in_threads, relative_names, split_off
 from taming.data.options import OnError
 from taming.errors import UserError
 
@@ -24,12 +26,6 @@ def write_lines(file: str | Path, lines: Iterable[str]) -> None:
 
 
 # ---------------------------------------------------------------------- reading
-
-
-@dataclass
-class _Missing:
-    count: int = 0
-    first: str = ""
 
 
 def read_image_list(
@@ -55,20 +51,32 @@ def read_image_list(
             f"{dataset}: the list file {list_file} does not exist; give a text file with one image "
             "path per line, such as scripts/make_image_list.py writes"
         )
-    missing = _Missing()
-    table = StringTable(_existing(file, missing, locate or _beside(file.parent)))
-    listed = len(table) + missing.count
-    if missing.count:
-        message = f"{dataset}: {missing.first} does not exist ({missing.count} of the {listed} "
-        if on_error == "raise" or not len(table):
-            raise UserError(
-                f"{message}listed files are missing); put the files there or correct the list"
-            )
-        log.warning("%slisted files are missing and left out)", message)
-    if not listed:
+    find = locate or partial(_beside, file.parent)
+    missing, first = 0, ""
+
+    def search(line: tuple[int, str]) -> tuple[tuple[int, str], str | None]:
+        return line, find(line[1])
+
+    def existing() -> Iterator[str]:
+        nonlocal missing, first
+        searched = in_threads(_lines(file), search, f"looking for the files of {file.name}")
+        for (number, line), path in searched:
+            if path is not None:
+                yield path
+            else:
+                missing, first = missing + 1, first or f"line {number} of {file}: {line}"
+
+    table = StringTable(existing())
+    if not missing and not len(table):
         raise UserError(
             f"{dataset}: the list file {list_file} is empty; write one image path per line into it"
         )
+    if missing:
+        counts = f"{missing} of the {missing + len(table)} listed files are missing"
+        if on_error == "raise" or not len(table):
+            advice = "put the files there or correct the list"
+            raise UserError(f"{dataset}: {first} does not exist ({counts}); {advice}")
+        log.warning("%s: %s does not exist (%s and left out)", dataset, first, counts)
     return table
 
 
@@ -82,45 +90,55 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, path
 
 
-def _existing(file: Path, missing: _Missing, locate: Callable[[str], str | None]) -> Iterator[str]:
-    def locate_all(lines: list[tuple[int, str]]) -> list[tuple[int, str, str | None]]:
-        return [(number, path, locate(path)) for number, path in lines]
-
-    for chunk in in_threads(_lines(file), locate_all, f"looking for the files of {file.name}"):
-        for number, listed, located in chunk:
-            if located is not None:
-                yield located
-            else:
-                missing.first = missing.first or f"line {number} of {file}: {listed}"
-                missing.count += 1
-
-
-def _beside(folder: Path) -> Callable[[str], str | None]:
-    def locate(path: str) -> str | None:
-        choices = (path, os.path.join(folder, path))
-        return next((choice for choice in choices if os.path.isfile(choice)), None)
-
-    return locate
+def _beside(folder: Path, line: str) -> str | None:
+    places = (line, os.path.join(folder, line))
+    return next((place for place in places if os.path.isfile(place)), None)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """Files of a list: their names as listed, and where they are."""
+    """Files of a list: their names, relative to a folder, and where they are."""
 
     names: StringTable
     paths: StringTable
 
 
 def read_names(
-    list_file: str | Path, root: str | Path, dataset: str, on_error: OnError = "raise"
+    list_file: str | Path,
+    root: str | Path,
+    dataset: str,
+    on_error: OnError = "raise",
+    choices: Callable[[str], Sequence[str]] = lambda line: (line,),
 ) -> Listed:
-    """The files of a list whose lines are relative to `root`; see `read_image_list`."""
+    """The files of a list whose lines are relative to `root`; see `read_image_list`.
 
-    def locate(name: str) -> str | None:
-        return name if os.path.isfile(os.path.join(root, name)) else None
+    `choices` gives the names that a line may stand for; the first one that exists is taken.
+    """
+
+    def locate(line: str) -> str | None:
+        names = (name for name in choices(line) if os.path.isfile(os.path.join(root, name)))
+        return next(names, None)
 
     names = read_image_list(list_file, f"{dataset} with files below {root}", locate, on_error)
     return Listed(names, StringTable(os.path.join(root, name) for name in names))
+
+
+def read_pairs(
+    file: Path, meaning: str, convert: Callable[[str], str | None] = str
+) -> dict[str, str]:
+    """From lines of two words, which a `meaning` such as "image synset" describes.
+
+    Raises `UserError` for other lines, and those whose second word `convert` returns None for.
+    """
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        words = line.split()
+        value = convert(words[1]) if len(words) == 2 else None
+        if value is not None:
+            pairs[words[0]] = value
+        elif words:
+            raise UserError(f"line {number} of {file} is not {meaning!r}: {line.strip()!r}")
+    return pairs
 
 
 # ---------------------------------------------------------------------- making
@@ -140,18 +158,15 @@ class ListPair:
     validation_fraction: float = 0.0
     validation_folder: str = ""
 
-    def read(self, training: bool, dataset: str, on_error: OnError = "raise") -> Listed:
+    def read(self, training: bool, dataset: str, on_error: OnError, **options: Any) -> Listed:
         """The list of one split; see `read_names`."""
-        self.make_missing(dataset)
-        return read_names(self.list_file(training), self.root, dataset, on_error)
+        self._make_missing(dataset)
+        list_file = self.train if training else self.validation
+        return read_names(list_file, self.root, dataset, on_error, **options)
 
-    def list_file(self, training: bool) -> str:
-        """The list of one split."""
-        return self.train if training else self.validation
-
-    def make_missing(self, dataset: str) -> None:
+    def _make_missing(self, dataset: str) -> None:
         """Write the lists that are absent, with a warning; raises `UserError` without files."""
-        files = {training: Path(self.list_file(training)) for training in (True, False)}
+        files = {True: Path(self.train), False: Path(self.validation)}
         absent = [training for training, file in files.items() if not file.is_file()]
         if not absent:
             return
@@ -165,8 +180,8 @@ class ListPair:
             chosen = [name for name in names if (name in validation) != training]
             write_lines(files[training], chosen)
             made = f"{files[training]}, {len(chosen)} of the {len(names)} files in {self.root}"
-            advice = "a published list, if put there, is used instead"
-            log.warning("%s: made %s; %s", dataset, made, advice)
+            message = "%s: made %s; a published list, if put there, is used instead"
+            log.warning(message, dataset, made)
 
     def _names(self, dataset: str) -> list[str]:
         if not Path(self.root).is_dir():
@@ -174,9 +189,7 @@ class ListPair:
                 f"{dataset}: the folder {self.root} does not exist; put the images there, or a "
                 "symbolic link to their folder"
             )
-        names = [
-            os.path.relpath(path, self.root) for path in find_images(self.root, self.extensions)
-        ]
+        names = relative_names(self.root, self.extensions)
         if not names:
             raise UserError(
                 f"{dataset}: {self.root} has no files ending in {', '.join(self.extensions)}; put "
@@ -195,14 +208,10 @@ def write_image_lists(
 ) -> tuple[int, int]:
     """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
 
-    Returns:
-        how many images each lists.
-
-    Raises:
-        UserError: if there are fewer than two images.
+    Returns how many images each lists; raises `UserError` if there are fewer than two images.
     """
     top = os.path.abspath(Path(folder).expanduser())
-    names = [os.path.relpath(path, top) for path in find_images(top)]
+    names = relative_names(top)
     if len(names) < 2:
         raise UserError(
             f"{folder} has {len(names)} image files; give a folder with at least two "

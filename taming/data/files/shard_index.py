@@ -28,28 +28,22 @@ TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
 
 @dataclass
 class Sample:
-    """The members of a tar whose names share `key`.
-
-    Attributes:
-        files: (offset, size) in bytes by field, such as "jpg" or "depth.png".
-        metadata: the contents of the JSON, `.cls` and `.txt` members.
-    """
+    """The members of a tar whose names share `key`."""
 
     key: str
+    # (offset, size) in bytes by field, such as "jpg" or "depth.png".
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # The contents of the JSON, .cls and .txt members.
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def find_shards(shards: str | Sequence[str]) -> list[str]:
-    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these.
-
-    Raises `UserError` if there are none.
-    """
-    places = [shards] if isinstance(shards, str | Path) else list(shards)
+    """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
     tars: list[str] = []
-    for place in map(str, places):
-        place = os.path.expanduser(place)
-        pattern = os.path.join(place, "*.tar") if os.path.isdir(place) else place
+    for place in [shards] if isinstance(shards, str | Path) else shards:
+        pattern = os.path.expanduser(place)
+        if os.path.isdir(pattern):
+            pattern = os.path.join(pattern, "*.tar")
         if not (matches := sorted(glob.glob(pattern))):
             raise UserError(
                 f"there are no shards {pattern}; write some with scripts/make_shards.py"
@@ -140,7 +134,9 @@ class ShardColumns:
             rows = [self._row(tar, sample) for sample in read_index(tar)]
             self.lengths.append(len(rows))
             for name in rows[0] if rows else ():
-                parts.setdefault(name, []).append(self._column(tar, rows, name))
+                if not all(name in row for row in rows):
+                    raise UserError(f"some samples of the shard {tar} have no {name!r}")
+                parts.setdefault(name, []).append(column([row[name] for row in rows]))
         if not parts:
             raise UserError(f"{tars[0]} has no samples; write the shards anew")
         if uneven := [name for name, some in parts.items() if len(some) < len(parts["/image"])]:
@@ -154,23 +150,25 @@ class ShardColumns:
     def _row(self, tar: str, sample: Sample) -> dict[str, Any]:
         """Metadata, and paths under names that start with a slash."""
         row = sample.metadata | {"__key__": sample.key}
-        for name in ("", *self._maps):
-            field_name = _field(sample, name, self._maps)
+        for name in ("image", *self._maps):
+            field_name = self._field(sample, name)
             if field_name is None:
                 raise UserError(
-                    f"the shard {tar} has no {name or 'image'} for {sample.key} (it has "
+                    f"the shard {tar} has no {name} for {sample.key} (it has "
                     f"{', '.join(sample.files)}); correct maps, or write the shard anew"
                 )
-            offset, size = sample.files[field_name]
             ending = field_name.rpartition(".")[2]
-            row[f"/{name or 'image'}"] = member_path(tar, offset, size, ending)
+            row[f"/{name}"] = member_path(tar, *sample.files[field_name], ending)
         return row
 
-    def _column(self, tar: str, rows: list[dict[str, Any]], name: str) -> Column:
-        try:
-            return column([row[name] for row in rows])
-        except KeyError:
-            raise UserError(f"some samples of the shard {tar} have no {name!r}") from None
+    def _field(self, sample: Sample, wanted: str) -> str | None:
+        """The field that holds a map, such as "depth.png", or the image, such as "jpg"."""
+        for field_name in sample.files:
+            name, _, ending = field_name.rpartition(".")
+            found = name == wanted if wanted in self._maps else name not in self._maps
+            if found and ending.lower() in IMAGE_ENDINGS:
+                return field_name
+        return None
 
 
 def _joined(parts: list[Column]) -> Any:
@@ -180,15 +178,6 @@ def _joined(parts: list[Column]) -> Any:
     if len(tensors) == len(parts):
         return torch.cat(tensors)
     return [value for part in parts for value in part]
-
-
-def _field(sample: Sample, wanted: str, maps: Sequence[str]) -> str | None:
-    """The field that holds the map `wanted`, such as "depth.png"; the image's if it is empty."""
-    for name in sample.files:
-        first, _, ending = name.rpartition(".")
-        if ending.lower() in IMAGE_ENDINGS and (first == wanted if wanted else first not in maps):
-            return name
-    return None
 
 
 def paths_by_name(shards: str | Sequence[str], names: Sequence[str]) -> StringTable:

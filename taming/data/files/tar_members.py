@@ -63,3 +63,10 @@ def read_bytes(path: str) -> bytes:
 def opened(path: str) -> str | io.BytesIO:
     """The path, or for a file in a tar its content, as Pillow and numpy can open it."""
     return io.BytesIO(read_bytes(path)) if is_member(path) else path
+
+
+def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file to an open tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))

@@ -1,7 +1,4 @@
-"""Maps that a network computes from images: depth (MiDaS) and labels (DeepLab), as PNGs.
-
-The networks are not part of this project: they come from torch hub, or from files.
-"""
+"""Maps that a network from torch hub or a file computes: depth (MiDaS) and labels (DeepLab)."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -25,7 +22,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
-from taming.data.files.find import find_images
+from taming.data.files.find import relative_names
 from taming.data.files.images import BadImage, read_rgb
 from taming.errors import UserError
 
@@ -75,12 +72,12 @@ def load_network(options: NetworkOptions, device: torch.device, **hub_options: A
 
 def _reason(error: Exception) -> str:
     text = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, URLError) or "internet connection" in text:
-        return (
-            "torch hub cannot be reached and has no copy of it here: get the repository where "
-            "there is a network, and give its folder and --weights"
-        )
-    return text
+    if not isinstance(error, URLError) and "internet connection" not in text:
+        return text
+    return (
+        "torch hub cannot be reached and has no copy of it here: get the repository where there is "
+        "a network, and give its folder and --weights"
+    )
 
 
 def _build(options: NetworkOptions, hub_options: Mapping[str, Any]) -> nn.Module:
@@ -128,9 +125,8 @@ def depth_of(network: Network, image: np.ndarray, device: torch.device) -> np.nd
     As MiDaS (arXiv 1907.01341) reads images: at most 384 pixels a side, normalized as ImageNet's.
     """
     height, width = size = image.shape[:2]
-    mean, std = (
-        torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), device=device)
+    mean, std = statistics[..., None, None]  # (3, 1, 1) each
     x = (_tensor(image, device) / 255 - mean) / std
     x = F.interpolate(x, within(height, width, MIDAS_SIDE, MIDAS_MULTIPLE), mode="bicubic")
     depth = _single_output(network(x)).float()
@@ -143,9 +139,7 @@ def labels_of(network: Network, image: np.ndarray, device: torch.device) -> np.n
     """The likeliest label of each pixel, uint8 (H, W), of an image uint8 (H, W, 3).
 
     As DeepLab v2 (arXiv 1606.00915) reads images: BGR, less the mean, at most 513 pixels a side.
-
-    Raises:
-        UserError: if the network does not return logits (1, n_labels, h, w) of at most 256 labels.
+    Raises `UserError` if the network does not return logits (1, n_labels, h, w).
     """
     height, width = size = image.shape[:2]
     mean = torch.tensor(CAFFE_BGR_MEAN, device=device)[:, None, None]
@@ -166,24 +160,22 @@ def depth_picture(depth: np.ndarray) -> Image.Image:
     return Image.fromarray(depth_to_rgba(depth))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """How many maps `extract` wrote; `bad` holds a sentence per image that could not be read."""
 
-    written: int
-    already: int
-    bad: tuple[str, ...]
+    written: int = 0
+    already: int = 0
+    bad: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return (
-            f"{self.written} written, {self.already} were there already, "
-            f"{len(self.bad)} images could not be read"
-        )
+        unread = f"{len(self.bad)} images could not be read"
+        return f"{self.written} written, {self.already} were there already, {unread}"
 
 
 def image_names(folder: str) -> list[str]:
     """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
-    names = [os.path.relpath(path, folder) for path in find_images(folder)]
+    names = relative_names(folder)
     if not names:
         raise UserError(f"--images {folder} has no images")
     return names
@@ -197,26 +189,23 @@ def extract(
 ) -> Report:
     """Write `output/<name>.png` for each image `images/<name>` that has none yet.
 
-    An interrupted call can be repeated. Images that cannot be read are logged and left out.
-
-    Args:
-        picture_of: from an image uint8 (H, W, 3) to its map.
+    `picture_of` makes the map of an image uint8 (H, W, 3). An interrupted call can be repeated.
+    Images that cannot be read are logged and left out.
     """
-    written, already, bad = 0, 0, []
+    report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
         target = (Path(output) / name).with_suffix(".png")
         if target.is_file():
-            already += 1
+            report.already += 1
             continue
         path = os.path.join(images, name)
         try:
-            image = read_rgb(path)
+            picture = picture_of(read_rgb(path))
         except BadImage as error:
-            bad.append(f"{path} {error}")
-            log.warning("skipped: %s", bad[-1])
+            report.bad.append(f"{path} {error}")
+            log.warning("skipped: %s", report.bad[-1])
             continue
-        picture = picture_of(image)
         with atomic_path(target, advice="make room and run again") as partial:
             picture.save(partial, format="PNG")
-        written += 1
-    return Report(written, already, tuple(bad))
+        report.written += 1
+    return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,7 @@ TEXT_WIDTH = 30  # letters
 def first_items(
     config: Mapping[str, Any], split: str, count: int, seed: int
 ) -> tuple[Any, list[Item]]:
-    """The dataset of `data.params.<split>`, and the `count` items that training sees first.
-
-    Raises:
-        UserError: if the config has no such dataset, and for what is wrong with its files.
-    """
+    """The dataset of `data.params.<split>`, and the `count` items that training sees first."""
     dataset = dataset_of(config, split)
     order = PositionSampler(len(dataset), seed, shuffle=split == "train")
     seeded = SeededDataset(dataset, seed)
@@ -41,12 +37,11 @@ def first_items(
 def pictures(item: Item, dataset: object = None) -> dict[str, Image.Image]:
     """The entries of an item that can be shown, as pictures of their own size."""
     scenes = dataset if isinstance(dataset, AnnotatedObjectsDataset) else None
-    builders = {} if scenes is None else scenes.conditional_builders
     shown: dict[str, Image.Image] = {}
     for key, value in item.items():
-        if scenes is not None and key in builders:
+        if scenes is not None and (builder := scenes.conditional_builders.get(key)):
             names = scenes.get_textual_label_for_category_no
-            plot = builders[key].plot(value, names, (2 * CELL, 2 * CELL), line_width=2)
+            plot = builder.plot(value, names, (2 * CELL, 2 * CELL), line_width=2)
             shown[key] = _picture(plot.permute(1, 2, 0).numpy())
         elif isinstance(value, np.ndarray | torch.Tensor) and np.ndim(value) in (2, 3):
             shown[key] = _picture(np.asarray(value))
@@ -95,24 +90,24 @@ def _row(item: Item, dataset: object) -> list[Cell | tuple[str, Cell]]:
     return [*captioned, "\n".join(texts(item)) or None]
 
 
-def preview(items: Sequence[Item], dataset: object = None) -> Image.Image:
-    """A page with one row per item."""
-    return grid([_row(item, dataset) for item in items], side=CELL)
-
-
 def write_preview(
     config: Mapping[str, Any], split: str, count: int, seed: int, output: str | Path
 ) -> str:
-    """Write a page of a config's data; returns a line that says what is on it."""
+    """Write a page with a row per item of a config's data; returns a line that says what is on it.
+
+    Raises:
+        UserError: if the config has no such dataset, for what is wrong with its files, and for an
+            `output` without the ending of an image format.
+    """
     dataset, items = first_items(config, split, count, seed)
-    page = preview(items, dataset)
+    page = grid([_row(item, dataset) for item in items], side=CELL)
     with atomic_path(output) as partial:
         page.save(partial, format=_format(output))
     return f"{output}: {len(items)} of the {len(dataset)} items of {type(dataset).__name__}"
 
 
 def _format(output: str | Path) -> str:
-    """Pillow's name of the format of a file's ending; raises `UserError` for unknown ones."""
+    """Pillow's name of the format of a file's ending."""
     ending = Path(output).suffix.lower()
     if ending not in Image.registered_extensions():
         raise UserError(f"{output} has no ending of an image format; call it preview.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import tarfile
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.data.base import BadFile, ImageFiles, Item, image_files_in
 from taming.data.files.list_files import write_lines
-from taming.data.files.tar_members import read_bytes
+from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.shards import DESCRIPTION
 from taming.errors import UserError
@@ -42,13 +41,9 @@ def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: boo
 
     Shards that are there stay, so that an interrupted call can be repeated.
 
-    Args:
-        per_shard: samples of a shard.
-        skip_bad: leave out files that cannot be used, with a warning for each.
-
     Raises:
         UserError: if the dataset has no files, if the folder has shards of another size, and for
-            files that cannot be used, unless they are skipped.
+            files that cannot be used, unless `skip_bad` leaves them out with a warning for each.
     """
     source = next(image_files_in(dataset), None)
     if source is None:
@@ -99,8 +94,9 @@ def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | Non
             for name, path in files.items():
                 ending = path.rpartition(".")[2].lower()
                 field = f"{name}.{ending}" if name else ending
-                _add(archive, f"{index:09}.{field}", _content(path))
-            _add(archive, f"{index:09}.json", json.dumps(metadata, default=_plain).encode())
+                add_member(archive, f"{index:09}.{field}", _content(path))
+            text = json.dumps(metadata, default=_plain)
+            add_member(archive, f"{index:09}.json", text.encode())
 
 
 def _content(path: str) -> bytes:
@@ -114,9 +110,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))

@@ -12,8 +12,7 @@ import torch
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS
-from taming.modules.losses.lpips import LPIPS
-from taming.modules.losses.lpips_weights import NAMES, backbone_file
+from taming.modules.losses.lpips import BACKBONES, LPIPS, backbone_file
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +59,8 @@ def load_networks(
             if explicit:
                 raise
             networks.left_out[metric] = str(error)
-            log.warning(
-                "LPIPS by %s is left out, everything else is computed: %s", NAMES[net], error
-            )
+            name = BACKBONES[net].name
+            log.warning("LPIPS by %s is left out, everything else is computed: %s", name, error)
             continue
         networks.ready[net] = network.to(device)
         networks.hashes[net] = file_hash(file)

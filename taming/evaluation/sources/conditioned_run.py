@@ -20,9 +20,10 @@ from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.image import SourceImage
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
-from taming.models.first_stage import ConditionKind, condition_of
+from taming.models.first_stage import condition_of
+from taming.modules.util import ConditionKind
 from taming.sampling import sample_images
-from taming.sampling.inputs import inputs_of_items
+from taming.sampling.inputs import inputs_of_item
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.requests import request_for_condition
@@ -123,7 +124,7 @@ class ConditionedRunSource(RunSource):
 
     def _sampled(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         model, plan = self.model, self.plan
-        items = inputs_of_items(model, self.dataset, indices)
+        items = (inputs_of_item(model, self.dataset, index) for index in indices)
         for shape, group in groupby(items, key=lambda inputs: inputs.shape):
             requests = (request_for_condition(model, i.c, i.number, i.shape) for i in group)
             samples = sample_images(

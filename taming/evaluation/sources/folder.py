@@ -72,8 +72,8 @@ class FolderSource(LoadedSource):
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
         digest = hashlib.sha256(b"image files")
-        chunks = in_threads(self.files, _file_digests, f"hashing {self.path}")
-        for number, file_digest in enumerate(part for chunk in chunks for part in chunk):
+        digests = in_threads(self.files, _file_digest, f"hashing {self.path}")
+        for number, file_digest in enumerate(digests):
             label = "" if self.labels is None else str(self.labels[number])
             digest.update(file_digest + label.encode() + b";")
         return digest.hexdigest()
@@ -103,10 +103,6 @@ def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
 
 # Hashes of files by path, time and size: within this process only.
 _known_digests: dict[tuple[str, int, int], bytes] = {}
-
-
-def _file_digests(paths: list[str]) -> list[bytes]:
-    return [_file_digest(path) for path in paths]
 
 
 def _file_digest(path: str) -> bytes:

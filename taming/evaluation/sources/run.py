@@ -120,7 +120,7 @@ class RunSource:
     ) -> Iterator[list[SourceImage]]:
         job = self.plan.job(self.model, batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
-        samples = job.samples(_Skipped(skip, places, self.plan.num_samples))
+        samples = job.samples(_Skipped(skip, places, self.plan.num_samples).finished)
         images = (self._image(sample, places[sample.label]) for sample in samples)
         return by_size((image for image in images if image.index not in skip), batch_size)
 

@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.data.conditional_builder.boxes import clip, mirrored, touches
-from taming.data.helper_types import BoundingBox
+from taming.data.helper_types import BoundingBox, clip, mirrored, touches
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
 from taming.evaluation.cache import key_of

@@ -1,8 +1,8 @@
 """Encoder and decoder of the first stage (arXiv 2012.09841, section 3.1 and table 7).
 
 Residual blocks at `len(ch_mult)` resolutions, each half the one before, with self-attention at the
-resolutions in `attn_resolutions` and in the middle. Images of any height and width divisible by
-2 ** (len(ch_mult) - 1) pass; `resolution` only says at which levels attention sits.
+resolutions in `attn_resolutions` and in the middle. `resolution` only says at which levels that is:
+images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 """
 
 from __future__ import annotations
@@ -153,10 +153,8 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Level(nn.Module):
     """The residual blocks of one resolution, then the way to the next resolution, if any.
 
-    Args:
-        widths: channels before, between and after the blocks.
-        attention: whether a block of attention follows each.
-        downsample, upsample: the way to the next resolution, by the name it has in checkpoints.
+    `widths` are the channels before, between and after the blocks; with `attention`, a block of it
+    follows each. The way to the next resolution has the name that it has in checkpoints.
     """
 
     def __init__(

@@ -50,11 +50,7 @@ class NLayerDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, input_nc, H, W] -> logits [B, 1, H / 2^n_layers - 2, W / 2^n_layers - 2].
-
-        Raises:
-            UserError: for images that are too small.
-        """
+        """Images [B, input_nc, H, W] -> logits [B, 1, H / 2^n_layers - 2, W / 2^n_layers - 2]."""
         smallest = 3 * 2**self.n_layers  # two convolutions of stride 1 take a pixel each
         if min(x.shape[-2:]) < smallest:
             raise UserError(

@@ -1,8 +1,7 @@
 """What a first stage's loss is: the generator's side and, if there is a game, the discriminator's.
 
 A new loss is a `FirstStageLoss` in a file of its own, here or in any other package, and one line of
-YAML (`lossconfig: {target: ..., params: ...}`). Losses that were written for the original project,
-modules with its `forward` alone, can be trained with as well.
+YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward` alone, serve too.
 """
 
 from __future__ import annotations
@@ -74,17 +73,12 @@ class FirstStageLoss(nn.Module):
 
         Terms are named `<split>/<term>`.
         """
+        x, x_rec = inputs, reconstructions
         if optimizer_idx == 0:
-            loss, terms = self.generator_loss(
-                inputs,
-                reconstructions,
-                codebook_loss,
-                global_step,
-                last_layer=last_layer,
-                cond=cond,
-            )
+            options = {"last_layer": last_layer, "cond": cond}
+            loss, terms = self.generator_loss(x, x_rec, codebook_loss, global_step, **options)
         else:
-            loss, terms = self.discriminator_loss(inputs, reconstructions, global_step, cond=cond)
+            loss, terms = self.discriminator_loss(x, x_rec, global_step, cond=cond)
         return loss, {f"{split}/{name}": term for name, term in terms.items()}
 
 

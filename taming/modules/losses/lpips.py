@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from taming.devices import without_autocast
+from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.modules.losses.lpips_weights import backbone_features, calibrated_layers
+from taming.util import lpips_file
 
-# Widths of VGG16's convolutions up to each of the five ReLUs that are compared.
-SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# AlexNet's convolutions, (width, kernel, stride, padding), each of which makes a slice.
-ALEXNET = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+
+class Backbone(NamedTuple):
+    """A network of torchvision's, whose features are compared behind five of its ReLUs."""
+
+    name: str
+    digest: str  # the start of its file's SHA-256: another VGG spoils training silently
+    variable: str  # of the environment, which may name its file
+    slices: Sequence[Sequence[tuple[int, int, int, int]]]  # (width, kernel, stride, padding)s
+    pool: int  # side of the poolings
+    pooled: Sequence[int]  # the slices that begin with one, counted from 1
+
+
+VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+VGG16 = [[(width, 3, 1, 1) for width in widths] for widths in VGG16_WIDTHS]
+ALEXNET = [[(64, 11, 4, 2)], [(192, 5, 1, 2)], [(384, 3, 1, 1)], [(256, 3, 1, 1)], [(256, 3, 1, 1)]]
+BACKBONES = {  # as `lpips` calls them
+    "vgg": Backbone("VGG16", "397923af", "TAMING_VGG16", slices=VGG16, pool=2, pooled=(2, 3, 4, 5)),
+    "alex": Backbone("AlexNet", "7be5be79", "TAMING_ALEXNET", ALEXNET, pool=3, pooled=(2, 3)),
+}
 SMALLEST_IMAGES = {"vgg": 16, "alex": 31}  # pixels a side of which the poolings leave something
 
 
@@ -52,68 +72,35 @@ class ScalingLayer(nn.Module):
         return (images - self.shift) / self.scale
 
 
-class _Slices(nn.Module):
-    """Convolutions in slices, the outputs of which are compared; modules have the numbers that they
-    have in torchvision."""
+class SlicedBackbone(nn.Module):
+    """Images -> the outputs of all slices; modules have the numbers that torchvision's have."""
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for slice_ in self.children():
-            x = slice_(x)
-            features.append(x)
-        return features
-
-
-class VGG16Slices(_Slices):
-    """VGG16's convolutions in five slices."""
-
-    widths = tuple(widths[-1] for widths in SLICES)
-
-    def __init__(self) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         number, before = 0, 3
-        for index, widths in enumerate(SLICES, start=1):
+        for index, convolutions in enumerate(backbone.slices, start=1):
             slice_ = nn.Sequential()
-            if index > 1:
-                slice_.add_module(str(number), nn.MaxPool2d(2))
+            if index in backbone.pooled:
+                slice_.add_module(str(number), nn.MaxPool2d(backbone.pool, stride=2))
                 number += 1
-            for width in widths:
-                slice_.add_module(str(number), _EmptyConv(before, width, 3, padding=1))
+            for width, kernel, stride, padding in convolutions:
+                convolution = _EmptyConv(before, width, kernel, stride, padding)
+                slice_.add_module(str(number), convolution)
                 slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
                 number, before = number + 2, width
             self.add_module(f"slice{index}", slice_)
 
-
-class AlexNetSlices(_Slices):
-    """AlexNet's convolutions in five slices."""
-
-    widths = tuple(width for width, *_ in ALEXNET)
-
-    def __init__(self) -> None:
-        super().__init__()
-        number, before = 0, 3
-        for index, (width, kernel, stride, padding) in enumerate(ALEXNET, start=1):
-            slice_ = nn.Sequential()
-            if index in (2, 3):
-                slice_.add_module(str(number), nn.MaxPool2d(3, stride=2))
-                number += 1
-            slice_.add_module(str(number), _EmptyConv(before, width, kernel, stride, padding))
-            slice_.add_module(str(number + 1), nn.ReLU(inplace=True))
-            number, before = number + 2, width
-            self.add_module(f"slice{index}", slice_)
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for slice_ in self.children():
+            features.append(x := slice_(x))
+        return features
 
 
-class CalibratedLayer(nn.Module):
-    """One non-negative weight per channel: [B, C, H, W] -> [B, 1, H, W]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential()
-        self.model.add_module("1", _EmptyConv(width, 1, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weighted: Tensor = self.model(x)
-        return weighted
+def _calibrated_layer(width: int) -> nn.Module:
+    """One weight per channel, [B, C, H, W] -> [B, 1, H, W], named `model.1.weight`."""
+    layers = nn.Sequential(OrderedDict({"1": _EmptyConv(width, 1, 1, bias=False)}))
+    return nn.Sequential(OrderedDict(model=layers))
 
 
 class LPIPS(nn.Module):
@@ -123,19 +110,18 @@ class LPIPS(nn.Module):
 
         d(x, x0) = sum over l of the mean over positions of w_l . (y_l - y0_l)^2.
 
-    Construction needs no files: all weights are zero until `prepare` or a checkpoint fills them,
-    and `forward` refuses to work with zeros. An image that needs no gradient costs no graph.
-
-    The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation).
+    The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation). All
+    weights are zero until `prepare` or a checkpoint fills them; `forward` refuses zeros. An image
+    that needs no gradient costs no graph.
     """
 
     def __init__(self, net: str = "vgg") -> None:
         super().__init__()
         self.backbone = net
         self.scaling_layer = ScalingLayer()
-        self.net = VGG16Slices() if net == "vgg" else AlexNetSlices()
-        for index, width in enumerate(self.net.widths):
-            self.add_module(f"lin{index}", CalibratedLayer(width))
+        self.net = SlicedBackbone(BACKBONES[net])
+        for index, convolutions in enumerate(BACKBONES[net].slices):
+            self.add_module(f"lin{index}", _calibrated_layer(convolutions[-1][0]))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
@@ -146,7 +132,7 @@ class LPIPS(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether all weights are loaded: none of them is zero throughout."""
+        """Whether no weight is zero throughout."""
         if not self._known_ready:
             weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
             self._known_ready = all(bool(weight.any()) for weight in weights)
@@ -154,11 +140,7 @@ class LPIPS(nn.Module):
 
     @torch.no_grad()
     def prepare(self, path: str | None = None) -> None:
-        """Load the weights unless a checkpoint has; `backbone_file` says from where.
-
-        Raises:
-            UserError: if a file is missing and cannot be downloaded, or is damaged.
-        """
+        """Load the weights unless a checkpoint has; see `backbone_file`."""
         if self.ready:
             return
         try:
@@ -211,3 +193,57 @@ class LPIPS(nn.Module):
 
 def _forget_ready(module: Any, incompatible_keys: Any) -> None:
     module._known_ready = False
+
+
+def calibrated_layers(net: str = "vgg") -> dict[str, Tensor]:
+    """The weights `lin<n>.model.1.weight` of LPIPS 0.1, from the installed `lpips` package."""
+    weights: dict[str, Tensor] = torch.load(lpips_file(net), map_location="cpu", weights_only=True)
+    return weights
+
+
+def backbone_features(net: str, path: str | None = None) -> dict[str, Tensor]:
+    """torchvision's `features.<n>.{weight,bias}` from the file of `backbone_file`."""
+    weights = torch.load(backbone_file(net, path), map_location="cpu", weights_only=True)
+    return {name: tensor for name, tensor in weights.items() if name.startswith("features.")}
+
+
+def backbone_file(net: str, path: str | None = None) -> Path:
+    """The checked file of the backbone "vgg" or "alex".
+
+    That at `path`, else what TAMING_VGG16 or TAMING_ALEXNET names, else the one in torchvision's
+    cache, which a download fills.
+
+    Raises:
+        UserError: if it is missing or is not that model.
+    """
+    name, digest, variable, *_ = BACKBONES[net]
+    chosen = path or os.environ.get(variable)
+    file = Path(chosen) if chosen else _cached(net)
+    if not file.is_file():
+        source = f"{net}_path" if path else variable
+        raise UserError(f"{source}: there is no file {file}; give torchvision's {name} weights")
+    if not file_hash(file).startswith(digest):
+        raise UserError(
+            f"{file} is not torchvision's {name} (its SHA-256 does not start with {digest}); "
+            f"delete it to have it downloaded again, or give the right file by {net}_path"
+        )
+    return file
+
+
+def _cached(net: str) -> Path:
+    from torchvision.models import get_model_weights  # slow to import, rarely needed
+
+    name, digest, variable, *_ = BACKBONES[net]
+    url = str(get_model_weights(name.lower())["IMAGENET1K_V1"].url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"LPIPS needs {name}'s weights and they could not be downloaded ({error}); "
+            f"put the file at {path}, or name one by {net}_path or {variable}"
+        ) from error
+    return path

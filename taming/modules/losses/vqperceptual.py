@@ -6,7 +6,6 @@ adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,17 @@ from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.base import DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
+
+__all__ = [
+    "LPIPS",
+    "DummyLoss",
+    "NLayerDiscriminator",
+    "VQLPIPSWithDiscriminator",
+    "adopt_weight",
+    "hinge_d_loss",
+    "vanilla_d_loss",
+    "weights_init",
+]
 
 
 def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
@@ -35,30 +45,14 @@ def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
 
 
-__all__ = [
-    "LPIPS",
-    "DummyLoss",
-    "NLayerDiscriminator",
-    "VQLPIPSWithDiscriminator",
-    "adopt_weight",
-    "hinge_d_loss",
-    "vanilla_d_loss",
-    "weights_init",
-]
-
-D_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "hinge": hinge_d_loss,
-    "vanilla": vanilla_d_loss,
-}
+D_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
 
 
 class _Differentiated(torch.autograd.Function):
-    """A loss whose value and gradient at `images` are known already.
+    """A loss whose `value` (scalar) and `gradient` at `images` [B, C, H, W] are known already.
 
-    `value` (scalar) and `gradient` [B, C, H, W] were computed before; backward hands the gradient
-    on, times the factor by which later operations scaled the loss. The one backward pass through
-    LPIPS and the discriminator that the adaptive weight needs is thus also the one that trains the
-    generator.
+    Backward hands the gradient on, times the factor by which later operations scaled the loss: the
+    backward pass that the adaptive weight needs is thus also the one that trains the generator.
     """
 
     @staticmethod
@@ -137,7 +131,6 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         self.register_load_state_dict_pre_hook(_drop_unused_lpips)  # type: ignore[no-untyped-call]
 
     def prepare(self) -> None:
-        """Load LPIPS's weights unless a checkpoint has."""
         if self.perceptual_loss is not None:
             self.perceptual_loss.prepare(self.vgg_path)
 
@@ -161,8 +154,9 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         """
         _require_equal_shapes(inputs, reconstructions)
         with without_autocast(inputs.device):
+            factor = self._generator_factor(global_step)
             loss, terms = self._generator_terms(
-                inputs.float(), reconstructions, global_step, last_layer, cond
+                inputs.float(), reconstructions, last_layer, cond, factor
             )
             # Its gradient goes another way, through quantizer and encoder alone.
             quant_loss = codebook_loss.float().mean()
@@ -191,13 +185,13 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
 
     def _generator_terms(
         self,
-        inputs: Tensor,
-        reconstructions: Tensor,
-        global_step: int,
+        x: Tensor,
+        x_rec: Tensor,
         last_layer: Tensor | None,
         cond: Tensor | None,
+        factor: float,
     ) -> tuple[Tensor, Logged]:
-        """Everything but the codebook's term.
+        """Everything but the codebook's term; the adversarial one is weighed by `factor`.
 
         One backward pass through LPIPS and one through the discriminator, down to the images, give
         both the gradients that the adaptive weight compares and those that train the autoencoder:
@@ -205,34 +199,27 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             images -> LPIPS, |x - x_rec| -> nll_loss, nll_grad = d nll_loss / d images
             images -> discriminator      -> g_loss,   g_grad = d g_loss / d images
             d_weight = |nll_grad at last_layer| / |g_grad at last_layer|
-            gradient of the sum at images = nll_grad + d_weight * disc_factor * g_grad
+            gradient of the sum at images = nll_grad + d_weight * factor * g_grad
 
         Nothing is differentiated, and d_weight is 0, in evaluation without gradients.
         """
-        differentiate = torch.is_grad_enabled() and reconstructions.requires_grad
+        differentiate = torch.is_grad_enabled() and x_rec.requires_grad
         # A leaf, so that both passes end here and the autoencoder's graph is left for training.
-        images = reconstructions.detach().float().requires_grad_(differentiate)
-        nll_loss, p_loss = self._reconstruction_terms(inputs, images)
+        images = x_rec.detach().float().requires_grad_(differentiate)
+        nll_loss, p_loss = self._reconstruction_terms(x, images)
         nll_grad = _gradient(nll_loss, images)  # (B, C, H, W)
         g_loss = -self._discriminator_logits(images, cond).mean()
         g_grad = _gradient(g_loss, images)
 
         d_weight = torch.zeros_like(g_loss)
         if differentiate and self.training:
-            d_weight = self._adaptive_weight(nll_grad, g_grad, reconstructions, last_layer)
-        disc_factor = self._generator_factor(global_step)
-        weight = d_weight * disc_factor
+            d_weight = self._adaptive_weight(nll_grad, g_grad, x_rec, last_layer)
+        weight = d_weight * factor
         loss = nll_loss.detach() + weight * g_loss.detach()
         if differentiate:
-            loss = _Differentiated.apply(reconstructions, loss, nll_grad + weight * g_grad)
-        return loss, {
-            "nll_loss": nll_loss,
-            "rec_loss": nll_loss,
-            "p_loss": p_loss,
-            "d_weight": d_weight,
-            "disc_factor": torch.full_like(loss, disc_factor),
-            "g_loss": g_loss,
-        }
+            loss = _Differentiated.apply(x_rec, loss, nll_grad + weight * g_grad)
+        terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss, "d_weight": d_weight}
+        return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
 
     def _reconstruction_terms(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of |x - x_rec| + perceptual_weight * LPIPS, and of LPIPS alone."""
@@ -245,21 +232,18 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     def _discriminator_logits(self, images: Tensor, cond: Tensor | None) -> Tensor:
         if self.disc_conditional:
             if cond is None:
-                raise UserError(
-                    "disc_conditional: true needs a model that passes `cond` to its loss"
-                )
+                raise UserError("disc_conditional needs a model that passes `cond` to its loss")
             images = torch.cat((images, cond.float()), dim=1)  # (B, C + C', H, W)
         logits: Tensor = self.discriminator(images)  # (B, 1, h, w), one per patch
         return logits
 
     def _adaptive_weight(
-        self, nll_grad: Tensor, g_grad: Tensor, reconstructions: Tensor, last_layer: Tensor | None
+        self, nll_grad: Tensor, g_grad: Tensor, x_rec: Tensor, last_layer: Tensor | None
     ) -> Tensor:
         """Equation 7: the weight at which both losses pull equally hard at the last layer."""
         if last_layer is None:
             raise ValueError("the generator's loss needs `last_layer` in training")
-        nll_norm = _norm_at(last_layer, reconstructions, nll_grad)
-        g_norm = _norm_at(last_layer, reconstructions, g_grad)
+        nll_norm, g_norm = (_norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
         return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
 
     def _generator_factor(self, global_step: int) -> float:

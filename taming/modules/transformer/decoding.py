@@ -19,23 +19,18 @@ from taming.modules.transformer.inference import Segment, Weights
 class CachedDecoder:
     """Next-token logits of a GPT, one position at a time, keys and values kept in a fixed cache.
 
-    A decoder serves any number of batches one after another: `prefill` starts afresh. Weights are
-    taken when it is made; dropout is off whatever the GPT's mode. If they need no gradients, the
-    GPT's own are used (see `fused_in_place`), so that the memory is the GPT's and one cache.
+    A decoder serves any number of batches one after another: `prefill` starts afresh. Dropout is
+    off whatever the GPT's mode. Weights are the GPT's own (see `Layer.of`) if it is not trained.
 
     Args:
-        gpt: the network; the decoder works on its device.
         batch_size: the largest batch.
-        max_length: the longest sequence that will be fed; the last token sampled need not be.
-        dtype: precision of weights, cache and arithmetic (the GPT's own by default; for another
-            one the weights are copied).
+        max_length: the longest sequence that will be fed, at most the GPT's `block_size`; the last
+            token sampled need not be.
+        dtype: of weights, cache and arithmetic; for another than the GPT's, weights are copied.
         static: every step has the same shapes and reads its position from the device, and on CUDA
-            it is recorded as a graph; otherwise a step reads the filled part of the cache alone.
-            By default static on CUDA.
+            it is recorded as a graph (the default there); otherwise a step reads the filled part of
+            the cache alone.
         compiled: steps are static, and go through `torch.compile` first.
-
-    Raises:
-        UserError: if `max_length` is beyond the GPT's `block_size`.
     """
 
     def __init__(
@@ -63,10 +58,7 @@ class CachedDecoder:
 
     @torch.inference_mode()
     def prefill(self, idx: Tensor) -> Tensor:
-        """Forget everything, read the prompt `idx` (B, T); float32 logits (B, V) of its last token.
-
-        `B` may be smaller than the decoder's batch size.
-        """
+        """Start afresh with the prompt `idx` (B, T); float32 logits (B, V) of its last token."""
         self.length = 0
         return self._advance(idx)
 
@@ -74,11 +66,8 @@ class CachedDecoder:
     def extend(self, idx: Tensor) -> Tensor:
         """Read further tokens `idx` (B, T), T >= 1; float32 logits (B, V) after the last of them.
 
-        Static steps return the same tensor again and again: use it before the next.
-
-        Raises:
-            UserError: while the sequence is inside the GPT's `n_unmasked` first positions, which
-                see each other and so must come together, in the prompt.
+        Static steps return the same tensor again and again: use it before the next. The GPT's first
+        `n_unmasked` positions see each other, so that they must come together, in the prompt.
         """
         if self.length < self.n_unmasked:
             raise UserError(
@@ -88,10 +77,6 @@ class CachedDecoder:
         if self.static and idx.shape[1] == 1:
             return self._static_step(idx[:, 0])
         return self._advance(idx)
-
-    def step(self, idx: Tensor) -> Tensor:
-        """Read one more token of every sequence, `idx` (B,): `extend` by one."""
-        return self.extend(idx[:, None])
 
     def _advance(self, idx: Tensor) -> Tensor:
         start, stop = self.length, self.length + idx.shape[1]
@@ -130,9 +115,9 @@ class CachedDecoder:
         return logits
 
     def _record(self) -> Callable[[], Tensor]:
-        step = (
-            torch.compile(self._whole_step, dynamic=False) if self._compiled else self._whole_step
-        )
+        step = self._whole_step
+        if self._compiled:
+            step = torch.compile(step, dynamic=False)
         if self._token.device.type != "cuda":
             return step
         position = self._position.clone()
@@ -166,11 +151,7 @@ def check_length(gpt: GPT, length: int) -> None:
 
 
 def segment_at(
-    tokens: Tensor,
-    start: int,
-    columns: Tensor,
-    n_unmasked: int = 0,
-    cache: Tensor | None = None,
+    tokens: Tensor, start: int, columns: Tensor, n_unmasked: int = 0, cache: Tensor | None = None
 ) -> Segment:
     """`tokens` (B, T) from position `start` on; `columns` counts positions, on the device.
 
@@ -206,8 +187,7 @@ def generate(
     = [5, -1, -1, 7, -1], tokens 1, 2 and 4 are sampled, after prompt + [5], [t1] and [t2, 7].
 
     Args:
-        prompt: (copies * B, T): several prompts may be continued by the same tokens (guidance reads
-            each sample with its condition and without).
+        prompt: (copies * B, T), as guidance reads each sample with its condition and without.
         pick: `pick(logits, n)` chooses the n-th tokens (B,) from logits (copies * B, V).
         on_token: called with the tokens (B, steps) when the n-th ones are there, and with n.
         known: (B, steps) tokens that are fixed, -1 where one is to be sampled.

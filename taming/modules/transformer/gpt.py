@@ -1,8 +1,4 @@
-"""A GPT over codebook indices (arXiv 2012.09841, section 3.2; architecture of GPT-2).
-
-`GPT` is the network. `taming.modules.transformer.inference` runs its weights on new tokens alone,
-`taming.modules.transformer.decoding` generates with them.
-"""
+"""A GPT over codebook indices (arXiv 2012.09841, section 3.2; architecture of GPT-2)."""
 
 from __future__ import annotations
 
@@ -100,13 +96,13 @@ class GPT(nn.Module):
     Args:
         vocab_size: number of tokens, of images and conditions together.
         block_size: longest sequence.
-        n_unmasked: so many positions at the beginning attend to each other fully. That suits a
+        n_unmasked: so many positions at the beginning attend to each other fully, as suits a
             condition, all of which is known before the first token is sampled.
         gradient_checkpointing: recompute activations in the backward pass: training takes about a
             quarter longer, with the memory of one block and the blocks' inputs.
 
     Raises:
-        UserError: if `n_embd` is no multiple of `n_head`.
+        UserError: if `n_embd` is no multiple of `n_head`; in use, for sequences that are too long.
     """
 
     def __init__(
@@ -165,11 +161,7 @@ class GPT(nn.Module):
         return length
 
     def hidden(self, idx: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`.
-
-        Raises:
-            UserError: if the sequence is longer than `block_size`.
-        """
+        """What the head turns into logits: (B, E + T, C), for `idx` (B, T) after `embeddings`."""
         x = self.tok_emb(idx)  # (B, T, C)
         if embeddings is not None:
             x = torch.cat((embeddings, x), dim=1)  # (B, E + T, C)
@@ -187,9 +179,8 @@ class GPT(nn.Module):
         return normed
 
     def _allowed(self, length: int) -> Tensor | None:
-        """Which positions see which, (1, 1, length, length); None for causal attention, which has
-        kernels of its own that read no mask."""
-        if not self.config.n_unmasked:
+        """Which positions see which, (1, 1, length, length); None for causal attention."""
+        if not self.config.n_unmasked:  # torch has kernels for causal attention that read no mask
             return None
         return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
 
@@ -208,10 +199,7 @@ class GPT(nn.Module):
         Args:
             idx: int64 (B, T).
             embeddings: (B, E, C), put before the tokens' embeddings.
-            targets: int64 (B, E + T); without them the loss is None. In nats per token.
-
-        Raises:
-            UserError: if the sequence is longer than `block_size`.
+            targets: int64 (B, E + T); without them the loss, in nats per token, is None.
         """
         logits = self.head(self.hidden(idx, embeddings))  # (B, E + T, C) -> (B, E + T, V)
         if targets is None:

@@ -1,9 +1,8 @@
 """A GPT's weights as its decoders use them, and the pass of new tokens through them.
 
-Training runs whole sequences through `GPT`. Sampling runs one token of each sequence at a time, a
-thousand times per image: there, what counts is how often weights are read and how many kernels are
-started. So the three projections are one product, rows of different sequences go through the linear
-layers together, and no logits are computed but those of the last token.
+Sampling runs one token of each sequence at a time, so that what counts is how often weights are
+read and how many kernels are started: the three projections are one product, rows of different
+sequences go through the linear layers together, and logits are those of the last token alone.
 
 In comments: B sequences of T new tokens, N = B * T rows, C = `n_embd`, heads of `size` = C / heads.
 """
@@ -58,18 +57,11 @@ def _one_row(x: Tensor) -> bool:
     return len(x) == 1 and x.device.type == "cpu"
 
 
-def fused_in_place(parts: Sequence[nn.Linear]) -> Pair:
-    """The weights (kC, C) and biases (kC,) of k linear layers as one of each, without a copy.
-
-    The layers' own parameters become parts of the returned tensors, so that the memory is that of
-    one set of weights. Only for parameters that are not trained: an optimizer, a reducer or a
-    compiled step may hold on to where they were.
-    """
-    return _stacked([part.weight for part in parts]), _stacked([part.bias for part in parts])
-
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
+def stacked_in_place(parts: Sequence[Tensor]) -> Tensor:
     """The parts (n, ...) below one another, (k * n, ...), in memory that they become views of.
+
+    So the memory is that of one set of weights. Only for parameters that are not trained: an
+    optimizer, a reducer or a compiled step may hold on to where they were.
 
     Parts that are stacked already, by an earlier decoder, lie one after the other in one storage:
     the whole is then a longer view from the start of the first. Moving a model to another device or
@@ -115,7 +107,8 @@ class Layer:
         if attn.query.weight.dtype != dtype:  # these are copies, so one copy of all is no more
             pairs = ((torch.cat([w for w, _ in pairs]), torch.cat([b for _, b in pairs])),)
         elif not any(p.requires_grad for part in parts for p in part.parameters()):
-            pairs = (fused_in_place(parts),)
+            weight = stacked_in_place([part.weight for part in parts])
+            pairs = ((weight, stacked_in_place([part.bias for part in parts])),)
         # Otherwise the weights are being trained: they stay where they are, three products a layer.
         ends = {"proj": pair(attn.proj), "up": pair(mlp[0]), "down": pair(mlp[2])}
         return cls(attn.n_head, pair(block.ln1), pair(block.ln2), pairs, **ends)
@@ -152,26 +145,16 @@ class Segment:
         tokens (B, 1)   write tensor([3])   seen 8   allowed 1 1 1 1 0 0 0 0
         tokens (B, 1)   write tensor([4])   seen 8   allowed 1 1 1 1 1 0 0 0
 
-    Attributes:
-        tokens: int64 (B, T).
-        write: their positions: a slice, or an index tensor (T,).
-        seen: the number of positions that are looked at, with the new ones.
-        allowed: bool, broadcastable to (B, heads, T, seen); None: all, or by `causal`.
-        causal: each of the new tokens, which are the first, sees itself and those before it.
-        cache: keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
-            which those of the new ones are added; None if there are none, and none are kept.
+    `cache` has keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
+    which those of the new ones are added; None if there are none, and none are kept.
     """
 
-    tokens: Tensor
-    write: slice | Tensor
-    seen: int
-    allowed: Tensor | None = None
-    causal: bool = False
+    tokens: Tensor  # int64 (B, T)
+    write: slice | Tensor  # their positions: a slice, or an index tensor (T,)
+    seen: int  # the number of positions that are looked at, with the new ones
+    allowed: Tensor | None = None  # bool, broadcastable to (B, heads, T, seen)
+    causal: bool = False  # the new tokens are the first: each sees itself and those before it
     cache: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        return self.tokens.shape[1]
 
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
         """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
@@ -245,7 +228,9 @@ class Weights:
         All segments go through the linear layers as one batch; attention is their own. Of the last
         layer only the last tokens are finished.
         """
-        x = torch.cat([self._embed(segment) for segment in segments])  # (N, C)
+        # (B, T, C) + (T, C) -> (B * T, C) of each segment, together (N, C)
+        embedded = [F.embedding(s.tokens, self.tok_emb) + self.pos_emb[s.write] for s in segments]
+        x = torch.cat([part.flatten(0, 1) for part in embedded])
         sizes = [segment.tokens.numel() for segment in segments]
         for n, layer in enumerate(self.layers):
             qkv, last = layer.project(x), n + 1 == len(self.layers)  # (N, 3C)
@@ -258,15 +243,10 @@ class Weights:
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
         return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
 
-    def _embed(self, segment: Segment) -> Tensor:
-        # (B, T, C) + (T, C)
-        x = F.embedding(segment.tokens, self.tok_emb) + self.pos_emb[segment.write]
-        return x.flatten(0, 1)  # (B * T, C)
-
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     """Of `x` (N, C), the rows of each sequence's last token (B1 + B2 + ..., C)."""
-    if all(segment.length == 1 for segment in segments):
+    if all(segment.tokens.shape[1] == 1 for segment in segments):
         return x
     parts = torch.split(x, [segment.tokens.numel() for segment in segments])
     return torch.cat(

@@ -20,14 +20,12 @@ class KMeans(nn.Module):
     """Clusters pixels by Lloyd's algorithm; pixels become cluster indices, and back (as in iGPT).
 
     As the first stage of a transformer it takes its colors from the first batch it encodes, unless
-    a checkpoint has them; every pixel is a code, so that there are `resolution` squared of them in
-    training. It is its own table of codes: `n_e` colors of `e_dim` channels.
-
-    Buffers: `C` (ncluster, nc), the colors; `initialized`, 1 once they are set.
+    a checkpoint has them; `resolution` is the side of the training's images. It is its own table of
+    codes: `n_e` colors of `e_dim` channels.
     """
 
-    C: Tensor
-    initialized: Tensor
+    C: Tensor  # (ncluster, nc), the colors
+    initialized: Tensor  # 1 once they are set
 
     def __init__(
         self, ncluster: int = 512, nc: int = 3, niter: int = 10, resolution: int = 32
@@ -39,16 +37,11 @@ class KMeans(nn.Module):
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
 
     def is_initialized(self) -> bool:
-        """Whether the colors have been computed or loaded."""
         return bool(self.initialized.item() == 1)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
-        """Compute the colors of the pixels `x` (N, nc), N >= ncluster.
-
-        Raises:
-            UserError: with fewer pixels than clusters.
-        """
+        """Compute the colors of the pixels `x` (N, nc), N >= ncluster."""
         if len(x) < self.ncluster:
             raise UserError(
                 f"{len(x)} pixels cannot form {self.ncluster} clusters: lower ncluster, or give "
@@ -69,7 +62,7 @@ class KMeans(nn.Module):
         return torch.where(count > 0, total / count.clamp(min=1), strays)
 
     def forward(
-        self, x: Tensor, reverse: bool = False, shape: tuple[int, int] | None = None
+        self, x: Tensor, reverse: bool = False, shape: Sequence[int] | None = None
     ) -> Tensor:
         """Images (B, nc, H, W) to indices (B, H * W); with `reverse` back to images.
 
@@ -82,8 +75,6 @@ class KMeans(nn.Module):
         height, width = shape or (side, side)
         return self.C[x].transpose(1, 2).reshape(len(x), self.nc, height, width)
 
-    # ------------------------------------------------------------------ as a first stage
-
     kind: ConditionKind = "image"
     n_classes: int | None = None
     downsampling_factor = 1  # every pixel is a code
@@ -91,7 +82,6 @@ class KMeans(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
         return self.nc
 
     @property
@@ -100,44 +90,35 @@ class KMeans(nn.Module):
         return self
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the codes of an image of the training size."""
         return self.nc, self.resolution, self.resolution
 
     def encode(self, x: Tensor) -> Encoding:
         """Images [B, nc, H, W] -> (the same in k colors, no loss, (None, None, indices))."""
         if not self.is_initialized():
-            self._initialize_from(x)
+            pixels = x.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
+            self.initialize(pixels)
+            same_on_all_ranks(self.C)
+            log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
         indices = self(x)
-        return self.get_codebook_entry(indices, self._grid(x)), None, (None, None, indices)
-
-    def _initialize_from(self, images: Tensor) -> None:
-        pixels = images.detach().transpose(0, 1).flatten(1).t()  # (B * H * W, nc)
-        self.initialize(pixels)
-        same_on_all_ranks(self.C)
-        log.info("KMeans: took its %d colors from %d pixels", self.ncluster, len(pixels))
-
-    def _grid(self, x: Tensor) -> tuple[int, int, int, int]:
-        return len(x), x.shape[2], x.shape[3], self.nc
+        quant = self.get_codebook_entry(indices, (len(x), *x.shape[2:], self.nc))
+        return quant, None, (None, None, indices)
 
     def decode(self, quant: Tensor) -> Tensor:
         """Images in k colors are images already."""
         return quant
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Colors of `indices` [...] as [..., nc]; with `shape` (b, h, w, nc) as [b, nc, h, w]."""
         colors = self.C[indices]
         if shape is None:
             return colors
         return colors.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
-        """Images [B, nc, H, W] -> indices [B, H, W]."""
         _, _, (_, _, indices) = self.encode(x)
         return indices.reshape(len(x), *x.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices [B, H, W], or [B, H*W] of square images -> images [B, nc, H, W]."""
-        shape = tuple(indices.shape[1:]) if indices.dim() == 3 else None
+        shape = indices.shape[1:] if indices.dim() == 3 else None
         images: Tensor = self(indices.flatten(1), reverse=True, shape=shape)
         return images
 

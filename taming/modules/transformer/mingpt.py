@@ -1,8 +1,4 @@
-"""The published names around the GPT, for code that imports them from here.
-
-The network is in `taming.modules.transformer.gpt`, generation in
-`taming.modules.transformer.decoding`.
-"""
+"""The published names around the GPT, for code that imports them from here."""
 
 from __future__ import annotations
 
@@ -35,11 +31,9 @@ def sample_with_past(
 ) -> Tensor:
     """Sample `steps` tokens after the prompt `x` (B, T); returns them alone, int64 (B, steps).
 
-    With `sample_logits` tokens are sampled (with torch's global generator), else the likeliest is
-    taken. `callback(n)` is called after the n-th token.
-
-    Raises:
-        UserError: if `T + steps - 1` is beyond the model's block size.
+    With `sample_logits` tokens are sampled (by torch's global generator), else the likeliest is
+    taken. `callback(n)` is called after the n-th token. T + steps - 1 must fit into the model's
+    block size.
     """
     decoder = CachedDecoder(model, len(x), x.shape[1] + max(steps, 1) - 1)
     uniform = torch.rand(steps, len(x), device=x.device) if sample_logits else None

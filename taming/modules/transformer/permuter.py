@@ -16,8 +16,6 @@ and `SpiralIn`, from the lower right corner up, then left and down,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -27,11 +25,7 @@ from taming.limits import check_sizes
 
 
 class Permuter(nn.Module):
-    """Reorders sequences of latent indices by a fixed permutation; a class for every order.
-
-    Raises:
-        UserError: for a height or width below 1.
-    """
+    """Reorders sequences of latent indices by a fixed permutation; a class for every order."""
 
     forward_shuffle_idx: Tensor
     backward_shuffle_idx: Tensor
@@ -48,11 +42,7 @@ class Permuter(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order.
-
-        Raises:
-            UserError: if the sequence is not H * W long.
-        """
+        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order."""
         order = self.backward_shuffle_idx if reverse else self.forward_shuffle_idx
         if x.shape[1] != len(order):
             raise UserError(
@@ -66,7 +56,6 @@ class Identity(nn.Module):
     """Raster order: left to right, top to bottom."""
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Return `x` as it is."""
         return x
 
 
@@ -74,37 +63,33 @@ def _grid(height: int, width: int) -> Tensor:
     return torch.arange(height * width).view(height, width)
 
 
-def _sorted_by_bits(height: int, width: int, bits: Iterable[int]) -> Tensor:
-    """Positions sorted by some bits of (row, column), the first of `bits` counting most.
+def _sorted_by_bits(height: int, width: int, lowest_first: bool) -> Tensor:
+    """Positions sorted by the bits of (row, column), of which the first counts most.
 
-    Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit). Of 4 x 4
-    positions, row 2 = 0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and
-    7 by bits 0, 1 (the digits 1, 3).
+    Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit): row 2 =
+    0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and 7 by bits 0, 1.
     """
     row = torch.arange(height)[:, None]
     column = torch.arange(width)
     key = torch.zeros(height, width, dtype=torch.int64)
-    for bit in bits:
+    bits = range((max(height, width) - 1).bit_length())  # 0, 1, 2 for sides of 5 to 8
+    for bit in bits if lowest_first else reversed(bits):
         key = key * 4 + 2 * (row >> bit & 1) + (column >> bit & 1)
     return key.flatten().argsort()
-
-
-def _bits(height: int, width: int) -> range:
-    return range((max(height, width) - 1).bit_length())  # 0, 1, 2 for sides of 5 to 8
 
 
 class Subsample(Permuter):
     """Coarse to fine: every fourth position first, themselves ordered coarse to fine."""
 
     def _order(self, height: int, width: int) -> Tensor:
-        return _sorted_by_bits(height, width, _bits(height, width))
+        return _sorted_by_bits(height, width, lowest_first=True)
 
 
 class ZCurve(Permuter):
     """Morton order: quadrant by quadrant, each of them quadrant by quadrant."""
 
     def _order(self, height: int, width: int) -> Tensor:
-        return _sorted_by_bits(height, width, reversed(_bits(height, width)))
+        return _sorted_by_bits(height, width, lowest_first=False)
 
 
 class SpiralIn(Permuter):

@@ -132,26 +132,20 @@ class Codebook(nn.Module):
     """Base of the quantizers: `n_e` codes of width `e_dim`, and the remapping of their indices.
 
     `remap` is an `.npy` file that lists the codes a trained first stage uses; indices then count
-    within that list, so that the transformer's vocabulary is smaller. A code outside it becomes a
-    "random" index, an "extra" one after the last, or the integer `unknown_index`. For example:
+    within that list, so that the transformer's vocabulary is smaller: there are `re_embed` of them.
+    A code outside becomes a "random" index, an "extra" one after the last, or the integer
+    `unknown_index`:
 
         used                                   [3, 7, 8]    of n_e = 10 codes
         codes in an image                      [7, 3, 5]
         their indices, "extra"                 [1, 0, 3]    re_embed = 4: 0, 1, 2 and the extra one
         codes that these indices stand for     [7, 3, 3]    unknown ones become the first used one
-
-    Attributes:
-        re_embed: how many different indices there are: `n_e` without `remap`.
     """
 
     used: Tensor
 
     def __init__(
-        self,
-        n_e: int,
-        e_dim: int,
-        remap: str | None = None,
-        unknown_index: str | int = "random",
+        self, n_e: int, e_dim: int, remap: str | None = None, unknown_index: str | int = "random"
     ) -> None:
         super().__init__()
         check_sizes(n_embed=n_e, embed_dim=e_dim)
@@ -187,11 +181,9 @@ class Codebook(nn.Module):
 
     @property
     def input_channels(self) -> int:
-        """Channels of the latents that are quantized."""
         return self.e_dim
 
     def forward(self, z: Tensor) -> Quantized:
-        """Latents [B, input_channels, h, w] -> `Quantized`."""
         raise NotImplementedError
 
     def _shaped(self, indices: Tensor, z: Tensor, as_grid: bool) -> Tensor:
@@ -217,10 +209,6 @@ class Codebook(nn.Module):
         return self.used[torch.where(known, indices, 0)]
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Codes of `indices` of any shape [...], as [..., e_dim].
-
-        With `shape` (b, h, w, c), as [b, c, h, w] instead.
-        """
         if self.remap is not None:
             indices = self.unmap_to_all(indices)
         codes = F.embedding(indices, self.codes)  # (..., e_dim)

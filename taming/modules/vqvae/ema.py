@@ -7,16 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks, sum_over_ranks
-from taming.modules.vqvae.codebook import (
-    Codebook,
-    Quantized,
-    channels_first,
-    channels_last,
-    count_codes,
-    nearest_code,
-    perplexity,
-    straight_through,
-)
+from taming.modules.vqvae import codebook
+from taming.modules.vqvae.codebook import Codebook, Quantized
 
 
 class EmbeddingEMA(nn.Module):
@@ -43,7 +35,7 @@ class EmbeddingEMA(nn.Module):
         With n latents a batch and their sum m, averages N <- decay N + (1 - decay) n and likewise
         M, a code is M / N (arXiv 1711.00937, equations 6 to 8). Laplace smoothing keeps N from 0.
         """
-        counts = sum_over_ranks(count_codes(indices, len(self.weight)))  # (n_embed,)
+        counts = sum_over_ranks(codebook.count_codes(indices, len(self.weight)))  # (n_embed,)
         sums = sum_over_ranks(torch.zeros_like(self.embed_avg).index_add_(0, indices, rows))
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.embed_avg.lerp_(sums, 1 - self.decay)  # (n_embed, C)
@@ -95,18 +87,15 @@ class EMAVectorQuantizer(Codebook):
         return self.embedding.weight
 
     def forward(self, z: Tensor) -> Quantized:
-        rows = channels_last(z)  # (N, C)
-        indices = nearest_code(rows, self.codes)  # (N,)
+        rows = codebook.channels_last(z)  # (N, C)
+        indices = codebook.nearest_code(rows, self.codes)  # (N,)
         codes = F.embedding(indices, self.codes)  # (N, C), before this batch moves them
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         if self.training and torch.is_grad_enabled():
-            self._follow(rows.detach(), indices)
+            self.embedding.update(rows.detach(), indices)
+            if self.revive_after > 0:
+                self.embedding.revive(rows.detach(), self.decay**self.revive_after)
         loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled
-        z_q = channels_first(straight_through(rows, codes), like=z)
-        usage = perplexity(indices, self.n_e)
+        z_q = codebook.channels_first(codebook.straight_through(rows, codes), like=z)
+        usage = codebook.perplexity(indices, self.n_e)
         return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))
-
-    def _follow(self, rows: Tensor, indices: Tensor) -> None:
-        self.embedding.update(rows, indices)
-        if self.revive_after > 0:
-            self.embedding.revive(rows, self.decay**self.revive_after)

@@ -70,13 +70,9 @@ class GumbelQuantize(Codebook):
                 # K becomes len(used), and indices count within `used` without `remap_to_used`.
                 logits, codes = logits[:, self.used], codes[self.used]
             z_q, indices = self._choose(logits, codes, temperature)
-            loss = self.kl_weight * self._divergence(logits)
+            # KL(softmax(logits) || uniform), averaged over positions; the prior is 1 / K
+            probabilities = logits.softmax(dim=1)
+            log_ratios = (probabilities * logits.shape[1] + 1e-10).log()  # (B, K, h, w)
+            loss = self.kl_weight * (probabilities * log_ratios).sum(dim=1).mean()
         info = (None, None, indices) if self.use_vqinterface else indices
         return (z_q, loss, info, logits) if return_logits else (z_q, loss, info)
-
-    @staticmethod
-    def _divergence(logits: Tensor) -> Tensor:
-        """KL(softmax(logits) || uniform), averaged over positions."""
-        probabilities = logits.softmax(dim=1)
-        ratios = probabilities * logits.shape[1] + 1e-10  # (B, K, h, w), to the prior, 1 / K
-        return (probabilities * ratios.log()).sum(dim=1).mean()

@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.modules.vqvae.codebook import (
-    Codebook,
-    Quantized,
-    channels_first,
-    channels_last,
-    nearest_code,
-    perplexity,
-    straight_through,
-)
+from taming.modules.vqvae import codebook
+from taming.modules.vqvae.codebook import Codebook, Quantized
 
 
 class VectorQuantizer2(Codebook):
@@ -51,19 +44,19 @@ class VectorQuantizer2(Codebook):
         return self.beta * encoder_term + codebook_term
 
     def forward(self, z: Tensor) -> Quantized:
-        rows = channels_last(z)  # (N, C)
-        indices = nearest_code(rows, self.codes)  # (N,)
+        rows = codebook.channels_last(z)  # (N, C)
+        indices = codebook.nearest_code(rows, self.codes)  # (N,)
         codes = F.embedding(indices, self.codes).float()  # (N, C)
         loss = self._loss(rows, codes)
-        z_q = channels_first(straight_through(rows, codes), like=z)  # (B, C, h, w)
+        passed_through = codebook.straight_through(rows, codes)
+        z_q = codebook.channels_first(passed_through, like=z)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 
 class VectorQuantizer(VectorQuantizer2):
     """The first quantizer of the original: as `VectorQuantizer2`, and with statistics.
 
-    Also returns the perplexity of this batch's codes and their one-hot encodings [N, n_e];
-    indices are [N, 1].
+    The perplexity of a batch's codes and their one-hot encodings [N, n_e]; indices are [N, 1].
     """
 
     def __init__(self, n_e: int, e_dim: int, beta: float) -> None:
@@ -72,4 +65,4 @@ class VectorQuantizer(VectorQuantizer2):
     def forward(self, z: Tensor) -> Quantized:
         z_q, loss, (_, _, indices) = super().forward(z)
         encodings = F.one_hot(indices, self.n_e).float()
-        return z_q, loss, (perplexity(indices, self.n_e), encodings, indices[:, None])
+        return z_q, loss, (codebook.perplexity(indices, self.n_e), encodings, indices[:, None])

@@ -1,8 +1,4 @@
-"""The published names of the quantizers, each of which has a file of its own.
-
-All turn latents [B, C, h, w] into `(z_q, loss, (perplexity, min_encodings, indices))`; see
-`taming.modules.vqvae.codebook` for what a quantizer is.
-"""
+"""The published names of the quantizers, each of which has a file of its own."""
 
 from taming.modules.vqvae.codebook import Quantized
 from taming.modules.vqvae.ema import EMAVectorQuantizer, EmbeddingEMA

@@ -13,8 +13,8 @@ from torch.utils.data import default_collate
 
 from taming.config import instantiate_from_config, load_config
 from taming.data.examples import write_all
+from taming.data.examples.datasets import SYNSETS
 from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
-from taming.data.examples.writer import SYNSETS
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 
 REPOSITORY = Path(__file__).parents[3]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from taming.data.files.find import HEADERS_CHECKED, check_spread, find_images, split_off
+from taming.data.files.find import find_images, split_off
 from tests.kit.images import touch
 
 
@@ -13,15 +13,6 @@ def test_find_images_is_sorted_recursive_and_skips_the_rest(tmp_path: Path) -> N
     os.symlink(tmp_path, tmp_path / "deep/up")
     assert list(find_images(tmp_path)) == list(map(str, wanted))
     assert list(find_images(tmp_path, [".webp"])) == [str(wanted[2])]
-
-
-def test_headers_are_checked_evenly_in_long_lists() -> None:
-    few: list[int] = []
-    many: list[int] = []
-    check_spread(1000, few.append, "a list")
-    check_spread(3 * HEADERS_CHECKED, many.append, "a list")
-    assert sorted(few) == list(range(1000))
-    assert sorted(many) == list(range(0, 3 * HEADERS_CHECKED, 3))
 
 
 def test_split_is_fixed_and_barely_moves_when_files_are_added() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taming.modules.losses import lpips_weights
+from taming.modules.losses import lpips
 from taming.modules.losses.lpips import LPIPS
 
 
@@ -22,7 +22,7 @@ def backbone_file(net: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     path = folder / f"{net}.pth"
     torch.save(weights, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = {"vgg": "VGG16", "alex": "ALEXNET"}[net]
-    monkeypatch.setattr(lpips_weights, f"{name}_HASH", digest[:8])
-    monkeypatch.delenv(f"TAMING_{name}", raising=False)
+    backbone = lpips.BACKBONES[net]._replace(digest=digest[:8])
+    monkeypatch.setitem(lpips.BACKBONES, net, backbone)
+    monkeypatch.delenv(backbone.variable, raising=False)
     return path

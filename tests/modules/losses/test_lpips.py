@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.modules.losses.lpips import LPIPS, normalize_tensor, spatial_average
-from taming.modules.losses.lpips_weights import calibrated_layers
+from taming.modules.losses.lpips import LPIPS, calibrated_layers, normalize_tensor, spatial_average
 from tests.modules.losses.backbones import backbone_file
 from tests.support import assert_close, fill_by_name
 

@@ -28,7 +28,7 @@ def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> Non
     decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static)
     close(decoder.prefill(idx[:, :prompt]), expected[:, prompt - 1])
     for n in range(prompt, idx.shape[1]):
-        close(decoder.step(idx[:, n]), expected[:, n])
+        close(decoder.extend(idx[:, n, None]), expected[:, n])
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -44,7 +44,7 @@ def test_bf16_is_near() -> None:
     model, idx = golden_gpt(), TENSORS["gpt.idx"]
     decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16)
     decoder.prefill(idx[:, :21])
-    logits = decoder.step(idx[:, 21])
+    logits = decoder.extend(idx[:, 21, None])
     expected = TENSORS["gpt.logits"][:, 21]
     assert logits.dtype == torch.float32
     assert (logits - expected).norm() < 0.05 * expected.norm()
@@ -112,11 +112,11 @@ def test_limits() -> None:
     decoder = CachedDecoder(golden_gpt("gpt_unmasked"), 1, 8)
     decoder.prefill(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(UserError, match="first 6 positions"):
-        decoder.step(torch.zeros(1, dtype=torch.long))
+        decoder.extend(torch.zeros(1, 1, dtype=torch.long))
     full = CachedDecoder(golden_gpt(), 1, 1, static=True)
     full.prefill(torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="cache of 1 tokens is full"):
-        full.step(torch.zeros(1, dtype=torch.long))
+        full.extend(torch.zeros(1, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="cache of 8"):
         decoder.prefill(torch.zeros(1, 9, dtype=torch.long))
 
