@@ -23,7 +23,7 @@ import streamlit as st
 from PIL import Image
 from torch import Tensor
 
-from taming.data.files.images import image_size
+from taming.data.files.images import image_mode_and_size
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.models.cond_transformer import Net2NetTransformer
@@ -142,7 +142,7 @@ def store(upload: Any, folder: Path) -> str:
     folder.mkdir()
     path.write_bytes(content)
     if path.suffix.lower().lstrip(".") in IMAGE_TYPES:
-        require_pixels(*image_size(str(path)), str(path))  # as its header says
+        require_pixels(*image_mode_and_size(str(path))[1], str(path))  # as its header says
     return str(path)
 
 
