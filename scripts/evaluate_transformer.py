@@ -23,16 +23,15 @@ from torch.utils.data import Subset
 from taming.checkpoint import run_config
 from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
-from taming.devices import dtype_name
-from taming.distributed import own_share
+from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.arguments import CacheArguments
-from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.likelihood import Likelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import ItemSource
+from taming.evaluation.sources.images import key_of
 from taming.evaluation.tasks.transformer import evaluate_transformer
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.load import data_config, open_dataset

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taming.command_line import Parser, add_flags, flag, from_flags
+from taming.command_line import Parser, add_flags, add_side_flags, flag, from_flags
 from taming.devices import choose_dtype
 from taming.errors import UserError
-from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Runner
+from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
-from taming.sampling.plan import SamplingPlan, add_plan_flags
+from taming.sampling.plan import TOP_K, SamplingPlan
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
@@ -54,6 +53,11 @@ class EvaluationArguments:
     device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
     precision: str = flag("fp32", "of the networks: fp32, bf16 or auto")
     compile: bool = flag(False, "torch.compile; for many images")
+
+    def folder_for(self, samples: ImageSet) -> Path:
+        """--outdir; by default `evaluation` in the samples' run, or here."""
+        run = samples.run.folder if isinstance(samples, RunSource) else Path()
+        return self.outdir or run / "evaluation"
 
 
 def _metric_and_layer(text: str) -> tuple[str, str]:
@@ -166,11 +170,15 @@ class SetArguments:
     image_key: str = flag("image", "the items' entry")
 
     def open(
-        self, text: str, plan: SamplingPlan | None = None, workers: int | None = None
+        self,
+        text: str,
+        make_plan: Callable[[], SamplingPlan] = SamplingPlan,
+        overrides: Sequence[str] = (),
+        workers: int | None = None,
     ) -> ImageSet:
         """The set of images that `text` names: a folder of images, a run's folder or checkpoint
-        (its samples, by `plan`), a config's dataset, or statistics (`.npz`) of images that need
-        not be here.
+        (its samples, by the plan that is made), a config's dataset, or statistics (`.npz`) of
+        images that need not be here.
 
         Raises:
             UserError: if it is none of these.
@@ -185,9 +193,9 @@ class SetArguments:
             statistics = Statistics.load(path)
             return replace(statistics, protocol=statistics.protocol | {"file": text})
         if path.suffix in CONFIGS:
-            overrides = plan.overrides if plan else ()
             return DatasetSource(path, self.split, self.image_key, overrides, workers)
         if path.is_file() or _is_run(path):
+            plan = make_plan()
             if needs_data_conditions(path, plan):
                 return ConditionedRunSource(path, plan, self.split, workers)
             return RunSource(path, plan)
@@ -223,8 +231,25 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
     """What folders, configs and runs need that are given as sets of images."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
     group = parser.add_argument_group("images of a run")
-    add_plan_flags(group)
+    add_flags(group, SamplingPlan, top_k=TOP_K)
+    add_side_flags(group)
     add_flags(group, RunSetArguments)
+
+
+def open_sets(
+    names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str], device: torch.device
+) -> list[ImageSet]:
+    """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
+
+    Raises:
+        UserError: for names of no set, and flags of a run's samples that are out of range.
+    """
+    own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
+
+    def make_plan() -> SamplingPlan:
+        return sampling_plan(args, overrides, device)
+
+    return [own.open(name, make_plan, overrides, workers) for name in names]
 
 
 def sampling_plan(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
-from taming.evaluation.sources.base import ImageSource, images_at
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.sources.images import ImageSource, SourceImage
 from taming.pictures import grid
 
 NAMED_CLASSES = 40  # more would not be readable
@@ -83,6 +85,36 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
         axes.set_xlabel(f"the {len(numbers)} codes, the commonest first")
         axes.set_ylabel("share of all")
     return _save(figure, path)
+
+
+class _AllExcept(Container[int]):
+    def __init__(self, indices: Iterable[int]) -> None:
+        self.indices = frozenset(indices)
+
+    def __contains__(self, index: object) -> bool:
+        return index not in self.indices
+
+
+def images_at(source: ImageSource, indices: Sequence[int]) -> Iterator[SourceImage]:
+    """Those images of a set alone; the others are neither read nor sampled."""
+    for batch in source.batches(len(indices), skip=_AllExcept(indices)):
+        yield from batch
+
+
+def nearest(
+    samples: FeatureBank, reference: FeatureBank, rows: int, neighbors: int
+) -> dict[int, list[int]]:
+    """For `rows` samples, evenly spaced, the indices of the images with the nearest features."""
+    sampled, real = samples.compute(), torch.from_numpy(reference.compute())
+    chosen = spread(len(sampled), rows)
+    distances = torch.cdist(torch.from_numpy(sampled[chosen]), real)
+    indices = distances.topk(min(neighbors, len(real)), largest=False).indices
+    return dict(zip(chosen, indices.tolist(), strict=True))
+
+
+def spread(count: int, rows: int) -> list[int]:
+    """Up to `rows` indices below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(rows, count)).round().astype(int)).tolist()
 
 
 def neighbors_picture(

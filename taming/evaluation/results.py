@@ -24,6 +24,7 @@ import taming
 from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError
+from taming.evaluation.tasks.fidelity import flattened
 
 Result = dict[str, Any]
 PACKAGES = ("torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -128,15 +129,6 @@ def read_result(path: str | Path) -> Result:
     if missing:
         raise UserError(f"{path} is no result of an evaluation: it has no '{missing[0]}'")
     return result
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("kid.mean", 0.1) of {"kid": {"mean": 0.1}}."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _markdown(result: Result) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from typing import Any
-
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 
@@ -47,32 +43,3 @@ def _tokens_along(name: str, pixels: int, factor: int) -> int:
             f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
         )
     return pixels // factor
-
-
-class _SetSide(argparse.Action):
-    """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        sides = list(vars(namespace)[self.dest] or (None, None))
-        sides[self.const] = values
-        vars(namespace)[self.dest] = tuple(sides)
-
-
-def add_side_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
-    for place, name in enumerate(("--height", "--width")):
-        parser.add_argument(
-            name,
-            dest="size",
-            type=int,
-            action=_SetSide,
-            const=place,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )

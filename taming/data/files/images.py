@@ -44,7 +44,7 @@ def damage_named(path: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise BadImage(_reason(path, error)) from error
+        raise BadImage(damage_of(path, error)) from error
 
 
 def _most_pixels() -> int:
@@ -56,7 +56,8 @@ def _too_large() -> str:
     return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
 
 
-def _reason(path: str, error: Exception) -> str:
+def damage_of(path: str, error: Exception) -> str:
+    """What is wrong with a file on which `DAMAGE` was raised: continues "<path> ..."."""
     if isinstance(error, Image.DecompressionBombError):
         return _too_large()
     if is_member(path):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.small_classifier import SmallClassifier
+from taming.evaluation.sources.images import State
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
 
@@ -33,8 +33,8 @@ class ClassificationAccuracy:
     def __init__(self) -> None:
         self.counts: dict[int, np.ndarray] = {}  # label -> images, top 1, top 5
 
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Add a batch: probabilities [B, K] and labels [B].
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Count a batch: probabilities [B, K] and labels [B].
 
         Raises:
             UserError: for images without a class, or of one that the classifier does not know.

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from taming.errors import UserError
-from taming.evaluation.cache import State
-from taming.evaluation.sources.dataset import LABEL
+from taming.evaluation.sources.dataset import LABEL, ItemImage
+from taming.evaluation.sources.images import SourceImage, State
 from taming.models.cond_transformer import Net2NetTransformer
 
 # Nats are added up as multiples of 2**-32: sums of integers do not depend on their order, and a
@@ -68,7 +69,7 @@ class Likelihood:
         self.nats = self.hits = np.zeros(0, np.int64)
         self.classes: dict[int, np.ndarray] = {}
 
-    def update(
+    def add(
         self,
         nats: Tensor,
         hits: Tensor,
@@ -173,29 +174,48 @@ class Likelihood:
         return table
 
 
-@torch.no_grad()
-def update_likelihood(
-    likelihood: Likelihood, model: Net2NetTransformer, batch: Mapping[str, Any]
-) -> None:
-    """Add the cross-entropies of a batch's image indices under a transformer.
+class ModelLikelihood(Likelihood):
+    """How likely image indices are under a transformer in eval mode.
 
-    Each is that of the true index given the condition and the true indices before it, in the
-    order of the model's permuter; sums are by the place in the image. Classes are counted if the
-    batch has `class_label`.
+    Each cross-entropy is that of the true index given the condition and the true indices before
+    it, in the order of the model's permuter; sums are by the place in the image.
     """
-    x, c = (part.to(model.device) for part in model.get_xc(batch))
-    logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
-    nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
-    hits = logits.argmax(-1) == target
-    nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
-    likelihood.update(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
+
+    def __init__(self, model: Net2NetTransformer) -> None:
+        super().__init__(model.n_codes)
+        self.model = model
+
+    @torch.no_grad()
+    def add_batch(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch as the model reads it; classes, if it has `class_label`."""
+        model = self.model
+        x, c = (part.to(model.device) for part in model.get_xc(batch))
+        logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
+        nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
+        hits = logits.argmax(-1) == target
+        nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
+        self.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        """Count a batch of `ItemImage`s.
+
+        Raises:
+            UserError: for images of several sizes.
+        """
+        sizes = {tuple(image.pixels.shape) for image in images}
+        if len(sizes) > 1:
+            raise UserError(
+                f"the images have sizes {sorted(sizes)}; likelihoods are of images of one size, "
+                "as in training: set a size or a crop in the data section"
+            )
+        self.add_batch(default_collate([i.item for i in images if isinstance(i, ItemImage)]))
 
 
 def measure_likelihood(
     model: Net2NetTransformer, batches: Iterable[Mapping[str, Any]]
 ) -> Likelihood:
-    """The likelihood of all images of `batches`: see `update_likelihood`."""
-    likelihood = Likelihood(model.n_codes)
+    """The likelihood of all images of `batches`, as the model reads them."""
+    likelihood = ModelLikelihood(model)
     for batch in batches:
-        update_likelihood(likelihood, model, batch)
+        likelihood.add_batch(batch)
     return likelihood

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from taming.devices import computing_in
 from taming.errors import UserError
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.ssim import RANGE, SMALLEST_MS_SSIM, SMALLEST_SSIM, ms_ssim, ssim
-from taming.evaluation.sources.image import NO_LABEL
+from taming.evaluation.sources.images import NO_LABEL, State
 from taming.modules.losses.lpips import LPIPS, SMALLEST_IMAGES
 from taming.pictures import to_uint8, to_values
 

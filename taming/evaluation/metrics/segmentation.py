@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.evaluation.cache import State
+from taming.evaluation.sources.images import State
 
 
 class SegmentationAccumulator:

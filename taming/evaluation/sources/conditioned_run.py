@@ -14,10 +14,8 @@ from typing_extensions import Self
 from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import by_size, own_indices
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.sources.image import SourceImage
+from taming.evaluation.sources.images import SourceImage, by_size, key_of, own_indices
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import ConditionKind, condition_of

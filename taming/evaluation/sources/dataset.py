@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from taming.config import did_you_mean, instantiate_from_config, load_config, plain
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
-from taming.evaluation.sources.base import (
+from taming.evaluation.sources.images import (
+    ImageSource,
     Loaded,
     LoadedSource,
-    hash_images,
+    SourceImage,
     own_indices,
     worker_count,
 )
-from taming.evaluation.sources.image import SourceImage
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"
@@ -101,18 +101,13 @@ class DatasetSource(LoadedSource):
         return pixels, label, name, "RGB"
 
     def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
-        """The item's entry as uint8 (3, H, W)."""
-        return _rgb_pixels(image, name)
-
-
-def _rgb_pixels(image: np.ndarray, name: str) -> np.ndarray:
-    """uint8 (3, H, W) of (H, W, 1 or 3), uint8 or float in [-1, 1]."""
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
-    image = to_uint8_array(image)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))
+        """The item's entry, (H, W, 1 or 3), as uint8 (3, H, W)."""
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
+        rgb = np.broadcast_to(to_uint8_array(image), (*image.shape[:2], 3))
+        return np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ class ItemImage(SourceImage):
     item: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ItemSource:
+class ItemSource(ImageSource):
     """The items of a map-style dataset as a `Net2NetTransformer` reads them.
 
     Args:
@@ -151,17 +146,11 @@ class ItemSource:
     def describe(self) -> dict[str, Any]:
         return {"kind": "dataset", "image_key": self.image_key, "condition": self.condition_key}
 
-    def has_classes(self) -> None:
-        return None
-
     @cached_property
     def _content_key(self) -> str:
-        return hash_images(self.batches(32), len(self))
+        return self.fingerprint()
 
     def content_key(self) -> str:
-        return self._content_key
-
-    def fingerprint(self) -> str:
         return self._content_key
 
     def batches(

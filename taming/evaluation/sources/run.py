@@ -15,9 +15,7 @@ from taming.checkpoint import find_run, run_config
 from taming.config import without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import by_size
-from taming.evaluation.sources.image import SourceImage, pixel_digest
+from taming.evaluation.sources.images import ImageSource, SourceImage, by_size, key_of, pixel_digest
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
@@ -25,7 +23,7 @@ from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
 
 
-class RunSource:
+class RunSource(ImageSource):
     """Samples of a class-conditional or unconditional transformer.
 
     Sample `number` of the n-th class has the index n * num_samples + number. It depends on the
@@ -49,7 +47,8 @@ class RunSource:
     def with_plan(self, plan: SamplingPlan) -> Self:
         """The same run, sampled otherwise; the model is loaded once for both."""
         other = self._reopened(plan)
-        if _model_settings(plan) == _model_settings(self.plan):
+        own, others = ((p.base, p.overrides, p.device, p.dtype) for p in (self.plan, plan))
+        if own == others:
             other.__dict__["_loaded"] = self._loaded
             other.__dict__["checkpoint_hash"] = self.checkpoint_hash
         return other
@@ -112,9 +111,6 @@ class RunSource:
         _, _, file = (self.plan.classifier or "").partition(":")
         return file_hash(file) if file and Path(file).is_file() else None
 
-    def fingerprint(self) -> str | None:
-        return None
-
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
     ) -> Iterator[list[SourceImage]]:
@@ -135,10 +131,6 @@ def sampled_image(sample: Sample, index: int, name: str) -> SourceImage:
     """A sample with the pixels that a PNG of it would have."""
     pixels = to_rgb_pixels(sample.image)
     return SourceImage(index, pixels, sample.label, name, pixel_digest(pixels.numpy()))
-
-
-def _model_settings(plan: SamplingPlan) -> tuple[Any, ...]:
-    return plan.base, plan.overrides, plan.device, plan.dtype
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,14 @@ from taming.data.conditional_builder.boxes import clip, mirrored, touches
 from taming.data.helper_types import BoundingBox
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import own_indices
-from taming.evaluation.sources.image import SourceImage, pixel_digest
+from taming.evaluation.sources.images import (
+    ImageSource,
+    SourceImage,
+    by_size,
+    key_of,
+    own_indices,
+    pixel_digest,
+)
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
@@ -122,7 +126,7 @@ class Layouts:
         return {"layouts": len(self), "condition": self.condition}
 
 
-class RealScenes:
+class RealScenes(ImageSource):
     """The images that the layouts were taken of."""
 
     def __init__(self, layouts: Layouts) -> None:
@@ -137,16 +141,10 @@ class RealScenes:
     def content_key(self) -> str:
         return self.layouts.key
 
-    def fingerprint(self) -> str | None:
-        return None
-
-    def has_classes(self) -> bool:
-        return False
-
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
     ) -> Iterator[list[SourceImage]]:
-        return _batched(self._images(own_indices(len(self), share, skip)), batch_size)
+        return by_size(self._images(own_indices(len(self), share, skip)), batch_size)
 
     def _images(self, numbers: Iterable[int]) -> Iterator[SourceImage]:
         for number in numbers:
@@ -160,13 +158,8 @@ def _scene_image(
     return SceneImage(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
 
 
-def _batched(images: Iterator[SourceImage], batch_size: int) -> Iterator[list[SourceImage]]:
-    while batch := list(islice(images, batch_size)):
-        yield batch
-
-
 @dataclass(frozen=True)
-class SampledScenes:
+class SampledScenes(ImageSource):
     """`per_layout` samples of every layout; sample k of layout n has the index n * per_layout + k.
 
     They equal those of scripts/make_scene_samples.py with the same settings.
@@ -207,16 +200,10 @@ class SampledScenes:
         setting = {"torch": torch.__version__, "device": device}
         return key_of(scenes=about, layouts=self.layouts.key, **setting)
 
-    def fingerprint(self) -> str | None:
-        return None
-
-    def has_classes(self) -> bool:
-        return False
-
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
     ) -> Iterator[list[SourceImage]]:
-        return _batched(self._images(batch_size, share, skip), batch_size)
+        return by_size(self._images(batch_size, share, skip), batch_size)
 
     def _images(
         self, batch_size: int, share: tuple[int, int], skip: Container[int]

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
     LoadedClassifier,
     Probabilities,
 )
-from taming.evaluation.metrics.base import DerivedAccumulator
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.base import ImageSource
-from taming.evaluation.sources.image import Manifest, SourceImage, labels_of, stack_pixels
+from taming.evaluation.sources.images import (
+    ImageSource,
+    Manifest,
+    SourceImage,
+    indices_and_labels,
+    key_of,
+    stack_pixels,
+)
 
 
-class ClassifiedImages(DerivedAccumulator[ClassificationAccuracy]):
+class ClassifiedImages(ClassificationAccuracy):
     """Classifies images and counts the accuracy."""
 
     def __init__(self, probabilities: Probabilities) -> None:
-        super().__init__(ClassificationAccuracy())
+        super().__init__()
         self.probabilities = probabilities
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        self.counted.update(self.probabilities(stack_pixels(images)), labels_of(images))
+        _, labels = indices_and_labels(images)
+        self.add(self.probabilities(stack_pixels(images)), labels)
 
 
 def evaluate_accuracy(
@@ -36,7 +41,4 @@ def evaluate_accuracy(
         UserError: for images without a class, or of one that the classifier does not know.
     """
     key = runner.key_for(images, accuracy=key_of(**classifier.description))
-    manifest, counted = runner.run(
-        images, lambda: ClassifiedImages(classifier.probabilities), key, "images"
-    )
-    return manifest, counted.compute()
+    return runner.run(images, lambda: ClassifiedImages(classifier.probabilities), key, "images")

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from taming.config import did_you_mean
-from taming.distributed import own_share
+from taming.devices import own_share
 from taming.errors import UserError
-from taming.evaluation.metrics.base import SEED, FeatureRequest, MetricSettings
+from taming.evaluation.metrics.base import SEED, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fid import class_distances
-from taming.evaluation.metrics.moments import PerClass
+from taming.evaluation.metrics.features import Extractor, FeatureRequest, default_layer
+from taming.evaluation.metrics.fid import PerClass, class_distances
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner, SetFeatures
-from taming.evaluation.sources.base import ImageSource
+from taming.evaluation.sources.images import NO_LABEL, ImageSource
 
 ImageSet = ImageSource | Statistics
 CLASSES, NEIGHBORS = "classes", "neighbors"  # requests beside those of metrics
@@ -35,7 +34,7 @@ class FidelitySettings:
         of_metrics: the settings of metrics, by name; `metric_settings` makes them.
 
     Raises:
-        UserError: for an unknown metric.
+        UserError: for an unknown metric, and settings below 1.
     """
 
     metrics: tuple[str, ...] = ("fid",)
@@ -50,6 +49,10 @@ class FidelitySettings:
                 raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
         if not self.metrics:
             raise UserError(f"--metrics names none; there are {', '.join(METRICS)}")
+        for settings in self.of_metrics.values():
+            for name, value in asdict(settings).items():
+                if value < 1:
+                    raise UserError(f"--{name} must be at least 1, not {value}")
 
     def of(self, name: str) -> MetricSettings:
         """The settings of a metric."""
@@ -63,11 +66,23 @@ class FidelitySettings:
         """The extractor's layers that these metrics take, each once."""
         return tuple(dict.fromkeys(self.layer(name, extractor) for name in names))
 
-    def describe(self) -> dict[str, Any]:
-        """The settings of those metrics that are computed, as JSON values."""
-        about: dict[str, Any] = {"metrics": list(self.metrics), "seed": SEED}
-        for name in self.metrics:
-            about |= METRICS[name].describe(self.of(name))
+    def smallest_set(self, name: str) -> int:
+        """How many images a metric needs of each set."""
+        smallest = METRICS[name].smallest_set
+        return 2 if smallest is None else smallest(self.of(name))
+
+    def request(self, name: str, extractor: Extractor) -> FeatureRequest:
+        """What a metric needs of a set."""
+        metric, settings = METRICS[name], asdict(self.of(name))
+        options = tuple((option, settings[flag]) for option, flag in metric.options.items())
+        layer = self.layer(name, extractor.name)
+        return FeatureRequest(metric.accumulator, extractor, layer, options)
+
+    def describe(self, *names: str) -> dict[str, Any]:
+        """What decides the numbers of these metrics, as JSON values."""
+        about: dict[str, Any] = {}
+        for name in names:
+            about |= {**asdict(self.of(name)), **METRICS[name].facts}
         return about
 
 
@@ -88,6 +103,15 @@ class Evaluation:
     sets: dict[str, dict[str, Any]]
     classes: dict[int, float]
     banks: tuple[FeatureBank, FeatureBank] | None = None
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers by one name each: ("kid.mean", 0.1) of {"kid": {"mean": 0.1}}."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class FidelityEvaluator:
@@ -123,8 +147,7 @@ class FidelityEvaluator:
         settings, requests = self.settings, {}
         for name in settings.metrics:
             extractor = self.prc_extractor if METRICS[name].of_manifold else self.extractor
-            layer = settings.layer(name, extractor.name)
-            requests[name] = METRICS[name].request(extractor, layer, settings.of(name))
+            requests[name] = settings.request(name, extractor)
         layer = settings.layer("fid", self.extractor.name)
         if settings.per_class:
             requests[CLASSES] = FeatureRequest(PerClass, self.extractor, layer)
@@ -165,7 +188,7 @@ class FidelityEvaluator:
     def _require_enough(self, role: str, images: int, needed: Sequence[str]) -> None:
         """Before hours of work; the metrics check it again."""
         for name in (name for name in self.settings.metrics if name in needed):
-            least = METRICS[name].smallest_set(self.settings.of(name))
+            least = self.settings.smallest_set(name)
             if images < least:
                 flag = METRICS[name].smallest_flag
                 remedy = f" or a smaller {flag}" if flag else ""
@@ -224,7 +247,8 @@ class FidelityEvaluator:
     def describe(self) -> dict[str, Any]:
         """Extractors, layers and settings, as JSON values."""
         layers = {name: self.requests[name].layer for name in self.settings.metrics}
-        about = {"layers": layers, **self.settings.describe()}
+        about = {"layers": layers, "metrics": list(self.settings.metrics), "seed": SEED}
+        about |= self.settings.describe(*self.settings.metrics)
         used = {request.extractor for request in self.requests.values()}
         # One extractor for everything is described once, under "extractor".
         extractors = {self.prc_extractor: "prc_extractor"} | {self.extractor: "extractor"}
@@ -268,7 +292,7 @@ def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) ->
 
 def _require_labels(**features: SetFeatures | Statistics | None) -> None:
     for role, of_set in features.items():
-        if not (isinstance(of_set, SetFeatures) and of_set.manifest.is_labeled()):
+        if not isinstance(of_set, SetFeatures) or (of_set.manifest.labels == NO_LABEL).any():
             raise _without_classes(role)
 
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from taming.config import without_checkpoint_paths
 from taming.devices import dtype_name
 from taming.distributed import own_share
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.lpips import Networks
-from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
+from taming.evaluation.plots import images_at
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.base import ImageSource, images_at
-from taming.evaluation.sources.image import Manifest
+from taming.evaluation.sources.images import ImageSource, Manifest, State
 from taming.evaluation.sources.prepared import model_input
 from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator, reconstruct

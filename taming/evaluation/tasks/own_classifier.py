@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
     LabeledImages,
@@ -31,8 +30,8 @@ from taming.evaluation.metrics.small_classifier import (
     register_small_classifier,
     train_small_classifier,
 )
-from taming.evaluation.runner import Runner
-from taming.evaluation.sources.base import ImageSource
+from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.tasks.classes import evaluate_accuracy
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 

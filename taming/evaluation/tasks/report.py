@@ -14,8 +14,12 @@ from tqdm import tqdm
 from taming.errors import UserError
 from taming.evaluation.metrics.accuracy import LabeledImages, neighbor_accuracy
 from taming.evaluation.metrics.likelihood import measure_likelihood
-from taming.evaluation.sources.base import ImageSource
-from taming.evaluation.sources.image import SourceImage, labels_of, stack_pixels
+from taming.evaluation.sources.images import (
+    ImageSource,
+    SourceImage,
+    indices_and_labels,
+    stack_pixels,
+)
 from taming.evaluation.tasks.own_classifier import evaluate_by_own_classifier
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.cond_transformer import Net2NetTransformer
@@ -47,7 +51,8 @@ def read_labeled(source: ImageSource, what: str) -> LabeledImages:
     if len({image.pixels.shape for image in images}) > 1:
         raise UserError(f"the {what} have several sizes; a report is of images of one size")
     images.sort(key=lambda image: image.index)
-    return stack_pixels(images).permute(0, 2, 3, 1).numpy(), labels_of(images).numpy()
+    _, labels = indices_and_labels(images)
+    return stack_pixels(images).permute(0, 2, 3, 1).numpy(), labels.numpy()
 
 
 def class_grid(real: LabeledImages, samples: LabeledImages, scale: int = 2) -> Image.Image:

@@ -18,14 +18,11 @@ from torch import Tensor
 
 from taming.distributed import own_share
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.base import FeatureAccumulator, FeatureRequest
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.moments import Moments
-from taming.evaluation.metrics.set_metrics import METRICS
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.image import SourceImage, indices_of, labels_of
+from taming.evaluation.sources.images import SourceImage, indices_and_labels, key_of
 from taming.evaluation.sources.scenes import (
     SIDE,
     RealScenes,
@@ -64,15 +61,16 @@ class SceneRequest(FeatureRequest):
         images: Sequence[SourceImage],
         features: Mapping[str, Tensor],
     ) -> None:
-        indices, batch = indices_of(images), len(images)
+        (indices, labels), batch = indices_and_labels(images), len(images)
         if self.number is not None:
             chosen = (indices % self.of == self.number).nonzero()[:, 0]
-            indices, images = indices[chosen] // self.of, [images[n] for n in chosen.tolist()]
+            indices, labels = indices[chosen] // self.of, labels[chosen]
+            images = [images[n] for n in chosen.tolist()]
             features = {layer: rows[chosen] for layer, rows in features.items()}
         if self.min_side is not None:
             self._update_objects(accumulator, images, batch, self.min_side)
         elif images:
-            accumulator.update(indices, features[self.layer], labels_of(images))
+            accumulator.update(indices, features[self.layer], labels)
 
     def _update_objects(
         self,
@@ -153,7 +151,7 @@ def evaluate_scenes(
     rows = [_row(k, parts, real) for k in range(count)]
     protocol = {
         "layers": {name: settings.layer(name, extractor.name) for name in ("fid", "isc")},
-        **METRICS["isc"].describe(settings.of("isc")),
+        **settings.describe("isc"),
         "objects": RESIZE,
         "min_object_side": min_side,
         "extractor": describe_extractor(extractor),
@@ -170,13 +168,12 @@ def _request(
     extractor: Extractor, settings: FidelitySettings, name: str, **part: Any
 ) -> SceneRequest:
     """What a metric needs of a part of the images, see `SceneRequest`."""
-    layer = settings.layer(name, extractor.name)
-    request = METRICS[name].request(extractor, layer, settings.of(name))
-    return SceneRequest(request.accumulator, extractor, layer, request.options, **part)
+    request = settings.request(name, extractor)
+    return SceneRequest(request.accumulator, extractor, request.layer, request.options, **part)
 
 
 def _require_enough(layouts: int, settings: FidelitySettings) -> None:
-    splits = METRICS["isc"].smallest_set(settings.of("isc"))
+    splits = settings.smallest_set("isc")
     for least, what in ((2, "FID"), (splits, "the Inception Score (--isc_splits)")):
         if layouts < least:
             raise UserError(

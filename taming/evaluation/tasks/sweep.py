@@ -9,9 +9,8 @@ from typing import Any
 
 from taming.config import did_you_mean
 from taming.errors import UserError
-from taming.evaluation.results import flattened
 from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator
+from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 from taming.sampling.plan import SamplingPlan
 
 SWEPT: dict[str, type[int] | type[float]] = {

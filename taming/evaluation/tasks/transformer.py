@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch.utils.data import default_collate
-
-from taming.errors import UserError
-from taming.evaluation.metrics.base import DerivedAccumulator
-from taming.evaluation.metrics.likelihood import Likelihood, update_likelihood
+from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.dataset import ItemImage, ItemSource
-from taming.evaluation.sources.image import Manifest, SourceImage
+from taming.evaluation.sources.dataset import ItemSource
+from taming.evaluation.sources.images import Manifest
 from taming.models.cond_transformer import Net2NetTransformer
-
-
-class ItemLikelihood(DerivedAccumulator[Likelihood]):
-    """Counts how likely items are under a transformer in eval mode."""
-
-    def __init__(self, model: Net2NetTransformer) -> None:
-        super().__init__(Likelihood(model.n_codes))
-        self.model = model
-
-    def update(self, images: Sequence[SourceImage]) -> None:
-        """Count a batch of `ItemImage`s.
-
-        Raises:
-            UserError: for images of several sizes.
-        """
-        sizes = {tuple(image.pixels.shape) for image in images}
-        if len(sizes) > 1:
-            raise UserError(
-                f"the images have sizes {sorted(sizes)}; likelihoods are of images of one size, "
-                "as in training: set a size or a crop in the data section"
-            )
-        items = [image.item for image in images if isinstance(image, ItemImage)]
-        update_likelihood(self.counted, self.model, default_collate(items))
 
 
 def evaluate_transformer(
@@ -51,5 +22,4 @@ def evaluate_transformer(
         UserError: for items that the model cannot read.
     """
     key = runner.key_for(data, likelihood=identity)
-    manifest, counted = runner.run(data, lambda: ItemLikelihood(model), key, "images")
-    return manifest, counted.compute()
+    return runner.run(data, lambda: ModelLikelihood(model), key, "images")

@@ -12,14 +12,12 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from taming.errors import UserError
-from taming.evaluation.cache import Cache
-from taming.evaluation.metrics.base import FeatureRequest
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Runner
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
@@ -250,7 +248,7 @@ def test_unknown_metrics(options: Any, message: str) -> None:
 
 def test_wrong_settings_of_metrics() -> None:
     with pytest.raises(UserError, match="--kid_subsets must be at least 1, not 0"):
-        metric_settings(kid_subsets=0)
+        FidelitySettings(of_metrics=metric_settings(kid_subsets=0))
     with pytest.raises(TypeError, match="no metric has the setting splits"):
         metric_settings(splits=3)
 
