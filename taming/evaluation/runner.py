@@ -24,13 +24,15 @@ from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
-from taming.evaluation.metrics.features import (
-    FeatureAccumulators,
-    FeatureRequest,
-    joined_states,
-    part_of,
+from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
+from taming.evaluation.sources.images import (
+    ImageSource,
+    Manifest,
+    SourceImage,
+    State,
+    key_of,
+    stack_pixels,
 )
-from taming.evaluation.sources.images import ImageSource, Manifest, State, key_of
 
 A = TypeVar("A", bound=ImageAccumulator)
 
@@ -110,6 +112,28 @@ class Timer:
         """Record how long the last save took."""
         self.last = time.monotonic()
         self.wait = max(self.every, seconds / SHARE_OF_TIME) if self.every else 0.0
+
+
+class FeatureAccumulators:
+    """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
+
+    def __init__(self, requests: Sequence[FeatureRequest], images: int) -> None:
+        self.parts = {request: request.make(images) for request in requests}
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        pixels = stack_pixels(images)
+        extractors = dict.fromkeys(request.extractor for request in self.parts)
+        features = {extractor: extractor(pixels) for extractor in extractors}
+        for request, accumulator in self.parts.items():
+            request.update(accumulator, images, features[request.extractor])
+
+    def state_dict(self) -> State:
+        parts = enumerate(self.parts.values())
+        return joined_states({str(number): part.state_dict() for number, part in parts})
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for number, part in enumerate(self.parts.values()):
+            part.merge_state(part_of(state, str(number)))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from taming.evaluation.sources.images import (
     State,
     indices_and_labels,
     key_of,
-    stack_pixels,
 )
 
 INCEPTION = "inception-v3-compat"
@@ -72,9 +71,9 @@ def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -
 def _published(name: str) -> tuple[str, str] | None:
     """Where an extractor's published weights are, and their file's name in the cache."""
     if name == INCEPTION:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        return url, url.rpartition("/")[2]
+        return URL_INCEPTION_V3, URL_INCEPTION_V3.rpartition("/")[2]
     if name == "vgg16":
         from torchvision.models import VGG16_Weights
 
@@ -108,14 +107,18 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
     if not path.is_file():
         source = "--weights" if explicit else WEIGHTS_VARIABLE
         raise UserError(f"{source}: there is no file {path}; give the weights of {name}")
-    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
-    if published and path.name == published[1] and match:
-        if not file_hash(path).startswith(match[1]):
-            raise UserError(
-                f"{path} is damaged (its SHA-256 does not start with {match[1]}, as its name "
-                "says); delete it to have it downloaded again, or give another file by --weights"
-            )
+    if published and path.name == published[1]:
+        _check_hash(path)
     return path
+
+
+def _check_hash(path: Path) -> None:
+    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    if match and not file_hash(path).startswith(match[1]):
+        raise UserError(
+            f"{path} is damaged (its SHA-256 does not start with {match[1]}, as its name says); "
+            "delete it to have it downloaded again, or give another file by --weights"
+        )
 
 
 def _cached(name: str, url: str, file: str) -> Path:
@@ -309,28 +312,6 @@ class FeatureRequest:
         """Count `images`, whose features are given per layer."""
         indices, labels = indices_and_labels(images)
         accumulator.update(indices, features[self.layer], labels)
-
-
-class FeatureAccumulators:
-    """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
-
-    def __init__(self, requests: Sequence[FeatureRequest], images: int) -> None:
-        self.parts = {request: request.make(images) for request in requests}
-
-    def update(self, images: Sequence[SourceImage]) -> None:
-        pixels = stack_pixels(images)
-        extractors = dict.fromkeys(request.extractor for request in self.parts)
-        features = {extractor: extractor(pixels) for extractor in extractors}
-        for request, accumulator in self.parts.items():
-            request.update(accumulator, images, features[request.extractor])
-
-    def state_dict(self) -> State:
-        parts = enumerate(self.parts.values())
-        return joined_states({str(number): part.state_dict() for number, part in parts})
-
-    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        for number, part in enumerate(self.parts.values()):
-            part.merge_state(part_of(state, str(number)))
 
 
 def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:

@@ -154,11 +154,9 @@ class ImageSource(Protocol):
     def batches(
         self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
     ) -> Iterator[list[SourceImage]]:
-        """Images in batches of one size each.
+        """Images in batches of one size each, without the indices of `skip`.
 
-        Args:
-            share: (rank, processes): every process reads its part of the set.
-            skip: indices that are left out.
+        `share` is (rank, processes): every process reads its part of the set.
         """
 
     def fingerprint(self) -> str:
