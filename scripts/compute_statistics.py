@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     moments = features.parts[request]
     assert isinstance(moments, Moments)
-    about = {"extractor": extractor.describe(), "versions": versions()}
+    described = extractor.describe() | {"layers": list(extractor.layers)}
+    about = {"extractor": described, "versions": versions()}
     statistics = Statistics(
         extractor=extractor.name,
         layer=request.layer,

@@ -183,7 +183,7 @@ def sweep_rows(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
 def published(name: str) -> str:
     preset = presets.preset(name)
     numbers = ", ".join(f"{metric} {number:g}" for metric, number in preset.published)
-    settings = ", ".join(f"{key}: {value}" for key, value in preset.settings().items())
+    settings = ", ".join(f"{key}: {value}" for key, value in presets.SAMPLER.items())
     return f"Published ({preset.what}): {numbers}. Sampler: {settings}."
 
 

@@ -27,6 +27,11 @@ from taming.sampling.plan import TOP_K, SamplingPlan
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
+EXTRACTOR_HELP = (
+    "of torch-fidelity, for all metrics, or your own as module:Class (default: "
+    f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)"
+)
+LAYER_HELP = "other features than the extractor's own choice, as fid=192 (may be repeated)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +76,12 @@ def _metric_and_layer(text: str) -> tuple[str, str]:
 class ExtractorArguments:
     """Which network turns images into features."""
 
-    extractor: str | None = flag(
-        None,
-        "of torch-fidelity, for all metrics, or your own as module:Class (default: "
-        f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)",
-    )
+    extractor: str | None = flag(None, EXTRACTOR_HELP)
     weights: Path | None = flag(None, "the extractor's weights file")
     prc_extractor: str | None = flag(None, "another one for precision and recall")
     prc_weights: Path | None = flag(None, "its weights file")
     layer: tuple[tuple[str, str], ...] = flag(
-        (),
-        "other features than the extractor's own choice, as fid=192 (may be repeated)",
-        metavar="METRIC=LAYER",
-        parse=_metric_and_layer,
-        repeated=True,
+        (), LAYER_HELP, metavar="METRIC=LAYER", parse=_metric_and_layer, repeated=True
     )
 
     def extractors(
@@ -116,21 +113,9 @@ class ExtractorArguments:
         return extractor, extractor
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricArguments:
-    """Which numbers; the settings of each are flags of their own, see `add_metric_flags`."""
-
-    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
-    per_class: bool = flag(False, "FID of every class, as a table and a plot")
-
-
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
-    """`MetricArguments`, and the settings of all metrics: torch-fidelity's by default."""
-    add_flags(parser, MetricArguments)
+    """`--metrics`, and the settings of all metrics: torch-fidelity's by default."""
+    add_flags(parser, FidelitySettings)
     for metric in METRICS.values():
         add_flags(parser.add_argument_group(f"{metric.title} ({metric.name})"), metric.settings)
 
@@ -143,9 +128,9 @@ def fidelity_settings(
     Raises:
         UserError: for an unknown metric or a number out of range.
     """
-    own = from_flags(MetricArguments, args)
     of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
-    return FidelitySettings(own.metrics, layers, own.per_class, keep_features, of_metrics)
+    rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics}
+    return from_flags(FidelitySettings, args, **rest)
 
 
 def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -301,24 +286,17 @@ def extractor_name(text: str) -> str:
     module_name, colon, name = text.partition(":")
     if not colon:
         return text
-    extractor = _imported(module_name, name)
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+    try:
+        extractor = vars(importlib.import_module(module_name))[name]
+    except (ImportError, KeyError) as error:
+        reason = error if isinstance(error, ImportError) else f"{module_name} has no '{name}'"
+        raise UserError(f"--extractor {text}: {reason}") from None
     if not (isinstance(extractor, type) and issubclass(extractor, FeatureExtractorBase)):
         raise UserError(f"{text} is no subclass of torch_fidelity's FeatureExtractorBase")
     if FEATURE_EXTRACTORS_REGISTRY.get(text) is not extractor:
         FEATURE_EXTRACTORS_REGISTRY.pop(text, None)
         register_feature_extractor(text, extractor)
     return text
-
-
-def _imported(module_name: str, name: str) -> Any:
-    try:
-        return vars(importlib.import_module(module_name))[name]
-    except ImportError as error:
-        raise UserError(f"--extractor {module_name}:{name}: {error}") from None
-    except KeyError:
-        raise UserError(
-            f"--extractor {module_name}:{name}: {module_name} has no '{name}'"
-        ) from None

@@ -1,8 +1,4 @@
-"""Numbers that say how they were made: one JSON file, and a Markdown table beside it.
-
-A result holds `metrics`, `protocol`, the image sets under `sets`, `versions`, `hardware`,
-`seconds`, `time` and `command`.
-"""
+"""Numbers that say how they were made: one JSON file, and a Markdown table beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -65,10 +62,8 @@ def versions() -> dict[str, str]:
     known = {"python": platform.python_version(), "taming": taming.__version__}
     known["torch"] = torch.__version__
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return known
 
 
@@ -144,24 +139,17 @@ def _markdown(result: Result) -> str:
     return "\n\n".join([markdown_table(rows), command, markdown_table(made)])
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """A table of `rows`, the first one's keys as columns by default; numbers are on the right."""
-    columns = list(rows[0]) if columns is None and rows else list(columns or ())
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    numbers = [bool(rows) and all(_is_number(row.get(name)) for row in rows) for name in columns]
-    widths = [max(3, *map(len, parts)) for parts in zip(columns, *cells, strict=True)]
-    rule = [
-        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numbers, strict=True)
-    ]
-    lines = [[*columns], rule, *cells]
-    return "\n".join(
-        f"| {' | '.join(_padded(*part) for part in zip(line, widths, numbers, strict=True))} |"
-        for line in lines
-    )
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of `rows`, with the first one's keys as columns; numbers are on the right."""
+    columns = []
+    for name in rows[0] if rows else ():
+        cells = [_cell(row.get(name, "")) for row in rows]
+        width = max(3, *map(len, (name, *cells)))
+        if all(_is_number(row.get(name)) for row in rows):
+            columns.append([text.rjust(width) for text in (name, "-" * (width - 1) + ":", *cells)])
+        else:
+            columns.append([text.ljust(width) for text in (name, "-" * width, *cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def _is_number(value: Any) -> bool:
@@ -169,9 +157,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(_plain(value) if not isinstance(value, str) else value).replace("|", "\\|")
+    return f"{value:.6g}" if isinstance(value, float) else str(_plain(value)).replace("|", "\\|")
 
 
 def differences(old: Result, new: Result, tolerance: float) -> list[str]:
@@ -179,13 +165,12 @@ def differences(old: Result, new: Result, tolerance: float) -> list[str]:
     have caused it (images, protocol, versions). Empty if the numbers agree.
     """
     before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
-    numbers = [
-        f"{name} was {_cell(before.get(name, 'not there'))} and is "
-        f"{_cell(after.get(name, 'not there'))}"
-        for name in {**before, **after}
-        if not _agree(before.get(name), after.get(name), tolerance)
-    ]
-    return [*numbers, *_causes(old, new)] if numbers else []
+    phrases = []
+    for name in {**before, **after}:
+        if not _agree(before.get(name), after.get(name), tolerance):
+            was, now = (_cell(values.get(name, "not there")) for values in (before, after))
+            phrases.append(f"{name} was {was} and is {now}")
+    return [*phrases, *_causes(old, new)] if phrases else []
 
 
 def _agree(old: Any, new: Any, tolerance: float) -> bool:

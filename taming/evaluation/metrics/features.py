@@ -210,10 +210,9 @@ class Extractor:
         return features
 
     def describe(self) -> dict[str, Any]:
-        """What features depend on, for results and for the keys of caches."""
+        """What features of a layer depend on, for results and for the keys of caches."""
         return {
             "extractor": self.name,
-            "layers": list(self.layers),
             "weights_sha256": self.weights_hash,
             "resize": self._resize(),
             "dtype": dtype_name(self.dtype),
@@ -293,7 +292,7 @@ class FeatureRequest:
 
     def key(self, content_key: str) -> str:
         """Hash of all that decides the accumulator's state."""
-        extractor = {k: v for k, v in self.extractor.describe().items() if k != "layers"}
+        extractor = self.extractor.describe()
         name = f"{self.accumulator.__module__}.{self.accumulator.__qualname__}"
         setting = [name, self.layer, self.options]
         return key_of(content=content_key, extractor=extractor, setting=setting)

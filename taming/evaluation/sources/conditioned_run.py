@@ -9,8 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
 from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
@@ -70,28 +68,13 @@ class ConditionedRunSource(RunSource):
     ) -> None:
         super().__init__(path, plan)
         self.split, self.workers = split, workers
-        refused = {
-            "classes": self.plan.classes,
-            "classifier": self.plan.classifier,
-            "size": self.plan.size,
-        }
-        for name, value in refused.items():
-            if value is not None:
+        for name in ("classes", "classifier", "size"):
+            if vars(self.plan)[name] is not None:
                 raise UserError(
                     f"{path} samples for the conditions of its data; leave out --{name}"
                 )
         data = data_config(self.run, self.plan.base, self.plan.overrides)
         self.dataset = open_dataset(data, split)
-
-    def _reopened(self, plan: SamplingPlan) -> Self:
-        return type(self)(self.path, plan, self.split, self.workers)
-
-    def with_plan(self, plan: SamplingPlan) -> Self:
-        """The same run and data, sampled otherwise."""
-        other = super().with_plan(plan)
-        if (plan.base, plan.overrides) == (self.plan.base, self.plan.overrides):
-            other.__dict__["_conditions_key"] = self._conditions_key
-        return other
 
     @property
     def labels(self) -> list[int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,16 +46,15 @@ class RunSource(ImageSource):
             )
 
     def with_plan(self, plan: SamplingPlan) -> Self:
-        """The same run, sampled otherwise; the model is loaded once for both."""
-        other = self._reopened(plan)
-        own, others = ((p.base, p.overrides, p.device, p.dtype) for p in (self.plan, plan))
-        if own == others:
-            other.__dict__["_loaded"] = self._loaded
-            other.__dict__["checkpoint_hash"] = self.checkpoint_hash
-        return other
+        """The same model, sampled otherwise; it and hashes are read once for both.
 
-    def _reopened(self, plan: SamplingPlan) -> Self:
-        return type(self)(self.path, plan)
+        `plan` has the same `base`, `overrides`, `device` and `dtype`.
+        """
+        self.content_key()
+        other = copy(self)
+        other.plan = plan
+        other.__dict__.pop("labels", None)
+        return other
 
     @cached_property
     def _loaded(self) -> tuple[Net2NetTransformer, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from taming.command_line import flag
 from taming.config import did_you_mean
 from taming.devices import own_share
 from taming.errors import UserError
@@ -19,7 +20,12 @@ from taming.evaluation.runner import Runner, SetFeatures
 from taming.evaluation.sources.images import NO_LABEL, ImageSource
 
 ImageSet = ImageSource | Statistics
+Features = SetFeatures | Statistics | None  # None: no metric needs the set
 CLASSES, NEIGHBORS = "classes", "neighbors"  # requests beside those of metrics
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)
@@ -27,9 +33,7 @@ class FidelitySettings:
     """What decides the numbers beside images and extractors; torch-fidelity's values by default.
 
     Attributes:
-        metrics: names in `METRICS`.
         layers: other layers of the extractor than its own choice, by metric.
-        per_class: compute a Fréchet distance for every class as well.
         keep_features: keep the features of all images, to look for neighbors.
         of_metrics: the settings of metrics, by name; `metric_settings` makes them.
 
@@ -37,9 +41,9 @@ class FidelitySettings:
         UserError: for an unknown metric, and settings below 1.
     """
 
-    metrics: tuple[str, ...] = ("fid",)
+    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
     layers: Mapping[str, str] = field(default_factory=dict)
-    per_class: bool = False
+    per_class: bool = flag(False, "FID of every class, as a table and a plot")
     keep_features: bool = False
     of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)
 
@@ -139,7 +143,7 @@ class FidelityEvaluator:
         self.extractor, self.prc_extractor = extractor, prc_extractor or extractor
         self.runner = runner or Runner()
         self.requests = self._requests()
-        self._reference_features: SetFeatures | Statistics | None = None
+        self._reference_features: Features = None
         self._require_set("reference", reference)
 
     def _requests(self) -> dict[str, FeatureRequest]:
@@ -173,14 +177,12 @@ class FidelityEvaluator:
 
     def _require_statistics(self, role: str, statistics: Statistics, needed: Sequence[str]) -> None:
         file = statistics.protocol.get("file", f"the statistics of the {role}")
+        accepted = [name for name, metric in METRICS.items() if metric.accepts_statistics]
         for name in needed:
-            if name not in METRICS or not METRICS[name].accepts_statistics:
-                accepted = ", ".join(
-                    n for n, metric in METRICS.items() if metric.accepts_statistics
-                )
+            if name not in accepted:
                 raise UserError(
-                    f"the {role} are statistics, which are enough for {accepted}; {name} needs "
-                    "the images themselves"
+                    f"the {role} are statistics, which are enough for {', '.join(accepted)}; "
+                    f"{name} needs the images themselves"
                 )
             request = self.requests[name]
             statistics.check(request.extractor, request.layer, file)
@@ -188,10 +190,9 @@ class FidelityEvaluator:
     def _require_enough(self, role: str, images: int, needed: Sequence[str]) -> None:
         """Before hours of work; the metrics check it again."""
         for name in (name for name in self.settings.metrics if name in needed):
-            least = self.settings.smallest_set(name)
+            least, smaller = self.settings.smallest_set(name), METRICS[name].smallest_flag
             if images < least:
-                flag = METRICS[name].smallest_flag
-                remedy = f" or a smaller {flag}" if flag else ""
+                remedy = f" or a smaller {smaller}" if smaller else ""
                 raise UserError(
                     f"{name} needs at least {least} images, and the {role} are {images}; give "
                     f"more{remedy}"
@@ -209,17 +210,14 @@ class FidelityEvaluator:
         features = self._features(samples, "samples")
         return self._evaluation(samples, features) if own_share()[0] == 0 else None
 
-    def _features(self, images: ImageSet, role: str) -> SetFeatures | Statistics | None:
+    def _features(self, images: ImageSet, role: str) -> Features:
         if isinstance(images, Statistics):
             return images
         requests = [self.requests[name] for name in self._needed_of(role)]
-        if not requests:
-            return None
-        return self.runner.features(images, requests, role, keep=role == "reference")
+        keep = role == "reference"
+        return self.runner.features(images, requests, role, keep) if requests else None
 
-    def _evaluation(
-        self, samples: ImageSet, features: SetFeatures | Statistics | None
-    ) -> Evaluation:
+    def _evaluation(self, samples: ImageSet, features: Features) -> Evaluation:
         reference = self._reference_features
         metrics = {}
         for name in self.settings.metrics:
@@ -230,7 +228,9 @@ class FidelityEvaluator:
             sets["reference"] = describe_set(self.reference, reference)
         classes = {}
         if self.settings.per_class:
-            _require_labels(samples=features, reference=reference)
+            for role, part in (("samples", features), ("reference", reference)):
+                if not isinstance(part, SetFeatures) or (part.manifest.labels == NO_LABEL).any():
+                    raise _without_classes(role)
             classes = class_distances(self._part(CLASSES, features), self._part(CLASSES, reference))
             metrics["mean_fid_of_classes"] = sum(classes.values()) / len(classes)
         banks = None
@@ -238,7 +238,7 @@ class FidelityEvaluator:
             banks = self._part(NEIGHBORS, features), self._part(NEIGHBORS, reference)
         return Evaluation(metrics, self.describe(), sets, classes, banks)
 
-    def _part(self, name: str, features: SetFeatures | Statistics | None) -> Any:
+    def _part(self, name: str, features: Features) -> Any:
         """The accumulator of a request, or what stands for it."""
         if isinstance(features, SetFeatures):
             return features.parts.get(self.requests[name])
@@ -254,46 +254,17 @@ class FidelityEvaluator:
         extractors = {self.prc_extractor: "prc_extractor"} | {self.extractor: "extractor"}
         for extractor, name in extractors.items():
             if extractor in used:
-                about[name] = describe_extractor(extractor)
+                about[name] = extractor.describe()
         return about
 
 
-def describe_extractor(extractor: Extractor) -> dict[str, Any]:
-    """All of its description but for the layers, which the metrics have."""
-    return {name: value for name, value in extractor.describe().items() if name != "layers"}
-
-
-def evaluate_fidelity(
-    samples: ImageSet,
-    reference: ImageSet | None,
-    extractor: Extractor,
-    settings: FidelitySettings | None = None,
-    prc_extractor: Extractor | None = None,
-    runner: Runner | None = None,
-) -> Evaluation | None:
-    """The numbers of one set of samples: see `FidelityEvaluator`. None in ranks above 0.
-
-    What an interrupted evaluation had done is not done again.
-    """
-    evaluator = FidelityEvaluator(reference, extractor, settings, prc_extractor, runner)
-    evaluation = evaluator(samples)
-    evaluator.runner.finish()
-    return evaluation
-
-
-def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) -> dict[str, Any]:
+def describe_set(images: ImageSet, features: Features) -> dict[str, Any]:
     """A set's description for results, with the hash of its images."""
     if isinstance(images, Statistics):
         about = {"images": images.count, "fingerprint": images.fingerprint}
         return {"kind": "statistics", **about, "protocol": dict(images.protocol)}
     manifest = features.manifest.describe() if isinstance(features, SetFeatures) else {}
     return {**images.describe(), **manifest}
-
-
-def _require_labels(**features: SetFeatures | Statistics | None) -> None:
-    for role, of_set in features.items():
-        if not isinstance(of_set, SetFeatures) or (of_set.manifest.labels == NO_LABEL).any():
-            raise _without_classes(role)
 
 
 def _without_classes(role: str) -> UserError:

@@ -142,7 +142,10 @@ class FirstStageEvaluator:
             f"lpips_{net}": {"version": "0.1", "backbone_sha256": digest}
             for net, digest in self.networks.hashes.items()
         }
-        extractor = {} if self.extractor is None else {"rfid": self.extractor.describe()}
+        extractor = {}
+        if self.extractor is not None:
+            layers = {"layers": list(self.extractor.layers)}
+            extractor = {"rfid": self.extractor.describe() | layers}
         return {
             "metrics": list(self.metrics),
             "compared": ROUNDING,

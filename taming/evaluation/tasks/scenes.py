@@ -30,7 +30,7 @@ from taming.evaluation.sources.scenes import (
     SceneImage,
     cut_objects,
 )
-from taming.evaluation.tasks.fidelity import FidelitySettings, describe_extractor, describe_set
+from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 
 RESIZE = f"bilinear with antialiasing, {SIDE} x {SIDE}"
 
@@ -154,7 +154,7 @@ def evaluate_scenes(
         **settings.describe("isc"),
         "objects": RESIZE,
         "min_object_side": min_side,
-        "extractor": describe_extractor(extractor),
+        "extractor": extractor.describe(),
     }
     sets = {
         "samples": describe_set(samples, sampled)

@@ -22,7 +22,6 @@ from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
     FidelitySettings,
-    evaluate_fidelity,
 )
 from tests.kit.extractor import TinyExtractor, register_tiny
 from tests.kit.images import image_classes, image_folder
@@ -52,7 +51,9 @@ def runner(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) ->
 
 
 def evaluate(a: Any, b: Any, tiny: Extractor, *args: Any, **options: Any) -> Evaluation:
-    found = evaluate_fidelity(a, b, tiny, *args, **{"runner": runner(), **options})
+    evaluator = FidelityEvaluator(b, tiny, *args, **{"runner": runner(), **options})
+    found = evaluator(a)
+    evaluator.runner.finish()
     assert found is not None
     return found
 
@@ -167,8 +168,8 @@ def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_p
     source = FolderSource(sets[1])
     request = FeatureRequest(Moments, tiny, "16")
     moments: Any = runner().features(source, [request], "images").parts[request]
-    arrays = (moments.mean, moments.covariance, moments.count, source.fingerprint())
-    statistics = Statistics(tiny.name, "16", tiny.weights_hash, *arrays)
+    about = (tiny.name, "16", tiny.weights_hash, moments.count, source.fingerprint())
+    statistics = Statistics(moments.mean, moments.covariance, *about)
     found = evaluate(FolderSource(sets[0]), statistics, tiny)
     expected = evaluate(FolderSource(sets[0]), source, tiny)
     assert found.metrics["fid"] == pytest.approx(expected.metrics["fid"], rel=1e-6)
