@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from taming.evaluation.arguments import (
     open_sets,
     parse_sets,
 )
-from taming.evaluation.metrics.accuracy import ClassificationAccuracy, load_classifier
+from taming.evaluation.metrics.accuracy import (
+    ClassificationAccuracy,
+    ClassifiedImages,
+    load_classifier,
+)
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.images import key_of
-from taming.evaluation.tasks.classes import evaluate_accuracy
 
 SCRIPT = "scripts/evaluate_classes.py"
 
@@ -66,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
     classifier = load_classifier(args.judge, device)
-    manifest, accuracy = evaluate_accuracy(images, classifier, runner)
+    key = runner.key_for(images, accuracy=key_of(**classifier.description))
+    make = partial(ClassifiedImages, classifier.probabilities)
+    manifest, accuracy = runner.run(images, make, key, "images")
     runner.finish()
     if own_share()[0] > 0:
         return

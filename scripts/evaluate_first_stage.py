@@ -36,7 +36,12 @@ from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.images import FolderSource, LoadedSource, key_of
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.fidelity import FidelitySettings
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
+from taming.evaluation.tasks.first_stage import (
+    FirstStageEvaluator,
+    FirstStageResult,
+    LoadedFirstStage,
+    load_first_stages,
+)
 from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,
     file_name,
@@ -45,7 +50,6 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"

@@ -89,8 +89,7 @@ class ExtractorArguments:
     ) -> tuple[Extractor, Extractor]:
         """The extractor, and the one for metrics of manifolds (often the same).
 
-        Raises:
-            UserError: for unknown names and layers, or weights that are not there.
+        Raises UserError for unknown names and layers, or weights that are not there.
         """
         own = [name for name in settings.metrics if not METRICS[name].of_manifold]
         own += ["fid"] if settings.per_class or settings.keep_features else []
@@ -125,8 +124,7 @@ def fidelity_settings(
 ) -> FidelitySettings:
     """What the flags of `add_metric_flags` say.
 
-    Raises:
-        UserError: for an unknown metric or a number out of range.
+    Raises UserError for an unknown metric or a number out of range.
     """
     of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
     rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics}
@@ -139,8 +137,7 @@ def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
     For bf16 that is float16 on a GPU, which is as fast there and rounds 8 times as finely, and
     float32 on a CPU, which is as fast as float16 there.
 
-    Raises:
-        UserError: for an unknown precision.
+    Raises UserError for an unknown precision.
     """
     exact = choose_dtype(precision, device) == torch.float32 or device.type == "cpu"
     return torch.float32 if exact else torch.float16
@@ -165,8 +162,7 @@ class SetArguments:
         (its samples, by the plan that is made), a config's dataset, or statistics (`.npz`) of
         images that need not be here.
 
-        Raises:
-            UserError: if it is none of these.
+        Raises UserError if it is none of these.
         """
         path = Path(text)
         if not path.exists():
@@ -226,8 +222,7 @@ def open_sets(
 ) -> list[ImageSet]:
     """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
 
-    Raises:
-        UserError: for names of no set, and flags of a run's samples that are out of range.
+    Raises UserError for names of no set, and flags of a run's samples that are out of range.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
 
@@ -240,11 +235,7 @@ def open_sets(
 def sampling_plan(
     args: argparse.Namespace, overrides: Sequence[str], device: torch.device
 ) -> SamplingPlan:
-    """How the flags of `add_set_flags` want a run's images.
-
-    Raises:
-        UserError: for values out of range.
-    """
+    """How the flags of `add_set_flags` want a run's images; UserError for values out of range."""
     own, common = from_flags(RunSetArguments, args), from_flags(EvaluationArguments, args)
     return from_flags(
         SamplingPlan,
@@ -264,8 +255,7 @@ def parse_sets(
 
     What has a "=" in it and is no path is an override.
 
-    Raises:
-        UserError: for an unknown flag or too many positional arguments.
+    Raises UserError for an unknown flag or too many positional arguments.
     """
     parser.add_argument("sets", nargs="*", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_intermixed_args(argv)
@@ -280,8 +270,7 @@ def parse_sets(
 def extractor_name(text: str) -> str:
     """The registered name of `--extractor`; `module:Class` is imported and registered.
 
-    Raises:
-        UserError: if there is no such class, or it is no extractor.
+    Raises UserError if there is no such class, or it is no extractor.
     """
     module_name, colon, name = text.partition(":")
     if not colon:

@@ -96,8 +96,7 @@ def preset(name: str) -> Preset:
 def flags(entry: Preset) -> dict[str, object]:
     """The flags of scripts/evaluate_fid.py that a preset sets, as far as they are published.
 
-    Raises:
-        UserError: for a preset that another script computes.
+    Raises UserError for a preset that another script computes.
     """
     if entry.script != "evaluate_fid":
         raise UserError(f"the preset {entry.name} is computed by scripts/{entry.script}.py")

@@ -87,8 +87,7 @@ def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
 def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:
     """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
 
-    Raises:
-        UserError: if they cannot be written.
+    Raises UserError if they cannot be written.
     """
     write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
     write_text(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
@@ -109,11 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_result(path: str | Path) -> Result:
-    """A result that `write_result` wrote.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """A result that `write_result` wrote; UserError if there is none."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

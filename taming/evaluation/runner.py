@@ -169,8 +169,7 @@ class Runner:
         cache: of finished sets and of unfinished evaluations.
         save_every: seconds between saves of an unfinished evaluation.
 
-    Raises:
-        UserError: for a batch size below 1.
+    Raises UserError for a batch size below 1.
     """
 
     batch_size: int = 50
@@ -305,11 +304,7 @@ class Runner:
         return joined
 
     def _joined(self, part: _Part[A], make: Callable[[], _Part[A]]) -> _Part[A]:
-        """The parts of all processes, for rank 0.
-
-        Raises:
-            UserError: if images are missing.
-        """
+        """The parts of all processes, for rank 0; UserError if images are missing."""
         rank, processes = own_share()
         if processes > 1:
             states = gather_objects(part.state_dict())

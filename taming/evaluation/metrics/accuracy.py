@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from taming.evaluation.sources.images import State
+from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, stack_pixels
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
 
@@ -36,8 +36,7 @@ class ClassificationAccuracy:
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Count a batch: probabilities [B, K] and labels [B].
 
-        Raises:
-            UserError: for images without a class, or of one that the classifier does not know.
+        Raises UserError for images without a class, or of one that the classifier does not know.
         """
         labels = labels.to(probabilities.device)
         if int(labels.min()) < 0:
@@ -69,8 +68,7 @@ class ClassificationAccuracy:
     def compute(self) -> dict[str, Any]:
         """`images`, `top_1` and `top_5`, shares of the images.
 
-        Raises:
-            UserError: if there were no images.
+        Raises UserError if there were no images.
         """
         if not self.counts:
             raise UserError("there are no samples to classify")
@@ -79,6 +77,18 @@ class ClassificationAccuracy:
     def by_class(self) -> dict[int, dict[str, Any]]:
         """`compute` of every class."""
         return {label: _shares(row) for label, row in sorted(self.counts.items())}
+
+
+class ClassifiedImages(ClassificationAccuracy):
+    """Classifies images and counts the accuracy."""
+
+    def __init__(self, probabilities: Probabilities) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        _, labels = indices_and_labels(images)
+        self.add(self.probabilities(stack_pixels(images)), labels)
 
 
 def _shares(row: np.ndarray) -> dict[str, Any]:
@@ -98,8 +108,7 @@ def load_classifier(name: str, device: torch.device) -> LoadedClassifier:
     """`resnet101`, or any torchvision classifier; `resnet18:FILE` with weights of one's own; or
     `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
 
-    Raises:
-        UserError: for an unknown name, or weights that are not there or do not fit.
+    Raises UserError for an unknown name, or weights that are not there or do not fit.
     """
     kind, _, file = name.partition(":")
     description: dict[str, Any] = {"classifier": kind}
@@ -130,8 +139,7 @@ def neighbor_accuracy(real: LabeledImages, samples: LabeledImages, neighbors: in
 
     Images are compared pixel by pixel in L2.
 
-    Raises:
-        UserError: for samples of another size than the real images'.
+    Raises UserError for samples of another size than the real images'.
     """
     try:
         from sklearn.neighbors import KNeighborsClassifier

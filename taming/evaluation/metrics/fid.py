@@ -236,8 +236,7 @@ class PerClass(FeatureAccumulator):
 def class_distances(samples: PerClass, reference: PerClass) -> dict[int, float]:
     """The Fréchet distance of each label that both sets have at least 2 images of.
 
-    Raises:
-        UserError: if there is none.
+    Raises UserError if there is none.
     """
     both = [
         label

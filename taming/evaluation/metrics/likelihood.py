@@ -84,8 +84,7 @@ class Likelihood:
             size: channels, height and width of the images in pixels.
             labels: ints [B], if images have classes.
 
-        Raises:
-            UserError: for images of another size than before.
+        Raises UserError for images of another size than before.
         """
         channels, height, width = size
         side = isqrt(height * width // nats.shape[1])  # of the square that a token stands for
@@ -137,11 +136,7 @@ class Likelihood:
         }
 
     def compute(self) -> LikelihoodScores:
-        """Means over all tokens.
-
-        Raises:
-            UserError: if there were no images.
-        """
+        """Means over all tokens; UserError if there were no images."""
         if not self.images:
             raise UserError("there are no images to evaluate; check the data section of the config")
         tokens = self.images * len(self.nats)
@@ -197,11 +192,7 @@ class ModelLikelihood(Likelihood):
         self.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        """Count a batch of `ItemImage`s.
-
-        Raises:
-            UserError: for images of several sizes.
-        """
+        """Count a batch of `ItemImage`s; UserError for images of several sizes."""
         sizes = {tuple(image.pixels.shape) for image in images}
         if len(sizes) > 1:
             raise UserError(

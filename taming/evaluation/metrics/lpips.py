@@ -43,8 +43,7 @@ def load_networks(
     Args:
         files: of the backbones "vgg" and "alex"; by default see `backbone_file`.
 
-    Raises:
-        UserError: for a file in `files` that is missing or is something else.
+    Raises UserError for a file in `files` that is missing or is something else.
     """
     networks = Networks()
     for metric in metrics:

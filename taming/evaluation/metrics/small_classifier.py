@@ -73,11 +73,7 @@ class SmallClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
-        """The classifier that `save` wrote, in eval mode.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The classifier that `save` wrote, in eval mode; UserError if there is none."""
         state = read_checkpoint(path)["state_dict"]
         if set(state) != set(cls(2).state_dict()):
             raise UserError(f"{path} holds no weights of a SmallClassifier; train one on your data")
@@ -97,8 +93,7 @@ def train_small_classifier(
         labels: int64 (N,), 0 to classes - 1.
         epochs: passes over the images; the learning rate falls to 0 in them.
 
-    Raises:
-        UserError: for less than two classes.
+    Raises UserError for less than two classes.
     """
     classes = int(labels.max()) + 1 if len(labels) else 0
     if classes < 2 or int(labels.min()) < 0:
@@ -130,8 +125,7 @@ class SmallClassifierExtractor(FeatureExtractorBase):
         features_list: of "features" and "logits".
         feature_extractor_weights_path: what `SmallClassifier.save` wrote.
 
-    Raises:
-        UserError: without weights, or with others.
+    Raises UserError without weights, or with others.
     """
 
     def __init__(

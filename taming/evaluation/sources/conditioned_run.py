@@ -30,8 +30,7 @@ MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
 def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) -> bool:
     """Whether a run's conditions come from data, as segmentations do.
 
-    Raises:
-        UserError: if there is no such run, or it samples scenes, which have their own script.
+    Raises UserError if there is no such run, or it samples scenes, which have their own script.
     """
     plan = plan or SamplingPlan()
     model = without_checkpoint_paths(run_config(find_run(path), plan.base, plan.overrides).model)
@@ -55,8 +54,7 @@ class ConditionedRunSource(RunSource):
     Args:
         split: of the run's data.
 
-    Raises:
-        UserError: if there is no such run or no such data, or for flags of classes.
+    Raises UserError if there is no such run or no such data, or for flags of classes.
     """
 
     def __init__(

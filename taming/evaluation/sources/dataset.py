@@ -43,8 +43,7 @@ class DatasetSource(LoadedSource):
 
     Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
 
-    Raises:
-        UserError: if the config has no such dataset; while reading, for damaged files.
+    Raises UserError if the config has no such dataset; while reading, for damaged files.
     """
 
     def __init__(
@@ -125,8 +124,7 @@ class ItemSource(ImageSource):
         keys: the model's `first_stage_key` and `cond_stage_key`.
         workers: processes that load; by default see `worker_count`.
 
-    Raises:
-        UserError: for an empty dataset.
+    Raises UserError for an empty dataset.
     """
 
     def __init__(

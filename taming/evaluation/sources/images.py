@@ -240,8 +240,7 @@ class FolderSource(LoadedSource):
         deep: look into folders below; by default if the folder itself holds no images.
         workers: processes that decode, see `worker_count`.
 
-    Raises:
-        UserError: if there is no folder or no image; while reading, for a damaged file.
+    Raises UserError if there is no folder or no image; while reading, for a damaged file.
     """
 
     def __init__(

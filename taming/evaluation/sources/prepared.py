@@ -29,8 +29,7 @@ class PreparedSource(LoadedSource):
         multiple: rows and columns beyond a multiple of so many pixels are cut off.
         limit: number of images; None for all of them.
 
-    Raises:
-        UserError: for numbers out of range; while reading, for images smaller than `multiple`.
+    Raises UserError for numbers out of range; while reading, for images smaller than `multiple`.
     """
 
     def __init__(

@@ -30,8 +30,7 @@ class RunSource(ImageSource):
     Sample `number` of the n-th class has the index n * num_samples + number. It depends on the
     seed, its class and its number alone, and equals the PNG that scripts/sample_fast.py writes.
 
-    Raises:
-        UserError: if there is no such run, or it is a first stage.
+    Raises UserError if there is no such run, or it is a first stage.
     """
 
     def __init__(self, path: str | Path, plan: SamplingPlan | None = None) -> None:

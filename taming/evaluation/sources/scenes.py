@@ -94,8 +94,7 @@ class Layouts:
         seeded: a `SeededDataset` of an `AnnotatedObjectsDataset`.
         condition: "objects_bbox" or "objects_center_points".
 
-    Raises:
-        UserError: if the data have no such condition.
+    Raises UserError if the data have no such condition.
     """
 
     def __init__(self, seeded: SeededDataset, count: int | None, condition: str) -> None:

@@ -37,8 +37,7 @@ class FidelitySettings:
         keep_features: keep the features of all images, to look for neighbors.
         of_metrics: the settings of metrics, by name; `metric_settings` makes them.
 
-    Raises:
-        UserError: for an unknown metric, and settings below 1.
+    Raises UserError for an unknown metric, and settings below 1.
     """
 
     metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
@@ -127,8 +126,7 @@ class FidelityEvaluator:
         prc_extractor: another one for precision and recall, and other metrics of manifolds.
         runner: batch size, cache.
 
-    Raises:
-        UserError: if the metrics need what is not there.
+    Raises UserError if the metrics need what is not there.
     """
 
     def __init__(
@@ -201,8 +199,7 @@ class FidelityEvaluator:
     def __call__(self, samples: ImageSet) -> Evaluation | None:
         """The numbers of `samples`; None in processes other than that of rank 0.
 
-        Raises:
-            UserError: for too few or unreadable images, or NaN features.
+        Raises UserError for too few or unreadable images, or NaN features.
         """
         self._require_set("samples", samples)
         if self._reference_features is None and self.reference is not None:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
+    ClassifiedImages,
     LabeledImages,
-    LoadedClassifier,
 )
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
@@ -32,7 +32,6 @@ from taming.evaluation.metrics.small_classifier import (
 )
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.images import ImageSource
-from taming.evaluation.tasks.classes import evaluate_accuracy
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 
 BY = "a small classifier of this run's own training data: comparable within this dataset alone"
@@ -85,17 +84,19 @@ def evaluate_by_own_classifier(
             FEWEST,
         )
         return ClassifierReport()
-    classifier = train_small_classifier(_channels_first(labeled[0]), _long(labeled[1]), SEED)
+    images, labels = map(torch.from_numpy, labeled)
+    images = images.permute(0, 3, 1, 2).contiguous()
+    classifier = train_small_classifier(images, labels.long(), SEED)
     classifier.save(folder / WEIGHTS)
     extractor = Extractor(register_small_classifier(), weights=folder / WEIGHTS)
     # Weights are new with every report: what is cached of them would not be found again.
     runner = Runner(cache=Cache(enabled=False))
     evaluator = FidelityEvaluator(training, extractor, _settings(smallest), runner=runner)
     report = ClassifierReport({"by": BY}, {"trained_on": "reference", "training_seed": SEED})
-    for name, images in sets.items():
-        evaluation = evaluator(images)
+    for name, source in sets.items():
+        evaluation = evaluator(source)
         assert evaluation is not None  # there is one process
-        accuracy = _accuracy(classifier, images)
+        accuracy = _accuracy(classifier, source)
         if accuracy is not None and name == "samples":
             report.classes = accuracy.by_class()
         report.metrics[name] = _flat(evaluation.metrics) | _top_scores(accuracy)
@@ -115,8 +116,9 @@ def _settings(smallest: int) -> FidelitySettings:
 def _accuracy(classifier: SmallClassifier, images: ImageSource) -> ClassificationAccuracy | None:
     """None, with a warning, for images of no class, or of one that the training data lack."""
     runner = Runner(ACCURACY_BATCH, Cache(enabled=False))
+    make = partial(ClassifiedImages, classifier.probabilities)
     try:
-        return evaluate_accuracy(images, LoadedClassifier(classifier.probabilities, {}), runner)[1]
+        return runner.run(images, make, "accuracy", "images")[1]
     except UserError as error:
         log.warning("%s", error)
         return None
@@ -132,11 +134,3 @@ def _flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
     precision = metrics["prc"]
     rest = {name: value for name, value in metrics.items() if name != "prc"}
     return rest | {name: precision[name] for name in ("precision", "recall")}
-
-
-def _channels_first(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def _long(labels: np.ndarray) -> Tensor:
-    return torch.from_numpy(labels.astype(np.int64))

@@ -14,8 +14,12 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import Accumulator
 from taming.evaluation.metrics.features import Extractor, joined_states, part_of
 from taming.evaluation.metrics.fid import Moments, frechet_distance
-from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
-from taming.evaluation.metrics.segmentation import SegmentationAccumulator
+from taming.evaluation.metrics.reconstruction import (
+    PAIR_METRICS,
+    PairAccumulator,
+    SegmentationAccumulator,
+    to_pixels,
+)
 from taming.evaluation.sources.images import (
     Manifest,
     SourceImage,
@@ -114,8 +118,7 @@ class ReconstructionAccumulator:
         """Means over all images, `rfid`, `codebook_usage` (share of the codes that occur) and
         `codebook_perplexity` (exp of their entropy).
 
-        Raises:
-            UserError: if there were no images.
+        Raises UserError if there were no images.
         """
         metrics = self.pairs.compute()
         if self.extractor is not None and self.moments.count > 1:
@@ -161,8 +164,7 @@ def score_first_stage(
     Args:
         on_batch: gets the images and the reconstructions of each batch.
 
-    Raises:
-        UserError: if there are no images.
+    Raises UserError if there are no images.
     """
     accumulator, count = ReconstructionAccumulator(model), 0
     for x in batches:

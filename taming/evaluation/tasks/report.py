@@ -40,8 +40,7 @@ def newest_samples(run_folder: Path) -> Path:
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
     """All images in the source's order, and their labels (`NO_LABEL` for none).
 
-    Raises:
-        UserError: for images of several sizes.
+    Raises UserError for images of several sizes.
     """
     images: list[SourceImage] = []
     with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:

@@ -118,8 +118,7 @@ def evaluate_scenes(
         settings: layers, and those of the Inception Score.
         min_side: of objects, in pixels.
 
-    Raises:
-        UserError: for fewer than two layouts or objects, or fewer layouts than splits.
+    Raises UserError for fewer than two layouts or objects, or fewer layouts than splits.
     """
     settings = settings or FidelitySettings(("fid", "isc"))
     _require_enough(len(samples.layouts), settings)

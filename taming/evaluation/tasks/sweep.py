@@ -23,8 +23,7 @@ SWEPT: dict[str, type[int] | type[float]] = {
 def parse_sweep(text: str) -> dict[str, list[Any]]:
     """{"top_k": [50, 100]} of "top_k=50,100"; several settings are separated by semicolons.
 
-    Raises:
-        UserError: for unknown settings and for values that are no numbers.
+    Raises UserError for unknown settings and for values that are no numbers.
     """
     swept: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
@@ -47,8 +46,7 @@ def evaluate_sweep(
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
     """The settings and the numbers of every combination; the samples are not kept.
 
-    Raises:
-        UserError: for values out of range, before anything is sampled.
+    Raises UserError for values out of range, before anything is sampled.
     """
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
     settings = [replace(run.plan.settings, **values) for values in chosen]

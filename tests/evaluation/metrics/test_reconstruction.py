@@ -18,9 +18,9 @@ from taming.evaluation.metrics.reconstruction import (
     PAIR_METRICS,
     PairAccumulator,
     PairMetric,
+    SegmentationAccumulator,
     to_pixels,
 )
-from taming.evaluation.metrics.segmentation import SegmentationAccumulator
 from taming.evaluation.metrics.ssim import ssim
 from taming.evaluation.sources.images import NO_LABEL
 from taming.modules.losses.lpips import LPIPS
