@@ -24,23 +24,17 @@ class Preset:
     """One published number and how it was made.
 
     Attributes:
-        name: as `--preset` takes it.
-        model: the published model's name, as scripts/download_models.py takes it.
-        what: the two sets of images.
-        published: metrics' names and the published numbers.
-        script: the evaluation script that computes it.
         samples: number of images on the samples' side, None if that is not published.
-        per_class: samples of every class, for models of classes.
         reference_split: "train" or "validation" of the reference's config; None: not published.
     """
 
-    name: str
-    model: str
-    what: str
-    published: tuple[tuple[str, float], ...]
-    script: str = "evaluate_fid"
+    name: str  # as `--preset` takes it
+    model: str  # the published model's name, as scripts/download_models.py takes it
+    what: str  # the two sets of images
+    published: tuple[tuple[str, float], ...]  # metrics' names and the published numbers
+    script: str = "evaluate_fid"  # the evaluation script that computes it
     samples: int | None = None
-    per_class: int | None = None
+    per_class: int | None = None  # samples of every class, for models of classes
     reference_split: str | None = "validation"
 
 

@@ -164,17 +164,12 @@ class _Part(Generic[A]):
 class Runner:
     """How sets of images are gone through.
 
-    Attributes:
-        batch_size: images that are counted, or sampled, at once.
-        cache: of finished sets and of unfinished evaluations.
-        save_every: seconds between saves of an unfinished evaluation.
-
     Raises UserError for a batch size below 1.
     """
 
-    batch_size: int = 50
-    cache: Cache = field(default_factory=Cache)
-    save_every: float = SAVE_EVERY
+    batch_size: int = 50  # images that are counted, or sampled, at once
+    cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
+    save_every: float = SAVE_EVERY  # seconds between saves of an unfinished evaluation
     _unfinished: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -68,17 +68,9 @@ class Metric(Generic[S]):
     """A number, or a few, of a set of samples and mostly of a reference.
 
     Attributes:
-        name: what `--metrics` takes and results have.
-        title: what it is, for `--help`.
-        accumulator: what it needs of each set.
         compute: (samples' accumulator, reference's, settings) -> a number, or a dict of numbers.
             The reference's is None if `needs_reference` is false.
-        settings: a dataclass of its flags.
         options: of the accumulator: names of settings by names of its arguments.
-        smallest_set: how many images each set has at least; None: 2.
-        smallest_flag: a flag that lowers that number.
-        facts: what else decides it, for results.
-        needs_reference: whether it compares two sets.
         accepts_statistics: whether mean and covariance (`Statistics`) are enough of a set.
         layer_of: torch-fidelity's metric whose layer of the extractor it takes; by default the one
             of its own name.
@@ -86,16 +78,16 @@ class Metric(Generic[S]):
             (`--prc_extractor`; VGG16 by default).
     """
 
-    name: str
-    title: str
-    accumulator: type[FeatureAccumulator]
+    name: str  # what `--metrics` takes and results have
+    title: str  # what it is, for `--help`
+    accumulator: type[FeatureAccumulator]  # what it needs of each set
     compute: Callable[[Any, Any, S], Any]
-    settings: type[S]
+    settings: type[S]  # a dataclass of its flags
     options: Mapping[str, str] = field(default_factory=dict)
-    smallest_set: Callable[[S], int] | None = None
-    smallest_flag: str | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    needs_reference: bool = True
+    smallest_set: Callable[[S], int] | None = None  # how many images each set has at least; None: 2
+    smallest_flag: str | None = None  # a flag that lowers that number
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what else decides it, for results
+    needs_reference: bool = True  # whether it compares two sets
     accepts_statistics: bool = False
     layer_of: str | None = None
     of_manifold: bool = False

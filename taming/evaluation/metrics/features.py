@@ -24,12 +24,7 @@ from taming.devices import computing_in, dtype_name
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
-from taming.evaluation.sources.images import (
-    SourceImage,
-    State,
-    indices_and_labels,
-    key_of,
-)
+from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, key_of
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
@@ -279,16 +274,12 @@ class FeatureRequest:
     """An accumulator of one layer's features that is wanted of a set.
 
     Requests that are equal are fulfilled once, for whatever number of metrics.
-
-    Attributes:
-        accumulator: a class of feature accumulators.
-        options: of the class, by name.
     """
 
-    accumulator: type[FeatureAccumulator]
+    accumulator: type[FeatureAccumulator]  # a class of feature accumulators
     extractor: Extractor
     layer: str
-    options: tuple[tuple[str, int], ...] = ()
+    options: tuple[tuple[str, int], ...] = ()  # of the class, by name
 
     def key(self, content_key: str) -> str:
         """Hash of all that decides the accumulator's state."""

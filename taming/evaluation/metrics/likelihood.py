@@ -29,23 +29,17 @@ class LikelihoodScores:
     """Of a transformer's image indices, given the true ones before them.
 
     Attributes:
-        images: how many there were.
-        nats_per_token: mean cross-entropy.
-        bits_per_token: the same in bits.
-        uniform_nats_per_token: log of the codebook's size, what knowing nothing gives.
-        nats_per_dimension: the whole code's nats over the image's values (C * H * W).
         bits_per_dimension: the same in bits. What the code loses of the image is not in it, so
             that only models of one first stage can be compared by it.
-        top_1: share of the tokens whose true index was the likeliest of all.
     """
 
-    images: int
-    nats_per_token: float
-    bits_per_token: float
-    uniform_nats_per_token: float
-    nats_per_dimension: float
+    images: int  # how many there were
+    nats_per_token: float  # mean cross-entropy
+    bits_per_token: float  # the same in bits
+    uniform_nats_per_token: float  # log of the codebook's size, what knowing nothing gives
+    nats_per_dimension: float  # the whole code's nats over the image's values (C * H * W)
     bits_per_dimension: float
-    top_1: float
+    top_1: float  # share of the tokens whose true index was the likeliest of all
 
 
 class Likelihood:

@@ -23,13 +23,11 @@ class Networks:
     """LPIPS by backbone ("vgg", "alex").
 
     Attributes:
-        ready: prepared networks.
-        hashes: SHA-256 of the files of their backbones.
         left_out: metrics (`lpips_vgg`, `lpips_alex`) whose network is missing, with a reason each.
     """
 
-    ready: dict[str, LPIPS] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, LPIPS] = field(default_factory=dict)  # prepared networks
+    hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files of their backbones
     left_out: dict[str, str] = field(default_factory=dict)
 
 

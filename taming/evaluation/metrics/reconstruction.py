@@ -29,23 +29,14 @@ PairFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PairMetric:
-    """A number of each image and its reconstruction.
+    """A number of each image and its reconstruction."""
 
-    Attributes:
-        name: in results.
-        title: of the column in tables.
-        style: how a value is written there, for `str.format`.
-        smallest_side: pixels that an image has at least, both ways.
-        compute: its function; None for LPIPS.
-        backbone: of LPIPS, "vgg" or "alex".
-    """
-
-    name: str
-    title: str
-    style: str
-    smallest_side: int
-    compute: PairFunction | None = None
-    backbone: str | None = None
+    name: str  # in results
+    title: str  # of the column in tables
+    style: str  # how a value is written there, for `str.format`
+    smallest_side: int  # pixels that an image has at least, both ways
+    compute: PairFunction | None = None  # its function; None for LPIPS
+    backbone: str | None = None  # of LPIPS, "vgg" or "alex"
 
     def function(self, networks: Mapping[str, LPIPS]) -> PairFunction:
         """Its function, with the prepared LPIPS of its backbone."""

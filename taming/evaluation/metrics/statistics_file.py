@@ -25,23 +25,16 @@ class Statistics:
     """What the Fréchet distance needs of a set of images.
 
     Attributes:
-        mean: float64 [D].
-        covariance: float64 [D, D], divided by the number of images less one.
-        extractor: name in torch-fidelity's registry; "" in files of other tools.
-        layer: of the extractor; "" in files of other tools.
-        weights_hash: SHA-256 of the extractor's weights; "" in files of other tools.
-        count: the number of images; None if the file does not say it.
-        fingerprint: SHA-256 over the images; None if unknown.
         protocol: how the features were made, as results repeat it.
     """
 
-    mean: np.ndarray
-    covariance: np.ndarray
-    extractor: str = ""
-    layer: str = ""
-    weights_hash: str = ""
-    count: int | None = None
-    fingerprint: str | None = None
+    mean: np.ndarray  # float64 [D]
+    covariance: np.ndarray  # float64 [D, D], divided by the number of images less one
+    extractor: str = ""  # name in torch-fidelity's registry; "" in files of other tools
+    layer: str = ""  # of the extractor; "" in files of other tools
+    weights_hash: str = ""  # SHA-256 of the extractor's weights; "" in files of other tools
+    count: int | None = None  # the number of images; None if the file does not say it
+    fingerprint: str | None = None  # SHA-256 over the images; None if unknown
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:

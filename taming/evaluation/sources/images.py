@@ -47,23 +47,14 @@ def key_of(**parts: Any) -> str:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image of a set.
+    """One image of a set."""
 
-    Attributes:
-        index: its place in the set's order (sorted names; the number of a sample).
-        pixels: uint8 (3, H, W), RGB; label numbers (1, H, W) for segmentations.
-        label: its class, None without classes.
-        name: its file, or "class 3, sample 12": for error messages.
-        digest: see `pixel_digest`.
-        mode: Pillow's mode before the conversion to RGB.
-    """
-
-    index: int
-    pixels: Tensor
-    label: int | None = None
-    name: str = ""
-    digest: bytes = b""
-    mode: str = "RGB"
+    index: int  # its place in the set's order (sorted names; the number of a sample)
+    pixels: Tensor  # uint8 (3, H, W), RGB; label numbers (1, H, W) for segmentations
+    label: int | None = None  # its class, None without classes
+    name: str = ""  # its file, or "class 3, sample 12": for error messages
+    digest: bytes = b""  # see `pixel_digest`
+    mode: str = "RGB"  # Pillow's mode before the conversion to RGB
 
 
 def stack_pixels(images: Sequence[SourceImage]) -> Tensor:

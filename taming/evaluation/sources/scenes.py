@@ -164,18 +164,16 @@ class SampledScenes(ImageSource):
     They equal those of scripts/make_scene_samples.py with the same settings.
 
     Attributes:
-        model: the transformer.
         identity: JSON values that decide the model: the checkpoint's hash, its config.
-        shape: height and width in tokens; None as trained.
     """
 
     layouts: Layouts
-    model: Net2NetTransformer
+    model: Net2NetTransformer  # the transformer
     identity: Mapping[str, Any]
     per_layout: int = 5
     settings: SampleSettings = SampleSettings(top_k=100)
     seed: int = 0
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, int] | None = None  # height and width in tokens; None as trained
     dtype: torch.dtype = torch.float32
     compiled: bool = False
 

@@ -34,7 +34,6 @@ class FidelitySettings:
 
     Attributes:
         layers: other layers of the extractor than its own choice, by metric.
-        keep_features: keep the features of all images, to look for neighbors.
         of_metrics: the settings of metrics, by name; `metric_settings` makes them.
 
     Raises UserError for an unknown metric, and settings below 1.
@@ -43,7 +42,7 @@ class FidelitySettings:
     metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
     layers: Mapping[str, str] = field(default_factory=dict)
     per_class: bool = flag(False, "FID of every class, as a table and a plot")
-    keep_features: bool = False
+    keep_features: bool = False  # keep the features of all images, to look for neighbors
     of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,17 +93,14 @@ class Evaluation:
     """Numbers, and what they are about.
 
     Attributes:
-        metrics: by name, what `Metric.compute` gives: a number or a dict of numbers.
-        protocol: what decides them, as JSON values.
         sets: descriptions of "samples" and "reference", with the hashes of their images.
-        classes: with `per_class`, the Fréchet distance of every label.
         banks: with `keep_features`, the features of samples and reference.
     """
 
-    metrics: dict[str, Any]
-    protocol: dict[str, Any]
+    metrics: dict[str, Any]  # by name, what `Metric.compute` gives: a number or a dict of numbers
+    protocol: dict[str, Any]  # what decides them, as JSON values
     sets: dict[str, dict[str, Any]]
-    classes: dict[int, float]
+    classes: dict[int, float]  # with `per_class`, the Fréchet distance of every label
     banks: tuple[FeatureBank, FeatureBank] | None = None
 
 

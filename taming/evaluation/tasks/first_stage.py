@@ -38,19 +38,13 @@ ROUNDING = "8-bit images, values cut to [-1, 1] and rounded"
 
 @dataclass(frozen=True)
 class LoadedFirstStage:
-    """A first stage, and the run that it is from.
+    """A first stage, and the run that it is from."""
 
-    Attributes:
-        name: the run's folder, and its checkpoint if two are from one folder.
-        model: on the CPU until it is evaluated.
-        config: the run's whole config.
-    """
-
-    name: str
-    model: FirstStage
+    name: str  # the run's folder, and its checkpoint if two are from one folder
+    model: FirstStage  # on the CPU until it is evaluated
     run: Run
     global_step: int
-    config: DictConfig
+    config: DictConfig  # the run's whole config
 
     @classmethod
     def load(
@@ -116,20 +110,15 @@ class FirstStageResult:
     """Numbers of a first stage, and what they are about.
 
     Attributes:
-        metrics: see `ReconstructionAccumulator.compute`.
-        left_out: the metrics that are not there, with a reason each.
-        classes: metrics of pairs by label.
-        counts: how often each code occurs, int64 [n_codes].
-        values: of each image, see `PairAccumulator.values`.
         images, reconstructions: descriptions of the two sets, with the hashes of their pixels.
     """
 
     name: str
-    metrics: dict[str, Any]
-    left_out: dict[str, str]
-    classes: dict[int, dict[str, Any]]
-    counts: np.ndarray
-    values: State
+    metrics: dict[str, Any]  # see `ReconstructionAccumulator.compute`
+    left_out: dict[str, str]  # the metrics that are not there, with a reason each
+    classes: dict[int, dict[str, Any]]  # metrics of pairs by label
+    counts: np.ndarray  # how often each code occurs, int64 [n_codes]
+    values: State  # of each image, see `PairAccumulator.values`
     images: dict[str, Any]
     reconstructions: dict[str, Any]
 
@@ -139,20 +128,17 @@ class FirstStageEvaluator:
     """Evaluates one or more first stages on the same images.
 
     Attributes:
-        networks: of LPIPS.
         extractor: of the layer whose Fréchet distance is the rFID; None: no rFID.
-        metrics: beside L1 and PSNR.
         device, dtype: where and how precisely the first stages compute.
-        runner: batch size, cache.
         left_out: metrics that were wanted and cannot be computed, with a reason each.
     """
 
-    networks: Networks = field(default_factory=Networks)
+    networks: Networks = field(default_factory=Networks)  # of LPIPS
     extractor: Extractor | None = None
-    metrics: Sequence[str] = tuple(PAIR_METRICS)
+    metrics: Sequence[str] = tuple(PAIR_METRICS)  # beside L1 and PSNR
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    runner: Runner = field(default_factory=Runner)
+    runner: Runner = field(default_factory=Runner)  # batch size, cache
     left_out: Mapping[str, str] = field(default_factory=dict)
     _originals: dict[int, Moments] = field(default_factory=dict)  # by channels
 

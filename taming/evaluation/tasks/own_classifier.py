@@ -48,23 +48,18 @@ class ClassifierReport:
     """The numbers by the classifier, as JSON values.
 
     Attributes:
-        metrics: of every set.
-        protocol: how they were made.
         sets: descriptions of the sets and of the reference.
         classes: accuracies of every class of the samples.
     """
 
-    metrics: dict[str, Any] = field(default_factory=dict)
-    protocol: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)  # of every set
+    protocol: dict[str, Any] = field(default_factory=dict)  # how they were made
     sets: dict[str, Any] = field(default_factory=dict)
     classes: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
 def evaluate_by_own_classifier(
-    sets: Mapping[str, ImageSource],
-    training: ImageSource,
-    labeled: LabeledImages,
-    folder: Path,
+    sets: Mapping[str, ImageSource], training: ImageSource, labeled: LabeledImages, folder: Path
 ) -> ClassifierReport:
     """Train a classifier, keep its weights in `folder`, and evaluate the sets against `training`.
 
