@@ -41,9 +41,8 @@ def make_result(
 
     Args:
         metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
-        protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
-        sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
-        command: `[script, *arguments]` as it was typed.
+        protocol: what decides the numbers beside the images.
+        sets: descriptions of image sets by name, with their `fingerprint`.
     """
     return {
         "metrics": dict(metrics),

@@ -269,6 +269,9 @@ def _is_torch_fidelitys(kind: type) -> bool:
     return kind.__module__.startswith("torch_fidelity.")
 
 
+Layers = Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class FeatureRequest:
     """An accumulator of one layer's features that is wanted of a set.
@@ -294,10 +297,7 @@ class FeatureRequest:
         return self.accumulator(**size, **dict(self.options))
 
     def update(
-        self,
-        accumulator: FeatureAccumulator,
-        images: Sequence[SourceImage],
-        features: Mapping[str, Tensor],
+        self, accumulator: FeatureAccumulator, images: Sequence[SourceImage], features: Layers
     ) -> None:
         """Count `images`, whose features are given per layer."""
         indices, labels = indices_and_labels(images)

@@ -43,38 +43,23 @@ class LikelihoodScores:
 
 
 class Likelihood:
-    """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter.
-
-    Args:
-        n_codes: size of the codebook.
-
-    Attributes:
-        shape: height and width in tokens, None before the first image.
-        dimensions: values of an image, C * H * W.
-        nats: int64 [h * w], row by row: sums in multiples of 1 / `FIXED`.
-        hits: int64 [h * w]: how many images had this token predicted right.
-        classes: for every label its images, nats and hits.
-    """
+    """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter."""
 
     def __init__(self, n_codes: int) -> None:
-        self.n_codes = n_codes
-        self.shape: tuple[int, int] | None = None
-        self.images = self.dimensions = 0
-        self.nats = self.hits = np.zeros(0, np.int64)
-        self.classes: dict[int, np.ndarray] = {}
+        self.n_codes, self.images = n_codes, 0
+        self.shape: tuple[int, int] | None = None  # in tokens, from the first image on
+        self.dimensions = 0  # values of an image, C * H * W
+        self.nats = np.zeros(0, np.int64)  # [h * w], row by row: sums in multiples of 1 / FIXED
+        self.hits = np.zeros(0, np.int64)  # [h * w]: images that had this token predicted right
+        self.classes: dict[int, np.ndarray] = {}  # label -> images, nats, hits
 
     def add(
-        self,
-        nats: Tensor,
-        hits: Tensor,
-        size: tuple[int, int, int],
-        labels: Sequence[int] | Tensor | None = None,
+        self, nats: Tensor, hits: Tensor, size: tuple[int, int, int], labels: Any = None
     ) -> None:
-        """Add a batch.
+        """Add a batch: cross-entropies and whether the true index was the likeliest.
 
         Args:
-            nats: cross-entropies [B, h * w], tokens row by row.
-            hits: bool [B, h * w].
+            nats, hits: [B, h * w], tokens row by row.
             size: channels, height and width of the images in pixels.
             labels: ints [B], if images have classes.
 

@@ -23,6 +23,7 @@ from taming.evaluation.sources.images import NO_LABEL, State
 from taming.modules.losses.lpips import LPIPS, SMALLEST_IMAGES
 from taming.pictures import to_uint8, to_values
 
+Integers = Sequence[int] | Tensor
 PairFunction = Callable[[Tensor, Tensor], Tensor]
 """Images and reconstructions, uint8 [B, C, H, W] -> a value per pair [B]."""
 
@@ -101,11 +102,7 @@ class PairAccumulator:
 
     @torch.no_grad()
     def update(
-        self,
-        indices: Sequence[int] | Tensor,
-        images: Tensor,
-        reconstructions: Tensor,
-        labels: Sequence[int] | Tensor | None = None,
+        self, indices: Integers, images: Tensor, copies: Tensor, labels: Integers | None = None
     ) -> None:
         """Compare images [B, 1 or 3, H, W], float in [-1, 1] or uint8, with their reconstructions.
 
@@ -115,8 +112,8 @@ class PairAccumulator:
 
         Raises UserError if the two differ in size, have other numbers of channels, or hold NaN.
         """
-        _require_pairs(images, reconstructions)
-        pair = to_pixels(images), to_pixels(reconstructions)
+        _require_pairs(images, copies)
+        pair = to_pixels(images), to_pixels(copies)
         without = [NO_LABEL] * len(images)
         self._append("index", np.asarray(indices, np.int64))
         self._append("label", np.asarray(without if labels is None else labels, np.int64))
@@ -199,22 +196,18 @@ class SegmentationAccumulator:
         self.confusion = np.zeros((n_labels, n_labels), np.int64)  # (true, reconstructed)
 
     def update(
-        self,
-        indices: Sequence[int] | Tensor,
-        images: Tensor,
-        reconstructions: Tensor,
-        labels: Sequence[int] | Tensor | None = None,
+        self, indices: Integers, images: Tensor, copies: Tensor, labels: Integers | None = None
     ) -> None:
         """Compare label maps [B, 1, H, W], integers; indices and classes do not matter.
 
         Raises UserError if the two differ in size.
         """
-        if images.shape != reconstructions.shape:
+        if images.shape != copies.shape:
             raise UserError(
                 f"segmentations of {tuple(images.shape[2:])} and reconstructions of "
-                f"{tuple(reconstructions.shape[2:])} pixels cannot be compared"
+                f"{tuple(copies.shape[2:])} pixels cannot be compared"
             )
-        pairs = images.long().flatten() * self.n_labels + reconstructions.long().flatten()
+        pairs = images.long().flatten() * self.n_labels + copies.long().flatten()
         counts = torch.bincount(pairs.cpu(), minlength=self.n_labels**2)
         self.confusion += counts.reshape(self.n_labels, self.n_labels).numpy()
         self.images += len(images)

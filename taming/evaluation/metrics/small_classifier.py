@@ -26,13 +26,7 @@ NAME = "small-classifier"
 
 
 class SmallClassifier(nn.Module):
-    """Three strided convolutions, their mean over the image, and a linear layer.
-
-    Args:
-        classes: number of classes.
-        side: images are resized to side x side pixels.
-        width: length of the features.
-    """
+    """Three strided convolutions of side x side pixels, their mean, and a linear layer."""
 
     side: Tensor
 
@@ -118,15 +112,7 @@ def train_small_classifier(
 
 
 class SmallClassifierExtractor(FeatureExtractorBase):
-    """A trained `SmallClassifier` for torch-fidelity.
-
-    Args:
-        name: under which it is registered.
-        features_list: of "features" and "logits".
-        feature_extractor_weights_path: what `SmallClassifier.save` wrote.
-
-    Raises UserError without weights, or with others.
-    """
+    """A trained `SmallClassifier` for torch-fidelity; UserError without its weights' file."""
 
     def __init__(
         self,

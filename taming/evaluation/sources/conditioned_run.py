@@ -13,7 +13,15 @@ from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.sources.images import SourceImage, by_size, key_of, own_indices
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    Share,
+    SourceImage,
+    by_size,
+    key_of,
+    own_indices,
+)
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import ConditionKind, condition_of
@@ -93,9 +101,7 @@ class ConditionedRunSource(RunSource):
     def content_key(self) -> str:
         return key_of(run=super().content_key(), conditions=self._conditions_key)
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         indices = own_indices(len(self), share, skip)
         return by_size(self._sampled(indices, batch_size), batch_size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence, Sized
+from collections.abc import Container, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,12 @@ from taming.config import did_you_mean, instantiate_from_config, load_config, pl
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
     ImageSource,
     Loaded,
     LoadedSource,
+    Share,
     SourceImage,
     own_indices,
     worker_count,
@@ -151,9 +154,7 @@ class ItemSource(ImageSource):
     def content_key(self) -> str:
         return self._content_key
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         indices = own_indices(len(self), share, skip)
         loader = DataLoader(
             _HashedItems(self.dataset, self.image_key, self.condition_key),

@@ -37,6 +37,8 @@ MOST_WAITING = 8  # batches' worth of images of different sizes that wait for ot
 HASHING_THREADS = 8  # a network file system answers slowly, but many requests at a time
 
 State = dict[str, np.ndarray]  # what was counted of images
+Share = tuple[int, int]  # rank and number of the processes that share a set
+ALONE = (0, 1)
 Loaded = tuple[np.ndarray, int | None, str, str]  # uint8 (3, H, W), label, name, mode
 
 
@@ -55,6 +57,9 @@ class SourceImage:
     name: str = ""  # its file, or "class 3, sample 12": for error messages
     digest: bytes = b""  # see `pixel_digest`
     mode: str = "RGB"  # Pillow's mode before the conversion to RGB
+
+
+Batches = Iterator[list[SourceImage]]
 
 
 def stack_pixels(images: Sequence[SourceImage]) -> Tensor:
@@ -142,13 +147,8 @@ class ImageSource(Protocol):
         """Whether images have classes; None if that shows only when they are read."""
         return None
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
-        """Images in batches of one size each, without the indices of `skip`.
-
-        `share` is (rank, processes): every process reads its part of the set.
-        """
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
+        """Images in batches of one size each: a process's share, without the indices of `skip`."""
 
     def fingerprint(self) -> str:
         """SHA-256 over the pixels of all images, in order, with a progress bar."""
@@ -160,12 +160,12 @@ class ImageSource(Protocol):
         return manifest.fingerprint()
 
 
-def own_indices(length: int, share: tuple[int, int], skip: Container[int]) -> list[int]:
+def own_indices(length: int, share: Share, skip: Container[int]) -> list[int]:
     """The indices below `length` of a process's share, without those of `skip`."""
     return [index for index in range(share[0], length, share[1]) if index not in skip]
 
 
-def by_size(images: Iterator[SourceImage], batch_size: int) -> Iterator[list[SourceImage]]:
+def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
     """Batches of images of one size each; few images wait for others of their size."""
     waiting: dict[torch.Size, list[SourceImage]] = {}
     held = 0
@@ -198,9 +198,7 @@ class LoadedSource(ImageSource, Dataset[Any]):
     def content_key(self) -> str:
         return self.fingerprint()
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         indices = own_indices(len(self), share, skip)
         workers = worker_count(len(indices), self.workers)
         size = min(batch_size, 32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,16 @@ from taming.checkpoint import find_run, run_config
 from taming.config import without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.sources.images import ImageSource, SourceImage, by_size, key_of, pixel_digest
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    ImageSource,
+    Share,
+    SourceImage,
+    by_size,
+    key_of,
+    pixel_digest,
+)
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
@@ -110,9 +119,7 @@ class RunSource(ImageSource):
         _, _, file = (self.plan.classifier or "").partition(":")
         return file_hash(file) if file and Path(file).is_file() else None
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         job = self.plan.job(self.model, batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
         samples = job.samples(_Skipped(skip, places, self.plan.num_samples))

@@ -23,7 +23,10 @@ from taming.data.helper_types import BoundingBox
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
 from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
     ImageSource,
+    Share,
     SourceImage,
     by_size,
     key_of,
@@ -140,9 +143,7 @@ class RealScenes(ImageSource):
     def content_key(self) -> str:
         return self.layouts.key
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         return by_size(self._images(own_indices(len(self), share, skip)), batch_size)
 
     def _images(self, numbers: Iterable[int]) -> Iterator[SourceImage]:
@@ -181,13 +182,9 @@ class SampledScenes(ImageSource):
         return len(self.layouts) * self.per_layout
 
     def describe(self) -> dict[str, Any]:
-        sampler = {
-            **asdict(self.settings),
-            "samples_per_layout": self.per_layout,
-            "seed": self.seed,
-            "tokens": list(self.shape or self.model.latent_shape()[1:]),
-            "precision": dtype_name(self.dtype),
-        }
+        shape = list(self.shape or self.model.latent_shape()[1:])
+        sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
+        sampler |= {**asdict(self.settings), "precision": dtype_name(self.dtype)}
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         return about | {"sampler": sampler, **self.identity}
 
@@ -197,14 +194,10 @@ class SampledScenes(ImageSource):
         setting = {"torch": torch.__version__, "device": device}
         return key_of(scenes=about, layouts=self.layouts.key, **setting)
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         return by_size(self._images(batch_size, share, skip), batch_size)
 
-    def _images(
-        self, batch_size: int, share: tuple[int, int], skip: Container[int]
-    ) -> Iterator[SourceImage]:
+    def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, tuple[BoundingBox, ...]] = {}
         samples = sample_images(
             self.model,
@@ -223,7 +216,7 @@ class SampledScenes(ImageSource):
 
     def _requests(
         self,
-        share: tuple[int, int],
+        share: Share,
         skip: Container[int],
         boxes: dict[int, tuple[BoundingBox, ...]],
     ) -> Iterator[Request]:

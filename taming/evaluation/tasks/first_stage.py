@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,8 @@ class FirstStageEvaluator:
         Raises UserError for images that cannot be read or that the first stage does not take.
         """
         model = stage.model.to(self.device)
-        manifest, counted = self.runner.run(
-            images,
-            lambda: self._accumulator(model, len(images)),
-            self._key(stage, images),
-            stage.name,
-        )
+        make = partial(self._accumulator, model, len(images))
+        manifest, counted = self.runner.run(images, make, self._key(stage, images), stage.name)
         model.to("cpu")
         if counted.extractor is not None:
             # In all processes, so that none computes them again.
@@ -193,8 +189,8 @@ class FirstStageEvaluator:
         if not stage.model.reads_labels:
             left_out = {**self.left_out, **self.networks.left_out, **left_out}
         return FirstStageResult(
-            name=stage.name,
-            metrics=counted.compute(),
+            stage.name,
+            counted.compute(),
             left_out=left_out,
             classes=counted.pairs.per_label(),
             counts=counted.codes.counts_so_far().numpy(),
@@ -209,10 +205,10 @@ class FirstStageEvaluator:
             f"lpips_{net}": {"version": "0.1", "backbone_sha256": digest}
             for net, digest in self.networks.hashes.items()
         }
-        extractor = {}
+        about: dict[str, Any] = {}
         if self.extractor is not None:
             layers = {"layers": list(self.extractor.layers)}
-            extractor = {"rfid": self.extractor.describe() | layers}
+            about["rfid"] = self.extractor.describe() | layers
         return {
             "metrics": list(self.metrics),
             "compared": ROUNDING,
@@ -220,7 +216,7 @@ class FirstStageEvaluator:
             "ssim": "Gaussian window of 11, sigma 1.5, inside the image; mean over channels",
             "precision": dtype_name(self.dtype),
             **lpips,
-            **extractor,
+            **about,
         }
 
     def pictures(

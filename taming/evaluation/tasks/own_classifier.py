@@ -94,7 +94,9 @@ def evaluate_by_own_classifier(
         accuracy = _accuracy(classifier, source)
         if accuracy is not None and name == "samples":
             report.classes = accuracy.by_class()
-        report.metrics[name] = _flat(evaluation.metrics) | _top_scores(accuracy)
+        top = {} if accuracy is None else accuracy.compute()
+        top.pop("images", None)
+        report.metrics[name] = _flat(evaluation.metrics) | top
         report.protocol |= evaluation.protocol
         report.sets[name] = evaluation.sets["samples"]
         report.sets["reference"] = evaluation.sets["reference"]
@@ -117,11 +119,6 @@ def _accuracy(classifier: SmallClassifier, images: ImageSource) -> Classificatio
     except UserError as error:
         log.warning("%s", error)
         return None
-
-
-def _top_scores(accuracy: ClassificationAccuracy | None) -> dict[str, Any]:
-    scores = {} if accuracy is None else accuracy.compute()
-    return {name: value for name, value in scores.items() if name != "images"}
 
 
 def _flat(metrics: Mapping[str, Any]) -> dict[str, Any]:

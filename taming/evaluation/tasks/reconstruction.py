@@ -136,12 +136,9 @@ class ReconstructionAccumulator:
         return left_out
 
     def _parts(self) -> dict[str, Manifest | Accumulator]:
-        parts: dict[str, Manifest | Accumulator] = {
-            "reconstructions": self.reconstructions,
-            "pairs": self.pairs,
-            "moments": self.moments,
-        }
-        return parts | {"originals": self.originals} if self.counts_originals else parts
+        names = ["reconstructions", "pairs", "moments"]
+        names += ["originals"] if self.counts_originals else []
+        return {name: vars(self)[name] for name in names}
 
     def state_dict(self) -> State:
         codes = {"counts": self.codes.counts_so_far().numpy()}

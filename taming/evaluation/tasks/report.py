@@ -108,15 +108,12 @@ def make_report(
     class_grid(real, samples).save(outdir / "samples.png")
     evaluated = {"samples": sets.samples, "validation_images": sets.validation}
     own = evaluate_by_own_classifier(evaluated, sets.training, real, outdir)
+    reference = sets.training.describe()
     if own.metrics:
         metrics["by_own_classifier"] = own.metrics
     return {
         "metrics": metrics,
         "protocol": {"by_own_classifier": own.protocol} if own.protocol else {},
-        "sets": own.sets or _described(sets),
+        "sets": own.sets or {"samples": sets.samples.describe(), "reference": reference},
         "by_class": own.classes,
     }
-
-
-def _described(sets: ReportSets) -> dict[str, Any]:
-    return {"samples": sets.samples.describe(), "reference": sets.training.describe()}

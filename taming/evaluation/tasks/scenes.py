@@ -19,7 +19,7 @@ from torch import Tensor
 from taming.distributed import own_share
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
-from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.features import Extractor, FeatureRequest, Layers
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import SourceImage, indices_and_labels, key_of
@@ -56,10 +56,7 @@ class SceneRequest(FeatureRequest):
         return super().make(images if self.number is None else images // self.of)
 
     def update(
-        self,
-        accumulator: FeatureAccumulator,
-        images: Sequence[SourceImage],
-        features: Mapping[str, Tensor],
+        self, accumulator: FeatureAccumulator, images: Sequence[SourceImage], features: Layers
     ) -> None:
         (indices, labels), batch = indices_and_labels(images), len(images)
         if self.number is not None:
@@ -68,26 +65,18 @@ class SceneRequest(FeatureRequest):
             images = [images[n] for n in chosen.tolist()]
             features = {layer: rows[chosen] for layer, rows in features.items()}
         if self.min_side is not None:
-            self._update_objects(accumulator, images, batch, self.min_side)
+            scenes = [image for image in images if isinstance(image, SceneImage)]
+            crops = [cut_objects(image.pixels, image.boxes, self.min_side) for image in scenes]
+            self._update_objects(accumulator, crops, batch)
         elif images:
             accumulator.update(indices, features[self.layer], labels)
 
     def _update_objects(
-        self,
-        accumulator: FeatureAccumulator,
-        images: Sequence[SourceImage],
-        batch: int,
-        min_side: float,
+        self, accumulator: FeatureAccumulator, crops: list[Tensor], batch: int
     ) -> None:
-        crops = [
-            cut_objects(image.pixels, image.boxes, min_side)
-            for image in images
-            if isinstance(image, SceneImage)
-        ]
         for part in torch.cat(crops).split(batch) if crops else ():
             if len(part):
-                features = self.extractor(part)[self.layer]
-                accumulator.update(torch.arange(len(part)), features)
+                accumulator.update(torch.arange(len(part)), self.extractor(part)[self.layer])
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,8 @@ def evaluate_scenes(
     count, scenes = samples.per_layout, RealScenes(samples.layouts)
 
     def request(metric: str, **part: Any) -> SceneRequest:
-        return _request(extractor, settings, metric, **part)
+        of_set = settings.request(metric, extractor)
+        return SceneRequest(of_set.accumulator, extractor, of_set.layer, of_set.options, **part)
 
     of_real = {
         "images": request("fid", number=0),
@@ -161,14 +151,6 @@ def evaluate_scenes(
         "reference": describe_set(scenes, reference) | {"objects": real["objects"].count},
     }
     return SceneEvaluation(_metrics(rows, parts, real), protocol, sets, rows)
-
-
-def _request(
-    extractor: Extractor, settings: FidelitySettings, name: str, **part: Any
-) -> SceneRequest:
-    """What a metric needs of a part of the images, see `SceneRequest`."""
-    request = settings.request(name, extractor)
-    return SceneRequest(request.accumulator, extractor, request.layer, request.options, **part)
 
 
 def _require_enough(layouts: int, settings: FidelitySettings) -> None:
