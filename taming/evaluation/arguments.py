@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +226,7 @@ def open_sets(
     Raises UserError for names of no set, and flags of a run's samples that are out of range.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
-
-    def make_plan() -> SamplingPlan:
-        return sampling_plan(args, overrides, device)
-
+    make_plan = partial(sampling_plan, args, overrides, device)
     return [own.open(name, make_plan, overrides, workers) for name in names]
 
 
@@ -237,15 +235,9 @@ def sampling_plan(
 ) -> SamplingPlan:
     """How the flags of `add_set_flags` want a run's images; UserError for values out of range."""
     own, common = from_flags(RunSetArguments, args), from_flags(EvaluationArguments, args)
-    return from_flags(
-        SamplingPlan,
-        args,
-        base=own.base,
-        overrides=tuple(overrides),
-        device=device,
-        dtype=choose_dtype(own.sampler_precision or common.precision, device),
-        compiled=common.compile,
-    )
+    dtype = choose_dtype(own.sampler_precision or common.precision, device)
+    rest = {"base": own.base, "overrides": tuple(overrides), "compiled": common.compile}
+    return from_flags(SamplingPlan, args, device=device, dtype=dtype, **rest)
 
 
 def parse_sets(

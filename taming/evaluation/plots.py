@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -87,17 +87,10 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
     return _save(figure, path)
 
 
-class _AllExcept(Container[int]):
-    def __init__(self, indices: Iterable[int]) -> None:
-        self.indices = frozenset(indices)
-
-    def __contains__(self, index: object) -> bool:
-        return index not in self.indices
-
-
 def images_at(source: ImageSource, indices: Sequence[int]) -> Iterator[SourceImage]:
     """Those images of a set alone; the others are neither read nor sampled."""
-    for batch in source.batches(len(indices), skip=_AllExcept(indices)):
+    others = set(range(len(source))).difference(indices)
+    for batch in source.batches(len(indices), skip=others):
         yield from batch
 
 

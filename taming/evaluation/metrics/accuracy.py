@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.metrics.base import CountsByClass
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, stack_pixels
 from taming.pictures import to_values
@@ -31,7 +32,7 @@ class ClassificationAccuracy:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[int, np.ndarray] = {}  # label -> images, top 1, top 5
+        self.counts = CountsByClass()  # images, top 1, top 5
 
     def add(self, probabilities: Tensor, labels: Tensor) -> None:
         """Count a batch: probabilities [B, K] and labels [B].
@@ -48,22 +49,13 @@ class ClassificationAccuracy:
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         rows = torch.stack([torch.ones_like(labels), hits[:, 0], hits.any(1)], dim=1).cpu().numpy()
-        self._add_rows(labels.tolist(), rows)
-
-    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
-        for label, row in zip(labels, rows, strict=True):
-            self.counts[label] = self.counts.get(label, 0) + row
+        self.counts.add(labels.tolist(), rows)
 
     def state_dict(self) -> State:
-        labels = sorted(self.counts)
-        rows = [self.counts[label] for label in labels]
-        return {
-            "labels": np.array(labels, np.int64),
-            "rows": np.array(rows, np.int64).reshape(-1, 3),
-        }
+        return self.counts.state_dict()
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self._add_rows(state["labels"].tolist(), state["rows"])
+        self.counts.merge_state(state)
 
     def compute(self) -> dict[str, Any]:
         """`images`, `top_1` and `top_5`, shares of the images.

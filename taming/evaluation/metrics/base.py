@@ -7,7 +7,7 @@ the states of the others. What depends on an order goes by the images' indices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -27,6 +27,22 @@ class Accumulator(Protocol):
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Add what an accumulator of other images of the set had in its `state_dict`."""
+
+
+class CountsByClass(dict[int, np.ndarray]):
+    """Rows of three integers by class, added up; an `Accumulator`."""
+
+    def add(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
+        for label, row in zip(labels, rows, strict=True):
+            self[label] = self.get(label, 0) + row
+
+    def state_dict(self) -> State:
+        rows = [self[label] for label in sorted(self)]
+        labels = np.array(sorted(self), np.int64)
+        return {"labels": labels, "rows": np.array(rows, np.int64).reshape(-1, 3)}
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.add(state["labels"].tolist(), state["rows"])
 
 
 class ImageAccumulator(Accumulator, Protocol):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from taming.errors import UserError
+from taming.evaluation.metrics.base import CountsByClass
 from taming.evaluation.sources.dataset import LABEL, ItemImage
 from taming.evaluation.sources.images import SourceImage, State
 from taming.models.cond_transformer import Net2NetTransformer
@@ -51,7 +52,7 @@ class Likelihood:
         self.dimensions = 0  # values of an image, C * H * W
         self.nats = np.zeros(0, np.int64)  # [h * w], row by row: sums in multiples of 1 / FIXED
         self.hits = np.zeros(0, np.int64)  # [h * w]: images that had this token predicted right
-        self.classes: dict[int, np.ndarray] = {}  # label -> images, nats, hits
+        self.classes = CountsByClass()  # images, nats, hits
 
     def add(
         self, nats: Tensor, hits: Tensor, size: tuple[int, int, int], labels: Any = None
@@ -75,11 +76,7 @@ class Likelihood:
         self.hits = self.hits + right.sum(0)
         if labels is not None:
             rows = np.stack([np.ones(len(fixed), np.int64), fixed.sum(1), right.sum(1)], axis=1)
-            self._add_rows(torch.as_tensor(labels).tolist(), rows)
-
-    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
-        for label, row in zip(labels, rows, strict=True):
-            self.classes[label] = self.classes.get(label, 0) + row
+            self.classes.add(torch.as_tensor(labels).tolist(), rows)
 
     def _start(self, shape: tuple[int, int], dimensions: int) -> None:
         if self.shape is None:
@@ -100,18 +97,15 @@ class Likelihood:
         self._start((height, width), dimensions)
         self.images += images
         self.nats, self.hits = self.nats + state["nats"], self.hits + state["hits"]
-        self._add_rows(state["labels"].tolist(), state["rows"])
+        self.classes.merge_state(state)
 
     def state_dict(self) -> State:
-        labels = sorted(self.classes)
-        rows = [self.classes[label] for label in labels]
         return {
             "shape": np.array(self.shape or (0, 0)),
             "counts": np.array([self.images, self.dimensions]),
             "nats": self.nats,
             "hits": self.hits,
-            "labels": np.array(labels, np.int64),
-            "rows": np.array(rows, np.int64).reshape(-1, 3),
+            **self.classes.state_dict(),
         }
 
     def compute(self) -> LikelihoodScores:
@@ -138,13 +132,11 @@ class Likelihood:
     def by_class(self) -> dict[int, dict[str, float]]:
         """For every label its `images`, `nats_per_token` and `top_1`."""
         table = {}
-        for label, (images, nats, hits) in sorted(self.classes.items()):
-            tokens = int(images) * len(self.nats)
-            table[label] = {
-                "images": int(images),
-                "nats_per_token": int(nats) / FIXED / tokens,
-                "top_1": int(hits) / tokens,
-            }
+        for label, row in sorted(self.classes.items()):
+            images, nats, hits = row.tolist()
+            tokens = images * len(self.nats)
+            scores = {"nats_per_token": nats / FIXED / tokens, "top_1": hits / tokens}
+            table[label] = {"images": images, **scores}
         return table
 
 
