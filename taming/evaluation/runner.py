@@ -48,12 +48,7 @@ def cache_folder() -> Path:
 
 
 class Cache:
-    """States (dicts of arrays) by key, one file each.
-
-    Args:
-        folder: `cache_folder()` by default.
-        enabled: without it nothing is found, and nothing is kept.
-    """
+    """States (dicts of arrays) by key, one file each; nothing is found or kept if not `enabled`."""
 
     def __init__(self, folder: Path | None = None, enabled: bool = True) -> None:
         self.folder, self.enabled = folder or cache_folder(), enabled
@@ -181,11 +176,8 @@ class Runner:
     ) -> tuple[Manifest, A]:
         """Count all images of a set; both results are complete in the process of rank 0 alone.
 
-        Args:
-            make_accumulator: makes an empty one.
-            key: hash of all that decides the result, under which an unfinished one is kept; that
-                of rank 0 counts.
-            label: of the progress bar.
+        `key` is the hash of all that decides the result, under which an unfinished one is kept;
+        that of rank 0 counts. `label` is that of the progress bar.
         """
         key = _of_rank_0(key)
         self._unfinished.append(key)

@@ -58,10 +58,7 @@ class ClassificationAccuracy:
         self.counts.merge_state(state)
 
     def compute(self) -> dict[str, Any]:
-        """`images`, `top_1` and `top_5`, shares of the images.
-
-        Raises UserError if there were no images.
-        """
+        """`images`, and the shares `top_1` and `top_5`; UserError if there were no images."""
         if not self.counts:
             raise UserError("there are no samples to classify")
         return _shares(np.sum(list(self.counts.values()), axis=0))

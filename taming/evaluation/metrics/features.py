@@ -150,11 +150,8 @@ class Extractor:
     That was measured on a CPU with 2 x 96 to 2 x 160 images and four sets of random weights whose
     normalizations were fitted to images, as trained ones are, not with Inception's own weights.
 
-    Attributes:
-        name: in torch-fidelity's registry.
-        layers: those that are returned; None asks for what all metrics need.
-        weights_hash: SHA-256 of the weights file, or of the module's weights if there is no file.
-        module: the network, in evaluation mode.
+    `name` is that in torch-fidelity's registry; without `layers`, all metrics' are returned.
+    `weights_hash` is the SHA-256 of the weights file, or of the module's weights without one.
     """
 
     def __init__(
@@ -186,10 +183,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features float32 [B, D] per layer, on the CPU, of `images` uint8 [B, 3, H, W].
-
-        Raises UserError if they are not finite.
-        """
+        """uint8 [B, 3, H, W] -> finite float32 [B, D] on the CPU by layer; else UserError."""
         with computing_in(self.dtype, self.device):
             outputs = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {

@@ -234,10 +234,7 @@ class PerClass(FeatureAccumulator):
 
 
 def class_distances(samples: PerClass, reference: PerClass) -> dict[int, float]:
-    """The Fréchet distance of each label that both sets have at least 2 images of.
-
-    Raises UserError if there is none.
-    """
+    """The Fréchet distance by label, if both sets have 2 images of it; UserError without any."""
     both = [
         label
         for label, moments in sorted(samples.moments.items())

@@ -20,15 +20,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Networks:
-    """LPIPS by backbone ("vgg", "alex").
-
-    Attributes:
-        left_out: metrics (`lpips_vgg`, `lpips_alex`) whose network is missing, with a reason each.
-    """
+    """LPIPS by backbone ("vgg", "alex")."""
 
     ready: dict[str, LPIPS] = field(default_factory=dict)  # prepared networks
     hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files of their backbones
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # metrics without one, with reasons
 
 
 def load_networks(

@@ -61,10 +61,7 @@ FIRST_COLUMNS = ("index", "label", "l1", "mse")
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8 0..255, rounded; those that are uint8 already unchanged.
-
-    Raises UserError for NaN.
-    """
+    """Images in [-1, 1] as uint8 0..255, rounded; uint8 is unchanged; UserError for NaN."""
     if images.dtype != torch.uint8 and bool(images.isnan().any()):
         raise UserError(
             "reconstructions hold NaN; the checkpoint is broken, or try --precision fp32"

@@ -82,12 +82,8 @@ def train_small_classifier(
 ) -> SmallClassifier:
     """A `SmallClassifier` of labeled images, in eval mode; the same for the same arguments.
 
-    Args:
-        images: uint8 (N, 3, H, W).
-        labels: int64 (N,), 0 to classes - 1.
-        epochs: passes over the images; the learning rate falls to 0 in them.
-
-    Raises UserError for less than two classes.
+    `images` are uint8 (N, 3, H, W), `labels` int64 (N,), from 0 on, of two classes at least; else
+    UserError.
     """
     classes = int(labels.max()) + 1 if len(labels) else 0
     if classes < 2 or int(labels.min()) < 0:

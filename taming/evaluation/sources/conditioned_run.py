@@ -59,9 +59,6 @@ class ConditionedRunSource(RunSource):
 
     They equal those of scripts/make_samples.py with the same settings.
 
-    Args:
-        split: of the run's data.
-
     Raises UserError if there is no such run or no such data, or for flags of classes.
     """
 

@@ -91,13 +91,9 @@ def _touched(start: float, share: float, pixels: int) -> slice:
 
 
 class Layouts:
-    """The first `count` scenes of a dataset, each decided by its index alone.
+    """The first `count` scenes of an `AnnotatedObjectsDataset`, each decided by its index alone.
 
-    Args:
-        seeded: a `SeededDataset` of an `AnnotatedObjectsDataset`.
-        condition: "objects_bbox" or "objects_center_points".
-
-    Raises UserError if the data have no such condition.
+    `condition` is "objects_bbox" or "objects_center_points"; UserError if the data have none.
     """
 
     def __init__(self, seeded: SeededDataset, count: int | None, condition: str) -> None:
@@ -164,12 +160,11 @@ class SampledScenes(ImageSource):
 
     They equal those of scripts/make_scene_samples.py with the same settings.
 
-    Attributes:
-        identity: JSON values that decide the model: the checkpoint's hash, its config.
+    `identity` are JSON values that decide the model: the checkpoint's hash, its config.
     """
 
     layouts: Layouts
-    model: Net2NetTransformer  # the transformer
+    model: Net2NetTransformer
     identity: Mapping[str, Any]
     per_layout: int = 5
     settings: SampleSettings = SampleSettings(top_k=100)

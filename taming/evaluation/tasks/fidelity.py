@@ -92,9 +92,8 @@ class FidelitySettings:
 class Evaluation:
     """Numbers, and what they are about.
 
-    Attributes:
-        sets: descriptions of "samples" and "reference", with the hashes of their images.
-        banks: with `keep_features`, the features of samples and reference.
+    `sets` are descriptions of "samples" and "reference", with the hashes of their images; `banks`,
+    with `keep_features`, are the features of both.
     """
 
     metrics: dict[str, Any]  # by name, what `Metric.compute` gives: a number or a dict of numbers
@@ -120,7 +119,6 @@ class FidelityEvaluator:
         reference: images, or statistics for metrics that accept them; None if no metric needs it.
         extractor: of all layers that the metrics need, see `FidelitySettings.layers_of`.
         prc_extractor: another one for precision and recall, and other metrics of manifolds.
-        runner: batch size, cache.
 
     Raises UserError if the metrics need what is not there.
     """

@@ -50,10 +50,7 @@ class LoadedFirstStage:
     def load(
         cls, path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
     ) -> LoadedFirstStage:
-        """The first stage of a run, which may be a transformer's.
-
-        Raises UserError if there is no such run, or it has no codes.
-        """
+        """That of a run, maybe a transformer's; UserError without a run or without codes."""
         model, run, step = load_first_stage(path, base, "cpu", overrides)
         if not isinstance(model, CodesInterface):
             raise UserError(f"{path}: {type(model).__name__} is no first stage with a codebook")
@@ -107,11 +104,7 @@ def load_first_stages(
 
 @dataclass(frozen=True)
 class FirstStageResult:
-    """Numbers of a first stage, and what they are about.
-
-    Attributes:
-        images, reconstructions: descriptions of the two sets, with the hashes of their pixels.
-    """
+    """Numbers of a first stage, and what they are about."""
 
     name: str
     metrics: dict[str, Any]  # see `ReconstructionAccumulator.compute`
@@ -119,27 +112,21 @@ class FirstStageResult:
     classes: dict[int, dict[str, Any]]  # metrics of pairs by label
     counts: np.ndarray  # how often each code occurs, int64 [n_codes]
     values: State  # of each image, see `PairAccumulator.values`
-    images: dict[str, Any]
-    reconstructions: dict[str, Any]
+    images: dict[str, Any]  # description of the set, with the hash of its pixels
+    reconstructions: dict[str, Any]  # the same of the reconstructions
 
 
 @dataclass
 class FirstStageEvaluator:
-    """Evaluates one or more first stages on the same images.
-
-    Attributes:
-        extractor: of the layer whose Fréchet distance is the rFID; None: no rFID.
-        device, dtype: where and how precisely the first stages compute.
-        left_out: metrics that were wanted and cannot be computed, with a reason each.
-    """
+    """Evaluates one or more first stages on the same images."""
 
     networks: Networks = field(default_factory=Networks)  # of LPIPS
-    extractor: Extractor | None = None
+    extractor: Extractor | None = None  # of the layer whose Fréchet distance is the rFID
     metrics: Sequence[str] = tuple(PAIR_METRICS)  # beside L1 and PSNR
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     runner: Runner = field(default_factory=Runner)  # batch size, cache
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # metrics that cannot be computed
     _originals: dict[int, Moments] = field(default_factory=dict)  # by channels
 
     def __call__(self, stage: LoadedFirstStage, images: ImageSource) -> FirstStageResult | None:

@@ -52,7 +52,6 @@ SEED = 0
 WEIGHTS = "classifier.pt"
 ACCURACY_BATCH = 64
 FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
-
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
 
 log = logging.getLogger(__name__)
@@ -68,10 +67,7 @@ def newest_samples(run_folder: Path) -> Path:
 
 
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
-    """All images in the source's order, and their labels (`NO_LABEL` for none).
-
-    Raises UserError for images of several sizes.
-    """
+    """All images of a set in order, and their labels; UserError if they differ in size."""
     images: list[SourceImage] = []
     with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:
         for batch in source.batches(64):
@@ -118,10 +114,8 @@ def make_report(
     """Evaluate both stages on the validation data and the samples against the training data.
 
     Writes `samples.png` and the classifier's weights in `outdir`. The dict has `metrics`,
-    `protocol` and `sets` for a result, and `by_class`.
-
-    Args:
-        validation_batches: starts a pass over the validation data, batches as the models read them.
+    `protocol` and `sets` for a result, and `by_class`. `validation_batches` starts a pass over the
+    validation data, in batches as the models read them.
     """
     batches = tqdm(validation_batches(), desc="validation data", leave=False)
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
@@ -151,17 +145,12 @@ def make_report(
 
 @dataclass
 class ClassifierReport:
-    """The numbers by the classifier, as JSON values.
-
-    Attributes:
-        sets: descriptions of the sets and of the reference.
-        classes: accuracies of every class of the samples.
-    """
+    """The numbers by the classifier, as JSON values."""
 
     metrics: dict[str, Any] = field(default_factory=dict)  # of every set
     protocol: dict[str, Any] = field(default_factory=dict)  # how they were made
-    sets: dict[str, Any] = field(default_factory=dict)
-    classes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sets: dict[str, Any] = field(default_factory=dict)  # descriptions, with the reference's
+    classes: dict[int, dict[str, Any]] = field(default_factory=dict)  # accuracies of the samples
 
 
 def evaluate_by_own_classifier(
@@ -171,11 +160,8 @@ def evaluate_by_own_classifier(
 
     Args:
         sets: "samples", and others to compare them with.
-        labeled: the training images and their classes (-1 for none).
-
-    Returns:
-        An empty report, with a warning, if the training images have no classes, or there are too
-        few images.
+        labeled: the training images and their classes (-1 for none). Without classes, or with too
+            few images, the report is empty, with a warning.
     """
     smallest = min(map(len, (*sets.values(), training)))
     if smallest < FEWEST or len(np.unique(labeled[1])) < 2 or labeled[1].min() < 0:

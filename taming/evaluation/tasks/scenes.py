@@ -39,9 +39,8 @@ RESIZE = f"bilinear with antialiasing, {SIDE} x {SIDE}"
 class SceneRequest(FeatureRequest):
     """Features of the `number`-th images of all layouts, or of the objects in them.
 
-    Attributes:
-        number, of: images with index % of == number; all images if `number` is None.
-        min_side: of the objects, whose features are wanted; None: those of the images.
+    These are the images with index % of == number, all of them if `number` is None; with `min_side`
+    the features are those of the objects that have so many pixels a side.
     """
 
     number: int | None = None
@@ -102,12 +101,8 @@ def evaluate_scenes(
     of each layout, as mean and standard deviation over these sets (`one_per_layout`): publications
     do not say which of the two they give.
 
-    Args:
-        extractor: of the layers for FID and the Inception Score.
-        settings: layers, and those of the Inception Score.
-        min_side: of objects, in pixels.
-
-    Raises UserError for fewer than two layouts or objects, or fewer layouts than splits.
+    Raises UserError for fewer than two layouts or objects (of `min_side` pixels), or fewer layouts
+    than splits.
     """
     settings = settings or FidelitySettings(("fid", "isc"))
     _require_enough(len(samples.layouts), settings)

@@ -44,10 +44,7 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
 def evaluate_sweep(
     evaluator: FidelityEvaluator, run: RunSource, swept: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
-    """The settings and the numbers of every combination; the samples are not kept.
-
-    Raises UserError for values out of range, before anything is sampled.
-    """
+    """Settings and numbers of every combination; UserError, before all, for values out of range."""
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
     settings = [replace(run.plan.settings, **values) for values in chosen]
     plans = [replace(run.plan, settings=one) for one in settings]
