@@ -109,7 +109,7 @@ def spread(count: int, rows: int) -> list[int]:
 
 
 def neighbors_picture(
-    samples: ImageSource, reference: ImageSource, nearest: Mapping[int, Sequence[int]]
+    samples: ImageSource, reference: ImageSource, nearest: Mapping[int, list[int]], side: int = 128
 ) -> Image.Image:
     """A row per sample: the sample, then its nearest images, by their indices in `nearest`."""
     sampled = _pictures_at(samples, list(nearest))
@@ -118,7 +118,7 @@ def neighbors_picture(
         [sampled[sample], None, *(real[index] for index in indices)]
         for sample, indices in nearest.items()
     ]
-    return grid(rows, {0: "sample", 2: "nearest images of the reference"}, side=128)
+    return grid(rows, {0: "sample", 2: "nearest images of the reference"}, side=side)
 
 
 def _pictures_at(source: ImageSource, indices: Sequence[int]) -> dict[int, np.ndarray]:
