@@ -7,7 +7,7 @@ Transformers" (arXiv 2105.06458). They say nothing of how the samples were decod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taming.config import did_you_mean
 from taming.errors import UserError
@@ -39,8 +39,8 @@ class Preset:
 
 
 def _sampled(name: str, model: str, data: str, fid: float, per_class: int | None = None) -> Preset:
-    what = f"{SAMPLED} of {data}"
-    return Preset(name, model, what, (("fid", fid),), "evaluate_fid", 50_000, per_class, "train")
+    entry = Preset(name, model, f"{SAMPLED} of {data}", (("fid", fid),), samples=50_000)
+    return replace(entry, per_class=per_class, reference_split="train")
 
 
 def _segmentation(name: str, model: str, data: str, fid: float) -> Preset:
