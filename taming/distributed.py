@@ -6,7 +6,6 @@ the work from its environment variables, and are connected by the first `gather_
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import TypeVar
@@ -14,6 +13,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming.devices import own_share
 from taming.errors import UserError
 
 T = TypeVar("T")
@@ -35,11 +35,6 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes of the process group; 1 without one."""
     return dist.get_world_size() if is_connected() else 1
-
-
-def own_share() -> tuple[int, int]:
-    """(rank, processes) as `torchrun` set them for a script; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -101,8 +96,3 @@ def _connect() -> None:
             f"WORLD_SIZE is set, but the processes cannot find one another ({error}); start them "
             "by torchrun, or unset WORLD_SIZE"
         ) from None
-
-
-def local_rank() -> int:
-    """Which of the processes on this machine `torchrun` made this one; 0 without it."""
-    return int(os.environ.get("LOCAL_RANK", 0))

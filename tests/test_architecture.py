@@ -38,8 +38,8 @@ LEAVES = GROUND | {
 ALLOWED = {
     "errors": set(),
     "atomic_files": {"errors"},
-    "distributed": {"errors"},
-    "devices": {"distributed", "errors"},
+    "distributed": {"devices", "errors"},
+    "devices": {"errors"},
     "pictures": {"errors"},
     "command_line": {"errors"},
     "config": {"errors"},
