@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.command_line import flag, parse_size
+from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import request_for_condition, sample_images
@@ -32,7 +32,7 @@ from taming.sampling.arguments import (
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
 from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
-from taming.sampling.sizes import Sides, add_side_flags, pixels_per_token, tokens_for
+from taming.sampling.sizes import Sides, pixels_per_token, tokens_for
 
 
 @dataclass(frozen=True, kw_only=True)

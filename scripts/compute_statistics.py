@@ -11,21 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from taming.command_line import add_flags, from_flags
-from taming.devices import choose_device
-from taming.distributed import own_share
+from taming.devices import choose_device, own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
     RunSetArguments,
-    SetArguments,
     add_set_flags,
     make_parser,
+    open_sets,
     parse_sets,
-    sampling_plan,
 )
-from taming.evaluation.metrics.fid import FID
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
@@ -47,27 +44,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    plan = sampling_plan(args, overrides, device)
-    source = from_flags(SetArguments, args).open(names[0], plan, common.cache.workers)
+    (source,) = open_sets(names[:1], args, overrides, device)
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
     settings = FidelitySettings(("fid",), dict(extraction.layer))
     extractor, _ = extraction.extractors(settings, device, common.precision, common.compile)
-    request = FID.request(extractor, extractor.layers[0], FID.settings())
+    request = settings.request("fid", extractor)
     features = runner.features(source, [request], "images")
     runner.finish()
     if own_share()[0] > 0:
         return
     moments = features.parts[request]
     assert isinstance(moments, Moments)
-    mean, covariance = moments.compute()
-    about = {"extractor": extractor.describe(), "versions": versions()}
+    described = extractor.describe() | {"layers": list(extractor.layers)}
+    about = {"extractor": described, "versions": versions()}
     statistics = Statistics(
         extractor=extractor.name,
         layer=request.layer,
         weights_hash=extractor.weights_hash,
-        mean=mean,
-        covariance=covariance,
+        mean=moments.mean,
+        covariance=moments.covariance,
         count=moments.count,
         fingerprint=features.manifest.fingerprint(),
         protocol=about | {"images": describe_set(source, features)},

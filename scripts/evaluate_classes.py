@@ -13,30 +13,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from taming.command_line import from_flags
-from taming.devices import choose_device
-from taming.distributed import own_share
+from taming.devices import choose_device, own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     EvaluationArguments,
     RunSetArguments,
-    SetArguments,
     add_set_flags,
     make_parser,
+    open_sets,
     parse_sets,
-    sampling_plan,
 )
-from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.accuracy import ClassificationAccuracy, load_classifier
+from taming.evaluation.metrics.accuracy import (
+    ClassificationAccuracy,
+    ClassifiedImages,
+    load_classifier,
+)
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.base import ImageSource
-from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.classes import evaluate_accuracy
+from taming.evaluation.sources.images import key_of
 
 SCRIPT = "scripts/evaluate_classes.py"
 
@@ -53,11 +53,6 @@ def write(result: dict[str, Any], accuracy: ClassificationAccuracy, outdir: Path
     return write_result(result, path, [*tables, *(f"![classes]({image.name})" for image in images)])
 
 
-def default_outdir(images: ImageSource) -> Path:
-    run = images.run.folder if isinstance(images, RunSource) else Path()
-    return run / "evaluation"
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
@@ -71,12 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     common = from_flags(EvaluationArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    plan = sampling_plan(args, overrides, device)
-    images = from_flags(SetArguments, args).open(names[0], plan, common.cache.workers)
+    (images,) = open_sets(names, args, overrides, device)
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
     classifier = load_classifier(args.judge, device)
-    manifest, accuracy = evaluate_accuracy(images, classifier, runner)
+    key = runner.key_for(images, accuracy=key_of(**classifier.description))
+    make = partial(ClassifiedImages, classifier.probabilities)
+    manifest, accuracy = runner.run(images, make, key, "images")
     runner.finish()
     if own_share()[0] > 0:
         return
@@ -85,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = make_result(
         scores, classifier.description, sets, seconds=seconds, device=device, command=line
     )
-    path = write(result, accuracy, common.outdir or default_outdir(images))
+    path = write(result, accuracy, common.folder_for(images))
     print(f"named right {scores['top_1']:.2%}, among the first five {scores['top_5']:.2%}")
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
 

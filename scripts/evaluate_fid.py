@@ -13,48 +13,47 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_device
-from taming.distributed import own_share
 from taming.errors import UserError, command
 from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
     RunSetArguments,
-    SetArguments,
     add_metric_flags,
     add_set_flags,
     fidelity_settings,
     make_parser,
+    open_sets,
     parse_sets,
-    sampling_plan,
 )
-from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.feature_bank import nearest
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.plots import neighbors_picture, plot_classes, plot_sweep
+from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
 from taming.evaluation.results import (
     Result,
     command_line,
     differences,
-    flattened,
     make_result,
     markdown_table,
     read_result,
     write_result,
 )
+from taming.evaluation.sources.images import key_of
 from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet
+from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet, flattened
 from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
+
+Evaluated = tuple[dict[str, Any], Evaluation]
+"""The settings of a sweep that were chosen, and the numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ class Job:
 
     def __init__(self, argv: Sequence[str] | None) -> None:
         args, self.names, overrides = read_arguments(argv)
-        self.command = command_line(argv, SCRIPT)
+        self.argv = argv
         self.own = from_flags(Arguments, args)
         if self.own.reproduce:
             return
@@ -118,60 +117,53 @@ class Job:
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         self.device = choose_device(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-        plan, workers = sampling_plan(args, overrides, self.device), self.common.cache.workers
-        sets = [from_flags(SetArguments, args).open(name, plan, workers) for name in self.names]
+        sets = open_sets(self.names, args, overrides, self.device)
         self.samples: ImageSet = sets[0]
         self.reference: ImageSet | None = sets[1] if len(sets) > 1 else None
         if self.swept and not isinstance(self.samples, RunSource):
             raise UserError(f"--sweep makes samples of a run, and {self.names[0]} is none")
 
-    def run(self) -> tuple[Result, list[Evaluation], list[dict[str, Any]]] | None:
-        """The result, the evaluations and a sweep's rows; None in ranks above 0."""
-        start = time.monotonic()
+    def run(self) -> list[Evaluated]:
+        """One evaluation, or those of a sweep; none in ranks above 0."""
         extractor, prc_extractor = self.extractor.extractors(
             self.settings, self.device, self.common.precision, self.common.compile
         )
         evaluator = FidelityEvaluator(
             self.reference, extractor, self.settings, prc_extractor, self.runner
         )
+        evaluated: Iterable[tuple[dict[str, Any], Evaluation | None]]
         if self.swept and isinstance(self.samples, RunSource):
             evaluated = list(evaluate_sweep(evaluator, self.samples, self.swept))
         else:
             evaluated = [({}, evaluator(self.samples))]
         self.runner.finish()
-        pairs = [(chosen, e) for chosen, e in evaluated if e is not None]
-        if not pairs:
-            return None
-        rows = [row(chosen, e.metrics) for chosen, e in pairs] if self.swept else []
-        names = [", ".join(f"{k}={v:g}" for k, v in chosen.items()) for chosen, _ in pairs]
-        evaluations = [evaluation for _, evaluation in pairs]
-        seconds = time.monotonic() - start
-        return self._result(dict(zip(names, evaluations, strict=True)), seconds), evaluations, rows
+        return [(chosen, e) for chosen, e in evaluated if e is not None]
 
-    def _result(self, evaluations: Mapping[str, Evaluation], seconds: float) -> Result:
-        last = list(evaluations.values())[-1]
+    def result(self, evaluated: Sequence[Evaluated], seconds: float) -> Result:
+        _, last = evaluated[-1]
         metrics, sets = last.metrics, last.sets
         if self.swept:
-            metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-            sets = {f"samples {name}": e.sets["samples"] for name, e in evaluations.items()}
+            names = [", ".join(f"{k}={v:g}" for k, v in chosen.items()) for chosen, _ in evaluated]
+            named = dict(zip(names, [e for _, e in evaluated], strict=True))
+            metrics = {name: e.metrics for name, e in named.items()}
+            sets = {f"samples {name}": e.sets["samples"] for name, e in named.items()}
             sets |= {role: about for role, about in last.sets.items() if role != "samples"}
         elif last.classes:
             metrics = metrics | {"fid_of_class": last.classes}
+        line = command_line(self.argv, SCRIPT)
         return make_result(
-            metrics, last.protocol, sets, seconds=seconds, device=self.device, command=self.command
+            metrics, last.protocol, sets, seconds=seconds, device=self.device, command=line
         )
 
-    def outdir(self) -> Path:
-        run = self.samples.run.folder if isinstance(self.samples, RunSource) else Path()
-        return self.common.outdir or run / "evaluation"
 
-
-def write(job: Job, result: Result, evaluation: Evaluation, rows: list[dict[str, Any]]) -> Path:
+def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     """All files of a result; returns the JSON's path."""
+    result, (_, evaluation) = job.result(evaluated, seconds), evaluated[-1]
     key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
-    path = job.outdir() / f"fidelity-{key[:8]}.json"
+    path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
     tables = [published(job.own.preset)] if job.own.preset else []
     if job.swept:
+        rows = sweep_rows(evaluated)
         tables.append(markdown_table(rows))
         plot_sweep(rows, list(job.swept), path.with_suffix(".png"))
     if evaluation.classes:
@@ -184,10 +176,14 @@ def write(job: Job, result: Result, evaluation: Evaluation, rows: list[dict[str,
     return path
 
 
+def sweep_rows(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    return [row(chosen, evaluation.metrics) for chosen, evaluation in evaluated]
+
+
 def published(name: str) -> str:
     preset = presets.preset(name)
     numbers = ", ".join(f"{metric} {number:g}" for metric, number in preset.published)
-    settings = ", ".join(f"{key}: {value}" for key, value in preset.settings().items())
+    settings = ", ".join(f"{key}: {value}" for key, value in presets.SAMPLER.items())
     return f"Published ({preset.what}): {numbers}. Sampler: {settings}."
 
 
@@ -198,40 +194,40 @@ def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
     neighbors_picture(job.samples, job.reference, indices).save(path)
 
 
-def summary(result: Result) -> str:
-    numbers = [(k, v) for k, v in flattened(result["metrics"]) if not k.startswith("fid_of_class")]
+def summary(metrics: Mapping[str, Any]) -> str:
+    numbers = [(k, v) for k, v in flattened(metrics) if not k.startswith("fid_of_class")]
     return ", ".join(f"{name} {value:.5g}" for name, value in numbers)
 
 
 def reproduce(path: Path, tolerance: float) -> None:
     """Run a result's command again, without any cache, and compare; exit code 1 if it differs."""
-    old = read_result(path)
+    old, start = read_result(path), time.monotonic()
     script, *arguments = map(str, old["command"])
     if Path(script).name != Path(SCRIPT).name:
         raise UserError(f"{path} is a result of {script}; give it to that script")
-    finished = Job([*arguments, "--no_cache"]).run()
-    if finished is None:
+    job = Job([*arguments, "--no_cache"])
+    evaluated = job.run()
+    if not evaluated:
         return
-    new = finished[0]
+    new = job.result(evaluated, time.monotonic() - start)
     if phrases := differences(old, new, tolerance):
         print(f"{path} is not reproduced: {'; '.join(phrases)}", file=sys.stderr)
         raise SystemExit(1)
-    print(f"{path} is reproduced within {tolerance:g}: {summary(new)}")
+    print(f"{path} is reproduced within {tolerance:g}: {summary(new['metrics'])}")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    job = Job(argv)
+    start, job = time.monotonic(), Job(argv)
     if job.own.reproduce:
         return reproduce(job.own.reproduce, job.own.tolerance)
-    finished = job.run()
-    if finished is None or own_share()[0] > 0:
+    evaluated = job.run()
+    if not evaluated:
         return
-    result, evaluations, rows = finished
-    path = write(job, result, evaluations[-1], rows)
     if job.own.preset:
         print(published(job.own.preset))
-    print(markdown_table(rows) if job.swept else summary(result))
+    print(markdown_table(sweep_rows(evaluated)) if job.swept else summary(evaluated[0][1].metrics))
+    path = write(job, evaluated, time.monotonic() - start)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
 
 

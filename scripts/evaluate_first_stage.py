@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 
 from taming.command_line import flag, from_flags, parse, parse_size
-from taming.devices import choose_device, choose_dtype
-from taming.distributed import own_share
+from taming.devices import choose_device, choose_dtype, own_share
 from taming.errors import UserError, command
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -30,16 +29,19 @@ from taming.evaluation.arguments import (
     extractor_name,
     make_parser,
 )
-from taming.evaluation.cache import key_of
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.base import LoadedSource
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import FolderSource, LoadedSource, key_of
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.fidelity import FidelitySettings
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
+from taming.evaluation.tasks.first_stage import (
+    FirstStageEvaluator,
+    FirstStageResult,
+    LoadedFirstStage,
+    load_first_stages,
+)
 from taming.evaluation.tasks.first_stage_comparison import (
     comparison_picture,
     file_name,
@@ -48,7 +50,6 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"

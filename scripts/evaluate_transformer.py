@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,15 @@ from torch.utils.data import Subset
 from taming.checkpoint import run_config
 from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
-from taming.devices import dtype_name
-from taming.distributed import own_share
+from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError, command
 from taming.evaluation.arguments import CacheArguments
-from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.likelihood import Likelihood
+from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.tasks.transformer import evaluate_transformer
+from taming.evaluation.sources.images import key_of
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.load import data_config, open_dataset
 
@@ -99,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))
     runner = own.cache.runner(own.batch_size)
     keys = (model.first_stage_key, model.cond_stage_key)
-    manifest, likelihood = evaluate_transformer(
-        model, ItemSource(dataset, keys, own.cache.workers), identity, runner
-    )
+    items = ItemSource(dataset, keys, own.cache.workers)
+    key = runner.key_for(items, likelihood=identity)
+    manifest, likelihood = runner.run(items, partial(ModelLikelihood, model), key, "images")
     runner.finish()
     if own_share()[0] > 0:
         return

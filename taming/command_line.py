@@ -92,6 +92,35 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+class _SetSide(argparse.Action):
+    """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        sides = list(vars(namespace)[self.dest] or (None, None))
+        sides[self.const] = values
+        vars(namespace)[self.dest] = tuple(sides)
+
+
+def add_side_flags(parser: Arguments) -> None:
+    """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
+    for place, name in enumerate(("--height", "--width")):
+        parser.add_argument(
+            name,
+            dest="size",
+            type=int,
+            action=_SetSide,
+            const=place,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
 def parse_numbers(text: str) -> tuple[int, ...]:
     """Numbers of a comma list (a trailing comma is fine), without repetitions."""
     parts = [part.strip() for part in text.split(",") if part.strip()]

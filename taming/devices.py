@@ -1,4 +1,7 @@
-"""Where networks compute and how precisely: devices, dtypes, autocast, processor cores."""
+"""Where networks compute and how precisely: devices, dtypes, autocast, processor cores.
+
+Also which share of a script's work `torchrun` gave to this process.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 
-from taming.distributed import local_rank
 from taming.errors import UserError
 
 
@@ -82,3 +84,13 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: containers may allow fewer than there are
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def own_share() -> tuple[int, int]:
+    """(rank, processes) as `torchrun` set them for a script; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """Which of the processes on this machine `torchrun` made this one; 0 without it."""
+    return int(os.environ.get("LOCAL_RANK", 0))

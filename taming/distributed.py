@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming.devices import own_share
 from taming.errors import UserError
 
 T = TypeVar("T")
@@ -38,11 +39,6 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes of the process group; 1 without one."""
     return dist.get_world_size() if is_connected() else 1
-
-
-def own_share() -> tuple[int, int]:
-    """(rank, processes) as `torchrun` set them for a script; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -139,11 +135,6 @@ class Agreement:
         if self._group is not None:
             self.received()
             dist.barrier(self._group)
-
-
-def local_rank() -> int:
-    """Which of the processes on this machine `torchrun` made this one; 0 without it."""
-    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_first_process() -> bool:

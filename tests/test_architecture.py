@@ -41,8 +41,8 @@ LEAVES = GROUND | {
 ALLOWED = {
     "errors": set(),
     "atomic_files": {"errors"},
-    "distributed": {"errors"},
-    "devices": {"distributed", "errors"},
+    "distributed": {"devices", "errors"},
+    "devices": {"errors"},
     "pictures": {"errors"},
     "trust": {"atomic_files", "errors"},
     "command_line": {"errors", "trust"},

@@ -10,13 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from taming.devices import local_rank, own_share
 from taming.distributed import (
     average_gradients,
     gather_objects,
     is_connected,
     is_first_process,
-    local_rank,
-    own_share,
     rank,
     same_on_all_ranks,
     sum_over_ranks,

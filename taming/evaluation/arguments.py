@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taming.command_line import Parser, add_flags, add_trust_flag, flag, from_flags
+from taming.command_line import (
+    Parser,
+    add_flags,
+    add_side_flags,
+    add_trust_flag,
+    flag,
+    from_flags,
+)
 from taming.devices import choose_dtype
 from taming.errors import UserError
-from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Runner
+from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
-from taming.sampling.plan import SamplingPlan, add_plan_flags
+from taming.sampling.plan import TOP_K, SamplingPlan
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
+EXTRACTOR_HELP = (
+    "of torch-fidelity, for all metrics, or your own as module:Class (default: "
+    f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)"
+)
+LAYER_HELP = "other features than the extractor's own choice, as fid=192 (may be repeated)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +67,11 @@ class EvaluationArguments:
     precision: str = flag("fp32", "of the networks: fp32, bf16 or auto")
     compile: bool = flag(False, "torch.compile; for many images")
 
+    def folder_for(self, samples: ImageSet) -> Path:
+        """--outdir; by default `evaluation` in the samples' run, or here."""
+        run = samples.run.folder if isinstance(samples, RunSource) else Path()
+        return self.outdir or run / "evaluation"
+
 
 def _metric_and_layer(text: str) -> tuple[str, str]:
     metric, equals, layer = text.partition("=")
@@ -67,20 +84,12 @@ def _metric_and_layer(text: str) -> tuple[str, str]:
 class ExtractorArguments:
     """Which network turns images into features."""
 
-    extractor: str | None = flag(
-        None,
-        "of torch-fidelity, for all metrics, or your own as module:Class (default: "
-        f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)",
-    )
+    extractor: str | None = flag(None, EXTRACTOR_HELP)
     weights: Path | None = flag(None, "the extractor's weights file")
     prc_extractor: str | None = flag(None, "another one for precision and recall")
     prc_weights: Path | None = flag(None, "its weights file")
     layer: tuple[tuple[str, str], ...] = flag(
-        (),
-        "other features than the extractor's own choice, as fid=192 (may be repeated)",
-        metavar="METRIC=LAYER",
-        parse=_metric_and_layer,
-        repeated=True,
+        (), LAYER_HELP, metavar="METRIC=LAYER", parse=_metric_and_layer, repeated=True
     )
 
     def extractors(
@@ -88,8 +97,7 @@ class ExtractorArguments:
     ) -> tuple[Extractor, Extractor]:
         """The extractor, and the one for metrics of manifolds (often the same).
 
-        Raises:
-            UserError: for unknown names and layers, or weights that are not there.
+        Raises UserError for unknown names and layers, or weights that are not there.
         """
         own = [name for name in settings.metrics if not METRICS[name].of_manifold]
         own += ["fid"] if settings.per_class or settings.keep_features else []
@@ -112,21 +120,9 @@ class ExtractorArguments:
         return extractor, extractor
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricArguments:
-    """Which numbers; the settings of each are flags of their own, see `add_metric_flags`."""
-
-    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
-    per_class: bool = flag(False, "FID of every class, as a table and a plot")
-
-
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
-    """`MetricArguments`, and the settings of all metrics: torch-fidelity's by default."""
-    add_flags(parser, MetricArguments)
+    """`--metrics`, and the settings of all metrics: torch-fidelity's by default."""
+    add_flags(parser, FidelitySettings)
     for metric in METRICS.values():
         add_flags(parser.add_argument_group(f"{metric.title} ({metric.name})"), metric.settings)
 
@@ -136,12 +132,11 @@ def fidelity_settings(
 ) -> FidelitySettings:
     """What the flags of `add_metric_flags` say.
 
-    Raises:
-        UserError: for an unknown metric or a number out of range.
+    Raises UserError for an unknown metric or a number out of range.
     """
-    own = from_flags(MetricArguments, args)
     of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
-    return FidelitySettings(own.metrics, layers, own.per_class, keep_features, of_metrics)
+    rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics}
+    return from_flags(FidelitySettings, args, **rest)
 
 
 def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -150,8 +145,7 @@ def extractor_dtype(precision: str, device: torch.device) -> torch.dtype:
     For bf16 that is float16 on a GPU, which is as fast there and rounds 8 times as finely, and
     float32 on a CPU, which is as fast as float16 there.
 
-    Raises:
-        UserError: for an unknown precision.
+    Raises UserError for an unknown precision.
     """
     exact = choose_dtype(precision, device) == torch.float32 or device.type == "cpu"
     return torch.float32 if exact else torch.float16
@@ -166,14 +160,17 @@ class SetArguments:
     image_key: str = flag("image", "the items' entry")
 
     def open(
-        self, text: str, plan: SamplingPlan | None = None, workers: int | None = None
+        self,
+        text: str,
+        make_plan: Callable[[], SamplingPlan] = SamplingPlan,
+        overrides: Sequence[str] = (),
+        workers: int | None = None,
     ) -> ImageSet:
         """The set of images that `text` names: a folder of images, a run's folder or checkpoint
-        (its samples, by `plan`), a config's dataset, or statistics (`.npz`) of images that need
-        not be here.
+        (its samples, by the plan that is made), a config's dataset, or statistics (`.npz`) of
+        images that need not be here.
 
-        Raises:
-            UserError: if it is none of these.
+        Raises UserError if it is none of these.
         """
         path = Path(text)
         if not path.exists():
@@ -185,9 +182,9 @@ class SetArguments:
             statistics = Statistics.load(path)
             return replace(statistics, protocol=statistics.protocol | {"file": text})
         if path.suffix in CONFIGS:
-            overrides = plan.overrides if plan else ()
             return DatasetSource(path, self.split, self.image_key, overrides, workers)
         if path.is_file() or _is_run(path):
+            plan = make_plan()
             if needs_data_conditions(path, plan):
                 return ConditionedRunSource(path, plan, self.split, workers)
             return RunSource(path, plan)
@@ -224,28 +221,31 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
     """What folders, configs and runs need that are given as sets of images."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
     group = parser.add_argument_group("images of a run")
-    add_plan_flags(group)
+    add_flags(group, SamplingPlan, top_k=TOP_K)
+    add_side_flags(group)
     add_flags(group, RunSetArguments)
+
+
+def open_sets(
+    names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str], device: torch.device
+) -> list[ImageSet]:
+    """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
+
+    Raises UserError for names of no set, and flags of a run's samples that are out of range.
+    """
+    own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
+    make_plan = partial(sampling_plan, args, overrides, device)
+    return [own.open(name, make_plan, overrides, workers) for name in names]
 
 
 def sampling_plan(
     args: argparse.Namespace, overrides: Sequence[str], device: torch.device
 ) -> SamplingPlan:
-    """How the flags of `add_set_flags` want a run's images.
-
-    Raises:
-        UserError: for values out of range.
-    """
+    """How the flags of `add_set_flags` want a run's images; UserError for values out of range."""
     own, common = from_flags(RunSetArguments, args), from_flags(EvaluationArguments, args)
-    return from_flags(
-        SamplingPlan,
-        args,
-        base=own.base,
-        overrides=tuple(overrides),
-        device=device,
-        dtype=choose_dtype(own.sampler_precision or common.precision, device),
-        compiled=common.compile,
-    )
+    dtype = choose_dtype(own.sampler_precision or common.precision, device)
+    rest = {"base": own.base, "overrides": tuple(overrides), "compiled": common.compile}
+    return from_flags(SamplingPlan, args, device=device, dtype=dtype, **rest)
 
 
 def parse_sets(
@@ -255,8 +255,7 @@ def parse_sets(
 
     What has a "=" in it and is no path is an override.
 
-    Raises:
-        UserError: for an unknown flag or too many positional arguments.
+    Raises UserError for an unknown flag or too many positional arguments.
     """
     parser.add_argument("sets", nargs="*", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_intermixed_args(argv)
@@ -271,30 +270,22 @@ def parse_sets(
 def extractor_name(text: str) -> str:
     """The registered name of `--extractor`; `module:Class` is imported and registered.
 
-    Raises:
-        UserError: if there is no such class, or it is no extractor.
+    Raises UserError if there is no such class, or it is no extractor.
     """
     module_name, colon, name = text.partition(":")
     if not colon:
         return text
-    extractor = _imported(module_name, name)
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+    try:
+        extractor = vars(importlib.import_module(module_name))[name]
+    except (ImportError, KeyError) as error:
+        reason = error if isinstance(error, ImportError) else f"{module_name} has no '{name}'"
+        raise UserError(f"--extractor {text}: {reason}") from None
     if not (isinstance(extractor, type) and issubclass(extractor, FeatureExtractorBase)):
         raise UserError(f"{text} is no subclass of torch_fidelity's FeatureExtractorBase")
     if FEATURE_EXTRACTORS_REGISTRY.get(text) is not extractor:
         FEATURE_EXTRACTORS_REGISTRY.pop(text, None)
         register_feature_extractor(text, extractor)
     return text
-
-
-def _imported(module_name: str, name: str) -> Any:
-    try:
-        return vars(importlib.import_module(module_name))[name]
-    except ImportError as error:
-        raise UserError(f"--extractor {module_name}:{name}: {error}") from None
-    except KeyError:
-        raise UserError(
-            f"--extractor {module_name}:{name}: {module_name} has no '{name}'"
-        ) from None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
-from taming.evaluation.sources.base import ImageSource, images_at
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.sources.images import ImageSource, SourceImage
 from taming.pictures import grid
 
 NAMED_CLASSES = 40  # more would not be readable
@@ -58,8 +60,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Pa
             group = sorted(group, key=lambda row: row[along])
             points = [row[along] for row in group], [row[metric] for row in group]
             axes.plot(*points, marker=MARKERS[n % len(MARKERS)], label=name)
-        axes.set_xlabel(along)
-        axes.set_ylabel(metric)
+        axes.set(xlabel=along, ylabel=metric)
     if others:
         charts[0].legend()
     return _save(figure, path)
@@ -80,16 +81,35 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
         axes.axhline(alike, color="black", linewidth=0.8, linestyle="--")
         axes.set(xlim=(0, len(numbers)), yscale="log")
         axes.set_title("\n".join(wrap(name, 40)), fontsize=10)
-        axes.set_xlabel(f"the {len(numbers)} codes, the commonest first")
-        axes.set_ylabel("share of all")
+        axes.set(xlabel=f"the {len(numbers)} codes, the commonest first", ylabel="share of all")
     return _save(figure, path)
 
 
+def images_at(source: ImageSource, indices: Sequence[int]) -> Iterator[SourceImage]:
+    """Those images of a set alone; the others are neither read nor sampled."""
+    others = set(range(len(source))).difference(indices)
+    for batch in source.batches(len(indices), skip=others):
+        yield from batch
+
+
+def nearest(
+    samples: FeatureBank, reference: FeatureBank, rows: int, neighbors: int
+) -> dict[int, list[int]]:
+    """For `rows` samples, evenly spaced, the indices of the images with the nearest features."""
+    sampled, real = samples.compute(), torch.from_numpy(reference.compute())
+    chosen = spread(len(sampled), rows)
+    distances = torch.cdist(torch.from_numpy(sampled[chosen]), real)
+    indices = distances.topk(min(neighbors, len(real)), largest=False).indices
+    return dict(zip(chosen, indices.tolist(), strict=True))
+
+
+def spread(count: int, rows: int) -> list[int]:
+    """Up to `rows` indices below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(rows, count)).round().astype(int)).tolist()
+
+
 def neighbors_picture(
-    samples: ImageSource,
-    reference: ImageSource,
-    nearest: Mapping[int, Sequence[int]],
-    side: int = 128,
+    samples: ImageSource, reference: ImageSource, nearest: Mapping[int, list[int]], side: int = 128
 ) -> Image.Image:
     """A row per sample: the sample, then its nearest images, by their indices in `nearest`."""
     sampled = _pictures_at(samples, list(nearest))
@@ -111,26 +131,19 @@ def plot_map(values: np.ndarray, path: Path, label: str) -> Path:
     """A number for every place of an image, (h, w), as colors."""
     figure, (axes,) = _figure(5, 4)
     shown = axes.imshow(values, interpolation="nearest")
-    axes.set_xlabel("column of the code")
-    axes.set_ylabel("row of the code")
+    axes.set(xlabel="column of the code", ylabel="row of the code")
     figure.colorbar(shown, label=label)
     return _save(figure, path)
 
 
 def plot_bars(values: Mapping[int, float], path: Path, label: str, many: str = "class") -> Path:
-    """Bars of a number of every class, in the order of the mapping.
-
-    Args:
-        label: of the numbers.
-        many: label of the classes, if there are too many to name each.
-    """
+    """Bars of every class's number, in order; `many` stands for too many classes to name each."""
     named = len(values) <= NAMED_CLASSES
     figure, (axes,) = _figure(max(6.0, 0.28 * min(len(values), NAMED_CLASSES)), 4)
     axes.bar(range(len(values)), list(values.values()), width=0.8 if named else 1.0)
     if named:
         axes.set_xticks(range(len(values)), list(map(str, values)))
-    axes.set_xlabel("class" if named else many)
-    axes.set_ylabel(label)
+    axes.set(xlabel="class" if named else many, ylabel=label)
     return _save(figure, path)
 
 

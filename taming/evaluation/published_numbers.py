@@ -2,20 +2,21 @@
 
 Sources: "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841) and the
 overview of its published models; for scenes, "High-Resolution Complex Scene Synthesis with
-Transformers" (arXiv 2105.06458). What these do not say is None here, and "not published" in texts.
+Transformers" (arXiv 2105.06458). They say nothing of how the samples were decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from taming.config import did_you_mean
 from taming.errors import UserError
 
 RECONSTRUCTIONS = "reconstructions of all 50,000 ImageNet validation images, against the originals"
 SAMPLED = "50,000 samples, against the training set"
-NOT_PUBLISHED = "not published"
+SEGMENTATIONS = "samples for the segmentations of {0}'s validation set, against its images"
+SCENES = "5 samples for every layout of Open Images, against its images"
+SAMPLER = dict.fromkeys(("top_k", "top_p", "temperature", "accepted"), "not published")
 
 
 @dataclass(frozen=True)
@@ -23,103 +24,42 @@ class Preset:
     """One published number and how it was made.
 
     Attributes:
-        name: as `--preset` takes it.
-        model: the published model's name, as scripts/download_models.py takes it.
-        what: the two sets of images.
-        published: metrics' names and the published numbers.
-        script: the evaluation script that computes it.
-        metrics: for scripts/evaluate_fid.py.
         samples: number of images on the samples' side, None if that is not published.
-        reference: what the reference set is.
         reference_split: "train" or "validation" of the reference's config; None: not published.
-        per_class: samples of every class, for models of classes.
-        per_condition: samples of every layout or segmentation.
-        top_k, top_p, temperature, accepted: of the sampler (`accepted`: the share that a classifier
-            keeps); None: not published, and the sampler's defaults are used.
     """
 
-    name: str
-    model: str
-    what: str
-    published: tuple[tuple[str, float], ...]
-    script: str = "evaluate_fid"
-    metrics: tuple[str, ...] = ("fid",)
+    name: str  # as `--preset` takes it
+    model: str  # the published model's name, as scripts/download_models.py takes it
+    what: str  # the two sets of images
+    published: tuple[tuple[str, float], ...]  # metrics' names and the published numbers
+    script: str = "evaluate_fid"  # the evaluation script that computes it
     samples: int | None = None
-    reference: str = ""
-    reference_split: str | None = "train"
-    per_class: int | None = None
-    per_condition: int | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    temperature: float | None = None
-    accepted: float | None = None
-
-    def settings(self) -> dict[str, int | float | str]:
-        """The sampler's settings, "not published" for the others."""
-        names = ("top_k", "top_p", "temperature", "accepted")
-        values = asdict(self)
-        return {n: NOT_PUBLISHED if values[n] is None else values[n] for n in names}
+    per_class: int | None = None  # samples of every class, for models of classes
+    reference_split: str | None = "validation"
 
 
-def _sampled(name: str, model: str, data: str, fid: float) -> Preset:
-    return Preset(
-        name,
-        model,
-        f"{SAMPLED} of {data}",
-        (("fid", fid),),
-        samples=50_000,
-        reference=f"the training images of {data}",
-    )
-
-
-def _decoding(number: int, fid: float) -> Preset:
-    return Preset(
-        f"cin_{number}",
-        "cin_transformer",
-        f"{SAMPLED} of ImageNet; the {number}. of five decodings",
-        (("fid", fid),),
-        samples=50_000,
-        per_class=50,
-        reference="the training images of ImageNet",
-    )
+def _sampled(name: str, model: str, data: str, fid: float, per_class: int | None = None) -> Preset:
+    entry = Preset(name, model, f"{SAMPLED} of {data}", (("fid", fid),), samples=50_000)
+    return replace(entry, per_class=per_class, reference_split="train")
 
 
 def _segmentation(name: str, model: str, data: str, fid: float) -> Preset:
-    return Preset(
-        name,
-        model,
-        f"samples for the segmentations of {data}'s validation set, against its images",
-        (("fid", fid),),
-        reference=f"the validation images of {data}",
-        reference_split="validation",
-    )
+    return Preset(name, model, SEGMENTATIONS.format(data), (("fid", fid),))
 
 
 def _reconstructed(name: str, model: str, rfid: float) -> Preset:
-    return Preset(
-        name,
-        model,
-        RECONSTRUCTIONS,
-        (("rfid", rfid),),
-        script="evaluate_first_stage",
-        samples=50_000,
-        reference="all 50,000 validation images of ImageNet",
-        reference_split="validation",
-    )
+    script = "evaluate_first_stage"
+    return Preset(name, model, RECONSTRUCTIONS, (("rfid", rfid),), script, samples=50_000)
 
 
 def _scenes(name: str, fid: float, scene_fid: float, isc: float) -> Preset:
-    return Preset(
-        name,
-        name,
-        "5 samples for every layout of Open Images, against its images",
-        (("fid", fid), ("scene_fid", scene_fid), ("isc", isc)),
-        script="evaluate_scenes",
-        metrics=("fid", "isc"),
-        reference="the images of the layouts",
-        reference_split=None,
-        per_condition=5,
-    )
+    numbers = (("fid", fid), ("scene_fid", scene_fid), ("isc", isc))
+    return Preset(name, name, SCENES, numbers, "evaluate_scenes", reference_split=None)
+
+
+def _decoding(number: int, fid: float) -> Preset:
+    data = f"ImageNet; the {number}. of five decodings"
+    return _sampled(f"cin_{number}", "cin_transformer", data, fid, per_class=50)
 
 
 PRESETS = (
@@ -150,25 +90,10 @@ def preset(name: str) -> Preset:
 def flags(entry: Preset) -> dict[str, object]:
     """The flags of scripts/evaluate_fid.py that a preset sets, as far as they are published.
 
-    Raises:
-        UserError: for a preset that another script computes.
+    Raises UserError for a preset that another script computes.
     """
     if entry.script != "evaluate_fid":
         raise UserError(f"the preset {entry.name} is computed by scripts/{entry.script}.py")
-    sampler = {
-        "top_k": entry.top_k,
-        "top_p": entry.top_p,
-        "temperature": entry.temperature,
-        "reject_ratio": entry.accepted,
-        "num_samples": entry.per_class or entry.samples,
-        "split": entry.reference_split,
-    }
-    known = {name: value for name, value in sampler.items() if value is not None}
-    return {"metrics": ",".join(entry.metrics), **known}
-
-
-def rows() -> Iterator[dict[str, str]]:
-    """All presets as the rows of a table."""
-    for entry in PRESETS:
-        numbers = ", ".join(f"{metric} {number:g}" for metric, number in entry.published)
-        yield {"preset": entry.name, "model": entry.model, "what": entry.what, "published": numbers}
+    samples = entry.per_class or entry.samples
+    known = {"num_samples": samples, "split": entry.reference_split}
+    return {"metrics": "fid", **{name: value for name, value in known.items() if value is not None}}

@@ -1,8 +1,4 @@
-"""Numbers that say how they were made: one JSON file, and a Markdown table beside it.
-
-A result holds `metrics`, `protocol`, the image sets under `sets`, `versions`, `hardware`,
-`seconds`, `time` and `command`.
-"""
+"""Numbers that say how they were made: one JSON file, and a Markdown table beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +21,7 @@ import taming
 from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError
+from taming.evaluation.tasks.fidelity import flattened
 
 Result = dict[str, Any]
 PACKAGES = ("torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -43,9 +41,8 @@ def make_result(
 
     Args:
         metrics: names to numbers, or to groups of them ({"fid": 9.6, "kid": {"mean": ...}}).
-        protocol: what decides the numbers beside the images: extractor, N, splits, seeds.
-        sets: "samples", "reference", ...: descriptions of image sets, with their `fingerprint`.
-        command: `[script, *arguments]` as it was typed.
+        protocol: what decides the numbers beside the images.
+        sets: descriptions of image sets by name, with their `fingerprint`.
     """
     return {
         "metrics": dict(metrics),
@@ -64,10 +61,8 @@ def versions() -> dict[str, str]:
     known = {"python": platform.python_version(), "taming": taming.__version__}
     known["torch"] = torch.__version__
     for package in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return known
 
 
@@ -91,8 +86,7 @@ def command_line(argv: Sequence[str] | None, script: str) -> list[str]:
 def write_result(result: Result, path: Path, tables: Sequence[str] = ()) -> Path:
     """Write `path` (.json) and its Markdown (.md), which ends with `tables`; returns `path`.
 
-    Raises:
-        UserError: if they cannot be written.
+    Raises UserError if they cannot be written.
     """
     write_text(path, json.dumps(_plain(result), indent=2, allow_nan=False) + "\n")
     write_text(path.with_suffix(".md"), "\n\n".join([_markdown(result), *tables]) + "\n")
@@ -113,11 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_result(path: str | Path) -> Result:
-    """A result that `write_result` wrote.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """A result that `write_result` wrote; UserError if there is none."""
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -128,15 +118,6 @@ def read_result(path: str | Path) -> Result:
     if missing:
         raise UserError(f"{path} is no result of an evaluation: it has no '{missing[0]}'")
     return result
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("kid.mean", 0.1) of {"kid": {"mean": 0.1}}."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _markdown(result: Result) -> str:
@@ -152,24 +133,17 @@ def _markdown(result: Result) -> str:
     return "\n\n".join([markdown_table(rows), command, markdown_table(made)])
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """A table of `rows`, the first one's keys as columns by default; numbers are on the right."""
-    columns = list(rows[0]) if columns is None and rows else list(columns or ())
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    numbers = [bool(rows) and all(_is_number(row.get(name)) for row in rows) for name in columns]
-    widths = [max(3, *map(len, parts)) for parts in zip(columns, *cells, strict=True)]
-    rule = [
-        "-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numbers, strict=True)
-    ]
-    lines = [[*columns], rule, *cells]
-    return "\n".join(
-        f"| {' | '.join(_padded(*part) for part in zip(line, widths, numbers, strict=True))} |"
-        for line in lines
-    )
-
-
-def _padded(text: str, width: int, right: bool) -> str:
-    return text.rjust(width) if right else text.ljust(width)
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of `rows`, with the first one's keys as columns; numbers are on the right."""
+    columns = []
+    for name in rows[0] if rows else ():
+        cells = [_cell(row.get(name, "")) for row in rows]
+        width = max(3, *map(len, (name, *cells)))
+        if all(_is_number(row.get(name)) for row in rows):
+            columns.append([text.rjust(width) for text in (name, "-" * (width - 1) + ":", *cells)])
+        else:
+            columns.append([text.ljust(width) for text in (name, "-" * width, *cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def _is_number(value: Any) -> bool:
@@ -177,9 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return str(_plain(value) if not isinstance(value, str) else value).replace("|", "\\|")
+    return f"{value:.6g}" if isinstance(value, float) else str(_plain(value)).replace("|", "\\|")
 
 
 def differences(old: Result, new: Result, tolerance: float) -> list[str]:
@@ -187,13 +159,12 @@ def differences(old: Result, new: Result, tolerance: float) -> list[str]:
     have caused it (images, protocol, versions). Empty if the numbers agree.
     """
     before, after = dict(flattened(old["metrics"])), dict(flattened(_plain(new["metrics"])))
-    numbers = [
-        f"{name} was {_cell(before.get(name, 'not there'))} and is "
-        f"{_cell(after.get(name, 'not there'))}"
-        for name in {**before, **after}
-        if not _agree(before.get(name), after.get(name), tolerance)
-    ]
-    return [*numbers, *_causes(old, new)] if numbers else []
+    phrases = []
+    for name in {**before, **after}:
+        if not _agree(before.get(name), after.get(name), tolerance):
+            was, now = (_cell(values.get(name, "not there")) for values in (before, after))
+            phrases.append(f"{name} was {was} and is {now}")
+    return [*phrases, *_causes(old, new)] if phrases else []
 
 
 def _agree(old: Any, new: Any, tolerance: float) -> bool:

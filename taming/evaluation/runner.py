@@ -1,30 +1,134 @@
-"""One pass over a set of images: continued where it stopped, and shared among processes."""
+"""One pass over a set of images: continued where it stopped, and shared among processes.
+
+What was counted is cached in `$XDG_CACHE_HOME/taming/evaluation` (`~/.cache` without that
+variable). The files' names are hashes of all that decides what is in them; there is nothing to
+invalidate, and all may be deleted.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from taming.distributed import gather_objects, own_share
+from taming.atomic_files import atomic_path
+from taming.devices import own_share
+from taming.distributed import gather_objects
 from taming.errors import UserError
-from taming.evaluation.cache import SAVE_EVERY, Cache, State, Timer, key_of
-from taming.evaluation.metrics.base import (
-    FeatureAccumulator,
-    FeatureAccumulators,
-    FeatureRequest,
-    ImageAccumulator,
-    joined_states,
-    split_states,
+from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
+from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
+from taming.evaluation.sources.images import (
+    ImageSource,
+    Manifest,
+    SourceImage,
+    State,
+    key_of,
+    stack_pixels,
 )
-from taming.evaluation.sources.base import ImageSource
-from taming.evaluation.sources.image import Manifest
 
 A = TypeVar("A", bound=ImageAccumulator)
+
+SAVE_EVERY = 30.0  # seconds between the saves of an unfinished evaluation ...
+SHARE_OF_TIME = 0.05  # ... which may take this share of the time at most
+log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where cached states are by default."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "taming" / "evaluation"
+
+
+class Cache:
+    """States (dicts of arrays) by key, one file each; nothing is found or kept if not `enabled`."""
+
+    def __init__(self, folder: Path | None = None, enabled: bool = True) -> None:
+        self.folder, self.enabled = folder or cache_folder(), enabled
+
+    def load(self, key: str) -> State | None:
+        """None if there is no state, or a damaged one."""
+        return self._read(self.folder / f"{key}.npz") if self.enabled else None
+
+    def save(self, key: str, state: Mapping[str, np.ndarray]) -> None:
+        """Keep a state; a file is either complete or not there."""
+        if not self.enabled:
+            return
+        try:
+            with atomic_path(self.folder / f"{key}.npz") as partial, partial.open("wb") as file:
+                np.savez(file, **state)  # type: ignore[arg-type]
+        except UserError as error:
+            log.warning("%s; nothing is kept", error)
+
+    def save_part(self, key: str, rank: int, state: Mapping[str, np.ndarray]) -> None:
+        """Keep what process `rank` has so far."""
+        self.save(f"{key}.partial.{rank}", state)
+
+    def parts(self, key: str) -> list[State]:
+        """The states of all processes that worked on `key` and did not finish."""
+        paths = sorted(self.folder.glob(f"{key}.partial.*.npz")) if self.enabled else []
+        return [state for path in paths if (state := self._read(path)) is not None]
+
+    def delete_parts(self, key: str, but: int | None = None) -> None:
+        """Delete the unfinished states of `key`, except the one of process `but`."""
+        for path in self.folder.glob(f"{key}.partial.*.npz"):
+            if path.name != f"{key}.partial.{but}.npz":
+                path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> State | None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            log.warning("%s is damaged and computed anew (%s)", path, error)
+            return None
+
+
+class Timer:
+    """When to save next: not too often, and more rarely if saving takes long."""
+
+    def __init__(self, every: float = SAVE_EVERY) -> None:
+        self.every, self.wait = every, every
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.last >= self.wait
+
+    def saved(self, seconds: float) -> None:
+        """Record how long the last save took."""
+        self.last = time.monotonic()
+        self.wait = max(self.every, seconds / SHARE_OF_TIME) if self.every else 0.0
+
+
+class FeatureAccumulators:
+    """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
+
+    def __init__(self, requests: Sequence[FeatureRequest], images: int) -> None:
+        self.parts = {request: request.make(images) for request in requests}
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        pixels = stack_pixels(images)
+        extractors = dict.fromkeys(request.extractor for request in self.parts)
+        features = {extractor: extractor(pixels) for extractor in extractors}
+        for request, accumulator in self.parts.items():
+            request.update(accumulator, images, features[request.extractor])
+
+    def state_dict(self) -> State:
+        parts = enumerate(self.parts.values())
+        return joined_states({str(number): part.state_dict() for number, part in parts})
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for number, part in enumerate(self.parts.values()):
+            part.merge_state(part_of(state, str(number)))
 
 
 @dataclass(frozen=True)
@@ -47,32 +151,20 @@ class _Part(Generic[A]):
         return joined_states({"manifest": manifest, "counted": counted})
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        states = split_states(state)
-        self.manifest.merge_state(states["manifest"])
-        self.accumulator.merge_state(states.get("counted", {}))
-
-
-def _seen(state: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of a part's state: bool [images]."""
-    return state["manifest/seen"]
+        self.manifest.merge_state(part_of(state, "manifest"))
+        self.accumulator.merge_state(part_of(state, "counted"))
 
 
 @dataclass
 class Runner:
     """How sets of images are gone through.
 
-    Attributes:
-        batch_size: images that are counted, or sampled, at once.
-        cache: of finished sets and of unfinished evaluations.
-        save_every: seconds between saves of an unfinished evaluation.
-
-    Raises:
-        UserError: for a batch size below 1.
+    Raises UserError for a batch size below 1.
     """
 
-    batch_size: int = 50
-    cache: Cache = field(default_factory=Cache)
-    save_every: float = SAVE_EVERY
+    batch_size: int = 50  # images that are counted, or sampled, at once
+    cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
+    save_every: float = SAVE_EVERY  # seconds between saves of an unfinished evaluation
     _unfinished: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,11 +176,8 @@ class Runner:
     ) -> tuple[Manifest, A]:
         """Count all images of a set; both results are complete in the process of rank 0 alone.
 
-        Args:
-            make_accumulator: makes an empty one.
-            key: hash of all that decides the result, under which an unfinished one is kept; that
-                of rank 0 counts.
-            label: of the progress bar.
+        `key` is the hash of all that decides the result, under which an unfinished one is kept;
+        that of rank 0 counts. `label` is that of the progress bar.
         """
         key = _of_rank_0(key)
         self._unfinished.append(key)
@@ -98,7 +187,7 @@ class Runner:
             return _Part(Manifest(images), make_accumulator())
 
         part = self._continued(key, empty)
-        done = set(_of_rank_0(part.manifest.indices() if rank == 0 else None))
+        done = set(_of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
@@ -141,12 +230,9 @@ class Runner:
         """
         requests, rank, images = list(dict.fromkeys(requests)), own_share()[0], len(source)
         key = _of_rank_0(source.content_key() if rank == 0 else None)
-        cached = SetFeatures(Manifest(0))
-        if rank == 0:
-            cached = self._cached(key, requests, images)
-        missing = [request for request in requests if request not in cached.parts]
-        places = _of_rank_0([requests.index(request) for request in missing])
-        missing = [requests[place] for place in places]
+        cached = self._cached(key, requests, images) if rank == 0 else SetFeatures(Manifest(0))
+        places = [n for n, request in enumerate(requests) if request not in cached.parts]
+        missing = [requests[place] for place in _of_rank_0(places)]
         if not missing:
             return cached
         manifest, counted = self.run(
@@ -160,18 +246,17 @@ class Runner:
         return SetFeatures(manifest, cached.parts | counted.parts)
 
     def _cached(self, key: str, requests: Sequence[FeatureRequest], images: int) -> SetFeatures:
-        manifest_state = self.cache.load(key_of(content=key))
-        manifest = Manifest(images)
-        if manifest_state is None:
-            return SetFeatures(manifest)
-        manifest.merge_state(manifest_state)
-        parts = {}
+        found = SetFeatures(Manifest(images))
+        manifest = self.cache.load(key_of(content=key))
+        if manifest is None:
+            return found
+        found.manifest.merge_state(manifest)
         for request in requests:
             state = self.cache.load(request.key(key))
             if state is not None:
-                parts[request] = request.make(images)
-                parts[request].merge_state(state)
-        return SetFeatures(manifest, parts)
+                found.parts[request] = request.make(images)
+                found.parts[request].merge_state(state)
+        return found
 
     def _keep(self, key: str, features: SetFeatures) -> None:
         self.cache.save(key_of(content=key), features.manifest.state_dict())
@@ -196,9 +281,9 @@ class Runner:
         if own_share()[0] > 0:
             return joined
         states = self.cache.parts(key)
-        for state in sorted(states, key=lambda state: -int(_seen(state).sum())):
-            seen = _seen(state)
-            if len(seen) == len(joined.manifest.seen) and not (seen & joined.manifest.seen).any():
+        for state in sorted(states, key=lambda state: -int(state["manifest/seen"].sum())):
+            seen, joined_seen = state["manifest/seen"], joined.manifest.seen
+            if len(seen) == len(joined_seen) and not (seen & joined_seen).any():
                 joined.merge_state(state)
         if states:
             self._save(key, joined)
@@ -206,11 +291,7 @@ class Runner:
         return joined
 
     def _joined(self, part: _Part[A], make: Callable[[], _Part[A]]) -> _Part[A]:
-        """The parts of all processes, for rank 0.
-
-        Raises:
-            UserError: if images are missing.
-        """
+        """The parts of all processes, for rank 0; UserError if images are missing."""
         rank, processes = own_share()
         if processes > 1:
             states = gather_objects(part.state_dict())
@@ -228,4 +309,4 @@ class Runner:
 
 def _of_rank_0(value: Any) -> Any:
     """The value that the process of rank 0 has."""
-    return gather_objects(value)[0]
+    return gather_objects(value)[0] if own_share()[1] > 1 else value

@@ -12,16 +12,22 @@ from typing import Any
 
 import torch
 
-from taming.command_line import Arguments, add_flags, flag, parse_numbers, parse_size
-from taming.devices import dtype_name
-from taming.distributed import own_share
+from taming.command_line import (
+    Arguments,
+    add_flags,
+    add_side_flags,
+    flag,
+    parse_numbers,
+    parse_size,
+)
+from taming.devices import dtype_name, own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.engine import OnStep, Sample, sample_images
 from taming.sampling.rejection import Classifier, Score, best_of, candidates, group_of
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import Sides, add_side_flags, tokens_for
+from taming.sampling.sizes import Sides, tokens_for
 
 MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250

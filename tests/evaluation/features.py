@@ -9,8 +9,8 @@ from torch import Tensor
 
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.inception_score import InceptionScores
-from taming.evaluation.metrics.moments import Moments
 
 A = TypeVar("A", bound=FeatureAccumulator)
 

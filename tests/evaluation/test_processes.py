@@ -15,10 +15,9 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
-from taming.evaluation.metrics.moments import Moments
 from tests.kit.extractor import register_tiny
 from tests.kit.images import read_images, scene_folder
 
@@ -79,7 +78,7 @@ def test_processes_that_torchrun_did_not_start(monkeypatch: pytest.MonkeyPatch) 
 
 
 if __name__ == "__main__":
-    from taming.distributed import own_share
+    from taming.devices import own_share
 
     rank, processes = own_share()
     numbers = measure(Path(sys.argv[1]), 4, rank, processes)

@@ -16,11 +16,9 @@ import torch
 
 from scripts.evaluate_fid import main
 from taming.errors import UserError
-from taming.evaluation.cache import Cache, State
-from taming.evaluation.results import flattened
-from taming.evaluation.runner import Runner
-from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.sources.image import SourceImage
+from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.images import FolderSource, SourceImage, State
+from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.images import image_folder
 
 

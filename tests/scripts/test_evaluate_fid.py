@@ -11,7 +11,8 @@ from PIL import Image
 
 from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
-from taming.evaluation.results import flattened, read_result
+from taming.evaluation.results import read_result
+from taming.evaluation.tasks.fidelity import flattened
 from taming.pictures import HEAD
 from tests.kit.images import image_classes, image_folder
 from tests.kit.models import FIRST_STAGE

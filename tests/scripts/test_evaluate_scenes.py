@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
-from taming.evaluation.results import flattened, read_result
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.results import read_result
+from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.processes import in_two_processes
 from tests.kit.scenes import scene_run, write_scenes
 

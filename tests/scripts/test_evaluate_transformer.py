@@ -12,10 +12,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scripts.evaluate_transformer import main
-from taming.evaluation.cache import cache_folder
-from taming.evaluation.metrics.likelihood import measure_likelihood
+from taming.evaluation.metrics.likelihood import ModelLikelihood, measure_likelihood
 from taming.evaluation.results import read_result
-from taming.evaluation.tasks.transformer import ItemLikelihood
+from taming.evaluation.runner import cache_folder
 from tests.kit.models import tiny_model
 from tests.kit.processes import in_two_processes
 from tests.kit.runs import tiny_run
@@ -99,7 +98,7 @@ def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.Monkey
     flags = ("--batch_size", "2", "--save_every", "0")
     whole = evaluate(run, *flags)
     seen: list[int] = []
-    update = ItemLikelihood.update
+    update = ModelLikelihood.update
 
     def counted(self: Any, images: Any) -> None:
         if len(seen) >= 4 and stop:
@@ -107,7 +106,7 @@ def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.Monkey
         update(self, images)
         seen.extend(image.index for image in images)
 
-    monkeypatch.setattr(ItemLikelihood, "update", counted)
+    monkeypatch.setattr(ModelLikelihood, "update", counted)
     for changed, again in ((False, [4, 5, 6]), (True, list(range(7)))):
         stop = True
         seen.clear()

@@ -43,7 +43,7 @@ def damage_named(path: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise BadImage(_reason(path, error)) from error
+        raise BadImage(damage_of(path, error)) from error
 
 
 def _most_pixels() -> int:
@@ -51,7 +51,8 @@ def _most_pixels() -> int:
     return 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 
 
-def _reason(path: str, error: Exception) -> str:
+def damage_of(path: str, error: Exception) -> str:
+    """What is wrong with a file on which `DAMAGE` was raised: continues "<path> ..."."""
     if isinstance(error, Image.DecompressionBombError):
         return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
     if is_member(path):

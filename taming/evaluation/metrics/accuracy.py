@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.cache import State
+from taming.evaluation.metrics.base import CountsByClass
 from taming.evaluation.metrics.small_classifier import SmallClassifier
+from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, stack_pixels
 from taming.pictures import to_values
 from taming.sampling.rejection import Classifier, require_known
 
@@ -31,13 +32,12 @@ class ClassificationAccuracy:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[int, np.ndarray] = {}  # label -> images, top 1, top 5
+        self.counts = CountsByClass()  # images, top 1, top 5
 
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Add a batch: probabilities [B, K] and labels [B].
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Count a batch: probabilities [B, K] and labels [B].
 
-        Raises:
-            UserError: for images without a class, or of one that the classifier does not know.
+        Raises UserError for images without a class, or of one that the classifier does not know.
         """
         labels = labels.to(probabilities.device)
         if int(labels.min()) < 0:
@@ -49,29 +49,16 @@ class ClassificationAccuracy:
         best = probabilities.topk(min(5, probabilities.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         rows = torch.stack([torch.ones_like(labels), hits[:, 0], hits.any(1)], dim=1).cpu().numpy()
-        self._add_rows(labels.tolist(), rows)
-
-    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
-        for label, row in zip(labels, rows, strict=True):
-            self.counts[label] = self.counts.get(label, 0) + row
+        self.counts.add(labels.tolist(), rows)
 
     def state_dict(self) -> State:
-        labels = sorted(self.counts)
-        rows = [self.counts[label] for label in labels]
-        return {
-            "labels": np.array(labels, np.int64),
-            "rows": np.array(rows, np.int64).reshape(-1, 3),
-        }
+        return self.counts.state_dict()
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self._add_rows(state["labels"].tolist(), state["rows"])
+        self.counts.merge_state(state)
 
     def compute(self) -> dict[str, Any]:
-        """`images`, `top_1` and `top_5`, shares of the images.
-
-        Raises:
-            UserError: if there were no images.
-        """
+        """`images`, and the shares `top_1` and `top_5`; UserError if there were no images."""
         if not self.counts:
             raise UserError("there are no samples to classify")
         return _shares(np.sum(list(self.counts.values()), axis=0))
@@ -79,6 +66,18 @@ class ClassificationAccuracy:
     def by_class(self) -> dict[int, dict[str, Any]]:
         """`compute` of every class."""
         return {label: _shares(row) for label, row in sorted(self.counts.items())}
+
+
+class ClassifiedImages(ClassificationAccuracy):
+    """Classifies images and counts the accuracy."""
+
+    def __init__(self, probabilities: Probabilities) -> None:
+        super().__init__()
+        self.probabilities = probabilities
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        _, labels = indices_and_labels(images)
+        self.add(self.probabilities(stack_pixels(images)), labels)
 
 
 def _shares(row: np.ndarray) -> dict[str, Any]:
@@ -98,8 +97,7 @@ def load_classifier(name: str, device: torch.device) -> LoadedClassifier:
     """`resnet101`, or any torchvision classifier; `resnet18:FILE` with weights of one's own; or
     `small:FILE`, a `SmallClassifier`, as scripts/report.py leaves one.
 
-    Raises:
-        UserError: for an unknown name, or weights that are not there or do not fit.
+    Raises UserError for an unknown name, or weights that are not there or do not fit.
     """
     kind, _, file = name.partition(":")
     description: dict[str, Any] = {"classifier": kind}
@@ -130,8 +128,7 @@ def neighbor_accuracy(real: LabeledImages, samples: LabeledImages, neighbors: in
 
     Images are compared pixel by pixel in L2.
 
-    Raises:
-        UserError: for samples of another size than the real images'.
+    Raises UserError for samples of another size than the real images'.
     """
     try:
         from sklearn.neighbors import KNeighborsClassifier

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.fid import require_equal_widths
-from taming.evaluation.sources.base import spread
+from taming.evaluation.sources.images import State
 
 
 class FeatureBank(FeatureAccumulator):
@@ -57,14 +56,3 @@ def feature_pair(first: FeatureBank, second: FeatureBank) -> tuple[Tensor, Tenso
     if len(pair[0]) and len(pair[1]):
         require_equal_widths(pair[0].shape[1], pair[1].shape[1])
     return pair
-
-
-def nearest(
-    samples: FeatureBank, reference: FeatureBank, rows: int, neighbors: int
-) -> dict[int, list[int]]:
-    """For `rows` samples, evenly spaced, the indices of the images with the nearest features."""
-    sampled, real = samples.compute(), torch.from_numpy(reference.compute())
-    chosen = spread(len(sampled), rows)
-    distances = torch.cdist(torch.from_numpy(sampled[chosen]), real)
-    indices = distances.topk(min(neighbors, len(real)), largest=False).indices
-    return dict(zip(chosen, indices.tolist(), strict=True))

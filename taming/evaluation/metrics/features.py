@@ -1,4 +1,7 @@
-"""Features of images by any of torch-fidelity's extractors, or one that was registered there."""
+"""Features of images by an extractor of torch-fidelity, or one that was registered there.
+
+A `FeatureRequest` says which accumulator counts the features of a layer.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,21 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
-from taming.devices import computing_in
+from taming.devices import computing_in, dtype_name
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, key_of
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
@@ -35,7 +42,7 @@ PRECISE = {
 
 
 def extractor_class(name: str) -> Any:
-    """The class that torch-fidelity's registry has under that name; UserError if there is none."""
+    """What torch-fidelity's registry has under that name; UserError if there is nothing."""
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
     if name not in FEATURE_EXTRACTORS_REGISTRY:
@@ -52,7 +59,7 @@ def default_layer(name: str, metric: str) -> str:
 
 
 def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -> tuple[str, ...]:
-    """The layers that these metrics need of the extractor, each once."""
+    """Those of several metrics, each once."""
     return tuple(dict.fromkeys(default_layer(name, metric) for metric in metrics))
 
 
@@ -61,12 +68,12 @@ def _published(name: str) -> tuple[str, str] | None:
     if name == INCEPTION:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-        return URL_INCEPTION_V3, URL_INCEPTION_V3.rsplit("/", 1)[-1]
+        return URL_INCEPTION_V3, URL_INCEPTION_V3.rpartition("/")[2]
     if name == "vgg16":
         from torchvision.models import VGG16_Weights
 
         url = VGG16_Weights.IMAGENET1K_V1.url
-        return url, url.rsplit("/", 1)[-1]
+        return url, url.rpartition("/")[2]
     if name.startswith("clip-"):
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 
@@ -86,9 +93,12 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
     extractor_class(name)
     published = _published(name)
     named = explicit or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
-    if named is None and published is None:
+    if named is not None:
+        path = Path(named).expanduser()
+    elif published is not None:
+        path = _cached(name, *published)
+    else:
         return None
-    path = Path(named).expanduser() if named else _cached(name)
     if not path.is_file():
         source = "--weights" if explicit else WEIGHTS_VARIABLE
         raise UserError(f"{source}: there is no file {path}; give the weights of {name}")
@@ -106,10 +116,7 @@ def _check_hash(path: Path) -> None:
         )
 
 
-def _cached(name: str) -> Path:
-    published = _published(name)
-    assert published is not None
-    url, file = published
+def _cached(name: str, url: str, file: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if path.is_file():
         return path
@@ -143,11 +150,8 @@ class Extractor:
     That was measured on a CPU with 2 x 96 to 2 x 160 images and four sets of random weights whose
     normalizations were fitted to images, as trained ones are, not with Inception's own weights.
 
-    Attributes:
-        name: in torch-fidelity's registry.
-        layers: those that are returned; None asks for what all metrics need.
-        weights_hash: SHA-256 of the weights file, or of the module's weights if there is no file.
-        module: the network, in evaluation mode.
+    `name` is that in torch-fidelity's registry; without `layers`, all metrics' are returned.
+    `weights_hash` is the SHA-256 of the weights file, or of the module's weights without one.
     """
 
     def __init__(
@@ -164,7 +168,12 @@ class Extractor:
         self.name, self.dtype, self.compiled = name, dtype, compiled
         self.layers = tuple(layers) if layers else default_layers(name)
         self.device = torch.device(device)
-        _require_layers(name, self.layers)
+        provided = extractor_class(name).get_provided_features_list()
+        for layer in self.layers:
+            if layer not in provided:
+                raise UserError(
+                    f"the extractor {name} has no layer {layer}; it has {', '.join(provided)}"
+                )
         path = weights_file(name, weights)
         self.module = _build(name, self.layers, path).to(self.device)
         self.weights_hash = file_hash(path) if path else _module_hash(self.module)
@@ -174,10 +183,7 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Features float32 [B, D] per layer, on the CPU, of `images` uint8 [B, 3, H, W].
-
-        Raises UserError if they are not finite.
-        """
+        """uint8 [B, 3, H, W] -> finite float32 [B, D] on the CPU by layer; else UserError."""
         with computing_in(self.dtype, self.device):
             outputs = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {
@@ -185,25 +191,20 @@ class Extractor:
             for layer, tensor in zip(self.layers, outputs, strict=True)
         }
         for layer, tensor in features.items():
-            self._require_finite(layer, tensor)
+            if bad := int((~tensor.isfinite()).any(dim=1).sum()):
+                raise UserError(
+                    f"the extractor {self.name} gives NaN or infinity (layer {layer}, {bad} of "
+                    f"{len(tensor)} images); give it other weights, or dtype float32"
+                )
         return features
 
-    def _require_finite(self, layer: str, features: Tensor) -> None:
-        bad = (~features.isfinite()).any(dim=1).sum()
-        if bad:
-            raise UserError(
-                f"the extractor {self.name} gives NaN or infinity (layer {layer}, {int(bad)} of "
-                f"{len(features)} images); give it other weights, or dtype float32"
-            )
-
     def describe(self) -> dict[str, Any]:
-        """What features depend on, for results and for the keys of caches."""
+        """What features of a layer depend on, for results and for the keys of caches."""
         return {
             "extractor": self.name,
-            "layers": list(self.layers),
             "weights_sha256": self.weights_hash,
             "resize": self._resize(),
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.dtype),
             "compiled": self.compiled,
         }
 
@@ -214,25 +215,22 @@ class Extractor:
         return str(getattr(self.module, "resize", "by the extractor"))
 
 
-def _require_layers(name: str, layers: Sequence[str]) -> None:
-    provided = extractor_class(name).get_provided_features_list()
-    for layer in layers:
-        if layer not in provided:
-            raise UserError(
-                f"the extractor {name} has no layer {layer}; it has {', '.join(provided)}"
-            )
-
-
 def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
+    from torch_fidelity.utils import create_feature_extractor
+
+    def create(path: Path | None) -> nn.Module:
+        options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
+        return create_feature_extractor(name, list(layers), cuda=False, **options)
+
     kind = extractor_class(name)
     try:
         if path is None or not _is_torch_fidelitys(kind) or name.startswith("clip-"):
-            return _create(name, layers, path)  # CLIP's files are TorchScript, not pickles
+            return create(path)  # CLIP's files are TorchScript, not pickles
         with tempfile.TemporaryDirectory() as folder:
             # torch-fidelity opens any pickle, which could run code: it gets what ours has read.
             plain = Path(folder) / "plain.pth"
             torch.save(read_checkpoint(path)["state_dict"], plain)
-            return _create(name, layers, plain)
+            return create(plain)
     except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if path:
@@ -243,13 +241,6 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
             f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
             "copy that folder from a machine on which it was"
         ) from error
-
-
-def _create(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
-    from torch_fidelity.utils import create_feature_extractor
-
-    options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
-    return create_feature_extractor(name, list(layers), cuda=False, **options)
 
 
 def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
@@ -270,3 +261,49 @@ def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
 
 def _is_torch_fidelitys(kind: type) -> bool:
     return kind.__module__.startswith("torch_fidelity.")
+
+
+Layers = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureRequest:
+    """An accumulator of one layer's features that is wanted of a set.
+
+    Requests that are equal are fulfilled once, for whatever number of metrics.
+    """
+
+    accumulator: type[FeatureAccumulator]  # a class of feature accumulators
+    extractor: Extractor
+    layer: str
+    options: tuple[tuple[str, int], ...] = ()  # of the class, by name
+
+    def key(self, content_key: str) -> str:
+        """Hash of all that decides the accumulator's state."""
+        extractor = self.extractor.describe()
+        name = f"{self.accumulator.__module__}.{self.accumulator.__qualname__}"
+        setting = [name, self.layer, self.options]
+        return key_of(content=content_key, extractor=extractor, setting=setting)
+
+    def make(self, images: int) -> FeatureAccumulator:
+        """The empty accumulator for a set of `images` images."""
+        size = {"images": images} if self.accumulator.of_sized_sets else {}
+        return self.accumulator(**size, **dict(self.options))
+
+    def update(
+        self, accumulator: FeatureAccumulator, images: Sequence[SourceImage], features: Layers
+    ) -> None:
+        """Count `images`, whose features are given per layer."""
+        indices, labels = indices_and_labels(images)
+        accumulator.update(indices, features[self.layer], labels)
+
+
+def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
+    """{"a/b": array} of {"a": {"b": array}}."""
+    return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+
+
+def part_of(state: Mapping[str, np.ndarray], name: str) -> State:
+    """{"b": array} of {"a/b": array} for the name "a"."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)}

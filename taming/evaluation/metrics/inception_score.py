@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from taming.command_line import flag
 from taming.errors import UserError
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.base import SEED, FeatureAccumulator, Metric, MetricSettings
+from taming.evaluation.sources.images import State
 
 
 class InceptionScores(FeatureAccumulator):
@@ -22,6 +21,8 @@ class InceptionScores(FeatureAccumulator):
     Which part an image is in depends on its index, as in torch-fidelity: the parts of a random
     permutation. Per part, only sums over the classes are kept.
     """
+
+    of_sized_sets = True
 
     def __init__(self, images: int, splits: int = 10, seed: int = SEED) -> None:
         if images < splits:
@@ -38,10 +39,6 @@ class InceptionScores(FeatureAccumulator):
         for split in range(splits):
             part = slice(split * images // splits, (split + 1) * images // splits)
             self._split_of[order[part]] = split
-
-    @classmethod
-    def for_set(cls, images: int, **options: int) -> Self:
-        return cls(images, **options)
 
     def update(self, indices: Tensor, features: Tensor, labels: Tensor | None = None) -> None:
         """Count images by their `indices` [B], below `images`; `features` are logits [B, C]."""
@@ -107,7 +104,7 @@ INCEPTION_SCORE = Metric(
     accumulator=InceptionScores,
     compute=lambda samples, _, settings: dict(zip(("mean", "std"), samples.compute(), strict=True)),
     settings=InceptionScoreSettings,
-    options=lambda settings: {"splits": settings.isc_splits, "seed": SEED},
+    options={"splits": "isc_splits"},
     smallest_set=lambda settings: settings.isc_splits,
     smallest_flag="--isc_splits",
     needs_reference=False,

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from taming.errors import UserError
-from taming.evaluation.cache import State
-from taming.evaluation.sources.dataset import LABEL
+from taming.evaluation.metrics.base import CountsByClass
+from taming.evaluation.sources.dataset import LABEL, ItemImage
+from taming.evaluation.sources.images import SourceImage, State
 from taming.models.cond_transformer import Net2NetTransformer
 
 # Nats are added up as multiples of 2**-32: sums of integers do not depend on their order, and a
@@ -28,63 +30,41 @@ class LikelihoodScores:
     """Of a transformer's image indices, given the true ones before them.
 
     Attributes:
-        images: how many there were.
-        nats_per_token: mean cross-entropy.
-        bits_per_token: the same in bits.
-        uniform_nats_per_token: log of the codebook's size, what knowing nothing gives.
-        nats_per_dimension: the whole code's nats over the image's values (C * H * W).
         bits_per_dimension: the same in bits. What the code loses of the image is not in it, so
             that only models of one first stage can be compared by it.
-        top_1: share of the tokens whose true index was the likeliest of all.
     """
 
-    images: int
-    nats_per_token: float
-    bits_per_token: float
-    uniform_nats_per_token: float
-    nats_per_dimension: float
+    images: int  # how many there were
+    nats_per_token: float  # mean cross-entropy
+    bits_per_token: float  # the same in bits
+    uniform_nats_per_token: float  # log of the codebook's size, what knowing nothing gives
+    nats_per_dimension: float  # the whole code's nats over the image's values (C * H * W)
     bits_per_dimension: float
-    top_1: float
+    top_1: float  # share of the tokens whose true index was the likeliest of all
 
 
 class Likelihood:
-    """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter.
-
-    Args:
-        n_codes: size of the codebook.
-
-    Attributes:
-        shape: height and width in tokens, None before the first image.
-        dimensions: values of an image, C * H * W.
-        nats: int64 [h * w], row by row: sums in multiples of 1 / `FIXED`.
-        hits: int64 [h * w]: how many images had this token predicted right.
-        classes: for every label its images, nats and hits.
-    """
+    """Adds up cross-entropies and hits; exact sums, so that neither batches nor order matter."""
 
     def __init__(self, n_codes: int) -> None:
-        self.n_codes = n_codes
-        self.shape: tuple[int, int] | None = None
-        self.images = self.dimensions = 0
-        self.nats = self.hits = np.zeros(0, np.int64)
-        self.classes: dict[int, np.ndarray] = {}
+        self.n_codes, self.images = n_codes, 0
+        self.shape: tuple[int, int] | None = None  # in tokens, from the first image on
+        self.dimensions = 0  # values of an image, C * H * W
+        self.nats = np.zeros(0, np.int64)  # [h * w], row by row: sums in multiples of 1 / FIXED
+        self.hits = np.zeros(0, np.int64)  # [h * w]: images that had this token predicted right
+        self.classes = CountsByClass()  # images, nats, hits
 
-    def update(
-        self,
-        nats: Tensor,
-        hits: Tensor,
-        size: tuple[int, int, int],
-        labels: Sequence[int] | Tensor | None = None,
+    def add(
+        self, nats: Tensor, hits: Tensor, size: tuple[int, int, int], labels: Any = None
     ) -> None:
-        """Add a batch.
+        """Add a batch: cross-entropies and whether the true index was the likeliest.
 
         Args:
-            nats: cross-entropies [B, h * w], tokens row by row.
-            hits: bool [B, h * w].
+            nats, hits: [B, h * w], tokens row by row.
             size: channels, height and width of the images in pixels.
             labels: ints [B], if images have classes.
 
-        Raises:
-            UserError: for images of another size than before.
+        Raises UserError for images of another size than before.
         """
         channels, height, width = size
         side = isqrt(height * width // nats.shape[1])  # of the square that a token stands for
@@ -96,11 +76,7 @@ class Likelihood:
         self.hits = self.hits + right.sum(0)
         if labels is not None:
             rows = np.stack([np.ones(len(fixed), np.int64), fixed.sum(1), right.sum(1)], axis=1)
-            self._add_rows(torch.as_tensor(labels).tolist(), rows)
-
-    def _add_rows(self, labels: Iterable[int], rows: Iterable[np.ndarray]) -> None:
-        for label, row in zip(labels, rows, strict=True):
-            self.classes[label] = self.classes.get(label, 0) + row
+            self.classes.add(torch.as_tensor(labels).tolist(), rows)
 
     def _start(self, shape: tuple[int, int], dimensions: int) -> None:
         if self.shape is None:
@@ -121,26 +97,19 @@ class Likelihood:
         self._start((height, width), dimensions)
         self.images += images
         self.nats, self.hits = self.nats + state["nats"], self.hits + state["hits"]
-        self._add_rows(state["labels"].tolist(), state["rows"])
+        self.classes.merge_state(state)
 
     def state_dict(self) -> State:
-        labels = sorted(self.classes)
-        rows = [self.classes[label] for label in labels]
         return {
             "shape": np.array(self.shape or (0, 0)),
             "counts": np.array([self.images, self.dimensions]),
             "nats": self.nats,
             "hits": self.hits,
-            "labels": np.array(labels, np.int64),
-            "rows": np.array(rows, np.int64).reshape(-1, 3),
+            **self.classes.state_dict(),
         }
 
     def compute(self) -> LikelihoodScores:
-        """Means over all tokens.
-
-        Raises:
-            UserError: if there were no images.
-        """
+        """Means over all tokens; UserError if there were no images."""
         if not self.images:
             raise UserError("there are no images to evaluate; check the data section of the config")
         tokens = self.images * len(self.nats)
@@ -163,39 +132,52 @@ class Likelihood:
     def by_class(self) -> dict[int, dict[str, float]]:
         """For every label its `images`, `nats_per_token` and `top_1`."""
         table = {}
-        for label, (images, nats, hits) in sorted(self.classes.items()):
-            tokens = int(images) * len(self.nats)
-            table[label] = {
-                "images": int(images),
-                "nats_per_token": int(nats) / FIXED / tokens,
-                "top_1": int(hits) / tokens,
-            }
+        for label, row in sorted(self.classes.items()):
+            images, nats, hits = row.tolist()
+            tokens = images * len(self.nats)
+            scores = {"nats_per_token": nats / FIXED / tokens, "top_1": hits / tokens}
+            table[label] = {"images": images, **scores}
         return table
 
 
-@torch.no_grad()
-def update_likelihood(
-    likelihood: Likelihood, model: Net2NetTransformer, batch: Mapping[str, Any]
-) -> None:
-    """Add the cross-entropies of a batch's image indices under a transformer.
+class ModelLikelihood(Likelihood):
+    """How likely image indices are under a transformer in eval mode.
 
-    Each is that of the true index given the condition and the true indices before it, in the
-    order of the model's permuter; sums are by the place in the image. Classes are counted if the
-    batch has `class_label`.
+    Each cross-entropy is that of the true index given the condition and the true indices before
+    it, in the order of the model's permuter; sums are by the place in the image.
     """
-    x, c = (part.to(model.device) for part in model.get_xc(batch))
-    logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
-    nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
-    hits = logits.argmax(-1) == target
-    nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
-    likelihood.update(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
+
+    def __init__(self, model: Net2NetTransformer) -> None:
+        super().__init__(model.n_codes)
+        self.model = model
+
+    @torch.no_grad()
+    def add_batch(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch as the model reads it; classes, if it has `class_label`."""
+        model = self.model
+        x, c = (part.to(model.device) for part in model.get_xc(batch))
+        logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
+        nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
+        hits = logits.argmax(-1) == target
+        nats, hits = (model.permuter(part, reverse=True) for part in (nats, hits))
+        self.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        """Count a batch of `ItemImage`s; UserError for images of several sizes."""
+        sizes = {tuple(image.pixels.shape) for image in images}
+        if len(sizes) > 1:
+            raise UserError(
+                f"the images have sizes {sorted(sizes)}; likelihoods are of images of one size, "
+                "as in training: set a size or a crop in the data section"
+            )
+        self.add_batch(default_collate([i.item for i in images if isinstance(i, ItemImage)]))
 
 
 def measure_likelihood(
     model: Net2NetTransformer, batches: Iterable[Mapping[str, Any]]
 ) -> Likelihood:
-    """The likelihood of all images of `batches`: see `update_likelihood`."""
-    likelihood = Likelihood(model.n_codes)
+    """The likelihood of all images of `batches`, as the model reads them."""
+    likelihood = ModelLikelihood(model)
     for batch in batches:
-        update_likelihood(likelihood, model, batch)
+        likelihood.add_batch(batch)
     return likelihood

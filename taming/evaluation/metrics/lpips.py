@@ -19,17 +19,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Networks:
-    """LPIPS by backbone ("vgg", "alex").
+    """LPIPS by backbone ("vgg", "alex")."""
 
-    Attributes:
-        ready: prepared networks.
-        hashes: SHA-256 of the files of their backbones.
-        left_out: metrics (`lpips_vgg`, `lpips_alex`) whose network is missing, with a reason each.
-    """
-
-    ready: dict[str, LPIPS] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, LPIPS] = field(default_factory=dict)  # prepared networks
+    hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files of their backbones
+    left_out: dict[str, str] = field(default_factory=dict)  # metrics without one, with reasons
 
 
 def load_networks(
@@ -42,8 +36,7 @@ def load_networks(
     Args:
         files: of the backbones "vgg" and "alex"; by default see `backbone_file`.
 
-    Raises:
-        UserError: for a file in `files` that is missing or is something else.
+    Raises UserError for a file in `files` that is missing or is something else.
     """
     networks = Networks()
     for metric in metrics:

@@ -18,35 +18,26 @@ from torch import Tensor
 
 from taming.devices import computing_in
 from taming.errors import UserError
-from taming.evaluation.cache import State
 from taming.evaluation.metrics.ssim import RANGE, SMALLEST_MS_SSIM, SMALLEST_SSIM, ms_ssim, ssim
-from taming.evaluation.sources.image import NO_LABEL
+from taming.evaluation.sources.images import NO_LABEL, State
 from taming.modules.losses.lpips import LPIPS, SMALLEST_IMAGES
 from taming.pictures import to_uint8, to_values
 
+Integers = Sequence[int] | Tensor
 PairFunction = Callable[[Tensor, Tensor], Tensor]
 """Images and reconstructions, uint8 [B, C, H, W] -> a value per pair [B]."""
 
 
 @dataclass(frozen=True)
 class PairMetric:
-    """A number of each image and its reconstruction.
+    """A number of each image and its reconstruction."""
 
-    Attributes:
-        name: in results.
-        title: of the column in tables.
-        style: how a value is written there, for `str.format`.
-        smallest_side: pixels that an image has at least, both ways.
-        compute: its function; None for LPIPS.
-        backbone: of LPIPS, "vgg" or "alex".
-    """
-
-    name: str
-    title: str
-    style: str
-    smallest_side: int
-    compute: PairFunction | None = None
-    backbone: str | None = None
+    name: str  # in results
+    title: str  # of the column in tables
+    style: str  # how a value is written there, for `str.format`
+    smallest_side: int  # pixels that an image has at least, both ways
+    compute: PairFunction | None = None  # its function; None for LPIPS
+    backbone: str | None = None  # of LPIPS, "vgg" or "alex"
 
     def function(self, networks: Mapping[str, LPIPS]) -> PairFunction:
         """Its function, with the prepared LPIPS of its backbone."""
@@ -70,11 +61,7 @@ FIRST_COLUMNS = ("index", "label", "l1", "mse")
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8 0..255, rounded; those that are uint8 already unchanged.
-
-    Raises:
-        UserError: for NaN.
-    """
+    """Images in [-1, 1] as uint8 0..255, rounded; uint8 is unchanged; UserError for NaN."""
     if images.dtype != torch.uint8 and bool(images.isnan().any()):
         raise UserError(
             "reconstructions hold NaN; the checkpoint is broken, or try --precision fp32"
@@ -112,11 +99,7 @@ class PairAccumulator:
 
     @torch.no_grad()
     def update(
-        self,
-        indices: Sequence[int] | Tensor,
-        images: Tensor,
-        reconstructions: Tensor,
-        labels: Sequence[int] | Tensor | None = None,
+        self, indices: Integers, images: Tensor, copies: Tensor, labels: Integers | None = None
     ) -> None:
         """Compare images [B, 1 or 3, H, W], float in [-1, 1] or uint8, with their reconstructions.
 
@@ -124,11 +107,10 @@ class PairAccumulator:
             indices: places of the images in their set; none is added twice.
             labels: their classes, `NO_LABEL` for none.
 
-        Raises:
-            UserError: if the two differ in size, have other numbers of channels, or hold NaN.
+        Raises UserError if the two differ in size, have other numbers of channels, or hold NaN.
         """
-        _require_pairs(images, reconstructions)
-        pair = to_pixels(images), to_pixels(reconstructions)
+        _require_pairs(images, copies)
+        pair = to_pixels(images), to_pixels(copies)
         without = [NO_LABEL] * len(images)
         self._append("index", np.asarray(indices, np.int64))
         self._append("label", np.asarray(without if labels is None else labels, np.int64))
@@ -164,8 +146,7 @@ class PairAccumulator:
     def compute(self) -> dict[str, Any]:
         """`images`, and the means; without the metrics that `left_out` names.
 
-        Raises:
-            UserError: if no pairs were added.
+        Raises UserError if no pairs were added.
         """
         columns = self.state_dict()
         if not len(columns["index"]):
@@ -197,6 +178,65 @@ class PairAccumulator:
                     {k: column[chosen] for k, column in columns.items()}, metrics
                 )
         return tables
+
+
+class SegmentationAccumulator:
+    """Counts which labels become which: a confusion matrix.
+
+    - pixel_accuracy: share of the pixels that keep their label.
+    - mean_iou: intersection over union of each label over all images, averaged over the labels
+      that occur.
+    """
+
+    def __init__(self, n_labels: int) -> None:
+        self.n_labels, self.images = n_labels, 0
+        self.confusion = np.zeros((n_labels, n_labels), np.int64)  # (true, reconstructed)
+
+    def update(
+        self, indices: Integers, images: Tensor, copies: Tensor, labels: Integers | None = None
+    ) -> None:
+        """Compare label maps [B, 1, H, W], integers; indices and classes do not matter.
+
+        Raises UserError if the two differ in size.
+        """
+        if images.shape != copies.shape:
+            raise UserError(
+                f"segmentations of {tuple(images.shape[2:])} and reconstructions of "
+                f"{tuple(copies.shape[2:])} pixels cannot be compared"
+            )
+        pairs = images.long().flatten() * self.n_labels + copies.long().flatten()
+        counts = torch.bincount(pairs.cpu(), minlength=self.n_labels**2)
+        self.confusion += counts.reshape(self.n_labels, self.n_labels).numpy()
+        self.images += len(images)
+
+    def state_dict(self) -> State:
+        return {"confusion": self.confusion, "images": np.array(self.images)}
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self.confusion = self.confusion + state["confusion"]
+        self.images += int(state["images"])
+
+    def compute(self) -> dict[str, Any]:
+        """`images`, `pixel_accuracy` and `mean_iou`; UserError if no pairs were added."""
+        if not self.images:
+            raise UserError("there are no images to evaluate")
+        right = np.diagonal(self.confusion)
+        union = self.confusion.sum(axis=0) + self.confusion.sum(axis=1) - right
+        occurs = union > 0
+        return {
+            "images": self.images,
+            "pixel_accuracy": float(right.sum() / self.confusion.sum()),
+            "mean_iou": float((right[occurs] / union[occurs]).mean()),
+        }
+
+    def left_out(self) -> dict[str, str]:
+        return {}  # both numbers exist for any size
+
+    def per_label(self) -> dict[int, dict[str, Any]]:
+        return {}  # values are not kept by image
+
+    def values(self) -> State:
+        return {}
 
 
 def _require_pairs(images: Tensor, reconstructions: Tensor) -> None:

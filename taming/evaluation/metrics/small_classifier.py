@@ -26,13 +26,7 @@ NAME = "small-classifier"
 
 
 class SmallClassifier(nn.Module):
-    """Three strided convolutions, their mean over the image, and a linear layer.
-
-    Args:
-        classes: number of classes.
-        side: images are resized to side x side pixels.
-        width: length of the features.
-    """
+    """Three strided convolutions of side x side pixels, their mean, and a linear layer."""
 
     side: Tensor
 
@@ -73,11 +67,7 @@ class SmallClassifier(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
-        """The classifier that `save` wrote, in eval mode.
-
-        Raises:
-            UserError: if there is none.
-        """
+        """The classifier that `save` wrote, in eval mode; UserError if there is none."""
         state = read_checkpoint(path)["state_dict"]
         if set(state) != set(cls(2).state_dict()):
             raise UserError(f"{path} holds no weights of a SmallClassifier; train one on your data")
@@ -92,13 +82,8 @@ def train_small_classifier(
 ) -> SmallClassifier:
     """A `SmallClassifier` of labeled images, in eval mode; the same for the same arguments.
 
-    Args:
-        images: uint8 (N, 3, H, W).
-        labels: int64 (N,), 0 to classes - 1.
-        epochs: passes over the images; the learning rate falls to 0 in them.
-
-    Raises:
-        UserError: for less than two classes.
+    `images` are uint8 (N, 3, H, W), `labels` int64 (N,), from 0 on, of two classes at least; else
+    UserError.
     """
     classes = int(labels.max()) + 1 if len(labels) else 0
     if classes < 2 or int(labels.min()) < 0:
@@ -123,16 +108,7 @@ def train_small_classifier(
 
 
 class SmallClassifierExtractor(FeatureExtractorBase):
-    """A trained `SmallClassifier` for torch-fidelity.
-
-    Args:
-        name: under which it is registered.
-        features_list: of "features" and "logits".
-        feature_extractor_weights_path: what `SmallClassifier.save` wrote.
-
-    Raises:
-        UserError: without weights, or with others.
-    """
+    """A trained `SmallClassifier` for torch-fidelity; UserError without its weights' file."""
 
     def __init__(
         self,

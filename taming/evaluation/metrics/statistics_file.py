@@ -15,6 +15,9 @@ from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
 
 MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
+# Fields of `Statistics` as the file's JSON names them.
+ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
+ABOUT["weights_hash"] = "weights_sha256"
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
@@ -23,23 +26,16 @@ class Statistics:
     """What the Fréchet distance needs of a set of images.
 
     Attributes:
-        extractor: name in torch-fidelity's registry; "" in files of other tools.
-        layer: of the extractor; "" in files of other tools.
-        weights_hash: SHA-256 of the extractor's weights; "" in files of other tools.
-        mean: float64 [D].
-        covariance: float64 [D, D], divided by the number of images less one.
-        count: the number of images; None if the file does not say it.
-        fingerprint: SHA-256 over the images; None if unknown.
         protocol: how the features were made, as results repeat it.
     """
 
-    extractor: str
-    layer: str
-    weights_hash: str
-    mean: np.ndarray
-    covariance: np.ndarray
-    count: int | None
-    fingerprint: str | None = None
+    mean: np.ndarray  # float64 [D]
+    covariance: np.ndarray  # float64 [D, D], divided by the number of images less one
+    extractor: str = ""  # name in torch-fidelity's registry; "" in files of other tools
+    layer: str = ""  # of the extractor; "" in files of other tools
+    weights_hash: str = ""  # SHA-256 of the extractor's weights; "" in files of other tools
+    count: int | None = None  # the number of images; None if the file does not say it
+    fingerprint: str | None = None  # SHA-256 over the images; None if unknown
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
@@ -49,14 +45,7 @@ class Statistics:
         """
         path = Path(path)
         path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
-        about = {
-            "extractor": self.extractor,
-            "layer": self.layer,
-            "weights_sha256": self.weights_hash,
-            "count": self.count,
-            "fingerprint": self.fingerprint,
-            "protocol": self.protocol,
-        }
+        about = {entry: vars(self)[name] for name, entry in ABOUT.items()}
         with atomic_path(path) as partial, partial.open("wb") as file:
             np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
         return path
@@ -68,7 +57,6 @@ class Statistics:
         `protocol["note"]` says so of the latter. Raises UserError.
         """
         arrays = _read(Path(path))
-        about = _about(Path(path), arrays)
         mean, covariance = arrays["mu"], arrays["sigma"]
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             raise UserError(
@@ -77,16 +65,9 @@ class Statistics:
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
-        return cls(
-            extractor=about.get("extractor", ""),
-            layer=about.get("layer", ""),
-            weights_hash=about.get("weights_sha256", ""),
-            mean=mean,
-            covariance=covariance,
-            count=about.get("count"),
-            fingerprint=about.get("fingerprint"),
-            protocol=about.get("protocol", {}),
-        )
+        about = _about(Path(path), arrays)
+        known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
+        return cls(mean, covariance, **known)
 
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
         """Raise UserError if these are not of that extractor, its weights and that layer.

@@ -9,15 +9,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
 from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import by_size, own_indices
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.sources.image import SourceImage
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    Share,
+    SourceImage,
+    by_size,
+    key_of,
+    own_indices,
+)
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
@@ -35,8 +39,7 @@ MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
 def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) -> bool:
     """Whether a run's conditions come from data, as segmentations do.
 
-    Raises:
-        UserError: if there is no such run, or it samples scenes, which have their own script.
+    Raises UserError if there is no such run, or it samples scenes, which have their own script.
     """
     plan = plan or SamplingPlan()
     config = run_config(find_run(path), plan.base, plan.overrides, ["model"])
@@ -58,11 +61,7 @@ class ConditionedRunSource(RunSource):
 
     They equal those of scripts/make_samples.py with the same settings.
 
-    Args:
-        split: of the run's data.
-
-    Raises:
-        UserError: if there is no such run or no such data, or for flags of classes.
+    Raises UserError if there is no such run or no such data, or for flags of classes.
     """
 
     def __init__(
@@ -74,28 +73,13 @@ class ConditionedRunSource(RunSource):
     ) -> None:
         super().__init__(path, plan)
         self.split, self.workers = split, workers
-        refused = {
-            "classes": self.plan.classes,
-            "classifier": self.plan.classifier,
-            "size": self.plan.size,
-        }
-        for name, value in refused.items():
-            if value is not None:
+        for name in ("classes", "classifier", "size"):
+            if vars(self.plan)[name] is not None:
                 raise UserError(
                     f"{path} samples for the conditions of its data; leave out --{name}"
                 )
         data = data_config(self.run, self.plan.base, self.plan.overrides)
         self.dataset = open_dataset(data, split)
-
-    def _reopened(self, plan: SamplingPlan) -> Self:
-        return type(self)(self.path, plan, self.split, self.workers)
-
-    def with_plan(self, plan: SamplingPlan) -> Self:
-        """The same run and data, sampled otherwise."""
-        other = super().with_plan(plan)
-        if (plan.base, plan.overrides) == (self.plan.base, self.plan.overrides):
-            other.__dict__["_conditions_key"] = self._conditions_key
-        return other
 
     @property
     def labels(self) -> list[int | None]:
@@ -116,9 +100,7 @@ class ConditionedRunSource(RunSource):
     def content_key(self) -> str:
         return key_of(run=super().content_key(), conditions=self._conditions_key)
 
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         indices = own_indices(len(self), share, skip)
         return by_size(self._sampled(indices, batch_size), batch_size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence, Sized
+from collections.abc import Container, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +19,17 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from taming.config import did_you_mean, instantiate_from_config, load_config, plain
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
-from taming.evaluation.sources.base import (
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    ImageSource,
     Loaded,
     LoadedSource,
-    hash_images,
+    Share,
+    SourceImage,
     own_indices,
     worker_count,
 )
-from taming.evaluation.sources.image import SourceImage
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"
@@ -43,8 +46,7 @@ class DatasetSource(LoadedSource):
 
     Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
 
-    Raises:
-        UserError: if the config has no such dataset; while reading, for damaged files.
+    Raises UserError if the config has no such dataset; while reading, for damaged files.
     """
 
     def __init__(
@@ -101,18 +103,13 @@ class DatasetSource(LoadedSource):
         return pixels, label, name, "RGB"
 
     def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
-        """The item's entry as uint8 (3, H, W)."""
-        return _rgb_pixels(image, name)
-
-
-def _rgb_pixels(image: np.ndarray, name: str) -> np.ndarray:
-    """uint8 (3, H, W) of (H, W, 1 or 3), uint8 or float in [-1, 1]."""
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
-    image = to_uint8_array(image)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)).transpose(2, 0, 1))
+        """The item's entry, (H, W, 1 or 3), as uint8 (3, H, W)."""
+        if image.ndim == 2:
+            image = image[..., None]
+        if image.ndim != 3 or image.shape[2] not in (1, 3):
+            raise UserError(f"{name} is {image.shape}; images are (height, width, 1 or 3)")
+        rgb = np.broadcast_to(to_uint8_array(image), (*image.shape[:2], 3))
+        return np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class ItemImage(SourceImage):
     item: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ItemSource:
+class ItemSource(ImageSource):
     """The items of a map-style dataset as a `Net2NetTransformer` reads them.
 
     Args:
@@ -130,8 +127,7 @@ class ItemSource:
         keys: the model's `first_stage_key` and `cond_stage_key`.
         workers: processes that load; by default see `worker_count`.
 
-    Raises:
-        UserError: for an empty dataset.
+    Raises UserError for an empty dataset.
     """
 
     def __init__(
@@ -151,22 +147,14 @@ class ItemSource:
     def describe(self) -> dict[str, Any]:
         return {"kind": "dataset", "image_key": self.image_key, "condition": self.condition_key}
 
-    def has_classes(self) -> None:
-        return None
-
     @cached_property
     def _content_key(self) -> str:
-        return hash_images(self.batches(32), len(self))
+        return self.fingerprint()
 
     def content_key(self) -> str:
         return self._content_key
 
-    def fingerprint(self) -> str:
-        return self._content_key
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         indices = own_indices(len(self), share, skip)
         loader = DataLoader(
             _HashedItems(self.dataset, self.image_key, self.condition_key),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import Loaded, LoadedSource
 from taming.evaluation.sources.dataset import DatasetSource
+from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
 from taming.pictures import resize_and_crop, to_gray, to_values
 
 MOST_LABELS = 256  # that label numbers of one byte can tell apart
@@ -30,8 +27,7 @@ class PreparedSource(LoadedSource):
         multiple: rows and columns beyond a multiple of so many pixels are cut off.
         limit: number of images; None for all of them.
 
-    Raises:
-        UserError: for numbers out of range; while reading, for images smaller than `multiple`.
+    Raises UserError for numbers out of range; while reading, for images smaller than `multiple`.
     """
 
     def __init__(
@@ -81,21 +77,14 @@ class PreparedSource(LoadedSource):
 class LabelSource(DatasetSource):
     """The segmentations of a dataset: images of one channel, the labels' numbers."""
 
-    def __init__(
-        self,
-        n_labels: int,
-        config: str | Path | Sequence[str | Path],
-        split: str = "validation",
-        key: str = "segmentation",
-        overrides: Sequence[str] = (),
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, n_labels: int, *args: Any, **options: Any) -> None:
+        """`args` and `options` are those of `DatasetSource`."""
         if n_labels > MOST_LABELS:
             raise UserError(
                 f"segmentations of {n_labels} labels cannot be evaluated; {MOST_LABELS} at most"
             )
         self.n_labels = n_labels
-        super().__init__(config, split, key, overrides, workers)
+        super().__init__(*args, **options)
 
     def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
         """uint8 (1, H, W) of a segmentation (H, W, n_labels), one-hot."""

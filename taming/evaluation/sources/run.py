@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,16 @@ from taming.checkpoint import find_run, run_config
 from taming.config import without_checkpoint_paths
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import by_size
-from taming.evaluation.sources.image import SourceImage, pixel_digest
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    ImageSource,
+    Share,
+    SourceImage,
+    by_size,
+    key_of,
+    pixel_digest,
+)
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
@@ -25,14 +33,13 @@ from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
 
 
-class RunSource:
+class RunSource(ImageSource):
     """Samples of a class-conditional or unconditional transformer.
 
     Sample `number` of the n-th class has the index n * num_samples + number. It depends on the
     seed, its class and its number alone, and equals the PNG that scripts/sample_fast.py writes.
 
-    Raises:
-        UserError: if there is no such run, or it is a first stage.
+    Raises UserError if there is no such run, or it is a first stage.
     """
 
     def __init__(self, path: str | Path, plan: SamplingPlan | None = None) -> None:
@@ -47,15 +54,15 @@ class RunSource:
             )
 
     def with_plan(self, plan: SamplingPlan) -> Self:
-        """The same run, sampled otherwise; the model is loaded once for both."""
-        other = self._reopened(plan)
-        if _model_settings(plan) == _model_settings(self.plan):
-            other.__dict__["_loaded"] = self._loaded
-            other.__dict__["checkpoint_hash"] = self.checkpoint_hash
-        return other
+        """The same model, sampled otherwise; it and hashes are read once for both.
 
-    def _reopened(self, plan: SamplingPlan) -> Self:
-        return type(self)(self.path, plan)
+        `plan` has the same `base`, `overrides`, `device` and `dtype`.
+        """
+        self.content_key()
+        other = copy(self)
+        other.plan = plan
+        other.__dict__.pop("labels", None)
+        return other
 
     @cached_property
     def _loaded(self) -> tuple[Net2NetTransformer, int]:
@@ -112,12 +119,7 @@ class RunSource:
         _, _, file = (self.plan.classifier or "").partition(":")
         return file_hash(file) if file and Path(file).is_file() else None
 
-    def fingerprint(self) -> str | None:
-        return None
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         job = self.plan.job(self.model, batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
         samples = job.samples(_Skipped(skip, places, self.plan.num_samples).finished)
@@ -135,10 +137,6 @@ def sampled_image(sample: Sample, index: int, name: str) -> SourceImage:
     """A sample with the pixels that a PNG of it would have."""
     pixels = to_rgb_pixels(sample.image)
     return SourceImage(index, pixels, sample.label, name, pixel_digest(pixels.numpy()))
-
-
-def _model_settings(plan: SamplingPlan) -> tuple[Any, ...]:
-    return plan.base, plan.overrides, plan.device, plan.dtype
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,17 @@ from tqdm import tqdm
 from taming.data.helper_types import BoundingBox, clip, mirrored, touches
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
-from taming.evaluation.cache import key_of
-from taming.evaluation.sources.base import own_indices
-from taming.evaluation.sources.image import SourceImage, pixel_digest
+from taming.evaluation.sources.images import (
+    ALONE,
+    Batches,
+    ImageSource,
+    Share,
+    SourceImage,
+    by_size,
+    key_of,
+    own_indices,
+    pixel_digest,
+)
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
@@ -83,14 +90,9 @@ def _touched(start: float, share: float, pixels: int) -> slice:
 
 
 class Layouts:
-    """The first `count` scenes of a dataset, each decided by its index alone.
+    """The first `count` scenes of an `AnnotatedObjectsDataset`, each decided by its index alone.
 
-    Args:
-        seeded: a `SeededDataset` of an `AnnotatedObjectsDataset`.
-        condition: "objects_bbox" or "objects_center_points".
-
-    Raises:
-        UserError: if the data have no such condition.
+    `condition` is "objects_bbox" or "objects_center_points"; UserError if the data have none.
     """
 
     def __init__(self, seeded: SeededDataset, count: int | None, condition: str) -> None:
@@ -121,7 +123,7 @@ class Layouts:
         return {"layouts": len(self), "condition": self.condition}
 
 
-class RealScenes:
+class RealScenes(ImageSource):
     """The images that the layouts were taken of."""
 
     def __init__(self, layouts: Layouts) -> None:
@@ -136,16 +138,8 @@ class RealScenes:
     def content_key(self) -> str:
         return self.layouts.key
 
-    def fingerprint(self) -> str | None:
-        return None
-
-    def has_classes(self) -> bool:
-        return False
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
-        return _batched(self._images(own_indices(len(self), share, skip)), batch_size)
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
+        return by_size(self._images(own_indices(len(self), share, skip)), batch_size)
 
     def _images(self, numbers: Iterable[int]) -> Iterator[SourceImage]:
         for number in numbers:
@@ -159,21 +153,13 @@ def _scene_image(
     return SceneImage(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
 
 
-def _batched(images: Iterator[SourceImage], batch_size: int) -> Iterator[list[SourceImage]]:
-    while batch := list(islice(images, batch_size)):
-        yield batch
-
-
 @dataclass(frozen=True)
-class SampledScenes:
+class SampledScenes(ImageSource):
     """`per_layout` samples of every layout; sample k of layout n has the index n * per_layout + k.
 
     They equal those of scripts/make_scene_samples.py with the same settings.
 
-    Attributes:
-        model: the transformer.
-        identity: JSON values that decide the model: the checkpoint's hash, its config.
-        shape: height and width in tokens; None as trained.
+    `identity` are JSON values that decide the model: the checkpoint's hash, its config.
     """
 
     layouts: Layouts
@@ -182,7 +168,7 @@ class SampledScenes:
     per_layout: int = 5
     settings: SampleSettings = SampleSettings(top_k=100)
     seed: int = 0
-    shape: tuple[int, int] | None = None
+    shape: tuple[int, int] | None = None  # height and width in tokens; None as trained
     dtype: torch.dtype = torch.float32
     compiled: bool = False
 
@@ -190,13 +176,9 @@ class SampledScenes:
         return len(self.layouts) * self.per_layout
 
     def describe(self) -> dict[str, Any]:
-        sampler = {
-            **asdict(self.settings),
-            "samples_per_layout": self.per_layout,
-            "seed": self.seed,
-            "tokens": list(self.shape or self.model.latent_shape()[1:]),
-            "precision": dtype_name(self.dtype),
-        }
+        shape = list(self.shape or self.model.latent_shape()[1:])
+        sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
+        sampler |= {**asdict(self.settings), "precision": dtype_name(self.dtype)}
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         return about | {"sampler": sampler, **self.identity}
 
@@ -206,20 +188,10 @@ class SampledScenes:
         setting = {"torch": torch.__version__, "device": device}
         return key_of(scenes=about, layouts=self.layouts.key, **setting)
 
-    def fingerprint(self) -> str | None:
-        return None
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
+        return by_size(self._images(batch_size, share, skip), batch_size)
 
-    def has_classes(self) -> bool:
-        return False
-
-    def batches(
-        self, batch_size: int, share: tuple[int, int] = (0, 1), skip: Container[int] = ()
-    ) -> Iterator[list[SourceImage]]:
-        return _batched(self._images(batch_size, share, skip), batch_size)
-
-    def _images(
-        self, batch_size: int, share: tuple[int, int], skip: Container[int]
-    ) -> Iterator[SourceImage]:
+    def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, tuple[BoundingBox, ...]] = {}
         samples = sample_images(
             self.model,
@@ -238,7 +210,7 @@ class SampledScenes:
 
     def _requests(
         self,
-        share: tuple[int, int],
+        share: Share,
         skip: Container[int],
         boxes: dict[int, tuple[BoundingBox, ...]],
     ) -> Iterator[Request]:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from taming.command_line import flag
 from taming.config import did_you_mean
-from taming.distributed import own_share
+from taming.devices import own_share
 from taming.errors import UserError
-from taming.evaluation.metrics.base import SEED, FeatureRequest, MetricSettings
+from taming.evaluation.metrics.base import SEED, MetricSettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.metrics.features import Extractor, default_layer
-from taming.evaluation.metrics.fid import class_distances
-from taming.evaluation.metrics.moments import PerClass
+from taming.evaluation.metrics.features import Extractor, FeatureRequest, default_layer
+from taming.evaluation.metrics.fid import PerClass, class_distances
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner, SetFeatures
-from taming.evaluation.sources.base import ImageSource
+from taming.evaluation.sources.images import NO_LABEL, ImageSource
 
 ImageSet = ImageSource | Statistics
+Features = SetFeatures | Statistics | None  # None: no metric needs the set
 CLASSES, NEIGHBORS = "classes", "neighbors"  # requests beside those of metrics
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @dataclass(frozen=True)
@@ -28,20 +33,16 @@ class FidelitySettings:
     """What decides the numbers beside images and extractors; torch-fidelity's values by default.
 
     Attributes:
-        metrics: names in `METRICS`.
         layers: other layers of the extractor than its own choice, by metric.
-        per_class: compute a Fréchet distance for every class as well.
-        keep_features: keep the features of all images, to look for neighbors.
         of_metrics: the settings of metrics, by name; `metric_settings` makes them.
 
-    Raises:
-        UserError: for an unknown metric.
+    Raises UserError for an unknown metric, and settings below 1.
     """
 
-    metrics: tuple[str, ...] = ("fid",)
+    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
     layers: Mapping[str, str] = field(default_factory=dict)
-    per_class: bool = False
-    keep_features: bool = False
+    per_class: bool = flag(False, "FID of every class, as a table and a plot")
+    keep_features: bool = False  # keep the features of all images, to look for neighbors
     of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +51,10 @@ class FidelitySettings:
                 raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
         if not self.metrics:
             raise UserError(f"--metrics names none; there are {', '.join(METRICS)}")
+        for settings in self.of_metrics.values():
+            for name, value in asdict(settings).items():
+                if value < 1:
+                    raise UserError(f"--{name} must be at least 1, not {value}")
 
     def of(self, name: str) -> MetricSettings:
         """The settings of a metric."""
@@ -63,11 +68,23 @@ class FidelitySettings:
         """The extractor's layers that these metrics take, each once."""
         return tuple(dict.fromkeys(self.layer(name, extractor) for name in names))
 
-    def describe(self) -> dict[str, Any]:
-        """The settings of those metrics that are computed, as JSON values."""
-        about: dict[str, Any] = {"metrics": list(self.metrics), "seed": SEED}
-        for name in self.metrics:
-            about |= METRICS[name].describe(self.of(name))
+    def smallest_set(self, name: str) -> int:
+        """How many images a metric needs of each set."""
+        smallest = METRICS[name].smallest_set
+        return 2 if smallest is None else smallest(self.of(name))
+
+    def request(self, name: str, extractor: Extractor) -> FeatureRequest:
+        """What a metric needs of a set."""
+        metric, settings = METRICS[name], asdict(self.of(name))
+        options = tuple((option, settings[flag]) for option, flag in metric.options.items())
+        layer = self.layer(name, extractor.name)
+        return FeatureRequest(metric.accumulator, extractor, layer, options)
+
+    def describe(self, *names: str) -> dict[str, Any]:
+        """What decides the numbers of these metrics, as JSON values."""
+        about: dict[str, Any] = {}
+        for name in names:
+            about |= {**asdict(self.of(name)), **METRICS[name].facts}
         return about
 
 
@@ -75,19 +92,24 @@ class FidelitySettings:
 class Evaluation:
     """Numbers, and what they are about.
 
-    Attributes:
-        metrics: by name, what `Metric.compute` gives: a number or a dict of numbers.
-        protocol: what decides them, as JSON values.
-        sets: descriptions of "samples" and "reference", with the hashes of their images.
-        classes: with `per_class`, the Fréchet distance of every label.
-        banks: with `keep_features`, the features of samples and reference.
+    `sets` are descriptions of "samples" and "reference", with the hashes of their images; `banks`,
+    with `keep_features`, are the features of both.
     """
 
-    metrics: dict[str, Any]
-    protocol: dict[str, Any]
+    metrics: dict[str, Any]  # by name, what `Metric.compute` gives: a number or a dict of numbers
+    protocol: dict[str, Any]  # what decides them, as JSON values
     sets: dict[str, dict[str, Any]]
-    classes: dict[int, float]
+    classes: dict[int, float]  # with `per_class`, the Fréchet distance of every label
     banks: tuple[FeatureBank, FeatureBank] | None = None
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers by one name each: ("kid.mean", 0.1) of {"kid": {"mean": 0.1}}."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class FidelityEvaluator:
@@ -97,10 +119,8 @@ class FidelityEvaluator:
         reference: images, or statistics for metrics that accept them; None if no metric needs it.
         extractor: of all layers that the metrics need, see `FidelitySettings.layers_of`.
         prc_extractor: another one for precision and recall, and other metrics of manifolds.
-        runner: batch size, cache.
 
-    Raises:
-        UserError: if the metrics need what is not there.
+    Raises UserError if the metrics need what is not there.
     """
 
     def __init__(
@@ -115,7 +135,7 @@ class FidelityEvaluator:
         self.extractor, self.prc_extractor = extractor, prc_extractor or extractor
         self.runner = runner or Runner()
         self.requests = self._requests()
-        self._reference_features: SetFeatures | Statistics | None = None
+        self._reference_features: Features = None
         self._require_set("reference", reference)
 
     def _requests(self) -> dict[str, FeatureRequest]:
@@ -123,8 +143,7 @@ class FidelityEvaluator:
         settings, requests = self.settings, {}
         for name in settings.metrics:
             extractor = self.prc_extractor if METRICS[name].of_manifold else self.extractor
-            layer = settings.layer(name, extractor.name)
-            requests[name] = METRICS[name].request(extractor, layer, settings.of(name))
+            requests[name] = settings.request(name, extractor)
         layer = settings.layer("fid", self.extractor.name)
         if settings.per_class:
             requests[CLASSES] = FeatureRequest(PerClass, self.extractor, layer)
@@ -150,14 +169,12 @@ class FidelityEvaluator:
 
     def _require_statistics(self, role: str, statistics: Statistics, needed: Sequence[str]) -> None:
         file = statistics.protocol.get("file", f"the statistics of the {role}")
+        accepted = [name for name, metric in METRICS.items() if metric.accepts_statistics]
         for name in needed:
-            if name not in METRICS or not METRICS[name].accepts_statistics:
-                accepted = ", ".join(
-                    n for n, metric in METRICS.items() if metric.accepts_statistics
-                )
+            if name not in accepted:
                 raise UserError(
-                    f"the {role} are statistics, which are enough for {accepted}; {name} needs "
-                    "the images themselves"
+                    f"the {role} are statistics, which are enough for {', '.join(accepted)}; "
+                    f"{name} needs the images themselves"
                 )
             request = self.requests[name]
             statistics.check(request.extractor, request.layer, file)
@@ -165,10 +182,9 @@ class FidelityEvaluator:
     def _require_enough(self, role: str, images: int, needed: Sequence[str]) -> None:
         """Before hours of work; the metrics check it again."""
         for name in (name for name in self.settings.metrics if name in needed):
-            least = METRICS[name].smallest_set(self.settings.of(name))
+            least, smaller = self.settings.smallest_set(name), METRICS[name].smallest_flag
             if images < least:
-                flag = METRICS[name].smallest_flag
-                remedy = f" or a smaller {flag}" if flag else ""
+                remedy = f" or a smaller {smaller}" if smaller else ""
                 raise UserError(
                     f"{name} needs at least {least} images, and the {role} are {images}; give "
                     f"more{remedy}"
@@ -177,8 +193,7 @@ class FidelityEvaluator:
     def __call__(self, samples: ImageSet) -> Evaluation | None:
         """The numbers of `samples`; None in processes other than that of rank 0.
 
-        Raises:
-            UserError: for too few or unreadable images, or NaN features.
+        Raises UserError for too few or unreadable images, or NaN features.
         """
         self._require_set("samples", samples)
         if self._reference_features is None and self.reference is not None:
@@ -186,17 +201,14 @@ class FidelityEvaluator:
         features = self._features(samples, "samples")
         return self._evaluation(samples, features) if own_share()[0] == 0 else None
 
-    def _features(self, images: ImageSet, role: str) -> SetFeatures | Statistics | None:
+    def _features(self, images: ImageSet, role: str) -> Features:
         if isinstance(images, Statistics):
             return images
         requests = [self.requests[name] for name in self._needed_of(role)]
-        if not requests:
-            return None
-        return self.runner.features(images, requests, role, keep=role == "reference")
+        keep = role == "reference"
+        return self.runner.features(images, requests, role, keep) if requests else None
 
-    def _evaluation(
-        self, samples: ImageSet, features: SetFeatures | Statistics | None
-    ) -> Evaluation:
+    def _evaluation(self, samples: ImageSet, features: Features) -> Evaluation:
         reference = self._reference_features
         metrics = {}
         for name in self.settings.metrics:
@@ -207,7 +219,9 @@ class FidelityEvaluator:
             sets["reference"] = describe_set(self.reference, reference)
         classes = {}
         if self.settings.per_class:
-            _require_labels(samples=features, reference=reference)
+            for role, part in (("samples", features), ("reference", reference)):
+                if not isinstance(part, SetFeatures) or (part.manifest.labels == NO_LABEL).any():
+                    raise _without_classes(role)
             classes = class_distances(self._part(CLASSES, features), self._part(CLASSES, reference))
             metrics["mean_fid_of_classes"] = sum(classes.values()) / len(classes)
         banks = None
@@ -215,7 +229,7 @@ class FidelityEvaluator:
             banks = self._part(NEIGHBORS, features), self._part(NEIGHBORS, reference)
         return Evaluation(metrics, self.describe(), sets, classes, banks)
 
-    def _part(self, name: str, features: SetFeatures | Statistics | None) -> Any:
+    def _part(self, name: str, features: Features) -> Any:
         """The accumulator of a request, or what stands for it."""
         if isinstance(features, SetFeatures):
             return features.parts.get(self.requests[name])
@@ -224,52 +238,24 @@ class FidelityEvaluator:
     def describe(self) -> dict[str, Any]:
         """Extractors, layers and settings, as JSON values."""
         layers = {name: self.requests[name].layer for name in self.settings.metrics}
-        about = {"layers": layers, **self.settings.describe()}
+        about = {"layers": layers, "metrics": list(self.settings.metrics), "seed": SEED}
+        about |= self.settings.describe(*self.settings.metrics)
         used = {request.extractor for request in self.requests.values()}
         # One extractor for everything is described once, under "extractor".
         extractors = {self.prc_extractor: "prc_extractor"} | {self.extractor: "extractor"}
         for extractor, name in extractors.items():
             if extractor in used:
-                about[name] = describe_extractor(extractor)
+                about[name] = extractor.describe()
         return about
 
 
-def describe_extractor(extractor: Extractor) -> dict[str, Any]:
-    """All of its description but for the layers, which the metrics have."""
-    return {name: value for name, value in extractor.describe().items() if name != "layers"}
-
-
-def evaluate_fidelity(
-    samples: ImageSet,
-    reference: ImageSet | None,
-    extractor: Extractor,
-    settings: FidelitySettings | None = None,
-    prc_extractor: Extractor | None = None,
-    runner: Runner | None = None,
-) -> Evaluation | None:
-    """The numbers of one set of samples: see `FidelityEvaluator`. None in ranks above 0.
-
-    What an interrupted evaluation had done is not done again.
-    """
-    evaluator = FidelityEvaluator(reference, extractor, settings, prc_extractor, runner)
-    evaluation = evaluator(samples)
-    evaluator.runner.finish()
-    return evaluation
-
-
-def describe_set(images: ImageSet, features: SetFeatures | Statistics | None) -> dict[str, Any]:
+def describe_set(images: ImageSet, features: Features) -> dict[str, Any]:
     """A set's description for results, with the hash of its images."""
     if isinstance(images, Statistics):
         about = {"images": images.count, "fingerprint": images.fingerprint}
         return {"kind": "statistics", **about, "protocol": dict(images.protocol)}
     manifest = features.manifest.describe() if isinstance(features, SetFeatures) else {}
     return {**images.describe(), **manifest}
-
-
-def _require_labels(**features: SetFeatures | Statistics | None) -> None:
-    for role, of_set in features.items():
-        if not (isinstance(of_set, SetFeatures) and of_set.manifest.is_labeled()):
-            raise _without_classes(role)
 
 
 def _without_classes(role: str) -> UserError:

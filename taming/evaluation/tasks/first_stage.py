@@ -3,91 +3,139 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
+from taming.checkpoint import Run, run_config
 from taming.config import without_checkpoint_paths
-from taming.devices import dtype_name
-from taming.distributed import own_share
-from taming.evaluation.cache import State
+from taming.devices import dtype_name, own_share
+from taming.downloads import file_hash
+from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.lpips import Networks
-from taming.evaluation.metrics.moments import Moments
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
+from taming.evaluation.plots import images_at
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.base import ImageSource, images_at
-from taming.evaluation.sources.image import Manifest
+from taming.evaluation.sources.images import ImageSource, Manifest, State
 from taming.evaluation.sources.prepared import model_input
-from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator, reconstruct
+from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
+from taming.sampling.load import load_first_stage
 
 ROUNDING = "8-bit images, values cut to [-1, 1] and rounded"
 
 
 @dataclass(frozen=True)
-class FirstStageResult:
-    """Numbers of a first stage, and what they are about.
+class LoadedFirstStage:
+    """A first stage, and the run that it is from."""
 
-    Attributes:
-        metrics: see `ReconstructionAccumulator.compute`.
-        left_out: the metrics that are not there, with a reason each.
-        classes: metrics of pairs by label.
-        counts: how often each code occurs, int64 [n_codes].
-        values: of each image, see `PairAccumulator.values`.
-        images, reconstructions: descriptions of the two sets, with the hashes of their pixels.
+    name: str  # the run's folder, and its checkpoint if two are from one folder
+    model: FirstStage  # on the CPU until it is evaluated
+    run: Run
+    global_step: int
+    config: DictConfig  # the run's whole config
+
+    @classmethod
+    def load(
+        cls, path: str | Path, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    ) -> LoadedFirstStage:
+        """That of a run, maybe a transformer's; UserError without a run or without codes."""
+        model, run, step = load_first_stage(path, base, "cpu", overrides)
+        if not isinstance(model, CodesInterface):
+            raise UserError(f"{path}: {type(model).__name__} is no first stage with a codebook")
+        return cls(run.folder.resolve().name, model, run, step, run_config(run, base, overrides))
+
+    @cached_property
+    def checkpoint_hash(self) -> str:
+        """SHA-256 of the checkpoint's file."""
+        return file_hash(self.run.checkpoint)
+
+    @property
+    def image_key(self) -> str:
+        """The entry of a dataset's items that it reads."""
+        return self.model.image_key if isinstance(self.model, VQModel) else "image"
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "kind": "reconstructions",
+            "path": str(self.run.folder),
+            "checkpoint": self.run.checkpoint.name,
+            "checkpoint_hash": self.checkpoint_hash,
+            "global_step": self.global_step,
+            "model": type(self.model).__name__,
+            "f": self.model.downsampling_factor,
+            "codes": self.model.quantize.n_e,
+        }
+
+
+def load_first_stages(
+    paths: Sequence[str | Path], base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> list[LoadedFirstStage]:
+    """The first stages of runs, under names that differ.
+
+    Raises UserError for runs that cannot be read, and first stages of different kinds of images.
     """
+    stages: list[LoadedFirstStage] = []
+    for path in paths:
+        stage = LoadedFirstStage.load(path, base, overrides)
+        taken = [other.name for other in stages]
+        name = stage.name
+        if name in taken:
+            name = f"{name} {stage.run.checkpoint.stem}"
+        copies = sum(other == name or other.startswith(f"{name} (") for other in taken)
+        stages.append(replace(stage, name=f"{name} ({copies + 1})" if copies else name))
+    kinds = {stage.model.channels if stage.model.reads_labels else None for stage in stages}
+    if len(kinds) > 1:
+        raise UserError("first stages of images and of segmentations cannot be compared")
+    return stages
+
+
+@dataclass(frozen=True)
+class FirstStageResult:
+    """Numbers of a first stage, and what they are about."""
 
     name: str
-    metrics: dict[str, Any]
-    left_out: dict[str, str]
-    classes: dict[int, dict[str, Any]]
-    counts: np.ndarray
-    values: State
-    images: dict[str, Any]
-    reconstructions: dict[str, Any]
+    metrics: dict[str, Any]  # see `ReconstructionAccumulator.compute`
+    left_out: dict[str, str]  # the metrics that are not there, with a reason each
+    classes: dict[int, dict[str, Any]]  # metrics of pairs by label
+    counts: np.ndarray  # how often each code occurs, int64 [n_codes]
+    values: State  # of each image, see `PairAccumulator.values`
+    images: dict[str, Any]  # description of the set, with the hash of its pixels
+    reconstructions: dict[str, Any]  # the same of the reconstructions
 
 
 @dataclass
 class FirstStageEvaluator:
-    """Evaluates one or more first stages on the same images.
+    """Evaluates one or more first stages on the same images."""
 
-    Attributes:
-        networks: of LPIPS.
-        extractor: of the layer whose Fréchet distance is the rFID; None: no rFID.
-        metrics: beside L1 and PSNR.
-        device, dtype: where and how precisely the first stages compute.
-        runner: batch size, cache.
-        left_out: metrics that were wanted and cannot be computed, with a reason each.
-    """
-
-    networks: Networks = field(default_factory=Networks)
-    extractor: Extractor | None = None
-    metrics: Sequence[str] = tuple(PAIR_METRICS)
+    networks: Networks = field(default_factory=Networks)  # of LPIPS
+    extractor: Extractor | None = None  # of the layer whose Fréchet distance is the rFID
+    metrics: Sequence[str] = tuple(PAIR_METRICS)  # beside L1 and PSNR
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    runner: Runner = field(default_factory=Runner)
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    runner: Runner = field(default_factory=Runner)  # batch size, cache
+    left_out: Mapping[str, str] = field(default_factory=dict)  # metrics that cannot be computed
     _originals: dict[int, Moments] = field(default_factory=dict)  # by channels
 
     def __call__(self, stage: LoadedFirstStage, images: ImageSource) -> FirstStageResult | None:
         """The numbers of a first stage; None in processes other than that of rank 0.
 
-        Raises:
-            UserError: for images that cannot be read or that the first stage does not take.
+        Raises UserError for images that cannot be read or that the first stage does not take.
         """
         model = stage.model.to(self.device)
-        manifest, counted = self.runner.run(
-            images,
-            lambda: self._accumulator(model, len(images)),
-            self._key(stage, images),
-            stage.name,
-        )
+        make = partial(self._accumulator, model, len(images))
+        manifest, counted = self.runner.run(images, make, self._key(stage, images), stage.name)
         model.to("cpu")
         if counted.extractor is not None:
             # In all processes, so that none computes them again.
@@ -127,8 +175,8 @@ class FirstStageEvaluator:
         if not stage.model.reads_labels:
             left_out = {**self.left_out, **self.networks.left_out, **left_out}
         return FirstStageResult(
-            name=stage.name,
-            metrics=counted.compute(),
+            stage.name,
+            counted.compute(),
             left_out=left_out,
             classes=counted.pairs.per_label(),
             counts=counted.codes.counts_so_far().numpy(),
@@ -143,7 +191,10 @@ class FirstStageEvaluator:
             f"lpips_{net}": {"version": "0.1", "backbone_sha256": digest}
             for net, digest in self.networks.hashes.items()
         }
-        extractor = {} if self.extractor is None else {"rfid": self.extractor.describe()}
+        about: dict[str, Any] = {}
+        if self.extractor is not None:
+            layers = {"layers": list(self.extractor.layers)}
+            about["rfid"] = self.extractor.describe() | layers
         return {
             "metrics": list(self.metrics),
             "compared": ROUNDING,
@@ -151,7 +202,7 @@ class FirstStageEvaluator:
             "ssim": "Gaussian window of 11, sigma 1.5, inside the image; mean over channels",
             "precision": dtype_name(self.dtype),
             **lpips,
-            **extractor,
+            **about,
         }
 
     def pictures(

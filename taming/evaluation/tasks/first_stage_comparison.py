@@ -14,10 +14,13 @@ from PIL import Image
 from taming.atomic_files import atomic_path, write_text
 from taming.errors import UserError
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS
-from taming.evaluation.plots import plot_codes
-from taming.evaluation.sources.base import ImageSource, spread
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
-from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage
+from taming.evaluation.plots import plot_codes, spread
+from taming.evaluation.sources.images import ImageSource
+from taming.evaluation.tasks.first_stage import (
+    FirstStageEvaluator,
+    FirstStageResult,
+    LoadedFirstStage,
+)
 from taming.pictures import grid
 
 # Titles of columns, and how values are written in them, by metric.

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from taming.devices import computing_in
 from taming.errors import UserError
-from taming.evaluation.cache import State
-from taming.evaluation.metrics.base import Accumulator, joined_states, split_states
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.moments import Moments
-from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
-from taming.evaluation.metrics.segmentation import SegmentationAccumulator
-from taming.evaluation.sources.image import (
+from taming.evaluation.metrics.base import Accumulator
+from taming.evaluation.metrics.features import Extractor, joined_states, part_of
+from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.reconstruction import (
+    PAIR_METRICS,
+    PairAccumulator,
+    SegmentationAccumulator,
+    to_pixels,
+)
+from taming.evaluation.sources.images import (
     Manifest,
     SourceImage,
-    indices_of,
-    labels_of,
+    State,
+    indices_and_labels,
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import model_input
@@ -80,7 +82,8 @@ class ReconstructionAccumulator:
 
     def update(self, images: Sequence[SourceImage]) -> None:
         x = model_input(stack_pixels(images).to(self.device), self.model.channels)
-        _, copies = self.update_values(indices_of(images), x, labels_of(images))
+        indices, labels = indices_and_labels(images)
+        _, copies = self.update_values(indices, x, labels)
         pairs = zip(images, copies.byte().cpu(), strict=True)
         self.reconstructions.update(SourceImage(image.index, copy) for image, copy in pairs)
 
@@ -115,8 +118,7 @@ class ReconstructionAccumulator:
         """Means over all images, `rfid`, `codebook_usage` (share of the codes that occur) and
         `codebook_perplexity` (exp of their entropy).
 
-        Raises:
-            UserError: if there were no images.
+        Raises UserError if there were no images.
         """
         metrics = self.pairs.compute()
         if self.extractor is not None and self.moments.count > 1:
@@ -134,12 +136,9 @@ class ReconstructionAccumulator:
         return left_out
 
     def _parts(self) -> dict[str, Manifest | Accumulator]:
-        parts: dict[str, Manifest | Accumulator] = {
-            "reconstructions": self.reconstructions,
-            "pairs": self.pairs,
-            "moments": self.moments,
-        }
-        return parts | {"originals": self.originals} if self.counts_originals else parts
+        names = ["reconstructions", "pairs", "moments"]
+        names += ["originals"] if self.counts_originals else []
+        return {name: vars(self)[name] for name in names}
 
     def state_dict(self) -> State:
         codes = {"counts": self.codes.counts_so_far().numpy()}
@@ -147,10 +146,9 @@ class ReconstructionAccumulator:
         return joined_states(parts | {"codes": codes})
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        states = split_states(state)
         for name, part in self._parts().items():
-            part.merge_state(states[name])
-        self.codes.add_counts(torch.from_numpy(states["codes"]["counts"]))
+            part.merge_state(part_of(state, name))
+        self.codes.add_counts(torch.from_numpy(state["codes/counts"]))
 
 
 def score_first_stage(
@@ -163,8 +161,7 @@ def score_first_stage(
     Args:
         on_batch: gets the images and the reconstructions of each batch.
 
-    Raises:
-        UserError: if there are no images.
+    Raises UserError if there are no images.
     """
     accumulator, count = ReconstructionAccumulator(model), 0
     for x in batches:

@@ -1,27 +1,60 @@
-"""A report on a class-conditional or unconditional run: numbers in JSON and one picture."""
+"""A report on a class-conditional or unconditional run: numbers in JSON and one picture.
+
+Samples are also evaluated by a classifier of the run's own training data. Its distances have the
+names of Inception's, and nothing else in common with them: they compare samples of this dataset
+with one another. The same numbers of real images that the classifier has not seen stand beside
+them: they are the best that samples can reach.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from taming.errors import UserError
-from taming.evaluation.metrics.accuracy import LabeledImages, neighbor_accuracy
+from taming.evaluation.metrics.accuracy import (
+    ClassificationAccuracy,
+    ClassifiedImages,
+    LabeledImages,
+    neighbor_accuracy,
+)
+from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.likelihood import measure_likelihood
-from taming.evaluation.sources.base import ImageSource
-from taming.evaluation.sources.image import SourceImage, labels_of, stack_pixels
-from taming.evaluation.tasks.own_classifier import evaluate_by_own_classifier
+from taming.evaluation.metrics.set_metrics import metric_settings
+from taming.evaluation.metrics.small_classifier import (
+    SmallClassifier,
+    register_small_classifier,
+    train_small_classifier,
+)
+from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.images import (
+    ImageSource,
+    SourceImage,
+    indices_and_labels,
+    stack_pixels,
+)
+from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 
+BY = "a small classifier of this run's own training data: comparable within this dataset alone"
+SEED = 0
+WEIGHTS = "classifier.pt"
+ACCURACY_BATCH = 64
+FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
+
+log = logging.getLogger(__name__)
 
 
 def newest_samples(run_folder: Path) -> Path:
@@ -34,11 +67,7 @@ def newest_samples(run_folder: Path) -> Path:
 
 
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
-    """All images in the source's order, and their labels (`NO_LABEL` for none).
-
-    Raises:
-        UserError: for images of several sizes.
-    """
+    """All images of a set in order, and their labels; UserError if they differ in size."""
     images: list[SourceImage] = []
     with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:
         for batch in source.batches(64):
@@ -47,7 +76,8 @@ def read_labeled(source: ImageSource, what: str) -> LabeledImages:
     if len({image.pixels.shape for image in images}) > 1:
         raise UserError(f"the {what} have several sizes; a report is of images of one size")
     images.sort(key=lambda image: image.index)
-    return stack_pixels(images).permute(0, 2, 3, 1).numpy(), labels_of(images).numpy()
+    _, labels = indices_and_labels(images)
+    return stack_pixels(images).permute(0, 2, 3, 1).numpy(), labels.numpy()
 
 
 def class_grid(real: LabeledImages, samples: LabeledImages, scale: int = 2) -> Image.Image:
@@ -84,10 +114,8 @@ def make_report(
     """Evaluate both stages on the validation data and the samples against the training data.
 
     Writes `samples.png` and the classifier's weights in `outdir`. The dict has `metrics`,
-    `protocol` and `sets` for a result, and `by_class`.
-
-    Args:
-        validation_batches: starts a pass over the validation data, batches as the models read them.
+    `protocol` and `sets` for a result, and `by_class`. `validation_batches` starts a pass over the
+    validation data, in batches as the models read them.
     """
     batches = tqdm(validation_batches(), desc="validation data", leave=False)
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
@@ -104,15 +132,89 @@ def make_report(
     class_grid(real, samples).save(outdir / "samples.png")
     evaluated = {"samples": sets.samples, "validation_images": sets.validation}
     own = evaluate_by_own_classifier(evaluated, sets.training, real, outdir)
+    reference = sets.training.describe()
     if own.metrics:
         metrics["by_own_classifier"] = own.metrics
     return {
         "metrics": metrics,
         "protocol": {"by_own_classifier": own.protocol} if own.protocol else {},
-        "sets": own.sets or _described(sets),
+        "sets": own.sets or {"samples": sets.samples.describe(), "reference": reference},
         "by_class": own.classes,
     }
 
 
-def _described(sets: ReportSets) -> dict[str, Any]:
-    return {"samples": sets.samples.describe(), "reference": sets.training.describe()}
+@dataclass
+class ClassifierReport:
+    """The numbers by the classifier, as JSON values."""
+
+    metrics: dict[str, Any] = field(default_factory=dict)  # of every set
+    protocol: dict[str, Any] = field(default_factory=dict)  # how they were made
+    sets: dict[str, Any] = field(default_factory=dict)  # descriptions, with the reference's
+    classes: dict[int, dict[str, Any]] = field(default_factory=dict)  # accuracies of the samples
+
+
+def evaluate_by_own_classifier(
+    sets: Mapping[str, ImageSource], training: ImageSource, labeled: LabeledImages, folder: Path
+) -> ClassifierReport:
+    """Train a classifier, keep its weights in `folder`, and evaluate the sets against `training`.
+
+    Args:
+        sets: "samples", and others to compare them with.
+        labeled: the training images and their classes (-1 for none). Without classes, or with too
+            few images, the report is empty, with a warning.
+    """
+    smallest = min(map(len, (*sets.values(), training)))
+    if smallest < FEWEST or len(np.unique(labeled[1])) < 2 or labeled[1].min() < 0:
+        log.warning(
+            "without classes, or with fewer than %d images, there is no classifier of the run's "
+            "own, and no distances by it",
+            FEWEST,
+        )
+        return ClassifierReport()
+    images, labels = map(torch.from_numpy, labeled)
+    images = images.permute(0, 3, 1, 2).contiguous()
+    classifier = train_small_classifier(images, labels.long(), SEED)
+    classifier.save(folder / WEIGHTS)
+    extractor = Extractor(register_small_classifier(), weights=folder / WEIGHTS)
+    # Weights are new with every report: what is cached of them would not be found again.
+    runner = Runner(cache=Cache(enabled=False))
+    evaluator = FidelityEvaluator(training, extractor, _settings(smallest), runner=runner)
+    report = ClassifierReport({"by": BY}, {"trained_on": "reference", "training_seed": SEED})
+    for name, source in sets.items():
+        evaluation = evaluator(source)
+        assert evaluation is not None  # there is one process
+        accuracy = _accuracy(classifier, source)
+        if accuracy is not None and name == "samples":
+            report.classes = accuracy.by_class()
+        top = {} if accuracy is None else accuracy.compute()
+        top.pop("images", None)
+        report.metrics[name] = _flat(evaluation.metrics) | top
+        report.protocol |= evaluation.protocol
+        report.sets[name] = evaluation.sets["samples"]
+        report.sets["reference"] = evaluation.sets["reference"]
+    return report
+
+
+def _settings(smallest: int) -> FidelitySettings:
+    of_metrics = metric_settings(
+        isc_splits=10 if smallest >= 100 else 1, kid_subset_size=min(1000, smallest // 2)
+    )
+    return FidelitySettings(("fid", "isc", "kid", "prc"), of_metrics=of_metrics)
+
+
+def _accuracy(classifier: SmallClassifier, images: ImageSource) -> ClassificationAccuracy | None:
+    """None, with a warning, for images of no class, or of one that the training data lack."""
+    runner = Runner(ACCURACY_BATCH, Cache(enabled=False))
+    make = partial(ClassifiedImages, classifier.probabilities)
+    try:
+        return runner.run(images, make, "accuracy", "images")[1]
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Precision and recall beside the others, as in tables."""
+    precision = metrics["prc"]
+    rest = {name: value for name, value in metrics.items() if name != "prc"}
+    return rest | {name: precision[name] for name in ("precision", "recall")}

@@ -16,16 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taming.distributed import own_share
+from taming.devices import own_share
 from taming.errors import UserError
-from taming.evaluation.cache import key_of
-from taming.evaluation.metrics.base import FeatureAccumulator, FeatureRequest
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.moments import Moments
-from taming.evaluation.metrics.set_metrics import METRICS
+from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.features import Extractor, FeatureRequest, Layers
+from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.runner import Runner
-from taming.evaluation.sources.image import SourceImage, indices_of, labels_of
+from taming.evaluation.sources.images import SourceImage, indices_and_labels, key_of
 from taming.evaluation.sources.scenes import (
     SIDE,
     RealScenes,
@@ -33,7 +30,7 @@ from taming.evaluation.sources.scenes import (
     SceneImage,
     cut_objects,
 )
-from taming.evaluation.tasks.fidelity import FidelitySettings, describe_extractor, describe_set
+from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 
 RESIZE = f"bilinear with antialiasing, {SIDE} x {SIDE}"
 
@@ -42,9 +39,8 @@ RESIZE = f"bilinear with antialiasing, {SIDE} x {SIDE}"
 class SceneRequest(FeatureRequest):
     """Features of the `number`-th images of all layouts, or of the objects in them.
 
-    Attributes:
-        number, of: images with index % of == number; all images if `number` is None.
-        min_side: of the objects, whose features are wanted; None: those of the images.
+    These are the images with index % of == number, all of them if `number` is None; with `min_side`
+    the features are those of the objects that have so many pixels a side.
     """
 
     number: int | None = None
@@ -59,37 +55,27 @@ class SceneRequest(FeatureRequest):
         return super().make(images if self.number is None else images // self.of)
 
     def update(
-        self,
-        accumulator: FeatureAccumulator,
-        images: Sequence[SourceImage],
-        features: Mapping[str, Tensor],
+        self, accumulator: FeatureAccumulator, images: Sequence[SourceImage], features: Layers
     ) -> None:
-        indices, batch = indices_of(images), len(images)
+        (indices, labels), batch = indices_and_labels(images), len(images)
         if self.number is not None:
             chosen = (indices % self.of == self.number).nonzero()[:, 0]
-            indices, images = indices[chosen] // self.of, [images[n] for n in chosen.tolist()]
+            indices, labels = indices[chosen] // self.of, labels[chosen]
+            images = [images[n] for n in chosen.tolist()]
             features = {layer: rows[chosen] for layer, rows in features.items()}
         if self.min_side is not None:
-            self._update_objects(accumulator, images, batch, self.min_side)
+            scenes = [image for image in images if isinstance(image, SceneImage)]
+            crops = [cut_objects(image.pixels, image.boxes, self.min_side) for image in scenes]
+            self._update_objects(accumulator, crops, batch)
         elif images:
-            accumulator.update(indices, features[self.layer], labels_of(images))
+            accumulator.update(indices, features[self.layer], labels)
 
     def _update_objects(
-        self,
-        accumulator: FeatureAccumulator,
-        images: Sequence[SourceImage],
-        batch: int,
-        min_side: float,
+        self, accumulator: FeatureAccumulator, crops: list[Tensor], batch: int
     ) -> None:
-        crops = [
-            cut_objects(image.pixels, image.boxes, min_side)
-            for image in images
-            if isinstance(image, SceneImage)
-        ]
         for part in torch.cat(crops).split(batch) if crops else ():
             if len(part):
-                features = self.extractor(part)[self.layer]
-                accumulator.update(torch.arange(len(part)), features)
+                accumulator.update(torch.arange(len(part)), self.extractor(part)[self.layer])
 
 
 @dataclass(frozen=True)
@@ -115,20 +101,16 @@ def evaluate_scenes(
     of each layout, as mean and standard deviation over these sets (`one_per_layout`): publications
     do not say which of the two they give.
 
-    Args:
-        extractor: of the layers for FID and the Inception Score.
-        settings: layers, and those of the Inception Score.
-        min_side: of objects, in pixels.
-
-    Raises:
-        UserError: for fewer than two layouts or objects, or fewer layouts than splits.
+    Raises UserError for fewer than two layouts or objects (of `min_side` pixels), or fewer layouts
+    than splits.
     """
     settings = settings or FidelitySettings(("fid", "isc"))
     _require_enough(len(samples.layouts), settings)
     count, scenes = samples.per_layout, RealScenes(samples.layouts)
 
     def request(metric: str, **part: Any) -> SceneRequest:
-        return _request(extractor, settings, metric, **part)
+        of_set = settings.request(metric, extractor)
+        return SceneRequest(of_set.accumulator, extractor, of_set.layer, of_set.options, **part)
 
     of_real = {
         "images": request("fid", number=0),
@@ -153,10 +135,10 @@ def evaluate_scenes(
     rows = [_row(k, parts, real) for k in range(count)]
     protocol = {
         "layers": {name: settings.layer(name, extractor.name) for name in ("fid", "isc")},
-        **METRICS["isc"].describe(settings.of("isc")),
+        **settings.describe("isc"),
         "objects": RESIZE,
         "min_object_side": min_side,
-        "extractor": describe_extractor(extractor),
+        "extractor": extractor.describe(),
     }
     sets = {
         "samples": describe_set(samples, sampled)
@@ -166,17 +148,8 @@ def evaluate_scenes(
     return SceneEvaluation(_metrics(rows, parts, real), protocol, sets, rows)
 
 
-def _request(
-    extractor: Extractor, settings: FidelitySettings, name: str, **part: Any
-) -> SceneRequest:
-    """What a metric needs of a part of the images, see `SceneRequest`."""
-    layer = settings.layer(name, extractor.name)
-    request = METRICS[name].request(extractor, layer, settings.of(name))
-    return SceneRequest(request.accumulator, extractor, layer, request.options, **part)
-
-
 def _require_enough(layouts: int, settings: FidelitySettings) -> None:
-    splits = METRICS["isc"].smallest_set(settings.of("isc"))
+    splits = settings.smallest_set("isc")
     for least, what in ((2, "FID"), (splits, "the Inception Score (--isc_splits)")):
         if layouts < least:
             raise UserError(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from taming.config import did_you_mean
 from taming.errors import UserError
-from taming.evaluation.results import flattened
 from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator
-from taming.sampling.plan import SamplingPlan
+from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 
 SWEPT: dict[str, type[int] | type[float]] = {
     "top_k": int,
@@ -25,8 +23,7 @@ SWEPT: dict[str, type[int] | type[float]] = {
 def parse_sweep(text: str) -> dict[str, list[Any]]:
     """{"top_k": [50, 100]} of "top_k=50,100"; several settings are separated by semicolons.
 
-    Raises:
-        UserError: for unknown settings and for values that are no numbers.
+    Raises UserError for unknown settings and for values that are no numbers.
     """
     swept: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
@@ -44,27 +41,15 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
     return swept
 
 
-def combinations(
-    plan: SamplingPlan, swept: Mapping[str, list[Any]]
-) -> list[tuple[dict[str, Any], SamplingPlan]]:
-    """Every combination of the values, and `plan` with it.
-
-    Raises:
-        UserError: for values out of range.
-    """
-    chosen = [
-        dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())
-    ]
-    settings = plan.settings
-    return [(c, replace(plan, settings=replace(settings, **c))) for c in chosen]
-
-
 def evaluate_sweep(
     evaluator: FidelityEvaluator, run: RunSource, swept: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
-    """The settings and the numbers of every combination; the samples are not kept."""
-    for chosen, plan in combinations(run.plan, swept):
-        yield chosen, evaluator(run.with_plan(plan))
+    """Settings and numbers of every combination; UserError, before all, for values out of range."""
+    chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
+    settings = [replace(run.plan.settings, **values) for values in chosen]
+    plans = [replace(run.plan, settings=one) for one in settings]
+    for values, plan in zip(chosen, plans, strict=True):
+        yield values, evaluator(run.with_plan(plan))
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

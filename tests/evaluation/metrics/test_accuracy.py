@@ -45,7 +45,7 @@ def accuracy_of(probabilities: Probabilities, images: Tensor, labels: Tensor) ->
     """Of labeled images, in batches of two."""
     accuracy = ClassificationAccuracy()
     for some, their_labels in zip(images.split(2), labels.split(2), strict=True):
-        accuracy.update(probabilities(some), their_labels)
+        accuracy.add(probabilities(some), their_labels)
     return accuracy.compute()
 
 
@@ -59,7 +59,7 @@ def test_accuracies_are_counted_by_class() -> None:
     probabilities = torch.empty(3, 7).scatter_(1, ranks, torch.arange(7.0, 0, -1).repeat(3, 1))
     labels = torch.tensor([0, 0, 2])  # the likeliest; the last but none; the third
     accuracy = ClassificationAccuracy()
-    accuracy.update(probabilities, labels)
+    accuracy.add(probabilities, labels)
     assert accuracy.compute() == {"images": 3, "top_1": 1 / 3, "top_5": 2 / 3}
     assert accuracy.by_class() == {
         0: {"images": 2, "top_1": 0.5, "top_5": 0.5},
@@ -67,8 +67,8 @@ def test_accuracies_are_counted_by_class() -> None:
     }
     parts = [ClassificationAccuracy() for _ in range(3)]
     for place in (0, 2):
-        parts[0].update(probabilities[place : place + 1], labels[place : place + 1])
-    parts[1].update(probabilities[1:2], labels[1:2])
+        parts[0].add(probabilities[place : place + 1], labels[place : place + 1])
+    parts[1].add(probabilities[1:2], labels[1:2])
     merged = ClassificationAccuracy()
     for part in parts:
         merged.merge_state(part.state_dict())
@@ -80,9 +80,9 @@ def test_labels_that_cannot_be_classified() -> None:
     with pytest.raises(UserError, match="no samples to classify"):
         accuracy.compute()
     with pytest.raises(UserError, match="these have none"):
-        accuracy.update(torch.rand(2, 3), torch.tensor([0, -1]))
+        accuracy.add(torch.rand(2, 3), torch.tensor([0, -1]))
     with pytest.raises(UserError, match="classes 0 to 2, and the samples are of class 3"):
-        accuracy.update(torch.rand(2, 3), torch.tensor([0, 3]))
+        accuracy.add(torch.rand(2, 3), torch.tensor([0, 3]))
 
 
 def test_a_torchvision_classifier(tmp_path: Path) -> None:

@@ -107,7 +107,6 @@ def test_layers_and_protocol_are_the_extractors_own() -> None:
     assert features["16"].shape == (6, 16) and features["logits"].shape == (6, 10)
     assert extractor.describe() == {
         "extractor": "tiny",
-        "layers": ["16", "logits"],
         "weights_sha256": extractor.weights_hash,
         "resize": "by the extractor",
         "dtype": "float32",

@@ -22,12 +22,11 @@ from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.fid import Moments, PerClass, frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
-from taming.evaluation.metrics.moments import Moments, PerClass
 from taming.evaluation.metrics.precision_recall import precision_recall
-from taming.evaluation.sources.image import NO_LABEL
+from taming.evaluation.sources.images import NO_LABEL
 from tests.evaluation.features import bank_of, moments_of, scores_of, updated
 from tests.kit.extractor import register_tiny
 from tests.kit.images import read_images, scene_folder

@@ -18,11 +18,11 @@ from taming.evaluation.metrics.reconstruction import (
     PAIR_METRICS,
     PairAccumulator,
     PairMetric,
+    SegmentationAccumulator,
     to_pixels,
 )
-from taming.evaluation.metrics.segmentation import SegmentationAccumulator
 from taming.evaluation.metrics.ssim import ssim
-from taming.evaluation.sources.image import NO_LABEL
+from taming.evaluation.sources.images import NO_LABEL
 from taming.modules.losses.lpips import LPIPS
 from tests.modules.losses.backbones import backbone_file
 from tests.support import fill_by_name

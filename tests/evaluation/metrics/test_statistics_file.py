@@ -16,8 +16,7 @@ import torch
 from taming.errors import UserError
 from taming.evaluation.metrics import statistics_file
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import frechet_distance
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.statistics_file import Statistics
 from tests.evaluation.features import moments_of
 from tests.kit.archives import zeros_in_zip

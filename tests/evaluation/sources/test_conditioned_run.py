@@ -14,8 +14,7 @@ from taming.errors import UserError
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
-from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.sources.image import Manifest
+from taming.evaluation.sources.images import FolderSource, Manifest
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -47,13 +46,13 @@ def manifest_of(source: ConditionedRunSource, batch_size: int = 3, processes: in
 
 
 def test_samples_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None:
-    source = SetArguments().open(str(run), plan(seed=3))
+    source = SetArguments().open(str(run), lambda: plan(seed=3))
     assert isinstance(source, ConditionedRunSource) and len(source) == 4
     make_samples(["-r", str(run), "-o", str(tmp_path / "out"), "--seed", "3", "--device", "cpu"])
     written = FolderSource(tmp_path / "out" / "7_100_1.0" / "samples").fingerprint()
     first = manifest_of(source)
     assert first.fingerprint() == written
-    assert dict(first.sizes) == {"8x8": 3, "12x8": 1}
+    assert dict(first.counters["sizes"]) == {"8x8": 3, "12x8": 1}
     for batch_size, processes in ((1, 1), (2, 2)):
         assert manifest_of(source, batch_size, processes).fingerprint() == written
     rest = [p.index for images in source.batches(2, skip={0, 3}) for p in images]

@@ -12,19 +12,16 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from taming.errors import UserError
-from taming.evaluation.cache import Cache
-from taming.evaluation.metrics.base import FeatureRequest
-from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.moments import Moments
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Runner
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
     FidelitySettings,
-    evaluate_fidelity,
 )
 from tests.kit.extractor import TinyExtractor, register_tiny
 from tests.kit.images import image_classes, image_folder
@@ -54,7 +51,9 @@ def runner(tmp_path: Path | None = None, batch_size: int = 7, **options: Any) ->
 
 
 def evaluate(a: Any, b: Any, tiny: Extractor, *args: Any, **options: Any) -> Evaluation:
-    found = evaluate_fidelity(a, b, tiny, *args, **{"runner": runner(), **options})
+    evaluator = FidelityEvaluator(b, tiny, *args, **{"runner": runner(), **options})
+    found = evaluator(a)
+    evaluator.runner.finish()
     assert found is not None
     return found
 
@@ -169,8 +168,8 @@ def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_p
     source = FolderSource(sets[1])
     request = FeatureRequest(Moments, tiny, "16")
     moments: Any = runner().features(source, [request], "images").parts[request]
-    arrays = (moments.mean, moments.covariance, moments.count, source.fingerprint())
-    statistics = Statistics(tiny.name, "16", tiny.weights_hash, *arrays)
+    about = (tiny.name, "16", tiny.weights_hash, moments.count, source.fingerprint())
+    statistics = Statistics(moments.mean, moments.covariance, *about)
     found = evaluate(FolderSource(sets[0]), statistics, tiny)
     expected = evaluate(FolderSource(sets[0]), source, tiny)
     assert found.metrics["fid"] == pytest.approx(expected.metrics["fid"], rel=1e-6)
@@ -250,7 +249,7 @@ def test_unknown_metrics(options: Any, message: str) -> None:
 
 def test_wrong_settings_of_metrics() -> None:
     with pytest.raises(UserError, match="--kid_subsets must be at least 1, not 0"):
-        metric_settings(kid_subsets=0)
+        FidelitySettings(of_metrics=metric_settings(kid_subsets=0))
     with pytest.raises(TypeError, match="no metric has the setting splits"):
         metric_settings(splits=3)
 

@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
-from taming.evaluation.runner import Runner
+from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
-from taming.evaluation.tasks.first_stage import FirstStageEvaluator, FirstStageResult
-from taming.evaluation.tasks.loaded_first_stages import LoadedFirstStage, load_first_stages
+from taming.evaluation.tasks.first_stage import (
+    FirstStageEvaluator,
+    FirstStageResult,
+    LoadedFirstStage,
+    load_first_stages,
+)
 from taming.pictures import to_gray, to_values
 from taming.sampling.load import load_first_stage
 from tests.evaluation.features import moments_of

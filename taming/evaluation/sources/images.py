@@ -1,0 +1,318 @@
+"""Images of sets: one image, the manifest of a set, sets loaded by workers, and folders.
+
+Numbers depend on an image's index in its set alone, never on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from taming.data.files.images import DAMAGE, damage_of
+from taming.devices import available_cpus
+from taming.errors import UserError
+
+EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
+NO_LABEL = -1
+SIZES_NAMED = 5
+MOST_WORKERS = 8
+IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
+MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
+HASHING_THREADS = 8  # a network file system answers slowly, but many requests at a time
+
+State = dict[str, np.ndarray]  # what was counted of images
+Share = tuple[int, int]  # rank and number of the processes that share a set
+ALONE = (0, 1)
+Loaded = tuple[np.ndarray, int | None, str, str]  # uint8 (3, H, W), label, name, mode
+
+
+def key_of(**parts: Any) -> str:
+    """SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image of a set."""
+
+    index: int  # its place in the set's order (sorted names; the number of a sample)
+    pixels: Tensor  # uint8 (3, H, W), RGB; label numbers (1, H, W) for segmentations
+    label: int | None = None  # its class, None without classes
+    name: str = ""  # its file, or "class 3, sample 12": for error messages
+    digest: bytes = b""  # see `pixel_digest`
+    mode: str = "RGB"  # Pillow's mode before the conversion to RGB
+
+
+Batches = Iterator[list[SourceImage]]
+
+
+def stack_pixels(images: Sequence[SourceImage]) -> Tensor:
+    """uint8 [B, C, H, W] of images of one size."""
+    return torch.stack([image.pixels for image in images])
+
+
+def indices_and_labels(images: Sequence[SourceImage]) -> tuple[Tensor, Tensor]:
+    """int64 [B] each; the label of images without a class is `NO_LABEL`."""
+    labels = [NO_LABEL if image.label is None else image.label for image in images]
+    return torch.tensor([image.index for image in images]), torch.tensor(labels)
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """SHA-256 of the size and the pixels of an image, uint8 (3, H, W)."""
+    digest = hashlib.sha256(f"{pixels.shape[2]}x{pixels.shape[1]}:".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
+
+
+class Manifest:
+    """Which images of a set of `size` images were seen: their hashes, labels, sizes and modes."""
+
+    def __init__(self, size: int) -> None:
+        self.seen = np.zeros(size, bool)
+        self.digests = np.zeros((size, 32), np.uint8)
+        self.labels = np.full(size, NO_LABEL, np.int64)
+        self.counters: dict[str, Counter[str]] = {"modes": Counter(), "sizes": Counter()}
+
+    def update(self, images: Iterable[SourceImage]) -> None:
+        """Note images that were not seen before."""
+        for image in images:
+            self.seen[image.index] = True
+            digest = image.digest or pixel_digest(image.pixels.numpy())
+            self.digests[image.index] = np.frombuffer(digest, np.uint8)
+            if image.label is not None:
+                self.labels[image.index] = image.label
+            self.counters["modes"][image.mode] += 1
+            self.counters["sizes"][f"{image.pixels.shape[2]}x{image.pixels.shape[1]}"] += 1
+
+    def state_dict(self) -> State:
+        state = {"seen": self.seen, "digests": self.digests, "labels": self.labels}
+        for name, counter in self.counters.items():
+            state[name] = np.array(list(counter), dtype=np.str_)
+            state[f"{name}_counts"] = np.array(list(counter.values()), dtype=np.int64)
+        return state
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Add what another manifest of the same set saw; no image may be in both."""
+        seen = state["seen"]
+        self.seen |= seen
+        self.digests[seen], self.labels[seen] = state["digests"][seen], state["labels"][seen]
+        for name, counter in self.counters.items():
+            counts = zip(state[name].tolist(), state[f"{name}_counts"].tolist(), strict=True)
+            counter.update(dict(counts))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the digests of the images, in order."""
+        return hashlib.sha256(self.digests[self.seen].tobytes()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Number, hash, sizes, and how many images of which mode were made RGB."""
+        modes, sizes = self.counters["modes"], self.counters["sizes"]
+        converted = {mode: n for mode, n in sorted(modes.items()) if mode != "RGB"}
+        common = sizes.most_common(SIZES_NAMED)
+        named = dict(sorted(common))
+        if others := len(sizes) - len(common):
+            named[f"{others} other sizes"] = sizes.total() - sum(n for _, n in common)
+        images = {"images": int(self.seen.sum()), "fingerprint": self.fingerprint()}
+        return {**images, "sizes": named} | ({"converted_to_rgb": converted} if converted else {})
+
+
+class ImageSource(Protocol):
+    """A set of images, read in batches, by one process or shared among several."""
+
+    def __len__(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the set is, as JSON values."""
+
+    def content_key(self) -> str:
+        """SHA-256 of what decides images and labels, known before they are decoded or sampled."""
+
+    def has_classes(self) -> bool | None:
+        """Whether images have classes; None if that shows only when they are read."""
+        return None
+
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
+        """Images in batches of one size each: a process's share, without the indices of `skip`."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the pixels of all images, in order, with a progress bar."""
+        manifest = Manifest(len(self))
+        with tqdm(total=len(self), desc="hashing images", delay=2, leave=False) as bar:
+            for images in self.batches(32):
+                manifest.update(images)
+                bar.update(len(images))
+        return manifest.fingerprint()
+
+
+def own_indices(length: int, share: Share, skip: Container[int]) -> list[int]:
+    """The indices below `length` of a process's share, without those of `skip`."""
+    return [index for index in range(share[0], length, share[1]) if index not in skip]
+
+
+def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
+    """Batches of images of one size each; few images wait for others of their size."""
+    waiting: dict[torch.Size, list[SourceImage]] = {}
+    held = 0
+    for image in images:
+        group = waiting.setdefault(image.pixels.shape, [])
+        group.append(image)
+        held += 1
+        if len(group) < batch_size and held < MOST_WAITING * batch_size:
+            continue
+        largest = max(waiting, key=lambda shape: len(waiting[shape]))
+        held -= len(waiting[largest])
+        yield waiting.pop(largest)
+    yield from waiting.values()
+
+
+class LoadedSource(ImageSource, Dataset[Any]):
+    """A set whose images are loaded by index, in worker processes."""
+
+    workers: int | None = None
+
+    def load(self, index: int) -> Loaded:
+        """Image `index`; runs in workers. Raises UserError that names the file."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """What workers hand over: arrays, as each tensor would take an open file."""
+        pixels, label, name, mode = self.load(index)
+        return index, pixels, label, name, pixel_digest(pixels), mode
+
+    def content_key(self) -> str:
+        return self.fingerprint()
+
+    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
+        indices = own_indices(len(self), share, skip)
+        workers = worker_count(len(indices), self.workers)
+        size = min(batch_size, 32)
+        loader = DataLoader(self, size, sampler=indices, num_workers=workers, collate_fn=list)
+        images = (
+            SourceImage(index, torch.from_numpy(pixels), *rest)
+            for group in loader
+            for index, pixels, *rest in group
+        )
+        return by_size(images, batch_size)
+
+
+def worker_count(images: int, wanted: int | None = None) -> int:
+    """Processes that decode: `wanted`, or one per CPU up to eight, but few for few images."""
+    if wanted is not None:
+        return wanted
+    return min(MOST_WORKERS, available_cpus(), images // IMAGES_PER_WORKER)
+
+
+class FolderSource(LoadedSource):
+    """The image files of a folder, in the order of torch-fidelity: by path, as text.
+
+    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped.
+
+    Args:
+        path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
+            is the name of its folder if all names are numbers, else their place in sorted order.
+        deep: look into folders below; by default if the folder itself holds no images.
+        workers: processes that decode, see `worker_count`.
+
+    Raises UserError if there is no folder or no image; while reading, for a damaged file.
+    """
+
+    def __init__(
+        self, path: str | Path, deep: bool | None = None, workers: int | None = None
+    ) -> None:
+        self.path, self.workers = Path(path), workers
+        if not self.path.is_dir():
+            raise UserError(f"there is no folder {path}")
+        here = [] if deep else _image_files(self.path, deep=False)
+        self.deep = not here and deep is not False
+        self.files = _image_files(self.path, deep=True) if self.deep else here
+        if not self.files:
+            where = "" if self.deep else " itself (--deep looks into folders below)"
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
+        self.labels = _folder_labels(self.path, self.files) if self.deep else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def describe(self) -> dict[str, Any]:
+        classes = {} if self.labels is None else {"classes": len(set(self.labels))}
+        return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+
+    def has_classes(self) -> bool:
+        return self.labels is not None
+
+    def load(self, index: int) -> Loaded:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                mode, pixels = image.mode, np.asarray(image.convert("RGB"))  # (H, W, 3)
+        except DAMAGE as error:
+            reason = damage_of(path, error)
+            raise UserError(f"{path} {reason}; replace the file or take it out") from None
+        label = None if self.labels is None else self.labels[index]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
+
+    def content_key(self) -> str:
+        """Of the files' bytes and labels: they need not be decoded for it."""
+        digest = hashlib.sha256(b"image files")
+        bar = tqdm(desc=f"hashing {self.path}", unit=" files", delay=2, disable=None, leave=False)
+        chunks = [self.files[n : n + 256] for n in range(0, len(self), 256)]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool, bar:
+            digests = chain.from_iterable(pool.map(_file_digests, chunks))
+            for file_digest, label in zip(digests, self.labels or repeat(""), strict=False):
+                digest.update(file_digest + f"{label};".encode())
+                bar.update()
+        return digest.hexdigest()
+
+
+def _image_files(folder: Path, deep: bool) -> list[str]:
+    paths = []
+    for parent, below, names in os.walk(folder):
+        below[:] = [name for name in below if deep and not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower().removeprefix(".")
+            if ending in EXTENSIONS and not name.startswith("."):
+                paths.append(os.path.realpath(os.path.join(parent, name)))
+    return sorted(paths)
+
+
+def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
+    parents = [os.path.dirname(path) for path in files]
+    if os.path.realpath(root) in parents:
+        return None
+    names = [os.path.basename(parent) for parent in parents]
+    if all(name.isdecimal() for name in set(names)):
+        return [int(name) for name in names]
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return [places[name] for name in names]
+
+
+def _file_digests(paths: Sequence[str]) -> list[bytes]:
+    digests = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digests.append(_file_digest(path, status.st_mtime_ns, status.st_size))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    return digests
+
+
+@cache
+def _file_digest(path: str, changed: int, size: int) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
