@@ -126,6 +126,15 @@ def end_restart(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop.restarting = False
 
 
+def end_loaders(trainer: pl.Trainer) -> None:
+    """End the loader processes of a fit that was broken off.
+
+    Lightning does so for the loop that it was in: within a validation, training's would stay, and
+    the interpreter would wait for them at its end.
+    """
+    trainer.fit_loop.teardown()
+
+
 def is_in_step(trainer: pl.Trainer, *, with_hooks: bool) -> bool:
     """Whether a batch is being trained on; `with_hooks`: or the hooks after it are called."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current

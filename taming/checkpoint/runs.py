@@ -35,7 +35,7 @@ def find_run(path: str | Path) -> Run:
     """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
     Downloads of published models may have `model.ckpt` and `config.yaml` instead. Of a folder, the
-    newest checkpoint that is whole is used, with a warning if that is not `last.ckpt`.
+    newest checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
 
     Raises:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
@@ -46,10 +46,7 @@ def find_run(path: str | Path) -> Run:
     if path.suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a config, not a run or checkpoint")
     folder = run_folder_of(path)
-    usual = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
-    if path.is_dir() and not usual:
-        raise UserError(_no_last_checkpoint(folder))
-    checkpoint = path if path.is_file() else _newest_whole(usual[0])
+    checkpoint = path if path.is_file() else _checkpoint_in(folder)
     return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
@@ -73,6 +70,18 @@ def run_folder_of(path: Path) -> Path:
     if folder.absolute().name != "checkpoints":
         return folder
     return normal_path((folder if folder.name else folder.absolute()).parent)
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    for name in _CHECKPOINTS:
+        if (folder / name).is_file():
+            return _newest_whole(folder / name)
+    checkpoints = folder / "checkpoints"
+    if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
+        return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
+    raise UserError(
+        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
+    )
 
 
 def _newest_whole(last: Path) -> Path:
@@ -143,17 +152,6 @@ def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
                 names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
     close = difflib.get_close_matches(missing.name, names, n=1)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
-
-
-def _no_last_checkpoint(folder: Path) -> str:
-    others = sorted(folder.glob("checkpoints/*.ckpt"))
-    if others:
-        return (
-            f"{folder} has no checkpoints/last.ckpt; pass one of its checkpoints, say {others[-1]}"
-        )
-    return (
-        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
-    )
 
 
 def _configs(folder: Path) -> list[Path]:

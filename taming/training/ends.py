@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.distributed import is_first_process
 from taming.errors import Stopped, UserError
+from taming.lightning_internals import end_loaders
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, end_workers, hang
 from taming.training.run_folder import RunFolder
@@ -33,9 +34,11 @@ def fit(
     try:
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
     except Stopped as stop:
+        end_loaders(trainer)
         raise Stopped(stop.number, _how_it_stopped(stop, trainer, run)) from None
     except Exception as error:
         sentence = _death(trainer, error)
+        end_loaders(trainer)
         if sentence is None:
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None

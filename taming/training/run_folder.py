@@ -132,23 +132,24 @@ def claimed(run: RunFolder) -> Iterator[RunFolder]:
         os.environ[_FOLDER_VARIABLE] = str(run.path)
     try:
         with sole_user(run.path, "wait for it to end, or stop it, before you go on with the run"):
-            _restore_last(run)
-            yield run
+            yield _with_last(run)
     finally:
         with suppress(OSError):
             run.path.rmdir()
 
 
-def _restore_last(run: RunFolder) -> None:
+def _with_last(run: RunFolder) -> RunFolder:
     """Have `last.ckpt` be the checkpoint that was found in its place, if it is old or damaged."""
     if run.resume_from is None or run.by_name or run.resume_from.parent != run.checkpoints:
-        return
+        return run
     if run.resume_from != run.last_checkpoint:
         with atomic_path(run.last_checkpoint, durable=True) as partial:
             try:
                 os.link(run.resume_from, partial)
             except OSError:
                 shutil.copyfile(run.resume_from, partial)
+    # Lightning never removes the file that it goes on from, which an epoch's is in its turn.
+    return replace(run, resume_from=run.last_checkpoint)
 
 
 def is_finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
