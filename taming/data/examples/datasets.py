@@ -164,10 +164,8 @@ def write_sflckr(out: ExampleWriter) -> None:
 def write_ade20k(out: ExampleWriter) -> None:
     """`data/ade20k_root`; a scene's category is the shape of its nearest object."""
     root, categories = "data/ade20k_root", []
-    for split, folder, short in (
-        ("train", "training", "train"),
-        ("validation", "validation", "val"),
-    ):
+    folders = {"train": ("training", "train"), "validation": ("validation", "val")}
+    for split, (folder, short) in folders.items():
         for number, scene in enumerate(out.scenes(split, 40_000)):
             stem = f"ADE_{short}_{number + 1:08d}"
             out.image(f"{root}/images/{folder}/{stem}.jpg", scene.image)

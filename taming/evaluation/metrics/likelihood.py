@@ -154,6 +154,8 @@ class ModelLikelihood(Likelihood):
         """Count a batch as the model reads it; classes, if it has `class_label`."""
         model = self.model
         x, c = (part.to(model.device) for part in model.get_xc(batch))
+        factor = model.first_stage_model.downsampling_factor
+        self._start((x.shape[2] // factor, x.shape[3] // factor), x[0].numel())  # before the model
         logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
         nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
         hits = logits.argmax(-1) == target
