@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from taming.command_line import Parser, add_flags, flag, from_flags
+from taming.command_line import Parser, add_flags, add_side_flags, flag, from_flags
 from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.metrics.features import INCEPTION, Extractor
@@ -24,7 +24,7 @@ from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
-from taming.sampling.plan import SamplingPlan, add_plan_flags
+from taming.sampling.plan import TOP_K, SamplingPlan
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
@@ -209,7 +209,8 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
     """What folders, configs and runs need that are given as sets of images."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
     group = parser.add_argument_group("images of a run")
-    add_plan_flags(group)
+    add_flags(group, SamplingPlan, top_k=TOP_K)
+    add_side_flags(group)
     add_flags(group, RunSetArguments)
 
 

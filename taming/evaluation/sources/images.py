@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import repeat
@@ -23,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from taming.data.files.find import in_threads
 from taming.data.files.images import DAMAGE, damage_of
 from taming.devices import available_cpus
 from taming.errors import UserError
@@ -31,7 +31,7 @@ from taming.errors import UserError
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 NO_LABEL = -1
 SIZES_NAMED = 5
-MOST_WORKERS = 8
+MOST_WORKERS = HASHING_THREADS = 8
 IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
 MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
 
@@ -270,9 +270,12 @@ class FolderSource(LoadedSource):
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
         digest = hashlib.sha256(b"image files")
-        digests = in_threads(self.files, _file_digest, f"hashing {self.path}")
-        for file_digest, label in zip(digests, self.labels or repeat(""), strict=False):
-            digest.update(file_digest + f"{label};".encode())
+        labels = repeat("") if self.labels is None else iter(self.labels)
+        chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
+                for file_digest, label in zip(pool.map(_file_digest, chunk), labels, strict=False):
+                    digest.update(file_digest + f"{label};".encode())
         return digest.hexdigest()
 
 
