@@ -12,19 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from taming.command_line import from_flags, parse
+from taming.command_line import add_flags, add_side_flags, from_flags, parse
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
 from taming.sampling.load import load_transformer
-from taming.sampling.plan import SamplingPlan, add_plan_flags
+from taming.sampling.plan import TOP_K, SamplingPlan
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, SamplingPlan, int]:
     """The run, the plan and the batch size."""
     parser = make_parser("Sample many images of classes, or without a condition.")
-    add_plan_flags(parser)
+    add_flags(parser, SamplingPlan, top_k=TOP_K)
+    add_side_flags(parser)
     parser.add_argument("--batch_size", type=int, default=25, help="sampled at once (default 25)")
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile; for many batches of one size"

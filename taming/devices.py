@@ -22,11 +22,8 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         UserError: for a device that does not exist on this machine.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    has_mps = torch.backends.mps.is_available()
+    available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     if name == "auto":
         kind = next(kind for kind, present in available.items() if present)
         if kind != "cuda":

@@ -115,18 +115,10 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-_DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+_DTYPES = {"FloatStorage": torch.float32, "DoubleStorage": torch.float64}
+_DTYPES |= {"HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16}
+_DTYPES |= {"LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16}
+_DTYPES |= {"CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
 _MADE: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor": _tensor,

@@ -27,14 +27,8 @@ class LargeTensorsUnset(TorchFunctionMode):
     """
 
     LARGE = 2**16
-    FILLS = (
-        Tensor.normal_,
-        Tensor.uniform_,
-        nn.init.kaiming_uniform_,
-        nn.init.normal_,
-        nn.init.trunc_normal_,
-        nn.init.uniform_,
-    )
+    FILLS = frozenset((Tensor.normal_, Tensor.uniform_, nn.init.kaiming_uniform_))
+    FILLS |= {nn.init.normal_, nn.init.trunc_normal_, nn.init.uniform_}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -19,11 +19,7 @@ ROOT = "data/ade20k_root"
 IMAGES = f"{ROOT}/images"
 SCENES = f"{ROOT}/sceneCategories.txt"
 LISTS = ListPair(
-    "data/ade20k_train.txt",
-    "data/ade20k_test.txt",
-    IMAGES,
-    JPEG_AND_PNG,
-    validation_folder="validation",
+    "data/ade20k_train.txt", "data/ade20k_test.txt", IMAGES, JPEG_AND_PNG, val_folder="validation"
 )
 
 

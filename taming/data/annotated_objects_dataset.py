@@ -12,10 +12,7 @@ from torch import Tensor
 from taming.config import did_you_mean, get_obj_from_str
 from taming.data.base import ImageFiles, Item
 from taming.data.columns import StringTable
-from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
-from taming.data.conditional_builder.objects_center_points import (
-    ObjectsCenterPointsConditionalBuilder,
-)
+from taming.data.conditional_builder import objects_bbox, objects_center_points
 from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import ImageOptions, OnError
@@ -24,8 +21,8 @@ from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
 
 BUILDERS = {
-    "objects_bbox": ObjectsBoundingBoxConditionalBuilder,
-    "objects_center_points": ObjectsCenterPointsConditionalBuilder,
+    "objects_bbox": objects_bbox.ObjectsBoundingBoxConditionalBuilder,
+    "objects_center_points": objects_center_points.ObjectsCenterPointsConditionalBuilder,
 }
 
 

@@ -23,8 +23,6 @@ SUITCASE = "/m/01s55n"  # numbered last: it joined when the others' numbers were
 BOX_COLUMNS = ("ImageID", "LabelName", "Source", "Confidence", "XMin", "XMax", "YMin", "YMax")
 CHUNK = 50_000  # rows that are turned into arrays together
 FLAG_COLUMNS = ("IsGroupOf", "IsTruncated", "IsOccluded", "IsDepiction", "IsInside")  # as FLAGS
-
-
 FILES = {  # of each split: boxes, and the list of images
     "train": ("oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
     "validation": ("validation-annotations-bbox.csv", "validation-images.csv"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch.utils.data import Dataset
 
@@ -28,14 +28,7 @@ class CustomBase(Dataset[Item]):
         return self.data[index]
 
 
-class _Listed(CustomBase):
-    def __init__(self, list_file: str | Path, options: ImageOptions) -> None:
-        name = type(self).__name__
-        paths = read_image_list(list_file, name, on_error=options.on_error)
-        super().__init__(ImageFiles(paths, replace(options, source=f"{name}'s list {list_file}")))
-
-
-class CustomTrain(_Listed):
+class CustomTrain(CustomBase):
     """Images of a text file with one path a line; other arguments are those of `ImageOptions`."""
 
     def __init__(
@@ -47,21 +40,14 @@ class CustomTrain(_Listed):
         crop_size: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
+        name, list_file = type(self).__name__, training_images_list_file
         options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
-        super().__init__(training_images_list_file, options)
+        paths = read_image_list(list_file, name, on_error=on_error)
+        super().__init__(ImageFiles(paths, replace(options, source=f"{name}'s list {list_file}")))
 
 
-class CustomTest(_Listed):
+class CustomTest(CustomTrain):
     """As `CustomTrain`."""
 
-    def __init__(
-        self,
-        size: int | None,
-        test_images_list_file: str | Path,
-        random_crop: bool = False,
-        random_flip: bool = False,
-        crop_size: int | None = None,
-        on_error: OnError = "raise",
-    ) -> None:
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
-        super().__init__(test_images_list_file, options)
+    def __init__(self, size: int | None, test_images_list_file: str | Path, **options: Any) -> None:
+        super().__init__(size, test_images_list_file, **options)

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 
 from taming.data.base import ImageFiles, Item, NumpyFiles
+from taming.data.custom import CustomBase
 from taming.data.files.list_files import ListPair
 from taming.data.options import ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 
-class _Faces(Dataset[Item]):
+class _Faces(CustomBase):
     """One of the two collections.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given.
@@ -38,9 +39,6 @@ class _Faces(Dataset[Item]):
         self.keys = keys
         options = ImageOptions(size, random_crop, random_flip, on_error=on_error, source=name)
         self.data = self.reader(self.lists.read(self.training, name, on_error).paths, options)
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def __getitem__(self, index: int) -> Item:
         item = self.data[index]
@@ -86,7 +84,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return numbers.reshape(height, width, 1)
 
 
-class FacesHQTrain(Dataset[Item]):
+class FacesHQTrain(CustomBase):
     """CelebA-HQ, then FFHQ.
 
     Items: those of the two, and `class` (0 CelebA-HQ, 1 FFHQ); with `coord` also `coord`, float32
@@ -120,14 +118,11 @@ class FacesHQTrain(Dataset[Item]):
                 "crop_size of at most size"
             )
         parts = [part(size, keys, False, random_flip, on_error) for part in self.parts]
-        self.data: ConcatDataset[Item] = ConcatDataset(parts)
+        self.data = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord
         options = ImageOptions(random_crop=self.training, crop_size=crop_size or 0)
         self.crop = JointTransform(options, maps={"coord": False})
-
-    def __len__(self) -> int:
-        return len(self.data)
 
     def metadata(self, index: int) -> Item:
         """What this dataset adds to the metadata of its parts."""

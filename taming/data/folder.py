@@ -12,13 +12,7 @@ import torch
 
 from taming.data.base import ImageFiles
 from taming.data.columns import Column, StringTable
-from taming.data.files.find import (
-    EXTENSIONS,
-    VALIDATION_FOLDERS,
-    class_folders,
-    find_images,
-    split_off,
-)
+from taming.data.files.find import EXTENSIONS, VAL_FOLDERS, class_folders, find_images, split_off
 from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
 
@@ -88,7 +82,7 @@ class ImageFolderTrain(ImageFiles):
         train = root / "train"
         if not class_folders(train):
             return root, True
-        validation = next((root / v for v in VALIDATION_FOLDERS if class_folders(root / v)), None)
+        validation = next((root / v for v in VAL_FOLDERS if class_folders(root / v)), None)
         if validation is None:
             return train, True
         self._check_agreement(train, validation)

@@ -17,27 +17,18 @@ INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos
 class ImageOptions:
     """How the files of a dataset become the images of its items.
 
-    Attributes:
-        size: pixels of the smallest side after resizing; None or 0 leaves images unchanged.
-        random_crop: crop anywhere instead of at the center.
-        random_flip: mirror half of the images left to right.
-        crop_size: pixels of a side of the cropped square; None means `size`, 0 no crop.
-        interpolation: of images and of smooth maps, a key of `INTERPOLATIONS`.
-        on_error: what to do about files that cannot be used: "raise", or "skip", which logs them
-            and puts the next usable item in their place.
-        source: where the files come from, for error messages; by default the dataset's class.
-
     Raises:
         UserError: for values out of range, and for crops larger than the resized image.
     """
 
-    size: int | None = None
-    random_crop: bool = False
-    random_flip: bool = False
-    crop_size: int | None = None
-    interpolation: str = "bilinear"
+    size: int | None = None  # pixels of the smallest side after resizing; None or 0: unchanged
+    random_crop: bool = False  # crop anywhere instead of at the center
+    random_flip: bool = False  # mirror half of the images left to right
+    crop_size: int | None = None  # pixels of a side of the cropped square; None: `size`, 0: no crop
+    interpolation: str = "bilinear"  # of images and of smooth maps, a key of `INTERPOLATIONS`
+    # "skip" logs files that cannot be used and puts the next usable item in their place.
     on_error: OnError = "raise"
-    source: str = ""
+    source: str = ""  # where the files come from, for errors; by default the dataset's class
 
     def __post_init__(self) -> None:
         _check_side("size", self.size)

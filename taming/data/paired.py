@@ -11,7 +11,7 @@ from taming.data.base import Item
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind, read_palette
 from taming.data.degradation import canny_edges
-from taming.data.files.find import VALIDATION_FOLDERS, find_images, split_off
+from taming.data.files.find import VAL_FOLDERS, find_images, split_off
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions, OnError
 from taming.errors import UserError
@@ -154,7 +154,7 @@ class PairedTrain(ImagesWithMaps):
 
     def _own_folder(self, images: Path) -> str:
         """The subfolder of this split, if there is one for each."""
-        validation = next((name for name in VALIDATION_FOLDERS if (images / name).is_dir()), "")
+        validation = next((name for name in VAL_FOLDERS if (images / name).is_dir()), "")
         if not validation or not (images / "train").is_dir():
             return ""
         return "train" if self.training else validation

@@ -19,15 +19,8 @@ Row = tuple[int, Sequence[Any]]
 """The number of a row or entry in its file, and its fields: ids of image and category, others."""
 log = logging.getLogger(__name__)
 FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_inside")
-TYPES = {
-    "image": np.int64,
-    "box": np.float64,
-    "category": np.int32,
-    "id": np.int64,
-    "confidence": np.float32,
-    "flags": np.uint8,
-    "source": np.uint8,
-}
+TYPES = {"image": np.int64, "box": np.float64, "category": np.int32, "id": np.int64}
+TYPES |= {"confidence": np.float32, "flags": np.uint8, "source": np.uint8}
 OVERHANG = 0.02  # share of the image by which annotators' boxes may stick out; it is cut off
 
 

@@ -31,14 +31,10 @@ class JointTransform:
         options: `size`, `crop_size`, `random_crop`, `random_flip` and `interpolation` are used.
         maps: names of the maps; True for smooth ones (depth), which are resized like the image,
             False for labels, which take the nearest value.
-
-    Attributes:
-        size: pixels of the smallest side after resizing; 0 leaves images as they are.
-        crop_size: pixels of a side of the cropped square; 0 means no crop.
     """
 
     def __init__(self, options: ImageOptions, maps: Mapping[str, bool] | None = None) -> None:
-        self.size = options.size or 0
+        self.size = options.size or 0  # as in `options`, but never None
         self.crop_size = self.size if options.crop_size is None else options.crop_size
         self.random_crop, self.random_flip = options.random_crop, options.random_flip
         self._interpolation = INTERPOLATIONS[options.interpolation]

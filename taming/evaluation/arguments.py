@@ -183,16 +183,12 @@ class SetArguments:
             return replace(statistics, protocol=statistics.protocol | {"file": text})
         if path.suffix in CONFIGS:
             return DatasetSource(path, self.split, self.image_key, overrides, workers)
-        if path.is_file() or _is_run(path):
+        if path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt")):
             plan = make_plan()
             if needs_data_conditions(path, plan):
                 return ConditionedRunSource(path, plan, self.split, workers)
             return RunSource(path, plan)
         return FolderSource(path, self.deep or None, workers)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() or any(folder.glob("*.ckpt"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,21 +21,16 @@ SAMPLER = dict.fromkeys(("top_k", "top_p", "temperature", "accepted"), "not publ
 
 @dataclass(frozen=True)
 class Preset:
-    """One published number and how it was made.
-
-    Attributes:
-        samples: number of images on the samples' side, None if that is not published.
-        reference_split: "train" or "validation" of the reference's config; None: not published.
-    """
+    """One published number and how it was made; None stands for what is not published."""
 
     name: str  # as `--preset` takes it
     model: str  # the published model's name, as scripts/download_models.py takes it
     what: str  # the two sets of images
     published: tuple[tuple[str, float], ...]  # metrics' names and the published numbers
     script: str = "evaluate_fid"  # the evaluation script that computes it
-    samples: int | None = None
+    samples: int | None = None  # number of images on the samples' side
     per_class: int | None = None  # samples of every class, for models of classes
-    reference_split: str | None = "validation"
+    reference_split: str | None = "validation"  # or "train", of the reference's config
 
 
 def _sampled(name: str, model: str, data: str, fid: float, per_class: int | None = None) -> Preset:

@@ -35,7 +35,7 @@ from taming.evaluation.sources.images import (
 )
 
 A = TypeVar("A", bound=ImageAccumulator)
-
+Requests = Sequence[FeatureRequest]
 SAVE_EVERY = 30.0  # seconds between the saves of an unfinished evaluation ...
 SHARE_OF_TIME = 0.05  # ... which may take this share of the time at most
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Timer:
 class FeatureAccumulators:
     """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
 
-    def __init__(self, requests: Sequence[FeatureRequest], images: int) -> None:
+    def __init__(self, requests: Requests, images: int) -> None:
         self.parts = {request: request.make(images) for request in requests}
 
     def update(self, images: Sequence[SourceImage]) -> None:
@@ -218,11 +218,7 @@ class Runner:
         return key_of(**identity, content=source.content_key() if needed else None)
 
     def features(
-        self,
-        source: ImageSource,
-        requests: Sequence[FeatureRequest],
-        label: str,
-        keep: bool = False,
+        self, source: ImageSource, requests: Requests, label: str, keep: bool = False
     ) -> SetFeatures:
         """What `requests` ask of a set; complete in the process of rank 0 alone.
 
@@ -245,7 +241,7 @@ class Runner:
             self._keep(key, SetFeatures(manifest, counted.parts))
         return SetFeatures(manifest, cached.parts | counted.parts)
 
-    def _cached(self, key: str, requests: Sequence[FeatureRequest], images: int) -> SetFeatures:
+    def _cached(self, key: str, requests: Requests, images: int) -> SetFeatures:
         found = SetFeatures(Manifest(images))
         manifest = self.cache.load(key_of(content=key))
         if manifest is None:

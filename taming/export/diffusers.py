@@ -27,23 +27,11 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # quantizers that diffusers has, too
 
-# Names within an encoder or decoder: here, and in diffusers. Levels are numbered from the image,
-# but in diffusers' decoder from the codes.
-_BLOCK = (
-    ("nin_shortcut", "conv_shortcut"),
-    ("norm1", "norm1"),
-    ("conv1", "conv1"),
-    ("norm2", "norm2"),
-    ("conv2", "conv2"),
-)
-_ATTENTION = (
-    ("norm", "group_norm"),
-    ("q", "to_q"),
-    ("k", "to_k"),
-    ("v", "to_v"),
-    ("proj_out", "to_out.0"),
-)
-_ENDS = (("norm_out", "conv_norm_out"), ("conv_in", "conv_in"), ("conv_out", "conv_out"))
+# Names within an encoder or decoder, here and in diffusers, where they differ. Levels are numbered
+# from the image, but in diffusers' decoder from the codes.
+_BLOCK = {"nin_shortcut": "conv_shortcut"}
+_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_ENDS = {"norm_out": "conv_norm_out"}
 
 
 def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
@@ -184,7 +172,7 @@ def _renamed_module(name: str, source: int, goal: int) -> str:
     """The last module in a name, renamed as its block's kind demands."""
     path, _, kind = name.rpartition(".")
     within = _BLOCK if ".resnets." in path else _ATTENTION if ".attentions." in path else _ENDS
-    for pair in within:
+    for pair in within.items():
         if path == pair[source] or path.endswith(f".{pair[source]}"):
             return f"{path.removesuffix(pair[source])}{pair[goal]}.{kind}"
     return name

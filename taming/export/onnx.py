@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.export.diffusers import NEAREST
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
-from taming.modules.vqvae.ema import EMAVectorQuantizer
-from taming.modules.vqvae.nearest import VectorQuantizer2
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 OPSET = 18
-NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # of a table of codes, in L2
 
 
 class _ToIndices(nn.Module):

@@ -12,14 +12,7 @@ from typing import Any
 
 import torch
 
-from taming.command_line import (
-    Arguments,
-    add_flags,
-    add_side_flags,
-    flag,
-    parse_numbers,
-    parse_size,
-)
+from taming.command_line import flag, parse_numbers, parse_size
 from taming.devices import dtype_name, own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
@@ -107,12 +100,6 @@ class SamplingPlan:
             batch_size=batch_size,
             share=share or own_share(),
         )
-
-
-def add_plan_flags(parser: Arguments, **defaults: Any) -> None:
-    """The flags of `SamplingPlan`; `defaults` are other default values than its own."""
-    add_flags(parser, SamplingPlan, **({"top_k": TOP_K} | defaults))
-    add_side_flags(parser)
 
 
 @dataclass(frozen=True)

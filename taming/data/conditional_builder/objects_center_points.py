@@ -14,17 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from taming.data.helper_types import (
-    WHOLE,
-    Annotation,
-    BoundingBox,
-    Point,
-    center,
-    clip,
-    mirrored,
-    relative_to,
-    touches,
-)
+from taming.data.helper_types import WHOLE, Annotation, BoundingBox, Point, clip, mirrored, touches
 from taming.errors import UserError
 from taming.pictures import to_values
 
@@ -145,7 +135,7 @@ class ObjectsCenterPointsConditionalBuilder:
         seen = [a for a in annotations if crop_coordinates is None or touches(a.bbox, crop)]
         tokens: list[int] = []
         for annotation in seen[: self.no_max_objects]:
-            box = relative_to(annotation.bbox, WHOLE if self.encode_crop else crop)
+            box = _relative_to(annotation.bbox, WHOLE if self.encode_crop else crop)
             box = mirrored(box) if horizontal_flip else box
             tokens += [self._class_token(annotation), *self._position_tokens(box)]
         tokens += [self.none] * (self.no_max_objects * self.object_descriptor_length - len(tokens))
@@ -164,7 +154,7 @@ class ObjectsCenterPointsConditionalBuilder:
         return annotation.category_no + self.no_object_classes * flags
 
     def _position_tokens(self, box: BoundingBox) -> list[int]:
-        return [self._point_token(center(box))]
+        return [self._point_token((box[0] + box[2] / 2, box[1] + box[3] / 2))]
 
     def _point_token(self, point: Point) -> int:
         last = self.no_sections - 1
@@ -224,3 +214,13 @@ class ObjectsCenterPointsConditionalBuilder:
 
     def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
         canvas.point(position, label, canvas.color(number))
+
+
+def _relative_to(box: BoundingBox, crop: BoundingBox) -> BoundingBox:
+    """`box` as shares of `crop`, moved inside it.
+
+    A box that begins outside is not cut there but moved, keeping its size as far as there is room:
+    published models have learned their conditions so.
+    """
+    x0, y0 = clip((box[0] - crop[0]) / crop[2]), clip((box[1] - crop[1]) / crop[3])
+    return x0, y0, min(box[2] / crop[2], 1 - x0), min(box[3] / crop[3], 1 - y0)

@@ -17,16 +17,7 @@ import numpy as np
 from PIL import Image
 
 from taming.data.condition_maps import depth_to_rgba
-from taming.data.examples.rendering import (
-    GROUND,
-    N_LABELS,
-    SHAPES,
-    SKY,
-    Box,
-    Scene,
-    box_around,
-    render,
-)
+from taming.data.examples.rendering import GROUND, N_LABELS, SHAPES, SKY, Box, Scene, render
 from taming.data.files.list_files import write_image_lists, write_lines
 from taming.data.files.tar_members import add_member
 
@@ -173,10 +164,8 @@ def write_sflckr(out: ExampleWriter) -> None:
 def write_ade20k(out: ExampleWriter) -> None:
     """`data/ade20k_root`; a scene's category is the shape of its nearest object."""
     root, categories = "data/ade20k_root", []
-    for split, folder, short in (
-        ("train", "training", "train"),
-        ("validation", "validation", "val"),
-    ):
+    folders = {"train": ("training", "train"), "validation": ("validation", "val")}
+    for split, (folder, short) in folders.items():
         for number, scene in enumerate(out.scenes(split, 40_000)):
             stem = f"ADE_{short}_{number + 1:08d}"
             out.image(f"{root}/images/{folder}/{stem}.jpg", scene.image)
@@ -260,7 +249,7 @@ def _things(scene: Scene) -> list[tuple[int, Box]]:
 
 def _stuff(scene: Scene) -> list[tuple[int, Box]]:
     labels = zip(STUFF, (SKY, GROUND), strict=True)
-    return [(category, box_around(scene.labels == label)) for (category, _), label in labels]
+    return [(category, scene.box_of(label)) for (category, _), label in labels]
 
 
 def write_open_images(out: ExampleWriter) -> None:
@@ -293,14 +282,5 @@ def _open_images_rows(identity: str, scene: Scene) -> Iterator[str]:
         yield f"{identity},xclick,{category},1,{box},{int(one.share < 0.95)},0,0,0,0"
 
 
-WRITERS = (
-    write_faces,
-    write_imagenet,
-    write_imagenet_tars,
-    write_examples,
-    write_sflckr,
-    write_ade20k,
-    write_coco,
-    write_open_images,
-    write_own,
-)
+WRITERS = [write_faces, write_imagenet, write_imagenet_tars, write_examples, write_sflckr]
+WRITERS += [write_ade20k, write_coco, write_open_images, write_own]

@@ -55,6 +55,10 @@ class Scene:
         differs = (inner != padded[:-1, 1:]) | (inner != padded[1:, :-1])
         return differs.astype(np.uint8) * 255
 
+    def box_of(self, label: int) -> Box:
+        """The box around the pixels of a label."""
+        return box_around(self.labels == label)
+
 
 def _ball(u: np.ndarray, v: np.ndarray) -> Surface:
     z = np.sqrt(np.clip(1 - u**2 - v**2, 0, 1))

@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm")
 JPEG_AND_PNG = ("jpg", "jpeg", "png")  # the formats of ImageNet and ADE20K
-VALIDATION_FOLDERS = ("val", "validation", "test")
+VAL_FOLDERS = ("val", "validation", "test")
 THREADS = 8  # a network file system answers slowly, but many requests at a time
 
 

@@ -18,17 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from taming.data.files.tar_members import is_member, opened, read_bytes
 
 # What Pillow's decoders and numpy's reader raise on damaged or hostile files.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+DAMAGE: tuple[type[Exception], ...] = (struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE += (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError)
 
 REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part of the size
 

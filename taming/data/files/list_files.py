@@ -148,7 +148,7 @@ def read_pairs(
 class ListPair:
     """The two list files of a dataset, made from the files in `root` where they are absent.
 
-    Those in the subfolder `validation_folder` are for validation, or a fixed `validation_fraction`.
+    Those in the subfolder `val_folder` are for validation, or a fixed `validation_fraction`.
     """
 
     train: str
@@ -156,7 +156,7 @@ class ListPair:
     root: str
     extensions: tuple[str, ...]
     validation_fraction: float = 0.0
-    validation_folder: str = ""
+    val_folder: str = ""
 
     def read(self, training: bool, dataset: str, on_error: OnError, **options: Any) -> Listed:
         """The list of one split; see `read_names`."""
@@ -198,8 +198,8 @@ class ListPair:
         return names
 
     def _validation_names(self, names: list[str]) -> set[str]:
-        if self.validation_folder:
-            return {name for name in names if Path(name).parts[0] == self.validation_folder}
+        if self.val_folder:
+            return {name for name in names if Path(name).parts[0] == self.val_folder}
         return split_off(names, self.validation_fraction, seed=0)
 
 

@@ -117,10 +117,8 @@ def _sample(line: str, index: Path) -> Sample:
 class ShardColumns:
     """The samples of many shards in flat memory, a column per field.
 
-    Attributes:
-        lengths: number of samples of each shard.
-        paths: columns of paths by the map's name, "image" for the images.
-        metadata: columns of everything else.
+    `lengths` are the numbers of samples of the shards, `paths` columns of paths by the map's name,
+    "image" for the images; `metadata` are columns of everything else.
 
     Raises:
         UserError: if a sample lacks an image or a map, or the shards differ in their fields.

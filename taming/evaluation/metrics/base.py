@@ -53,13 +53,9 @@ class ImageAccumulator(Accumulator, Protocol):
 
 
 class FeatureAccumulator(Accumulator, Protocol):
-    """An accumulator of features, one row per image.
+    """An accumulator of features, one row per image."""
 
-    Attributes:
-        of_sized_sets: whether it is made with the number of the set's `images`.
-    """
-
-    of_sized_sets: ClassVar[bool] = False
+    of_sized_sets: ClassVar[bool] = False  # whether it is made with a set's number of `images`
 
     def update(self, indices: Tensor, features: Tensor, labels: Tensor | None = None) -> None:
         """Count images.
@@ -81,29 +77,19 @@ S = TypeVar("S", bound=MetricSettings)
 
 @dataclass(frozen=True)
 class Metric(Generic[S]):
-    """A number, or a few, of a set of samples and mostly of a reference.
-
-    Attributes:
-        compute: (samples' accumulator, reference's, settings) -> a number, or a dict of numbers.
-            The reference's is None if `needs_reference` is false.
-        options: of the accumulator: names of settings by names of its arguments.
-        accepts_statistics: whether mean and covariance (`Statistics`) are enough of a set.
-        layer_of: torch-fidelity's metric whose layer of the extractor it takes; by default the one
-            of its own name.
-        of_manifold: whether it compares neighborhoods, for which there may be another extractor
-            (`--prc_extractor`; VGG16 by default).
-    """
+    """A number, or a few, of a set of samples and mostly of a reference."""
 
     name: str  # what `--metrics` takes and results have
     title: str  # what it is, for `--help`
     accumulator: type[FeatureAccumulator]  # what it needs of each set
+    # (samples' accumulator, reference's or None, settings) -> a number, or a dict of numbers
     compute: Callable[[Any, Any, S], Any]
     settings: type[S]  # a dataclass of its flags
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  # of the accumulator: setting by name
     smallest_set: Callable[[S], int] | None = None  # how many images each set has at least; None: 2
     smallest_flag: str | None = None  # a flag that lowers that number
     facts: Mapping[str, Any] = field(default_factory=dict)  # what else decides it, for results
     needs_reference: bool = True  # whether it compares two sets
-    accepts_statistics: bool = False
-    layer_of: str | None = None
-    of_manifold: bool = False
+    accepts_statistics: bool = False  # whether mean and covariance (`Statistics`) are enough
+    layer_of: str | None = None  # torch-fidelity's metric whose layer it takes; None: `name`
+    of_manifold: bool = False  # compares neighborhoods: see `--prc_extractor`

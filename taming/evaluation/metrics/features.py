@@ -186,11 +186,9 @@ class Extractor:
         """uint8 [B, 3, H, W] -> finite float32 [B, D] on the CPU by layer; else UserError."""
         with computing_in(self.dtype, self.device):
             outputs = self._forward(images.contiguous().to(self.device, non_blocking=True))
-        features = {
-            layer: tensor.flatten(1).float().cpu()
-            for layer, tensor in zip(self.layers, outputs, strict=True)
-        }
-        for layer, tensor in features.items():
+        features = {}
+        for layer, output in zip(self.layers, outputs, strict=True):
+            features[layer] = tensor = output.flatten(1).float().cpu()
             if bad := int((~tensor.isfinite()).any(dim=1).sum()):
                 raise UserError(
                     f"the extractor {self.name} gives NaN or infinity (layer {layer}, {bad} of "

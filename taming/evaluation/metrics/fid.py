@@ -5,6 +5,7 @@ Only mean and covariance of the features are kept, so that memory does not grow 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -211,7 +212,7 @@ class PerClass(FeatureAccumulator):
     """
 
     def __init__(self) -> None:
-        self.moments: dict[int, Moments] = {}
+        self.moments: dict[int, Moments] = defaultdict(Moments)
 
     def update(self, indices: Tensor, features: Tensor, labels: Tensor | None = None) -> None:
         """Count those images that have a label."""
@@ -219,10 +220,7 @@ class PerClass(FeatureAccumulator):
             return
         for label in sorted(set(labels.tolist()) - {NO_LABEL}):
             chosen = labels == label
-            self._of(label).update(indices[chosen], features[chosen.to(features.device)])
-
-    def _of(self, label: int) -> Moments:
-        return self.moments.setdefault(label, Moments())
+            self.moments[label].update(indices[chosen], features[chosen.to(features.device)])
 
     def state_dict(self) -> State:
         parts = {str(label): moments.state_dict() for label, moments in self.moments.items()}
@@ -230,7 +228,7 @@ class PerClass(FeatureAccumulator):
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
         for label in {key.partition("/")[0] for key in state}:
-            self._of(int(label)).merge_state(part_of(state, label))
+            self.moments[int(label)].merge_state(part_of(state, label))
 
 
 def class_distances(samples: PerClass, reference: PerClass) -> dict[int, float]:
@@ -254,7 +252,6 @@ FID = Metric(
     accumulator=Moments,
     compute=lambda samples, reference, settings: frechet_distance(samples, reference),
     settings=MetricSettings,
-    smallest_set=lambda _: 2,
     facts={"covariance": "divided by N - 1"},
     accepts_statistics=True,
 )

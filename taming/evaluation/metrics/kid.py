@@ -29,14 +29,8 @@ def kernel_distance(
             f"the kernel distance takes subsets of {subset_size} images and the two sets have "
             f"{len(first)} and {len(second)}; {way_out} more images"
         )
-    result = kid_features_to_metric(
-        first,
-        second,
-        kid_subsets=subsets,
-        kid_subset_size=subset_size,
-        rng_seed=seed,
-        verbose=False,
-    )
+    options = {"kid_subsets": subsets, "kid_subset_size": subset_size, "rng_seed": seed}
+    result = kid_features_to_metric(first, second, **options, verbose=False)
     mean, std = "kernel_inception_distance_mean", "kernel_inception_distance_std"
     return result[mean], result[std]
 

@@ -29,9 +29,7 @@ FIXED = 2**32
 class LikelihoodScores:
     """Of a transformer's image indices, given the true ones before them.
 
-    Attributes:
-        bits_per_dimension: the same in bits. What the code loses of the image is not in it, so
-            that only models of one first stage can be compared by it.
+    What the code loses of an image is not in them: they compare models of one first stage only.
     """
 
     images: int  # how many there were
@@ -39,7 +37,7 @@ class LikelihoodScores:
     bits_per_token: float  # the same in bits
     uniform_nats_per_token: float  # log of the codebook's size, what knowing nothing gives
     nats_per_dimension: float  # the whole code's nats over the image's values (C * H * W)
-    bits_per_dimension: float
+    bits_per_dimension: float  # the same in bits
     top_1: float  # share of the tokens whose true index was the likeliest of all
 
 
@@ -85,7 +83,7 @@ class Likelihood:
         elif (shape, dimensions) != (self.shape, self.dimensions):
             raise UserError(
                 f"the images have codes of {self.shape} and of {shape} tokens; likelihoods are of "
-                "images of one size, as in training"
+                "images of one size, as in training: set a size or a crop in the data section"
             )
 
     def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -156,6 +154,8 @@ class ModelLikelihood(Likelihood):
         """Count a batch as the model reads it; classes, if it has `class_label`."""
         model = self.model
         x, c = (part.to(model.device) for part in model.get_xc(batch))
+        factor = model.first_stage_model.downsampling_factor
+        self._start((x.shape[2] // factor, x.shape[3] // factor), x[0].numel())  # before the model
         logits, target = model(x, c)  # (B, h * w, V), (B, h * w)
         nats = F.cross_entropy(logits.float().mT, target, reduction="none")  # (B, h * w)
         hits = logits.argmax(-1) == target
@@ -163,13 +163,7 @@ class ModelLikelihood(Likelihood):
         self.add(nats, hits, (x.shape[1], x.shape[2], x.shape[3]), batch.get(LABEL))
 
     def update(self, images: Sequence[SourceImage]) -> None:
-        """Count a batch of `ItemImage`s; UserError for images of several sizes."""
-        sizes = {tuple(image.pixels.shape) for image in images}
-        if len(sizes) > 1:
-            raise UserError(
-                f"the images have sizes {sorted(sizes)}; likelihoods are of images of one size, "
-                "as in training: set a size or a crop in the data section"
-            )
+        """Count a batch of `ItemImage`s."""
         self.add_batch(default_collate([i.item for i in images if isinstance(i, ItemImage)]))
 
 

@@ -174,9 +174,8 @@ class PairAccumulator:
         for label in np.unique(columns["label"]).tolist():
             if label != NO_LABEL:
                 chosen = columns["label"] == label
-                tables[label] = _means(
-                    {k: column[chosen] for k, column in columns.items()}, metrics
-                )
+                own = {name: column[chosen] for name, column in columns.items()}
+                tables[label] = _means(own, metrics)
         return tables
 
 

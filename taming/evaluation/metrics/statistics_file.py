@@ -23,11 +23,7 @@ FOREIGN = "a file of another tool, which does not say its extractor and its imag
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What the Fréchet distance needs of a set of images.
-
-    Attributes:
-        protocol: how the features were made, as results repeat it.
-    """
+    """What the Fréchet distance needs of a set of images."""
 
     mean: np.ndarray  # float64 [D]
     covariance: np.ndarray  # float64 [D, D], divided by the number of images less one
@@ -36,7 +32,7 @@ class Statistics:
     weights_hash: str = ""  # SHA-256 of the extractor's weights; "" in files of other tools
     count: int | None = None  # the number of images; None if the file does not say it
     fingerprint: str | None = None  # SHA-256 over the images; None if unknown
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)  # how it was made, for results
 
     def save(self, path: str | Path) -> Path:
         """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.

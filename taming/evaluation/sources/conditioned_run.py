@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -13,15 +13,7 @@ from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.sources.images import (
-    ALONE,
-    Batches,
-    Share,
-    SourceImage,
-    by_size,
-    key_of,
-    own_indices,
-)
+from taming.evaluation.sources.images import ImageSource, SourceImage, key_of
 from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
@@ -100,11 +92,9 @@ class ConditionedRunSource(RunSource):
     def content_key(self) -> str:
         return key_of(run=super().content_key(), conditions=self._conditions_key)
 
-    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
-        indices = own_indices(len(self), share, skip)
-        return by_size(self._sampled(indices, batch_size), batch_size)
+    batches = ImageSource.batches  # not those of samples by class
 
-    def _sampled(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         model, plan = self.model, self.plan
         items = (inputs_of_item(model, self.dataset, index) for index in indices)
         for shape, group in groupby(items, key=lambda inputs: inputs.shape):

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
-from taming.config import did_you_mean, instantiate_from_config, load_config, plain
+from taming.config import did_you_mean, instantiate_from_config, load_config
+from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
-from taming.evaluation.sources.images import (
-    ALONE,
-    Batches,
-    ImageSource,
-    Loaded,
-    LoadedSource,
-    Share,
-    SourceImage,
-    own_indices,
-    worker_count,
-)
+from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"
+Hashed = tuple[int, bytes, dict[str, Any]]  # index, SHA-256, entries
+Items = SeededDataset | Subset[Any]
 
 
 class DatasetSource(LoadedSource):
@@ -59,7 +50,7 @@ class DatasetSource(LoadedSource):
     ) -> None:
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
-        self.section = self._section(load_config(self.configs, overrides))
+        self.section = section_of(load_config(self.configs, overrides), split, self.name)
         dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
@@ -70,16 +61,6 @@ class DatasetSource(LoadedSource):
     @property
     def name(self) -> str:
         return " + ".join(map(str, self.configs))
-
-    def _section(self, config: DictConfig) -> Any:
-        datasets = config.get("data", {}).get("params", {})
-        splits = [name for name in ("train", "validation", "test") if datasets.get(name)]
-        if self.split not in splits:
-            raise UserError(
-                f"{self.name} has no dataset data.params.{self.split} (--split)"
-                f"{did_you_mean(self.split, splits)}"
-            )
-        return plain(datasets[self.split])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -125,17 +106,12 @@ class ItemSource(ImageSource):
     Args:
         dataset: its items have the model's stage keys.
         keys: the model's `first_stage_key` and `cond_stage_key`.
-        workers: processes that load; by default see `worker_count`.
+        workers: processes that load; see `loaded`.
 
     Raises UserError for an empty dataset.
     """
 
-    def __init__(
-        self,
-        dataset: SeededDataset | Subset[Any],
-        keys: tuple[str, str],
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, dataset: Items, keys: tuple[str, str], workers: int | None = None) -> None:
         self.dataset, self.workers = dataset, workers
         self.image_key, self.condition_key = keys
         if not len(dataset):
@@ -147,24 +123,10 @@ class ItemSource(ImageSource):
     def describe(self) -> dict[str, Any]:
         return {"kind": "dataset", "image_key": self.image_key, "condition": self.condition_key}
 
-    @cached_property
-    def _content_key(self) -> str:
-        return self.fingerprint()
-
-    def content_key(self) -> str:
-        return self._content_key
-
-    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
-        indices = own_indices(len(self), share, skip)
-        loader = DataLoader(
-            _HashedItems(self.dataset, self.image_key, self.condition_key),
-            batch_size=batch_size,
-            sampler=indices,
-            num_workers=worker_count(len(indices), self.workers),
-            collate_fn=list,
-        )
-        for items in loader:
-            yield [self._image(*parts) for parts in items]
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[ItemImage]:
+        items = _HashedItems(self.dataset, self.image_key, self.condition_key)
+        for parts in loaded(items, indices, batch_size, self.workers):
+            yield self._image(*parts)
 
     def _image(self, index: int, digest: bytes, item: Mapping[str, Any]) -> ItemImage:
         image = torch.as_tensor(item[self.image_key])
@@ -173,13 +135,13 @@ class ItemSource(ImageSource):
         return ItemImage(index, pixels, label, f"item {index}", digest, item=item)
 
 
-class _HashedItems(Dataset[Any]):
+class _HashedItems(Dataset[Hashed]):
     """The entries of items that a model reads, with the item's index and the SHA-256 over them."""
 
-    def __init__(self, dataset: SeededDataset | Subset[Any], *keys: str) -> None:
+    def __init__(self, dataset: Items, *keys: str) -> None:
         self.dataset, self.keys = dataset, sorted(set(keys))
 
-    def __getitem__(self, index: int) -> tuple[int, bytes, dict[str, Any]]:
+    def __getitem__(self, index: int) -> Hashed:
         item = self.dataset[index]
         digest = hashlib.sha256()
         for key in self.keys:

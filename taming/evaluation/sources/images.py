@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain, repeat
+from functools import cache, cached_property
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from taming.errors import UserError
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 NO_LABEL = -1
 SIZES_NAMED = 5
-MOST_WORKERS = 8
+MOST_WORKERS = HASHING_THREADS = 8
 IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
 MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
-HASHING_THREADS = 8  # a network file system answers slowly, but many requests at a time
 
+T = TypeVar("T")
 State = dict[str, np.ndarray]  # what was counted of images
 Share = tuple[int, int]  # rank and number of the processes that share a set
 ALONE = (0, 1)
@@ -141,7 +141,12 @@ class ImageSource(Protocol):
         """What the set is, as JSON values."""
 
     def content_key(self) -> str:
-        """SHA-256 of what decides images and labels, known before they are decoded or sampled."""
+        """SHA-256 of what decides images and labels, by default of the pixels."""
+        return self._content_key
+
+    @cached_property
+    def _content_key(self) -> str:
+        return self.fingerprint()
 
     def has_classes(self) -> bool | None:
         """Whether images have classes; None if that shows only when they are read."""
@@ -149,6 +154,12 @@ class ImageSource(Protocol):
 
     def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         """Images in batches of one size each: a process's share, without the indices of `skip`."""
+        indices = [index for index in range(share[0], len(self), share[1]) if index not in skip]
+        return by_size(self.images(indices, batch_size), batch_size)
+
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+        """The images of these indices, made or loaded about `batch_size` at a time."""
+        raise TypeError(f"{type(self).__name__} gives its images in batches alone")
 
     def fingerprint(self) -> str:
         """SHA-256 over the pixels of all images, in order, with a progress bar."""
@@ -158,11 +169,6 @@ class ImageSource(Protocol):
                 manifest.update(images)
                 bar.update(len(images))
         return manifest.fingerprint()
-
-
-def own_indices(length: int, share: Share, skip: Container[int]) -> list[int]:
-    """The indices below `length` of a process's share, without those of `skip`."""
-    return [index for index in range(share[0], length, share[1]) if index not in skip]
 
 
 def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
@@ -195,27 +201,21 @@ class LoadedSource(ImageSource, Dataset[Any]):
         pixels, label, name, mode = self.load(index)
         return index, pixels, label, name, pixel_digest(pixels), mode
 
-    def content_key(self) -> str:
-        return self.fingerprint()
-
-    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
-        indices = own_indices(len(self), share, skip)
-        workers = worker_count(len(indices), self.workers)
-        size = min(batch_size, 32)
-        loader = DataLoader(self, size, sampler=indices, num_workers=workers, collate_fn=list)
-        images = (
-            SourceImage(index, torch.from_numpy(pixels), *rest)
-            for group in loader
-            for index, pixels, *rest in group
-        )
-        return by_size(images, batch_size)
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+        for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
+            yield SourceImage(index, torch.from_numpy(pixels), *rest)
 
 
-def worker_count(images: int, wanted: int | None = None) -> int:
-    """Processes that decode: `wanted`, or one per CPU up to eight, but few for few images."""
-    if wanted is not None:
-        return wanted
-    return min(MOST_WORKERS, available_cpus(), images // IMAGES_PER_WORKER)
+def loaded(
+    data: Dataset[T], indices: Sequence[int], batch_size: int, workers: int | None
+) -> Iterator[T]:
+    """Items of these indices, loaded in processes; by default one per CPU, but few for few."""
+    if workers is None:
+        workers = min(MOST_WORKERS, available_cpus(), len(indices) // IMAGES_PER_WORKER)
+    for group in DataLoader(
+        data, batch_size, sampler=indices, num_workers=workers, collate_fn=list
+    ):
+        yield from group
 
 
 class FolderSource(LoadedSource):
@@ -227,7 +227,7 @@ class FolderSource(LoadedSource):
         path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
             is the name of its folder if all names are numbers, else their place in sorted order.
         deep: look into folders below; by default if the folder itself holds no images.
-        workers: processes that decode, see `worker_count`.
+        workers: processes that decode, see `loaded`.
 
     Raises UserError if there is no folder or no image; while reading, for a damaged file.
     """
@@ -270,13 +270,12 @@ class FolderSource(LoadedSource):
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
         digest = hashlib.sha256(b"image files")
-        bar = tqdm(desc=f"hashing {self.path}", unit=" files", delay=2, disable=None, leave=False)
-        chunks = [self.files[n : n + 256] for n in range(0, len(self), 256)]
-        with ThreadPoolExecutor(HASHING_THREADS) as pool, bar:
-            digests = chain.from_iterable(pool.map(_file_digests, chunks))
-            for file_digest, label in zip(digests, self.labels or repeat(""), strict=False):
-                digest.update(file_digest + f"{label};".encode())
-                bar.update()
+        labels = repeat("") if self.labels is None else iter(self.labels)
+        chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
+                for file_digest, label in zip(pool.map(_file_digest, chunk), labels, strict=False):
+                    digest.update(file_digest + f"{label};".encode())
         return digest.hexdigest()
 
 
@@ -302,17 +301,14 @@ def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
     return [places[name] for name in names]
 
 
-def _file_digests(paths: Sequence[str]) -> list[bytes]:
-    digests = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            digests.append(_file_digest(path, status.st_mtime_ns, status.st_size))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-    return digests
+def _file_digest(path: str) -> bytes:
+    try:
+        status = os.stat(path)
+        return _version_digest(path, status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
 @cache
-def _file_digest(path: str, changed: int, size: int) -> bytes:
+def _version_digest(path: str, changed: int, size: int) -> bytes:
     return hashlib.sha256(Path(path).read_bytes()).digest()

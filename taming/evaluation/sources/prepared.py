@@ -52,9 +52,6 @@ class PreparedSource(LoadedSource):
     def has_classes(self) -> bool | None:
         return self.source.has_classes()
 
-    def content_key(self) -> str:
-        return self._content_key
-
     @cached_property
     def _content_key(self) -> str:
         parts = {"size": self.size, "multiple": self.multiple, "images": len(self)}

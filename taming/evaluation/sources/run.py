@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container
 from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,9 +119,14 @@ class RunSource(ImageSource):
         return file_hash(file) if file and Path(file).is_file() else None
 
     def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
-        job = self.plan.job(self.model, batch_size, share)
         places = {label: place for place, label in enumerate(self.labels)}
-        samples = job.samples(_Skipped(skip, places, self.plan.num_samples).finished)
+
+        def finished(label: int | None) -> set[int]:
+            """Which samples of a class need not be made."""
+            first = places[label] * self.plan.num_samples
+            return {n for n in range(self.plan.num_samples) if first + n in skip}
+
+        samples = self.plan.job(self.model, batch_size, share).samples(finished)
         images = (self._image(sample, places[sample.label]) for sample in samples)
         return by_size((image for image in images if image.index not in skip), batch_size)
 
@@ -137,16 +141,3 @@ def sampled_image(sample: Sample, index: int, name: str) -> SourceImage:
     """A sample with the pixels that a PNG of it would have."""
     pixels = to_rgb_pixels(sample.image)
     return SourceImage(index, pixels, sample.label, name, pixel_digest(pixels.numpy()))
-
-
-@dataclass(frozen=True)
-class _Skipped:
-    """Which samples of a class need not be made, from indices."""
-
-    skip: Container[int]
-    places: dict[int | None, int]
-    num_samples: int
-
-    def finished(self, label: int | None) -> set[int]:
-        first = self.places[label] * self.num_samples
-        return {n for n in range(self.num_samples) if first + n in self.skip}

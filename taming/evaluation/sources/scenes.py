@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,6 @@ from taming.evaluation.sources.images import (
     SourceImage,
     by_size,
     key_of,
-    own_indices,
     pixel_digest,
 )
 from taming.models.cond_transformer import Net2NetTransformer
@@ -37,6 +36,7 @@ from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
 from taming.sampling.scenes import Scene, builder_of, read_scene
 
+Boxes = tuple[BoundingBox, ...]
 SIDE = 224  # of cut out objects: arXiv 2003.07449
 
 
@@ -44,10 +44,10 @@ SIDE = 224  # of cut out objects: arXiv 2003.07449
 class SceneImage(SourceImage):
     """An image with the boxes of its objects, as shares of it."""
 
-    boxes: tuple[BoundingBox, ...] = ()
+    boxes: Boxes = ()
 
 
-def visible_boxes(scene: Scene) -> tuple[BoundingBox, ...]:
+def visible_boxes(scene: Scene) -> Boxes:
     """What of the objects' boxes the image shows, as shares of it: after its crop and flip."""
     x0, y0, width, height = scene.crop
     boxes = []
@@ -138,18 +138,13 @@ class RealScenes(ImageSource):
     def content_key(self) -> str:
         return self.layouts.key
 
-    def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
-        return by_size(self._images(own_indices(len(self), share, skip)), batch_size)
-
-    def _images(self, numbers: Iterable[int]) -> Iterator[SourceImage]:
-        for number in numbers:
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+        for number in indices:
             scene, pixels = self.layouts[number]
             yield _scene_image(number, pixels, f"layout {number}", visible_boxes(scene))
 
 
-def _scene_image(
-    index: int, pixels: Tensor, name: str, boxes: tuple[BoundingBox, ...]
-) -> SceneImage:
+def _scene_image(index: int, pixels: Tensor, name: str, boxes: Boxes) -> SceneImage:
     return SceneImage(index, pixels, None, name, pixel_digest(pixels.numpy()), boxes=boxes)
 
 
@@ -192,7 +187,7 @@ class SampledScenes(ImageSource):
         return by_size(self._images(batch_size, share, skip), batch_size)
 
     def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
-        boxes: dict[int, tuple[BoundingBox, ...]] = {}
+        boxes: dict[int, Boxes] = {}
         samples = sample_images(
             self.model,
             self._requests(share, skip, boxes),
@@ -209,10 +204,7 @@ class SampledScenes(ImageSource):
             yield _scene_image(index, to_rgb_pixels(sample.image), name, boxes[layout])
 
     def _requests(
-        self,
-        share: Share,
-        skip: Container[int],
-        boxes: dict[int, tuple[BoundingBox, ...]],
+        self, share: Share, skip: Container[int], boxes: dict[int, Boxes]
     ) -> Iterator[Request]:
         for layout in range(share[0], len(self.layouts), share[1]):
             first = layout * self.per_layout

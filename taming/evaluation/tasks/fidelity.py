@@ -32,18 +32,14 @@ def _names(text: str) -> tuple[str, ...]:
 class FidelitySettings:
     """What decides the numbers beside images and extractors; torch-fidelity's values by default.
 
-    Attributes:
-        layers: other layers of the extractor than its own choice, by metric.
-        of_metrics: the settings of metrics, by name; `metric_settings` makes them.
-
     Raises UserError for an unknown metric, and settings below 1.
     """
 
     metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
-    layers: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, str] = field(default_factory=dict)  # by metric, others than the usual
     per_class: bool = flag(False, "FID of every class, as a table and a plot")
     keep_features: bool = False  # keep the features of all images, to look for neighbors
-    of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)
+    of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)  # see `metric_settings`
 
     def __post_init__(self) -> None:
         for name in (*self.metrics, *self.layers):

@@ -21,12 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from taming.errors import UserError
-from taming.evaluation.metrics.accuracy import (
-    ClassificationAccuracy,
-    ClassifiedImages,
-    LabeledImages,
-    neighbor_accuracy,
-)
+from taming.evaluation.metrics.accuracy import ClassifiedImages, LabeledImages, neighbor_accuracy
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.likelihood import measure_likelihood
 from taming.evaluation.metrics.set_metrics import metric_settings
@@ -36,12 +31,7 @@ from taming.evaluation.metrics.small_classifier import (
     train_small_classifier,
 )
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import (
-    ImageSource,
-    SourceImage,
-    indices_and_labels,
-    stack_pixels,
-)
+from taming.evaluation.sources.images import ImageSource, indices_and_labels, stack_pixels
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.cond_transformer import Net2NetTransformer
@@ -68,10 +58,10 @@ def newest_samples(run_folder: Path) -> Path:
 
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
     """All images of a set in order, and their labels; UserError if they differ in size."""
-    images: list[SourceImage] = []
+    images = []
     with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:
         for batch in source.batches(64):
-            images += batch
+            images.extend(batch)
             bar.update(len(batch))
     if len({image.pixels.shape for image in images}) > 1:
         raise UserError(f"the {what} have several sizes; a report is of images of one size")
@@ -202,7 +192,7 @@ def _settings(smallest: int) -> FidelitySettings:
     return FidelitySettings(("fid", "isc", "kid", "prc"), of_metrics=of_metrics)
 
 
-def _accuracy(classifier: SmallClassifier, images: ImageSource) -> ClassificationAccuracy | None:
+def _accuracy(classifier: SmallClassifier, images: ImageSource) -> ClassifiedImages | None:
     """None, with a warning, for images of no class, or of one that the training data lack."""
     runner = Runner(ACCURACY_BATCH, Cache(enabled=False))
     make = partial(ClassifiedImages, classifier.probabilities)

@@ -112,10 +112,8 @@ def evaluate_scenes(
         of_set = settings.request(metric, extractor)
         return SceneRequest(of_set.accumulator, extractor, of_set.layer, of_set.options, **part)
 
-    of_real = {
-        "images": request("fid", number=0),
-        "objects": request("fid", number=0, min_side=min_side),
-    }
+    of_real = {"images": request("fid", number=0)}
+    of_real["objects"] = request("fid", number=0, min_side=min_side)
     wanted = {"isc": request("isc")}
     for k in range(count):
         wanted[f"images {k}"] = request("fid", number=k, of=count)
@@ -140,11 +138,9 @@ def evaluate_scenes(
         "min_object_side": min_side,
         "extractor": extractor.describe(),
     }
-    sets = {
-        "samples": describe_set(samples, sampled)
-        | {"objects": sum(row["objects"] for row in rows)},
-        "reference": describe_set(scenes, reference) | {"objects": real["objects"].count},
-    }
+    sets = {"samples": describe_set(samples, sampled), "reference": describe_set(scenes, reference)}
+    sets["samples"]["objects"] = sum(row["objects"] for row in rows)
+    sets["reference"]["objects"] = real["objects"].count
     return SceneEvaluation(_metrics(rows, parts, real), protocol, sets, rows)
 
 

@@ -12,12 +12,8 @@ from taming.errors import UserError
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 
-SWEPT: dict[str, type[int] | type[float]] = {
-    "top_k": int,
-    "top_p": float,
-    "temperature": float,
-    "guidance": float,
-}
+Number = type[int] | type[float]
+SWEPT: dict[str, Number] = {"top_k": int, "top_p": float, "temperature": float, "guidance": float}
 
 
 def parse_sweep(text: str) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 Logged = dict[str, Tensor]
+Condition = Tensor | None  # of a conditional discriminator, [B, C', H, W]
 
 
 class DummyLoss(nn.Module):
@@ -36,24 +37,18 @@ class FirstStageLoss(nn.Module):
         global_step: int,
         *,
         last_layer: Tensor | None = None,
-        cond: Tensor | None = None,
+        cond: Condition = None,
     ) -> tuple[Tensor, Logged]:
         """What trains encoder, decoder and quantizer.
 
         Args:
             codebook_loss: the quantizer's loss.
             last_layer: the decoder's last weight, at which gradients can be compared.
-            cond: a condition [B, C', H, W] of the discriminator.
         """
         raise NotImplementedError
 
     def discriminator_loss(
-        self,
-        inputs: Tensor,
-        reconstructions: Tensor,
-        global_step: int,
-        *,
-        cond: Tensor | None = None,
+        self, inputs: Tensor, reconstructions: Tensor, global_step: int, *, cond: Condition = None
     ) -> tuple[Tensor, Logged]:
         """What trains the discriminator, on images that need no gradient."""
         raise NotImplementedError
@@ -66,7 +61,7 @@ class FirstStageLoss(nn.Module):
         optimizer_idx: int = 0,
         global_step: int = 0,
         last_layer: Tensor | None = None,
-        cond: Tensor | None = None,
+        cond: Condition = None,
         split: str = "train",
     ) -> tuple[Tensor, Logged]:
         """The published way to call both: `optimizer_idx` 0 is the generator, 1 the discriminator.

@@ -15,7 +15,7 @@ from torch import Tensor
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
-from taming.modules.losses.base import DummyLoss, FirstStageLoss, Logged
+from taming.modules.losses.base import Condition, DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
 
 __all__ = [
@@ -164,12 +164,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         return loss, _detached({"total_loss": loss, "quant_loss": quant_loss, **terms})
 
     def discriminator_loss(
-        self,
-        inputs: Tensor,
-        reconstructions: Tensor,
-        global_step: int,
-        *,
-        cond: Tensor | None = None,
+        self, inputs: Tensor, reconstructions: Tensor, global_step: int, *, cond: Condition = None
     ) -> tuple[Tensor, Logged]:
         """Hinge or vanilla loss on detached images; 0 before `disc_start`."""
         _require_equal_shapes(inputs, reconstructions)
@@ -184,12 +179,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         return loss, _detached({"disc_loss": loss, **terms})
 
     def _generator_terms(
-        self,
-        x: Tensor,
-        x_rec: Tensor,
-        last_layer: Tensor | None,
-        cond: Tensor | None,
-        factor: float,
+        self, x: Tensor, x_rec: Tensor, last: Tensor | None, cond: Tensor | None, factor: float
     ) -> tuple[Tensor, Logged]:
         """Everything but the codebook's term; the adversarial one is weighed by `factor`.
 
@@ -213,7 +203,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
 
         d_weight = torch.zeros_like(g_loss)
         if differentiate and self.training:
-            d_weight = self._adaptive_weight(nll_grad, g_grad, x_rec, last_layer)
+            d_weight = self._adaptive_weight(nll_grad, g_grad, x_rec, last)
         weight = d_weight * factor
         loss = nll_loss.detach() + weight * g_loss.detach()
         if differentiate:

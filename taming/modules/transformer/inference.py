@@ -236,9 +236,8 @@ class Weights:
             qkv, last = layer.project(x), n + 1 == len(self.layers)  # (N, 3C)
             if last:
                 x = _last_tokens(x, segments)  # (B1 + B2 + ..., C)
-            parts = zip(
-                segments, torch.split(qkv, sizes) if len(sizes) > 1 else (qkv,), strict=True
-            )
+            split = torch.split(qkv, sizes) if len(sizes) > 1 else (qkv,)
+            parts = zip(segments, split, strict=True)
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
         return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()

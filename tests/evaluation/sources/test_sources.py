@@ -196,8 +196,8 @@ def test_dataset_of_a_config(config: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "has no dataset data.params.test"),
-        ({"split": "validatoin"}, "did you mean 'validation'"),
+        ({"split": "test"}, "has no data.params.test"),
+        ({"split": "validatoin"}, "give --split train or validation"),
         ({"key": "picture"}, "have no 'picture'"),
         ({"key": "class_label"}, r"is \(\)"),
     ],
