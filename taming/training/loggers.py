@@ -6,7 +6,6 @@ import csv
 import functools
 import io
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,14 +63,15 @@ class _TableWriter(ExperimentWriter):
             write_text(path, _lines([columns]) + _old_rows(path, columns) + self._new())
             self._columns = columns
             return
-        with path.open("ab") as file:
+        content = memoryview(self._new().encode())
+        with path.open("ab", buffering=0) as file:  # a buffer would be written again by `close`
             size = file.tell()
             try:
-                file.write(self._new().encode())
-                file.flush()
+                while content:
+                    content = content[file.write(content) :]
             except OSError:
                 with suppress(OSError):
-                    os.truncate(path, size)
+                    file.truncate(size)
                 raise
 
     def _new(self) -> str:
