@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu gpu lint install clean
+.PHONY: demo test test-slow test-gpu gpu faults lint install clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,11 @@ gpu: test-gpu
 	$(BIN)/python benchmarks/training.py --device cuda --stage paper --precision bf16 --batch_size 8
 	$(BIN)/python benchmarks/sampling.py --device cuda --size cpu --precision bf16
 	$(BIN)/python benchmarks/sampling.py --device cuda --size gpu --precision bf16 --compile
+	$(BIN)/python benchmarks/saving.py --device cuda
+
+# Kill runs, damage checkpoints, fill disks, make up input; docs/reliability.md gets the tables.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write docs/reliability.md
 
 # Train both stages on handwritten digits, sample, and report: about seven minutes on two cores.
 demo: install

@@ -71,7 +71,8 @@ def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScen
     model, run, step = load_transformer(arguments.resume, arguments.base, device, overrides, dtype)
     base = [own.data] if own.data else arguments.base
     data = data_config(run, base, overrides, own.data is not None)
-    config = without_checkpoint_paths(run_config(run, arguments.base, overrides).model)
+    config = run_config(run, arguments.base, overrides, ["model"])
+    config = without_checkpoint_paths(config.model)
     samples = SampledScenes(
         layouts=Layouts(open_dataset(data, own.split), own.num_layouts, own.conditional),
         model=model,

@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = [own.data] if own.data else arguments.base
     data = data_config(run, base, overrides, own.data is not None)
     dataset, checkpoint = open_images(own, data), file_hash(run.checkpoint)
-    config = without_checkpoint_paths(run_config(run, arguments.base, overrides).model)
+    config = run_config(run, arguments.base, overrides, ["model"])
+    config = without_checkpoint_paths(config.model)
     identity = key_of(checkpoint=checkpoint, config=plain(config), dtype=str(dtype))
     runner = own.cache.runner(own.batch_size)
     keys = (model.first_stage_key, model.cond_stage_key)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
-from taming.command_line import Parser, parse_size
+from taming.command_line import Parser, add_trust_flag, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
 from taming.export.onnx import to_onnx
@@ -27,6 +27,7 @@ FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx")
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Write a model for other programs.")
+    add_trust_flag(parser)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", metavar="IN", help="the run: its folder or checkpoint")
     parser.add_argument("target", metavar="OUT", help="the file or folder to write")
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 def first_stage(source: str, base: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     """A run's first stage, and the parameters in its config."""
     model, run, _ = load_run(source, base)
-    params = run_config(run, base).model.params
+    params = run_config(run, base, used=["model"]).model.params
     if isinstance(model, Net2NetTransformer):
         return model.first_stage_model, params.first_stage_config.params
     return model, params

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taming.command_line import Parser, add_flags, flag, from_flags, parse
+from taming.command_line import Parser, add_flags, add_trust_flag, flag, from_flags, parse
 from taming.config import load_config
 from taming.data.from_config import SPLITS
 from taming.data.tools.preview import write_preview
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", default="train", choices=SPLITS, help="default train")
     add_flags(parser, Options)
+    add_trust_flag(parser)
     args, overrides = parse(parser, argv)
     options, config = from_flags(Options, args), load_config(args.base, overrides)
     count = max(1, options.num_items)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, check_place
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
 from taming.errors import UserError, command
@@ -30,7 +30,7 @@ from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
-from taming.sampling.folder import ADVICE, check_place, save_png
+from taming.sampling.folder import ADVICE, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     root = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
     root = root / str(step)
-    check_place(root)
+    check_place(root, "choose another --outdir")
     with tqdm(paths, unit="image") as bar:
         scores = reconstruct(model, read_images(model, folder, bar, own.size), own.batch_size, root)
     made = {

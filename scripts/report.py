@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = args.samples or newest_samples(run.folder)
     if not samples.is_dir():
         raise UserError(f"there is no folder {samples}; make samples with scripts/sample_fast.py")
-    data = instantiate_from_config(run_config(run, arguments.base, overrides).data, key="data")
+    config = run_config(run, arguments.base, overrides)
+    data = instantiate_from_config(config.data, "data", "data module")
     data.setup()
     outdir = Path(arguments.outdir or run.folder / "report")
     configs: list[str | Path] = [*run.configs, *arguments.base]

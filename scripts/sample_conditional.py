@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import streamlit as st
 from PIL import Image
 from torch import Tensor
 
+from taming.data.files.images import image_mode_and_size
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.models.cond_transformer import Net2NetTransformer
@@ -44,6 +46,8 @@ from taming.sampling.inputs import (
 from taming.sampling.settings import SCHEDULES
 from taming.sampling.sizes import pixels_per_token
 
+MOST_BYTES = 20 * 2**20  # of an uploaded file
+MOST_PIXELS = 25_000_000  # of an uploaded image, and of a sample
 IMAGE_TYPES = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"]
 CAPTION_KEYS = ("seed", "temperature", "top_k", "top_p", "keep")  # under the sample
 LAYOUT_TYPES = ["yaml", "yml", "json"]
@@ -91,6 +95,8 @@ def choose_inputs(model: Net2NetTransformer, dataset: SeededDataset | None) -> S
         label = side.number_input("Class", 0, model.n_classes - 1, own, key=f"class of {own}")
         inputs = replace(inputs, c=read_condition(model, str(int(label))))
     factor = side.slider("Scale", 0.5, 4.0, 1.0, 0.25, key="scale", help="of the image's sides")
+    height, width = (int(factor * n) * pixels_per_token(model) for n in inputs.shape)
+    require_pixels(height, width, "the sample")
     return scaled(model, inputs, factor)
 
 
@@ -109,21 +115,40 @@ def choose_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> Sa
 def stored(*uploads: Any) -> Iterator[list[str | None]]:
     """The uploads as files on disk while the context lasts; errors have the names they came by."""
     with tempfile.TemporaryDirectory() as folder:
-        paths: list[str | None] = []
-        for number, upload in enumerate(uploads):
-            paths.append(None)
-            if upload is not None:
-                path = Path(folder) / str(number) / Path(upload.name).name
-                path.parent.mkdir()
-                path.write_bytes(upload.getvalue())
-                paths[-1] = str(path)
         try:
-            yield paths
+            yield [
+                None if upload is None else store(upload, Path(folder) / str(number))
+                for number, upload in enumerate(uploads)
+            ]
         except UserError as error:
             message = str(error)
             for number in range(len(uploads)):
                 message = message.replace(f"{folder}/{number}/", "")
             raise UserError(message) from None
+
+
+def safe_name(name: str) -> str:
+    """What a browser calls a file, as a name in a folder here."""
+    last = re.sub(r"[^\w .-]", "_", re.split(r"[/\\]", name)[-1])
+    return f"upload{last[-100:]}" if last.startswith(".") or not last else last[-100:]
+
+
+def store(upload: Any, folder: Path) -> str:
+    """Write an upload, unless it is too large, into a new folder; returns its path."""
+    path = folder / safe_name(upload.name)
+    content = upload.getvalue()
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} has more than {MOST_BYTES // 2**20} MiB")
+    folder.mkdir()
+    path.write_bytes(content)
+    if path.suffix.lower().lstrip(".") in IMAGE_TYPES:
+        require_pixels(*image_mode_and_size(str(path))[1], str(path))  # as its header says
+    return str(path)
+
+
+def require_pixels(height: int, width: int, what: str) -> None:
+    if height * width > MOST_PIXELS:
+        raise UserError(f"{what} has {width} x {height} pixels; {MOST_PIXELS:,} are allowed")
 
 
 def choose_settings(model: Net2NetTransformer) -> tuple[SampleSettings, int]:
@@ -154,7 +179,7 @@ def choose_kept(
     if keep == "a box":
         box = f"0,0,{width},{height // 2}"
         keep = st.sidebar.text_input("x0,y0,x1,y1, in pixels", box, key=f"box {box}")
-    return keep, keep_mask(keep, (height, width), pixels_per_token(model))
+    return keep, keep_mask(keep, (height, width), pixels_per_token(model), read_files=False)
 
 
 def key_of(inputs: SampleInputs) -> str:
@@ -249,7 +274,18 @@ def show_result(result: Result) -> None:
         column.download_button(name, content, f"sample.{name.lower()}", kind, key=name)
 
 
+def require_local_server() -> None:
+    """Refuse to work where streamlit listens on all interfaces because nobody said otherwise."""
+    if not st.get_option("server.address"):
+        raise UserError(
+            "streamlit opens this page to all of your network: start it from the repository's "
+            "folder, or with --server.address localhost before the script's name; to open it on "
+            "purpose, name an address there, such as 0.0.0.0"
+        )
+
+
 def show() -> None:
+    require_local_server()
     parser = make_parser("Sample images in the browser.", DataArguments)
     run_arguments, data = read_arguments(parser, DataArguments, None)
     model, dataset, text = load(run_arguments, data)

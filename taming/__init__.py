@@ -25,6 +25,7 @@ def load(
     base: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
     download: bool = True,
+    trust: Sequence[str] = (),
 ) -> Any:
     """A trained model, in evaluation mode and without gradients.
 
@@ -39,11 +40,15 @@ def load(
         base: YAMLs merged over the run's own, or in their place for a checkpoint without any.
         overrides: changes of the config as "key.path=value", merged last.
         download: fetch a published model that is not in logs/ yet.
+        trust: packages of your own, or names in them, that the run's config may use as well.
 
     Raises:
         taming.errors.UserError: if there is no such run, checkpoint or published model (the
-            nearest name is given), or its weights do not fit its config.
+            nearest name is given), its weights do not fit its config, or its config names what is
+            not trusted.
     """
     from taming.model_loading import load_model  # PyTorch takes seconds to import
 
-    return load_model(path, device=device, base=base, overrides=overrides, download=download)
+    return load_model(
+        path, device=device, base=base, overrides=overrides, download=download, trust=trust
+    )

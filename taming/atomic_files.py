@@ -1,13 +1,29 @@
-"""Files that are either complete or not there, however their writing ends."""
+"""Files that are either complete or not there, however their writing ends; folders of one process.
+
+A file is written under a temporary name, `.NAME.HOST-PROCESS-NUMBER.partial`, beside its own. What
+a process that was killed leaves behind is removed by `remove_leftovers`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import shutil
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from taming.errors import UserError
+
+_NUMBERS = itertools.count()
+# Those of older versions have no host and no number.
+_PARTIAL = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)(?:-\d+)?\.partial")
+# A file of another machine, whose processes cannot be seen, is left over if it has not grown.
+_ABANDONED_AFTER = 3600.0
 
 
 @contextmanager
@@ -26,14 +42,17 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         UserError: if the file cannot be written, for example on a full disk.
     """
     path = Path(path)
-    # The same folder, as only a rename within one file system is atomic; one name per process.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if "\0" in str(path):
+        raise UserError(f"cannot write {str(path)!r}: names of files have no null character")
+    partial = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         if durable:
-            _flush_to_disk(partial)
+            flush_to_disk(partial)
         os.replace(partial, path)
+        if durable:
+            flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
@@ -45,9 +64,144 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         raise
 
 
-def _flush_to_disk(path: Path) -> None:
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` that no other process or thread uses.
+
+    It is in the same folder, as only a rename within one file system is atomic.
+    """
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{next(_NUMBERS)}.partial")
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove, below `folder`, temporary files of processes that are no more; returns their paths.
+
+    The caller must not have begun to write: files that bear its own number are of a process that
+    had it before, as the first process of a container always has the same.
+    """
+    removed = []
+    for path in folder.rglob(".*.partial"):
+        match = _PARTIAL.fullmatch(path.name)
+        if match and _is_left_over(path, match[1], int(match[2])):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_left_over(path: Path, host: str | None, process: int) -> bool:
+    if host in (None, _host()):
+        return process == os.getpid() or not is_running(process)
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+    return False
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def check_place(folder: Path, advice: str = "") -> None:
+    """Before work begins: check that files can be written to a folder, which need not exist yet.
+
+    Raises:
+        UserError: if they cannot; with what to do, if that is given.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    reason = ""
+    if not existing.is_dir():
+        reason = f"{existing} is a file, not a folder"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"{existing} is write-protected"
+    elif shutil.disk_usage(existing).free == 0:
+        reason = "its disk is full"
+    if reason:
+        ending = f"; {advice}" if advice else ""
+        raise UserError(f"nothing can be written to {folder}, as {reason}{ending}")
+
+
+def make_new_folder(path: Path) -> Path:
+    """Make a folder that nobody else has made: `path`, or with `_2`, `_3` ... behind its name.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            if not folder.parent.is_dir():
+                raise UserError(f"{folder.parent} is a file, not a folder") from None
+        except OSError as error:
+            raise UserError(f"cannot make {folder} ({error.strerror})") from None
+    raise AssertionError
+
+
+@contextmanager
+def sole_user(folder: Path, advice: str = "") -> Iterator[None]:
+    """Hold a folder, which must exist, against other processes that call this.
+
+    The system lets go of it when this process ends, however that may be.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    held = [descriptor]
+
+    def let_go() -> None:
+        if held:
+            os.close(held.pop())
+
+    # Forked processes, such as a loader's workers, would go on holding it.
+    os.register_at_fork(after_in_child=let_go)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        let_go()
+        ending = f"; {advice}" if advice else ""
+        raise UserError(f"another process is writing to {folder}{ending}") from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        let_go()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can do so."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn, TypeVar
 
+from taming import trust
 from taming.errors import UserError
 
 T = TypeVar("T")
@@ -27,7 +28,14 @@ Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose refusals are a `UserError`."""
+    """An `ArgumentParser` whose refusals are a `UserError`, and which minds `--trust`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if any("\0" in text for text in args or ()):  # from Python: the system allows none
+            self.error("an argument has a character of code 0")
+        namespace, rest = super().parse_known_args(args, namespace)
+        trust.trust(vars(namespace).get("trust", ()))
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
@@ -48,7 +56,23 @@ def parse(
     return args, rest
 
 
+def add_trust_flag(parser: Arguments) -> None:
+    """`--trust`, for programs that read configs: what these may name, see `taming.trust`."""
+    parser.add_argument(
+        "--trust",
+        type=_parse_names,
+        action="extend",
+        default=[],
+        metavar="PACKAGE",
+        help="let configs name classes of this package too: of a run from elsewhere, run its code",
+    )
+
+
 # ---------------------------------------------------------------------- values
+
+
+def _parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def parse_switch(text: str) -> bool:

@@ -16,26 +16,43 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from taming.config_files import (
+    SECTIONS,
+    check_names,
+    check_sections,
+    fill_in_bases,
+    read_parts,
+)
+from taming.config_values import Misfit, fitted, parameters_of, shorten
 from taming.errors import UserError
+from taming.limits import within_memory
+from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
 
-SECTIONS = ("model", "data", "lightning")
-# Parameters of a transformer that are configs of trained models.
-STAGES = ("first_stage_config", "cond_stage_config")
-
-# Published configs name classes by modules that are scripts, or that live in another project.
-MODULE_ALIASES = {"main": "taming.training"}
-TARGET_ALIASES = {"ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel"}
+# What a place in a config expects: a subclass of the class at a dotted path, or a class with one
+# of these methods.
+KINDS: Mapping[str, str | tuple[str, ...]] = {
+    "callback": "pytorch_lightning.Callback",
+    "data module": "pytorch_lightning.LightningDataModule",
+    "dataset": ("__getitem__", "__iter__"),
+    "logger": "pytorch_lightning.loggers.Logger",
+    "module": "torch.nn.Module",
+    "schedule": ("__call__",),
+}
 
 # The config key under construction, so that an error deep in a model can name where it comes from.
 _path: ContextVar[str] = ContextVar("config_path", default="")
 
 
 def load_config(
-    paths: Iterable[str | Path], overrides: Sequence[str] = (), sections: Sequence[str] = SECTIONS
+    paths: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    sections: Sequence[str] = SECTIONS,
+    *,
+    stored: Sequence[str | Path] = (),
+    used: Sequence[str] = SECTIONS,
 ) -> DictConfig:
     """Merge YAML files left to right, then `key.path=value` overrides.
 
@@ -43,75 +60,30 @@ def load_config(
     says so: `first_stage_config: {base: custom_vqgan.yaml, params: {ckpt_path: ...}}`. It is
     replaced by the model of that YAML, without its loss, with `params` merged over it.
 
+    Args:
+        sections: the top-level keys that there may be.
+        stored: configs of a run's folder, merged before `paths`. `taming.trust` says what these
+            may name, in the sections that are `used`.
+
     Raises:
-        UserError: for a missing or malformed file, and for a top-level key not in `sections`.
+        UserError: for a missing or malformed file, for a top-level key not in `sections`, and for a
+            target that is not trusted.
     """
-    parts = [(str(path), Path(path).parent, _read_yaml(Path(path))) for path in paths]
-    parts += [(override, Path(), _read_override(override)) for override in overrides]
-    for source, folder, part in parts:
-        for key in map(str, part):
+    parts = read_parts(stored, paths, overrides)
+    for part in parts:
+        for key in map(str, part.config):
             if key not in sections:
                 hint = did_you_mean(key, sections)
-                raise UserError(f"{source}: unknown top-level key '{key}'{hint}")
-        _fill_in_bases(part, folder, source)
-    merged = OmegaConf.merge(*(part for *_, part in parts)) if parts else OmegaConf.create()
+                raise UserError(f"{part.source}: unknown top-level key '{key}'{hint}")
+        fill_in_bases(part)
+    try:
+        merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(f"the configs do not fit together: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
+    check_names(merged, parts, [key for key in used if key in merged])
+    check_sections(merged, used)
     return merged
-
-
-def _fill_in_bases(config: DictConfig, folder: Path, source: str) -> None:
-    """Replace, in place, stages that name a YAML in `folder` by their whole config."""
-    for key in STAGES:
-        place = f"model.params.{key}"
-        stage = OmegaConf.select(config, place, throw_on_resolution_failure=False)
-        if isinstance(stage, DictConfig) and "base" in stage:
-            try:
-                whole = as_stage(_first_stage_of(folder / str(stage.pop("base"))))
-            except UserError as error:
-                raise UserError(f"{source}: {place}.base: {error}") from None
-            OmegaConf.update(config, place, OmegaConf.merge(whole, stage), merge=False)
-
-
-def _first_stage_of(path: Path) -> Any:
-    content: Any = OmegaConf.to_container(_read_yaml(path))
-    model = content.get("model")
-    if not isinstance(model, dict) or "target" not in model:
-        raise UserError(f"{path} has no model with a target")
-    if "transformer_config" in (model.get("params") or {}):
-        raise UserError(f"{path} is a transformer's, not a first stage's")
-    return model
-
-
-def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
-    """`target` and `params` of a model, without what only its own training needs."""
-    training = ("ckpt_path", "ignore_keys", "monitor", "scheduler_config")
-    params = {k: v for k, v in (model.get("params") or {}).items() if k not in training}
-    if "lossconfig" in params:
-        params["lossconfig"] = {"target": "taming.modules.losses.DummyLoss"}
-    return {"target": model["target"], "params": params}
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")
-    return config
-
-
-def _read_override(text: str) -> DictConfig:
-    if "=" not in text or text.startswith(("-", "=")):
-        raise UserError(f"'{text}' is not an override; write it as key.path=value")
-    try:
-        return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(
-            f"override '{text}' cannot be read: {' '.join(str(error).split())}"
-        ) from None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -125,11 +97,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
     """The object at a dotted path such as `taming.models.vqgan.VQModel`."""
-    string = TARGET_ALIASES.get(string, string)
-    module_name, _, name = string.rpartition(".")
-    if not module_name:
+    if not isinstance(string, str) or not is_dotted(string):
         raise _config_error(f"'{string}' is not a dotted path such as taming.models.vqgan.VQModel")
-    module_name = MODULE_ALIASES.get(module_name, module_name)
+    module_name, _, name = canonical_name(string).rpartition(".")
     module = _import(module_name, string)
     if reload:
         module = importlib.reload(module)
@@ -161,25 +131,66 @@ def _modules_near(module_name: str) -> list[str]:
     return [module.name for module in walk]
 
 
-def instantiate_from_config(config: Any, key: str = "", **extra: Any) -> Any:
+def instantiate_from_config(
+    config: Any, key: str = "", expects: str | None = None, **extra: Any
+) -> Any:
     """Build `config.target(**config.params, **extra)`.
 
-    `key` names the config's place inside its parent and is used in errors. Raises `UserError`
-    naming that place when the target or one of its parameters does not exist.
+    Args:
+        key: the config's place inside its parent, for errors.
+        expects: one of `KINDS`. Of this project, torch, torchvision and Lightning it takes classes
+            of that kind only. Classes of other packages need not inherit from anything. Functions
+            have to be listed in `--trust` by their whole name, except in calls from Python.
+
+    Raises:
+        UserError: naming the place, if the target or one of its parameters does not exist, or the
+            target is of another kind.
     """
     with _inside(key):
         node = plain(config)
         if not isinstance(node, Mapping) or "target" not in node:
-            hint = ", read by taming.config.load_config" if "base" in (node or ()) else ""
+            based = isinstance(node, Mapping) and "base" in node
+            hint = ", read by taming.config.load_config" if based else ""
             raise _config_error(f"expected a 'target' and its 'params' here{hint}")
         for name in map(str, node):
             if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
                 raise _config_error(f"unknown key '{name}'; did you mean 'params'?")
         target = get_obj_from_str(node["target"])
-        params = {**(node.get("params") or {}), **extra}
+        if expects is not None:
+            _check_kind(target, node["target"], expects)
+        own = node.get("params") or {}
         with _inside("params"):
-            _check_parameters(target, str(node["target"]), params)
-            return target(**params)
+            if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
+                raise _config_error(f"names and their values are expected here, not {shorten(own)}")
+            params = _checked(target, str(node["target"]), own, {**own, **extra})
+            if expects != "module":
+                return target(**params)
+            with within_memory(_path.get(), own):
+                return target(**params)
+
+
+def _check_kind(target: Any, name: str, kind: str) -> None:
+    if inspect.isclass(target) and _is_kind(target, kind):
+        return
+    home, package = str(getattr(target, "__module__", "")), name.partition(".")[0]
+    if not is_listed(canonical_name(name), PACKAGES) and home.partition(".")[0] == package:
+        names = trusted_names()
+        if inspect.isclass(target) or name in names:
+            return
+        if inspect.isfunction(target) and not is_listed(name, names) and not in_program():
+            return
+    raise _config_error(
+        f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
+        f"that makes one can be allowed with --trust {name}"
+    )
+
+
+def _is_kind(target: type, kind: str) -> bool:
+    wanted = KINDS[kind]
+    if isinstance(wanted, tuple):
+        return any(callable(getattr(target, method, None)) for method in wanted)
+    base: type = get_obj_from_str(wanted)
+    return issubclass(target, base)
 
 
 def plain(config: Any, allow_missing: bool = False) -> Any:
@@ -197,42 +208,39 @@ def plain(config: Any, allow_missing: bool = False) -> Any:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
 
 
-def _check_parameters(target: Any, name: str, params: Mapping[str, Any]) -> None:
-    accepted, required, open_ended = _parameters(target)
+def checked_arguments(target: Any, params: Any, key: str) -> dict[str, Any]:
+    """Arguments for `target` out of a config's mapping at `key`, in the types of its hints.
+
+    Raises:
+        UserError: for a name that it does not have, one that it needs, and a value of another type.
+    """
+    with _inside(key):
+        if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+            raise _config_error(f"names and their values are expected here, not {shorten(params)}")
+        return _checked(target, target.__name__, params, params)
+
+
+def _checked(
+    target: Any, name: str, own: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`params`, of which `own` are the config's."""
+    accepted, required, open_ended = parameters_of(target)
     for param in params:
         if param not in accepted and not open_ended:
             raise _config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
     missing = [param for param in required if param not in params]
     if missing:
         raise _config_error(f"{name} needs the parameter '{missing[0]}'")
-
-
-def _parameters(target: Any) -> tuple[set[str], list[str], bool]:
-    """Accepted names, required names, and whether any name at all is taken.
-
-    A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
-    give itself.
-    """
-    accepted: set[str] = set()
-    required: list[str] | None = None
-    signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
-    for function in signatures:
-        parameters = list(inspect.signature(function).parameters.values())
-        parameters = parameters[1:] if inspect.isclass(target) else parameters
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        accepted |= {parameter.name for parameter in named}
-        if required is None:
-            required = [p.name for p in named if p.default is p.empty]
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return accepted, required, False
-    return accepted, required or [], True
-
-
-def _lineage(target: Any) -> Iterator[type]:
-    """The project's classes, from `target` up, that have a constructor of their own."""
-    for cls in target.__mro__ if inspect.isclass(target) else ():
-        if cls is not object and inspect.isfunction(vars(cls).get("__init__")):
-            yield cls
+    arguments = dict(params)
+    for param in own.keys() & accepted.keys():
+        try:
+            arguments[param] = fitted(params[param], accepted[param])
+        except Misfit as misfit:
+            with _inside(param):
+                raise _config_error(
+                    f"{misfit} is expected here, not {shorten(own[param])}"
+                ) from None
+    return arguments
 
 
 @contextmanager

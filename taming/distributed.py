@@ -6,10 +6,12 @@ the work from its environment variables, and are connected by the first `gather_
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ T = TypeVar("T")
 
 # Processes reach a gathering as far apart as their shares differ in length, possibly by hours.
 GATHER_TIMEOUT = timedelta(days=2)
+# The others wait this long for the one that writes the last checkpoint.
+SAVE_TIMEOUT = timedelta(hours=6)
 
 
 def is_connected() -> bool:
@@ -96,3 +100,44 @@ def _connect() -> None:
             f"WORLD_SIZE is set, but the processes cannot find one another ({error}); start them "
             "by torchrun, or unset WORLD_SIZE"
         ) from None
+
+
+class Agreement:
+    """The highest number that any training process wants, known to all together a step later.
+
+    It is exchanged by gloo while a step is computed, so that no process waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self._pending: tuple[dist.Work, Tensor] | None = None
+
+    def send(self, wanted: int) -> None:
+        """Begin an exchange; each process does so after the same steps."""
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT)
+        value = torch.tensor(wanted)
+        work = dist.all_reduce(value, dist.ReduceOp.MAX, self._group, async_op=True)
+        assert work is not None
+        self._pending = work, value
+
+    def received(self) -> int:
+        """The result of the exchange that was begun last; 0 without one."""
+        if self._pending is None:
+            return 0
+        work, value = self._pending
+        self._pending = None
+        work.wait()
+        return int(value)
+
+    def wait_for_all(self) -> None:
+        """Wait until all processes are here."""
+        if self._group is not None:
+            self.received()
+            dist.barrier(self._group)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of all processes of a command, also before they are connected."""
+    names = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)

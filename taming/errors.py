@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import contextvars
+import errno
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
+
+# What the system says of files and disks that only their owner can mend. Not that a file is
+# missing: users' files are looked for, so that would be a bug.
+REFUSALS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
+    if hasattr(errno, name)
+}
 
 
 class UserError(Exception):
     """The user's input is wrong; the message is one sentence: what was wrong, and what to do."""
+
+
+class Stopped(SystemExit):
+    """A signal asked to stop: the exit code is 128 + its number, as shells have it.
+
+    Attributes:
+        number: the signal's.
+        message: what became of the work, for the last line.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(128 + number)
+        self.number, self.message = number, message
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient of training is not finite; the model's state is not to be saved."""
 
 
 def sentence(error: UserError) -> str:
@@ -19,15 +46,33 @@ def sentence(error: UserError) -> str:
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
 
 
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 def command(main: Callable[P, None]) -> Callable[P, None]:
-    """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2."""
+    """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2.
+
+    So does what the system says of a file, if it is the user's to mend.
+
+    The message of `Stopped` is printed likewise.
+    """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main(*args, **kwargs)
+            # What a command line sets, as `--trust` does, ends with it.
+            contextvars.copy_context().run(main, *args, **kwargs)
         except UserError as error:
-            print(f"error: {sentence(error)}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _refuse(sentence(error))
+        except OSError as error:
+            if error.errno not in REFUSALS or error.filename is None:
+                raise
+            _refuse(f"{error.filename} cannot be used ({error.strerror})")
+        except Stopped as stop:
+            if stop.message:
+                print(stop.message, file=sys.stderr)
+            raise SystemExit(stop.code) from None
 
     return run

@@ -7,14 +7,24 @@ there first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from dataclasses import dataclass
+from subprocess import Popen
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import ParallelStrategy
-from torch import nn
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loops.evaluation_loop import RestartStage
+from pytorch_lightning.strategies import ParallelStrategy, Strategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -23,19 +33,212 @@ def batches_begun(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
-def batches_done(trainer: pl.Trainer) -> int:
-    """How many batches of the current epoch have been trained on, also right after a resume."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return progress.processed
+# ---------------------------------------------------------------------- where training is
 
 
-def save_without_barrier(trainer: pl.Trainer, path: str | Path) -> None:
-    """`trainer.save_checkpoint`, without waiting for the other processes.
+@dataclass(frozen=True)
+class Place:
+    """A place between two batches.
 
-    After a crash of one of them the others never come.
+    Attributes:
+        epoch: the epoch that goes on or begins here.
+        batches: how many of its batches have been trained on.
+        complete: they are all of them, and the end of the epoch is next.
     """
-    content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    trainer.strategy.save_checkpoint(content, path)
+
+    epoch: int
+    batches: int
+    complete: bool = False
+
+
+def place_of(trainer: pl.Trainer) -> Place:
+    """Where training is, also right after a restore; within a step, where the step began."""
+    return read_place(trainer.fit_loop.state_dict())
+
+
+def read_place(fit_loop: Mapping[str, Any]) -> Place:
+    """The place that the state of a fit loop stands for, at whatever moment it was saved.
+
+    Lightning counts batches and epochs at several points of their course, and resets the count of
+    batches only when the next epoch begins.
+    """
+    epochs = fit_loop["epoch_progress"]["current"]
+    progress = fit_loop["epoch_loop.batch_progress"]
+    last, batches = progress["is_last_batch"], progress["current"]
+    done = batches["processed"]
+    if epochs["completed"] > epochs["processed"]:  # written by Lightning 1.0 to 1.5
+        return Place(epochs["completed"], 0)
+    if epochs["started"] > epochs["processed"]:
+        return Place(epochs["processed"], done, last and done >= batches["ready"])
+    begins = epochs["ready"] > epochs["started"] or last or not done
+    # An epoch that max_steps cut short has been counted like a complete one.
+    return Place(epochs["processed"], 0) if begins else Place(epochs["processed"] - 1, done)
+
+
+def write_place(fit_loop: dict[str, Any], place: Place, steps: int) -> None:
+    """Let the state of a fit loop, after `steps` optimizer steps, stand for a place.
+
+    `continue_from_place` has to be called when the loop has been started with it.
+    """
+    begun = place.batches > 0 or place.complete
+    for counts in fit_loop["epoch_progress"].values():
+        counts |= dict.fromkeys(("ready", "started"), place.epoch + begun)
+        counts |= dict.fromkeys(("processed", "completed"), place.epoch)
+    keys = ("ready", "started", "processed", "completed")
+    progress = fit_loop["epoch_loop.batch_progress"]
+    progress["is_last_batch"] = place.complete or not begun
+    progress["total"] |= dict.fromkeys(keys, progress["total"]["processed"] or steps)
+    progress["current"] |= dict.fromkeys(keys, place.batches)
+    fit_loop["epoch_loop.val_loop.batch_progress"] = {
+        "total": dict.fromkeys(keys, 0),
+        "current": dict.fromkeys(keys, 0),
+        "is_last_batch": False,
+    }
+
+
+def continue_from_place(trainer: pl.Trainer, validated: bool) -> None:
+    """Have a fit loop that was restored by `write_place` go on exactly there; in `on_train_start`.
+
+    Args:
+        validated: the validation that may be due after the last batch has been done.
+    """
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    loop._batches_that_stepped = next_row(trainer)
+    if loop.batch_progress.current.ready == 0:
+        loop.restarting = False  # an epoch begins as in a run that was never stopped
+        return
+    assert fit_loop._data_fetcher is not None
+    due = loop._should_check_val_fx(fit_loop._data_fetcher)
+    if due and not validated:
+        loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+    elif loop.batch_progress.is_last_batch:
+        loop.val_loop._has_run = True
+        return
+    if due:  # the loop adds one after a validation, and where it leaves one out
+        loop._batches_that_stepped -= 1
+
+
+def end_restart(trainer: pl.Trainer) -> None:
+    """Have what follows an epoch's end treated like that of a run that was never stopped.
+
+    Lightning does so after a batch, which a run that goes on at an epoch's end has not had.
+    """
+    trainer.fit_loop.epoch_loop.restarting = False
+
+
+def end_loaders(trainer: pl.Trainer) -> None:
+    """End the loader processes of a fit that was broken off.
+
+    Lightning does so for the loop that it was in: within a validation, training's would stay, and
+    the interpreter would wait for them at its end.
+    """
+    trainer.fit_loop.teardown()
+
+
+def is_in_step(trainer: pl.Trainer, *, with_hooks: bool) -> bool:
+    """Whether a batch is being trained on; `with_hooks`: or the hooks after it are called."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.started > (batches.completed if with_hooks else batches.processed)
+
+
+def is_at_epoch_end(trainer: pl.Trainer) -> bool:
+    """Whether the hooks of an epoch's end are being called."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return epochs.processed > epochs.completed
+
+
+# ---------------------------------------------------------------------- logged values
+
+
+def next_row(trainer: pl.Trainer) -> int:
+    """The number under which the next step is logged: of the optimizer's step, or of the batch
+    where a model steps its optimizers itself."""
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return batches.processed
+
+
+def unlogged_values(trainer: pl.Trainer) -> dict[str, float] | None:
+    """What will be logged of the batch that has just been trained on, if its hooks are called."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    connector = trainer._logger_connector
+    waits = batches.processed > batches.completed and connector.should_update_logs
+    automatic = trainer.lightning_module.automatic_optimization
+    if not waits or (automatic and trainer.fit_loop._should_accumulate()):
+        return None
+    values: dict[str, Any] = convert_tensors_to_scalars(connector.metrics["log"])
+    return {"epoch": trainer.current_epoch, **values} if values else None
+
+
+def monitored_values(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """The latest values of what callbacks monitor, on the CPU."""
+    values = trainer._logger_connector._callback_metrics
+    return {name: value.detach().cpu() for name, value in values.items()}
+
+
+def restore_monitored_values(trainer: pl.Trainer, values: Mapping[str, Tensor]) -> None:
+    """Give callbacks the values that they saw before the checkpoint."""
+    device = trainer.strategy.root_device
+    restored = {name: value.to(device) for name, value in values.items()}
+    trainer._logger_connector._callback_metrics.update(restored)
+
+
+def hide_logged_from(logger: TensorBoardLogger, row: int) -> None:
+    """Have TensorBoard show nothing that earlier processes logged under `row` or later ones."""
+    logger.experiment.close()
+    forget_event_file(logger)
+    logger._kwargs["purge_step"] = row
+
+
+def csv_writer(logger: CSVLogger, make: Callable[[str], ExperimentWriter]) -> ExperimentWriter:
+    """The writer of a logger's table, made from its folder the first time."""
+    if logger._experiment is None:
+        logger._experiment = make(logger.log_dir)
+    assert isinstance(logger._experiment, ExperimentWriter)
+    return logger._experiment
+
+
+def forget_event_file(logger: TensorBoardLogger) -> None:
+    """Have a logger open another file of events for the next one."""
+    logger._experiment = None
+
+
+# ---------------------------------------------------------------------- saving and stepping
+
+
+def dump_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
+    """What `trainer.save_checkpoint` writes. The tensors are those of the model, not copies."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def has_checkpoints_of_one_file(trainer: pl.Trainer) -> bool:
+    """Whether rank 0 writes checkpoints; some strategies write parts of them in all processes."""
+    return type(trainer.strategy).save_checkpoint is Strategy.save_checkpoint
+
+
+def requeue_on_slurm(trainer: pl.Trainer) -> bool:
+    """Save and queue the job again, as Lightning does when SLURM asks for it; False elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
+        return False
+    number = environment.requeue_signal or signal.SIGUSR1
+    trainer._signal_connector._slurm_sigusr_handler_fn(number, None)  # type: ignore[arg-type]
+    return True
+
+
+def take_child_processes(trainer: pl.Trainer) -> list[Popen[bytes]]:
+    """The processes that Lightning has started here, which its own watch leaves alone from now on.
+
+    That watch kills all processes, this one too, if one of them ends otherwise than by itself.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return []
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+    return list(launcher.procs)
 
 
 def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ Gumbel quantizers follow the same classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -19,7 +19,54 @@ from taming.config import instantiate_from_config
 
 def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
     """The schedule of a `scheduler_config` for an optimizer, to be stepped after every update."""
-    return LambdaLR(optimizer, instantiate_from_config(config, key="scheduler_config"))
+    return LambdaLR(optimizer, instantiate_from_config(config, "scheduler_config", "schedule"))
+
+
+Rates = list[list[float]]  # of the parameter groups of each optimizer
+
+
+def base_rates(optimizers: Sequence[Optimizer]) -> Rates:
+    """The learning rates that optimizers were made with."""
+    return [[g.get("initial_lr", g["lr"]) for g in one.param_groups] for one in optimizers]
+
+
+def leave_rules_out(states: Sequence[dict[str, Any]]) -> None:
+    """Take the rules out of saved states of `make_schedule`, whose place in them is kept.
+
+    Loading such a state sets the step, and leaves the rule as the config has it.
+    """
+    for state in states:
+        if "lr_lambdas" in state:
+            state["lr_lambdas"] = [None] * len(state["lr_lambdas"])
+
+
+def apply_rates(
+    rates: Rates, optimizers: Sequence[Optimizer], schedules: Sequence[Any], before: Rates | None
+) -> None:
+    """Set the learning rates of restored optimizers to those that a config asks for now.
+
+    Args:
+        rates: `base_rates` of the new optimizers; what was `before`, if that is known, stays.
+        schedules: those of `make_schedule` set the rate of their step; others are left alone.
+    """
+    scheduled = {id(schedule.optimizer) for schedule in schedules}
+    for optimizer, new in zip(optimizers, rates, strict=True):
+        if id(optimizer) not in scheduled and new not in (before or []):
+            for group, rate in zip(optimizer.param_groups, new, strict=True):
+                group["lr"] = rate
+    for schedule in schedules:
+        if isinstance(schedule, LambdaLR):
+            number = [id(one) for one in optimizers].index(id(schedule.optimizer))
+            schedule.base_lrs = list(rates[number])
+            _set_step(schedule, schedule.last_epoch)
+
+
+def _set_step(schedule: LambdaLR, step: int) -> None:
+    schedule.last_epoch = step
+    groups = schedule.optimizer.param_groups
+    for group, base, rule in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = base, base * rule(step)
+    schedule._last_lr = [group["lr"] for group in groups]
 
 
 class LambdaWarmUpCosineScheduler:

@@ -13,6 +13,7 @@ from taming.checkpoint.runs import did_you_mean_run
 from taming.devices import choose_device
 from taming.errors import UserError
 from taming.pretrained import Published, download_model, is_downloaded, published_models
+from taming.trust import trusting
 
 
 def load_model(
@@ -22,10 +23,12 @@ def load_model(
     base: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
     download: bool = True,
+    trust: Sequence[str] = (),
 ) -> nn.Module:
     """The model of a run, a checkpoint or a published name; see `taming.load`."""
     target = choose_device(device)
-    model, _, _ = load_run(_locate(path, download), base, overrides)
+    with trusting(trust):
+        model, _, _ = load_run(_locate(path, download), base, overrides)
     return model.requires_grad_(False).to(target)
 
 

@@ -13,7 +13,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,6 +30,7 @@ from taming.models.dalle import convert
 # In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
 RECORD = "downloads.json"
 CHECKPOINT = "checkpoints/last.ckpt"
+MOST_GROWTH = 4  # of an archive that is unpacked
 WANTED = (".ckpt", ".yaml", ".yml", ".pkl", ".zip")
 
 Resolve = Callable[[str], "list[RemoteFile]"]
@@ -262,16 +265,35 @@ def _is_archive(path: Path) -> bool:
 def _unpack(archive_path: Path, folder: Path) -> dict[str, Path]:
     """Put an archive's checkpoints and configs into `folder`: path in the archive -> file."""
     placed: dict[str, Path] = {}
-    with zipfile.ZipFile(archive_path) as archive:
-        for name in archive.namelist():
-            if name.endswith(WANTED[:3]):
-                placed[name] = _inside(folder, name)
-                with atomic_path(placed[name]) as partial, partial.open("wb") as target:
-                    with archive.open(name) as source:
-                        shutil.copyfileobj(source, target)
+    with _damage_named(archive_path), zipfile.ZipFile(archive_path) as archive:
+        wanted = [entry for entry in archive.infolist() if entry.filename.endswith(WANTED[:3])]
+        _check_claims(archive_path, sum(entry.file_size for entry in wanted))
+        for entry in wanted:
+            placed[entry.filename] = _inside(folder, entry.filename)
+            with atomic_path(placed[entry.filename]) as partial, partial.open("wb") as target:
+                with archive.open(entry) as source:  # gives no more than the entry claims
+                    shutil.copyfileobj(source, target)
     if not placed:
         raise UserError(f"{archive_path.name}: there is no checkpoint in the archive")
     return placed
+
+
+def _check_claims(archive: Path, claimed: int) -> None:
+    """Weights hardly get smaller when compressed; zeros become a thousandth."""
+    packed = archive.stat().st_size
+    if claimed > MOST_GROWTH * packed + 2**20:
+        raise UserError(
+            f"{archive.name} of {packed / 2**20:.1f} MiB says that it holds {claimed / 2**30:.2f} "
+            "GiB, which no archive of weights does; it is not unpacked"
+        )
+
+
+@contextmanager
+def _damage_named(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{archive.name} is no archive that can be unpacked: {error}") from None
 
 
 def _write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -27,8 +27,11 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
+GROUND |= {"limits", "trust"}
 LEAVES = GROUND | {
     "config",
+    "config_files",
+    "config_values",
     "checkpoint",
     "downloads",
     "lightning_internals",
@@ -41,13 +44,17 @@ ALLOWED = {
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
     "pictures": {"errors"},
-    "command_line": {"errors"},
-    "config": {"errors"},
+    "trust": {"atomic_files", "errors"},
+    "command_line": {"errors", "trust"},
+    "config_files": {"config_values", "errors", "trust"},
+    "limits": {"errors"},
+    "config_values": set(),
+    "config": {"config_files", "config_values", "errors", "limits", "trust"},
     "lr_scheduler": {"config"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config"},
+    "checkpoint": GROUND | {"checkpoint", "config", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "pretrained"},
     "modules": GROUND | {"downloads", "modules", "util"},

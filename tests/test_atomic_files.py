@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from taming.atomic_files import atomic_path, write_text
+from taming.atomic_files import (
+    atomic_path,
+    check_place,
+    make_new_folder,
+    remove_leftovers,
+    sole_user,
+    temporary_path,
+    write_text,
+)
 from taming.errors import UserError
 
 
@@ -41,6 +56,12 @@ def test_a_failure_before_anything_is_written_stays_what_it_is(tmp_path: Path) -
     assert names(tmp_path) == []
 
 
+def test_impossible_names_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names of files have no null character"):
+        with atomic_path(tmp_path / "a\0b"):
+            raise AssertionError("it was opened")
+
+
 def test_a_full_disk_is_one_sentence_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     with pytest.raises(UserError) as raised:
@@ -64,8 +85,9 @@ def test_durable_files_are_on_the_disk_before_they_replace(
     path, synced = tmp_path / "file.txt", []
 
     def fsync(descriptor: int) -> None:
-        synced.append(os.fstat(descriptor).st_size)
-        assert not path.exists()
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append("folder" if is_folder else os.fstat(descriptor).st_size)
+        assert path.exists() == is_folder  # the new name is written down after the content
 
     monkeypatch.setattr(os, "fsync", fsync)
     for durable in (False, True):
@@ -73,7 +95,30 @@ def test_durable_files_are_on_the_disk_before_they_replace(
             partial.write_text("whole")
         assert path.read_text() == "whole"
         path.unlink()
-    assert synced == [5]
+    assert synced == [5, "folder"]
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    """Those of living ones, of other machines and of other programs stay."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    alive = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "a").mkdir()
+    here = temporary_path(Path("last.ckpt")).name.split(".")[-2].partition("-")[0]
+    gone = [f".last.ckpt.{dead.pid}.partial", f".x.png.{here}-{dead.pid}-3.partial"]
+    gone += [f".own.{here}-{os.getpid()}-7.partial"]
+    stay = [f".last.ckpt.{alive.pid}.partial", f".x.{here}-{alive.pid}-3.partial"]
+    stay += [".x.0badcafe-1-3.partial", "cache.partial.3.npz", ".notes.partial", "x.ckpt"]
+    for name in gone + stay:
+        (tmp_path / "a" / name).touch()
+    old = tmp_path / "a" / ".old.0badcafe-1-3.partial"
+    old.touch()
+    os.utime(old, (1, 1))
+    removed = remove_leftovers(tmp_path)
+    alive.kill()
+    alive.wait()
+    assert {path.name for path in removed} == {*gone, old.name}
+    assert names(tmp_path / "a") == sorted(stay)
 
 
 def test_two_processes_do_not_share_a_partial_file(
@@ -81,7 +126,7 @@ def test_two_processes_do_not_share_a_partial_file(
 ) -> None:
     with atomic_path(tmp_path / "file") as first:
         first.write_text("first")
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
         with atomic_path(tmp_path / "file") as second:
             second.write_text("second")
         assert first != second and (tmp_path / "file").read_text() == "second"
@@ -91,3 +136,64 @@ def test_two_processes_do_not_share_a_partial_file(
 def test_texts_are_utf8(tmp_path: Path) -> None:
     write_text(tmp_path / "file.txt", "é\n")
     assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa9\n"
+
+
+def test_folders_are_made_by_one_alone(tmp_path: Path) -> None:
+    """Of threads and processes that want one name at the same time, each gets its own."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make_new_folder, [tmp_path / "logs" / "run"] * 8))
+    assert len(set(made)) == 8 and all(path.is_dir() for path in made)
+    assert set(names(tmp_path / "logs")) == {"run", *(f"run_{n}" for n in range(2, 9))}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, not a folder"):
+        make_new_folder(tmp_path / "file" / "run")
+
+
+def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_place(tmp_path / "new" / "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match="written to .*file/below, as .*file is a file, not a.*; go"
+    ):
+        check_place(tmp_path / "file" / "below", "go elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(UserError, match="is write-protected$"):
+            check_place(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="its disk is full$"):
+        check_place(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from taming.atomic_files import sole_user
+with sole_user(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is writing to .*; wait"):
+        with sole_user(tmp_path, "wait"):
+            raise AssertionError("the block must not start")
+    process.kill()
+    process.wait()
+    reader, writer = os.pipe()
+    with sole_user(tmp_path):
+        child = os.fork()  # a loader's worker does not hold it
+        if child == 0:
+            os.write(writer, b"forked")
+            time.sleep(100)
+            os._exit(0)
+        assert os.read(reader, 6) == b"forked"
+    with sole_user(tmp_path):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

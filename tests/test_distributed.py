@@ -15,6 +15,7 @@ from taming.distributed import (
     average_gradients,
     gather_objects,
     is_connected,
+    is_first_process,
     rank,
     same_on_all_ranks,
     sum_over_ranks,
@@ -134,3 +135,24 @@ def test_codebooks_and_statistics_agree(tmp_path: Path) -> None:
     for _ in range(4):
         alone(torch.cat([latents(0), latents(1)]))
     torch.testing.assert_close(first["plain"]["embedding.weight"], alone.embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}, False),
+        ({"LOCAL_RANK": "1"}, False),  # as Lightning starts them
+        ({"NODE_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_the_first_of_all_processes(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first

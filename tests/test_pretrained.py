@@ -29,6 +29,7 @@ from taming.pretrained import (
     published_models,
     remote_files,
 )
+from tests.kit.archives import zeros_in_zip
 from tests.kit.models import build, unconditional_config
 from tests.web import Site, serve
 
@@ -166,6 +167,35 @@ def test_an_archive_is_unpacked(site: Site, tmp_path: Path) -> None:
     asked = len(site.requests)
     download_model(model, tmp_path, patience=QUICK)
     assert len(site.requests) == asked
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "config.yaml"])
+def test_an_archive_that_grows_is_not_unpacked(site: Site, tmp_path: Path, name: str) -> None:
+    site.files["/vq.zip"] = zeros_in_zip(name, 2**28)
+    with pytest.raises(UserError, match="MiB says that it holds 0.25 GiB, which no archive"):
+        download_model(model_at(f"{site.url}/vq.zip"), tmp_path, patience=QUICK)
+    assert list((tmp_path / "logs" / "m").iterdir()) == []
+
+
+def test_archives_give_no_more_than_they_claim(site: Site, tmp_path: Path) -> None:
+    raw = bytearray(zeros_in_zip("model.ckpt", 2**24))
+    place = raw.index(b"PK\x01\x02")
+    raw[place + 24 : place + 28] = (10).to_bytes(4, "little")
+    site.files["/vq.zip"] = bytes(raw)
+    with pytest.raises(UserError, match="is no archive that can be unpacked: Bad CRC-32"):
+        download_model(model_at(f"{site.url}/vq.zip"), tmp_path, patience=QUICK)
+    assert list((tmp_path / "logs" / "m").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../x.ckpt", "/x.ckpt", "a/../../../x.ckpt"])
+def test_archives_stay_in_their_folder(site: Site, tmp_path: Path, name: str) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, checkpoint())
+    site.files["/vq.zip"] = buffer.getvalue()
+    with pytest.raises(UserError, match="names a file outside the model's folder"):
+        download_model(model_at(f"{site.url}/vq.zip"), tmp_path, patience=QUICK)
+    assert not list(tmp_path.rglob("x.ckpt"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

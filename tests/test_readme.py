@@ -207,8 +207,9 @@ def test_python_runs(workplace: Workplace, block: Block) -> None:
 @pytest.mark.parametrize("block", every_block("yaml"))
 def test_yaml_names_what_there_is(block: Block) -> None:
     config = OmegaConf.create(block.text)
-    for logger in config.lightning.values():
-        assert callable(get_obj_from_str(logger.target))
+    for part in config.lightning.values():
+        assert set(part) <= {"target", "params"}
+        assert "target" not in part or callable(get_obj_from_str(part.target))
 
 
 def test_no_block_is_in_another_language() -> None:

@@ -2,17 +2,21 @@
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
-from taming.checkpoint.runs import Run, find_run
-from taming.checkpoint.weights import check_fit, load_file, load_weights, save_atomic
+from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
+from taming.checkpoint.saving import CheckpointWriter, save_atomic
+from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
+    "CheckpointWriter",
     "Run",
     "check_fit",
     "expand_stages",
     "find_run",
+    "find_unsaved",
     "load_file",
     "load_run",
     "load_weights",
+    "normal_path",
     "read_checkpoint",
     "run_as_stage",
     "run_config",

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taming.checkpoint.checksum import DamagedFileError, check
 from taming.errors import UserError
 
 Read = TypeVar("Read")
@@ -32,10 +33,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.ckpt`, `.pt` or `.safetensors` file: a dict with `state_dict` and what else it has.
 
     Tensors are mapped from the file, and read when they are used; files of torch before 1.6 are
-    read into memory as a whole.
+    read into memory as a whole. A checksum in the file is compared with all of its content.
 
     Raises:
-        UserError: for a file that is missing, no checkpoint, cut short, or that holds code.
+        UserError: for a file that is missing, no checkpoint, damaged, or that holds code.
     """
     path = Path(path)
     read = _read_safetensors if path.suffix == ".safetensors" else load_torch
@@ -54,13 +55,14 @@ def is_mapped(path: Path) -> bool:
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
-    """The result of `read`; a failure becomes a `UserError` that says what the file is instead."""
+    """The result of `read`; its failure is a `DamagedFileError` that says what the file is."""
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
+        check(path)
         return read(path)
     except BROKEN as error:
-        raise UserError(f"{path} {_what_is_wrong(path, error)}") from None
+        raise DamagedFileError(f"{path} {_what_is_wrong(path, error)}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -92,12 +94,22 @@ SAFE |= {"builtins.set", "builtins.complex", "builtins.bytearray"}
 def load_torch(path: Path, packages: tuple[str, ...] = ()) -> Any:
     """The content of a file of torch's; foreign classes, and those of `packages`, as `Inert`."""
     zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_claims(path)
     names = sorted(_names_in(path, zipped) - SAFE)
     stand_ins = [(stand_in(path, name, packages), name) for name in names]
     safe: list[Any] = [pair for pair in stand_ins if pair[0] is not None]
     with torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pickle protocols and deprecated storages of old files
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def _check_claims(path: Path) -> None:
+    """Torch writes tensors as they are; compressed ones could be any number of zeros."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise ValueError(f"it says that it holds {claimed:,} bytes")
 
 
 def _names_in(path: Path, zipped: bool) -> set[str]:

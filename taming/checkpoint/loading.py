@@ -13,25 +13,31 @@ from taming.checkpoint.formats import read_checkpoint
 from taming.checkpoint.runs import Run, find_run
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights
 from taming.config import (
-    STAGES,
-    as_stage,
     instantiate_from_config,
     load_config,
     without_checkpoint_paths,
 )
+from taming.config_files import SECTIONS, STAGES, as_stage
 from taming.errors import UserError
+from taming.limits import weights_from_file
 
 
 def run_config(
-    run: Run, base: Sequence[str | Path] = (), overrides: Sequence[str] = ()
+    run: Run,
+    base: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    used: Sequence[str] = SECTIONS[:2],
 ) -> DictConfig:
-    """The config that a run was trained with, `base` and `overrides` merged over it."""
+    """The config that a run was trained with, `base` and `overrides` merged over it.
+
+    What the run's own may name, in the sections that are `used`, is what `taming.trust` says.
+    """
     if not run.configs and not base:
         raise UserError(
             f"{run.folder} has no configs/*-project.yaml; name its YAML with --base (in Python: "
             "base=[...])"
         )
-    config = load_config([*run.configs, *base], overrides)
+    config = load_config(base, overrides, stored=run.configs, used=used)
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
     expand_stages(config)
@@ -74,7 +80,7 @@ def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
                 f"{path} has no config beside it; set {key.partition('.params.ckpt_path')[0]} to "
                 "the target and params that it was trained with, and params.ckpt_path in it"
             )
-        model = without_checkpoint_paths(run_config(run).model)
+        model = without_checkpoint_paths(run_config(run, used=["model"]).model)
         if "transformer_config" in (model.get("params") or {}):
             raise UserError(
                 f"{path} is a transformer, which cannot be a stage of another; take its first "
@@ -96,12 +102,13 @@ def load_run(
     Weights stay in the file until they are used, so the model takes its size in memory once.
     """
     run = find_run(path)
-    config = without_checkpoint_paths(run_config(run, base, overrides).model)
+    config = without_checkpoint_paths(run_config(run, base, overrides, ["model"]).model)
     checkpoint = read_checkpoint(run.checkpoint)
-    with LargeTensorsUnset():
-        model = instantiate_from_config(config, key="model")
+    with LargeTensorsUnset(), weights_from_file():
+        model = instantiate_from_config(config, "model", "module")
     state = checkpoint["state_dict"]
     if load_weights(model, state, source=run.checkpoint, assign=True):
-        model = instantiate_from_config(config, key="model")  # what it lacks needs initial values
+        # What the file lacks needs initial values.
+        model = instantiate_from_config(config, "model", "module")
         load_weights(model, state, source=run.checkpoint, assign=True)
     return model.eval(), run, int(checkpoint.get("global_step") or 0)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from taming.checkpoint.checksum import DamagedFileError
+from taming.checkpoint.formats import read_checkpoint
+from taming.distributed import is_first_process
 from taming.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # Where a run, or a download of one, has the checkpoint to use.
 _CHECKPOINTS = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/model.ckpt", "model.ckpt")
@@ -24,24 +32,108 @@ class Run:
 
 
 def find_run(path: str | Path) -> Run:
-    """The run that `path` names: a folder with `checkpoints/last.ckpt`, or a checkpoint.
+    """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
-    Downloads of published models may have `model.ckpt` and `config.yaml` instead.
+    Downloads of published models may have `model.ckpt` and `config.yaml` instead. Of a folder, the
+    newest checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
 
     Raises:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
     """
-    path = Path(path)
+    path = normal_path(path)
     if not path.exists():
         raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
     if path.suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a config, not a run or checkpoint")
-    folder = _folder_of_checkpoint(path) if path.is_file() else path
-    usual = [folder / name for name in _CHECKPOINTS if (folder / name).is_file()]
-    if path.is_dir() and not usual:
-        raise UserError(_no_last_checkpoint(folder))
-    checkpoint = path if path.is_file() else usual[0]
+    folder = run_folder_of(path)
+    checkpoint = path if path.is_file() else _checkpoint_in(folder)
     return Run(folder, checkpoint, tuple(_configs(folder)))
+
+
+def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
+    """Folder and configs of a run that was stopped before its first save; None of any other."""
+    path = normal_path(path)
+    folder = run_folder_of(path)
+    begun = path.is_dir() and any(folder.glob("configs/*-project.yaml"))
+    return (folder, tuple(_configs(folder))) if begun and not any(folder.rglob("*.ckpt")) else None
+
+
+def normal_path(path: str | Path) -> Path:
+    """`path` with `~` replaced; the current folder and those above it by their names."""
+    path = Path(os.path.normpath(Path(path).expanduser()))
+    return path.absolute() if path.name in ("", "..") else path
+
+
+def run_folder_of(path: Path) -> Path:
+    """The folder of the run that a checkpoint, or the folder of checkpoints, belongs to."""
+    folder = path.parent if path.is_file() else path
+    if folder.absolute().name != "checkpoints":
+        return folder
+    return normal_path((folder if folder.name else folder.absolute()).parent)
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    for name in _CHECKPOINTS:
+        if (folder / name).is_file():
+            return _newest_whole(folder / name)
+    checkpoints = folder / "checkpoints"
+    if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
+        return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
+    raise UserError(
+        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
+    )
+
+
+def _newest_whole(last: Path) -> Path:
+    """`last`, or another checkpoint beside it: one that is newer, or whole while it is not.
+
+    A run that is killed may have written the file of an epoch, and not yet `last.ckpt`.
+
+    Raises:
+        DamagedFileError: if `last` is damaged, and there is none that is whole.
+    """
+    others = [path for path in last.parent.glob("*.ckpt") if path != last]
+    if not _may_be_damaged(last):
+        return last
+    try:
+        step = _step(last)
+    except DamagedFileError:
+        whole = sorted(_whole(others), reverse=True)
+        if not whole:
+            raise
+        step, _, name = whole[0]
+        _warn_of_damage(last, last.parent / name, step, last.stat().st_mtime_ns)
+        return last.parent / name
+    written = last.stat().st_mtime_ns
+    newer = [path for path in others if path.stat().st_mtime_ns > written]
+    later = [found for found in _whole(newer) if found[0] > step]
+    return last.parent / max(later)[2] if later else last
+
+
+def _may_be_damaged(path: Path) -> bool:
+    """False of files of torch before 1.6, which would be read as a whole."""
+    with path.open("rb") as file:
+        return file.read(1) != b"\x80"
+
+
+def _whole(paths: Iterable[Path]) -> Iterator[tuple[int, int, str]]:
+    """(step, time of writing, name) of those checkpoints that are whole."""
+    for path in paths:
+        try:
+            yield _step(path), path.stat().st_mtime_ns, path.name
+        except DamagedFileError:
+            continue
+
+
+def _step(path: Path) -> int:
+    return int(read_checkpoint(path).get("global_step") or 0)
+
+
+@lru_cache  # a command may look for a run more than once
+def _warn_of_damage(damaged: Path, whole: Path, step: int, version: int) -> None:
+    if is_first_process():
+        text = "%s is damaged: using %s (step %d), the newest checkpoint that is whole"
+        log.warning(text, damaged, whole, step)
 
 
 def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
@@ -60,21 +152,6 @@ def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
                 names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
     close = difflib.get_close_matches(missing.name, names, n=1)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
-
-
-def _folder_of_checkpoint(path: Path) -> Path:
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def _no_last_checkpoint(folder: Path) -> str:
-    others = sorted(folder.glob("checkpoints/*.ckpt"))
-    if others:
-        return (
-            f"{folder} has no checkpoints/last.ckpt; pass one of its checkpoints, say {others[-1]}"
-        )
-    return (
-        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
-    )
 
 
 def _configs(folder: Path) -> list[Path]:

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taming.atomic_files import atomic_path
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_checkpoint
 from taming.checkpoint.runs import find_run
@@ -170,13 +168,3 @@ def _overlapping(tensors: Tensors) -> set[str]:
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:
     return any(name.startswith(part) or f".{part}" in name for part in parts)
-
-
-def save_atomic(content: Any, path: str | Path) -> None:
-    """Write a checkpoint so that at any moment `path` is either the old file or the new one.
-
-    Raises:
-        UserError: if it cannot be written, for example on a full disk.
-    """
-    with atomic_path(path, durable=True) as partial:
-        torch.save(content, partial)

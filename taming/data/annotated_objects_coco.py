@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.files.annotations import all_fields, read_json
+from taming.data.files.annotations import all_fields, identity_of, read_json
 from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, Row, SceneCollector
 from taming.errors import UserError
@@ -75,11 +75,13 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
             for identity, name, width, height in all_fields(
                 content["images"], keys, file, "images"
             ):
+                identity = identity_of(identity)
                 if identity not in images:
                     images[identity] = len(names), width, height
                     names.append(name)
         for file, content in self._read():
             rows = all_fields(content["annotations"], BOX_KEYS, file, "annotations")
+            rows = [(identity_of(row[0]), *row[1:]) for row in rows]
             place = partial("entry {1} of annotations in {0}".format, file)
             collector.add_rows(
                 list(enumerate(rows)),
@@ -102,12 +104,16 @@ def _objects(
         boxes = np.array([row[2] for _, row in rows], dtype=float).reshape(len(rows), 4)
     except (TypeError, ValueError):
         raise ValueError(f"its box is {rows[0][1][2]!r}, which is not four numbers") from None
+    try:
+        ids = np.array([int(row[3]) for _, row in rows], dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"its id is {rows[0][1][3]!r}, which is no whole number") from None
     numbers_and_sizes = np.array([images[row[0]] for _, row in rows]).reshape(-1, 3)
     return Objects(
         images=numbers_and_sizes[:, 0],
         boxes=boxes / np.tile(numbers_and_sizes[:, 1:], 2),
         categories=[categories[str(row[1])] for _, row in rows],
-        ids=[row[3] for _, row in rows],
+        ids=ids,
         confidences=np.ones(len(rows)),
         flags=[int(bool(row[4])) for _, row in rows],
         sources=[""] * len(rows),

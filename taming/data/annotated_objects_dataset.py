@@ -83,7 +83,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         self._name = f"{type(self).__name__} of {data_path}"
         self._check_choices()
         limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)
-        mapping = get_obj_from_str(category_mapping_target) if category_mapping_target else {}
+        mapping = _named(category_mapping_target, Mapping) if category_mapping_target else {}
         self._number_categories(self._allowed(category_allow_list_target, mapping))
         collector = SceneCollector(limits, self.flags_known, on_error, self._name)
         names, ids = self.collect(collector, self._numbers_with(mapping))
@@ -139,7 +139,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         categories = [c for c in self.load_categories() if c.id not in mapping]
         if not allow_list_target:
             return categories
-        listed = get_obj_from_str(allow_list_target)
+        listed = _named(allow_list_target, Sequence)
         names = {entry if isinstance(entry, str) else entry[0] for entry in listed}
         return [category for category in categories if category.name in names]
 
@@ -219,3 +219,11 @@ ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
         "objects_center_points", index, view
     ),
 }
+
+
+def _named(target: str, kind: type) -> Any:
+    """The table that a config names by `target`."""
+    table = get_obj_from_str(target)
+    if not isinstance(table, kind):
+        raise UserError(f"{target} is no {kind.__name__.lower()} of categories")
+    return table

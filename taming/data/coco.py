@@ -14,7 +14,7 @@ import numpy as np
 from taming.data.base import Item
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
-from taming.data.files.annotations import all_fields, read_json
+from taming.data.files.annotations import all_fields, identity_of, read_json
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples
@@ -99,7 +99,8 @@ class CocoImagesAndCaptionsTrain(ImagesWithMaps):
         file = f"data/coco/annotations/captions_{self.split}.json"
         dataset = type(self).__name__
         content = read_json(file, ("images", "annotations"), dataset)
-        names = dict(all_fields(content["images"], ("id", "file_name"), file, "images"))
+        images = all_fields(content["images"], ("id", "file_name"), file, "images")
+        names = {identity_of(identity): name for identity, name in images}
         captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
             identities = {names[identity]: identity for identity in captions}
@@ -123,7 +124,8 @@ def _captions_by_image(
     captions: dict[Any, list[str]] = defaultdict(list)
     unknown: list[str] = []
     pairs = all_fields(annotations, ("image_id", "caption"), file, "annotations")
-    for number, (identity, caption) in enumerate(pairs):
+    for number, (value, caption) in enumerate(pairs):
+        identity = identity_of(value)
         if identity in names:
             captions[identity].append(caption)
         else:

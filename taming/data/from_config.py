@@ -28,4 +28,5 @@ def dataset_of(config: Config, split: str) -> Any:
     Raises:
         UserError: if the config names no such dataset, and for what is wrong with its files.
     """
-    return instantiate_from_config(section_of(config, split), key=f"data.params.{split}")
+    section = section_of(config, split)
+    return instantiate_from_config(section, f"data.params.{split}", "dataset")

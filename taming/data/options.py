@@ -7,6 +7,7 @@ from typing import Literal
 
 from taming.errors import UserError
 
+MOST_SIDE = 2**15
 OnError = Literal["raise", "skip"]
 # OpenCV's numbers; cv2 itself is only imported where images are resized.
 INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos": 4}
@@ -52,3 +53,5 @@ def _check_side(name: str, pixels: int | None) -> None:
         raise UserError(
             f"{name} {pixels!r} is no number of pixels; give a whole number such as 256"
         )
+    if pixels is not None and pixels > MOST_SIDE:
+        raise UserError(f"{name} is {pixels}; images may have {MOST_SIDE:,} pixels a side")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from taming.data.readings import Readings
 from taming.errors import UserError
 
 BLOCKS_MIXED = 16  # shards that are shuffled together
@@ -35,7 +36,7 @@ class Position(int):
         return Position, (self.epoch, int(self))
 
 
-def _digest(*numbers: int) -> bytes:
+def digest(*numbers: int) -> bytes:
     """32 bytes that depend on all of the numbers: generators seeded by them are unrelated."""
     return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=32).digest()
 
@@ -71,13 +72,19 @@ class PositionSampler(Sampler[Position]):
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.blocks = blocks
         self.rank, self.world_size = rank, world_size
-        self._share = (length if drop_last else length + world_size - 1) // world_size
+        self.drop_last = drop_last
+        self._share = self.share()
         if not self._share:
             raise UserError(
                 f"the dataset has {length} items for {world_size} devices; give it at least one "
                 "item per device"
             )
-        self.epoch = self._start = 0
+        self.epoch = self._seen = 0
+
+    def share(self, seen: int = 0) -> int:
+        """Items per rank that are left of an epoch after `seen` items of all ranks."""
+        left = max(self.length - seen, 0)
+        return (left if self.drop_last else left + self.world_size - 1) // self.world_size
 
     def __len__(self) -> int:
         """Items per epoch and rank, wherever iteration starts: a resumed epoch counts in full."""
@@ -88,23 +95,24 @@ class PositionSampler(Sampler[Position]):
         if epoch != self.epoch:
             self.set_position(epoch, 0)
 
-    def set_position(self, epoch: int, start: int) -> None:
-        """Iterate `epoch` from the item after the first `start` of this rank (resume)."""
-        self.epoch, self._start = epoch, start
+    def set_position(self, epoch: int, seen: int) -> None:
+        """Iterate what is left of `epoch` after `seen` items of all ranks together (resume)."""
+        self.epoch, self._seen = epoch, seen
 
     def __iter__(self) -> Iterator[Position]:
         epoch = self.epoch
-        for index in self._order()[self._start :]:
+        for index in self._order(self._seen):
             yield Position(epoch, int(index))
 
-    def _order(self) -> np.ndarray:
+    def _order(self, seen: int) -> np.ndarray:
         # RandomState because numpy promises that its streams never change between versions.
-        words = np.frombuffer(_digest(self.seed, self.epoch), dtype="<u4")
+        words = np.frombuffer(digest(self.seed, self.epoch), dtype="<u4")
         order = (
             self._shuffled(np.random.RandomState(words)) if self.shuffle else np.arange(self.length)
         )
-        padded = np.resize(order, self._share * self.world_size)  # cuts, or starts over
-        return padded[self.rank :: self.world_size]
+        places = seen + np.arange(self.share(seen) * self.world_size)
+        # What is missing at the end for equal shares comes from the start of the order.
+        return order[places[self.rank :: self.world_size] % self.length]
 
     def _shuffled(self, random: np.random.RandomState) -> np.ndarray:
         if self.blocks is None:
@@ -126,11 +134,13 @@ class SeededDataset(Dataset[Any]):
     `dataset[Position(epoch, index)]` seeds Python, numpy, torch (CPU) and the albumentations
     pipelines that the dataset holds as attributes, from (seed, epoch, index); a plain int means
     epoch 0. The caller's generators are afterwards as they were. Generators that a dataset makes
-    for itself (`np.random.default_rng()`) are not seeded.
+    for itself (`np.random.default_rng()`) are not seeded. `readings` is told what is being loaded.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int = 0) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(
+        self, dataset: Dataset[Any], seed: int = 0, readings: Readings | None = None
+    ) -> None:
+        self.dataset, self.seed, self.readings = dataset, seed, readings
         self._pipelines = _pipelines(dataset)
 
     def __len__(self) -> int:
@@ -146,14 +156,17 @@ class SeededDataset(Dataset[Any]):
 
     def _item(self, position: int) -> Any:
         epoch = position.epoch if isinstance(position, Position) else 0
-        digest = _digest(self.seed, epoch, position)
-        python, _, pytorch, pipeline = struct.unpack("<4Q", digest)
+        seeds = digest(self.seed, epoch, position)
+        python, _, pytorch, pipeline = struct.unpack("<4Q", seeds)
         random.seed(python)
-        np.random.seed(np.frombuffer(digest[8:16], dtype="<u4"))
+        np.random.seed(np.frombuffer(seeds[8:16], dtype="<u4"))
         torch.default_generator.manual_seed(pytorch)  # not torch.manual_seed: that starts CUDA's
         for compose in self._pipelines:
             compose.set_random_seed(pipeline % 2**32)
-        return self.dataset[int(position)]
+        if self.readings is None:
+            return self.dataset[int(position)]
+        with self.readings.item(int(position)):
+            return self.dataset[int(position)]
 
 
 @contextlib.contextmanager

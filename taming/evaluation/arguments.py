@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from taming.command_line import Parser, add_flags, add_side_flags, flag, from_flags
+from taming.command_line import (
+    Parser,
+    add_flags,
+    add_side_flags,
+    add_trust_flag,
+    flag,
+    from_flags,
+)
 from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.metrics.features import INCEPTION, Extractor
@@ -200,6 +207,7 @@ class RunSetArguments:
 def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     """A parser of the dataclasses `settings`; `defaults` are other values than their own."""
     parser = Parser(description=description, epilog="key.path=value overrides a config")
+    add_trust_flag(parser)
     for each in settings:
         add_flags(parser, each, **defaults)
     return parser

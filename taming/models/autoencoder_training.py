@@ -42,8 +42,8 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     """Steps, logged values and optimizers of a model with `encode`, `decode` and a `loss`.
 
     Subclasses call `_prepare_training()` at the end of `__init__`. Optimization is manual, as
-    Lightning offers no turns of two optimizers: `accumulate_grad_batches` and `gradient_clip_val`
-    are set here by whoever builds the Trainer, which would refuse them.
+    Lightning offers no turns of two optimizers: `accumulate_grad_batches`, `gradient_clip_val` and
+    `gradient_clip_algorithm` are set here by whoever builds the Trainer, which would refuse them.
     """
 
     loss: nn.Module  # a FirstStageLoss, or one with the published `forward`
@@ -58,6 +58,8 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self.automatic_optimization = False
         self.accumulate_grad_batches = 1
         self.gradient_clip_val: float | None = None
+        self.gradient_clip_algorithm = "norm"
+        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training, and its terms
 
     def _prepare_training(self) -> None:
         self._used_codes = CodeHistogram(self.quantize.n_e)
@@ -140,16 +142,19 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self.manual_backward(loss / self.accumulate_grad_batches)
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
-        """Clip and step. Lightning counts the steps of its own wrappers of optimizers: only the
+        """Step. Lightning counts the steps of its own wrappers of optimizers: only the
         autoencoder's is one, so that `global_step` counts batches."""
-        if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, gradient_clip_algorithm="norm")
         if counted:
             optimizer.step()
         else:
             uncounted_step(self.trainer, optimizer, self)
         optimizer.zero_grad()
         self._step_schedule(optimizer)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradients: here a scaler for float16 has unscaled them."""
+        if self.gradient_clip_val:
+            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
 
     def _step_schedule(self, optimizer: Any) -> None:
         schedules = self.lr_schedulers()
@@ -163,6 +168,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int
     ) -> None:
         validating = name.startswith("val/")
+        if not validating:
+            parts = {key: torch.as_tensor(term).detach() for key, term in terms.items()}
+            self.loss_terms = {name: loss.detach(), **parts}
         how: dict[str, Any] = {
             "on_step": not validating,
             "on_epoch": validating,
@@ -182,6 +190,12 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self._loss_of(images, GENERATOR, "val")
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, "val")
+
+    def on_validation_start(self) -> None:
+        """Validate with the first process's running means, which are those of a checkpoint."""
+        if self.discriminator is not None and world_size() > 1:
+            for buffer in self.discriminator.buffers():
+                same_on_all_ranks(buffer)
 
     def on_validation_epoch_end(self) -> None:
         used, perplexity = self._used_codes.summary()

@@ -75,6 +75,7 @@ class Net2NetTransformer(CodeSampling):
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
+        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
         self.sos_token = sos_token
@@ -86,11 +87,13 @@ class Net2NetTransformer(CodeSampling):
         self.cond_stage_model = self._make_cond_stage(cond_stage_config)
         self.condition_kind, self.n_classes = condition_of(self.cond_stage_model)
         self.permuter = (
-            instantiate_from_config(permuter_config, key="permuter_config")
+            instantiate_from_config(permuter_config, "permuter_config", "module")
             if permuter_config is not None
             else Identity()
         )
-        self.transformer = instantiate_from_config(transformer_config, key="transformer_config")
+        self.transformer = instantiate_from_config(
+            transformer_config, "transformer_config", "module"
+        )
         self._check_vocabulary()
         self._check_cond_drop()
         if ckpt_path is not None:
@@ -174,6 +177,7 @@ class Net2NetTransformer(CodeSampling):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.shared_step(batch)
+        self.loss_terms = {"train/loss": loss.detach()}
         self.log("train/loss", loss, prog_bar=True, batch_size=self._batch_size(batch))
         return loss
 
@@ -200,7 +204,7 @@ class Net2NetTransformer(CodeSampling):
 def _frozen_stage(config: Config | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
     long_form = run_as_stage(config, key) if isinstance(config, str) else config
-    stage = instantiate_from_config(long_form, key=key)
+    stage = instantiate_from_config(long_form, key, "module")
     if "loss" in stage._modules:
         stage.loss = DummyLoss()
     return stage.eval().requires_grad_(False)

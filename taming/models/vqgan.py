@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file
-from taming.config import instantiate_from_config
+from taming.config import checked_arguments, instantiate_from_config
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.models.codes import to_one_hot
@@ -67,16 +67,20 @@ class VQModel(AutoencoderTraining):
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.image_key = image_key
+        ddconfig = checked_arguments(Encoder, ddconfig, "ddconfig")
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = (
-            instantiate_from_config(lossconfig, key="lossconfig") if lossconfig else DummyLoss()
+            instantiate_from_config(lossconfig, "lossconfig", "module")
+            if lossconfig
+            else DummyLoss()
         )
         options = {"remap": remap, "sane_index_shape": sane_index_shape, "legacy": legacy}
         if quantizer_config is None:
-            self.quantize = self._make_quantizer(n_embed or 1024, embed_dim or 256, **options)
+            n_e, e_dim = n_embed if n_embed is not None else 1024, embed_dim
+            self.quantize = self._make_quantizer(n_e, 256 if e_dim is None else e_dim, **options)
         else:
-            self.quantize = instantiate_from_config(quantizer_config, key="quantizer_config")
+            self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
             _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
@@ -204,7 +208,7 @@ class GumbelVQ(VQModel):
         if temperature_scheduler_config is None:
             raise UserError("GumbelVQ needs temperature_scheduler_config")
         self.temperature_scheduler = instantiate_from_config(
-            temperature_scheduler_config, key="temperature_scheduler_config"
+            temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)

@@ -15,19 +15,20 @@ from taming.sampling.conditions import read_pixels
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
 
 
-def keep_mask(keep: str, size: tuple[int, int], factor: int) -> Tensor:
+def keep_mask(keep: str, size: tuple[int, int], factor: int, *, read_files: bool = True) -> Tensor:
     """Which tokens are kept: bool (H / factor, W / factor), those with all their pixels kept.
 
     Args:
         keep: `top-half`, `bottom-half`, `left-half`, `right-half`; a box `x0,y0,x1,y1` in pixels;
             or an image file, white where pixels are kept and black elsewhere.
         size: (H, W) in pixels, multiples of `factor`.
+        read_files: whether an image file may be named; others than the user may not.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
     height, width = size
-    if Path(keep).is_file():
+    if read_files and Path(keep).is_file():
         pixels = _read_mask(Path(keep), size)
     else:
         x0, y0, x1, y1 = _half(keep, size, factor) if keep in HALVES else _box(keep, size)

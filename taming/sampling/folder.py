@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, check_place, sole_user
+from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling.engine import Progress, Sample
@@ -53,20 +54,6 @@ def save_png(image: Tensor, path: Path, record: Mapping[str, Any] | None = None)
         picture.save(partial, format="PNG", pnginfo=info)
 
 
-def check_place(folder: Path) -> None:
-    """Before work begins: check that files can be written to a folder, which need not exist yet.
-
-    Raises:
-        UserError: if they cannot.
-    """
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(
-            f"nothing can be written to {folder}, as {existing} is no folder or write-protected; "
-            "choose another --outdir"
-        )
-
-
 class SampleFolder:
     """Samples at `root/[class/]NNNNNN.png`, each with the settings that made it.
 
@@ -75,6 +62,17 @@ class SampleFolder:
 
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
         self.root, self.record = root, dict(record)
+
+    def make(self) -> None:
+        """Make the folder, if it does not exist.
+
+        Raises:
+            UserError: if it cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.root} ({error.strerror}); {ADVICE}") from None
 
     def path(self, label: int | None, number: int) -> Path:
         """Where a sample is, or will be."""
@@ -89,7 +87,7 @@ class SampleFolder:
         Raises:
             UserError: if they were sampled with other settings, or no more can be written.
         """
-        check_place(self.root)
+        check_place(self.root, "choose another --outdir")
         paths = [p for p in self._folder_of(label).glob("*.png") if _NUMBERED.fullmatch(p.name)]
         if paths:
             self._check_settings(min(paths))
@@ -120,15 +118,21 @@ class FolderWriter:
     """Saves samples in threads; leaving the context waits for all of them.
 
     Raises:
-        UserError: as `SampleFolder.save` does, with one of the next samples or at the end.
+        UserError: as `SampleFolder.save` does, with one of the next samples or at the end; if
+            another command is sampling into the folder.
     """
 
     def __init__(self, folder: SampleFolder, threads: int = 4) -> None:
         self.folder, self.most_pending = folder, 4 * threads
         self._pool = ThreadPoolExecutor(threads)
         self._pending: deque[Future[None]] = deque()
+        self._stack = ExitStack()
 
     def __enter__(self) -> FolderWriter:
+        self.folder.make()
+        if is_first_process():  # for all processes that torchrun has started
+            advice = "wait for it, or choose another --outdir"
+            self._stack.enter_context(sole_user(self.folder.root, advice))
         return self
 
     def save(self, sample: Sample) -> None:
@@ -139,6 +143,7 @@ class FolderWriter:
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._pool.shutdown(wait=True)
+        self._stack.close()
         if kind is None:
             for pending in self._pending:
                 pending.result()

@@ -65,7 +65,7 @@ def data_config(
     if ignore_base_data:
         config = load_config(base, [text for text in overrides if text.startswith("data.")])
     else:
-        config = run_config(run, base, overrides)
+        config = run_config(run, base, overrides, ["data"])
     if "data" not in config:
         raise UserError("the configs have no 'data' section; name a YAML with one")
     data: DictConfig = config.data
@@ -82,4 +82,4 @@ def open_dataset(data: DictConfig, split: str | None = None) -> SeededDataset:
         raise UserError(f"the data section has no '{split or 'validation'}'; it has {splits}")
     split = split or splits[0]
     config = data.params[split]
-    return SeededDataset(instantiate_from_config(config, key=f"data.params.{split}"))
+    return SeededDataset(instantiate_from_config(config, f"data.params.{split}", "dataset"))

@@ -22,6 +22,7 @@ from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import Sides, tokens_for
 
+MOST_SAMPLES = 10**9  # of a class
 TOP_K = 250
 Finished = Callable[[int | None], set[int]]  # the numbers of a label's samples that exist
 
@@ -57,6 +58,10 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise UserError(f"--num_samples must be at least 1, not {self.num_samples}")
+        if self.num_samples > MOST_SAMPLES:
+            raise UserError(
+                f"--num_samples is {self.num_samples}; at most {MOST_SAMPLES:,} are made"
+            )
         if self.settings.temperature == 0:
             raise UserError(
                 "--temperature 0 would sample one image again and again; it must be above 0"

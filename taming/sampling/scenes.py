@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from taming.config import did_you_mean
+from taming.config_files import load_yaml
+from taming.config_values import shorten
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
@@ -90,11 +92,9 @@ def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene
     """
     if not path.is_file():
         raise UserError(f"there is no layout {path}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is neither YAML nor JSON: {reason}") from None
+    content = load_yaml(
+        path, lambda file: yaml.safe_load(file.read_text("utf-8")), "neither YAML nor JSON"
+    )
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} must be a list of objects, each with a class and a box")
     builder = builder_of(dataset, key)
@@ -125,8 +125,10 @@ def _object(entry: Any, numbers: dict[str, int], where: str) -> Annotation:
     if not isinstance(entry, dict) or not {"class", "box"} <= entry.keys() <= known:
         raise UserError(f"{where} must have a class and a box, and perhaps {', '.join(FLAGS)}")
     name, box = entry["class"], entry["box"]
-    if name not in numbers:
-        raise UserError(f"{where}: there is no class '{name}'{did_you_mean(str(name), numbers)}")
+    if not isinstance(name, str) or name not in numbers:
+        raise UserError(
+            f"{where}: there is no class {shorten(name)}{did_you_mean(str(name), numbers)}"
+        )
     shares = (
         isinstance(box, list)
         and len(box) == 4
@@ -135,7 +137,7 @@ def _object(entry: Any, numbers: dict[str, int], where: str) -> Annotation:
     if not shares or not (box[2] and box[3]) or box[0] + box[2] > 1 or box[1] + box[3] > 1:
         raise UserError(
             f"{where}: the box is [x0, y0, width, height], as shares of the image and inside of "
-            f"it, not {box}"
+            f"it, not {shorten(box)}"
         )
     flags = {FLAGS[flag]: bool(entry[flag]) for flag in FLAGS if flag in entry}
     place = tuple(float(side) for side in box)

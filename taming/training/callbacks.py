@@ -1,11 +1,8 @@
-"""Callbacks of training: the run's folders, pictures, and checkpoints on demand."""
+"""Callbacks of training: the run's folders, and pictures."""
 
 from __future__ import annotations
 
 import logging
-import signal
-import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,15 +12,16 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from taming.atomic_files import write_text
+from taming import trust
+from taming.atomic_files import remove_leftovers, write_text
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
-from taming.lightning_internals import batches_begun, save_without_barrier
+from taming.limits import check_sizes
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -31,9 +29,7 @@ from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 __all__ = [
     "ImageLogger",
     "LearningRateMonitor",
-    "SaveOnDemand",
     "SetupCallback",
-    "WholeEpochCheckpoint",
 ]
 
 log = logging.getLogger(__name__)
@@ -68,8 +64,11 @@ class SetupCallback(Callback):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
-        for name, config in self.configs.items():
-            write_text(self.folders[-1] / f"{self.now}-{name}.yaml", OmegaConf.to_yaml(config))
+        remove_leftovers(self.folders[0])
+        paths = [self.folders[-1] / f"{self.now}-{name}.yaml" for name in self.configs]
+        for path, config in zip(paths, self.configs.values(), strict=True):
+            write_text(path, OmegaConf.to_yaml(config))
+        trust.remember(paths)
 
 
 @runtime_checkable
@@ -102,6 +101,7 @@ class ImageLogger(Callback):
         increase_log_steps: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes("image_logger.params", batch_frequency=batch_frequency, max_images=max_images)
         self.batch_frequency = batch_frequency
         self.max_images = max_images
         self.clamp = clamp
@@ -155,12 +155,17 @@ class ImageLogger(Callback):
             dataset = _dataset(trainer, split)
             pictures |= scene_pictures(dataset, batch, pl_module.cond_stage_key, (height, width))
         folder = Path(trainer.default_root_dir) / "images" / split
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
         for key, images in pictures.items():
-            picture = _in_rows_of_four(images)
-            picture.save(folder / f"{key}_{name}")
-            _send_to_loggers(trainer, f"{split}/{key}", picture)
+            picture, path = _in_rows_of_four(images), folder / f"{key}_{name}"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(path)
+                _send_to_loggers(trainer, f"{split}/{key}", picture)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
+                return
 
     def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:
         training = model.training
@@ -218,67 +223,3 @@ def _send_to_loggers(trainer: pl.Trainer, tag: str, picture: Image.Image) -> Non
             )
         elif isinstance(logger, WandbLogger):
             logger.log_image(key=tag, images=[picture], step=trainer.global_step)
-
-
-class WholeEpochCheckpoint(ModelCheckpoint):
-    """ModelCheckpoint that saves nothing after an epoch that `max_steps` cut short.
-
-    Lightning counts such an epoch as done; the checkpoint would go on with the next one. The last
-    step of training is `SaveOnDemand`'s to save.
-    """
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if batches_begun(trainer) >= trainer.num_training_batches:
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pass
-
-
-class SaveOnDemand(Callback):
-    """Writes `last.ckpt` on SIGUSR1, when training ends, and when it breaks off for any reason."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.saved_step = -1
-        self._asked = threading.Event()
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Windows has no SIGUSR1, and only the main thread may listen to signals.
-        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGUSR1, lambda number, frame: self._asked.set())
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        # Here, not at the end of training, Lightning's counters say where in the epoch it was.
-        last = 0 <= trainer.max_steps <= trainer.global_step
-        if last or self._asked.is_set():
-            self._asked.clear()
-            self._save(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.saved_step = trainer.global_step
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.saved_step != trainer.global_step:
-            self._save(trainer)
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if trainer.global_step > 0 and self.saved_step != trainer.global_step:
-            self._save(trainer)
-
-    @rank_zero_only
-    def _save(self, trainer: pl.Trainer) -> None:
-        save_without_barrier(trainer, self.path)
-        log.info("saved %s at step %d", self.path, trainer.global_step)

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, parse_switch
+from taming.command_line import Parser, add_trust_flag, parse_switch
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -26,7 +28,18 @@ from taming.config import (
 )
 from taming.errors import UserError, command
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.run_folder import RunFolder, check_resumable, new_run, resumed_run
+from taming.training.ends import fit
+from taming.training.loggers import silence_event_writers
+from taming.training.run_folder import (
+    RunFolder,
+    check_resumable,
+    claimed,
+    is_finished,
+    new_run,
+    one_start,
+    resumed_run,
+)
+from taming.training.stopping import requests
 from taming.training.trainer import (
     make_trainer,
     move_manual_options,
@@ -62,15 +75,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--debug", default=False, help="move the run to logs/debug_runs/ at its end", **switch
     )
-    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of all random numbers")
+    parser.add_argument(
+        "-s", "--seed", type=int, help="seed of all random numbers; default: 23, or the run's"
+    )
     parser.add_argument("-f", "--postfix", default="", help="appended to the run's name")
     parser.add_argument(
         "--scale_lr",
-        default=True,
         **switch,
-        help="multiply the base learning rate by devices, batch size and accumulated batches",
+        help="multiply the base learning rate by devices, batch size and accumulated batches; "
+        "default: true, or as the run has it",
+    )
+    parser.add_argument(
+        "--skip_nonfinite",
+        type=int,
+        metavar="N",
+        help="leave out up to N batches whose loss or gradient is not finite; default: 0, or as "
+        "the run has it: stop",
     )
     parser.add_argument("--gpus", help="0, for the first GPU; 0,1 for two of them; 2 for any two")
+    add_trust_flag(parser)
     return parser
 
 
@@ -142,24 +165,47 @@ def _open_run(args: argparse.Namespace) -> RunFolder:
     return new_run(args.name, args.base, args.postfix, args.project)
 
 
-def _read_configs(run: RunFolder, overrides: Sequence[str]) -> tuple[DictConfig, DictConfig]:
+def _read_configs(
+    run: RunFolder, base: Sequence[Path], overrides: Sequence[str]
+) -> tuple[DictConfig, DictConfig]:
     """The merged config of model and data, and the section `lightning`."""
-    config = load_config(run.configs, overrides)
+    config = load_config(base, overrides, stored=run.stored)
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
 
+# Flags that a resumed run keeps: in the section `lightning` of its configs.
+KEPT_FLAGS = {"seed": 23, "scale_lr": True, "skip_nonfinite": 0}
+
+
+def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: RunFolder) -> None:
+    """Set the flags that were not given to those of the run, and keep them for the next time."""
+    for name, default in KEPT_FLAGS.items():
+        flag, kept = getattr(args, name), lightning_config.get(name)
+        if kept is not None and type(kept) is not type(default):
+            kind = type(default).__name__
+            raise UserError(f"lightning.{name} must be of type {kind}; it is {kept}")
+        if name == "seed" and run.resume_from and None not in (flag, kept) and flag != kept:
+            raise UserError(
+                f"--seed {flag}: the seed of a run cannot change, and this one has {kept}; leave "
+                "--seed out, or start a new run"
+            )
+        value = next(value for value in (flag, kept, default) if value is not None)
+        setattr(args, name, value)
+        lightning_config[name] = value
+
+
 def _build_model(config: DictConfig, run: RunFolder) -> Any:
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    return instantiate_from_config(model_config, key="model")
+    return instantiate_from_config(model_config, "model", "module")
 
 
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
-    data = instantiate_from_config(config.data, key="data")
+    data = instantiate_from_config(config.data, "data", "data module")
     data.prepare_data()
     data.setup()
     return data
@@ -178,6 +224,7 @@ def _set_up_messages() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith("💡")  # advertisements
     )
+    silence_event_writers()
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
 
@@ -189,27 +236,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # for classes of the user's own
     _set_up_messages()
     args, flags, overrides = parse_arguments(argv)
-    run = _open_run(args)
-    pl.seed_everything(args.seed, workers=True)
-    config, lightning_config = _read_configs(run, overrides)
-    options = {**plain(lightning_config.get("trainer") or {}), **flags}
-    lightning_config.trainer = options
-    options = resolve_devices(options)
-    data = _build_data(config)
-    model = _build_model(config, run)
-    if run.resume_from and args.train:
-        check_resumable(model, run.resume_from)
-    accumulate = options.get("accumulate_grad_batches") or 1
-    options = move_manual_options(options, model)
-    trainer = make_trainer(options, lightning_config, config, run, model)
-    model.learning_rate = learning_rate(
-        config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
-    )
-    try:
-        _train_and_test(args, trainer, model, data, run)
-    finally:
-        if args.debug:
-            _move_to_debug_runs(run)
+    with requests.handled(), one_start():
+        run = _open_run(args)
+        config, lightning_config = _read_configs(run, args.base, overrides)
+        _keep_flags(args, lightning_config, run)
+        pl.seed_everything(args.seed, workers=True)
+        options = {**plain(lightning_config.get("trainer") or {}), **flags}
+        lightning_config.trainer = options
+        options = resolve_devices(options)
+        data = _build_data(config)
+        model = _build_model(config, run)
+        if run.resume_from and args.train:
+            check_resumable(model, run.resume_from)
+        with claimed(run) if args.train else nullcontext(run) as run:
+            accumulate = options.get("accumulate_grad_batches") or 1
+            options = move_manual_options(options, model)
+            trainer = make_trainer(options, lightning_config, config, run, model)
+            model.learning_rate = learning_rate(
+                config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
+            )
+            try:
+                _train_and_test(args, trainer, model, data, run)
+            finally:
+                if args.debug:
+                    _move_to_debug_runs(run)
 
 
 def _train_and_test(
@@ -219,20 +269,27 @@ def _train_and_test(
     data: DataModuleFromConfig,
     run: RunFolder,
 ) -> None:
-    if args.train:
-        trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
+    last = run.resume_from
+    if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
         rank_zero_info(
-            f"trained to step {trainer.global_step}; the run is in {run.path}, go on with "
-            f"-r {run.path}"
+            f"{run.path} is finished: max_epochs {trainer.max_epochs}, max_steps "
+            f"{trainer.max_steps}; to train it further, give more of them, for example -r "
+            f"{run.path} -t --max_epochs {2 * (trainer.max_epochs or 500)}"
         )
-    if not args.no_test and "test" in data.datasets and not trainer.interrupted:
-        trainer.test(model, data)
+    elif args.train:
+        fit(trainer, model, data, run)
+        last = None
+    tests = not args.no_test and "test" in data.datasets
+    if tests and requests.stop is None:
+        trainer.test(model, data, ckpt_path=str(last) if last else None)
+    if not args.train:
+        name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
+        rank_zero_info(f"nothing was trained: to train, add -t, as in {name} -t")
 
 
 @rank_zero_only
 def _move_to_debug_runs(run: RunFolder) -> None:
     if run.path.is_dir():
-        target = Path("logs") / "debug_runs" / run.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(run.path, target)
+        target = make_new_folder(Path("logs") / "debug_runs" / run.path.name)
+        os.replace(run.path, target)  # an empty folder
         rank_zero_info(f"moved the run to {target}")

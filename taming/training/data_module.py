@@ -12,12 +12,15 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
 from taming.data.base import set_loading
+from taming.data.readings import Readings
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.data.shards import Shards
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
-from taming.lightning_internals import batches_done
+from taming.lightning_internals import place_of
+from taming.limits import check_sizes
+from taming.training.stopping import start_worker
 
 SPLITS = ("train", "validation", "test")
 
@@ -59,6 +62,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         num_workers: loader processes; None is twice the batch size, at most the CPUs there are.
         fast_decode: decode JPEGs faster, those that are to be half their size or less with a part
             of the work (and slightly other pixels).
+        timeout: seconds that an item may take, before the run ends and names its file; 0: for ever.
         image_bytes: hand images over as bytes, which the models scale to [-1, 1] on their device.
     """
 
@@ -72,18 +76,25 @@ class DataModuleFromConfig(pl.LightningDataModule):
         num_workers: int | None = None,
         fast_decode: bool = False,
         image_bytes: bool = False,
+        timeout: float = 600.0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
+        check_sizes("data.params", least=0, most=1024, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
         self.dataset_configs = {split: config for split, config in configs if config}
         self.batch_size = batch_size
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
+        if timeout < 0:
+            raise UserError(f"data.params.timeout is {timeout}; seconds are at least 0")
+        self.timeout = timeout
+        self.readings: dict[str, Readings] = {}
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.datasets: dict[str, Any] = {}
+        self._start: tuple[int, int] | None = None
 
     def prepare_data(self) -> None:
         """Build the datasets, which may unpack or index files: on one process of each machine."""
@@ -92,7 +103,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         for split, config in self.dataset_configs.items():
             if split not in self.datasets:
-                dataset = instantiate_from_config(config, key=f"data.params.{split}")
+                dataset = instantiate_from_config(config, f"data.params.{split}", "dataset")
                 self._set_loading(dataset)
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()
@@ -132,25 +143,53 @@ class DataModuleFromConfig(pl.LightningDataModule):
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
+            "timeout": self.timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": start_worker,
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
-        sampler = self._sampler(dataset, shuffle)
-        return PositionedLoader(SeededDataset(dataset, self.seed), sampler=sampler, **options)
+        sampler = self._sampler(split, shuffle)
+        if shuffle and self.trainer is not None:
+            sampler.set_position(*self._position(sampler.world_size))
+        self.readings[split] = Readings(self.num_workers)
+        seeded = SeededDataset(dataset, self.seed, self.readings[split])
+        return PositionedLoader(seeded, sampler=sampler, **options)
 
-    def _sampler(self, dataset: Any, shuffle: bool) -> PositionSampler:
+    def slowest_item(self) -> tuple[float, str]:
+        """Seconds that the slowest of the items has taken that are being loaded, and its file."""
+        items = [readings.longest() for readings in self.readings.values()]
+        return max((item for item in items if item is not None), default=(0.0, "a batch"))
+
+    def _sampler(self, split: str, shuffle: bool = False) -> PositionSampler:
+        dataset = self.datasets[split]
         blocks = dataset.shard_lengths if isinstance(dataset, Shards) else None
-        sampler = PositionSampler(
+        return PositionSampler(
             len(dataset), self.seed, shuffle, rank(), world_size(), blocks=blocks
         )
-        if shuffle and self.trainer is not None:
-            # A resumed run has part of its epoch behind it. If it was all of it, Lightning goes on
-            # to the next epoch, which the sampler then begins at its start.
-            done = batches_done(self.trainer) * self.batch_size
-            sampler.set_position(self.trainer.current_epoch, done)
-        return sampler
+
+    def start_at(self, epoch: int, seen: int) -> int | None:
+        """Begin training after the first `seen` items of an epoch, counted over all processes.
+
+        Returns the number of the epoch's batches, of the size they have now, that count as done;
+        None if the dataset has no length.
+        """
+        self._start = epoch, seen
+        if isinstance(self.datasets["train"], IterableDataset):
+            return None
+        sampler = self._sampler("train")
+        left = -(-sampler.share(seen) // self.batch_size)
+        return -(-len(sampler) // self.batch_size) - left
+
+    def _position(self, processes: int) -> tuple[int, int]:
+        """Epoch and items of it that training begins after, in a resumed run."""
+        if self._start is not None:
+            return self._start
+        place = place_of(self.trainer)  # type: ignore[arg-type]
+        if place.complete:
+            return place.epoch + 1, 0
+        return place.epoch, place.batches * self.batch_size * processes
 
 
 def _default_workers(batch_size: int) -> int:

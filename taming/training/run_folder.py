@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from taming.checkpoint import check_fit, find_run, read_checkpoint
+from taming.atomic_files import atomic_path, check_place, make_new_folder, sole_user
+from taming.checkpoint import check_fit, find_run, find_unsaved, normal_path, read_checkpoint
+from taming.distributed import is_first_process
 from taming.errors import UserError
+from taming.lightning_internals import read_place
+from taming.training.position import Position
 
-# Processes that a trainer starts on this machine inherit it, and so agree on one folder.
-_TIME_VARIABLE = "TAMING_RUN_TIME"
+# Processes that a trainer starts on this machine inherit them, and so agree on one folder.
+_TIME_VARIABLE, _FOLDER_VARIABLE = "TAMING_RUN_TIME", "TAMING_RUN_FOLDER"
 
 
 def run_time() -> str:
@@ -22,13 +29,34 @@ def run_time() -> str:
     return os.environ.setdefault(_TIME_VARIABLE, datetime.now().strftime("%Y-%m-%dT%H-%M-%S"))
 
 
+@contextmanager
+def one_start() -> Iterator[None]:
+    """A block that starts one run: what it tells its processes is forgotten after it."""
+    before = {name: os.environ.get(name) for name in (_TIME_VARIABLE, _FOLDER_VARIABLE)}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, its configs in the order of merging, and the checkpoint it continues from."""
+    """A run's folder, its configs in the order of merging, and the checkpoint it continues from.
+
+    Attributes:
+        is_new: the folder is still to be made.
+        by_name: the user has named the checkpoint; it may be any of the run.
+    """
 
     path: Path
     configs: tuple[Path, ...]
     resume_from: Path | None = None
+    is_new: bool = False
+    by_name: bool = False
+    stored: tuple[Path, ...] = ()  # those of `configs` that are in the folder
 
     @property
     def checkpoints(self) -> Path:
@@ -37,6 +65,11 @@ class RunFolder:
     @property
     def config_folder(self) -> Path:
         return self.path / "configs"
+
+    @property
+    def tables(self) -> Path:
+        """A folder with a table of logged values for each start of the run."""
+        return self.path / "csv"
 
     @property
     def last_checkpoint(self) -> Path:
@@ -55,18 +88,80 @@ def new_run(
     if not label:
         raise UserError("nothing to do: give a config with --base, or a run to go on with --resume")
     parent = Path("logs") / project if project else Path("logs")
-    return RunFolder(parent / f"{run_time()}_{label}{postfix}", tuple(configs))
+    path = parent / f"{run_time()}_{label}{postfix}"
+    check_place(path, "choose another folder to start in")
+    return RunFolder(path, tuple(configs), is_new=True)
 
 
 def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     """The folder of an existing run or checkpoint; its own configs come before `configs`.
 
+    A run that was stopped before its first save has no checkpoint, and starts over.
+
     Raises:
-        UserError: if there is no such run, or its checkpoint is damaged.
+        UserError: if there is no such run, or all that could be used is damaged.
     """
+    if (unsaved := find_unsaved(path)) is not None:
+        folder, own = unsaved
+        rank_zero_info(f"{folder} was stopped before its first save: it starts over")
+        return RunFolder(folder, (*own, *configs), stored=own)
     run = find_run(path)
     read_checkpoint(run.checkpoint)  # a damaged one is refused before anything is built
-    return RunFolder(run.folder, (*run.configs, *configs), run.checkpoint)
+    check_place(run.folder / "checkpoints", "make it writable to go on with the run")
+    by_name = normal_path(path).is_file()
+    return RunFolder(
+        run.folder, (*run.configs, *configs), run.checkpoint, by_name=by_name, stored=run.configs
+    )
+
+
+@contextmanager
+def claimed(run: RunFolder) -> Iterator[RunFolder]:
+    """Make the folder of a new run, and hold it against other processes within the block.
+
+    A name that is taken gets a number. Only the first process of a run does so. An empty folder is
+    removed again at the end.
+
+    Raises:
+        UserError: if it cannot be made, or another process trains this run.
+    """
+    if not is_first_process():
+        yield replace(run, path=Path(os.environ.get(_FOLDER_VARIABLE, run.path)))
+        return
+    if run.is_new:
+        run = replace(run, path=make_new_folder(run.path), is_new=False)
+        os.environ[_FOLDER_VARIABLE] = str(run.path)
+    try:
+        with sole_user(run.path, "wait for it to end, or stop it, before you go on with the run"):
+            yield _with_last(run)
+    finally:
+        with suppress(OSError):
+            run.path.rmdir()
+
+
+def _with_last(run: RunFolder) -> RunFolder:
+    """Have `last.ckpt` be the checkpoint that was found in its place, if it is old or damaged."""
+    if run.resume_from is None or run.by_name or run.resume_from.parent != run.checkpoints:
+        return run
+    if run.resume_from != run.last_checkpoint:
+        with atomic_path(run.last_checkpoint, durable=True) as partial:
+            try:
+                os.link(run.resume_from, partial)
+            except OSError:
+                shutil.copyfile(run.resume_from, partial)
+    # Lightning never removes the file that it goes on from, which an epoch's is in its turn.
+    return replace(run, resume_from=run.last_checkpoint)
+
+
+def is_finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
+    """Whether a run that is to have so many epochs or steps has them at a checkpoint."""
+    content = read_checkpoint(checkpoint)
+    if 0 <= max_steps <= content["global_step"]:
+        return True
+    if "loops" not in content:  # of Lightning 1.0
+        return False
+    place, position = read_place(content["loops"]["fit_loop"]), Position.read(content)
+    epochs = place.epoch - (position is not None and position.epoch_ends)
+    return max_epochs is not None and 0 <= max_epochs <= epochs
 
 
 def check_resumable(model: nn.Module, checkpoint: Path) -> None:

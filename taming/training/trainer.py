@@ -20,7 +20,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
-from taming.training.callbacks import SaveOnDemand, SetupCallback
+from taming.training.callbacks import SetupCallback
+from taming.training.checkpoints import Checkpoints
+from taming.training.logged_rows import free_version
+from taming.training.noise import PositionedNoise
+from taming.training.numbers import FiniteNumbers
+from taming.training.position import ExactResume
+from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.run_folder import RunFolder, run_time
 
 # Arguments that are objects, which no flag can give.
@@ -143,10 +149,16 @@ def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> d
     """Set accumulation and clipping on a model that steps its optimizers itself.
 
     The Trainer would refuse these options; the others are returned.
+
+    Raises:
+        UserError: for an unknown algorithm of clipping.
     """
     if model.automatic_optimization:
         return options
     options = dict(options)
+    algorithm = options.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise UserError(f"--gradient_clip_algorithm is 'norm' or 'value', not '{algorithm}'")
     for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
         if options.get(name) is not None:
             setattr(model, name, options[name])
@@ -187,18 +199,19 @@ def make_trainer(
 def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
     """The logger of the config, TensorBoard's by default, and a table in a CSV file."""
     default = {
-        "target": "pytorch_lightning.loggers.TensorBoardLogger",
+        "target": "taming.training.loggers.Board",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
+    # A folder for each start of a run: the CSV logger begins its file anew.
+    version = free_version(run.tables, run_time())
     table = {
-        "target": "pytorch_lightning.loggers.CSVLogger",
-        # A folder for each start of a run: the CSV logger begins its file anew.
-        "params": {"save_dir": str(run.path / "csv"), "name": "", "version": run_time()},
+        "target": "taming.training.loggers.Table",
+        "params": {"save_dir": str(run.tables), "name": "", "version": version},
     }
     own = plain(lightning_config.get("logger"))
     if own and "target" not in own:
         own = OmegaConf.merge(default, own)
-    chosen = instantiate_from_config(own or default, key="lightning.logger")
+    chosen = instantiate_from_config(own or default, "lightning.logger", "logger")
     return [chosen, instantiate_from_config(table)]
 
 
@@ -229,20 +242,29 @@ def _callbacks(
         lightning_config=lightning_config,
     )
     from_config = [
-        instantiate_from_config(node, key=f"lightning.callbacks.{name}")
+        instantiate_from_config(node, f"lightning.callbacks.{name}", "callback")
         for name, node in plain(chosen).items()
     ]
-    return [setup, SaveOnDemand(run.last_checkpoint), *from_config]
+    own_callbacks = [
+        ExactResume(run.tables, free_version(run.tables, run_time())),
+        PositionedNoise(),
+        FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
+    ]
+    checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
+    if not checkpoints:  # the config puts others in their place, which know of epochs alone
+        checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
+        from_config += checkpoints
+    wait = checkpoints[0].writer.wait
+    return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
     params: dict[str, Any] = {
         "dirpath": str(run.checkpoints),
         "filename": "{epoch:06}",
-        "save_last": True,
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
     if hasattr(model, "monitor"):
         rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
-    return {"target": "taming.training.callbacks.WholeEpochCheckpoint", "params": params}
+    return {"target": "taming.training.checkpoints.Checkpoints", "params": params}

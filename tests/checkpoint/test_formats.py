@@ -22,6 +22,7 @@ from torch import nn
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.errors import UserError
+from tests.kit.archives import zeros_in_zip
 from tests.support import Malicious
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])
@@ -185,3 +186,20 @@ def test_bare_state_dicts_and_safetensors_are_read(tmp_path: Path) -> None:
     for name in ("a.pt", "a.safetensors"):
         read = read_checkpoint(tmp_path / name)["state_dict"]
         assert torch.equal(read["weight"], state["weight"])
+
+
+def test_compressed_checkpoints_are_refused(tmp_path: Path) -> None:
+    """They could hold any number of zeros; torch writes none."""
+    save({"state_dict": {"a": torch.zeros(2**22)}}, tmp_path / "a.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as archive,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name))
+    read_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="it says that it holds 16,[0-9,]+ bytes"):
+        read_checkpoint(tmp_path / "b.ckpt")
+    (tmp_path / "c.ckpt").write_bytes(zeros_in_zip("archive/data.pkl", 2**28, b"\x80\x02"))
+    with pytest.raises(UserError, match="it says that it holds 268,435,458 bytes"):
+        read_checkpoint(tmp_path / "c.ckpt")

@@ -48,12 +48,19 @@ def test_runs_that_cannot_be_used_are_explained(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="stopped before its first save"):
         find_run(tmp_path / "empty")
-    folder = make_run(tmp_path / "run", "epoch=000003.ckpt")
-    with pytest.raises(UserError, match=r"pass one of its checkpoints, say .*epoch=000003.ckpt"):
-        find_run(folder)
     with pytest.raises(UserError, match="own.yaml is a config, not a run or checkpoint"):
         (tmp_path / "own.yaml").write_text("model: {}")
         find_run(tmp_path / "own.yaml")
+
+
+def test_without_a_last_checkpoint_the_newest_whole_one_is_used(tmp_path: Path) -> None:
+    """As a run that is killed in its first save leaves it, between two names of one file."""
+    folder = make_run(tmp_path / "run")
+    for step, name in ((8, "epoch=000001.ckpt"), (4, "epoch=000000.ckpt"), (12, "torn.ckpt")):
+        save_atomic({"state_dict": {}, "global_step": step}, folder / "checkpoints" / name)
+    torn = folder / "checkpoints" / "torn.ckpt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert find_run(folder).checkpoint.name == "epoch=000001.ckpt"
 
 
 def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from taming.errors import UserError
         ({"size": -1}, "size -1 is no number of pixels"),
         ({"size": 25.6}, "size 25.6 is no number of pixels"),
         ({"crop_size": True}, "crop_size True is no number of pixels"),
+        ({"size": 10**9}, "size is 1000000000; images may have 32,768 pixels a side"),
         ({"on_error": "ignore"}, "on_error 'ignore' is not known; use raise or skip"),
         ({"size": 16, "interpolation": "cubic"}, "interpolation 'cubic' is not known"),
     ],

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from taming.config import STAGES, load_config
+from taming.config import load_config
+from taming.config_files import STAGES
 from tests.support import load_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -167,7 +167,7 @@ def test_order_stays_among_a_few_shards_and_is_resumed() -> None:
     assert sorted(orders[0] + orders[1]) == list(range(320))
     first = {index // 10 for order in orders for index in order[:80]}
     assert len(first) == BLOCKS_MIXED and orders[0][:20] != sorted(orders[0][:20])
-    samplers[0].set_position(0, 37)
+    samplers[0].set_position(0, 74)
     assert list(samplers[0]) == orders[0][37:]
     samplers[0].set_position(1, 0)
     assert list(samplers[0]) != orders[0]

@@ -193,10 +193,14 @@ def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     model.gradient_clip_val = 1e-3
     norms: list[float] = []
 
+    def note_norm(optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters])))
+
     class Norm(pl.Callback):
-        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            norms.append(float(nn.utils.get_total_norm([p.grad for p in parameters])))
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            for optimizer in trainer.optimizers:
+                optimizer.register_step_post_hook(note_norm)
 
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -10,7 +10,7 @@ from PIL import Image
 from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling import Sample
-from taming.sampling.folder import RECORD, SampleFolder
+from taming.sampling.folder import RECORD, FolderWriter, SampleFolder
 
 RECORDED = {"seed": 0, "top_k": 5}
 INDICES = torch.arange(4)
@@ -68,3 +68,29 @@ def test_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="No space left on device"):
         SampleFolder(tmp_path, RECORDED).save(sample(0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_command_is_told_of_the_first(tmp_path: Path) -> None:
+    folder = SampleFolder(tmp_path / "new" / "samples", RECORDED)
+    with FolderWriter(folder) as writer:
+        writer.save(sample(1))
+        with pytest.raises(
+            UserError, match=r"another process is writing to .*samples; wait for it"
+        ):
+            with FolderWriter(folder):
+                raise AssertionError("the block must not start")
+    with FolderWriter(folder) as writer:  # and begins once it is done
+        writer.save(sample(2))
+    assert folder.finished(None) == {1, 2}
+
+
+def test_another_rank_of_a_command_shares_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SampleFolder(tmp_path / "samples", RECORDED)
+    with FolderWriter(folder):
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with FolderWriter(folder) as writer:
+            writer.save(sample(1))
+    assert folder.finished(None) == {1}

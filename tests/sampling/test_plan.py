@@ -49,6 +49,7 @@ def test_flags_are_the_fields() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["-n", "99999999999999999999"], "at most 1,000,000,000 are made"),
         (["-n", "0"], "--num_samples must be at least 1"),
         (["-t", "0"], "must be above 0"),
         (["--reject_ratio", "0.5"], "needs both --reject_ratio below 1 and --classifier"),

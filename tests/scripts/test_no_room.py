@@ -96,7 +96,7 @@ def test_a_place_that_is_no_folder_is_named_before_work_begins(
         fails(main, [*flags, "--device", "cpu", "-o", str(tmp_path / place)])
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: nothing can be written to ")
-        assert f"{tmp_path / 'file'} is no folder or write-protected; choose another" in error
+        assert f"{tmp_path / 'file'} is a file, not a folder; choose another" in error
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from taming.errors import UserError
 from taming.sampling.folder import RECORD
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
@@ -17,6 +22,7 @@ from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
 
 testing = pytest.importorskip("streamlit.testing.v1")
+config = pytest.importorskip("streamlit.config")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sample_conditional.py"
 WIDE: dict[str, Any] = {
     "target": "taming.modules.transformer.mingpt.GPT",
@@ -51,6 +57,15 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
     "none": ({"cond_stage_config": "__is_unconditional__"}, 0),
     "scenes": (SCENES, 1),
 }
+
+
+@pytest.fixture(autouse=True)
+def local_server() -> Iterator[None]:
+    """The demo refuses to be open to the network by accident."""
+    before = config.get_option("server.address")
+    config.set_option("server.address", "localhost")
+    yield
+    config.set_option("server.address", before)
 
 
 def app(monkeypatch: pytest.MonkeyPatch, run: Path, *flags: str) -> Any:
@@ -124,47 +139,98 @@ def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert "there is no run" in page.error[0].value
 
 
-def upload(page: Any, key: str, name: str, content: bytes) -> None:
-    page.file_uploader(key=key).set_value((name, content, "application/octet-stream"))
+def error_of(page: Any) -> str:
+    (error,) = page.error
+    return str(error.value)
 
 
-def needs_uploads(page: Any) -> None:
-    if not hasattr(page, "file_uploader"):
-        pytest.skip("this streamlit's test bench has no uploads")
+def test_it_is_not_open_to_the_network_by_accident(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(tmp_path / "run")
+    config.set_option("server.address", None)
+    text = error_of(app(monkeypatch, run))
+    assert "opens this page to all of your network" in text and "localhost" in text
+    config.set_option("server.address", "0.0.0.0")
+    assert not app(monkeypatch, run).error
 
 
-def test_uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = app(monkeypatch, tiny_run(tmp_path / "run", transformer_config(**SEGMENTED)))
-    needs_uploads(page)
-    page.button(key="sample").click().run()
-    assert "samples for a given 'sketch'" in page.error[0].value
-    upload(page, "condition", "a.png", png((24, 20)))
-    assert sampled(page).size == (10, 8)
-    page.checkbox(key="reduce").uncheck()
-    assert sampled(page).size == (24, 20)
-    upload(page, "image", "b.png", png((8, 8)))
-    page.run()
-    assert "8 x 8 pixels and the condition 24 x 20; make them equal" in page.error[0].value
-    upload(page, "image", "b.png", b"nothing")
-    page.run()
-    assert page.error[0].value.startswith("b.png")
+def test_started_from_the_repository_it_is_local() -> None:
+    code = "from streamlit import config as c; o = c.get_config_options(); "
+    code += "print(o['server.address'].value, o['server.maxUploadSize'].value)"
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("STREAMLIT")}
+    command = [sys.executable, "-c", code]
+    root = SCRIPT.parents[1]
+    output = subprocess.run(command, cwd=root, env=variables, capture_output=True, text=True)
+    assert output.stdout.split() == ["localhost", "20"], output.stderr
 
 
-def test_layouts_are_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny_run(tmp_path / "run", transformer_config(**SCENES))
-    page = app(monkeypatch, run, "-b", str(write_scenes(tmp_path)))
-    needs_uploads(page)
-    page.radio(key="source").set_value("an upload").run()
-    upload(page, "condition", "street.yaml", b"- {class: person, box: [0, 0, 0.5, 1]}")
-    page.slider(key="scale").set_value(2.0)
-    assert sampled(page).size == (16, 16)
-    assert captions(page)[0] == "objects_bbox"
-    upload(page, "condition", "street.yaml", b"- {class: persom, box: [0, 0, 0.5, 1]}")
-    page.run()
-    assert page.error[0].value.startswith("street.yaml, object 1: there is no class 'persom'")
+def test_text_fields_open_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = tmp_path / "mask.png"
+    Image.new("L", (8, 8)).save(mask)
+    data = write_data(tmp_path / "data.yaml")
+    page = app(monkeypatch, tiny_run(tmp_path / "run"), "-b", str(data))
+    page.selectbox(key="keep").set_value("a box").run()
+    for path in (str(mask), "/etc/passwd", str(tmp_path)):
+        (box,) = (field for field in page.text_input if field.key.startswith("box"))
+        box.set_value(path).run()
+        assert error_of(page).startswith("--keep takes top-half")
+        assert "grays" not in error_of(page) and "mask.png has" not in error_of(page)
 
 
-def png(size: tuple[int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.effect_noise(size, 80).convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue()
+def module() -> Any:
+    import scripts.sample_conditional as script
+
+    return script
+
+
+class Upload:
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name, self.content = name, content
+
+    def getvalue(self) -> bytes:
+        return self.content
+
+
+def png(width: int, height: int) -> bytes:
+    raw = io.BytesIO()
+    Image.new("1", (width, height)).save(raw, "PNG")
+    return raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x.png",
+        "/etc/x.png",
+        "..",
+        "",
+        ".bashrc",
+        "a\\..\\x.png",
+        "x\0.png",
+        "x" * 999 + ".png",
+    ],
+)
+def test_uploads_stay_in_their_folder(name: str) -> None:
+    with module().stored(Upload(name, png(4, 4))) as (path,):
+        folder = Path(path).parent
+        assert folder.name == "0" and Path(path).read_bytes() == png(4, 4)
+        assert Path(path).resolve().parent == folder.resolve()
+    assert not folder.exists()
+
+
+def test_uploads_are_bounded() -> None:
+    for content, words in (
+        (bytes(20 * 2**20 + 1), "^a.png has more than 20 MiB"),
+        (png(5001, 5000), "^a.png has 5001 x 5000 pixels; 25,000,000 are allowed"),
+    ):
+        with pytest.raises(UserError, match=words):
+            with module().stored(None, Upload("a.png", content)):
+                raise AssertionError("it was stored")
+
+
+def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
+    monkeypatch.setattr("taming.sampling.sizes.pixels_per_token", lambda model: 5000)
+    text = error_of(app(monkeypatch, run, "-b", str(data)))
+    assert text == "the sample has 20000 x 20000 pixels; 25,000,000 are allowed"

@@ -13,6 +13,16 @@ from tqdm import tqdm
 
 from taming.errors import UserError
 
+# What fields of images and categories hold. Of objects, "skip" leaves out those that do not.
+TYPES: dict[str, tuple[Any, str]] = {
+    "file_name": (str, "text"),
+    "name": (str, "text"),
+    "supercategory": (str, "text"),
+    "caption": (str, "text"),
+    "width": (int | float, "number"),
+    "height": (int | float, "number"),
+}
+
 
 def read_json(
     file: str | Path, keys: Sequence[str], dataset: str, unused: Sequence[str] = ()
@@ -56,8 +66,30 @@ def all_fields(
     """The values of `names` in each of a JSON file's records, which are entries of `kind`.
 
     Raises:
-        UserError: naming the first record that lacks one of them.
+        UserError: naming the first record that lacks one of them, or has one of another type.
     """
+    if not isinstance(records, list):
+        raise UserError(f"{file}: {kind} must be a list; repair or replace the file")
+    rows = _picked(records, names, file, kind)
+    for place, name in enumerate(names):
+        accepted, expected = TYPES.get(name, (object, ""))
+        if not all(isinstance(row[place], accepted) for row in rows):
+            number = next(n for n, row in enumerate(rows) if not isinstance(row[place], accepted))
+            raise UserError(
+                f"{file}: the {name!r} of entry {number} of {kind} is no {expected}; repair or "
+                "replace the file"
+            )
+    return rows
+
+
+def identity_of(value: Any) -> int | float | str:
+    """An id, as text if it is a list or the like, which cannot be looked up."""
+    return value if isinstance(value, int | float | str) else repr(value)
+
+
+def _picked(
+    records: Sequence[Any], names: Sequence[str], file: str | Path, kind: str
+) -> list[tuple[Any, ...]]:
     pick = itemgetter(*names)  # the fastest way, for millions of records
     try:
         return [pick(record) for record in records]

@@ -21,6 +21,7 @@ from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
 from taming.data.files.find import JPEG_AND_PNG, find_images
 from taming.data.files.list_files import read_pairs, write_lines
+from taming.data.files.tar_members import require_plain
 from taming.data.imagenet_classes import SYNSETS
 from taming.errors import UserError
 
@@ -123,6 +124,7 @@ def _check_end(tar: Path) -> None:
 
 def _plain_name(member: tarfile.TarInfo, tar: Path) -> str:
     """The member's name, if it is a file that lies directly in the folder it is unpacked to."""
+    require_plain(member, tar)
     name = member.name.removeprefix("./")
     if not member.isreg() or name != os.path.basename(name) or name.startswith("."):
         raise UserError(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from taming.data.columns import Column, StringTable, column
 from taming.data.files.find import EXTENSIONS
 from taming.data.files.list_files import write_lines
-from taming.data.files.tar_members import member_path
+from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
@@ -63,6 +63,7 @@ def scan(tar: str) -> Iterator[Sample]:
                 key, dot, name = name.partition(".")
                 if not member.isreg() or not dot:
                     continue
+                require_plain(member, tar)
                 key = os.path.join(folder, key)
                 if sample is None or sample.key != key:
                     if sample is not None:
@@ -95,14 +96,22 @@ def read_index(tar: str) -> Iterator[Sample]:
     if index.is_file():
         with open(index, encoding="utf-8") as lines:
             if lines.readline().strip() == str(size):
-                for line in lines:
-                    yield Sample(*json.loads(line))
+                yield from (_sample(line, index) for line in lines)
                 return
     samples = list(scan(tar))
     if os.access(index.parent, os.W_OK):
         rows = (json.dumps([one.key, one.files, one.metadata]) for one in samples)
         write_lines(index, [str(size), *rows])
     yield from samples
+
+
+def _sample(line: str, index: Path) -> Sample:
+    try:
+        key, files, metadata = json.loads(line)
+        places = {str(name): (int(offset), int(size)) for name, (offset, size) in files.items()}
+        return Sample(str(key), places, dict(metadata))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise UserError(f"{index} is damaged; delete it, and it is written anew") from None
 
 
 class ShardColumns:

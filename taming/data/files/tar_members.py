@@ -11,6 +11,8 @@ import os
 import tarfile
 from typing import IO
 
+from taming.errors import UserError
+
 SEPARATOR = "::"
 OPEN_TARS = 64
 
@@ -25,6 +27,16 @@ def is_member(path: str) -> bool:
     return f".tar{SEPARATOR}" in path
 
 
+def require_plain(member: tarfile.TarInfo, tar: str | os.PathLike[str]) -> None:
+    """Refuse a sparse member: of a few bytes in the tar come as many zeros as its header says.
+
+    Raises:
+        UserError: naming tar and member.
+    """
+    if member.issparse():
+        raise UserError(f"{tar} holds {member.name!r} as a sparse file; write it as a plain one")
+
+
 @functools.lru_cache(OPEN_TARS)
 def _tar(path: str) -> IO[bytes]:
     return open(path, "rb")
@@ -37,8 +49,12 @@ def read_bytes(path: str) -> bytes:
             return file.read()
     tar, _, place = path.rpartition(SEPARATOR)
     offset, _, size = place.partition(".")[0].partition(":")
+    number = _tar(tar).fileno()
+    # Before memory is taken for what an index or a header claims.
+    if not 0 <= int(offset) <= int(offset) + int(size) <= os.fstat(number).st_size:
+        raise OSError("the tar file has been cut short, or says more than it holds")
     # Unlike seek and read, pread needs no position, which threads and forked workers would share.
-    content = os.pread(_tar(tar).fileno(), int(size), int(offset))
+    content = os.pread(number, int(size), int(offset))
     if len(content) < int(size):
         raise OSError("the tar file has been cut short")
     return content

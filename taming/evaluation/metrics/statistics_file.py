@@ -14,6 +14,7 @@ from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
 
+MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
 # Fields of `Statistics` as the file's JSON names them.
 ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
 ABOUT["weights_hash"] = "weights_sha256"
@@ -87,6 +88,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
+            if any(entry.file_size > MOST_BYTES for entry in file.zip.infolist()):
+                raise ValueError("it says that it holds much more than statistics are")
             arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
             numbers = {
                 name: arrays[name].astype(np.float64) for name in {"mu", "sigma"} & {*arrays}

@@ -34,7 +34,8 @@ def needs_data_conditions(path: str | Path, plan: SamplingPlan | None = None) ->
     Raises UserError if there is no such run, or it samples scenes, which have their own script.
     """
     plan = plan or SamplingPlan()
-    model = without_checkpoint_paths(run_config(find_run(path), plan.base, plan.overrides).model)
+    config = run_config(find_run(path), plan.base, plan.overrides, ["model"])
+    model = without_checkpoint_paths(config.model)
     params = model.get("params") or {}
     stage = params.get("cond_stage_config")
     if params.get("unconditional") or stage in (None, "__is_unconditional__"):

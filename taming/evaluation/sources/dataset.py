@@ -51,7 +51,7 @@ class DatasetSource(LoadedSource):
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
         self.section = section_of(load_config(self.configs, overrides), split, self.name)
-        dataset = instantiate_from_config(self.section, key=f"data.params.{split}")
+        dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
         self.dataset = SeededDataset(cast(Dataset[Any], dataset))

@@ -44,7 +44,7 @@ class RunSource(ImageSource):
     def __init__(self, path: str | Path, plan: SamplingPlan | None = None) -> None:
         self.path, self.plan = Path(path), plan or SamplingPlan()
         self.run = find_run(path)
-        config = run_config(self.run, self.plan.base, self.plan.overrides)
+        config = run_config(self.run, self.plan.base, self.plan.overrides, ["model"])
         self.config = without_checkpoint_paths(config.model)
         if "transformer_config" not in (self.config.get("params") or {}):
             raise UserError(

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from taming.checkpoint import Run, run_config
 from taming.config import without_checkpoint_paths
-from taming.devices import dtype_name
-from taming.distributed import own_share
+from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor

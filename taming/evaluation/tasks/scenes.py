@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taming.distributed import own_share
+from taming.devices import own_share
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
 from taming.evaluation.metrics.features import Extractor, FeatureRequest, Layers

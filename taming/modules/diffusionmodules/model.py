@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.limits import check_memory, check_sizes
 
 GROUPS = 32
 
@@ -232,7 +233,15 @@ class Encoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
+        check_sizes("ddconfig", ch=ch, in_channels=in_channels, z_channels=z_channels)
+        check_sizes("ddconfig", most=2**16, resolution=resolution, out_ch=out_ch)
+        check_sizes("ddconfig", least=0, most=1000, num_res_blocks=num_res_blocks)
+        check_sizes("ddconfig", most=16, **{"the length of ch_mult": len(ch_mult)})
+        check_sizes("ddconfig", **{f"ch_mult.{i}": factor for i, factor in enumerate(ch_mult)})
+        check_sizes("ddconfig", least=0, most=1, dropout=dropout)
         widths = _level_widths(ch, ch_mult)
+        weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
+        check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.limits import check_sizes
 from taming.modules.util import ActNorm
 
 
@@ -30,6 +31,8 @@ class NLayerDiscriminator(nn.Module):
         self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, use_actnorm: bool = False
     ) -> None:
         super().__init__()
+        check_sizes(disc_in_channels=input_nc, disc_ndf=ndf)
+        check_sizes(least=0, most=16, disc_num_layers=n_layers)
         norm: Callable[[int], nn.Module] = ActNorm if use_actnorm else nn.BatchNorm2d
         self.n_layers = n_layers
         layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, 2, 1), nn.LeakyReLU(0.2, True)]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from taming.errors import UserError
+from taming.limits import check_memory, check_sizes
 
 
 def _attention_mask(block_size: int, n_unmasked: int) -> Tensor:
@@ -118,6 +119,13 @@ class GPT(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes(vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_head=n_head)
+        check_sizes(most=10_000, n_layer=n_layer)
+        weights = n_embd * (12 * n_layer * n_embd + 2 * vocab_size + block_size)
+        check_memory(weights, n_embd=n_embd, n_layer=n_layer)
+        check_sizes(least=0, n_unmasked=n_unmasked)
+        check_sizes(least=0, most=1, embd_pdrop=embd_pdrop, attn_pdrop=attn_pdrop)
+        check_sizes(least=0, most=1, resid_pdrop=resid_pdrop)
         if n_embd % n_head:
             raise UserError(f"GPT: n_embd ({n_embd}) must be a multiple of n_head ({n_head})")
         self.config = config = SimpleNamespace(

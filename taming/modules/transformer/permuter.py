@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.limits import check_sizes
 
 
 class Permuter(nn.Module):
@@ -31,8 +32,7 @@ class Permuter(nn.Module):
 
     def __init__(self, H: int, W: int) -> None:
         super().__init__()
-        if H < 1 or W < 1:
-            raise UserError(f"{type(self).__name__}: H and W must be at least 1, not {H} and {W}")
+        check_sizes(most=2**12, H=H, W=W)
         order = self._order(H, W)
         self.register_buffer("forward_shuffle_idx", order)
         self.register_buffer("backward_shuffle_idx", order.argsort())

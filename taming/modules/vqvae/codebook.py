@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from taming.devices import without_autocast
 from taming.errors import UserError
+from taming.limits import check_sizes
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 """(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), in fp32 under autocast too.
@@ -147,6 +148,7 @@ class Codebook(nn.Module):
         self, n_e: int, e_dim: int, remap: str | None = None, unknown_index: str | int = "random"
     ) -> None:
         super().__init__()
+        check_sizes(n_embed=n_e, embed_dim=e_dim)
         self.n_e, self.e_dim, self.remap = n_e, e_dim, remap
         self.unknown_index = unknown_index
         self.re_embed = n_e
@@ -160,7 +162,13 @@ class Codebook(nn.Module):
             raise UserError(
                 f'unknown_index: {unknown_index} is none of "random", "extra" and an integer'
             )
-        self.register_buffer("used", torch.from_numpy(np.load(path)).long())
+        try:
+            used = np.asarray(np.load(path)).astype(np.int64, casting="same_kind")
+        except (ValueError, TypeError, EOFError, OSError) as error:
+            raise UserError(f"remap: {path} is no .npy of used code indices ({error})") from None
+        if used.ndim != 1 or not len(used) or used.min() < 0 or used.max() >= self.n_e:
+            raise UserError(f"remap: {path} must list indices from 0 to {self.n_e - 1}")
+        self.register_buffer("used", torch.from_numpy(used))
         self.re_embed = len(self.used)
         if unknown_index == "extra":
             self.unknown_index = self.re_embed

@@ -9,6 +9,7 @@ import pytest
 from taming.data.files import imagenet_archives
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
 from taming.errors import UserError
+from tests.kit.archives import sparse_tar
 from tests.kit.images import truncate, write_image
 
 FLAT = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 4)]
@@ -138,6 +139,16 @@ def test_links_are_refused(tmp_path: Path) -> None:
     put(TRAIN, raw.getvalue())
     with pytest.raises(UserError, match="'n01440764.tar', which is no plain file"):
         prepare(TRAIN, "x")
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    put(TRAIN, sparse_tar("n01440764.tar", 2**40))
+    with pytest.raises(UserError, match="holds 'n01440764.tar' as a sparse file"):
+        prepare(TRAIN, "ImageNetTrain")
+    put(TRAIN, pack({"n01440764.tar": sparse_tar("a.JPEG", 2**31)}))
+    with pytest.raises(UserError, match="holds 'a.JPEG' as a sparse file"):
+        prepare(TRAIN, "ImageNetTrain")
+    assert sum(path.lstat().st_blocks * 512 for path in TRAIN.root.rglob("*")) < 10**6
 
 
 def test_tars_cut_short(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.metrics import statistics_file
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.statistics_file import Statistics
 from tests.evaluation.features import moments_of
+from tests.kit.archives import zeros_in_zip
 from tests.kit.extractor import register_tiny
 
 EXTRACTOR = Extractor(register_tiny())
@@ -115,3 +117,13 @@ def test_other_files_are_a_sentence(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no statistics file .*nowhere.npz"):
         Statistics.load(tmp_path / "nowhere.npz")
+
+
+def test_a_file_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_file, "MOST_BYTES", 2**20)
+    header = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (2**19,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    (tmp_path / "a.npz").write_bytes(zeros_in_zip("mu.npy", 2**22, header.getvalue()))
+    with pytest.raises(UserError, match="is no statistics file .it says that it holds much more"):
+        Statistics.load(tmp_path / "a.npz")

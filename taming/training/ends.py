@@ -1,0 +1,82 @@
+"""How training ends: what its exceptions and signals mean, and how to go on."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from taming.distributed import is_first_process
+from taming.errors import Stopped, UserError
+from taming.lightning_internals import end_loaders
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.processes import ProcessWatch, end_workers, hang
+from taming.training.run_folder import RunFolder
+
+_TIMEOUT = re.compile(r"DataLoader timed out after")
+_DEAD_WORKER = re.compile(
+    r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
+    r"exited unexpectedly)"
+)
+
+
+def fit(
+    trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig, run: RunFolder
+) -> None:
+    """Train, from the run's checkpoint if there is one.
+
+    Raises:
+        UserError: also if a process of the run, or of its loaders, has died.
+        Stopped: after a signal; its message says how to go on.
+    """
+    try:
+        trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
+    except Stopped as stop:
+        end_loaders(trainer)
+        raise Stopped(stop.number, _how_it_stopped(stop, trainer, run)) from None
+    except Exception as error:
+        sentence = _death(trainer, error)
+        end_loaders(trainer)
+        if sentence is None:
+            raise
+        raise UserError(f"{sentence}; go on with {_command(run)}") from None
+    rank_zero_info(
+        f"trained to step {trainer.global_step}; the run is in {run.path}, go on with -r {run.path}"
+    )
+
+
+def _command(run: RunFolder) -> str:
+    return f"python main.py -r {run.path} -t"
+
+
+def _how_it_stopped(stop: Stopped, trainer: pl.Trainer, run: RunFolder) -> str:
+    if not is_first_process():
+        return ""
+    reason = f" ({stop.message})" if stop.message else ""
+    name = signal.Signals(stop.number).name
+    return f"stopped by {name} at step {trainer.global_step}{reason}; go on with {_command(run)}"
+
+
+def _death(trainer: pl.Trainer, error: Exception) -> str | None:
+    """What to say of an exception that comes from the death of another process."""
+    for watch in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(watch, ProcessWatch):
+            death = None if isinstance(error, UserError) else watch.explain(error)
+            watch.end_others()
+            if death is not None:
+                return death
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, DataModuleFromConfig) and _TIMEOUT.search(str(error)):
+        sentence = hang(data)
+        end_workers()
+        return sentence
+    if (match := _DEAD_WORKER.search(f"{error} {error.__cause__} {error.__context__}")) is None:
+        return None
+    process = f"a worker of the data loader (process {match['process'].strip()})"
+    fewer = "use fewer workers (data.params.num_workers) or smaller batches"
+    if match["signal"] == "Bus error":
+        return f"{process} found no more shared memory: make /dev/shm larger, or {fewer}"
+    manner = f" by signal '{match['signal']}'" if match["signal"] else ""
+    return f"{process} was ended{manner}, most likely by the system as memory ran out: {fewer}"

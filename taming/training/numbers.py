@@ -1,0 +1,201 @@
+"""Losses and gradients that are not finite stop a run before they reach its weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor
+from torch.optim import Optimizer
+
+from taming.errors import NonFiniteError
+
+log = logging.getLogger(__name__)
+
+FILES_NAMED = 8
+
+
+@runtime_checkable
+class NamesTerms(Protocol):
+    """A model that says what its last training loss was made of."""
+
+    loss_terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """One that gradients were computed of: the whole first, then its terms."""
+
+    terms: Mapping[str, Tensor]
+    files: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """The losses and the largest gradient behind a step of an optimizer.
+
+    Attributes:
+        values: [losses + 1] on the CPU; there after `ready` if that is an event.
+    """
+
+    step: int
+    losses: Sequence[_Loss]
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+    def problem(self) -> str | None:
+        """What is not finite, None if all is."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        *losses, gradient = self.values.tolist()
+        for loss, value in zip(self.losses, losses, strict=True):
+            if not math.isfinite(value):
+                names = [n for n, term in loss.terms.items() if not torch.isfinite(term).all()]
+                what = f"the loss is {value} ({', '.join(names)})"
+                return f"{what} at step {self.step}{_batch(loss.files)}"
+        if not math.isfinite(gradient):
+            files = [file for loss in self.losses for file in loss.files]
+            return f"the gradient is {gradient} at step {self.step}{_batch(files)}"
+        return None
+
+
+class FiniteNumbers(Callback):
+    """Raises `NonFiniteError` where a loss or a gradient is infinite or not a number.
+
+    Every optimizer's step waits for the verdict; on GPUs the next one does, so that the device
+    never waits for the host. A checkpoint always waits, and is then not written.
+
+    Args:
+        skip: leave out up to so many batches instead, by not taking their steps. On GPUs every
+            step then waits for its own verdict.
+    """
+
+    def __init__(self, skip: int = 0) -> None:
+        super().__init__()
+        self.skip, self.skipped = skip, 0
+        self._losses: list[_Loss] = []
+        self._values: list[Tensor] = []
+        self._unread: list[_Check] = []
+        self._files: Sequence[str] = ()
+        self._step = 0
+        self._left_out = -1  # the last step that was left out
+        self._statistics: list[tuple[Tensor, Tensor]] = []  # and their values before a step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._step = trainer.global_step  # of both optimizers of a model
+        files = batch.get("file_path_", ()) if isinstance(batch, Mapping) else ()
+        self._files = [str(file) for file in files]
+        if self.skip and not self._losses:  # the first batch of a step
+            self._statistics = [(one, one.clone()) for one in _statistics(pl_module)]
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        # The whole comes first; unlike `loss` it is not scaled for float16.
+        terms = pl_module.loss_terms if isinstance(pl_module, NamesTerms) else None
+        terms = terms or {"loss": loss.detach()}
+        self._losses.append(_Loss(terms, self._files))
+        self._values.append(next(iter(terms.values())).float())
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradient = torch.zeros(()) if _has_scaler(trainer) else largest_gradient(optimizer)
+        device = pl_module.device
+        values = torch.stack([value.to(device) for value in (*self._values, gradient)])
+        check = _Check(self._step, self._losses, *_to_cpu(values))
+        self._losses, self._values = [], []
+        self._unread.append(check)
+        waits = device.type == "cuda" and not self.skip
+        problem = self._first_problem(keep=1 if waits else 0)
+        if problem is not None:
+            self._leave_out(problem, check.step, optimizer)
+
+    def _first_problem(self, keep: int = 0) -> str | None:
+        due, self._unread = self._unread[: len(self._unread) - keep], self._unread[-keep:][:keep]
+        return next((text for text in (check.problem() for check in due) if text), None)
+
+    def _leave_out(self, problem: str, step: int, optimizer: Optimizer) -> None:
+        if step != self._left_out:  # both optimizers may see the same batch
+            self.skipped += 1
+        self._left_out = step
+        if self.skipped > self.skip:
+            raise NonFiniteError(
+                f"{problem}; nothing of it was saved: go on from the last checkpoint with -r, with "
+                "a lower learning rate or without these files, or leave such batches out with "
+                f"--skip_nonfinite {max(self.skip * 2, 10)}"
+            )
+        log.warning("%s: left out (%d of at most %d)", problem, self.skipped, self.skip)
+        optimizer.zero_grad(set_to_none=True)  # a step without gradients changes nothing
+        for tensor, before in self._statistics:
+            tensor.data.copy_(before)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._settle()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        problem = self._first_problem()
+        if problem is not None:
+            raise NonFiniteError(problem)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped} if self.skipped else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+
+def _statistics(model: torch.nn.Module) -> Iterator[Tensor]:
+    """What a forward pass in training may change: running means, and codebooks that are such."""
+    for module in model.modules():
+        if module.training:
+            yield from module.buffers(recurse=False)
+            frozen = (p for p in module.parameters(recurse=False) if not p.requires_grad)
+            yield from frozen
+
+
+def largest_gradient(optimizer: Optimizer) -> Tensor:
+    """The largest absolute value of all gradients of an optimizer, a scalar; NaN if one is."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    # Not the usual norm, whose squares overflow for gradients that are large and finite.
+    return torch.stack(torch._foreach_norm(gradients, math.inf)).max().float()
+
+
+def _to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy that does not wait for the device, and the event after which it is complete."""
+    if not values.is_cuda:
+        return values.cpu(), None
+    copied = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return copied, ready
+
+
+def _has_scaler(trainer: pl.Trainer) -> bool:
+    """Whether a scaler for float16 deals with infinite gradients, by leaving their steps out."""
+    plugin = trainer.precision_plugin
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+
+
+def _batch(files: Sequence[str]) -> str:
+    if not files:
+        return ""
+    more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
+    return f", in the batch of {', '.join(files[:FILES_NAMED])}{more}"

@@ -1,0 +1,26 @@
+"""What all tests share: configs may name our own classes, and the user's state stays untouched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from taming import trust
+
+
+@pytest.fixture(autouse=True, scope="session")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For programs that tests start, too."""
+    before = dict(os.environ)
+    os.environ |= {"TAMING_TRUST": "tests", "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state"))}
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def outside_of_programs() -> None:
+    """A test that parsed a command line leaves its `--trust` to no other one."""
+    trust._trusted.set(None)

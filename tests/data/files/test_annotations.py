@@ -1,0 +1,45 @@
+"""Annotation files whose entries are of the wrong kind: one sentence names file and entry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taming.data.files.annotations import all_fields, identity_of
+from taming.errors import UserError
+
+GOOD = [{"id": 5, "width": 48, "name": "a"}, {"id": 6, "width": 48.5, "name": "b"}]
+
+
+def test_fields_in_order() -> None:
+    assert all_fields(GOOD, ("width", "id"), "f.json", "images") == [(48, 5), (48.5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"width": None}, "f.json: the 'width' of entry 1 of images is no number"),
+        ({"width": "4"}, "f.json: the 'width' of entry 1 of images is no number"),
+        ({"name": {"a": 1}}, "f.json: the 'name' of entry 1 of images is no text"),
+    ],
+)
+def test_values_of_another_type(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        all_fields([GOOD[0], GOOD[1] | entry], ("id", "width", "name"), "f.json", "images")
+
+
+@pytest.mark.parametrize("records", [None, True, 3, "abc", {"a": 1}])
+def test_no_list_at_all(records: Any) -> None:
+    with pytest.raises(UserError, match="f.json: images must be a list"):
+        all_fields(records, ("id",), "f.json", "images")
+
+
+@pytest.mark.parametrize("records", [[None], [3], [[]], [{"name": "a"}]])
+def test_entries_that_lack_a_field(records: Any) -> None:
+    with pytest.raises(UserError, match="entry 0 of images has no 'id'"):
+        all_fields(records, ("id", "width"), "f.json", "images")
+
+
+def test_ids_can_be_looked_up() -> None:
+    assert [identity_of(value) for value in (5, "a", [1], {"b": 2})] == [5, "a", "[1]", "{'b': 2}"]

@@ -1,0 +1,280 @@
+"""Small runs with all kinds of randomness, stopped at chosen moments, and compared.
+
+A kill leaves what is on the disk. So a callback copies the run's folder at moments of a run that
+goes on; a copy that is resumed must end as the run did.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import shutil
+import signal
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from taming.checkpoint import read_checkpoint
+from taming.training.checkpoints import Checkpoints
+from tests.kit.models import VQGAN, ddconfig, first_stage_config, transformer_config
+
+EPOCHS, BATCHES, BATCH_SIZE = 3, 6, 2
+Moment = tuple[str, int, str]  # hook, batch counted from 1 over all epochs, action
+
+# ---------------------------------------------------------------------- runs
+
+SCHEDULE = {
+    "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
+    "params": {
+        "warm_up_steps": 5,
+        "lr_min": 0.1,
+        "lr_max": 1.0,
+        "lr_start": 0.1,
+        "max_decay_steps": 16,
+    },
+}
+
+
+class Crops(Dataset[dict[str, Any]]):
+    """Images with noise from the global generators, as random crops use them."""
+
+    def __init__(self, length: int, size: int = 8, nan_at: int | None = None) -> None:
+        self.length, self.size, self.nan_at = length, size, nan_at
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        base = np.random.RandomState(index).rand(self.size, self.size, 3)
+        image = base + 0.2 * np.random.rand(self.size, self.size, 3)
+        image = (1.6 * image - 1).clip(-1, 1).astype(np.float32)
+        if index == self.nan_at:
+            image[:] = np.nan
+        return {"image": image, "class_label": index % 5, "file_path_": f"crops/{index}.png"}
+
+
+def _first_stage(target: str, **params: Any) -> dict[str, Any]:
+    convolutions = {**ddconfig(resolution=8), "dropout": 0.1}
+    return first_stage_config(VQGAN + target, ddconfig=convolutions, **params)
+
+
+def _transformer() -> dict[str, Any]:
+    dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.1)
+    return transformer_config(
+        dropout, pkeep=0.9, cond_drop=0.2, scheduler_config=SCHEDULE, cond_stage_key="class_label"
+    )
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "vqgan": _first_stage("VQModel", scheduler_config=SCHEDULE, monitor="val/rec_loss"),
+    "ema": _first_stage("EMAVQ", revive_after=3),
+    "gumbel": _first_stage("GumbelVQ", temperature_scheduler_config=SCHEDULE),
+    "transformer": _transformer(),
+}
+OPTIONS: dict[str, dict[str, Any]] = {  # overrides
+    "ema": {"lightning.trainer.accumulate_grad_batches": 4},
+    "gumbel": {"lightning.trainer.val_check_interval": 3},
+    "transformer": {
+        "lightning.trainer.accumulate_grad_batches": 4,
+        "data.params.num_workers": 2,
+    },
+}
+
+
+def run_config(case: str) -> DictConfig:
+    """The config of a case; `Moments` come from the environment, not from the config."""
+    data = {
+        name: {"target": "tests.kit.resuming.Crops", "params": {"length": length}}
+        for name, length in (("train", BATCHES * BATCH_SIZE), ("validation", 4))
+    }
+    config = {
+        "model": {"base_learning_rate": 5.0e-4, **copy.deepcopy(MODELS[case])},
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"batch_size": BATCH_SIZE, "num_workers": 0, **data},
+        },
+        "lightning": {
+            "trainer": {
+                "max_epochs": EPOCHS,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "log_every_n_steps": 1,
+            },
+            "callbacks": {
+                "image_logger": {"params": {"batch_frequency": 10, "max_images": 2}},
+                "moments": {"target": "tests.kit.resuming.Moments"},
+            },
+        },
+    }
+    created = OmegaConf.create(config)
+    for key, value in OPTIONS.get(case, {}).items():
+        OmegaConf.update(created, key, value, force_add=True)
+    return created
+
+
+# ---------------------------------------------------------------------- moments
+
+VARIABLE = "TEST_MOMENTS"
+
+
+def moments(*chosen: Moment) -> dict[str, str]:
+    """The environment in which a run does something at its moments.
+
+    Actions are the names of signals, `raise`, `nan` (a weight), `inf` (a gradient), and the name of
+    a folder beside the run to copy the run to.
+    """
+    return {VARIABLE: json.dumps(chosen)}
+
+
+class Moments(pl.Callback):
+    """Does what the environment asks for, and keeps the names of the items of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = [tuple(entry) for entry in json.loads(os.environ.get(VARIABLE, "[]"))]
+        self.batch = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.batch = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        with Path(trainer.default_root_dir, f"seen_{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{trainer.current_epoch} {' '.join(batch['file_path_'])}\n")
+        self._reached("on_train_batch_start", trainer)
+
+    def _reached(self, hook: str, trainer: pl.Trainer) -> None:
+        for moment in [m for m in self.waiting if m[:2] == (hook, self.batch)]:
+            self.waiting.remove(moment)
+            self._act(moment[2], trainer)
+
+    def _act(self, action: str, trainer: pl.Trainer) -> None:
+        if action == "raise":
+            raise RuntimeError("as the test wanted")
+        if action.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[action])
+            return
+        if action in ("nan", "inf"):
+            trained = [p for p in trainer.lightning_module.parameters() if p.requires_grad]
+            values = trained if action == "nan" else [p.grad for p in trained if p.grad is not None]
+            values[0].data.view(-1)[0] = float(action)
+            return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.writer.wait()
+        run = Path(trainer.default_root_dir)
+        shutil.copytree(run, run.parent / action)
+
+
+def _hook(name: str) -> Any:
+    def hook(self: Moments, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if not trainer.sanity_checking:
+            self._reached(name, trainer)
+
+    return hook
+
+
+for _name in (
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_validation_batch_start",
+    "on_validation_end",
+):
+    setattr(Moments, _name, _hook(_name))
+
+
+def seen(run: Path) -> dict[int, list[str]]:
+    """The items that a run has trained on: epoch -> names, over all starts and processes."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in run.glob("seen_*.txt"):
+        for line in path.read_text().splitlines():
+            epoch, *names = line.split()
+            found[int(epoch)] += names
+    return found
+
+
+# ---------------------------------------------------------------------- comparison
+
+COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """What differs between a run that was never stopped and one that was, bit for bit."""
+    return [*_checkpoints(first, second), *_images(first, second), *_tables(first, second)]
+
+
+def _checkpoints(first: Path, second: Path) -> Iterator[str]:
+    names = {path.name for path in first.glob("checkpoints/*.ckpt")}
+    other = {path.name for path in second.glob("checkpoints/*.ckpt")}
+    if names != other:
+        yield f"checkpoints: {sorted(names ^ other)} are in one only"
+    for name in sorted(names & other):
+        one, two = (read_checkpoint(run / "checkpoints" / name) for run in (first, second))
+        wanted, found = (dict(_leaves({k: c[k] for k in COMPARED}, "")) for c in (one, two))
+        unequal = [k for k in wanted.keys() | found.keys() if not _same(wanted, found, k)]
+        if unequal:
+            yield f"{name}: {len(unequal)} values, such as {min(unequal)}"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, entry in enumerate(value):
+            yield from _leaves(entry, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def _same(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
+    if key not in first or key not in second:
+        return False
+    one, two = first[key], second[key]
+    if isinstance(one, Tensor):
+        return torch.equal(one, two)
+    return repr(one) == repr(two)
+
+
+def _images(first: Path, second: Path) -> Iterator[str]:
+    one, two = (
+        {path.relative_to(run): path.read_bytes() for path in run.glob("images/**/*.png")}
+        for run in (first, second)
+    )
+    if one.keys() != two.keys():
+        yield f"images: {sorted(map(str, one.keys() ^ two.keys()))[:3]} are in one only"
+    if unequal := [str(name) for name in one.keys() & two.keys() if one[name] != two[name]]:
+        yield f"images: {len(unequal)} differ, such as {min(unequal)}"
+
+
+def logged(run: Path) -> dict[tuple[int, str], list[str]]:
+    """(step, column) -> the values that stand there, over all starts of a run."""
+    cells: dict[tuple[int, str], list[str]] = defaultdict(list)
+    for path in sorted(run.glob("csv/*/metrics.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for column, text in row.items():
+                    if text and column != "step":
+                        cells[int(row["step"]), column].append(text)
+    return cells
+
+
+def _tables(first: Path, second: Path) -> Iterator[str]:
+    one, two = logged(first), logged(second)
+    unequal = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
+    if unequal:
+        key = unequal[0]
+        yield f"{len(unequal)} logged values, such as {key}: {one.get(key)} and {two.get(key)}"

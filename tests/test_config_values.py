@@ -1,0 +1,99 @@
+"""Values of a config against the types that its parameters have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from taming.config import instantiate_from_config
+from taming.config_values import Misfit, fitted
+from taming.errors import UserError
+from tests.kit.models import VQGAN, ddconfig, first_stage_config
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "result"),
+    [
+        (3, int, 3),
+        (1e4, int, 10000),
+        (np.int64(3), int, np.int64(3)),
+        (3, float, 3),
+        (0.5, float, 0.5),
+        ("a", str, "a"),
+        (Path("a"), str, Path("a")),
+        ("a", str | Path, "a"),
+        (True, bool, True),
+        (None, int | None, None),
+        (2.0, int | float, 2.0),
+        ([1, 2.0], Sequence[int], [1, 2]),
+        ((1, 2), Sequence[int], (1, 2)),
+        ({"a": 1}, Mapping[str, Any], {"a": 1}),
+        ("raise", Literal["raise", "skip"], "raise"),
+        ("anything", torch.Tensor, "anything"),
+        ("anything", Any, "anything"),
+    ],
+)
+def test_values_that_fit(value: Any, hint: Any, result: Any) -> None:
+    assert fitted(value, hint) == result
+    assert type(fitted(value, hint)) is type(result)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1.5, int, "a whole number"),
+        (True, int, "a whole number"),
+        (True, float, "a number"),
+        (None, int, "a whole number"),
+        ("3", int, "a whole number"),
+        (float("inf"), int, "a whole number"),
+        (float("nan"), int | None, "a whole number or null"),
+        ("a", float, "a number"),
+        (1, str, "a text"),
+        (1, bool, "true or false"),
+        (1e-4, str | Path, "a text"),
+        ("abc", Sequence[str], "a list of texts"),
+        ([1, "a"], Sequence[int], "a list of whole numbers"),
+        ([1], Mapping[str, Any], "a mapping"),
+        ("stop", Literal["raise", "skip"], "raise or skip"),
+    ],
+)
+def test_values_that_do_not(value: Any, hint: Any, expected: str) -> None:
+    with pytest.raises(Misfit) as caught:
+        fitted(value, hint)
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_embed": 1.5}, "model.params.n_embed: a whole number .* not 1.5"),
+        ({"ddconfig": 1}, "model.params.ddconfig: a mapping is expected here, not 1"),
+        ({"ddconfig": {"ch": 32}}, "model.params.ddconfig: Encoder needs the parameter 'out_ch'"),
+        ({"ddconfig": ddconfig() | {"ch_mult": -0.5}}, "model.params.ddconfig.ch_mult: a list"),
+        ({"ddconfig": ddconfig() | {"dropout": "x" * 999}}, "not 'x{99}[.]{3}$"),
+    ],
+)
+def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        instantiate_from_config(first_stage_config(**changes), "model", "module")
+
+
+def test_base_classes_have_types_too() -> None:
+    with pytest.raises(UserError, match="model.params.decay: a number is expected here, not 'x'"):
+        instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", decay="x"), "model")
+    with pytest.raises(UserError, match="model.params.embed_dim: a whole number or null"):
+        instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", embed_dim="x"), "model")
+    config = {"target": VQGAN + "EMAVQ", "params": {"n_embed": 4}}
+    with pytest.raises(UserError, match="model.params: .* needs the parameter 'ddconfig'"):
+        instantiate_from_config(config, "model")
+
+
+def test_whole_numbers_with_a_point_are_whole_numbers() -> None:
+    model = instantiate_from_config(first_stage_config(n_embed=12.0), "model", "module")
+    assert model.quantize.n_e == 12

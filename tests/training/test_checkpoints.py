@@ -1,0 +1,181 @@
+"""When a run's checkpoints are written, which, and what a full disk does to them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from taming.checkpoint import CheckpointWriter, read_checkpoint
+from taming.errors import UserError
+from taming.training import checkpoints, run_folder
+from taming.training.checkpoints import Checkpoints
+from taming.training.cli import main as main_command
+from tests.kit.resuming import moments, run_config
+from tests.kit.training import write_config
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+
+RUN = Path("logs/2021-04-03T19-39-50_run")
+FOLDER = RUN / "checkpoints"
+
+
+@pytest.fixture(autouse=True)
+def a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-04-03T19-39-50")
+
+
+def train(
+    *arguments: str, case: str = "vqgan", callbacks: dict[str, Any] | None = None, **params: Any
+) -> None:
+    """Train a case: 3 epochs of 6 batches; `params` are those of `lightning.modelcheckpoint`."""
+    config = run_config(case)
+    config.lightning.callbacks.update(callbacks or {})
+    config.lightning.modelcheckpoint = {"params": params}
+    base = write_config(Path("."), config)
+    main(["--base", base, "-t", "-n", "run", "--no-test", *arguments])
+
+
+def steps(folder: Path = FOLDER) -> dict[str, int]:
+    """The step of each checkpoint."""
+    return {path.name: read_checkpoint(path)["global_step"] for path in folder.iterdir()}
+
+
+def test_an_epoch_and_last_share_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+    save = CheckpointWriter.save
+
+    def record(self: CheckpointWriter, content: Any, paths: list[Path], *rest: Any) -> None:
+        written.append([path.name for path in paths])
+        save(self, content, paths, *rest)
+
+    monkeypatch.setattr(CheckpointWriter, "save", record)
+    train("--max_epochs", "2")
+    assert written == [["epoch=000000.ckpt", "last.ckpt"], ["epoch=000001.ckpt", "last.ckpt"]]
+    assert steps() == {"epoch=000000.ckpt": 6, "epoch=000001.ckpt": 12, "last.ckpt": 12}
+    assert os.path.samefile(FOLDER / "epoch=000001.ckpt", FOLDER / "last.ckpt")
+
+
+def test_the_best_are_kept_and_others_go() -> None:
+    train("--max_epochs", "5")
+    kept = steps()
+    assert len(kept) == 4 and kept["last.ckpt"] == 30
+    callbacks = read_checkpoint(FOLDER / "last.ckpt")["callbacks"]
+    [best] = [s["best_k_models"] for name, s in callbacks.items() if "Checkpoint" in name]
+    assert {Path(path).name for path in best} == kept.keys() - {"last.ckpt"}
+
+
+def test_without_a_monitor_the_newest_epoch_is_kept() -> None:
+    train(case="gumbel")
+    assert steps() == {"epoch=000002.ckpt": 18, "last.ckpt": 18}
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"last_every_n_steps": 4}, {"last.ckpt": 4}),
+        ({"last_every_n_minutes": 1e-9}, {"last.ckpt": 4}),
+        ({"last_every_n_minutes": 0}, {}),
+        ({}, {}),  # ten minutes are not over
+    ],
+)
+def test_last_is_written_by_steps_and_minutes(
+    monkeypatch: pytest.MonkeyPatch, params: dict[str, float], expected: dict[str, int]
+) -> None:
+    moment = ("on_train_batch_start", 5, "copy")
+    monkeypatch.setenv(*next(iter(moments(moment).items())))
+    train("--max_epochs", "1", in_background=False, **params)
+    assert steps(RUN.parent / "copy" / "checkpoints") == expected
+    assert steps() == {"epoch=000000.ckpt": 6, "last.ckpt": 6}
+
+
+def test_an_epoch_that_max_steps_cuts_short_has_no_file_of_its_own() -> None:
+    train("--max_steps", "8")
+    assert steps() == {"epoch=000000.ckpt": 6, "last.ckpt": 8}
+
+
+def test_another_callback_in_its_place_leaves_last(tmp_path: Path) -> None:
+    config = run_config("vqgan")
+    plain = {
+        "target": "pytorch_lightning.callbacks.ModelCheckpoint",
+        "params": {"dirpath": str(tmp_path / "own"), "filename": "{step}", "monitor": None},
+    }
+    config.lightning.callbacks.checkpoints = plain
+    # The defaults are merged with it: these are ours alone.
+    OmegaConf.update(config, "lightning.callbacks.checkpoints.params.save_top_k", 1)
+    base = write_config(tmp_path, config)
+    main(["--base", base, "-t", "-n", "run", "--no-test", "--max_steps", "8"])
+    assert steps()["last.ckpt"] == 8
+
+
+def test_the_state_has_the_name_that_it_always_had(tmp_path: Path) -> None:
+    callback = Checkpoints(dirpath=tmp_path, monitor="x", save_top_k=3)
+    assert callback.state_key.startswith("WholeEpochCheckpoint{'monitor': 'x'")
+
+
+# ---------------------------------------------------------------------- full disks
+
+
+class Disk(pl.Callback):
+    """No file can grow from one step to another; each is an attribute of the class."""
+
+    full_from, until = -1, -1
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.full_from:
+            _limit_files(2**13)
+        if trainer.global_step == self.until:
+            _limit_files(resource.RLIM_INFINITY)
+
+
+def _limit_files(size: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size if hard == -1 else min(size, hard), hard))
+
+
+def train_on_a_full_disk(full_from: int, until: int = -1) -> None:
+    Disk.full_from, Disk.until = full_from, until
+    try:
+        train(callbacks={"disk": {"target": "tests.training.test_checkpoints.Disk"}})
+    finally:
+        Disk.full_from, Disk.until = -1, -1
+        _limit_files(resource.RLIM_INFINITY)
+
+
+def test_training_goes_on_and_saves_again(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train_on_a_full_disk(full_from=8, until=14)
+    said = [text for text in caplog.messages if "epoch=000001.ckpt" in text]
+    assert len(said) == 1 and "training goes on, and saves again when there is room" in said[0]
+    assert "checkpoints can be written again" in caplog.text
+    assert steps() == {"epoch=000000.ckpt": 6, "epoch=000002.ckpt": 18, "last.ckpt": 18}
+
+
+def test_room_that_comes_back_is_used_within_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "_RETRY", 0.0)
+    monkeypatch.setenv(*next(iter(moments(("on_train_batch_start", 18, "copy")).items())))
+    train_on_a_full_disk(full_from=8, until=14)
+    assert steps(RUN.parent / "copy" / "checkpoints")["last.ckpt"] > 12
+
+
+def test_a_run_whose_last_steps_are_not_saved_has_not_finished() -> None:
+    with pytest.raises(UserError, match=r"cannot write .*last.ckpt .*the last steps are not saved"):
+        train_on_a_full_disk(full_from=8)
+    assert steps() == {"epoch=000000.ckpt": 6, "last.ckpt": 6}
+    main(["-r", str(RUN), "-t", "--no-test"])
+    assert steps()["last.ckpt"] == 18
+
+
+def test_leftovers_of_a_kill_go_at_the_next_start() -> None:
+    train("--max_epochs", "1")
+    left = FOLDER / ".last.ckpt.4194304.partial"  # no process has such a number
+    left.write_bytes(b"half")
+    main(["-r", str(RUN), "-t", "--no-test", "--max_epochs", "2"])
+    assert not left.exists()

@@ -1,0 +1,72 @@
+"""A loader that hangs: the run ends in time, and names the file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from taming.data.readings import Readings
+from taming.data.seeding import SeededDataset
+from tests.kit.resuming import Crops, run_config
+from tests.kit.training import write_config
+
+ROOT = Path(__file__).parents[2]
+
+
+class Hanging(Crops):
+    """A dataset whose disk stops answering in an item."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 7:
+            with open(__file__):
+                time.sleep(600)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_file_is_named(tmp_path: Path, workers: int) -> None:
+    config = run_config("vqgan")
+    OmegaConf.update(config, "data.params.train.target", "tests.training.test_hangs.Hanging")
+    config.data.params |= {"num_workers": workers, "timeout": 3}
+    command = [sys.executable, str(ROOT / "main.py"), "--base", write_config(tmp_path, config)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    ended = subprocess.run(
+        [*command, "-t", "-n", "run", "--no-test"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+    line = ended.stderr.strip().splitlines()[-1]
+    assert f"error: the loading of item 7, {__file__} hangs" in line
+    assert "data.params.timeout" in line and time.monotonic() - started < 200
+
+
+def test_readings_name_what_is_open_within_an_item(tmp_path: Path) -> None:
+    class Files:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> str:
+            (tmp_path / "a.txt").read_text()
+            found = readings.longest()
+            assert found is not None and found[0] >= 0
+            return found[1]
+
+    (tmp_path / "a.txt").write_text("x")
+    readings = Readings(0)
+    assert readings.longest() is None
+    text = SeededDataset(Files(), readings=readings)[0]  # type: ignore[arg-type]
+    assert text == f"item 0, {tmp_path / 'a.txt'}"
+    (tmp_path / "a.txt").read_text()
+    assert readings.longest() is None

@@ -1,0 +1,199 @@
+"""Losses and gradients that are not finite stop a run; clipping works on true gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+from torch.utils.data import DataLoader
+
+from taming.checkpoint import read_checkpoint
+from taming.errors import NonFiniteError, UserError
+from taming.training import run_folder
+from taming.training.cli import main as main_command
+from taming.training.numbers import FiniteNumbers, largest_gradient
+from tests.kit.datasets import Items, images
+from tests.kit.models import build, first_stage_config
+from tests.kit.resuming import moments, run_config
+from tests.kit.training import write_config
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-04-03T19-39-50")
+    return tmp_path
+
+
+def train(folder: Path, case: str, *arguments: str, nan_at: int | None = None) -> None:
+    config = run_config(case)
+    config.data.params.train.params.nan_at = nan_at
+    main(["--base", write_config(folder, config), "-t", "-n", "run", "--no-test", *arguments])
+
+
+def last() -> dict[str, Any]:
+    return read_checkpoint("logs/2021-04-03T19-39-50_run/checkpoints/last.ckpt")
+
+
+def are_finite(state: dict[str, Any]) -> bool:
+    tensors = [t for t in state["state_dict"].values() if t.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def test_a_loss_that_is_not_a_number_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        train(tmp_path, "vqgan", nan_at=5)
+    message = str(caught.value)
+    assert "train/rec_loss" in message and "quant_loss" in message and "disc_factor" not in message
+    assert "crops/5.png" in message and " at step " in message and "--skip_nonfinite" in message
+    assert not list(Path("logs").glob("*/checkpoints/*"))  # the first epoch was not complete
+
+
+@pytest.mark.parametrize(
+    ("case", "moment", "words"),
+    [
+        ("transformer", ("on_train_batch_start", 8, "nan"), "loss is nan (train/loss) at step 2"),
+        ("transformer", ("on_after_backward", 10, "inf"), "the gradient is inf at step 2"),
+        ("vqgan", ("on_after_backward", 9, "inf"), "the gradient is inf at step 8"),
+    ],
+)
+def test_the_last_good_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, moment: Any, words: str
+) -> None:
+    for name, value in moments(moment).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(NonFiniteError) as caught:
+        train(tmp_path, case)
+    assert words in str(caught.value)
+    state = last()
+    assert state["epoch"] == 0 and state["global_step"] == {"vqgan": 6, "transformer": 2}[case]
+    assert are_finite(state)
+
+
+def test_batches_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither weights nor running statistics see them; no more than the flag says are left out."""
+    train(tmp_path, "vqgan", "--skip_nonfinite", "3", nan_at=5)
+    state = last()
+    assert are_finite(state) and state["global_step"] == 18
+    assert caplog.text.count("left out") == 6  # by both optimizers, once an epoch
+    main(["-r", "logs/2021-04-03T19-39-50_run", "-t", "--no-test", "--max_epochs", "3"])
+    with pytest.raises(NonFiniteError):
+        main(["-r", "logs/2021-04-03T19-39-50_run", "-t", "--no-test", "--max_epochs", "4"])
+
+
+def test_moving_averages_survive_a_batch_that_is_left_out(tmp_path: Path) -> None:
+    arguments = ["--skip_nonfinite", "3", "--accumulate_grad_batches", "1"]
+    train(tmp_path, "ema", *arguments, nan_at=5)
+    assert are_finite(last())
+
+
+def test_gpus_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict is read after the next step's was asked for, and before anything is saved."""
+    callback = FiniteNumbers()
+    weight = nn.Parameter(torch.zeros(2))
+    trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
+    optimizer = SGD([weight], lr=0.1)
+
+    def step(value: float, device: str = "cuda") -> None:
+        module: Any = SimpleNamespace(device=torch.device(device))
+        callback.on_train_batch_start(trainer, module, {}, 0)
+        weight.grad = torch.tensor([0.0, value])
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        trainer.global_step += 1
+
+    monkeypatch.setattr(Tensor, "to", lambda self, *_: self)  # there may be no GPU
+    step(1.0)
+    step(float("nan"))
+    with pytest.raises(NonFiniteError, match="gradient is nan at step 1"):
+        step(1.0)
+    trainer.global_step = 5
+    step(float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient is inf at step 5"):
+        callback.on_save_checkpoint(trainer, trainer, {})
+    with pytest.raises(NonFiniteError, match="gradient is nan at step 6"):
+        step(float("nan"), "cpu")
+
+
+def test_large_gradients_are_finite() -> None:
+    weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2)), nn.Parameter()]
+    optimizer = Adam(weights)
+    assert largest_gradient(optimizer) == 0
+    weights[0].grad, weights[1].grad = torch.tensor([1.0, -3e38, 2.0]), torch.zeros(2)
+    assert largest_gradient(optimizer) == torch.tensor(3e38)
+    weights[1].grad[1] = float("nan")
+    assert largest_gradient(optimizer).isnan()
+
+
+# ---------------------------------------------------------------------- clipping
+
+
+class Gradients(pl.Callback):
+    """Keeps the gradients with which optimizers step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Tensor]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._keep)
+
+    def _keep(self, optimizer: Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.steps.append([p.grad.clone() for p in parameters if p.grad is not None])
+
+
+def clipped(
+    folder: Path, algorithm: str, value: float, plugin: MixedPrecision | None = None
+) -> list[list[Tensor]]:
+    """The gradients of two steps of both optimizers, as they take them."""
+    model = build(first_stage_config())
+    model.gradient_clip_val, model.gradient_clip_algorithm = value, algorithm
+    kept = Gradients()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        max_steps=2,
+        callbacks=[kept],
+        plugins=[plugin] if plugin else None,
+        default_root_dir=str(folder),
+    )
+    trainer.fit(model, DataLoader(Items({"image": images(4)}), batch_size=2))
+    assert len(kept.steps) == 4
+    return kept.steps
+
+
+def test_both_optimizers_are_clipped_by_norm_or_value(tmp_path: Path) -> None:
+    for gradients in clipped(tmp_path, "norm", 1e-3)[2:]:
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        torch.testing.assert_close(norm, torch.tensor(1e-3), rtol=1e-3, atol=0)
+    for gradients in clipped(tmp_path, "value", 1e-5)[2:]:
+        assert max(gradient.abs().max() for gradient in gradients) == torch.tensor(1e-5)
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(tmp_path: Path) -> None:
+    """With a scaler as for float16, the gradients of steps are those without one."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    off = torch.autocast("cpu", enabled=False)
+    plugin.autocast_context_manager = lambda: off  # type: ignore[method-assign]
+    true = clipped(tmp_path, "norm", 1e-2)
+    scaled = clipped(tmp_path, "norm", 1e-2, plugin)
+    for one, two in zip(true, scaled, strict=True):
+        for gradient, same in zip(one, two, strict=True):
+            torch.testing.assert_close(gradient, same, rtol=1e-3, atol=1e-7)
+
+
+def test_an_unknown_algorithm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gradient_clip_algorithm is 'norm' or 'value', not 'size'"):
+        train(tmp_path, "vqgan", "--gradient_clip_algorithm", "size")

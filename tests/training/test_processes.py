@@ -1,0 +1,81 @@
+"""A process of a run that dies is named by those that wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taming.errors import Stopped
+from taming.training.processes import ProcessWatch, _manner
+
+# Starts a process that kills itself, looks after it, and waits for it for ever.
+WAITS = """
+import subprocess, sys, threading, time
+from taming.training import processes
+processes._PATIENCE = 1.0
+watch = processes.ProcessWatch(before_exit=lambda: print("saved", flush=True))
+watch._children = [
+    subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]),
+    subprocess.Popen(["sleep", "100"]),
+]
+threading.Thread(target=watch._look, daemon=True).start()
+print(watch._children[1].pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def watch() -> Iterator[ProcessWatch]:
+    watch = ProcessWatch(before_exit=lambda: None)
+    watch._children = [subprocess.Popen(["sleep", "100"]) for _ in range(2)]
+    yield watch
+    watch.end_others()
+    for child in watch._children:
+        child.wait()
+
+
+def test_the_dead_are_named(watch: ProcessWatch) -> None:
+    assert watch.death() is None
+    assert watch.explain(RuntimeError("a bug of ours")) is None
+    watch._children[1].kill()
+    lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
+    death = watch.explain(lost)
+    assert death is not None and death.startswith(f"rank 2 (process {watch._children[1].pid}) was")
+    assert "SIGKILL" in death and "memory" in death
+
+
+def test_a_process_may_end_when_all_do(watch: ProcessWatch) -> None:
+    watch.on_exception(None, None, RuntimeError())  # type: ignore[arg-type]
+    assert not watch._over.is_set()
+    watch.on_exception(None, None, Stopped(signal.SIGTERM))  # type: ignore[arg-type]
+    assert watch._over.is_set()
+
+
+def test_a_parent_that_is_gone_is_named() -> None:
+    watch = ProcessWatch(before_exit=lambda: None)
+    watch._parent = 1 << 22
+    assert watch.death() == f"rank 0 (process {1 << 22}) has died"
+
+
+def test_manners_of_death() -> None:
+    assert _manner(3) == "has ended with exit code 3"
+    assert _manner(-signal.SIGSEGV) == "was ended by SIGSEGV"
+
+
+def test_a_process_that_waits_for_the_dead_is_ended() -> None:
+    """With a sentence, after it has saved, and with the processes that it has started."""
+    start = time.monotonic()
+    process = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True)
+    assert process.returncode == 2 and time.monotonic() - start < 60
+    sleeper, saved = process.stdout.splitlines()
+    assert saved == "saved" and process.stderr.startswith("error: rank 1 (process ")
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(int(sleeper), 0)
+            time.sleep(0.1)
