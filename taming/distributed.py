@@ -102,6 +102,12 @@ def _connect() -> None:
         ) from None
 
 
+def disconnect() -> None:
+    """End the connections, so that their threads do not outlive the interpreter's end."""
+    if is_connected():
+        dist.destroy_process_group()
+
+
 class Agreement:
     """The highest number that any training process wants, known to all together a step later.
 

@@ -112,18 +112,24 @@ def continue_from_place(trainer: pl.Trainer, validated: bool) -> None:
     if due and not validated:
         loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
     elif loop.batch_progress.is_last_batch:
-        loop.val_loop._has_run = True
+        loop.val_loop._has_run = True  # it says that the epoch is done
         return
     if due:  # the loop adds one after a validation, and where it leaves one out
         loop._batches_that_stepped -= 1
 
 
-def end_restart(trainer: pl.Trainer) -> None:
+def end_restart(trainer: pl.Trainer, validated: bool) -> None:
     """Have what follows an epoch's end treated like that of a run that was never stopped.
 
     Lightning does so after a batch, which a run that goes on at an epoch's end has not had.
+
+    Args:
+        validated: there has been a validation, of which callbacks expect values.
     """
-    trainer.fit_loop.epoch_loop.restarting = False
+    loop = trainer.fit_loop.epoch_loop
+    if loop.restarting:
+        loop.val_loop._has_run = validated
+    loop.restarting = False
 
 
 def end_loaders(trainer: pl.Trainer) -> None:

@@ -51,8 +51,11 @@ def apply_rates(
     """
     scheduled = {id(schedule.optimizer) for schedule in schedules}
     for optimizer, new in zip(optimizers, rates, strict=True):
-        if id(optimizer) not in scheduled and new not in (before or []):
-            for group, rate in zip(optimizer.param_groups, new, strict=True):
+        if id(optimizer) in scheduled:
+            continue
+        for group, rate in zip(optimizer.param_groups, new, strict=True):
+            had_schedule = group.pop("initial_lr", None) is not None
+            if had_schedule or new not in (before or []):
                 group["lr"] = rate
     for schedule in schedules:
         if isinstance(schedule, LambdaLR):

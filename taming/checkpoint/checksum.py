@@ -99,6 +99,13 @@ def verify(path: Path) -> None:
         )
 
 
+def has_checksum(path: Path) -> bool:
+    """Whether a file ends with a checksum of ours, whatever else of it is damaged."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LENGTH))
+        return file.read().startswith(_MARK)
+
+
 def _has_checksum(head: bytes, tail: bytes) -> bool:
     """Whether a file ends, or ended before it was damaged, with a checksum of ours.
 

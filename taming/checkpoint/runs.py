@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from taming.checkpoint.checksum import DamagedFileError
+from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.formats import read_checkpoint
 from taming.distributed import is_first_process
 from taming.errors import UserError
@@ -113,12 +113,12 @@ def _newest_whole(last: Path) -> Path:
 def _may_be_damaged(path: Path) -> bool:
     """False of files of torch before 1.6, which would be read as a whole."""
     with path.open("rb") as file:
-        return file.read(1) != b"\x80"
+        return file.read(1) != b"\x80" or has_checksum(path)
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[tuple[int, int, str]]:
     """(step, time of writing, name) of those checkpoints that are whole."""
-    for path in paths:
+    for path in filter(Path.is_file, paths):
         try:
             yield _step(path), path.stat().st_mtime_ns, path.name
         except DamagedFileError:

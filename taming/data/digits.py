@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from taming.data.base import Item
 from taming.data.files.find import split_off
 from taming.errors import UserError
+from taming.limits import check_sizes
 from taming.pictures import to_values_array
 
 VALIDATION_FRACTION = 297 / 1797
@@ -48,6 +49,7 @@ class DigitsTrain(Dataset[Item]):
     training: ClassVar[bool] = True
 
     def __init__(self, size: int = 32) -> None:
+        check_sizes(size=size, most=1024)
         images, labels = _load()
         chosen = _validation_mask(labels) != self.training
         self.labels = labels[chosen]

@@ -107,7 +107,10 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             return
         with torch.no_grad():
             images = Reconstruction(step, x, *self(x))
-        self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
+        # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
+        # either: it would then average those of the next batch, which may be within a window.
+        with without_gradient_sync(self.trainer):
+            self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
         if boundary:
             average_gradients(self.discriminator.parameters())
             self._update(optimizers[1], counted=False)
@@ -167,14 +170,14 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     def _log_losses(
         self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int
     ) -> None:
-        validating = name.startswith("val/")
-        if not validating:
+        training = name.startswith("train/")
+        if training:
             parts = {key: torch.as_tensor(term).detach() for key, term in terms.items()}
             self.loss_terms = {name: loss.detach(), **parts}
         how: dict[str, Any] = {
-            "on_step": not validating,
-            "on_epoch": validating,
-            "sync_dist": validating,
+            "on_step": training,
+            "on_epoch": not training,
+            "sync_dist": not training,
             "batch_size": batch_size,
         }
         self.log(name, loss.detach(), prog_bar=True, **how)
@@ -182,14 +185,21 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides and the use of the codebook, of one batch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The losses of both sides, of one batch."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
         x = self.get_input(batch, self.image_key)
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         self._used_codes.add(indices)
         assert codebook_loss is not None
         images = Reconstruction(self.global_step, x, self.decode(quant), codebook_loss)
-        self._loss_of(images, GENERATOR, "val")
+        self._loss_of(images, GENERATOR, split)
         if self.discriminator is not None:
-            self._loss_of(images, DISCRIMINATOR, "val")
+            self._loss_of(images, DISCRIMINATOR, split)
 
     def on_validation_start(self) -> None:
         """Validate with the first process's running means, which are those of a checkpoint."""

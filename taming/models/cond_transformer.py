@@ -182,10 +182,14 @@ class Net2NetTransformer(CodeSampling):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "val/loss")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test/loss")
+
+    def _evaluate(self, batch: Mapping[str, Any], name: str) -> Tensor:
         loss = self.shared_step(batch)
-        self.log(
-            "val/loss", loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch)
-        )
+        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
         return loss
 
     def _batch_size(self, batch: Mapping[str, Any]) -> int:

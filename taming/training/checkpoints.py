@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, requests, signal_o
 log = logging.getLogger(__name__)
 
 _RETRY = 60.0  # seconds after a write that failed
+_WIDE = re.compile(r"[:!][^}]*\d{3}|\{[^}]*\{")  # would make a name of many gigabytes
 
 
 class Checkpoints(ModelCheckpoint):
@@ -54,6 +56,16 @@ class Checkpoints(ModelCheckpoint):
         in_background: bool = True,
         **options: Any,
     ) -> None:
+        for name, number in {
+            "last_every_n_minutes": last_every_n_minutes,
+            "last_every_n_steps": last_every_n_steps,
+        }.items():
+            if not 0 <= number < float("inf"):
+                raise UserError(f"lightning.modelcheckpoint.params.{name} is {number}: 0 or more")
+        if _WIDE.search(str(options.get("filename") or "")):
+            raise UserError(
+                "lightning.modelcheckpoint.params.filename: a width has one or two digits"
+            )
         super().__init__(**{**options, "save_last": bool(options.get("save_last", True))})
         self.interval = 60 * last_every_n_minutes or float("inf")
         self.every_n_steps = last_every_n_steps

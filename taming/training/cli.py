@@ -197,6 +197,18 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
         lightning_config[name] = value
 
 
+# What the shapes of weights do not tell.
+_UNCHANGED = ("model.target", "model.params.transformer_config.params.n_head")
+
+
+def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
+    stored = load_config((), stored=run.stored, used=("model",))
+    for key in _UNCHANGED:
+        before, now = OmegaConf.select(stored, key), OmegaConf.select(config, key)
+        if before != now:
+            raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
+
+
 def _build_model(config: DictConfig, run: RunFolder) -> Any:
     model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
     return instantiate_from_config(model_config, "model", "module")
@@ -247,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = _build_data(config)
         model = _build_model(config, run)
         if run.resume_from and args.train:
+            _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1

@@ -81,7 +81,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
-        check_sizes("data.params", least=0, most=1024, num_workers=num_workers or 0)
+        most = max(64, 8 * available_cpus())
+        check_sizes("data.params", least=0, most=most, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
         self.dataset_configs = {split: config for split, config in configs if config}
         self.batch_size = batch_size

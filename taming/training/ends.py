@@ -6,9 +6,10 @@ import re
 import signal
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from taming.distributed import is_first_process
+from taming.distributed import disconnect, is_first_process
 from taming.errors import Stopped, UserError
 from taming.lightning_internals import end_loaders
 from taming.training.data_module import DataModuleFromConfig
@@ -35,6 +36,7 @@ def fit(
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
     except Stopped as stop:
         end_loaders(trainer)
+        disconnect()
         raise Stopped(stop.number, _how_it_stopped(stop, trainer, run)) from None
     except Exception as error:
         sentence = _death(trainer, error)
@@ -72,6 +74,11 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
         sentence = hang(data)
         end_workers()
         return sentence
+    if isinstance(error, MisconfigurationException):
+        return f"the Trainer refuses this: {' '.join(str(error).split())}"
+    if isinstance(error, OSError) and "in DataLoader worker process" in str(error):
+        reason = str(error).strip().splitlines()[-1].partition(": ")[2]
+        return f"a worker of the data loader cannot read its data ({reason})"
     if (match := _DEAD_WORKER.search(f"{error} {error.__cause__} {error.__context__}")) is None:
         return None
     process = f"a worker of the data loader (process {match['process'].strip()})"

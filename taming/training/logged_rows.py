@@ -36,14 +36,15 @@ def cut_rows(folder: Path, kept: Mapping[str, int] | None, next_row: int, label:
     """
     for path in sorted(folder.glob(f"*/{TABLE}")):
         table = _read(path)
-        count = len(table.rows) if kept is None else kept.get(path.parent.name, 0)
+        known = len(table.rows) if kept is None else kept.get(path.parent.name, 0)
+        count = min(known, len(table.rows))  # the system may have lost the end of the table
         # A step that had begun may have logged, for example, its learning rate.
-        while count and int(table.rows[count - 1]["step"] or 0) >= next_row:
+        while count and int(table.rows[count - 1]["step"]) >= next_row:
             count -= 1
         if count < len(table.rows):
             cut = replace(table, rows=table.rows[count:])
             _write(path.with_name(f"cut_{label}.csv"), cut)
-        if count < len(table.rows) or table.torn:
+        if count < len(table.rows) or table.damaged:
             _write(path, replace(table, rows=table.rows[:count]))
 
 
@@ -51,15 +52,17 @@ def cut_rows(folder: Path, kept: Mapping[str, int] | None, next_row: int, label:
 class _Table:
     columns: Sequence[str]
     rows: Sequence[Mapping[str, str]]
-    torn: bool = False  # there is a last line that a kill has cut off
+    damaged: bool = False  # a kill or a power cut has left part of a row, or other bytes
 
 
 def _read(path: Path) -> _Table:
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(whole))
+    content = path.read_bytes()
+    text = content.decode(errors="replace").replace("\0", "")
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
     rows = list(reader)
-    return _Table(reader.fieldnames or (), rows, torn=whole != text)
+    whole = [row for row in rows if (row.get("step") or "").isdecimal()]
+    damaged = len(whole) < len(rows) or not content.endswith(b"\n") or text.encode() != content
+    return _Table(reader.fieldnames or (), whole, damaged)
 
 
 def _write(path: Path, table: _Table) -> None:

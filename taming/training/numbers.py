@@ -15,7 +15,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
-from taming.errors import NonFiniteError
+from taming.errors import NonFiniteError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class FiniteNumbers(Callback):
 
     def __init__(self, skip: int = 0) -> None:
         super().__init__()
+        if skip < 0:
+            raise UserError(f"--skip_nonfinite {skip}: it takes 0 or more batches")
         self.skip, self.skipped = skip, 0
         self._losses: list[_Loss] = []
         self._values: list[Tensor] = []

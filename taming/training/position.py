@@ -125,7 +125,7 @@ class ExactResume(Callback):
         self._validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        end_restart(trainer)
+        end_restart(trainer, self._validated)
         self._note_rows(trainer)
 
     def on_exception(
@@ -265,4 +265,10 @@ def _with_new_batches(place: Place, samples: int, data: DataModuleFromConfig) ->
         data.start_at(place.epoch + 1, 0)
         return place
     batches = data.start_at(place.epoch, samples)
-    return place if batches is None else replace(place, batches=batches)
+    if batches is None:
+        rank_zero_info(
+            "data.params.train is a stream without places: it starts over, and the rest of this "
+            "epoch is other items than without the stop"
+        )
+        return place
+    return replace(place, batches=batches)

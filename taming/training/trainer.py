@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
+from taming.devices import available_cpus
 from taming.errors import UserError
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
@@ -102,6 +104,7 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
     """
     options = dict(options)
     gpus = options.pop("gpus", None)
+    _check_processes(options)
     if gpus is None:
         if "accelerator" not in options and "devices" not in options:
             options |= {"accelerator": "cpu", "devices": 1}
@@ -115,6 +118,19 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
             "to train on the CPU, or pass --accelerator mps on a Mac"
         )
     return {**options, "accelerator": "gpu", "devices": devices}
+
+
+def _check_processes(options: Mapping[str, Any]) -> None:
+    """Refuse processes that would only wait for others, and many more than there are CPUs."""
+    devices, nodes = options.get("devices"), options.get("num_nodes") or 1
+    most = max(8, 4 * available_cpus())
+    if options.get("accelerator") == "cpu" and isinstance(devices, int) and devices > most:
+        raise UserError(f"lightning.trainer.devices is {devices}: at most {most} on these CPUs")
+    launchers = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"}
+    if nodes != 1 and not launchers & os.environ.keys():
+        raise UserError(
+            f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
+        )
 
 
 def _gpu_devices(gpus: Any) -> int | list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,23 @@ def test_the_newest_whole_one_is_used(
     assert f"last.ckpt is damaged: using {run.checkpoint} (step {step})" in message
     with pytest.raises(UserError, match="last.ckpt is damaged"):  # as it was asked for
         read_checkpoint(find_run(last).checkpoint)
+
+
+def test_any_first_byte_is_damage(tmp_path: Path) -> None:
+    """Also the one with which files of torch before 1.6 begin, which have no checksum."""
+    last = write_run(tmp_path, (3, 10))
+    data = last.read_bytes()
+    os.remove(last)
+    last.write_bytes(b"\x80" + data[1:])
+    assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("gone.ckpt")])
+def test_what_is_no_file_is_passed_over(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    last = write_run(tmp_path, (3, 10))
+    os.remove(last)
+    make(last)
+    assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
 
 
 @pytest.mark.parametrize("content", [b"", bytes(5000), b"PK", b"hello"])

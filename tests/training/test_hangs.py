@@ -14,9 +14,12 @@ from omegaconf import OmegaConf
 
 from taming.data.readings import Readings
 from taming.data.seeding import SeededDataset
+from taming.errors import UserError
+from taming.training.cli import main as main_command
 from tests.kit.resuming import Crops, run_config
 from tests.kit.training import write_config
 
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,6 +53,26 @@ def test_the_file_is_named(tmp_path: Path, workers: int) -> None:
     line = ended.stderr.strip().splitlines()[-1]
     assert f"error: the loading of item 7, {__file__} hangs" in line
     assert "data.params.timeout" in line and time.monotonic() - started < 200
+
+
+class Refusing(Crops):
+    """A dataset whose disk has an error in an item."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 7:
+            raise OSError(5, "Input/output error", "seven.png")
+        return super().__getitem__(index)
+
+
+def test_an_error_of_the_disk_in_a_worker_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = run_config("vqgan")
+    OmegaConf.update(config, "data.params.train.target", "tests.training.test_hangs.Refusing")
+    config.data.params.num_workers = 1
+    with pytest.raises(UserError, match="worker .* Input/output error: 'seven.png'.* go on"):
+        main(["--base", write_config(tmp_path, config), "-t", "-n", "run", "--no-test"])
 
 
 def test_readings_name_what_is_open_within_an_item(tmp_path: Path) -> None:
