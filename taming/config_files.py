@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path, trust: Trust) -> DictConfig:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False of impossible names, too
         raise UserError(f"there is no config file {path}")
     config = load_yaml(path, OmegaConf.load)
     if not isinstance(config, DictConfig):

@@ -21,7 +21,13 @@ REFUSALS = {
 
 
 class UserError(Exception):
-    """The user's input is wrong; the message is one sentence: what was wrong, and what to do."""
+    """The user's input is wrong; the message is one sentence: what was wrong, and what to do.
+
+    It is one line, also where it quotes what has several.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class Stopped(SystemExit):

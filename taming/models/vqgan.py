@@ -193,7 +193,8 @@ class GumbelVQ(VQModel):
         remap: str | None = None,
         scheduler_config: Config | None = None,
     ) -> None:
-        self._gumbel_options = {"num_hiddens": ddconfig["z_channels"], "kl_weight": kl_weight}
+        hiddens = ddconfig.get("z_channels", 0)  # without them, the encoder is refused below
+        self._gumbel_options = {"num_hiddens": hiddens, "kl_weight": kl_weight}
         super().__init__(
             ddconfig,
             lossconfig,

@@ -27,6 +27,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError, command
+from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit
 from taming.training.loggers import silence_event_writers
@@ -142,8 +143,8 @@ def learning_rate(
 ) -> float:
     """accumulated batches x devices x batch size x base rate, printed with its factors."""
     base = config.get("base_learning_rate")
-    if not isinstance(base, int | float):
-        raise UserError(f"model.base_learning_rate must be a number; it is {base}")
+    if not isinstance(base, int | float) or not 0 <= base < float("inf"):
+        raise UserError(f"model.base_learning_rate must be a number from 0 on; it is {base}")
     if not scale:
         rank_zero_info(f"learning rate {base:.2e} (base_learning_rate, not scaled)")
         return float(base)
@@ -252,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = _open_run(args)
         config, lightning_config = _read_configs(run, args.base, overrides)
         _keep_flags(args, lightning_config, run)
+        check_sizes(seed=args.seed, least=0, most=2**32 - 1)
         pl.seed_everything(args.seed, workers=True)
         options = {**plain(lightning_config.get("trainer") or {}), **flags}
         lightning_config.trainer = options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import traceback
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -49,6 +50,17 @@ def fit(
     )
 
 
+def _is_raised_by_lightning(error: Exception) -> bool:
+    """Whether it is what Lightning says of a config, not what a bug of ours makes of it."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = frames and re.search(
+        r"[/\\](pytorch_lightning|lightning\w*)[/\\]", frames[-1].filename
+    )
+    return bool(inside) and isinstance(error, ValueError | RuntimeError | NotImplementedError)
+
+
 def _command(run: RunFolder) -> str:
     return f"python main.py -r {run.path} -t"
 
@@ -74,7 +86,7 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
         sentence = hang(data)
         end_workers()
         return sentence
-    if isinstance(error, MisconfigurationException):
+    if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):
         reason = str(error).strip().splitlines()[-1].partition(": ")[2]

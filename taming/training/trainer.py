@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
@@ -124,13 +125,18 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     """Refuse processes that would only wait for others, and many more than there are CPUs."""
     devices, nodes = options.get("devices"), options.get("num_nodes") or 1
     most = max(8, 4 * available_cpus())
-    if options.get("accelerator") == "cpu" and isinstance(devices, int) and devices > most:
+    if isinstance(devices, int) and devices > most and not _has_accelerator(options):
         raise UserError(f"lightning.trainer.devices is {devices}: at most {most} on these CPUs")
     launchers = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"}
     if nodes != 1 and not launchers & os.environ.keys():
         raise UserError(
             f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
         )
+
+
+def _has_accelerator(options: Mapping[str, Any]) -> bool:
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return found and options.get("accelerator") != "cpu"
 
 
 def _gpu_devices(gpus: Any) -> int | list[int]:
@@ -167,8 +173,9 @@ def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> d
     The Trainer would refuse these options; the others are returned.
 
     Raises:
-        UserError: for an unknown algorithm of clipping.
+        UserError: for an unknown algorithm of clipping, and for numbers that make no sense.
     """
+    _check_numbers(options)
     if model.automatic_optimization:
         return options
     options = dict(options)
@@ -180,6 +187,23 @@ def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> d
             setattr(model, name, options[name])
         options.pop(name, None)
     return options
+
+
+# The least that they can be.
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
+_TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        number = options.get(name)
+        if number is not None and not (isinstance(number, int | float) and number >= least):
+            raise UserError(f"--{name} is {number}; it is at least {least}")
+    interval, precision = options.get("val_check_interval"), options.get("precision")
+    if isinstance(interval, int | float) and interval <= 0:
+        raise UserError(f"--val_check_interval is {interval}; it is more than 0")
+    if str(precision) in _TRUE_PRECISION:
+        raise UserError(f"--precision is {precision}; it is 32, bf16-mixed or 16-mixed")
 
 
 def make_trainer(
@@ -208,8 +232,22 @@ def make_trainer(
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # the data module's samplers split over processes
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (
+        MisconfigurationException,
+        ValueError,
+        TypeError,
+        OverflowError,
+        ImportError,
+    ) as error:
         raise UserError(f"the Trainer refuses its arguments: {error}") from error
+
+
+def _merged(first: Any, second: Any) -> Any:
+    try:
+        return OmegaConf.merge(first, second)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"lightning: its sections do not fit the defaults: {reason}") from None
 
 
 def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
@@ -226,7 +264,7 @@ def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
     }
     own = plain(lightning_config.get("logger"))
     if own and "target" not in own:
-        own = OmegaConf.merge(default, own)
+        own = _merged(default, own)
     chosen = instantiate_from_config(own or default, "lightning.logger", "logger")
     return [chosen, instantiate_from_config(table)]
 
@@ -246,8 +284,8 @@ def _callbacks(
         },
     }
     own = lightning_config.get("modelcheckpoint") or {}
-    defaults["checkpoints"] = OmegaConf.merge(defaults["checkpoints"], own)
-    chosen = OmegaConf.merge(defaults, lightning_config.get("callbacks") or {})
+    defaults["checkpoints"] = _merged(defaults["checkpoints"], own)
+    chosen = _merged(defaults, lightning_config.get("callbacks") or {})
     setup = SetupCallback(
         resume=run.resume_from,
         now=run_time(),
@@ -257,10 +295,7 @@ def _callbacks(
         config=config,
         lightning_config=lightning_config,
     )
-    from_config = [
-        instantiate_from_config(node, f"lightning.callbacks.{name}", "callback")
-        for name, node in plain(chosen).items()
-    ]
+    from_config = [_callback(name, node) for name, node in plain(chosen).items()]
     own_callbacks = [
         ExactResume(run.tables, free_version(run.tables, run_time())),
         PositionedNoise(),
@@ -272,6 +307,15 @@ def _callbacks(
         from_config += checkpoints
     wait = checkpoints[0].writer.wait
     return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
+
+
+def _callback(name: str, node: Any) -> Callback:
+    key = f"lightning.callbacks.{name}"
+    try:
+        callback: Callback = instantiate_from_config(node, key, "callback")
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"{key}: {error}") from error
+    return callback
 
 
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:

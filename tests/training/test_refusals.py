@@ -1,0 +1,46 @@
+"""Values of flags and configs that make no sense are refused before a step is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from taming.errors import UserError
+from taming.training.cli import main as main_command
+from tests.kit.resuming import run_config
+from tests.kit.training import write_config
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--accumulate_grad_batches=0", "is 0; it is at least 1"),
+        ("--check_val_every_n_epoch=0", "is 0; it is at least 1"),
+        ("--val_check_interval=0", "is 0; it is more than 0"),
+        ("--val_check_interval=1000", "the Trainer refuses this: .*less than or equal"),
+        ("--gradient_clip_val=-1", "is -1; it is at least 0"),
+        ("--precision=64-true", "it is 32, bf16-mixed or 16-mixed"),
+        ("--accelerator=tpu", "the Trainer refuses its arguments"),
+        ("--skip_nonfinite=-1", "0 or more batches"),
+        ("--seed=99999999999999", "seed is 99999999999999"),
+        ("lightning.trainer.num_nodes=64", "num_nodes is 64: start main.py on each"),
+        ("lightning.trainer.devices=640", "devices is 640: at most"),
+        ("model.base_learning_rate=.nan", "must be a number from 0 on"),
+        ("lightning.modelcheckpoint.params.mode=x", "lightning.callbacks.checkpoints: .mode."),
+        ("lightning.modelcheckpoint.params.monitor=x", "the Trainer refuses this: .*monitored key"),
+        ("lightning.modelcheckpoint.params.last_every_n_minutes=-5", "is -5: 0 or more"),
+        ("lightning.modelcheckpoint.params.filename='{epoch:0999}'", "one or two digits"),
+        ("data.params.num_workers=1000", "num_workers is 1000; it must be from 0 to"),
+    ],
+)
+def test_numbers_without_sense_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = write_config(tmp_path, run_config("vqgan"))
+    arguments = argument.split("=", 1) if argument.startswith("--") else [argument]
+    with pytest.raises(UserError, match=message):
+        main(["--base", base, *arguments, "--max_epochs", "1", "-t", "--no-test"])
