@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from taming.command_line import Parser, from_flags
+from taming.command_line import Parser, add_flags, add_side_flags, from_flags
 from taming.errors import UserError
 from taming.sampling import SampleSettings
-from taming.sampling.plan import SamplingPlan, add_plan_flags
+from taming.sampling.plan import TOP_K, SamplingPlan
 from tests.kit.models import tiny_model
 
 
@@ -26,7 +26,8 @@ class Existing:
 
 def read(*flags: str, **defaults: Any) -> SamplingPlan:
     parser = Parser()
-    add_plan_flags(parser, **defaults)
+    add_flags(parser, SamplingPlan, **({"top_k": TOP_K} | defaults))
+    add_side_flags(parser)
     return from_flags(SamplingPlan, parser.parse_args(flags))
 
 
