@@ -122,6 +122,11 @@ class LoaderWatch(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._over.set()
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._over.set()
+
     def _look(self, data: DataModuleFromConfig) -> None:
         while data.slowest_item()[0] < data.timeout:
             if self._over.wait(_LOOKS_EVERY):

@@ -87,8 +87,18 @@ def go_on(*arguments: str, run: str = RUN) -> Path:
     return Path(run)
 
 
-@pytest.mark.parametrize("whole", MODELS, indirect=True)
-@pytest.mark.parametrize("copy", [name for _, _, name in MOMENTS])
+def cases() -> list[Any]:
+    """All moments for a model of each stage; those of the others that differ are not slow."""
+    quick = ("after_a_signal", "in_the_second_epoch")
+    pairs = [(model, name) for model in MODELS for _, _, name in MOMENTS]
+    marks = [
+        () if model in ("vqgan", "transformer") or name in quick else pytest.mark.slow
+        for model, name in pairs
+    ]
+    return [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
+
+
+@pytest.mark.parametrize(("whole", "copy"), cases(), indirect=["whole"])
 def test_a_killed_run_ends_as_if_it_had_not_been(whole: Path, copy: str) -> None:
     run = whole.parent / RUN  # where it was killed
     shutil.rmtree(run, ignore_errors=True)
