@@ -32,10 +32,10 @@ class Readings:
         _note_opened_files()
         worker = get_worker_info()
         slot = worker.id if worker is not None else 0
-        text, _open_in[:] = f"item {index}", [(self, slot, index)]
-        self._write(slot, text)
-        self._since[slot] = time.monotonic()
+        self._write(slot, f"item {index}")
         try:
+            _open_in[:] = [(self, slot, index)]
+            self._since[slot] = time.monotonic()
             yield
         finally:
             self._since[slot] = 0
