@@ -51,7 +51,8 @@ class Readings:
 
     def longest(self) -> tuple[float, str] | None:
         """Seconds that the slowest item has taken so far, and what is read; None if none is."""
-        begun = [(float(since), slot) for slot, since in enumerate(self._since) if since > 0]
+        # Copied first: an item may end at any moment, and its 0 would look like hours.
+        begun = [(since, slot) for slot, since in enumerate(self._since.tolist()) if since > 0]
         if not begun:
             return None
         since, slot = min(begun)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,27 @@ def test_an_error_of_the_disk_in_a_worker_is_a_sentence(
     config.data.params.num_workers = 1
     with pytest.raises(UserError, match="worker .* Input/output error: 'seven.png'.* go on"):
         main(["--base", write_config(tmp_path, config), "-t", "-n", "run", "--no-test"])
+
+
+def test_items_that_end_meanwhile_do_not_hang(request: pytest.FixtureRequest) -> None:
+    """A watch asks at any moment, from another thread."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    readings, over = Readings(0), threading.Event()
+    seen: list[float] = []
+
+    def watch() -> None:
+        while not over.is_set():
+            seen.append((readings.longest() or (0.0, ""))[0])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    for index in range(20000):
+        with readings.item(index):
+            pass
+    over.set()
+    thread.join()
+    assert len(seen) > 100 and max(seen) < 60
 
 
 def test_readings_name_what_is_open_within_an_item(tmp_path: Path) -> None:
