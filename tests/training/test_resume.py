@@ -88,13 +88,10 @@ def go_on(*arguments: str, run: str = RUN) -> Path:
 
 
 def cases() -> list[Any]:
-    """All moments for a model of each stage; those of the others that differ are not slow."""
+    """All moments for one model; those of the others that differ most are not slow."""
     quick = ("after_a_signal", "in_the_second_epoch")
     pairs = [(model, name) for model in MODELS for _, _, name in MOMENTS]
-    marks = [
-        () if model in ("vqgan", "transformer") or name in quick else pytest.mark.slow
-        for model, name in pairs
-    ]
+    marks = [() if model == "vqgan" or name in quick else pytest.mark.slow for model, name in pairs]
     return [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
 
 
@@ -143,7 +140,9 @@ def test_a_run_goes_on_after_an_exception(
 
 @pytest.mark.parametrize("whole", ["vqgan", "transformer"], indirect=True)
 @pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 5", "--max_steps 6"])
-@pytest.mark.parametrize("further", ["--max_steps -1", "--max_steps 18"])
+@pytest.mark.parametrize(
+    "further", ["--max_steps -1", pytest.param("--max_steps 18", marks=pytest.mark.slow)]
+)
 def test_a_finished_run_goes_on(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, further: str
 ) -> None:
