@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from taming.config import get_obj_from_str
 from taming.pretrained import published_models
-from taming.training.trainer import trainer_options
+from taming.training.trainer_options import trainer_options
 from tests.documents import (
     PROJECT,
     ROOT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -61,14 +62,12 @@ class Readings:
 
 
 _open_in: list[tuple[Readings, int, int]] = []  # the item that this process loads
-_hooks: list[int] = []
 
 
+@functools.cache  # hooks are never removed, and forked processes have them, too
 def _note_opened_files() -> None:
-    """Hear of the files that this process opens, whatever opens them. Hooks are never removed."""
-    if not _hooks:
-        _hooks.append(os.getpid())
-        sys.addaudithook(_hear)
+    """Hear of the files that this process opens, whatever opens them."""
+    sys.addaudithook(_hear)
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:

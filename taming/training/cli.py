@@ -41,8 +41,9 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import (
-    make_trainer,
+from taming.training.trainer import make_trainer
+from taming.training.trainer_options import (
+    check_options,
     move_manual_options,
     parse_option,
     resolve_devices,
@@ -258,6 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {**plain(lightning_config.get("trainer") or {}), **flags}
         lightning_config.trainer = options
         options = resolve_devices(options)
+        check_options(options)
         data = _build_data(config)
         model = _build_model(config, run)
         if run.resume_from and args.train:

@@ -18,19 +18,13 @@ from omegaconf import OmegaConf
 from tests.faults.cases import CASES, write_case
 from tests.faults.compare import differences
 from tests.faults.damage import KINDS, DamagedRuns, random_damages
-from tests.faults.fuzz import (
-    ATTACKS,
-    CAMPAIGNS,
-    PLACES,
-    attacked,
-    known_cases,
-    run_campaign,
-    shown,
-)
+from tests.faults.fuzz import CAMPAIGNS, known_cases, run_campaign, shown
 from tests.faults.hooks import Fault, environment
 from tests.faults.hostile import hostile_files
 from tests.faults.kills import TRAIN, Injection
 from tests.faults.launch import ROOT, Launcher
+from tests.faults.made_up_input import PLACES, attacked
+from tests.faults.made_up_values import ATTACKS
 from tests.faults.sandbox import GOOD, Sandbox
 from tests.faults.training import Trial
 

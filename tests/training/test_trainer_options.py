@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.training.trainer import move_manual_options, parse_option, resolve_devices
+from taming.training.trainer_options import move_manual_options, parse_option, resolve_devices
 
 
 @pytest.mark.parametrize(

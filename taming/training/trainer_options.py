@@ -1,0 +1,184 @@
+"""The Trainer's arguments: which there are, what may be given, and what it means here."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from taming.devices import available_cpus
+from taming.errors import UserError
+
+# Arguments that are objects, which no flag can give.
+_OBJECTS = {"self", "logger", "callbacks", "plugins"}
+
+
+def trainer_options() -> dict[str, Any]:
+    """Names and type annotations of the Trainer's arguments that a flag or YAML can set."""
+    hints = typing.get_type_hints(pl.Trainer.__init__)
+    parameters = inspect.signature(pl.Trainer.__init__).parameters
+    return {name: hints.get(name, Any) for name in parameters if name not in _OBJECTS}
+
+
+def parse_option(name: str, text: str) -> Any:
+    """The value of `--name text`, of a type that the Trainer's argument accepts.
+
+    Raises:
+        UserError: if the text is of no such type.
+    """
+    value = _literal(text)
+    accepted = _plain_types(trainer_options()[name])
+    if isinstance(value, bool) and bool not in accepted and int in accepted:
+        value = text
+    if isinstance(value, int) and not isinstance(value, bool) and int not in accepted:
+        value = float(value) if float in accepted else text
+    if isinstance(value, float) and value.is_integer() and float not in accepted:
+        value = int(value)
+    if value is not None and type(value) not in accepted:
+        if str not in accepted:
+            names = " or ".join(sorted(kind.__name__ for kind in accepted))
+            raise UserError(f"--{name} takes {names}, not '{text}'")
+        value = text
+    return value
+
+
+def _literal(text: str) -> Any:
+    words = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    parts = [part for part in text.split(",") if part]
+    if "," in text and all(part.strip().lstrip("-").isdigit() for part in parts):
+        return [int(part) for part in parts]
+    return text
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    """Those of bool, int, float, str and list that an annotation contains."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_plain_types(part) for part in typing.get_args(annotation)))
+    if origin is typing.Literal:
+        return {type(value) for value in typing.get_args(annotation)}
+    if isinstance(annotation, type) or origin is not None:
+        base = origin or annotation
+        if base in (bool, int, float, str, list):
+            return {base}
+        return {str} if base is Path else set()
+    return {bool, int, float, str, list}
+
+
+def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
+    """Turn `gpus` ("0,", "0,1", "2", "-1", a number, a list) into accelerator and devices.
+
+    Without it, and without an accelerator or devices, the CPU is used.
+
+    Raises:
+        UserError: if `gpus` cannot be read, or there is no GPU.
+    """
+    options = dict(options)
+    gpus = options.pop("gpus", None)
+    if gpus is None:
+        if "accelerator" not in options and "devices" not in options:
+            options |= {"accelerator": "cpu", "devices": 1}
+        return options
+    devices = _gpu_devices(gpus)
+    if not devices:
+        return {**options, "accelerator": "cpu", "devices": 1}
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"--gpus {gpus} asks for a GPU, but torch finds none on this machine; leave --gpus out "
+            "to train on the CPU, or pass --accelerator mps on a Mac"
+        )
+    return {**options, "accelerator": "gpu", "devices": devices}
+
+
+def _gpu_devices(gpus: Any) -> int | list[int]:
+    if isinstance(gpus, list | tuple):
+        return [int(index) for index in gpus]
+    text = str(gpus).strip()
+    try:
+        if "," in text:
+            return [int(part) for part in text.split(",") if part.strip()]
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"--gpus {text}: write '0,' for the first GPU, '0,1' for two, or '2' for any two"
+        ) from None
+
+
+# The least that they can be.
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
+_TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that Lightning takes, and that end in errors, or in nothing at all.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    _check_numbers(options)
+    _check_processes(options)
+
+
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        number = options.get(name)
+        if number is not None and not (isinstance(number, int | float) and number >= least):
+            raise UserError(f"--{name} is {number}; it is at least {least}")
+    interval, precision = options.get("val_check_interval"), options.get("precision")
+    if isinstance(interval, int | float) and interval <= 0:
+        raise UserError(f"--val_check_interval is {interval}; it is more than 0")
+    if str(precision) in _TRUE_PRECISION:
+        raise UserError(f"--precision is {precision}; it is 32, bf16-mixed or 16-mixed")
+
+
+def _check_processes(options: Mapping[str, Any]) -> None:
+    """Refuse processes that would only wait for others, and many more than there are CPUs."""
+    devices, nodes = options.get("devices"), options.get("num_nodes") or 1
+    most = max(8, 4 * available_cpus())
+    if isinstance(devices, int) and devices > most and not _has_accelerator(options):
+        raise UserError(f"lightning.trainer.devices is {devices}: at most {most} on these CPUs")
+    launchers = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"}
+    if nodes != 1 and not launchers & os.environ.keys():
+        raise UserError(
+            f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
+        )
+
+
+def _has_accelerator(options: Mapping[str, Any]) -> bool:
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return found and options.get("accelerator") != "cpu"
+
+
+def move_manual_options(options: dict[str, Any], model: pl.LightningModule) -> dict[str, Any]:
+    """Set accumulation and clipping on a model that steps its optimizers itself.
+
+    The Trainer would refuse these options; the others are returned.
+
+    Raises:
+        UserError: for an unknown algorithm of clipping.
+    """
+    if model.automatic_optimization:
+        return options
+    options = dict(options)
+    algorithm = options.get("gradient_clip_algorithm")
+    if algorithm not in (None, "norm", "value"):
+        raise UserError(f"--gradient_clip_algorithm is 'norm' or 'value', not '{algorithm}'")
+    for name in ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"):
+        if options.get(name) is not None:
+            setattr(model, name, options[name])
+        options.pop(name, None)
+    return options
