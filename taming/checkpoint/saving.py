@@ -103,7 +103,11 @@ class Snapshots:
         """Use the memory that a copy of `content` takes for the first time."""
         sizes = {(t.device, t.data_ptr()): (len(t), t.is_cuda) for t in _storages(content)}
         for size, pinned in sizes.values():
-            self._free[size, pinned].append(_buffer(size, pinned).zero_())
+            buffer = _buffer(size, pinned)
+            # Not by torch: its OpenMP would keep threads for this one as well, more than there are
+            # CPUs, and from then on let all threads sleep between operations.
+            buffer.numpy().fill(0)
+            self._free[size, pinned].append(buffer)
 
     def release(self, snapshot: Snapshot) -> None:
         """Let another copy take the memory of this one."""

@@ -6,6 +6,8 @@ import errno
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -165,3 +167,25 @@ def test_room_is_found_again(tmp_path: Path) -> None:
     writer.wait()
     assert writer.failure() is None and read_checkpoint(folder / "last.ckpt")["global_step"] == 2
     shutil.rmtree(folder)
+
+
+COUNT = """
+import os, torch
+from taming.checkpoint import CheckpointWriter
+torch.set_num_threads(2)
+content = {"weight": torch.ones(3_000_000).mul(2)}  # by two threads
+before = len(os.listdir("/proc/self/task"))
+writer = CheckpointWriter()
+writer.reserve(content)
+writer.save(content, ["a.ckpt"])
+writer.wait()
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux counts threads there")
+def test_one_thread_is_added(tmp_path: Path) -> None:
+    """More would have OpenMP put those of training to sleep between operations."""
+    command = [sys.executable, "-c", COUNT]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout == "1\n"
