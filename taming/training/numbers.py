@@ -39,7 +39,7 @@ class _Loss:
 
 @dataclass(frozen=True)
 class _Check:
-    """The losses and the largest gradient behind a step of an optimizer.
+    """The losses and the gradients behind a step of an optimizer.
 
     Attributes:
         values: [losses + 1] on the CPU; there after `ready` if that is an event.
@@ -111,7 +111,7 @@ class FiniteNumbers(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        gradient = torch.zeros(()) if _has_scaler(trainer) else largest_gradient(optimizer)
+        gradient = torch.zeros(()) if _has_scaler(trainer) else gradient_size(optimizer)
         device = pl_module.device
         values = torch.stack([value.to(device) for value in (*self._values, gradient)])
         check = _Check(self._step, self._losses, *_to_cpu(values))
@@ -170,13 +170,20 @@ def _statistics(model: torch.nn.Module) -> Iterator[Tensor]:
             yield from frozen
 
 
-def largest_gradient(optimizer: Optimizer) -> Tensor:
-    """The largest absolute value of all gradients of an optimizer, a scalar; NaN if one is."""
+def gradient_size(optimizer: Optimizer) -> Tensor:
+    """A scalar that is finite if all gradients of an optimizer are, else infinite or NaN.
+
+    The usual norm is the fastest to compute on CPUs. Its squares overflow for gradients that are
+    large and finite, so that it is only believed if it is finite.
+    """
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    # Not the usual norm, whose squares overflow for gradients that are large and finite.
+    if gradients[0].device.type == "cpu":
+        norm = torch.stack(torch._foreach_norm(gradients)).max().float()
+        if torch.isfinite(norm):
+            return norm
     return torch.stack(torch._foreach_norm(gradients, math.inf)).max().float()
 
 

@@ -18,7 +18,7 @@ from taming.checkpoint import read_checkpoint
 from taming.errors import NonFiniteError, UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from taming.training.numbers import FiniteNumbers, largest_gradient
+from taming.training.numbers import FiniteNumbers, gradient_size
 from tests.kit.datasets import Items, images
 from tests.kit.models import build, first_stage_config
 from tests.kit.resuming import moments, run_config
@@ -126,11 +126,11 @@ def test_gpus_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_gradients_are_finite() -> None:
     weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2)), nn.Parameter()]
     optimizer = Adam(weights)
-    assert largest_gradient(optimizer) == 0
+    assert gradient_size(optimizer) == 0
     weights[0].grad, weights[1].grad = torch.tensor([1.0, -3e38, 2.0]), torch.zeros(2)
-    assert largest_gradient(optimizer) == torch.tensor(3e38)
+    assert gradient_size(optimizer) == torch.tensor(3e38)
     weights[1].grad[1] = float("nan")
-    assert largest_gradient(optimizer).isnan()
+    assert gradient_size(optimizer).isnan()
 
 
 # ---------------------------------------------------------------------- clipping
