@@ -7,6 +7,7 @@ import signal
 import traceback
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -45,9 +46,15 @@ def fit(
         if sentence is None:
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
-    rank_zero_info(
-        f"trained to step {trainer.global_step}; the run is in {run.path}, go on with -r {run.path}"
-    )
+    reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
+    where = f"the run is in {run.path}, go on with -r {run.path}"
+    rank_zero_info(f"trained to step {trainer.global_step}{reason}; {where}")
+
+
+def _is_out_of_time(trainer: pl.Trainer) -> bool:
+    timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 def _is_raised_by_lightning(error: Exception) -> bool:

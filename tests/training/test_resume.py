@@ -138,6 +138,24 @@ def test_a_run_goes_on_after_an_exception(
     assert differences(whole / "whole", go_on()) == []
 
 
+@pytest.mark.parametrize("whole", ["vqgan"], indirect=True)
+@pytest.mark.parametrize(
+    ("option", "saved"), [("last_every_n_minutes=1e-9", 5), ("last_every_n_steps=4", 4)]
+)
+def test_a_run_goes_on_from_checkpoints_by_minutes_and_steps(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, saved: int
+) -> None:
+    """It ends within its sixth step, of which nothing is saved."""
+    moment = ("on_before_optimizer_step", 6, "raise")
+    monkeypatch.setenv(*next(iter(moments(moment).items())))
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
+    with pytest.raises(RuntimeError, match="as the test wanted"):
+        train(tmp_path, "vqgan", "True", f"lightning.modelcheckpoint.params.{option}")
+    monkeypatch.delenv(VARIABLE)
+    assert read_checkpoint(Path(RUN, "checkpoints", "last.ckpt"))["global_step"] == saved
+    assert differences(whole / "whole", go_on()) == []
+
+
 @pytest.mark.parametrize("whole", ["vqgan", "transformer"], indirect=True)
 @pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 5", "--max_steps 6"])
 @pytest.mark.parametrize(
