@@ -16,7 +16,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from tests.faults.cases import CASES, write_case
-from tests.faults.compare import differences
 from tests.faults.damage import KINDS, DamagedRuns, random_damages
 from tests.faults.fuzz import CAMPAIGNS, known_cases, run_campaign, shown
 from tests.faults.hooks import Fault, environment
@@ -27,6 +26,7 @@ from tests.faults.made_up_input import PLACES, attacked
 from tests.faults.made_up_values import ATTACKS
 from tests.faults.sandbox import GOOD, Sandbox
 from tests.faults.training import Trial
+from tests.kit.comparison import differences
 
 Part = tuple[list[str], bool]
 WEIGHTS = ("last.ckpt", "epoch=", "left behind")

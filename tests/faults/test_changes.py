@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.compare import differences
 from tests.faults.hooks import Fault
 from tests.faults.kills import Injection
 from tests.faults.launch import Launcher
 from tests.faults.training import Trial, is_sentence
+from tests.kit.comparison import differences
 
 STOP = Fault("on_train_batch_end", "SIGTERM", 15)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from taming.checkpoint import load_run, read_checkpoint
-from tests.faults.compare import differences
 from tests.faults.damage import Damage, DamagedRuns, messages, random_damages
 from tests.faults.kills import TRAIN, Injection
 from tests.faults.launch import Ended
+from tests.kit.comparison import differences
 
 CASE = "vqgan"  # keeps three epochs
 

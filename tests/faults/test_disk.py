@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from taming.checkpoint import read_checkpoint
-from tests.faults.compare import differences, leftovers
 from tests.faults.hooks import Fault
 from tests.faults.kills import Injection
 from tests.faults.training import Trial, is_sentence
+from tests.kit.comparison import differences, leftovers
 
 
 def test_training_goes_on_and_saves_again(injection: Injection, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.compare import differences
 from tests.faults.hooks import Fault
 from tests.faults.kills import TRAIN, Injection
 from tests.faults.launch import Launcher
 from tests.faults.training import Trial, is_sentence
+from tests.kit.comparison import differences
 
 
 def test_a_second_interrupt_stops_at_once(injection: Injection, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.compare import differences
 from tests.faults.damage import random_damages
 from tests.faults.hooks import Fault
 from tests.faults.kills import Injection, random_kills
 from tests.faults.sandbox import Sandbox
 from tests.faults.training import Trial
+from tests.kit.comparison import differences
 
 
 @pytest.mark.parametrize("case", ["vqgan", "transformer"])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.compare import differences
 from tests.faults.hooks import Fault
 from tests.faults.launch import Ended, Launcher
 from tests.faults.training import Trial, is_sentence
+from tests.kit.comparison import differences
 
 TWO = ["--accelerator", "cpu", "--devices", "2"]
 CHANGES = {"data__params__train__params__length": 48}  # 12 batches for each

@@ -1,4 +1,4 @@
-"""Small runs with all kinds of randomness, stopped at chosen moments, and compared.
+"""Small runs with all kinds of randomness, stopped at chosen moments.
 
 A kill leaves what is on the disk. So a callback copies the run's folder at moments of a run that
 goes on; a copy that is resumed must end as the run did.
@@ -7,24 +7,19 @@ goes on; a copy that is resumed must end as the run did.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import os
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from taming.checkpoint import read_checkpoint
 from taming.training.checkpoints import Checkpoints
 from tests.kit.models import VQGAN, ddconfig, first_stage_config, transformer_config
 
@@ -204,77 +199,3 @@ def seen(run: Path) -> dict[int, list[str]]:
             epoch, *names = line.split()
             found[int(epoch)] += names
     return found
-
-
-# ---------------------------------------------------------------------- comparison
-
-COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
-
-
-def differences(first: Path, second: Path) -> list[str]:
-    """What differs between a run that was never stopped and one that was, bit for bit."""
-    return [*_checkpoints(first, second), *_images(first, second), *_tables(first, second)]
-
-
-def _checkpoints(first: Path, second: Path) -> Iterator[str]:
-    names = {path.name for path in first.glob("checkpoints/*.ckpt")}
-    other = {path.name for path in second.glob("checkpoints/*.ckpt")}
-    if names != other:
-        yield f"checkpoints: {sorted(names ^ other)} are in one only"
-    for name in sorted(names & other):
-        one, two = (read_checkpoint(run / "checkpoints" / name) for run in (first, second))
-        wanted, found = (dict(_leaves({k: c[k] for k in COMPARED}, "")) for c in (one, two))
-        unequal = [k for k in wanted.keys() | found.keys() if not _same(wanted, found, k)]
-        if unequal:
-            yield f"{name}: {len(unequal)} values, such as {min(unequal)}"
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            yield from _leaves(entry, f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for number, entry in enumerate(value):
-            yield from _leaves(entry, f"{path}[{number}]")
-    else:
-        yield path, value
-
-
-def _same(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
-    if key not in first or key not in second:
-        return False
-    one, two = first[key], second[key]
-    if isinstance(one, Tensor):
-        return torch.equal(one, two)
-    return repr(one) == repr(two)
-
-
-def _images(first: Path, second: Path) -> Iterator[str]:
-    one, two = (
-        {path.relative_to(run): path.read_bytes() for path in run.glob("images/**/*.png")}
-        for run in (first, second)
-    )
-    if one.keys() != two.keys():
-        yield f"images: {sorted(map(str, one.keys() ^ two.keys()))[:3]} are in one only"
-    if unequal := [str(name) for name in one.keys() & two.keys() if one[name] != two[name]]:
-        yield f"images: {len(unequal)} differ, such as {min(unequal)}"
-
-
-def logged(run: Path) -> dict[tuple[int, str], list[str]]:
-    """(step, column) -> the values that stand there, over all starts of a run."""
-    cells: dict[tuple[int, str], list[str]] = defaultdict(list)
-    for path in sorted(run.glob("csv/*/metrics.csv")):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for column, text in row.items():
-                    if text and column != "step":
-                        cells[int(row["step"]), column].append(text)
-    return cells
-
-
-def _tables(first: Path, second: Path) -> Iterator[str]:
-    one, two = logged(first), logged(second)
-    unequal = sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))
-    if unequal:
-        key = unequal[0]
-        yield f"{len(unequal)} logged values, such as {key}: {one.get(key)} and {two.get(key)}"

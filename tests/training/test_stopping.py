@@ -23,8 +23,9 @@ from taming.errors import Stopped, UserError
 from taming.training import run_folder, stopping
 from taming.training.cli import main as main_command
 from taming.training.stopping import NOTHING, SAVE, TERMINATE, Requests, start_worker
+from tests.kit.comparison import differences
 from tests.kit.processes import in_two_processes
-from tests.kit.resuming import VARIABLE, Crops, Moment, differences, moments, run_config
+from tests.kit.resuming import VARIABLE, Crops, Moment, moments, run_config
 from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions

@@ -132,7 +132,7 @@ def _files(folder: Path) -> dict[str, Path]:
 Cells = dict[tuple[str, int], list[str]]
 
 
-def table(run: Path) -> Cells:
+def logged_values(run: Path) -> Cells:
     """All logged values of a run, over all its starts: (column, step) -> what stands there.
 
     Rows that a later start has cut away are in files of another name than metrics.csv.
@@ -148,7 +148,7 @@ def table(run: Path) -> Cells:
 
 
 def _table_differences(first: Path, second: Path) -> Iterator[str]:
-    wanted, found = table(first), table(second)
+    wanted, found = logged_values(first), logged_values(second)
     groups = {
         "missing": sorted(wanted.keys() - found.keys(), key=_by_step),
         "not in the uninterrupted run": sorted(found.keys() - wanted.keys(), key=_by_step),
