@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from taming.data.columns import Column, StringTable, column, entry
 from taming.data.files.find import in_threads
@@ -50,6 +50,10 @@ class ImageFiles(Dataset[Item]):
     Raises:
         UserError: if there are no paths, if a label column has another length, for files that are
             no images or smaller than the crop; while loading, for damaged files.
+
+    Attributes:
+        item_sizes: the first sizes (height, width) of items that were found, at most two, and a
+            path of each: with two of them, items cannot share a batch.
     """
 
     fast_decode = False  # these two are set by `set_loading`
@@ -70,12 +74,18 @@ class ImageFiles(Dataset[Item]):
         self.labels = {name: self._column(name, values) for name, values in (labels or {}).items()}
         self.labels["file_path_"] = self.paths
         self.transform = JointTransform(self.options, self.smooth_maps())
+        self.item_sizes: dict[tuple[int, int], str] = {}
         self.check_all()
 
     @property
     def source(self) -> str:
         """Where the files come from, for error messages."""
         return self.options.source
+
+    @property
+    def preprocessor(self) -> JointTransform:
+        """The transform, by its published name: `self.preprocessor(image=pixels)["image"]`."""
+        return self.transform
 
     def smooth_maps(self) -> dict[str, bool]:
         """The maps beside the images, and whether they are resized like these."""
@@ -92,7 +102,13 @@ class ImageFiles(Dataset[Item]):
 
     def check_all(self) -> None:
         """Check the files when the dataset is made; raises `UserError`."""
-        self.check_some(self.check, "checking", HEADERS_CHECKED)
+        if self.reads_files():
+            self.check_some(self.check, "checking", HEADERS_CHECKED)
+
+    def reads_files(self) -> bool:
+        """Whether files are read by this class, and not in its own way by a subclass, whose files
+        may be of any kind."""
+        return type(self).preprocess_image is ImageFiles.preprocess_image
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
@@ -119,7 +135,10 @@ class ImageFiles(Dataset[Item]):
         """Check item `index` without decoding its files; raises `BadFile`."""
         path = self.paths[index]
         with self.naming(path):
-            self._check_size(*self.header_size(path))
+            size = self.header_size(path)
+            self._check_size(*size)
+        if len(self.item_sizes) < 2:
+            self.item_sizes.setdefault(self.transform.output_size(*size), path)
 
     def _check_size(self, height: int, width: int) -> None:
         if not self.transform.fits(height, width):
@@ -148,9 +167,8 @@ class ImageFiles(Dataset[Item]):
             return read_rgb(path)
         return read_rgb_fast(path, self.transform.size if self.reducible else 0)
 
-    def pixels(self, index: int) -> np.ndarray:
-        """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
-        path = self.paths[index]
+    def whole(self, path: str) -> np.ndarray:
+        """The whole image at `path`, uint8 (H, W, 3); raises `BadFile`."""
         with self.naming(path):
             pixels = self.read(path)
             self._check_size(*pixels.shape[:2])
@@ -158,7 +176,14 @@ class ImageFiles(Dataset[Item]):
 
     def load(self, index: int) -> Item:
         """Everything of item `index` that comes from its files; raises `BadFile`."""
-        return {"image": self.finish_image(self.transform(self.pixels(index))["image"])}
+        return {"image": self.preprocess_image(self.paths[index])}
+
+    def preprocess_image(self, image_path: str) -> np.ndarray:
+        """The image of an item, float32 (H, W, 3) in [-1, 1], from its file; raises `BadFile`.
+
+        Subclasses may read files of any kind here.
+        """
+        return self.finish_image(self.transform(self.whole(image_path))["image"])
 
     def finish_image(self, pixels: np.ndarray) -> np.ndarray:
         """From uint8 (H, W, 3) to float32 in [-1, 1]; unchanged with `image_bytes`."""
@@ -229,6 +254,21 @@ class ImagePaths(ImageFiles):
 
 class NumpyPaths(NumpyFiles, ImagePaths):
     """`NumpyFiles` with the arguments of `ImagePaths`."""
+
+
+class ConcatDatasetWithIndex(ConcatDataset[Any]):
+    """Datasets one after another; items are `(item, number of its dataset)`."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        place = range(len(self))[index]
+        number = int(np.searchsorted(self.cumulative_sizes, place, side="right"))
+        return super().__getitem__(place), number
+
+
+def of_subclasses(dataset: object, method: str) -> UserError:
+    """The error of a base class that was used itself, without a `method` of its own."""
+    name = type(dataset).__name__
+    return UserError(f"{name} is a base class; use one of its subclasses, or define {method} in it")
 
 
 def image_files_in(dataset: object) -> Iterator[ImageFiles]:

@@ -29,8 +29,11 @@ class MapKind:
     # Headers do not show whether values are right: some are decoded when a dataset is made.
     checked_by_decoding: ClassVar[bool] = False
 
-    def header_size(self, path: str) -> tuple[int, int]:
-        """(height, width) without decoding; raises `BadImage`, also for a wrong pixel format."""
+    def header_size(self, path: str) -> tuple[int, int] | None:
+        """(height, width) without decoding, None if that is not known.
+
+        Raises `BadImage`, also for a wrong pixel format.
+        """
         return image_mode_and_size(path)[1]
 
     def read(self, path: str) -> np.ndarray:
@@ -137,7 +140,7 @@ class Labels(MapKind):
     smooth = False
     checked_by_decoding = True
 
-    def header_size(self, path: str) -> tuple[int, int]:
+    def header_size(self, path: str) -> tuple[int, int] | None:
         if self.palette:
             return super().header_size(path)
         advice = "save one gray value per pixel, or give a palette file for colors"
@@ -191,7 +194,7 @@ class Depth(MapKind):
         with damage_named(path), Image.open(opened(path)) as image:
             values = np.asarray(image)
         if values.ndim == 3:  # (H, W, 4) bytes
-            values = np.ascontiguousarray(values).view("<f4")[..., 0]
+            values = rgba_to_depth(values)
         depth = values.astype(np.float32)
         if not np.isfinite(depth).all():
             raise BadImage("has depths that are no finite numbers")
@@ -200,6 +203,11 @@ class Depth(MapKind):
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return cropped
+
+
+def rgba_to_depth(x: np.ndarray) -> np.ndarray:
+    """Pixels uint8 (H, W, 4) as the float32 values (H, W) of whose bytes they were made."""
+    return np.ascontiguousarray(x).view("<f4")[..., 0]
 
 
 def depth_to_rgba(depth: np.ndarray) -> np.ndarray:

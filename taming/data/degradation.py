@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
+from taming.data.transforms import JointTransform
 from taming.errors import UserError
-from taming.pictures import to_values_array
+from taming.pictures import to_uint8_array, to_values_array
 
 ENLARGEMENTS = ("nearest", "bilinear", "bicubic", "lanczos")
 
@@ -18,10 +19,10 @@ ENLARGEMENTS = ("nearest", "bilinear", "bicubic", "lanczos")
 class Degradation:
     """A pair made from one image: a target, and a condition that shows less of it.
 
-    The condition is the image reduced by `up_factor` (bicubic) and enlarged again, or with `edges`
-    the Canny edges of the reduced image; without either there is none. The target is the image, if
-    there is an `hr_factor` reduced by it and enlarged again. `keep_mode` is how reduced images are
-    enlarged, one of `ENLARGEMENTS`. Raises `UserError` for factors below 1 and unknown modes.
+    The target is the whole image, if there is an `hr_factor` reduced by it. The condition is the
+    target reduced by `up_factor` (bicubic, Pillow's filter) and enlarged again by `keep_mode`, one
+    of `ENLARGEMENTS`; or with `edges` the target's edges; without either there is none. Both are
+    then resized and cropped alike. Raises `UserError` for factors below 1 and unknown modes.
     """
 
     up_factor: int | None = None
@@ -37,38 +38,74 @@ class Degradation:
             hint = did_you_mean(self.keep_mode, ENLARGEMENTS)
             raise UserError(f"keep_mode {self.keep_mode!r} is not known{hint}")
 
-    def target(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3) to uint8 (H, W, 3)."""
-        return self._reduced_and_enlarged(image, self.hr_factor)
+    def pair(
+        self, transform: JointTransform, image: np.ndarray, **maps: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """What `transform` makes of `image`, uint8 (H, W, 3), its maps, and its condition `lr`.
 
-    def condition(self, image: np.ndarray) -> np.ndarray | None:
-        """uint8 (H, W, 3) to float32 (H, W, 3) in [-1, 1]."""
-        if self.edges:
-            return canny_edges(image, self.up_factor or 1)
-        if self.up_factor is None:
-            return None
-        return to_values_array(self._reduced_and_enlarged(image, self.up_factor))
+        `lr` is float32 (h, w, 3) in [-1, 1]; edges are 1 on 0, with values between where they are
+        resized, as in the training of the original.
 
-    def _reduced_and_enlarged(self, image: np.ndarray, factor: int | None) -> np.ndarray:
-        if factor is None or factor == 1:
+        Args:
+            transform: knows of the smooth map `lr`.
+        """
+        if self.hr_factor is not None:
+            image = _reduced(image, self.hr_factor)
+        if min(image.shape[:2]) < transform.crop_size:  # details of `lr` are of what is shown
+            image = transform.resized(image, transform.size or transform.crop_size)
+        if self.up_factor is None and not self.edges:
+            return transform(image, **maps)
+        made = transform(image, lr=self.condition(image), **maps)
+        return made if self.edges else made | {"lr": to_values_array(made["lr"])}
+
+    def condition(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3), or edges float32 (H, W, 3) of zeros and ones."""
+        if self.edges:  # in values of [-1, 1], whose contrasts are twice those of [0, 1]
+            found = _edges(image, self.up_factor or 1, contrast=2)
+            return np.repeat(found.astype(np.float32)[..., None], 3, axis=2)
+        if self.up_factor is None or self.up_factor == 1:
             return image
-        height, width = image.shape[:2]
+        small, (height, width) = _reduced(image, self.up_factor), image.shape[:2]
         enlargement = Image.Resampling[self.keep_mode.upper()]
-        return np.asarray(_reduced(image, factor).resize((width, height), enlargement))
+        return np.asarray(Image.fromarray(small).resize((width, height), enlargement))
 
 
-def _reduced(image: np.ndarray, factor: int) -> Image.Image:
-    height, width = image.shape[:2]
-    size = max(1, round(width / factor)), max(1, round(height / factor))
-    return Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
+def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 (H, W, 3) to (H // factor, W // factor, 3)."""
+    if factor == 1:
+        return image
+    height, width = (max(1, side // factor) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
-    """Edges of uint8 (H, W, 3), found in the image reduced by `factor`: float32 (H, W, 3), 1 on -1.
+def imscale(
+    x: np.ndarray, factor: int | None, keepshapes: bool = False, keepmode: str = "bicubic"
+) -> np.ndarray:
+    """Values (H, W, 3) in [-1, 1] reduced by `factor`, and with `keepshapes` enlarged again.
+
+    Sides are divided without remainder; `keepmode`, one of `ENLARGEMENTS`, is how images are
+    enlarged. 256 steps of brightness are left. Without a factor, or by 1, nothing changes.
+    """
+    degradation = Degradation(up_factor=factor, keep_mode=keepmode)
+    if factor is None or factor == 1:
+        return x
+    pixels = to_uint8_array(x)
+    scaled = degradation.condition(pixels) if keepshapes else _reduced(pixels, factor)
+    return to_values_array(scaled).astype(x.dtype)
+
+
+def canny_edges(image: np.ndarray) -> np.ndarray:
+    """Edges of uint8 (H, W, 3): float32 (H, W, 3), 1 on -1.
 
     Canny's detector (IEEE TPAMI 8(6), 1986) with a Gaussian of sigma 2 pixels. Raises `UserError`
     if scikit-image is not installed.
     """
+    pixels = _edges(image).astype(np.uint8) * 255
+    return np.repeat(to_values_array(pixels)[..., None], 3, axis=2)
+
+
+def _edges(image: np.ndarray, factor: int = 1, contrast: int = 1) -> np.ndarray:
+    """Where uint8 (H, W, 3), reduced by `factor`, has edges: bool (H, W)."""
     try:
         from skimage.feature import canny
     except ImportError:
@@ -76,9 +113,6 @@ def canny_edges(image: np.ndarray, factor: int = 1) -> np.ndarray:
             "edges are found with scikit-image, which is not installed; "
             "run: pip install taming-transformers[data]"
         ) from None
-    height, width = image.shape[:2]
-    small = image if factor == 1 else np.asarray(_reduced(image, factor))
-    gray = small @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R BT.709
-    edges = Image.fromarray(canny(gray, sigma=2).astype(np.uint8) * 255)
-    pixels = np.asarray(edges.resize((width, height), Image.Resampling.NEAREST))  # (H, W)
-    return np.repeat(to_values_array(pixels)[..., None], 3, axis=2)
+    gray = _reduced(image, factor) @ np.array([0.2125, 0.7154, 0.0721]) / 255  # ITU-R BT.709
+    found = Image.fromarray(canny(gray * contrast, sigma=2))
+    return np.asarray(found.resize(image.shape[1::-1], Image.Resampling.NEAREST))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,7 +24,7 @@ MAPS_DECODED = 1000  # at start, of kinds that only decoding can check
 class MapFiles:
     """The maps of a dataset: one file per image, all of one kind."""
 
-    paths: StringTable
+    paths: Sequence[str]
     kind: MapKind
 
 
@@ -71,7 +71,7 @@ class ImagesWithMaps(ImageFiles):
                     f"{len(self.paths)} images; give one per image"
                 )
         super().check_all()
-        if any(maps.kind.checked_by_decoding for maps in self.maps.values()):
+        if self.reads_files() and any(maps.kind.checked_by_decoding for maps in self.maps.values()):
             self.check_some(self._check_decoded, "decoding maps of", MAPS_DECODED)
 
     def check(self, index: int) -> None:
@@ -79,13 +79,13 @@ class ImagesWithMaps(ImageFiles):
         size = self.header_size(self.paths[index])
         for maps in self.maps.values():
             with self.naming(maps.paths[index]):
-                self._check_same(index, size, maps.kind.header_size(maps.paths[index]))
+                other = maps.kind.header_size(maps.paths[index])
+                self._check_same(self.paths[index], size, other or size)
 
-    def _check_same(self, index: int, image: tuple[int, ...], other: tuple[int, ...]) -> None:
+    def _check_same(self, path: str, image: tuple[int, ...], other: tuple[int, ...]) -> None:
         if image != other:
             raise BadImage(
-                f"is {other[1]} x {other[0]} pixels, but its image {self.paths[index]} is "
-                f"{image[1]} x {image[0]}"
+                f"is {other[1]} x {other[0]} pixels, but its image {path} is {image[1]} x {image[0]}"
             )
 
     def _check_decoded(self, index: int) -> None:
@@ -98,15 +98,26 @@ class ImagesWithMaps(ImageFiles):
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}
         return super().files(index) | maps
 
-    def cropped(self, index: int) -> dict[str, np.ndarray]:
-        """The image, uint8 (h, w, 3), and the maps (h, w) or (h, w, C) as their kinds read them,
-        resized, cropped and flipped."""
-        image, pixels = self.pixels(index), {}
+    def read_maps(self, files: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """The image, uint8 (H, W, 3), and the maps (H, W) or (H, W, C) as their kinds read them.
+
+        `files` are their paths by name, "image" being the image's.
+        """
+        read = {"image": self.whole(files["image"])}
         for name, maps in self.maps.items():
-            with self.naming(maps.paths[index]):
-                pixels[name] = maps.kind.read(maps.paths[index])
-                self._check_same(index, image.shape[:2], pixels[name].shape[:2])
-        return self.transform(image, **pixels)
+            with self.naming(files[name]):
+                read[name] = maps.kind.read(files[name])
+                self._check_same(files["image"], read["image"].shape[:2], read[name].shape[:2])
+        return read
+
+    def read_item(self, index: int) -> dict[str, np.ndarray]:
+        """`read_maps` of the files of an item."""
+        maps = {name: maps.paths[index] for name, maps in self.maps.items()}
+        return self.read_maps({"image": self.paths[index], **maps})
+
+    def cropped(self, index: int) -> dict[str, np.ndarray]:
+        """What `read_item` reads, resized, cropped and flipped."""
+        return self.transform(**self.read_item(index))
 
     def finish(self, cropped: Mapping[str, np.ndarray]) -> Item:
         """From what `cropped` returns to what items hold."""

@@ -9,38 +9,28 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from taming.config import did_you_mean
-from taming.data.base import ImageFiles, Item
+from taming import published_names
+from taming.config import did_you_mean, plain
+from taming.data.base import ImageFiles, Item, of_subclasses
 from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import Depth
-from taming.data.degradation import Degradation
+from taming.data.degraded_pairs import ImageNetEdges, ImageNetScale
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepare
 from taming.data.files.list_files import read_names
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
-from taming.data.imagenet_classes import NAMES, SYNSETS
+from taming.data.imagenet_classes import NAMES, SYNSETS, class_indices
 from taming.data.options import ImageOptions, OnError
+from taming.data.with_depth import BaseWithDepth
 from taming.errors import UserError
+
+__getattr__ = published_names.served_by(__name__)
 
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
-DEPTH_ROOT = "data/imagenet_depth"
 CROPS = {"ImageNetTrain/random_crop": True, "ImageNetValidation/random_crop": False}
 SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
-
-
-def class_indices(ranges: str) -> list[int]:
-    """Class numbers of `"30-32, 40"`: ranges end before their second number; raises `UserError`."""
-    indices: list[int] = []
-    for part in ranges.split(","):
-        first, dash, end = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not end.isdecimal()):
-            raise UserError(f"sub_indices: {part.strip()!r} is no class number or range like 30-32")
-        numbers = range(int(first), int(end) if dash else int(first) + 1)
-        if not numbers or numbers[-1] >= len(SYNSETS):
-            raise UserError(f"sub_indices: {part.strip()!r} holds no class from 0 to 999")
-        indices += numbers
-    return indices
 
 
 class ImageNetFiles:
@@ -76,25 +66,28 @@ def _used(names: StringTable, synsets: set[str] | None) -> Iterator[str]:
             yield name
 
 
-class ImageNetTrain(ImageFiles):
-    """ImageNet's training images.
+class ImageNetBase(ImageFiles):
+    """The images of a split, which subclasses name.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `relpath, synsets, class_label, human_label,
     file_path_`.
 
     Args:
         config: `size`; `sub_indices`, the classes to use ("30-32, 33-37", without the ends);
-            `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False);
-            `random_flip`, `crop_size`, `on_error` as in `ImageOptions`.
+            `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False), or nested,
+            `ImageNetTrain: {random_crop: false}`; `random_flip`, `crop_size`, `on_error` as in
+            `ImageOptions`.
 
     Raises:
         UserError: for unknown keys, and if there are no files or damaged ones.
     """
 
-    split: ClassVar[Split] = TRAIN
+    split: ClassVar[Split | None] = None
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        settings = _known_settings(config)
+        settings = known_settings(config)
+        if self.split is None:
+            raise of_subclasses(self, "split")
         files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
         in_training, in_validation = (settings.pop(name, usual) for name, usual in CROPS.items())
         random_crop = in_training if self.split is TRAIN else in_validation
@@ -102,33 +95,50 @@ class ImageNetTrain(ImageFiles):
         super().__init__(files.paths, options, files.labels)
 
 
-def _known_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    settings = {str(key): value for key, value in (config or {}).items()}
-    for key in settings:
+def known_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries of a config, those of one split as `ImageNetTrain/random_crop`.
+
+    Raises `UserError` for unknown ones.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in (plain(config) or {}).items():
+        nested = isinstance(value, Mapping)
+        settings |= {f"{key}/{name}": own for name, own in value.items()} if nested else {key: value}
+    for key in map(str, settings):
+        split, slash, name = key.partition("/")
+        if slash and name in SETTINGS:
+            raise UserError(f"the config of an ImageNet dataset has {name} outside of {split}")
         if key not in SETTINGS:
             hint = did_you_mean(key, SETTINGS)
             raise UserError(f"the config of an ImageNet dataset has no {key!r}{hint}")
     return settings
 
 
-class ImageNetValidation(ImageNetTrain):
+class ImageNetTrain(ImageNetBase):
+    """ImageNet's training images."""
+
+    split = TRAIN
+
+
+class ImageNetValidation(ImageNetBase):
     """ImageNet's validation images."""
 
     split = VALIDATION
 
 
-class ImageNetTrainWithDepth(ImagesWithMaps):
+class ImageNetTrainWithDepth(BaseWithDepth):
     """The entries of `ImageNetTrain`, and `depth` float32 (H, W), in [-1, 1] before cropping.
 
     Args:
         config: `size` and `sub_indices`, where the arguments of that name are None.
         root: folder with `{train,val}/<synset>/<name>.png`, as scripts/extract_depth.py writes.
         sub_indices: see `class_indices`.
-        (the others: see `ImageOptions`; crops are random in training by default)
+        (the others: see `BaseWithDepth`; crops are random in training by default)
     """
 
+    images: ClassVar[type[ImageNetBase]] = ImageNetTrain
     split: ClassVar[Split] = TRAIN
-    sub_indices: ClassVar[str | None] = None
+    sub_indices: str | None = None
 
     def __init__(
         self,
@@ -136,25 +146,35 @@ class ImageNetTrainWithDepth(ImagesWithMaps):
         size: int | None = None,
         random_crop: bool | None = None,
         crop_size: int | None = None,
-        root: str | Path = DEPTH_ROOT,
+        root: str | Path | None = None,
         sub_indices: str | None = None,
-        random_flip: bool = False,
+        random_flip: bool | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        settings = _known_settings(config)
-        size = settings.get("size") if size is None else size
-        random_crop = self.split is TRAIN if random_crop is None else random_crop
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
-        classes = self.sub_indices or sub_indices or settings.get("sub_indices")
-        files = ImageNetFiles(self.split, classes, type(self).__name__)
-        depth = png_paths(files.names, Path(root, self.split.maps_folder))
-        super().__init__(files.paths, {"depth": MapFiles(depth, Depth())}, options, files.labels)
+        settings = known_settings(config)
+        self.sub_indices = self.sub_indices or sub_indices or settings.get("sub_indices")
+        super().__init__(
+            config,
+            settings.get("size") if size is None else size,
+            self.split is TRAIN if random_crop is None else random_crop,
+            crop_size,
+            root,
+            random_flip=random_flip,
+            on_error=on_error,
+        )
+
+    def get_base_dset(self) -> Dataset[Item]:
+        return self.images({"sub_indices": self.sub_indices, "on_error": self.on_error})
+
+    def get_depth_path(self, e: Item) -> str:
+        name = os.path.splitext(e["relpath"])[0]
+        return os.path.join(self.data_root, self.split.maps_folder, f"{name}.png")
 
 
 class ImageNetValidationWithDepth(ImageNetTrainWithDepth):
     """The validation images with depth."""
 
-    split = VALIDATION
+    images, split = ImageNetValidation, VALIDATION
 
 
 class RINTrainWithDepth(ImageNetTrainWithDepth):
@@ -166,7 +186,7 @@ class RINTrainWithDepth(ImageNetTrainWithDepth):
 class RINValidationWithDepth(RINTrainWithDepth):
     """Restricted ImageNet's validation images with depth."""
 
-    split = VALIDATION
+    images, split = ImageNetValidation, VALIDATION
 
 
 class DRINExamples(ImagesWithMaps):
@@ -178,60 +198,48 @@ class DRINExamples(ImagesWithMaps):
         options = ImageOptions(256, source="DRINExamples")
         super().__init__(listed.paths, {"depth": MapFiles(depth, Depth())}, options)
 
+    def reads_files(self) -> bool:
+        own = type(self).preprocess_depth is not DRINExamples.preprocess_depth
+        return super().reads_files() and not own
 
-class ImageNetScaleTrain(ImageFiles):
-    """Pairs for super-resolution: `image`, and `lr`, which shows as little as a small image does.
-
-    Args:
-        up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
-        sub_indices: see `class_indices`.
-        (the others: see `ImageOptions`; crops are random in training by default)
-    """
-
-    split: ClassVar[Split] = TRAIN
-    edges: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        size: int | None = None,
-        crop_size: int | None = None,
-        random_crop: bool | None = None,
-        up_factor: int | None = None,
-        hr_factor: int | None = None,
-        keep_mode: str = "bicubic",
-        sub_indices: str | None = None,
-        random_flip: bool = False,
-        on_error: OnError = "raise",
-    ) -> None:
-        self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
-        random_crop = self.split is TRAIN if random_crop is None else random_crop
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
-        files = ImageNetFiles(self.split, sub_indices, type(self).__name__)
-        super().__init__(files.paths, options, files.labels)
+    def preprocess_depth(self, path: str) -> np.ndarray:
+        """The depth in a file, float32 (H, W) in [-1, 1], before cropping; raises `BadFile`."""
+        with self.naming(path):
+            return self.maps["depth"].kind.read(path)
 
     def load(self, index: int) -> Item:
-        image = self.transform(self.pixels(index))["image"]
-        lr = self.degradation.condition(image)
-        pair = {"image": self.finish_image(self.degradation.target(image))}
-        return pair if lr is None else pair | {"lr": lr}
+        # Both are cropped at the center, so that they need not be cropped together.
+        depth = self.preprocess_depth(self.maps["depth"].paths[index])
+        return super(ImagesWithMaps, self).load(index) | {"depth": self.transform(depth)["image"]}
 
 
-class ImageNetScaleValidation(ImageNetScaleTrain):
-    """The validation images as such pairs."""
+class ImageNetScaleTrain(ImageNetScale):
+    """Such pairs of the training images, cropped at random by default."""
 
-    split = VALIDATION
+    random_crop = True
 
-
-class ImageNetEdgesTrain(ImageNetScaleTrain):
-    """As `ImageNetScaleTrain`, but `lr` holds the `canny_edges` of the image, (H, W, 3)."""
-
-    edges = True
-
-    def __init__(self, up_factor: int = 1, **options: Any) -> None:
-        super().__init__(up_factor=up_factor, **options)
+    def get_base(self) -> Dataset[Item]:
+        return ImageNetTrain(self.config)
 
 
-class ImageNetEdgesValidation(ImageNetEdgesTrain):
-    """The validation images with edges."""
+class ImageNetScaleValidation(ImageNetScale):
+    """Such pairs of the validation images."""
 
-    split = VALIDATION
+    def get_base(self) -> Dataset[Item]:
+        return ImageNetValidation(self.config)
+
+
+class ImageNetEdgesTrain(ImageNetEdges):
+    """The training images and their edges, cropped at random by default."""
+
+    random_crop = True
+
+    def get_base(self) -> Dataset[Item]:
+        return ImageNetTrain(self.config)
+
+
+class ImageNetEdgesValidation(ImageNetEdges):
+    """The validation images and their edges."""
+
+    def get_base(self) -> Dataset[Item]:
+        return ImageNetValidation(self.config)

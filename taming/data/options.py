@@ -21,18 +21,18 @@ class ImageOptions:
         UserError: for values out of range, and for crops larger than the resized image.
     """
 
-    size: int | None = None  # pixels of the smallest side after resizing; None or 0: unchanged
+    size: int | None = None  # pixels of the smallest side after resizing; None, 0, -1: unchanged
     random_crop: bool = False  # crop anywhere instead of at the center
     random_flip: bool = False  # mirror half of the images left to right
-    crop_size: int | None = None  # pixels of a side of the cropped square; None: `size`, 0: no crop
+    crop_size: int | None = None  # pixels of a side of the crop; None: `size`; 0, -1: no crop
     interpolation: str = "bilinear"  # of images and of smooth maps, a key of `INTERPOLATIONS`
     # "skip" logs files that cannot be used and puts the next usable item in their place.
     on_error: OnError = "raise"
     source: str = ""  # where the files come from, for errors; by default the dataset's class
 
     def __post_init__(self) -> None:
-        _check_side("size", self.size)
-        _check_side("crop_size", self.crop_size)
+        for name, pixels in (("size", self.size), ("crop_size", self.crop_size)):
+            object.__setattr__(self, name, _side(name, pixels))
         if self.size and self.crop_size and self.crop_size > self.size:
             raise UserError(
                 f"crop_size {self.crop_size} is larger than size {self.size}, to which the "
@@ -47,7 +47,10 @@ class ImageOptions:
             raise UserError(f"on_error {self.on_error!r} is not known; use raise or skip")
 
 
-def _check_side(name: str, pixels: int | None) -> None:
+def _side(name: str, pixels: int | None) -> int | None:
+    """`pixels`, with 0 for the -1 of published configs; raises `UserError`."""
+    if pixels == -1:
+        return 0
     valid = isinstance(pixels, int) and not isinstance(pixels, bool) and pixels >= 0
     if pixels is not None and not valid:
         raise UserError(
@@ -55,3 +58,4 @@ def _check_side(name: str, pixels: int | None) -> None:
         )
     if pixels is not None and pixels > MOST_SIDE:
         raise UserError(f"{name} is {pixels}; images may have {MOST_SIDE:,} pixels a side")
+    return pixels

@@ -19,7 +19,7 @@ from taming.data.base import Item
 from taming.data.coco import Captions
 from taming.data.columns import column
 from taming.data.condition_maps import map_kind
-from taming.data.degradation import Degradation
+from taming.data.degradation import Degradation, canny_edges
 from taming.data.faceshq import coordinates
 from taming.data.files.images import npy_size, read_npy
 from taming.data.files.shard_index import ShardColumns, find_shards
@@ -43,7 +43,8 @@ class Shards(ImagesWithMaps):
             scripts/make_shards.py has written in the folder, if anything.
         interpolation: of images and smooth maps; None takes what is written there, too.
         up_factor, hr_factor, keep_mode: as for `ImageNetScaleTrain`, adding `lr`.
-        edges: adds the Canny edges of the image (reduced by `up_factor`) under this name instead.
+        edges: adds the edges of the image instead: "lr" as `ImageNetEdgesTrain`, any other name as
+            `PairedTrain`.
         coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
             does; `random_crop` is then about this crop.
         (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
@@ -68,8 +69,8 @@ class Shards(ImagesWithMaps):
         coord_crop: int | None = None,
         on_error: OnError = "raise",
     ) -> None:
-        self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges=bool(edges))
-        self._degraded = edges or "lr"
+        self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges == "lr")
+        self._found_edges = edges if edges != "lr" else ""
         second = ImageOptions(random_crop=random_crop, crop_size=coord_crop)
         self.coord_crop = JointTransform(second, maps={"coord": False}) if coord_crop else None
         tars = find_shards(shards)
@@ -94,6 +95,9 @@ class Shards(ImagesWithMaps):
         if original_paths is not None:
             self.labels["file_path_"] = column(original_paths)
 
+    def smooth_maps(self) -> dict[str, bool]:
+        return {"lr": True} | super().smooth_maps()
+
     def header_size(self, path: str) -> tuple[int, int]:
         return npy_size(path) if path.endswith(".npy") else super().header_size(path)
 
@@ -101,14 +105,15 @@ class Shards(ImagesWithMaps):
         return read_npy(path) if path.endswith(".npy") else super().read(path)
 
     def load(self, index: int) -> Item:
-        cropped = self.cropped(index)
-        image, made = cropped["image"], {}
+        cropped = self.degradation.pair(self.transform, **self.read_item(index))
+        image = cropped["image"]
+        made = {"lr": cropped["lr"]} if "lr" in cropped and "lr" not in self.maps else {}
         if self.coord_crop is not None:
-            made = self.coord_crop(image, coord=coordinates(*image.shape[:2]))
+            made |= self.coord_crop(image, coord=coordinates(*image.shape[:2]))
             image = made.pop("image")
-        if (condition := self.degradation.condition(image)) is not None:
-            made[self._degraded] = condition
-        item = self.finish(cropped | {"image": self.degradation.target(image)}) | made
+        if self._found_edges:
+            made[self._found_edges] = canny_edges(image)
+        item = self.finish(cropped | {"image": image}) | made
         return item | {name: texts.sample(index) for name, texts in self._choices.items()}
 
 

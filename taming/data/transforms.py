@@ -40,6 +40,10 @@ class JointTransform:
         self._interpolation = INTERPOLATIONS[options.interpolation]
         self._smooth = {"image": True} | dict(maps or {})
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of what an image of this size becomes, if it is large enough."""
+        return (self.crop_size, self.crop_size) if self.crop_size else self._resized(height, width)
+
     def fits(self, height: int, width: int) -> bool:
         """Whether an image of this size in pixels is large enough for the crop."""
         return bool(self.size) or min(height, width) >= self.crop_size
@@ -62,11 +66,12 @@ class JointTransform:
             for name, values in {"image": image, **maps}.items()
         }
 
+    def resized(self, image: np.ndarray, smallest_side: int) -> np.ndarray:
+        """The image (H, W, C) alone, its smallest side of so many pixels."""
+        return self._resize("image", image, _scaled(*image.shape[:2], smallest_side))
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        if not self.size:
-            return height, width
-        scale = self.size / min(height, width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        return _scaled(height, width, self.size) if self.size else (height, width)
 
     def _window(self, length: int) -> slice:
         """The part of a side of `length` pixels that is kept."""
@@ -89,3 +94,27 @@ class JointTransform:
         way = self._interpolation if self._smooth[name] else INTERPOLATIONS["nearest"]
         resized = _opencv().resize(values, size[::-1], interpolation=way)
         return resized.reshape(*size, *values.shape[2:])  # OpenCV drops a single channel
+
+
+def _scaled(height: int, width: int, smallest_side: int) -> tuple[int, int]:
+    scale = smallest_side / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def get_preprocessor(
+    size: int | None = None,
+    random_crop: bool = False,
+    additional_targets: Mapping[str, str] | None = None,
+    crop_size: int | None = None,
+) -> JointTransform:
+    """The published transform of images and depth, called as `transform(image=image, depth=depth)`.
+
+    With `size`, a square of that size is cropped out of the resized image, and `random_crop` flips
+    half of them as well; otherwise `crop_size` is cropped, if given. `additional_targets` names
+    what is transformed alike: as an "image", or as a "mask", which takes the nearest value.
+    """
+    resizes = ImageOptions(size).size
+    random_flip = random_crop and bool(resizes)
+    options = ImageOptions(size, random_crop, random_flip, None if resizes else crop_size or 0)
+    maps = {name: kind != "mask" for name, kind in (additional_targets or {}).items()}
+    return JointTransform(options, maps)

@@ -1,0 +1,70 @@
+"""Pairs of an image and less of it, made from the whole images of another dataset."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from taming.data.base import Item, of_subclasses
+from taming.data.degradation import Degradation
+from taming.data.options import ImageOptions, OnError
+from taming.data.transforms import JointTransform
+from taming.pictures import to_uint8_array, to_values_array
+
+
+class ImageNetScale(Dataset[Item]):
+    """Pairs for super-resolution: `image`, and `lr`, which shows as little as a small image does.
+
+    Args:
+        up_factor, hr_factor, keep_mode: what `lr` and `image` are, see `Degradation`.
+        sub_indices: see `class_indices`.
+        (the others: see `ImageOptions`)
+    """
+
+    edges: ClassVar[bool] = False
+    random_crop: ClassVar[bool] = False  # unless the argument says otherwise
+
+    def __init__(
+        self,
+        size: int | None = None,
+        crop_size: int | None = None,
+        random_crop: bool | None = None,
+        up_factor: int | None = None,
+        hr_factor: int | None = None,
+        keep_mode: str = "bicubic",
+        sub_indices: str | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
+        self.config = {"sub_indices": sub_indices, "on_error": on_error}
+        crops = self.random_crop if random_crop is None else random_crop
+        options = ImageOptions(size, crops, random_flip, crop_size)
+        self.transform = JointTransform(options, {"lr": True})
+        self.data = self.get_base()
+
+    def get_base(self) -> Dataset[Item]:
+        """Whole images, and their other entries."""
+        raise of_subclasses(self, "get_base")
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.data[index]
+        values = np.asarray(item["image"])  # as bytes, if the loader asks for these
+        pair = self.degradation.pair(self.transform, image=to_uint8_array(values))
+        if values.dtype != np.uint8:
+            pair["image"] = to_values_array(pair["image"])
+        return item | pair
+
+
+class ImageNetEdges(ImageNetScale):
+    """As `ImageNetScale`, but `lr` holds the edges of the image, see `Degradation`."""
+
+    edges = True
+
+    def __init__(self, up_factor: int = 1, **options: Any) -> None:
+        super().__init__(up_factor=up_factor, **options)

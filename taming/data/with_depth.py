@@ -1,0 +1,141 @@
+"""Depth maps beside the items of another dataset."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, SupportsIndex, TypeGuard
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from taming.data.base import ImageFiles, Item, of_subclasses
+from taming.data.condition_maps import Depth, MapKind
+from taming.data.custom import CustomBase
+from taming.data.files.images import BadImage
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.options import ImageOptions, OnError
+from taming.data.transforms import JointTransform
+from taming.errors import UserError
+
+DEPTH_ROOT = "data/imagenet_depth"
+
+
+class BaseWithDepth(CustomBase):
+    """The items of `get_base_dset()`, with `depth` float32 (H, W), in [-1, 1] before cropping.
+
+    Subclasses define `get_base_dset` and `get_depth_path`, and perhaps `preprocess_depth`.
+
+    Args:
+        config: for subclasses.
+        root: folder of the depth maps, for subclasses.
+        random_flip: mirror half of the images; None as published: where they are cropped at random
+            out of images of `size`.
+        (the others: see `ImageOptions`)
+
+    Raises:
+        UserError: what `ImagesWithMaps` raises.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        size: int | None = None,
+        random_crop: bool = False,
+        crop_size: int | None = None,
+        root: str | Path | None = None,
+        random_flip: bool | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.config, self.data_root = config, DEPTH_ROOT if root is None else root
+        self.on_error = on_error
+        options = ImageOptions(size, random_crop, False, crop_size, on_error=on_error)
+        flips = random_crop and bool(options.size) if random_flip is None else random_flip
+        options = replace(options, random_flip=flips, source=type(self).__name__)
+        base = self.base_dset = self.get_base_dset()
+        if _are_whole_files(base):
+            own = type(self).preprocess_depth is not BaseWithDepth.preprocess_depth
+            kind = _OwnDepth(self.preprocess_depth) if own else Depth()
+            maps = {"depth": MapFiles(_DepthPaths(self, base), kind)}
+            self.data = ImagesWithMaps(base.paths, maps, options, base.labels)
+        else:
+            self.data = _ItemsWithDepth(self, base, JointTransform(options, {"depth": True}))
+
+    def get_base_dset(self) -> Dataset[Item]:
+        """The images and their other entries, to which depth is added."""
+        raise of_subclasses(self, "get_base_dset")
+
+    def get_depth_path(self, e: Item) -> str:
+        """The file with the depth of an item."""
+        raise of_subclasses(self, "get_depth_path")
+
+    def preprocess_depth(self, path: str) -> np.ndarray:
+        """The depth in a file, float32 (H, W) in [-1, 1]; raises `BadImage`."""
+        return Depth().read(path)
+
+
+def _are_whole_files(dataset: Dataset[Item]) -> TypeGuard[ImageFiles]:
+    """Whether items are image files as they are, which can be cropped together with depth."""
+    return (
+        isinstance(dataset, ImageFiles)
+        and dataset.reads_files()
+        and type(dataset).load is ImageFiles.load
+        and not (dataset.transform.size or dataset.transform.crop_size)
+    )
+
+
+class _DepthPaths(Sequence[str]):
+    """Where the depth of each image is, as `get_depth_path` says when it is asked for."""
+
+    def __init__(self, dataset: BaseWithDepth, base: ImageFiles) -> None:
+        self._dataset, self._base = dataset, base
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def __getitem__(self, index: SupportsIndex) -> str:  # type: ignore[override]  # no slices
+        return str(self._dataset.get_depth_path(self._base.metadata(operator.index(index))))
+
+
+class _OwnDepth(MapKind):
+    """Depth as a subclass reads it, from files of any kind."""
+
+    name, smooth = "depth", True
+
+    def __init__(self, read: Callable[[str], np.ndarray]) -> None:
+        self._read = read
+
+    def header_size(self, path: str) -> None:
+        return None
+
+    def read(self, path: str) -> np.ndarray:
+        return self._read(path)
+
+    def finish(self, cropped: np.ndarray) -> np.ndarray:
+        return cropped
+
+    def describe(self) -> dict[str, Any]:
+        return Depth().describe()
+
+
+class _ItemsWithDepth(Dataset[Item]):
+    """Depth for the items of any dataset, whose images are float32 (H, W, 3) in [-1, 1]."""
+
+    def __init__(
+        self, dataset: BaseWithDepth, base: Dataset[Item], transform: JointTransform
+    ) -> None:
+        self.dataset, self.data, self.transform = dataset, base, transform
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.data[index]
+        path, image = self.dataset.get_depth_path(item), np.asarray(item["image"])
+        try:
+            depth = self.dataset.preprocess_depth(path)
+        except BadImage as error:
+            raise UserError(f"{path}, depth of {type(self.dataset).__name__}, {error}") from None
+        return item | self.transform(image, depth=depth)
