@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from taming.data.base import of_subclasses
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Labels
 from taming.data.files.find import JPEG_AND_PNG
@@ -43,14 +44,12 @@ def _categories(names: Iterable[str]) -> Iterator[str]:
         yield scenes[stem]
 
 
-class ADE20kTrain(Segmented):
+class ADE20kBase(Segmented):
     """Images and annotations of `data/ade20k_root`: items of `Segmented` with `scene_category`.
 
     Nothing is read in `config`, which published configs have. The other arguments are those of
     `ImageOptions`; crops are random in training by default.
     """
-
-    training: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -62,22 +61,35 @@ class ADE20kTrain(Segmented):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        random_crop = self.training if random_crop is None else random_crop
+        training = self.get_split() == "train"
+        random_crop = training if random_crop is None else random_crop
         options = ImageOptions(
             size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
         )
-        folder = "training" if self.training else "validation"
+        folder = "training" if training else "validation"
 
         def choices(line: str) -> tuple[str, ...]:
             """Lines may start at the root, at its images, or at this split."""
             return line, line.removeprefix("images/"), f"{folder}/{line}"
 
-        listed = LISTS.read(self.training, type(self).__name__, on_error, choices=choices)
+        listed = LISTS.read(training, type(self).__name__, on_error, choices=choices)
         extra = {"scene_category": StringTable(_categories(listed.names))}
         super().__init__(listed, f"{ROOT}/annotations", Labels(N_LABELS), options, extra)
 
+    def get_split(self) -> str:
+        """Whose images: "train" or "validation"."""
+        raise of_subclasses(self, "get_split")
 
-class ADE20kValidation(ADE20kTrain):
+
+class ADE20kTrain(ADE20kBase):
+    """The training images."""
+
+    def get_split(self) -> str:
+        return "train"
+
+
+class ADE20kValidation(ADE20kBase):
     """The validation images, cropped at the center."""
 
-    training = False
+    def get_split(self) -> str:
+        return "validation"

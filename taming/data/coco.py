@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from taming.data.base import Item
+from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
 from taming.data.files.annotations import all_fields, identity_of, read_json
@@ -47,28 +47,30 @@ class Captions:
         return self._texts[random.randrange(*self._ends[index : index + 2].tolist())]
 
 
-class CocoImagesAndCaptionsTrain(ImagesWithMaps):
-    """Images of `data/coco/train2017` that have captions.
+class CocoBase(ImagesWithMaps):
+    """Images of COCO that have captions.
 
     Items: `image` float32 (H, W, 3) in [-1, 1]; `caption`, one of the image's at random;
     `segmentation`, one-hot (H, W, 183) or RGB in [-1, 1]; `img_path`, `seg_path`, `filename_`,
     `file_path_`.
 
     Args:
+        dataroot: folder of the images.
+        datajson: `captions_{train,val}2017.json`.
         onehot_segmentation: one-hot of the labels + 1, so that 255, unlabeled, is 0; otherwise the
             file as an image.
         use_stuffthing: take `data/cocostuffthings/train2017/*.png` (things and stuff), otherwise
             `data/coco/annotations/stuff_train2017_pixelmaps`.
         force_no_crop: do not crop.
-        given_files: names of the only images to use.
+        given_files: names of the only images to use, or of their segmentations.
         (size, crop_size, random_flip, on_error: see `ImageOptions`; crops are random in training)
     """
-
-    split: ClassVar[str] = "train2017"
 
     def __init__(
         self,
         size: int | None = None,
+        dataroot: str = "",
+        datajson: str = "",
         onehot_segmentation: bool = False,
         use_stuffthing: bool = False,
         crop_size: int | None = None,
@@ -77,37 +79,56 @@ class CocoImagesAndCaptionsTrain(ImagesWithMaps):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
+        random_crop = self.get_split() == "train"
         crop_size = 0 if force_no_crop else crop_size
-        random_crop = self.split.startswith("train")
-        options = ImageOptions(
-            size, random_crop, random_flip, crop_size, "bicubic", on_error=on_error
-        )
-        names, groups = self._captioned(given_files, on_error)
+        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        names, groups = self._captioned(datajson, given_files, on_error)
         self._captions = Captions(groups)
-        images = StringTable(f"data/coco/{self.split}/{name}" for name in names)
-        stuff = f"data/coco/annotations/stuff_{self.split}_pixelmaps"
-        folder = f"data/cocostuffthings/{self.split}" if use_stuffthing else stuff
+        images = StringTable(f"{dataroot}/{name}" for name in names)
+        split = Path(datajson).stem.removeprefix("captions_")
+        stuff = f"data/coco/annotations/stuff_{split}_pixelmaps"
+        folder = f"data/cocostuffthings/{split}" if use_stuffthing else stuff
         segmentations = StringTable(f"{folder}/{Path(name).stem}.png" for name in names)
+        # Labels take the nearest value: those of other ways of resizing mean something else.
         kind: MapKind = Labels(N_LABELS, shift=True) if onehot_segmentation else ImageMap(False)
         labels = {"img_path": images, "seg_path": segmentations, "filename_": names}
         super().__init__(images, {"segmentation": MapFiles(segmentations, kind)}, options, labels)
 
+    def get_split(self) -> str:
+        """ "train" crops at random, "validation" at the center."""
+        raise of_subclasses(self, "get_split")
+
+    def reads_files(self) -> bool:
+        return type(self).preprocess_image is CocoBase.preprocess_image
+
+    def preprocess_image(  # type: ignore[override]  # as published
+        self, image_path: str, segmentation_path: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`image` and `segmentation` of an item from their files; raises `BadFile`."""
+        read = self.read_maps({"image": image_path, "segmentation": segmentation_path})
+        finished = self.finish(self.transform(**read))
+        return finished["image"], finished["segmentation"]
+
+    def load(self, index: int) -> Item:
+        segmentation_path = self.maps["segmentation"].paths[index]
+        image, segmentation = self.preprocess_image(self.paths[index], segmentation_path)
+        return {"image": image, "segmentation": segmentation}
+
     def _captioned(
-        self, given_files: Sequence[str] | None, on_error: OnError
+        self, file: str, given_files: Sequence[str] | None, on_error: OnError
     ) -> tuple[StringTable, list[list[str]]]:
-        """Names of the images that have captions (or are given), and their captions."""
-        file = f"data/coco/annotations/captions_{self.split}.json"
+        """Names of the images that have captions (and are given), and their captions."""
         dataset = type(self).__name__
         content = read_json(file, ("images", "annotations"), dataset)
         images = all_fields(content["images"], ("id", "file_name"), file, "images")
         names = {identity_of(identity): name for identity, name in images}
         captions = _captions_by_image(content["annotations"], names, file, on_error)
         if given_files is not None:
-            identities = {names[identity]: identity for identity in captions}
-            if unknown := [name for name in given_files if name not in identities]:
-                problem = f"given_files has {unknown[0]}, which has no captions in {file}"
-                raise UserError(f"{dataset}: {problem}")
-            captions = {identities[name]: captions[identities[name]] for name in given_files}
+            given = {Path(name).stem for name in given_files}
+            captions = {i: texts for i, texts in captions.items() if Path(names[i]).stem in given}
+            if not captions:
+                example = f", such as {given_files[0]}," if given_files else ""
+                raise UserError(f"{dataset}: no image of given_files{example} has captions in {file}")
         return StringTable(names[identity] for identity in captions), list(captions.values())
 
     def metadata(self, index: int) -> Item:
@@ -139,7 +160,43 @@ def _captions_by_image(
     return {identity: captions[identity] for identity in names if identity in captions}
 
 
+class CocoImagesAndCaptionsTrain(CocoBase):
+    """Images of `data/coco/train2017`; see `CocoBase`."""
+
+    folder: ClassVar[str] = "train2017"
+
+    def __init__(
+        self,
+        size: int | None = None,
+        onehot_segmentation: bool = False,
+        use_stuffthing: bool = False,
+        crop_size: int | None = None,
+        force_no_crop: bool = False,
+        given_files: Sequence[str] | None = None,
+        random_flip: bool = False,
+        on_error: OnError = "raise",
+    ) -> None:
+        super().__init__(
+            size,
+            f"data/coco/{self.folder}",
+            f"data/coco/annotations/captions_{self.folder}.json",
+            onehot_segmentation,
+            use_stuffthing,
+            crop_size=crop_size,
+            force_no_crop=force_no_crop,
+            given_files=given_files,
+            random_flip=random_flip,
+            on_error=on_error,
+        )
+
+    def get_split(self) -> str:
+        return "train"
+
+
 class CocoImagesAndCaptionsValidation(CocoImagesAndCaptionsTrain):
     """The same of `data/coco/val2017`, cropped at the center."""
 
-    split = "val2017"
+    folder = "val2017"
+
+    def get_split(self) -> str:
+        return "validation"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from taming.data.base import ImageFiles, Item, NumpyFiles
 from taming.data.custom import CustomBase
@@ -16,7 +16,24 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 
-class _Faces(CustomBase):
+class FacesBase(CustomBase):
+    """The items of `data`, of which only `keys` are kept, if given; subclasses may set both."""
+
+    def __init__(
+        self, data: Dataset[Item] | None = None, keys: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(data)
+        self.keys = keys
+
+    def __getitem__(self, index: int) -> Item:
+        item = self.data[index]
+        if unknown := [key for key in self.keys or () if key not in item]:
+            known = ", ".join(item)
+            raise UserError(f"{type(self).__name__} has no {unknown[0]!r}; keys can be {known}")
+        return item if self.keys is None else {key: item[key] for key in self.keys}
+
+
+class _Collection(FacesBase):
     """One of the two collections.
 
     Items: `image` float32 (size, size, 3) in [-1, 1], `file_path_`; only `keys`, if given.
@@ -36,19 +53,12 @@ class _Faces(CustomBase):
         on_error: OnError = "raise",
     ) -> None:
         name = type(self).__name__
-        self.keys = keys
         options = ImageOptions(size, random_crop, random_flip, on_error=on_error, source=name)
-        self.data = self.reader(self.lists.read(self.training, name, on_error).paths, options)
-
-    def __getitem__(self, index: int) -> Item:
-        item = self.data[index]
-        if unknown := [key for key in self.keys or () if key not in item]:
-            known = ", ".join(item)
-            raise UserError(f"{type(self).__name__} has no {unknown[0]!r}; keys can be {known}")
-        return item if self.keys is None else {key: item[key] for key in self.keys}
+        paths = self.lists.read(self.training, name, on_error).paths
+        super().__init__(self.reader(paths, options), keys)
 
 
-class CelebAHQTrain(_Faces):
+class CelebAHQTrain(_Collection):
     """25,000 of the 30,000 CelebA-HQ images, `data/celebahq/imgHQ*.npy`."""
 
     training = True
@@ -64,7 +74,7 @@ class CelebAHQValidation(CelebAHQTrain):
     training = False
 
 
-class FFHQTrain(_Faces):
+class FFHQTrain(_Collection):
     """60,000 of the 70,000 FFHQ images, `data/ffhq/*.png`."""
 
     training = True
@@ -101,7 +111,7 @@ class FacesHQTrain(CustomBase):
     """
 
     training: ClassVar[bool] = True
-    parts: ClassVar[tuple[type[_Faces], type[_Faces]]] = (CelebAHQTrain, FFHQTrain)
+    parts: ClassVar[tuple[type[_Collection], type[_Collection]]] = (CelebAHQTrain, FFHQTrain)
 
     def __init__(
         self,
@@ -112,16 +122,12 @@ class FacesHQTrain(CustomBase):
         random_flip: bool = False,
         on_error: OnError = "raise",
     ) -> None:
-        if crop_size and size and crop_size > size:
-            raise UserError(
-                f"{type(self).__name__}: crop_size {crop_size} is larger than size {size}; give a "
-                "crop_size of at most size"
-            )
+        checked = ImageOptions(size, crop_size=crop_size)
         parts = [part(size, keys, False, random_flip, on_error) for part in self.parts]
         self.data = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord
-        options = ImageOptions(random_crop=self.training, crop_size=crop_size or 0)
+        options = ImageOptions(random_crop=self.training, crop_size=checked.crop_size or 0)
         self.crop = JointTransform(options, maps={"coord": False})
 
     def metadata(self, index: int) -> Item:

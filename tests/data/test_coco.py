@@ -5,11 +5,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from taming.data.coco import CocoImagesAndCaptionsTrain, CocoImagesAndCaptionsValidation
+from taming.data.coco import (
+    CocoBase,
+    CocoImagesAndCaptionsTrain,
+    CocoImagesAndCaptionsValidation,
+)
 from taming.errors import UserError
 from tests.kit.images import truncate, write_image
 
@@ -75,8 +80,37 @@ def test_given_files(content: dict[str, Any]) -> None:
     data = CocoImagesAndCaptionsTrain(16, given_files=["000000000003.jpg"])
     assert [item["filename_"] for item in data] == ["000000000003.jpg"]
     assert data[0]["caption"].startswith("3 ")
-    with pytest.raises(UserError, match="given_files has x.jpg, which has no captions"):
+    with pytest.raises(UserError, match="no image of given_files, such as x.jpg, has captions"):
         CocoImagesAndCaptionsTrain(16, given_files=["x.jpg"])
+    # as published: names of segmentations, in the order of the annotations, of other splits as well
+    png = [f"{number:012}.png" for number in (3, 8, 7)]
+    data = CocoImagesAndCaptionsTrain(16, given_files=png)
+    assert [item["filename_"] for item in data] == ["000000000007.jpg", "000000000003.jpg"]
+
+
+def test_images_are_resized_bilinearly(content: dict[str, Any]) -> None:
+    item = CocoImagesAndCaptionsTrain(16, force_no_crop=True)[0]
+    pixels = np.asarray(Image.open(item["img_path"]))
+    expected = cv2.resize(pixels, (32, 16), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(item["image"], expected / 127.5 - 1, atol=1e-6)
+
+
+def test_hooks_of_subclasses(content: dict[str, Any]) -> None:
+    class Own(CocoImagesAndCaptionsTrain):
+        def get_split(self) -> str:
+            return "validation"
+
+        def preprocess_image(self, image_path: str, segmentation_path: str) -> Any:
+            image, segmentation = super().preprocess_image(image_path, segmentation_path)
+            return -image, segmentation_path
+
+    own = Own(16)
+    assert own[0]["segmentation"] == own[0]["seg_path"]
+    assert len({own[0]["image"].tobytes() for _ in range(9)}) == 1  # cropped at the center
+    center = CocoImagesAndCaptionsTrain(16, force_no_crop=True)[0]["image"][:, 8:24]
+    np.testing.assert_array_equal(own[0]["image"], -center)
+    with pytest.raises(UserError, match="CocoBase is a base class; use one of its subclasses"):
+        CocoBase(16)
 
 
 def test_captions_of_unknown_images_are_left_out_if_asked(
