@@ -15,7 +15,7 @@ from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, Row, SceneCollector
 from taming.errors import UserError
 
-SPLITS = {"train": "train2017", "validation": "val2017"}
+FOLDERS = {"train": "train2017", "validation": "val2017"}
 UNUSED = ("segmentation", "license", "coco_url", "flickr_url", "date_captured")
 BOX_KEYS = ("image_id", "category_id", "bbox", "id", "iscrowd")
 LEFT_OUT = "other"  # the stuff category of everything else
@@ -25,34 +25,50 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
     """`annotations/{instances,stuff}_{train,val}2017.json` with `train2017/` and `val2017/`.
 
     `use_things` takes the objects of `instances_*.json`, `use_stuff` the regions of `stuff_*.json`.
-    The other arguments are those of `AnnotatedObjectsDataset`.
+    With `mark_crowds`, objects of a crowd have the class token of a group, if there is one
+    (`use_group_parameter`). The published models have not seen it: there, a crowd's `is_group_of`
+    is the number 1, and only `True` changes a token. The other arguments are those of
+    `AnnotatedObjectsDataset`.
     """
 
     flags_known = ("is_group_of",)
 
-    def __init__(self, use_things: bool = True, use_stuff: bool = True, **kwargs: Any) -> None:
-        kinds = ["instances"] * use_things + ["stuff"] * use_stuff
-        if not kinds:
+    def __init__(
+        self,
+        use_things: bool = True,
+        use_stuff: bool = True,
+        mark_crowds: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._kinds = ["instances"] * use_things + ["stuff"] * use_stuff
+        if not self._kinds:
             raise UserError("AnnotatedObjectsCoco: use_things and use_stuff are both false")
-        split = SPLITS.get(kwargs.get("split", ""))
-        if kwargs.get("split") == "test":
-            raise UserError("AnnotatedObjectsCoco: COCO has no annotations of test; use validation")
-        self._files = [
-            Path(kwargs["data_path"], "annotations", f"{kind}_{split}.json") for kind in kinds
-        ]
+        self.flag_type = bool if mark_crowds else int
         self._contents: list[dict[str, Any]] | None = None
         super().__init__(**kwargs)
         self._contents = None  # half a gigabyte that the table now holds
 
-    @property
-    def image_folder(self) -> Path:
-        return self.data_path / SPLITS[self.split]
+    def get_path_structure(self) -> dict[str, str]:
+        if self.split == "test":
+            raise UserError("AnnotatedObjectsCoco: COCO has no annotations of test; use validation")
+        folder = FOLDERS[self.split]
+        return {
+            "top_level": "",
+            "instances_annotations": f"annotations/instances_{folder}.json",
+            "stuff_annotations": f"annotations/stuff_{folder}.json",
+            "files": folder,
+        }
+
+    def get_image_description(self, image_id: str) -> dict[str, Any]:
+        width, height = self._sizes[self.place_of(image_id)].tolist()
+        return super().get_image_description(image_id) | {"original_size": (width, height)}
 
     def _read(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        files = [self.structure[f"{kind}_annotations"] for kind in self._kinds]
         if self._contents is None:
             keys = ("images", "annotations", "categories")
-            self._contents = [read_json(f, keys, self._name, UNUSED) for f in self._files]
-        return zip(self._files, self._contents, strict=True)
+            self._contents = [read_json(file, keys, self._name, UNUSED) for file in files]
+        return zip(files, self._contents, strict=True)
 
     def load_categories(self) -> list[Category]:
         categories = []
@@ -90,6 +106,7 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
                 place=place,
                 convert=partial(_objects, images=images, categories=categories, place=place),
             )
+        self._sizes = np.array([size for _, *size in images.values()], dtype=np.int32)
         return names, [str(identity) for identity in images]
 
 

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import Tensor
-
-from taming.config import did_you_mean, get_obj_from_str
-from taming.data.base import ImageFiles, Item
+from taming.config import did_you_mean
+from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
 from taming.data.files.shard_index import paths_by_name
-from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
+from taming.data.helper_types import (
+    WHOLE,
+    Annotation,
+    AnnotationList,
+    Category,
+    CropMethodType,
+    SplitType,
+)
+from taming.data.image_transforms import size_of
 from taming.data.options import ImageOptions, OnError
-from taming.data.scene_crops import SceneCrop, View
-from taming.data.scene_table import Limits, SceneCollector
+from taming.data.cropped_images import CroppedImageFiles
+from taming.data.scene_categories import NumberedCategories
+from taming.data.scene_table import Limits, SceneCollector, SceneLists, SceneTable
 from taming.errors import UserError
 
 BUILDERS = {
     "objects_bbox": objects_bbox.ObjectsBoundingBoxConditionalBuilder,
     "objects_center_points": objects_center_points.ObjectsCenterPointsConditionalBuilder,
 }
+Builder = objects_center_points.ObjectsCenterPointsConditionalBuilder
+ENTRIES = ("image", "image_path", "file_name", "image_id", "original_size", "annotations")
+ENTRIES += ("crop_bbox", "flipped")
 
 
-class AnnotatedObjectsDataset(ImageFiles):
+class ImageId(str):
+    """The id of an image, which knows the image's number, so that nobody has to look for it."""
+
+    number: int
+
+    def __new__(cls, text: str, number: int) -> ImageId:
+        image_id = super().__new__(cls, text)
+        image_id.number = number
+        return image_id
+
+
+class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
     """Images with objects; subclasses read the annotation files.
+
+    The methods without an underscore may be overridden: items are made with them.
 
     Items hold those of these entries that `keys` names: `image` float32 (size, size, 3) in [-1, 1];
     `image_path`, `file_name`, `image_id`, `original_size` (width, height); `annotations`, an
     `AnnotationList`; `crop_bbox` (x0, y0, width, height as shares of the image), `flipped`; and the
-    scene as tokens, `objects_bbox` or `objects_center_points`, int64 (embedding_dim,).
+    scene as tokens, `objects_bbox` or `objects_center_points`, int64 (embedding_dim,); or another
+    key of `conditional_builders` or of `get_image_description`.
 
     Args:
         data_path: the dataset's folder.
         split: "train", "validation" or "test".
-        keys: see above.
+        keys: see above; without any, items hold all that is known without opening the image.
         target_image_size, crop_method, random_flip: see `SceneCrop`.
         min_object_area: share of the image's area; only larger objects are used.
         min_objects_per_image, max_objects_per_image: images with less or more are left out.
@@ -62,7 +87,7 @@ class AnnotatedObjectsDataset(ImageFiles):
         self,
         data_path: str | Path,
         split: SplitType,
-        keys: Sequence[str],
+        keys: Sequence[str] | None,
         target_image_size: int,
         min_object_area: float,
         min_objects_per_image: int,
@@ -79,20 +104,21 @@ class AnnotatedObjectsDataset(ImageFiles):
         on_error: OnError = "raise",
         shards: str | None = None,
     ) -> None:
-        self.data_path, self.split, self.keys = Path(data_path), split, list(keys)
+        self.data_path, self.split, self.keys = Path(data_path), split, list(keys or ())
         self._name = f"{type(self).__name__} of {data_path}"
-        self._check_choices()
+        if self.split not in get_args(SplitType):
+            hint = did_you_mean(str(self.split), get_args(SplitType))
+            raise UserError(f"{self._name}: there is no split {self.split!r}{hint}")
+        self.structure = self.build_paths(self.data_path)
+        self.transform_functions = self.setup_transform(target_image_size, crop_method, random_flip)
+        self.choose_categories(
+            self.load_categories(), category_allow_list_target, category_mapping_target
+        )
+        if not self.category_ids:
+            raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
         limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)
-        mapping = _named(category_mapping_target, Mapping) if category_mapping_target else {}
-        self._number_categories(self._allowed(category_allow_list_target, mapping))
-        collector = SceneCollector(limits, self.flags_known, on_error, self._name)
-        names, ids = self.collect(collector, self._numbers_with(mapping))
-        self.scenes, kept = collector.table(len(names))
-        self.file_names = StringTable(names[number] for number in kept)
-        self.image_ids = StringTable(ids[number] for number in kept)
-        self._check_left(len(names), limits)
-        self._crop = SceneCrop(crop_method, target_image_size, random_flip)
-        self.conditional_builders = {
+        self._choose_objects(limits, on_error)
+        self._builders: dict[str, Builder] = {
             key: builder(
                 no_object_classes=self._no_object_classes(no_object_classes),
                 no_max_objects=max_objects_per_image,
@@ -103,28 +129,40 @@ class AnnotatedObjectsDataset(ImageFiles):
             )
             for key, builder in BUILDERS.items()
         }
-        if shards is not None:
-            paths = paths_by_name(shards, self.file_names)
-        else:
-            folder = str(self.image_folder)
-            paths = StringTable(os.path.join(folder, name) for name in self.file_names)
+        self._check_keys()
+        self._in_shards = shards is not None
+        paths = self._image_paths() if shards is None else paths_by_name(shards, self.file_names)
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
         super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
+        self.item_sizes.clear()  # all have `target_image_size`
 
+    scenes: SceneTable | SceneLists
+    _numbers: dict[str, int] | None = None  # of images by id
     flags_known: tuple[str, ...] = ()
+    flag_type: type[int] = bool  # of the flags of annotations
 
-    @property
-    def image_folder(self) -> Path:
-        """Where the images of the split are."""
-        raise NotImplementedError
+    # ------------------------------------------------------------------ files
+
+    def get_path_structure(self) -> dict[str, str]:
+        """The files and folders of the split, relative to `data_path`; "files" has the images."""
+        raise of_subclasses(self, "get_path_structure")
+
+    def build_paths(self, top_level: str | Path) -> dict[str, Path]:
+        """Where the files and folders of `get_path_structure` are."""
+        return {name: Path(top_level, path) for name, path in self.get_path_structure().items()}
+
+    def _image_paths(self) -> StringTable:
+        if type(self).get_image_path is not AnnotatedObjectsDataset.get_image_path:
+            ids = (self.get_image_id(number) for number in range(len(self.image_ids)))
+            return StringTable(str(self.get_image_path(image_id)) for image_id in ids)
+        folder = str(self.structure["files"])
+        return StringTable(os.path.join(folder, name) for name in self.file_names)
+
+    # ------------------------------------------------------------------ objects
 
     def load_categories(self) -> list[Category]:
         """All categories of the data."""
-        raise NotImplementedError
-
-    def category_order(self, identity: str) -> tuple[bool, str]:
-        """The key by which the ids of categories are sorted before they are numbered."""
-        return False, identity
+        raise of_subclasses(self, "load_categories")
 
     def collect(
         self, collector: SceneCollector, categories: Mapping[str, int]
@@ -133,27 +171,81 @@ class AnnotatedObjectsDataset(ImageFiles):
 
         Returns the images' file names and ids; the objects' `images` are indices of these.
         """
-        raise NotImplementedError
+        raise of_subclasses(self, "collect")
 
-    def _allowed(self, allow_list_target: str, mapping: Mapping[str, str]) -> list[Category]:
-        categories = [c for c in self.load_categories() if c.id not in mapping]
-        if not allow_list_target:
-            return categories
-        listed = _named(allow_list_target, Sequence)
-        names = {entry if isinstance(entry, str) else entry[0] for entry in listed}
-        return [category for category in categories if category.name in names]
+    def _choose_objects(self, limits: Limits, on_error: OnError) -> None:
+        base = AnnotatedObjectsDataset
+        own = type(self).filter_object_number is not base.filter_object_number
+        applied = Limits(-1.0, 0, sys.maxsize) if own else limits
+        collector = SceneCollector(
+            applied, self.flags_known, on_error, self._name, flag_type=self.flag_type
+        )
+        names, ids = self.collect(collector, self.numbers_with_replaced())
+        self.scenes, self._places = collector.table(len(names))
+        self.file_names = StringTable(names[place] for place in self._places)
+        self._known_ids = StringTable(ids[place] for place in self._places)
+        self.image_ids: Sequence[str] = self._known_ids
+        if own:
+            self._filter_in_memory(limits)
+        self.clean_up_annotations_and_image_descriptions()
+        base.clean_up_annotations_and_image_descriptions(self)  # after one that only sets the ids
+        if not len(self.file_names):
+            raise UserError(
+                f"{self._name}: none of the {len(names)} {self.split} images has "
+                f"{limits.min_objects_per_image} to {limits.max_objects_per_image} objects with an "
+                f"area above {limits.min_object_area}; widen these limits"
+            )
 
-    def _number_categories(self, categories: list[Category]) -> None:
-        if not categories:
-            raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
-        self.categories = {category.id: category for category in categories}
-        self.category_ids = sorted(self.categories, key=self.category_order)
-        self.category_numbers = {identity: i for i, identity in enumerate(self.category_ids)}
+    @staticmethod
+    def filter_object_number(
+        all_annotations: dict[str, list[Annotation]],
+        min_object_area: float,
+        min_objects_per_image: int,
+        max_objects_per_image: int,
+    ) -> dict[str, list[Annotation]]:
+        """Large enough objects, by the id of their image, of images that have enough of these.
 
-    def _numbers_with(self, mapping: Mapping[str, str]) -> dict[str, int]:
-        """Numbers by category id, including the ids that `mapping` replaces."""
-        numbers = self.category_numbers
-        return numbers | {old: numbers[new] for old, new in mapping.items() if new in numbers}
+        Called if it is overridden; otherwise the collector counts, which takes less memory.
+        """
+        least, most = min_objects_per_image, max_objects_per_image
+        large = {
+            image_id: [one for one in annotations if one.area > min_object_area]
+            for image_id, annotations in all_annotations.items()
+        }
+        return {image_id: kept for image_id, kept in large.items() if least <= len(kept) <= most}
+
+    def _filter_in_memory(self, limits: Limits) -> None:
+        objects = {str(image_id): list(self.get_annotation(image_id)) for image_id in self._ids()}
+        chosen = self.filter_object_number(
+            {image_id: annotations for image_id, annotations in objects.items() if annotations},
+            limits.min_object_area,
+            limits.min_objects_per_image,
+            limits.max_objects_per_image,
+        )
+        self._keep([self._number_of(image_id) for image_id in chosen], list(chosen.values()))
+
+    def _ids(self) -> Iterator[ImageId]:
+        return (ImageId(text, number) for number, text in enumerate(self._known_ids))
+
+    def _number_of(self, image_id: str) -> int:
+        if isinstance(image_id, ImageId):
+            return image_id.number
+        if self._numbers is None:  # only if somebody asks by ids of their own
+            self._numbers = {text: number for number, text in enumerate(self._known_ids)}
+        return self._numbers[image_id]
+
+    def clean_up_annotations_and_image_descriptions(self) -> None:
+        """Drop what belongs to images that are not in `image_ids`, which may be set to fewer."""
+        if self.image_ids is not self._known_ids:
+            numbers = [self._number_of(image_id) for image_id in self.image_ids]
+            self._keep(numbers, [self._annotations(number) for number in numbers])
+
+    def _keep(self, numbers: list[int], objects: Sequence[Sequence[Annotation]]) -> None:
+        """Leave the images of these numbers, with these objects."""
+        self._places = self._places[numbers]
+        self.file_names = StringTable(self.file_names[number] for number in numbers)
+        self.image_ids = self._known_ids = StringTable(self._known_ids[number] for number in numbers)
+        self.scenes, self._numbers = SceneLists(objects), None
 
     def _no_object_classes(self, wanted: int | None) -> int:
         count = len(self.category_ids)
@@ -164,66 +256,61 @@ class AnnotatedObjectsDataset(ImageFiles):
             )
         return wanted or count
 
-    def get_textual_label(self, category_id: str) -> str:
-        """The name of a category."""
-        return self.categories[category_id].name
+    # ------------------------------------------------------------------ items
 
-    def get_textual_label_for_category_no(self, category_no: int) -> str:
-        """The name of a category by its number, as in tokens."""
-        return self.categories[self.category_ids[category_no]].name
+    @property
+    def conditional_builders(self) -> dict[str, Builder]:
+        """What makes tokens of scenes, by key."""
+        return self._builders
 
-    def _check_choices(self) -> None:
-        if self.split not in get_args(SplitType):
-            hint = did_you_mean(str(self.split), get_args(SplitType))
-            raise UserError(f"{self._name}: there is no split {self.split!r}{hint}")
+    def _check_keys(self) -> None:
+        known = {*ENTRIES, *self.conditional_builders}
         for key in self.keys:
-            if key not in ENTRIES:
-                raise UserError(f"{self._name} has no key {key!r}{did_you_mean(key, ENTRIES)}")
+            if key not in known and key not in self.get_image_description(self.get_image_id(0)):
+                raise UserError(f"{self._name} has no key {key!r}{did_you_mean(key, known)}")
 
-    def _check_left(self, count: int, limits: Limits) -> None:
-        if not len(self.file_names):
-            raise UserError(
-                f"{self._name}: none of the {count} {self.split} images has "
-                f"{limits.min_objects_per_image} to {limits.max_objects_per_image} objects with an "
-                f"area above {limits.min_object_area}; widen these limits"
-            )
+    def get_image_id(self, no: int) -> str:
+        """The id of the image of item `no`."""
+        return ImageId(self.image_ids[no], no)
+
+    def get_annotation(self, image_id: str) -> list[Annotation]:
+        """The objects of an image."""
+        return self._annotations(self._number_of(image_id))
+
+    def _annotations(self, number: int) -> AnnotationList:
+        return self.scenes.annotations(number, self._known_ids[number], self.category_ids)
+
+    def place_of(self, image_id: str) -> int:
+        """The image's number among all those that `collect` has returned."""
+        return int(self._places[self._number_of(image_id)])
+
+    def get_image_path(self, image_id: str) -> Path:
+        """The file of an image."""
+        return self.structure["files"] / self.file_names[self._number_of(image_id)]
+
+    def get_image_description(self, image_id: str) -> dict[str, Any]:
+        """What is known of an image; `keys` may name it."""
+        return {"file_name": self.file_names[self._number_of(image_id)]}
+
+    def annotations(self, index: int) -> AnnotationList:
+        """The objects of item `index`."""
+        return AnnotationList(self.get_annotation(self.get_image_id(index)))
 
     def metadata(self, index: int) -> Item:
         return super().metadata(index) | {"file_name": self.file_names[index]}
 
-    def annotations(self, index: int) -> AnnotationList:
-        """The objects of item `index`."""
-        return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
-
     def _item(self, index: int) -> Item:
-        view = self._crop(self.pixels(index))
-        return {key: ENTRIES[key](self, index, view) for key in self.keys}
-
-    def tokens(self, key: str, index: int, view: View) -> Tensor:
-        """The scene as tokens, int64 (embedding_dim,), by `conditional_builders[key]`."""
-        builder = self.conditional_builders[key]
-        return builder.build(self.annotations(index), view.crop, view.flipped)
-
-
-ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
-    "image": lambda data, index, view: data.finish_image(view.pixels),
-    "image_path": lambda data, index, view: data.paths[index],
-    "file_name": lambda data, index, view: data.file_names[index],
-    "image_id": lambda data, index, view: data.image_ids[index],
-    "original_size": lambda data, index, view: view.original_size,
-    "annotations": lambda data, index, view: data.annotations(index),
-    "crop_bbox": lambda data, index, view: view.crop or WHOLE,
-    "flipped": lambda data, index, view: view.flipped,
-    "objects_bbox": lambda data, index, view: data.tokens("objects_bbox", index, view),
-    "objects_center_points": lambda data, index, view: data.tokens(
-        "objects_center_points", index, view
-    ),
-}
-
-
-def _named(target: str, kind: type) -> Any:
-    """The table that a config names by `target`."""
-    table = get_obj_from_str(target)
-    if not isinstance(table, kind):
-        raise UserError(f"{target} is no {kind.__name__.lower()} of categories")
-    return table
+        image_id = self.get_image_id(index)
+        path = self.paths[index] if self._in_shards else str(self.get_image_path(image_id))
+        sample = self.get_image_description(image_id) | {"image_id": str(image_id)}
+        sample |= {"image_path": path, "annotations": AnnotationList(self.get_annotation(image_id))}
+        if not self.keys:
+            return sample
+        picture = self.picture(path)
+        crop, flipped, image = self.image_transform(picture)
+        sample |= {"original_size": size_of(picture), "image": self.values_of(image)}
+        sample |= {"crop_bbox": crop or WHOLE, "flipped": flipped}
+        for key, builder in self.conditional_builders.items():
+            if key in self.keys:
+                sample[key] = builder.build(sample["annotations"], crop, bool(flipped))
+        return {key: sample[key] for key in self.keys}

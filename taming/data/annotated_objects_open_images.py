@@ -42,12 +42,22 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
     def __init__(self, use_additional_parameters: bool, **kwargs: Any) -> None:
         super().__init__(use_additional_parameters=use_additional_parameters, **kwargs)
 
-    @property
-    def image_folder(self) -> Path:
-        return self.data_path / self.split
+    def get_path_structure(self) -> dict[str, str]:
+        boxes, images = FILES[self.split]
+        return {
+            "top_level": "",
+            "class_descriptions": "class-descriptions-boxable.csv",
+            "annotations": boxes,
+            "file_list": images,
+            "files": self.split,
+        }
+
+    def get_image_description(self, image_id: str) -> dict[str, Any]:
+        path = {"file_path": str(self.get_image_path(image_id))}
+        return path | super().get_image_description(image_id)
 
     def load_categories(self) -> list[Category]:
-        file = self.data_path / "class-descriptions-boxable.csv"
+        file = self.structure["class_descriptions"]
         rows = read_csv(file, ("id", "name"), self._name, header=False)
         return [Category(identity, None, name) for _, (identity, name) in rows]
 
@@ -55,14 +65,14 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         return identity == SUITCASE, identity
 
     def _image_names(self) -> list[str]:
-        file = self.data_path / FILES[self.split][1]
+        file = self.structure["file_list"]
         first_rows = read_csv(file, ("first",), self._name, header=False)
         _, (first,) = next(first_rows, (1, ("",)))
         column = "ImageID" if first == "ImageID" else "image_name"
         names = [name for _, (name,) in read_csv(file, (column,), self._name)]
         if not names:
             log.warning("%s: %s lists no images; using those there are", self._name, file)
-            names = [os.path.basename(path) for path in find_images(self.image_folder)]
+            names = [os.path.basename(path) for path in find_images(self.structure["files"])]
         return [name if "." in name else f"{name}.jpg" for name in names]
 
     def collect(
@@ -71,7 +81,7 @@ class AnnotatedObjectsOpenImages(AnnotatedObjectsDataset):
         names = self._image_names()
         ids = [os.path.splitext(name)[0] for name in names]
         images = {identity: number for number, identity in enumerate(ids)}
-        file = self.data_path / FILES[self.split][0]
+        file = self.structure["annotations"]
         rows = read_csv(file, BOX_COLUMNS + FLAG_COLUMNS, self._name)
         with tqdm(desc=f"reading {file.name}", unit=" boxes", delay=2, disable=None) as bar:
             for chunk in chunks(rows, CHUNK):

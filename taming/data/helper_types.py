@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from PIL import Image as pillow
+from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+Image = pillow.Image | Tensor
+"""A picture, as Pillow's or as (C, H, W)."""
 BoundingBox = tuple[float, float, float, float]
 """x0, y0, width and height as shares of the image."""
 Point = tuple[float, float]
@@ -36,6 +41,21 @@ class Annotation(NamedTuple):
     is_depiction: bool | None = None
     is_inside: bool | None = None
     segmentation: Any = None
+
+
+class ImageDescription(NamedTuple):
+    """What annotation files say of an image."""
+
+    id: int
+    file_name: str
+    original_size: tuple[int, int]  # width and height in pixels
+    url: str | None = None
+    license: int | None = None
+    coco_url: str | None = None
+    date_captured: datetime | None = None
+    flickr_url: str | None = None
+    flickr_id: str | None = None
+    coco_id: str | None = None
 
 
 class Category(NamedTuple):

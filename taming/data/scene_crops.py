@@ -41,13 +41,14 @@ class SceneCrop:
             raise UserError(f"target_image_size {target_size!r} is no number of pixels; give 256")
         self.method, self.crop_size, self.random_flip = method, target_size, random_flip
 
-    def __call__(self, image: np.ndarray) -> View:
-        """Crop an image, uint8 (H, W, 3)."""
-        height, width = image.shape[:2]
+    def __call__(self, image: np.ndarray | Image.Image) -> View:
+        """Crop an image, uint8 (H, W, 3) or RGB of Pillow's."""
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        width, height = picture.size
         x0, y0, w, h = self._place(height, width)
         size = (self.crop_size, self.crop_size)
         box = (x0, y0, x0 + w, y0 + h)
-        pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box))
+        pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
         flipped = self.random_flip and random.random() < 0.5
         crop = None if self.method == "none" else (x0 / width, y0 / height, w / width, h / height)
         return View(pixels[:, ::-1] if flipped else pixels, crop, flipped, (width, height))

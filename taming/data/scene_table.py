@@ -48,6 +48,7 @@ class SceneTable:
     columns: dict[str, Tensor]  # in the order of TYPES, without the image
     sources: list[str]
     flags_known: tuple[str, ...]
+    flag_type: type[int] = bool
 
     def annotations(self, image: int, image_id: str, category_ids: Sequence[str]) -> AnnotationList:
         """The objects of image number `image`."""
@@ -63,10 +64,23 @@ class SceneTable:
                 id=identity,
                 source=self.sources[source] or None,
                 confidence=confidence,
-                **{name: bool(flags >> FLAGS.index(name) & 1) for name in self.flags_known},
+                **{
+                    name: self.flag_type(flags >> FLAGS.index(name) & 1)
+                    for name in self.flags_known
+                },
             )
             for box, number, identity, confidence, flags, source in rows
         )
+
+
+@dataclass(frozen=True)
+class SceneLists:
+    """The same for objects that a subclass of a dataset has chosen itself."""
+
+    objects: Sequence[Sequence[Annotation]]
+
+    def annotations(self, image: int, image_id: str, category_ids: Sequence[str]) -> AnnotationList:
+        return AnnotationList(self.objects[image])
 
 
 def _cut_off(boxes: np.ndarray) -> np.ndarray:
@@ -107,6 +121,7 @@ class SceneCollector:
     flags_known: tuple[str, ...]  # those of FLAGS that the data have
     on_error: OnError  # "skip" leaves out objects that cannot be right, counting them
     dataset: str  # its name, for error messages
+    flag_type: type[int] = bool  # of flags in annotations
 
     def __post_init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
@@ -202,5 +217,7 @@ class SceneCollector:
         starts = np.concatenate(([0], np.cumsum(counts[used])))
         ordered = {name: torch.from_numpy(values[order]) for name, values in columns.items()}
         sources = list(self._sources)
-        table = SceneTable(torch.from_numpy(starts), ordered, sources, self.flags_known)
+        table = SceneTable(
+            torch.from_numpy(starts), ordered, sources, self.flags_known, self.flag_type
+        )
         return table, np.flatnonzero(used)

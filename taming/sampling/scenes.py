@@ -103,7 +103,7 @@ def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene
             f"{path} has {len(content)} objects; this model knows {builder.no_max_objects} at most"
         )
     numbers = {
-        category.name: dataset.category_numbers[category.id]
+        category.name: dataset.category_number[category.id]
         for category in dataset.categories.values()
     }
     annotations = [

@@ -17,10 +17,10 @@ class ObjectsBoundingBoxConditionalBuilder(ObjectsCenterPointsConditionalBuilder
     object_descriptor_length = 3
 
     def _position_tokens(self, box: BoundingBox) -> list[int]:
-        return self._corner_tokens(box)
+        return list(self.token_pair_from_bbox(box))
 
     def _position(self, tokens: list[int]) -> Any:
-        return self._box(tokens)
+        return self.bbox_from_token_pair(*tokens)
 
     def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
         canvas.box(position, label, canvas.color(number))

@@ -66,7 +66,7 @@ class Canvas:
         return to_values(pixels.permute(2, 0, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ObjectsCenterPointsConditionalBuilder:
     """Annotations to a fixed number of tokens, and back.
 
@@ -137,38 +137,56 @@ class ObjectsCenterPointsConditionalBuilder:
         for annotation in seen[: self.no_max_objects]:
             box = _relative_to(annotation.bbox, WHOLE if self.encode_crop else crop)
             box = mirrored(box) if horizontal_flip else box
-            tokens += [self._class_token(annotation), *self._position_tokens(box)]
+            tokens += [self.object_representation(annotation), *self._position_tokens(box)]
         tokens += [self.none] * (self.no_max_objects * self.object_descriptor_length - len(tokens))
         if self.encode_crop:
-            tokens += self._corner_tokens(mirrored(crop) if horizontal_flip else crop)
+            tokens += self.token_pair_from_bbox(mirrored(crop) if horizontal_flip else crop)
         return torch.tensor(tokens, dtype=torch.int64)
 
-    def _class_token(self, annotation: Annotation) -> int:
+    def object_representation(self, annotation: Annotation) -> int:
+        """The class token of an object.
+
+        Flags count where they are `True`, not 1: COCO's crowds, which are numbers, had the token of
+        a single object when published models were trained.
+        """
         flags = 0
         if self.use_group_parameter:
-            flags |= GROUP * bool(annotation.is_group_of)
+            flags |= GROUP * (annotation.is_group_of is True)
         if self.use_additional_parameters:
-            flags |= OCCLUDED * bool(annotation.is_occluded)
-            flags |= DEPICTION * bool(annotation.is_depiction)
-            flags |= INSIDE * bool(annotation.is_inside)
+            flags |= OCCLUDED * (annotation.is_occluded is True)
+            flags |= DEPICTION * (annotation.is_depiction is True)
+            flags |= INSIDE * (annotation.is_inside is True)
         return annotation.category_no + self.no_object_classes * flags
 
+    def representation_to_annotation(self, representation: int) -> Annotation:
+        """What a class token says of its object; nothing else is known.
+
+        Flags that the tokens do not have are None.
+        """
+        flags, number = divmod(representation, self.no_object_classes)
+        known = {"is_group_of": GROUP} if self.use_group_parameter else {}
+        if self.use_additional_parameters:
+            known |= {"is_occluded": OCCLUDED, "is_depiction": DEPICTION, "is_inside": INSIDE}
+        values = {name: bool(flags & flag) for name, flag in known.items()}
+        return Annotation(0.0, "", WHOLE, category_no=number, category_id="", **values)
+
     def _position_tokens(self, box: BoundingBox) -> list[int]:
-        return [self._point_token((box[0] + box[2] / 2, box[1] + box[3] / 2))]
+        return [self.tokenize_coordinates(box[0] + box[2] / 2, box[1] + box[3] / 2)]
 
-    def _point_token(self, point: Point) -> int:
+    def tokenize_coordinates(self, x: float, y: float) -> int:
+        """The token of the nearest point of the grid; x and y are shares, cut to [0, 1]."""
         last = self.no_sections - 1
-        column, row = round(clip(point[0]) * last), round(clip(point[1]) * last)
-        return row * self.no_sections + column
+        return round(clip(y) * last) * self.no_sections + round(clip(x) * last)
 
-    def _corner_tokens(self, box: BoundingBox) -> list[int]:
-        lower_right = (box[0] + box[2], box[1] + box[3])
-        return [self._point_token(box[:2]), self._point_token(lower_right)]
+    def token_pair_from_bbox(self, bbox: BoundingBox) -> tuple[int, int]:
+        """The tokens of the upper left and the lower right corner."""
+        x, y, width, height = bbox
+        return self.tokenize_coordinates(x, y), self.tokenize_coordinates(x + width, y + height)
 
     def inverse_build(self, conditional: Tensor) -> tuple[Objects, BoundingBox | None]:
         """Tokens (embedding_dim,) to [(class token, position), ...] and the crop, if encoded."""
         tokens = conditional.tolist()
-        crop = self._box(tokens[-2:]) if self.encode_crop else None
+        crop = self.bbox_from_token_pair(tokens[-2], tokens[-1]) if self.encode_crop else None
         length = self.object_descriptor_length
         objects = [
             (tokens[start], self._position(tokens[start + 1 : start + length]))
@@ -178,14 +196,17 @@ class ObjectsCenterPointsConditionalBuilder:
         return objects, crop
 
     def _position(self, tokens: list[int]) -> Any:
-        return self._point(tokens[0])
+        return self.coordinates_from_token(tokens[0])
 
-    def _point(self, token: int) -> Point:
+    def coordinates_from_token(self, token: int) -> Point:
+        """x and y of a position token, as shares."""
         last = self.no_sections - 1
         return token % self.no_sections / last, min(token // self.no_sections, last) / last
 
-    def _box(self, tokens: list[int]) -> BoundingBox:
-        (x0, y0), (x1, y1) = map(self._point, tokens)
+    def bbox_from_token_pair(self, token1: int, token2: int) -> BoundingBox:
+        """The box between two corners, upper left and lower right."""
+        x0, y0 = self.coordinates_from_token(token1)
+        x1, y1 = self.coordinates_from_token(token2)
         return x0, y0, x1 - x0, y1 - y0
 
     def plot(
@@ -200,20 +221,25 @@ class ObjectsCenterPointsConditionalBuilder:
         objects, crop = self.inverse_build(conditional)
         canvas = Canvas(figure_size, line_width, font_size)
         for token, position in objects:
-            number = token % self.no_object_classes
-            label = label_for_category_no(number) + self._flag_names(token)
-            self._draw(canvas, position, label, number)
+            thing = self.representation_to_annotation(token)
+            label = label_for_category_no(thing.category_no) + _flag_names(thing)
+            self._draw(canvas, position, label, thing.category_no)
         if crop is not None:
             canvas.box(crop, "", "black")
         return canvas.tensor()
 
-    def _flag_names(self, token: int) -> str:
-        flags = token // self.no_object_classes
-        names = {GROUP: "group", OCCLUDED: "occluded", DEPICTION: "depiction", INSIDE: "inside"}
-        return "".join(f" ({name})" for flag, name in names.items() if flags & flag)
-
     def _draw(self, canvas: Canvas, position: Any, label: str, number: int) -> None:
         canvas.point(position, label, canvas.color(number))
+
+
+def _flag_names(thing: Annotation) -> str:
+    names = {
+        "group": thing.is_group_of,
+        "occluded": thing.is_occluded,
+        "depiction": thing.is_depiction,
+        "inside": thing.is_inside,
+    }
+    return "".join(f" ({name})" for name, flag in names.items() if flag)
 
 
 def _relative_to(box: BoundingBox, crop: BoundingBox) -> BoundingBox:
