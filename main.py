@@ -12,8 +12,9 @@ from taming.training import (
     WrappedDataset,
     get_obj_from_str,
     instantiate_from_config,
+    nondefault_trainer_args,
 )
-from taming.training.cli import main
+from taming.training.cli import get_parser, main
 
 __all__ = [
     "DataModuleFromConfig",
@@ -22,7 +23,9 @@ __all__ = [
     "SetupCallback",
     "WrappedDataset",
     "get_obj_from_str",
+    "get_parser",
     "instantiate_from_config",
+    "nondefault_trainer_args",
 ]
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from taming.errors import UserError
 
 # By module: the old name, and where the object is today.
 MOVED = {
+    "taming.models.vqgan": {
+        "VectorQuantizer": "taming.modules.vqvae.nearest.VectorQuantizer2",
+    },
     "taming.data.imagenet": {
         "ImagePaths": "taming.data.base.ImagePaths",
         "download": "taming.util.download",
@@ -25,13 +28,29 @@ MOVED = {
     },
 }
 # By module: the old name, and what to use instead, as the end of a sentence.
-GONE: dict[str, dict[str, str]] = {}
+_U_NETS = "networks of diffusion models are no part of this project: take latent-diffusion's own"
+GONE: dict[str, dict[str, str]] = {
+    "taming.modules.diffusionmodules.model": {
+        "Model": _U_NETS,
+        "VUNet": _U_NETS,
+        "SimpleDecoder": "use Decoder, with num_res_blocks as small as you like",
+        "UpsampleDecoder": "use Decoder with more levels in ch_mult",
+    },
+    "taming.modules.transformer.mingpt": {
+        "CodeGPT": "use GPT, whose forward takes `embeddings` before the tokens",
+        "DummyGPT": "use a GPT with few layers, or any module of your own",
+    },
+}
+
+
+class NameGoneError(UserError, ImportError):
+    """A published name that has no counterpart any more; from `import`, too."""
 
 
 def served_by(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module with names in the tables above.
 
-    It raises `UserError` for what is gone, also from `import`, and AttributeError for other names.
+    It raises `NameGoneError` for what is gone, also from `import`, and AttributeError for other names.
     """
 
     def find(name: str) -> Any:
@@ -39,7 +58,7 @@ def served_by(module: str) -> Callable[[str], Any]:
             place, _, today = home.rpartition(".")
             return vars(importlib.import_module(place))[today]
         if (advice := GONE.get(module, {}).get(name)) is not None:
-            raise UserError(f"there is no {module}.{name} any more; {advice}")
+            raise NameGoneError(f"there is no {module}.{name} any more; {advice}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find

@@ -13,7 +13,10 @@ from taming.atomic_files import atomic_path
 from taming.downloads import fetch, file_hash
 from taming.errors import UserError
 
-LPIPS_MD5 = "d507d7349b931f0638a25a48a722f98a"  # of the calibrated layers for VGG16
+# Checkpoints by name: where they come from, their file, and its MD5.
+URL_MAP = {"vgg_lpips": "https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1"}
+CKPT_MAP = {"vgg_lpips": "vgg.pth"}
+MD5_MAP = {"vgg_lpips": "d507d7349b931f0638a25a48a722f98a"}  # the calibrated layers for VGG16
 
 
 def download(url: str, local_path: str | os.PathLike[str], chunk_size: int = 1024) -> None:
@@ -30,16 +33,24 @@ def md5_hash(path: str | os.PathLike[str]) -> str:
 
 
 def get_ckpt_path(name: str, root: str | os.PathLike[str], check: bool = False) -> str:
-    """The path of "vgg_lpips", the calibrated layers of LPIPS, below the folder `root`.
+    """The path of a checkpoint of `URL_MAP` below the folder `root`.
 
-    Copied there from the installed package `lpips` if missing or, with `check`, if damaged.
+    It is fetched if missing or, with `check`, if damaged; "vgg_lpips", the calibrated layers of
+    LPIPS, comes from the installed package `lpips`.
     """
-    if name != "vgg_lpips":
-        raise UserError(f"there is no checkpoint named {name}; the only one is vgg_lpips")
-    path = Path(root) / "vgg.pth"
-    if not path.is_file() or (check and md5_hash(path) != LPIPS_MD5):
+    if name not in URL_MAP:
+        names = " and ".join(URL_MAP)
+        raise UserError(f"there is no checkpoint named {name}; there is {names}")
+    path = Path(root) / CKPT_MAP[name]
+    if path.is_file() and not (check and md5_hash(path) != MD5_MAP[name]):
+        return str(path)
+    if name == "vgg_lpips":
         with atomic_path(path) as partial:
             shutil.copyfile(lpips_file("vgg"), partial)
+        return str(path)
+    download(URL_MAP[name], path)
+    if (found := md5_hash(path)) != MD5_MAP[name]:
+        raise UserError(f"{path} has the MD5 {found} instead of {MD5_MAP[name]}; delete it")
     return str(path)
 
 

@@ -27,11 +27,11 @@ def test_md5_of_known_text(tmp_path):
 
 def test_calibrated_layers_are_restored_if_damaged(tmp_path):
     path = get_ckpt_path("vgg_lpips", tmp_path / "cache")
-    assert md5_hash(path) == util.LPIPS_MD5
+    assert md5_hash(path) == util.MD5_MAP["vgg_lpips"]
     with open(path, "wb") as file:
         file.write(b"damaged")
-    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache")) != util.LPIPS_MD5
-    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache", check=True)) == util.LPIPS_MD5
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache")) != util.MD5_MAP["vgg_lpips"]
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache", check=True)) == util.MD5_MAP["vgg_lpips"]
     with pytest.raises(UserError, match="vgg_other"):
         get_ckpt_path("vgg_other", tmp_path)
 

@@ -3,6 +3,7 @@
 from taming.config import get_obj_from_str, instantiate_from_config
 from taming.training.callbacks import ImageLogger, LearningRateMonitor, SetupCallback
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.trainer_options import nondefault_trainer_args
 
 __all__ = [
     "DataModuleFromConfig",
@@ -12,4 +13,5 @@ __all__ = [
     "WrappedDataset",
     "get_obj_from_str",
     "instantiate_from_config",
+    "nondefault_trainer_args",
 ]

@@ -57,8 +57,14 @@ class SetupCallback(Callback):
             "lightning": OmegaConf.create({"lightning": lightning_config}),
         }
 
-    @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_pretrain_routine_start(trainer, pl_module)
+
+    @rank_zero_only
+    def on_pretrain_routine_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        """The published name of what happens, which subclasses may override."""
         try:
             for folder in self.folders:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +112,7 @@ class ImageLogger(Callback):
         self.max_images = max_images
         self.clamp = clamp
         self.increase_log_steps = increase_log_steps
+        self._trainer: pl.Trainer | None = None
 
     def check_frequency(self, step: int) -> bool:
         """Whether pictures are due after `step` batches."""
@@ -122,8 +129,9 @@ class ImageLogger(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        self._trainer = trainer
         if trainer.global_step > 0 and self.check_frequency(trainer.global_step):
-            self._log(trainer, pl_module, batch, batch_idx, "train")
+            self.log_img(pl_module, batch, batch_idx, "train")
 
     def on_validation_batch_end(
         self,
@@ -134,38 +142,53 @@ class ImageLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        self._trainer = trainer
         if batch_idx == 0 and not trainer.sanity_checking:
-            self._log(trainer, pl_module, batch, batch_idx, "val")
+            self.log_img(pl_module, batch, batch_idx, "val")
 
     @rank_zero_only
-    def _log(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        split: str,
+    def log_img(
+        self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str = "train"
     ) -> None:
+        """Show what the model makes of `batch`; `split` is "train" or "val"."""
         if not isinstance(pl_module, LogsImages):
             return
+        trainer = self._trainer or pl_module.trainer
         batch = _first(batch, self.max_images)
         pictures = self._pictures(pl_module, batch)
         if isinstance(pl_module, Net2NetTransformer) and "inputs" in pictures:
             height, width = pictures["inputs"].shape[-2:]
             dataset = _dataset(trainer, split)
             pictures |= scene_pictures(dataset, batch, pl_module.cond_stage_key, (height, width))
-        folder = Path(trainer.default_root_dir) / "images" / split
-        name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
-        for key, images in pictures.items():
-            picture, path = _in_rows_of_four(images), folder / f"{key}_{name}"
+        place = (trainer.global_step, trainer.current_epoch, batch_idx)
+        try:
+            self.log_local(trainer.default_root_dir, split, pictures, *place)
+            for key, images in pictures.items():
+                _send_to_loggers(trainer, f"{split}/{key}", _in_rows_of_four(images))
+        except OSError as error:
+            path = error.filename or trainer.default_root_dir
+            log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
+
+    def log_local(
+        self,
+        save_dir: str | Path,
+        split: str,
+        images: Mapping[str, Tensor],
+        global_step: int,
+        current_epoch: int,
+        batch_idx: int,
+    ) -> None:
+        """Write pictures by name, each [B, 1 or 3, H, W] in [-1, 1], to `save_dir/images/split`."""
+        folder = Path(save_dir) / "images" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"gs-{global_step:06}_e-{current_epoch:06}_b-{batch_idx:06}.png"
+        for key, pictures in images.items():
+            path = folder / f"{key}_{name}"
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
-                _send_to_loggers(trainer, f"{split}/{key}", picture)
-            except OSError as error:
+                _in_rows_of_four(pictures).save(path)
+            except OSError:
                 path.unlink(missing_ok=True)
-                log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
-                return
+                raise
 
     def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:
         training = model.training

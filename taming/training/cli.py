@@ -51,15 +51,18 @@ from taming.training.trainer_options import (
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides."""
-    parser = Parser(
-        prog="main.py",
-        description="Train a first stage or a transformer from YAML configs.",
-        epilog="Further arguments: --key value for any argument of the Lightning Trainer, "
+def get_parser(**options: Any) -> argparse.ArgumentParser:
+    """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides.
+
+    `options` are argparse's, such as `description`.
+    """
+    texts = {
+        "prog": "main.py",
+        "description": "Train a first stage or a transformer from YAML configs.",
+        "epilog": "Further arguments: --key value for any argument of the Lightning Trainer, "
         "--gpus 0, | 0,1 | 2, and key.path=value to override the configs.",
-        allow_abbrev=False,
-    )
+    }
+    parser = Parser(**{**texts, "allow_abbrev": False, **options})
     switch: dict[str, Any] = {"type": parse_switch, "nargs": "?", "const": True}
     parser.add_argument("-n", "--name", help="name of the run; default: that of the first config")
     parser.add_argument("-r", "--resume", help="go on with a run: its folder or a checkpoint of it")
@@ -115,7 +118,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         name, equals, value = word[2:].partition("=")
         if name not in trainer_options():
-            flags = [action.dest for action in make_parser()._actions]
+            flags = [action.dest for action in get_parser()._actions]
             hint = did_you_mean(name, [*trainer_options(), *flags])
             raise UserError(f"there is no argument --{name}{hint}")
         if not equals:
@@ -129,7 +132,7 @@ def parse_arguments(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
     """The flags of main.py, the Trainer's options, and the overrides of the configs."""
-    args, rest = make_parser().parse_known_args(argv)
+    args, rest = get_parser().parse_known_args(argv)
     flags, overrides = split_arguments(rest)
     if args.gpus is not None:
         flags["gpus"] = args.gpus

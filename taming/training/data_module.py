@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
-from taming.data.base import set_loading
+from taming.data.base import ImageFiles, set_loading
+from taming.data.custom import CustomBase
 from taming.data.readings import Readings
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.data.shards import Shards
+from taming.data.utils import custom_collate
 from taming.devices import available_cpus
 from taming.distributed import rank, world_size
 from taming.errors import UserError
@@ -108,6 +110,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 self._set_loading(dataset)
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()
+        self._check_sizes_of_images()
 
     def _set_loading(self, dataset: Any) -> None:
         wanted = [f"data.params.{name}" for name, value in self.loading.items() if value]
@@ -127,6 +130,21 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 f"data.params.batch_size is {self.batch_size}, but {name} has only {len(train)} "
                 "items; make it smaller or give more data"
             )
+
+    def _check_sizes_of_images(self) -> None:
+        """Refuse batches of images of several sizes, as far as the files' headers tell."""
+        for split, dataset in self.datasets.items():
+            while isinstance(dataset, CustomBase | WrappedDataset) and _hands_on(dataset):
+                dataset = dataset.data
+            if self.batch_size == 1 or not isinstance(dataset, ImageFiles):
+                continue
+            if len(sizes := dataset.item_sizes) > 1:
+                named = " and ".join(f"{w} x {h} ({path})" for (h, w), path in sizes.items())
+                raise UserError(
+                    f"data.params.{split}: images have several sizes, {named}, which do not fit "
+                    "into a batch; give a size and let them be cropped, or "
+                    "data.params.batch_size=1"
+                )
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train", shuffle=True)
@@ -148,6 +166,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_worker,
+            "collate_fn": custom_collate,
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
@@ -191,6 +210,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if place.complete:
             return place.epoch + 1, 0
         return place.epoch, place.batches * self.batch_size * processes
+
+
+def _hands_on(dataset: CustomBase | WrappedDataset) -> bool:
+    """Whether the dataset has the items of the one that it wraps."""
+    own = type(dataset).__getitem__
+    return own is CustomBase.__getitem__ or own is WrappedDataset.__getitem__
 
 
 def _default_workers(batch_size: int) -> int:

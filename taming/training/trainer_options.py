@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import types
@@ -25,6 +26,17 @@ def trainer_options() -> dict[str, Any]:
     hints = typing.get_type_hints(pl.Trainer.__init__)
     parameters = inspect.signature(pl.Trainer.__init__).parameters
     return {name: hints.get(name, Any) for name in parameters if name not in _OBJECTS}
+
+
+def nondefault_trainer_args(opt: argparse.Namespace) -> list[str]:
+    """Those of the Trainer's arguments that `opt` has with another value than the default."""
+    parameters = inspect.signature(pl.Trainer.__init__).parameters
+    given = vars(opt)
+    return sorted(
+        name
+        for name in trainer_options()
+        if name in given and given[name] != parameters[name].default
+    )
 
 
 def parse_option(name: str, text: str) -> Any:
