@@ -11,10 +11,11 @@ from taming.training import (
     SetupCallback,
     WrappedDataset,
     get_obj_from_str,
+    get_parser,
     instantiate_from_config,
     nondefault_trainer_args,
 )
-from taming.training.cli import get_parser, main
+from taming.training.cli import main
 
 __all__ = [
     "DataModuleFromConfig",

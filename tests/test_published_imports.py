@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from taming import published_names
 from taming.config import get_obj_from_str, instantiate_from_config
-from tests.support import load_manifest
-
-NAMES = {
-    "main": "DataModuleFromConfig SetupCallback ImageLogger LearningRateMonitor WrappedDataset "
-    "instantiate_from_config get_obj_from_str",
-    "taming.models.vqgan": "VQModel VQSegmentationModel VQNoDiscModel GumbelVQ EMAVQ",
-    "taming.models.cond_transformer": "Net2NetTransformer",
-    "taming.models.dummy_cond_stage": "DummyCondStage",
-    "taming.modules.diffusionmodules.model": "Encoder Decoder ResnetBlock AttnBlock Upsample "
-    "Downsample Normalize nonlinearity",
-    "taming.modules.vqvae.quantize": "VectorQuantizer VectorQuantizer2 GumbelQuantize "
-    "EMAVectorQuantizer",
-    "taming.modules.losses": "DummyLoss",
-    "taming.modules.losses.vqperceptual": "VQLPIPSWithDiscriminator DummyLoss hinge_d_loss "
-    "vanilla_d_loss adopt_weight LPIPS NLayerDiscriminator weights_init",
-    "taming.modules.losses.segmentation": "BCELoss BCELossWithQuant",
-    "taming.modules.losses.lpips": "LPIPS normalize_tensor spatial_average",
-    "taming.modules.discriminator.model": "NLayerDiscriminator weights_init",
-    "taming.modules.transformer.mingpt": "GPT KMeans sample sample_with_past top_k_logits",
-    "taming.modules.transformer.permuter": "Identity Subsample ZCurve SpiralOut SpiralIn Random "
-    "AlternateParsing",
-    "taming.modules.misc.coord": "CoordStage",
-    "taming.modules.util": "ActNorm Labelator SOSProvider AbstractEncoder count_params",
-    "taming.lr_scheduler": "LambdaWarmUpCosineScheduler",
-    "taming.util": "download md5_hash get_ckpt_path retrieve KeyNotFoundError",
-}
+from taming.errors import UserError
+from tests.support import GOLDEN, load_manifest
 
 # Parameters in their published order; ours may have more after them.
 SIGNATURES = {
@@ -73,11 +52,48 @@ SIGNATURES = {
 }
 
 
-@pytest.mark.parametrize("module", NAMES)
-def test_every_name_is_there(module: str) -> None:
+def published() -> Iterator[tuple[str, str, str, str]]:
+    """Module, kind, name, and methods or parameters, of tests/golden/published_names.txt."""
+    for line in (GOLDEN / "published_names.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            module, kind, rest = line.split(" ", 2)
+            name, *details = re.findall(r"\w+", rest)
+            yield module, kind, name, " ".join(details)
+
+
+PUBLISHED = list(published())
+
+
+@pytest.mark.parametrize("module", sorted({module for module, *_ in PUBLISHED}))
+def test_every_published_name_is_there_or_says_what_to_use(module: str) -> None:
+    for place, kind, name, details in PUBLISHED:
+        if place != module:
+            continue
+        if name in published_names.GONE.get(module, {}):
+            with pytest.raises(UserError, match=f"no {module}.{name} any more; \\w+"):
+                get_obj_from_str(f"{module}.{name}")
+            with pytest.raises(ImportError, match="any more"):
+                exec(f"from {module} import {name}")
+            continue
+        found: dict[str, Any] = {}
+        exec(f"from {module} import {name}", found)
+        thing = found[name]
+        assert thing is get_obj_from_str(f"{module}.{name}")
+        if kind == "class":
+            subclass = type("Own", (thing,), {})
+            missing = [method for method in details.split() if not hasattr(subclass, method)]
+            assert not missing, f"{module}.{name}"
+        if kind == "function":
+            accepted = list(inspect.signature(thing).parameters)
+            assert accepted[: len(details.split())] == details.split(), f"{module}.{name}"
+
+
+@pytest.mark.parametrize("module", ["main", "taming.modules.losses.vqperceptual"])
+def test_star_imports(module: str) -> None:
     everything: dict[str, Any] = {}
-    exec(f"from {module} import *", everything)  # as notebooks do with losses.vqperceptual
-    assert set(NAMES[module].split()) <= everything.keys()
+    exec(f"from {module} import *", everything)  # as notebooks do
+    names = {name for place, _, name, _ in PUBLISHED if place == module}
+    assert names <= everything.keys()
 
 
 @pytest.mark.parametrize("target", SIGNATURES)

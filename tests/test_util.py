@@ -4,6 +4,8 @@ from taming import util
 from taming.errors import UserError
 from taming.util import KeyNotFoundError, download, get_ckpt_path, md5_hash, retrieve
 
+MD5 = util.MD5_MAP["vgg_lpips"]
+
 
 def test_download_places_a_whole_file(tmp_path):
     source, target = tmp_path / "source.bin", tmp_path / "new" / "target.bin"
@@ -27,11 +29,11 @@ def test_md5_of_known_text(tmp_path):
 
 def test_calibrated_layers_are_restored_if_damaged(tmp_path):
     path = get_ckpt_path("vgg_lpips", tmp_path / "cache")
-    assert md5_hash(path) == util.MD5_MAP["vgg_lpips"]
+    assert md5_hash(path) == MD5
     with open(path, "wb") as file:
         file.write(b"damaged")
-    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache")) != util.MD5_MAP["vgg_lpips"]
-    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache", check=True)) == util.MD5_MAP["vgg_lpips"]
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache")) != MD5
+    assert md5_hash(get_ckpt_path("vgg_lpips", tmp_path / "cache", check=True)) == MD5
     with pytest.raises(UserError, match="vgg_other"):
         get_ckpt_path("vgg_other", tmp_path)
 

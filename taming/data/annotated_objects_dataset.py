@@ -12,6 +12,7 @@ from taming.config import did_you_mean
 from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
+from taming.data.cropped_images import CroppedImageFiles
 from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import (
     WHOLE,
@@ -23,7 +24,6 @@ from taming.data.helper_types import (
 )
 from taming.data.image_transforms import size_of
 from taming.data.options import ImageOptions, OnError
-from taming.data.cropped_images import CroppedImageFiles
 from taming.data.scene_categories import NumberedCategories
 from taming.data.scene_table import Limits, SceneCollector, SceneLists, SceneTable
 from taming.errors import UserError
@@ -33,8 +33,8 @@ BUILDERS = {
     "objects_center_points": objects_center_points.ObjectsCenterPointsConditionalBuilder,
 }
 Builder = objects_center_points.ObjectsCenterPointsConditionalBuilder
-ENTRIES = ("image", "image_path", "file_name", "image_id", "original_size", "annotations")
-ENTRIES += ("crop_bbox", "flipped")
+ENTRIES = {"image", "image_path", "file_name", "image_id", "original_size", "annotations"}
+ENTRIES |= {"crop_bbox", "flipped"}
 
 
 class ImageId(str):
@@ -244,7 +244,9 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         """Leave the images of these numbers, with these objects."""
         self._places = self._places[numbers]
         self.file_names = StringTable(self.file_names[number] for number in numbers)
-        self.image_ids = self._known_ids = StringTable(self._known_ids[number] for number in numbers)
+        self.image_ids = self._known_ids = StringTable(
+            self._known_ids[number] for number in numbers
+        )
         self.scenes, self._numbers = SceneLists(objects), None
 
     def _no_object_classes(self, wanted: int | None) -> int:

@@ -95,7 +95,7 @@ class CocoBase(ImagesWithMaps):
         super().__init__(images, {"segmentation": MapFiles(segmentations, kind)}, options, labels)
 
     def get_split(self) -> str:
-        """ "train" crops at random, "validation" at the center."""
+        """How images are cropped: "train" at random, "validation" at the center."""
         raise of_subclasses(self, "get_split")
 
     def reads_files(self) -> bool:
@@ -128,7 +128,9 @@ class CocoBase(ImagesWithMaps):
             captions = {i: texts for i, texts in captions.items() if Path(names[i]).stem in given}
             if not captions:
                 example = f", such as {given_files[0]}," if given_files else ""
-                raise UserError(f"{dataset}: no image of given_files{example} has captions in {file}")
+                raise UserError(
+                    f"{dataset}: no image of given_files{example} has captions in {file}"
+                )
         return StringTable(names[identity] for identity in captions), list(captions.values())
 
     def metadata(self, index: int) -> Item:

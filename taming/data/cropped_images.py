@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
-from PIL import Image as pillow
 
 from taming.data.base import ImageFiles
 from taming.data.files.images import read_rgb
@@ -32,12 +32,12 @@ class CroppedImageFiles(ImageFiles):
     @staticmethod
     def load_image_from_disk(path: str | Path) -> Image:
         """The whole image, RGB; raises `BadImage`."""
-        return pillow.fromarray(read_rgb(str(path)))
+        return PIL.Image.fromarray(read_rgb(str(path)))
 
     def picture(self, path: str) -> Image:
         """The whole image; raises `BadFile`."""
         if self.reads_files():
-            return pillow.fromarray(self.whole(path))
+            return PIL.Image.fromarray(self.whole(path))
         with self.naming(path):
             return self.load_image_from_disk(Path(path))
 
@@ -57,7 +57,7 @@ class CroppedImageFiles(ImageFiles):
         crop: BoundingBox | None = None
         flipped: bool | None = None
         for transform in self.transform_functions:
-            if isinstance(transform, SceneCrop):
+            if isinstance(transform, SceneCrop) and isinstance(x, PIL.Image.Image):
                 view = transform(x)
                 crop, flipped = view.crop, view.flipped
                 x = torch.from_numpy(self.finish_image(view.pixels)).permute(2, 0, 1)
@@ -71,6 +71,6 @@ class CroppedImageFiles(ImageFiles):
 
     def values_of(self, image: Image) -> np.ndarray:
         """(H, W, 3), from what `image_transform` gives."""
-        if isinstance(image, pillow.Image):
+        if isinstance(image, PIL.Image.Image):
             return self.finish_image(np.asarray(image))
         return image.permute(1, 2, 0).numpy()

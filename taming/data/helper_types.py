@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from PIL import Image as pillow
+import PIL.Image
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-Image = pillow.Image | Tensor
+Image = PIL.Image.Image | Tensor
 """A picture, as Pillow's or as (C, H, W)."""
 BoundingBox = tuple[float, float, float, float]
 """x0, y0, width and height as shares of the image."""

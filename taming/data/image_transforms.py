@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from PIL import Image as pillow
+import PIL.Image
 from torch import nn
 
 from taming.data.helper_types import BoundingBox, Image
@@ -17,12 +17,12 @@ from taming.errors import UserError
 
 def size_of(img: Image) -> tuple[int, int]:
     """(width, height) in pixels."""
-    return img.size if isinstance(img, pillow.Image) else (img.shape[-1], img.shape[-2])
+    return img.size if isinstance(img, PIL.Image.Image) else (img.shape[-1], img.shape[-2])
 
 
 def _cropped(img: Image, left: int, top: int, size: tuple[int, int]) -> Image:
     height, width = size
-    if isinstance(img, pillow.Image):
+    if isinstance(img, PIL.Image.Image):
         return img.crop((left, top, left + width, top + height))
     return img[..., top : top + height, left : left + width]
 
@@ -37,7 +37,9 @@ class CropReturnCoordinates(nn.Module):
         super().__init__()
         sides = [size, size] if isinstance(size, int) else list(size)
         if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UserError(f"{type(self).__name__}: size {size!r} is no number of pixels; give 256")
+            raise UserError(
+                f"{type(self).__name__}: size {size!r} is no number of pixels; give 256"
+            )
         self.size = (sides[0], sides[1])
 
     def size_in(self, width: int, height: int) -> tuple[int, int]:
@@ -96,7 +98,7 @@ class CenterCropReturnCoordinates(CropReturnCoordinates):
 
 
 class RandomHorizontalFlipReturn(nn.Module):
-    """Mirrors images left to right with probability `p`; `forward` returns whether, and the image."""
+    """Mirrors images with probability `p`; `forward` returns whether it did, and the image."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
@@ -105,6 +107,6 @@ class RandomHorizontalFlipReturn(nn.Module):
     def forward(self, img: Image) -> tuple[bool, Image]:
         if random.random() >= self.p:
             return False, img
-        if isinstance(img, pillow.Image):
-            return True, img.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
+        if isinstance(img, PIL.Image.Image):
+            return True, img.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         return True, img.flip(-1)

@@ -84,9 +84,8 @@ class ImagesWithMaps(ImageFiles):
 
     def _check_same(self, path: str, image: tuple[int, ...], other: tuple[int, ...]) -> None:
         if image != other:
-            raise BadImage(
-                f"is {other[1]} x {other[0]} pixels, but its image {path} is {image[1]} x {image[0]}"
-            )
+            sizes = f"is {other[1]} x {other[0]} pixels, but its image {path} is "
+            raise BadImage(sizes + f"{image[1]} x {image[0]}")
 
     def _check_decoded(self, index: int) -> None:
         for maps in self.maps.values():

@@ -102,8 +102,10 @@ def known_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for key, value in (plain(config) or {}).items():
-        nested = isinstance(value, Mapping)
-        settings |= {f"{key}/{name}": own for name, own in value.items()} if nested else {key: value}
+        if isinstance(value, Mapping):
+            settings |= {f"{key}/{name}": own for name, own in value.items()}
+        else:
+            settings[key] = value
     for key in map(str, settings):
         split, slash, name = key.partition("/")
         if slash and name in SETTINGS:

@@ -22,10 +22,10 @@ NAMES = _read()  # by synset
 SYNSETS = list(NAMES)  # by class number
 
 
-def class_indices(ranges: str) -> list[int]:
+def class_indices(string: str) -> list[int]:
     """Class numbers of `"30-32, 40"`: ranges end before their second number; raises `UserError`."""
     indices: list[int] = []
-    for part in ranges.split(","):
+    for part in string.split(","):
         first, dash, end = part.strip().partition("-")
         if not first.isdecimal() or (dash and not end.isdecimal()):
             raise UserError(f"sub_indices: {part.strip()!r} is no class number or range like 30-32")

@@ -64,13 +64,13 @@ class SceneTable:
                 id=identity,
                 source=self.sources[source] or None,
                 confidence=confidence,
-                **{
-                    name: self.flag_type(flags >> FLAGS.index(name) & 1)
-                    for name in self.flags_known
-                },
+                **self._flags(flags),
             )
             for box, number, identity, confidence, flags, source in rows
         )
+
+    def _flags(self, bits: int) -> dict[str, Any]:
+        return {name: self.flag_type(bits >> FLAGS.index(name) & 1) for name in self.flags_known}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ class JointTransform:
 
     def resized(self, image: np.ndarray, smallest_side: int) -> np.ndarray:
         """The image (H, W, C) alone, its smallest side of so many pixels."""
-        return self._resize("image", image, _scaled(*image.shape[:2], smallest_side))
+        height, width = image.shape[:2]
+        return self._resize("image", image, _scaled(height, width, smallest_side))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         return _scaled(height, width, self.size) if self.size else (height, width)

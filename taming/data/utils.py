@@ -147,7 +147,8 @@ def _collate_lists(batch: list[list[Any]], *, collate_fn_map: Any = None) -> lis
         return batch
     if len({len(entry) for entry in batch}) > 1:
         raise RuntimeError("each element in list of batch should be of equal size")
-    return [collate(list(entries), collate_fn_map=collate_fn_map) for entries in zip(*batch)]
+    columns = zip(*batch, strict=True)
+    return [collate(list(entries), collate_fn_map=collate_fn_map) for entries in columns]
 
 
 _BY_TYPE: dict[Any, Callable[..., Any]] = {**default_collate_fn_map, list: _collate_lists}

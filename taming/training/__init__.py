@@ -2,6 +2,7 @@
 
 from taming.config import get_obj_from_str, instantiate_from_config
 from taming.training.callbacks import ImageLogger, LearningRateMonitor, SetupCallback
+from taming.training.cli import get_parser
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.trainer_options import nondefault_trainer_args
 
@@ -12,6 +13,7 @@ __all__ = [
     "SetupCallback",
     "WrappedDataset",
     "get_obj_from_str",
+    "get_parser",
     "instantiate_from_config",
     "nondefault_trainer_args",
 ]

@@ -61,9 +61,7 @@ class SetupCallback(Callback):
         self.on_pretrain_routine_start(trainer, pl_module)
 
     @rank_zero_only
-    def on_pretrain_routine_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
+    def on_pretrain_routine_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The published name of what happens, which subclasses may override."""
         try:
             for folder in self.folders:

@@ -49,7 +49,8 @@ def test_coco_item(tmp_path: Path) -> None:
 def test_coco_annotations_and_numbers(tmp_path: Path) -> None:
     data = coco(write_coco(tmp_path))
     assert data.category_ids == ["1", "10", "2", "92"]  # as strings, without "other"
-    assert data.get_textual_label_for_category_no(1) == data.get_textual_label_for_category_id("10") == "light"
+    assert data.get_textual_label_for_category_no(1) == "light"
+    assert data.get_textual_label_for_category_id("10") == "light"
     assert len(data) == 1  # the other image has only a speck
     person, light, sky = data[0]["annotations"]
     assert person.bbox == (0.25, 0.25, 0.5, 0.5) and person.area == 0.25

@@ -101,7 +101,7 @@ def test_hooks_of_subclasses(content: dict[str, Any]) -> None:
             return "validation"
 
         def preprocess_image(self, image_path: str, segmentation_path: str) -> Any:
-            image, segmentation = super().preprocess_image(image_path, segmentation_path)
+            image, _ = super().preprocess_image(image_path, segmentation_path)
             return -image, segmentation_path
 
     own = Own(16)

@@ -167,7 +167,7 @@ class ObjectsCenterPointsConditionalBuilder:
         known = {"is_group_of": GROUP} if self.use_group_parameter else {}
         if self.use_additional_parameters:
             known |= {"is_occluded": OCCLUDED, "is_depiction": DEPICTION, "is_inside": INSIDE}
-        values = {name: bool(flags & flag) for name, flag in known.items()}
+        values: dict[str, Any] = {name: bool(flags & flag) for name, flag in known.items()}
         return Annotation(0.0, "", WHOLE, category_no=number, category_id="", **values)
 
     def _position_tokens(self, box: BoundingBox) -> list[int]:
