@@ -167,6 +167,10 @@ class ImageFiles(Dataset[Item]):
             return read_rgb(path)
         return read_rgb_fast(path, self.transform.size if self.reducible else 0)
 
+    def pixels(self, index: int) -> np.ndarray:
+        """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
+        return self.whole(self.paths[index])
+
     def whole(self, path: str) -> np.ndarray:
         """The whole image at `path`, uint8 (H, W, 3); raises `BadFile`."""
         with self.naming(path):

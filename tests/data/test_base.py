@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
-from taming.data.base import HEADERS_CHECKED, ImagePaths, NumpyPaths, set_loading
+from taming.data.base import (
+    HEADERS_CHECKED,
+    ConcatDatasetWithIndex,
+    ImagePaths,
+    NumpyPaths,
+    set_loading,
+)
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
@@ -168,3 +174,42 @@ def test_the_dataset_of_the_docs(tmp_path: Path) -> None:
     assert [item["artist"] for item in items] == ["ann", "bob"]
     assert items[0].keys() == {"image", "file_path_", "artist"}
     assert items[0]["image"].shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("base", [ImagePaths, NumpyPaths])
+def test_subclasses_read_files_of_any_kind(tmp_path: Path, base: type[ImagePaths]) -> None:
+    class Own(base):  # type: ignore[misc, valid-type]
+        def preprocess_image(self, image_path: str) -> Any:
+            pixels = np.full((24, 32, 3), int(Path(image_path).read_text()), np.uint8)
+            return self.preprocessor(image=pixels)["image"] / 255
+
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    data = Own(sorted(map(str, tmp_path.iterdir())), size=16, labels={"name": ["a", "b", "c"]})
+    assert [item["image"].max() * 255 for item in data] == [0, 1, 2]
+    assert data[2]["image"].shape == (16, 16, 3) and data[2]["name"] == "c"
+
+
+def test_subclasses_go_on_from_the_usual_image(tmp_path: Path) -> None:
+    class Own(NumpyPaths):
+        def preprocess_image(self, image_path: str) -> Any:
+            return -super().preprocess_image(image_path)
+
+    path = str(tmp_path / "a.npy")
+    np.save(path, ramps(24, 32).transpose(2, 0, 1)[None])
+    np.testing.assert_array_equal(Own([path], 16)[0]["image"], -NumpyPaths([path], 16)[0]["image"])
+
+
+@pytest.mark.parametrize("size", [-1, 0, None])
+def test_sizes_that_leave_images_as_they_are(tmp_path: Path, size: int | None) -> None:
+    [path] = write_images(tmp_path, 1)
+    assert ImagePaths([path], size)[0]["image"].shape == (24, 32, 3)
+    assert ImagePaths([path], 16, crop_size=size)[0]["image"].shape == (
+        (16, 16, 3) if size is None else (16, 21, 3)
+    )
+
+
+def test_joined_datasets_say_whose_an_item_is() -> None:
+    data = ConcatDatasetWithIndex([["a"], ["b", "c"]])  # type: ignore[list-item]
+    assert [data[i] for i in range(3)] == [("a", 0), ("b", 1), ("c", 1)]
+    assert data[-1] == ("c", 1)

@@ -99,7 +99,7 @@ def size(value: Any) -> None:
     assert len(value) == 2 and all(type(part) is int and part > 1 for part in value)
 
 
-def annotations(flags: tuple[str, ...], source: type) -> Check:
+def annotations(flags: tuple[str, ...], kind: type, source: type) -> Check:
     def check(value: Any) -> None:
         assert isinstance(value, AnnotationList) and len(value) >= 1
         for one in value:
@@ -109,7 +109,7 @@ def annotations(flags: tuple[str, ...], source: type) -> Check:
             assert type(one.category_no) is type(one.id) is int and 0 <= one.category_no < 400
             assert type(one.source) is source and 0 <= one.confidence <= 1
             known = {name for name in one._fields if name.startswith("is_")} - set(flags)
-            assert all(type(getattr(one, name)) is bool for name in flags)
+            assert all(type(getattr(one, name)) is kind for name in flags)
             assert {getattr(one, name) for name in known} <= {None} and one.segmentation is None
 
     return check
@@ -126,6 +126,7 @@ IMAGENET = LISTED | {
 }
 DEPTH = {"depth": floats(S, S)}
 LR = {"lr": floats(S, S, 3)}
+EDGES = {"lr": floats(S, S, 3, low=0)}
 SEGMENTED = LISTED | {
     "relative_file_path_": text(r"[^/].+\.jpg"),
     "segmentation_path_": text(r"file:data/.+\.png"),
@@ -147,9 +148,9 @@ SCENE = IMAGE | {
     "objects_bbox": tokens(30 * 3 + 2),
     "objects_center_points": tokens(30 * 2 + 2),
 }
-COCO = SCENE | {"annotations": annotations(("is_group_of",), type(None))}
+COCO = SCENE | {"annotations": annotations(("is_group_of",), int, type(None))}
 FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_inside")
-OPEN_IMAGES = SCENE | {"annotations": annotations(FLAGS, str)}
+OPEN_IMAGES = SCENE | {"annotations": annotations(FLAGS, bool, str)}
 CONDITION = {"condition_path_": text(r"file:.+\.png")}
 CLASS = {"class_label": whole(0, 9), "human_label": text(r"\w+")}
 FACES = LISTED | {"class": whole(0, 1)}
@@ -213,8 +214,11 @@ EXAMPLES: dict[str, Case] = {
         IMAGENET | LR,
     ),
     "ImageNetScaleValidation": (lambda: imagenet.ImageNetScaleValidation(S), IMAGENET),
-    "ImageNetEdgesTrain": (lambda: imagenet.ImageNetEdgesTrain(size=S), IMAGENET | LR),
-    "ImageNetEdgesValidation": (lambda: imagenet.ImageNetEdgesValidation(2, size=S), IMAGENET | LR),
+    "ImageNetEdgesTrain": (lambda: imagenet.ImageNetEdgesTrain(size=S), IMAGENET | EDGES),
+    "ImageNetEdgesValidation": (
+        lambda: imagenet.ImageNetEdgesValidation(2, size=S),
+        IMAGENET | EDGES,
+    ),
     "CocoImagesAndCaptionsTrain": (
         lambda: coco.CocoImagesAndCaptionsTrain(64, **ONE_HOT),  # type: ignore[arg-type]
         CAPTIONED,

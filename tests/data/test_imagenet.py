@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import default_collate
 
 from taming.data.imagenet import (
     NOT_USED,
     RESTRICTED,
+    BaseWithDepth,
     DRINExamples,
+    ImageNetBase,
     ImageNetEdgesTrain,
+    ImageNetScale,
     ImageNetScaleTrain,
     ImageNetScaleValidation,
     ImageNetTrain,
@@ -21,7 +27,10 @@ from taming.data.imagenet import (
     ImageNetValidationWithDepth,
     RINTrainWithDepth,
     class_indices,
+    get_preprocessor,
+    give_synsets_from_indices,
     imscale,
+    str_to_indices,
 )
 from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.errors import UserError
@@ -215,6 +224,135 @@ def test_edges(imagenet: Path) -> None:
     halves = ImageNetEdgesTrain(2, crop_size=64, random_crop=False)[0]["lr"]
     columns = np.flatnonzero(halves[32, :, 0])
     assert len(columns) and columns.min() >= 29 and columns.max() <= 35
+
+
+def test_settings_of_a_split_may_be_nested(imagenet: Path) -> None:
+    for config in ({"ImageNetTrain": {"random_crop": False}}, {"ImageNetTrain/random_crop": False}):
+        for settings in (config, OmegaConf.create(config)):
+            assert ImageNetTrain({"size": 16, **settings}).random_crop is False
+            assert ImageNetValidation({"size": 16, **settings}).random_crop is False
+    nested = {"ImageNetValidation": {"random_crop": True}, "size": 16}
+    assert ImageNetValidation(nested).random_crop and ImageNetTrain(nested).random_crop
+    assert ImageNetTrain({"size": -1})[0]["image"].shape == (32, 48, 3)
+    with pytest.raises(UserError, match="has no 'ImageNetTrain/random_crops'; did you mean"):
+        ImageNetTrain({"ImageNetTrain": {"random_crops": True}})
+    with pytest.raises(UserError, match="has size outside of ImageNetTrain"):
+        ImageNetTrain({"ImageNetTrain": {"size": 16}})
+    with pytest.raises(UserError, match="ImageNetBase is a base class; use one of its subclasses"):
+        ImageNetBase()
+
+
+def test_synsets_of_class_numbers(tmp_path: Path) -> None:
+    assert str_to_indices("0-2, 30") == [0, 1, 30]
+    assert give_synsets_from_indices([0, 30, 999]) == list(CLASSES)
+    file = tmp_path / "synsets.yaml"
+    file.write_text("0: n1\n7: n2\n")
+    assert give_synsets_from_indices([7, 0], str(file)) == ["n2", "n1"]
+    with pytest.raises(UserError, match="has no such classes"):
+        give_synsets_from_indices([3], file)
+
+
+def test_depth_of_any_kind(imagenet: Path) -> None:
+    class Own(ImageNetTrainWithDepth):
+        def get_depth_path(self, e: Any) -> str:
+            return f"{self.data_root}/{e['class_label']}.npy"
+
+        def preprocess_depth(self, path: str) -> np.ndarray:
+            return np.load(path)
+
+    Path("own").mkdir()
+    for number in range(3):
+        values = np.arange(32 * 48, dtype=np.float32).reshape(32, 48) * (number + 1)
+        np.save(f"own/{number}.npy", values)
+    data = Own(size=32, random_crop=False, root="own")
+    assert len(data) == 6 and data[5]["depth"][0, 1] == 3 * 9
+    assert data[5]["relpath"] == "n15075141/n15075141_1.JPEG"
+    assert data.get_base_dset()[0]["image"].shape == (32, 48, 3)
+    plain = ImageNetTrainWithDepth()
+    path = plain.get_depth_path(plain.base_dset[0])
+    assert path == "data/imagenet_depth/train/n01440764/n01440764_0.png"
+    assert plain.preprocess_depth(path).min() == -1
+
+
+def test_depth_beside_any_dataset(imagenet: Path) -> None:
+    class Items(list[Any]):
+        pass
+
+    class Own(BaseWithDepth):
+        def get_base_dset(self) -> Any:
+            image = ramps(32, 48).astype(np.float32) / 127.5 - 1
+            return Items([{"image": image, "depth_file": "n01440764/n01440764_0.png"}])
+
+        def get_depth_path(self, e: Any) -> str:
+            return f"{self.data_root}/train/{e['depth_file']}"
+
+    item = Own(size=16, random_crop=True, random_flip=False)[0]
+    assert item["image"].shape == (16, 16, 3) and item["depth"].shape == (16, 16)
+    Path("data/imagenet_depth/train/n01440764/n01440764_0.png").write_text("no image")
+    with pytest.raises(UserError, match="n01440764_0.png, depth of Own, is no image"):
+        Own(size=16)[0]
+    with pytest.raises(UserError, match="BaseWithDepth is a base class; .* define get_base_dset"):
+        BaseWithDepth()
+
+
+def test_random_crops_of_resized_images_are_mirrored_with_their_depth(imagenet: Path) -> None:
+    """As published; other crops are not, unless `random_flip` says so."""
+
+    def outcomes(**options: Any) -> int:
+        data = ImageNetTrainWithDepth(**options)
+        return len({data[0]["depth"].tobytes() for _ in range(200)})
+
+    random.seed(0)
+    assert outcomes(size=32) > 17  # 17 places for the crop
+    assert outcomes(size=32, random_flip=False) <= 17
+    assert outcomes(crop_size=32) <= 17 and outcomes(size=32, random_crop=False) == 1
+
+
+def test_published_transform_of_images_and_depth() -> None:
+    random.seed(0)
+    image = ramps(32, 48)
+    targets = {"depth": "image", "labels": "mask"}
+    both = get_preprocessor(16, True, targets)(image=image, depth=image[..., 0], labels=image)
+    assert both["image"].shape == both["labels"].shape == (16, 16, 3)
+    np.testing.assert_array_equal(both["depth"], both["image"][..., 0])
+    assert get_preprocessor(crop_size=20)(image=image)["image"].shape == (20, 20, 3)
+    assert get_preprocessor(16, crop_size=99)(image=image)["image"].shape == (16, 16, 3)
+    np.testing.assert_array_equal(get_preprocessor()(image=image)["image"], image)
+
+
+def test_pairs_from_any_dataset() -> None:
+    image = ramps(32, 48).astype(np.float32) / 127.5 - 1
+
+    class Own(ImageNetScaleTrain):
+        def get_base(self) -> Any:
+            return [{"image": image, "name": "a"}]
+
+    class Edges(ImageNetEdgesTrain):
+        get_base = Own.get_base
+
+    item = Own(crop_size=32, up_factor=2)[0]
+    assert item["name"] == "a" and item["lr"].shape == (32, 32, 3)
+    assert Edges(crop_size=32)[0]["lr"].max() <= 1
+    with pytest.raises(UserError, match="ImageNetScale is a base class; .* define get_base in it"):
+        ImageNetScale()
+
+
+def test_hooks_of_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(DRINExamples):
+        def preprocess_image(self, image_path: str) -> np.ndarray:
+            return -super().preprocess_image(image_path)
+
+        def preprocess_depth(self, path: str) -> np.ndarray:
+            return -super().preprocess_depth(path)
+
+    monkeypatch.chdir(tmp_path)
+    write_image(Path("data/drin_images/a/b.png"), 32, 48)
+    write_depth(Path("data/drin_depth/a/b.png"), ramps(32, 48)[..., 0])
+    Path("data/drin_examples.txt").write_text("a/b.png\n")
+    usual, own = DRINExamples()[0], Own()[0]
+    for key in ("image", "depth"):
+        np.testing.assert_array_equal(own[key], -usual[key])
+    assert usual["depth"].shape == (256, 256) and usual["depth"].dtype == np.float32
 
 
 @needs_real_data

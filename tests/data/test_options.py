@@ -12,7 +12,7 @@ from taming.errors import UserError
     ("arguments", "message"),
     [
         ({"size": 16, "crop_size": 17}, "crop_size 17 is larger than size 16"),
-        ({"size": -1}, "size -1 is no number of pixels"),
+        ({"size": -2}, "size -2 is no number of pixels"),
         ({"size": 25.6}, "size 25.6 is no number of pixels"),
         ({"crop_size": True}, "crop_size True is no number of pixels"),
         ({"size": 10**9}, "size is 1000000000; images may have 32,768 pixels a side"),

@@ -84,3 +84,52 @@ def test_plot(name: str) -> None:
     assert picture.min() >= -1 and picture.max() == 1
     drawn = (picture < 1).any(dim=0)
     assert drawn[0, 0] and drawn[40:60, 60:90].any()  # the crop's outline, the object
+
+
+@pytest.mark.parametrize("flag", [True, 1])
+def test_only_flags_that_are_true_count(flag: Any) -> None:
+    """COCO's crowds are marked by 1, and published models have not learned them as groups."""
+    builder = ObjectsCenterPointsConditionalBuilder(**OPTIONS)
+    token = builder.object_representation(annotation((0, 0, 1, 1), 3, is_group_of=flag))
+    assert token == (13 if flag is True else 3)
+    thing = builder.representation_to_annotation(token)
+    assert thing.category_no == 3 and thing.is_group_of is (flag is True)
+    assert thing.is_occluded is thing.is_inside is False and thing.is_truncated is None
+    plain = ObjectsCenterPointsConditionalBuilder(**OPTIONS | {"use_group_parameter": False})
+    assert plain.representation_to_annotation(token).is_group_of is None
+
+
+def test_coordinates_and_their_tokens() -> None:
+    builder = ObjectsBoundingBoxConditionalBuilder(**OPTIONS)
+    assert builder.tokenize_coordinates(1, 0) == 31 and builder.tokenize_coordinates(0, 1) == 992
+    assert builder.tokenize_coordinates(7, -1) == 31
+    assert builder.coordinates_from_token(31) == (1, 0)
+    pair = builder.token_pair_from_bbox((0, 0, 1, 1))
+    assert pair == (0, 1023) and builder.bbox_from_token_pair(*pair) == (0, 0, 1, 1)
+
+
+def test_subclasses_make_tokens_and_labels_of_their_own() -> None:
+    class Own(ObjectsBoundingBoxConditionalBuilder):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.moved = 1
+
+        def object_representation(self, annotation: Annotation) -> int:
+            return annotation.category_no + self.moved
+
+        def representation_to_annotation(self, representation: int) -> Annotation:
+            number = representation - self.moved
+            return super().representation_to_annotation(representation)._replace(category_no=number)
+
+        def token_pair_from_bbox(self, bbox: Any) -> tuple[int, int]:
+            return 5, 6
+
+        def bbox_from_token_pair(self, token1: int, token2: int) -> Any:
+            return 0.0, 0.0, float(token1), float(token2)
+
+    builder, named = Own(**OPTIONS), []
+    tokens = builder.build([annotation((0, 0, 1, 1), 3)])
+    assert tokens.tolist() == [4, 5, 6, *[1023] * 9, 5, 6]
+    assert builder.inverse_build(tokens) == ([(4, (0, 0, 5, 6))], (0, 0, 5, 6))
+    builder.plot(tokens, lambda number: named.append(number) or "cat", (64, 64))
+    assert named == [3]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tqdm import tqdm
+
+from taming.data import utils
+from taming.data.helper_types import Annotation
+from taming.errors import UserError
+from tests.kit.images import ramps
+
+
+def test_unpacking(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for ending, mode in ((".tar.gz", "w:gz"), (".tar", "w")):
+        with tarfile.open(tmp_path / f"packed{ending}", mode) as archive:  # type: ignore[call-overload]
+            archive.add(tmp_path / "a.txt", f"in{ending}/a.txt")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as archive:
+        archive.write(tmp_path / "a.txt", "in.zip/a.txt")
+    for ending in (".tar.gz", ".tar", ".zip"):
+        utils.unpack(str(tmp_path / f"packed{ending}"))
+        assert (tmp_path / f"in{ending}/a.txt").read_text() == "text"
+    with pytest.raises(UserError, match=r"a.txt is neither .tar.gz, .tar nor .zip"):
+        utils.unpack(str(tmp_path / "a.txt"))
+    (tmp_path / "packed.tar").write_text("no tar")
+    with pytest.raises(UserError, match="packed.tar cannot be unpacked"):
+        utils.unpack(str(tmp_path / "packed.tar"))
+
+
+def test_archives_stay_in_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    with tarfile.open(tmp_path / "inner/bad.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../outside.txt"), io.BytesIO())
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        utils.unpack(str(tmp_path / "inner/bad.tar"))
+    assert not (tmp_path / "outside.txt").exists()
+
+
+def test_folders_and_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = utils.get_root("flowers")
+    assert root == "data/flowers" and Path(root).is_dir() and not utils.is_prepared(root)
+    utils.mark_prepared(root)
+    assert utils.is_prepared(root)
+    Path("source").write_text("content")
+    url = (tmp_path / "source").as_uri()
+    assert utils.download_urls({"a": url}, root) == {"a": "data/flowers/a"}
+    Path("source").unlink()
+    assert Path(utils.download_url("a", url, root)).read_text() == "content"  # it is there
+
+
+def test_people_are_asked_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def answer(text: str) -> str:
+        asked.append(text)
+        (tmp_path / "a.tar").touch() if len(asked) == 2 else None
+        return ""
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert utils.prompt_download("a.tar", "http://x", str(tmp_path)) == str(tmp_path / "a.tar")
+    assert len(asked) == 2 and "download a.tar from http://x" in asked[0]
+    (tmp_path / "content").mkdir()
+    utils.prompt_download("b.tar", "http://x", str(tmp_path), "content")
+    assert len(asked) == 2
+
+    def nobody(text: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    with pytest.raises(UserError, match=r"c.tar is missing; download c.tar from http://x"):
+        utils.prompt_download("c.tar", "http://x", str(tmp_path))
+
+
+def test_progress() -> None:
+    with tqdm(disable=False, file=io.StringIO()) as bar:
+        show = utils.reporthook(bar)
+        show(2, 10, 50)
+        show(3, 10, 50)
+        assert (bar.n, bar.total) == (30, 50)
+
+
+def test_square_crops() -> None:
+    image = ramps(40, 60)
+    np.testing.assert_array_equal(utils.quadratic_crop(image, (20, 10, 40, 20)), image[5:25, 20:40])
+    assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.5).shape == (10, 10, 3)
+    corner = utils.quadratic_crop(image[..., 0], (0, 0, 10, 10), alpha=2.0)
+    padded = np.pad(image[..., 0], 20, mode="reflect")
+    np.testing.assert_array_equal(corner, padded[15:35, 15:35])
+
+
+def thing(number: int) -> Annotation:
+    return Annotation(0.1, "x", (0, 0, 1, 1), number, str(number))
+
+
+def test_batches() -> None:
+    items: list[dict[str, Any]] = [
+        {
+            "image": np.full((2, 2, 3), i, np.float32),
+            "annotations": [thing(number) for number in range(i)],
+            "caption": ["a", "b"],
+            "point": (i, 2.0),
+        }
+        for i in range(3)
+    ]
+    batch = utils.custom_collate(items)
+    assert batch["image"].shape == (3, 2, 2, 3) and batch["image"].dtype == torch.float32
+    assert [len(annotations) for annotations in batch["annotations"]] == [0, 1, 2]
+    assert batch["annotations"][2][1] == thing(1)
+    assert batch["caption"] == [["a"] * 3, ["b"] * 3]
+    assert batch["point"][0].tolist() == [0, 1, 2]
+    items[1]["image"] = np.zeros((4, 2, 3), np.float32)
+    with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(2, 2, 3\) and"):
+        utils.custom_collate(items)
+    with pytest.raises(RuntimeError, match="equal size"):
+        utils.custom_collate([["a"], ["a", "b"]])
