@@ -38,6 +38,20 @@ def test_calibrated_layers_are_restored_if_damaged(tmp_path):
         get_ckpt_path("vgg_other", tmp_path)
 
 
+def test_checkpoints_that_a_program_has_listed(tmp_path, monkeypatch):
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"abc")
+    monkeypatch.setitem(util.URL_MAP, "own", source.as_uri())
+    monkeypatch.setitem(util.CKPT_MAP, "own", "own.pth")
+    monkeypatch.setitem(util.MD5_MAP, "own", "900150983cd24fb0d6963f7d28e17f72")
+    path = get_ckpt_path("own", tmp_path / "cache")
+    assert path == str(tmp_path / "cache/own.pth") and md5_hash(path) == md5_hash(source)
+    monkeypatch.setitem(util.MD5_MAP, "own", "0")
+    assert get_ckpt_path("own", tmp_path / "cache") == path
+    with pytest.raises(UserError, match="own.pth has the MD5 9001.* instead of 0; delete it"):
+        get_ckpt_path("own", tmp_path / "cache", check=True)
+
+
 def test_retrieve_from_nested_containers():
     config = {"model": {"layers": [{"width": 3}, {"width": 5}], "7": "seven"}}
     assert retrieve(config, "model/layers/1/width") == 5

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch.utils.data import default_collate
 
+from taming.data.base import ImagePaths
 from taming.data.faceshq import (
     CelebAHQTrain,
     CelebAHQValidation,
+    FacesBase,
     FacesHQTrain,
     FacesHQValidation,
     FFHQTrain,
@@ -125,3 +128,23 @@ def test_bad_files_are_skipped_if_asked(faces: Path, caplog: pytest.LogCaptureFi
         data = FFHQTrain(16, on_error="skip")
     assert "1 of the 3 files looked at cannot be used" in caplog.text
     assert [item["file_path_"][-7:] for item in data] == ["001.png", "003.png", "003.png"]
+
+
+def test_no_keys_are_not_all_keys(faces: Path) -> None:
+    assert FFHQTrain(8, keys=[])[0] == {} and set(FFHQTrain(8)[0]) == {"image", "file_path_"}
+    assert FacesHQTrain(8, keys=[], crop_size=8)[0] == {"class": 0}
+    assert FFHQTrain(-1)[0]["image"].shape == FacesHQTrain(-1, crop_size=-1)[0]["image"].shape
+    assert FacesHQTrain(-1, crop_size=16)[0]["image"].shape == (16, 16, 3)
+
+
+def test_collections_of_one_s_own(faces: Path) -> None:
+    class Own(FacesBase):
+        def __init__(self, keys: Any = None) -> None:
+            super().__init__()
+            self.data = ImagePaths(["data/ffhq/000.png"], size=16)
+            self.keys = keys
+
+    assert set(Own()[0]) == {"image", "file_path_"} and len(Own()) == 1
+    assert list(Own(["image"])[0]) == ["image"]
+    with pytest.raises(UserError, match="Own has no 'images'; keys can be image, file_path_"):
+        Own(["images"])[0]

@@ -39,7 +39,9 @@ def test_coordinates_are_those_of_the_crop(crop: Any, make: Any) -> None:
     for _ in range(40):
         (x, y, width, height), image = crop(make(PICTURE))
         left, top, side = round(x * 48), round(y * 32), round(width * 48)
-        np.testing.assert_array_equal(pixels_of(image), PICTURE[top : top + side, left : left + side])
+        np.testing.assert_array_equal(
+            pixels_of(image), PICTURE[top : top + side, left : left + side]
+        )
         assert height * 32 == pytest.approx(side)
         lefts.add(left)
         sides.add(side)
@@ -68,7 +70,9 @@ def test_flips_say_whether(make: Any) -> None:
 
 
 def test_crops_that_do_not_fit() -> None:
-    with pytest.raises(UserError, match="image of 48 x 32 pixels is smaller than the crop of 40 x 40"):
+    with pytest.raises(
+        UserError, match="image of 48 x 32 pixels is smaller than the crop of 40 x 40"
+    ):
         RandomCrop1dReturnCoordinates(40)(Image.fromarray(PICTURE))
     with pytest.raises(UserError, match="size 'x' is no number of pixels"):
         CenterCropReturnCoordinates("x")

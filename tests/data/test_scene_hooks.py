@@ -43,11 +43,15 @@ def test_what_is_known_of_images_and_classes(root: Path) -> None:
     assert data.get_image_path(image_id) == data.get_image_path("5") == root / "train2017/5.jpg"
     assert data.get_image_description("5") == {"file_name": "5.jpg", "original_size": (48, 32)}
     assert data.no_classes == 4 and data.get_category_number("10") == 1
-    assert data.get_category_id(1) == "10" and data.get_textual_label_for_category_id("2") == "bicycle"
+    assert (
+        data.get_category_id(1) == "10" and data.get_textual_label_for_category_id("2") == "bicycle"
+    )
     files = {"instances_annotations": "annotations/instances_train2017.json", "files": "train2017"}
     assert files.items() <= data.get_path_structure().items()
     assert data.build_paths(root)["files"] == root / "train2017"
-    with pytest.raises(UserError, match="is a base class; use one of its subclasses, or define get"):
+    with pytest.raises(
+        UserError, match="is a base class; use one of its subclasses, or define get"
+    ):
         AnnotatedObjectsDataset(data_path=root, **OPTIONS)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from taming.data import ade20k, coco, sflckr
-from taming.data.ade20k import ADE20kTrain, ADE20kValidation
+from taming.data.ade20k import ADE20kBase, ADE20kTrain, ADE20kValidation
 from taming.data.sflckr import SegmentationBase
 from taming.errors import UserError
 from tests.kit.images import write_image
@@ -89,6 +89,21 @@ def test_ade20k_lists_come_in_several_forms(ade: Path, form: str) -> None:
 def test_ade20k_crops_anywhere_in_training(ade: Path) -> None:
     assert len({ADE20kValidation(size=32)[0]["image"].tobytes() for _ in range(9)}) == 1
     assert len({ADE20kTrain(size=32, crop_size=8)[0]["image"].tobytes() for _ in range(9)}) > 1
+
+
+def test_ade20k_asks_subclasses_for_their_split(ade: Path) -> None:
+    class Own(ADE20kTrain):
+        def get_split(self) -> str:
+            return "validation"
+
+    assert len(Own(size=32)) == 2 and len(ADE20kTrain(size=32)) == 3
+    with pytest.raises(UserError, match="ADE20kBase is a base class; .* define get_split in it"):
+        ADE20kBase(size=32)
+
+
+@pytest.mark.parametrize("size", [-1, 0, None])
+def test_ade20k_at_its_own_size(ade: Path, size: int | None) -> None:
+    assert ADE20kTrain(size=size)[0]["segmentation"].shape == (40, 48, 151)
 
 
 def test_ade20k_scenes_with_mistakes(ade: Path) -> None:

@@ -10,13 +10,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.training.callbacks import ImageLogger, scene_pictures
+from taming.training.callbacks import ImageLogger, SetupCallback, scene_pictures
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -104,3 +105,42 @@ def test_other_conditions_have_no_scene(tmp_path: Path) -> None:
     dataset = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
     assert scene_pictures(dataset, {"image": torch.zeros(1)}, "image", (8, 8)) == {}
     assert scene_pictures([], {"class_label": torch.zeros(1)}, "class_label", (8, 8)) == {}
+
+
+def test_subclasses_write_and_choose_pictures_themselves(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Own(ImageLogger):
+        def check_frequency(self, step: int) -> bool:
+            return step == 3
+
+        def log_img(self, pl_module: Any, batch: Any, batch_idx: int, split: str = "train") -> None:
+            seen.append(split)
+            super().log_img(pl_module, batch, batch_idx, split)
+
+        def log_local(self, save_dir: Any, split: str, images: Any, *place: int) -> None:
+            seen.append((save_dir, sorted(images), *place))
+
+    places = {"current_epoch": 2, "default_root_dir": str(tmp_path), "loggers": []}
+    callback, batch = Own(batch_frequency=750, max_images=1), {"image": torch.zeros(2, 3, 8, 8)}
+    for step in (2, 3):
+        trainer: Any = SimpleNamespace(
+            global_step=step, datamodule=None, sanity_checking=False, **places
+        )
+        callback.on_train_batch_end(trainer, Shows(), None, batch, 7)
+    callback.on_validation_batch_end(trainer, Shows(), None, batch, 0)
+    written = (str(tmp_path), ["inputs"])
+    assert seen == ["train", (*written, 3, 2, 7), "val", (*written, 3, 2, 0)]
+
+
+def test_subclasses_add_to_the_start_of_a_run(tmp_path: Path) -> None:
+    class Own(SetupCallback):
+        def on_pretrain_routine_start(self, trainer: Any, pl_module: Any) -> None:
+            super().on_pretrain_routine_start(trainer, pl_module)
+            Path(self.folders[0], "own").touch()
+
+    folders = [tmp_path / "run", tmp_path / "run/checkpoints", tmp_path / "run/configs"]
+    config = OmegaConf.create({"model": 1})
+    Own(None, "now", *folders, config=config, lightning_config=config).on_fit_start(Mock(), Mock())
+    assert (folders[0] / "own").is_file() and folders[1].is_dir()
+    assert OmegaConf.load(folders[2] / "now-project.yaml") == config

@@ -67,3 +67,47 @@ def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:
     typo = OmegaConf.create({"target": "tests.kit.datasets.Noise", "params": {"lenght": 1}})
     with pytest.raises(UserError, match="data.params.train.params: .*did you mean 'length'"):
         DataModuleFromConfig(1, train=typo).setup()
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_images_of_several_sizes_are_refused_before_training(tmp_path: Path, wrap: bool) -> None:
+    paths = [*write_images(tmp_path / "a", 3), *write_images(tmp_path / "b", 2, 24, 24)]
+    (tmp_path / "list.txt").write_text("\n".join(paths))
+
+    def data(batch_size: int, **params: Any) -> DataModuleFromConfig:
+        params |= {"training_images_list_file": str(tmp_path / "list.txt")}
+        config = {"target": "taming.data.custom.CustomTrain", "params": params}
+        return DataModuleFromConfig(batch_size, config, wrap=wrap, num_workers=0)
+
+    several = r"data.params.train: images have several sizes, 16 x 12 .*000.png\) and 12 x 12 "
+    with pytest.raises(UserError, match=several):
+        data(2, size=12, crop_size=0).setup()
+    data(1, size=12, crop_size=0).setup()
+    data(2, size=12).setup()
+    with pytest.raises(UserError, match="images have several sizes, 32 x 24 .* and 24 x 24 "):
+        data(5, size=-1).setup()
+    data(5, size=None, crop_size=20).setup()
+
+
+def test_batches_of_foreign_datasets_that_do_not_fit_are_explained() -> None:
+    data = DataModuleFromConfig(2, noise(2), num_workers=1)
+    data.setup()
+    data.datasets["train"] = [{"image": torch.zeros(4, side, 3)} for side in (4, 5)]
+    with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(4, 4, 3\) and"):
+        next(iter(data.train_dataloader()))
+
+
+def test_subclasses_are_asked_for_their_datasets() -> None:
+    calls = []
+
+    class Own(DataModuleFromConfig):
+        def prepare_data(self) -> None:
+            calls.append("prepare_data")
+            super().prepare_data()
+
+        def setup(self, stage: str | None = None) -> None:
+            calls.append("setup")
+            super().setup(stage)
+
+    Own(2, noise(5), num_workers=0).prepare_data()
+    assert calls == ["prepare_data", "setup"]

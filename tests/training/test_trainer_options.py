@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.training.trainer_options import move_manual_options, parse_option, resolve_devices
+from taming.training.cli import get_parser
+from taming.training.trainer_options import (
+    move_manual_options,
+    nondefault_trainer_args,
+    parse_option,
+    resolve_devices,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +82,10 @@ def test_accumulation_and_clipping_move_to_models_that_step_themselves() -> None
     assert (model.accumulate_grad_batches, model.gradient_clip_val) == (4, 0.5)
     model.automatic_optimization = True
     assert move_manual_options(options, model) == options
+
+
+def test_arguments_that_differ_from_the_trainer_s_defaults() -> None:
+    opt = get_parser(description="mine").parse_known_args(["-t", "--seed", "3"])[0]
+    opt.max_steps, opt.max_epochs, opt.precision = 7, None, "32"
+    assert nondefault_trainer_args(opt) == ["max_steps", "precision"]
+    assert get_parser(description="mine").description == "mine"
