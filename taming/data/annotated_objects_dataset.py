@@ -250,7 +250,7 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         self.scenes, self._numbers = SceneLists(objects), None
 
     def _no_object_classes(self, wanted: int | None) -> int:
-        count = len(self.category_ids)
+        count = self.no_classes
         if wanted is not None and wanted < count:
             raise UserError(
                 f"{self._name} has {count} categories, but no_object_classes is {wanted}; make it "

@@ -51,11 +51,8 @@ class SetupCallback(Callback):
         super().__init__()
         self.resume = resume
         self.now = now
-        self.folders = [Path(logdir), Path(ckptdir), Path(cfgdir)]
-        self.configs = {
-            "project": config,
-            "lightning": OmegaConf.create({"lightning": lightning_config}),
-        }
+        self.logdir, self.ckptdir, self.cfgdir = Path(logdir), Path(ckptdir), Path(cfgdir)
+        self.config, self.lightning_config = config, lightning_config
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_pretrain_routine_start(trainer, pl_module)
@@ -64,15 +61,17 @@ class SetupCallback(Callback):
     def on_pretrain_routine_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The published name of what happens, which subclasses may override."""
         try:
-            for folder in self.folders:
+            for folder in (self.logdir, self.ckptdir, self.cfgdir):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the run folder {self.folders[0]} cannot be made ({error})") from None
-        remove_leftovers(self.folders[0])
-        paths = [self.folders[-1] / f"{self.now}-{name}.yaml" for name in self.configs]
-        for path, config in zip(paths, self.configs.values(), strict=True):
-            write_text(path, OmegaConf.to_yaml(config))
-        trust.remember(paths)
+            raise UserError(f"the run folder {self.logdir} cannot be made ({error})") from None
+        remove_leftovers(self.logdir)
+        lightning = OmegaConf.create({"lightning": self.lightning_config})
+        parts = {"project": self.config, "lightning": lightning}
+        paths = {name: self.cfgdir / f"{self.now}-{name}.yaml" for name in parts}
+        for name, path in paths.items():
+            write_text(path, OmegaConf.to_yaml(parts[name]))
+        trust.remember(list(paths.values()))
 
 
 @runtime_checkable

@@ -188,6 +188,7 @@ def test_own_files_and_classes(root: Path) -> None:
     (root / "train2017").rename(root / "moved/pictures")
     data = coco(root, Own)
     assert data.category_ids == ["92", "2", "10"]
+    assert data.conditional_builders["objects_bbox"].no_object_classes == data.no_classes == 3
     assert [one.category_no for one in data[0]["annotations"]] == [2, 0]
     assert data[0]["image_path"] == str(root / "moved/pictures/5.jpg")
 

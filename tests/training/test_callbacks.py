@@ -137,7 +137,7 @@ def test_subclasses_add_to_the_start_of_a_run(tmp_path: Path) -> None:
     class Own(SetupCallback):
         def on_pretrain_routine_start(self, trainer: Any, pl_module: Any) -> None:
             super().on_pretrain_routine_start(trainer, pl_module)
-            Path(self.folders[0], "own").touch()
+            Path(self.logdir, "own").touch()
 
     folders = [tmp_path / "run", tmp_path / "run/checkpoints", tmp_path / "run/configs"]
     config = OmegaConf.create({"model": 1})
