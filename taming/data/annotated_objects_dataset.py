@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -215,7 +215,7 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         return {image_id: kept for image_id, kept in large.items() if least <= len(kept) <= most}
 
     def _filter_in_memory(self, limits: Limits) -> None:
-        objects = {str(image_id): list(self.get_annotation(image_id)) for image_id in self._ids()}
+        objects = {text: list(self._annotations(i)) for i, text in enumerate(self._known_ids)}
         chosen = self.filter_object_number(
             {image_id: annotations for image_id, annotations in objects.items() if annotations},
             limits.min_object_area,
@@ -223,9 +223,6 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
             limits.max_objects_per_image,
         )
         self._keep([self._number_of(image_id) for image_id in chosen], list(chosen.values()))
-
-    def _ids(self) -> Iterator[ImageId]:
-        return (ImageId(text, number) for number, text in enumerate(self._known_ids))
 
     def _number_of(self, image_id: str) -> int:
         if isinstance(image_id, ImageId):
@@ -311,8 +308,9 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         picture = self.picture(path)
         crop, flipped, image = self.image_transform(picture)
         sample |= {"original_size": size_of(picture), "image": self.values_of(image)}
-        sample |= {"crop_bbox": crop or WHOLE, "flipped": flipped}
-        for key, builder in self.conditional_builders.items():
-            if key in self.keys:
-                sample[key] = builder.build(sample["annotations"], crop, bool(flipped))
+        sample |= {"crop_bbox": crop or WHOLE, "flipped": bool(flipped)}
+        builders = self.conditional_builders
+        for key in self.keys:
+            if key in builders:
+                sample[key] = builders[key].build(sample["annotations"], crop, bool(flipped))
         return {key: sample[key] for key in self.keys}

@@ -82,6 +82,7 @@ def _are_whole_files(dataset: Dataset[Item]) -> TypeGuard[ImageFiles]:
         isinstance(dataset, ImageFiles)
         and dataset.reads_files()
         and type(dataset).load is ImageFiles.load
+        and type(dataset).__getitem__ is ImageFiles.__getitem__
         and not (dataset.transform.size or dataset.transform.crop_size)
     )
 
