@@ -11,13 +11,13 @@ from taming.limits import check_sizes
 from taming.modules.util import ActNorm
 
 
-def weights_init(module: nn.Module) -> None:
+def weights_init(m: nn.Module) -> None:
     """DCGAN's initialization (arXiv 1511.06434), for `discriminator.apply(weights_init)`."""
-    if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-        nn.init.zeros_(module.bias)
+    if isinstance(m, nn.Conv2d):
+        nn.init.normal_(m.weight, 0.0, 0.02)
+    elif isinstance(m, nn.BatchNorm2d):
+        nn.init.normal_(m.weight, 1.0, 0.02)
+        nn.init.zeros_(m.bias)
 
 
 class NLayerDiscriminator(nn.Module):
