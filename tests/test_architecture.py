@@ -27,7 +27,7 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "trust"}
+GROUND |= {"limits", "trust", "weight_choice"}
 LEAVES = GROUND | {
     "config",
     "config_files",
@@ -45,7 +45,8 @@ ALLOWED = {
     "devices": {"errors"},
     "pictures": {"errors"},
     "trust": {"atomic_files", "errors"},
-    "command_line": {"errors", "trust"},
+    "weight_choice": {"errors"},
+    "command_line": {"errors", "trust", "weight_choice"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taming.atomic_files import atomic_path
-from taming.checkpoint import read_checkpoint, save_atomic
+from taming.checkpoint import read_content, save_atomic
+from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
 
 
@@ -22,12 +23,14 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
     Raises:
         UserError: if the checkpoint has no such sub-model.
     """
-    state = read_checkpoint(source)["state_dict"]
-    prefix = f"{submodel}."
+    chosen = choose(read_content(source), source)
+    state, prefix = chosen.tensors, f"{submodel}."
     part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not part:
         known = ", ".join(sorted({name.partition(".")[0] for name in state}))
         raise UserError(f"{source} has no sub-model '{submodel}'; it has {known}")
+    if chosen.notes:
+        say(str(source), tuple(chosen.notes))
     save_weights({name: tensor.clone() for name, tensor in part.items()}, target)
     return len(part)
 
