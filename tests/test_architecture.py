@@ -27,7 +27,7 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "trust", "weight_choice"}
+GROUND |= {"limits", "published_names", "trust", "weight_choice"}
 LEAVES = GROUND | {
     "config",
     "config_files",
@@ -45,6 +45,7 @@ ALLOWED = {
     "devices": {"errors"},
     "pictures": {"errors"},
     "trust": {"atomic_files", "errors"},
+    "published_names": {"errors"},
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "weight_choice"},
     "config_files": {"config_values", "errors", "trust"},
