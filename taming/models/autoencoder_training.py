@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from taming.errors import UserError
 from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
 from taming.lr_scheduler import make_schedule
 from taming.models.codes import CodeHistogram, CodesInterface
+from taming.models.published_steps import adapted
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.losses.base import DummyLoss, FirstStageLoss, has_entry_points
 from taming.modules.vqvae.codebook import Quantizer
@@ -60,6 +61,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self.gradient_clip_val: float | None = None
         self.gradient_clip_algorithm = "norm"
         self.loss_terms: dict[str, Tensor] = {}  # the last loss of training, and its terms
+        self._step: int | None = None  # while a batch trains both sides
 
     def _prepare_training(self) -> None:
         self._used_codes = CodeHistogram(self.quantize.n_e)
@@ -91,28 +93,77 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             for parameter in self.discriminator.parameters():
                 same_on_all_ranks(parameter.data)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (step := vars(cls).get("training_step")) is not None:
+            cls.training_step = adapted(step)  # type: ignore[method-assign]
+
+    @property
+    def global_step(self) -> int:  # type: ignore[override]
+        """The number of batches before this one, also between the updates of both sides."""
+        return super().global_step if self._step is None else self._step
+
+    def training_step(
+        self,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        *side: int,
+        optimizer_idx: int | None = None,
+    ) -> Tensor | None:
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
-        autoencoder makes of the same batch."""
+        autoencoder makes of the same batch.
+
+        With the number of a side, 0 or 1, and where there is no Trainer, it is that side's loss
+        alone, of which the caller takes the step.
+        """
         x = self.get_input(batch, self.image_key)
-        optimizers: Any = self.optimizers()
-        boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
-        step = self.global_step  # the update below counts, and both sides play at one step
+        number = side[0] if side else optimizer_idx
+        if number is None and self._trainer is None:
+            number = GENERATOR
+
+        def loss_of(side: int) -> Tensor:
+            with torch.set_grad_enabled(side == GENERATOR):
+                images = Reconstruction(self.global_step, x, *self(x))
+            return self._loss_of(images, side, "train")
+
+        if number is not None:
+            return loss_of(number)
+        self.train_both(batch_idx, loss_of)
+        return None
+
+    def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        """Update the autoencoder, then the discriminator, if there is one, by their losses."""
+        self._step = self.global_step  # the update below counts, and both sides play at one step
+        try:
+            self.train_generator(batch_idx, loss_of)
+            if self.discriminator is not None:
+                self._train_discriminator(batch_idx, loss_of)
+        finally:
+            self._step = None
+
+    def _ends_window(self, batch_idx: int) -> bool:
+        """Whether the gradients that were added up so far are taken for an update."""
+        whole = (batch_idx + 1) % self.accumulate_grad_batches == 0
+        return whole or self.trainer.is_last_batch
+
+    def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        """Update the autoencoder by its loss."""
+        boundary = self._ends_window(batch_idx)
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(self._loss_of(Reconstruction(step, x, *self(x)), GENERATOR, "train"))
+            self._backward(loss_of(GENERATOR))
         if boundary:
+            optimizers: Any = self.optimizers()
             generator = optimizers[0] if isinstance(optimizers, list) else optimizers
             self._update(generator, counted=True)
-        if self.discriminator is None:
-            return
-        with torch.no_grad():
-            images = Reconstruction(step, x, *self(x))
+
+    def _train_discriminator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
         # either: it would then average those of the next batch, which may be within a window.
         with without_gradient_sync(self.trainer):
-            self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
-        if boundary:
+            self._backward(loss_of(DISCRIMINATOR))
+        if self._ends_window(batch_idx) and self.discriminator is not None:
             average_gradients(self.discriminator.parameters())
+            optimizers: Any = self.optimizers()
             self._update(optimizers[1], counted=False)
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:

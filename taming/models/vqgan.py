@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taming import published_names
 from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config
 from taming.errors import UserError
@@ -21,6 +22,8 @@ from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 Config = Mapping[str, Any]
+
+__getattr__ = published_names.served_by(__name__)
 
 
 class VQModel(AutoencoderTraining):
@@ -104,7 +107,12 @@ class VQModel(AutoencoderTraining):
 
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
-        return self.quantize(self.quant_conv(self.encoder(x)))
+        return self.quantize(self.encode_to_prequant(x))
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> what the quantizer takes, [B, its input channels, h, w]."""
+        latents: Tensor = self.quant_conv(self.encoder(x))
+        return latents
 
     def decode(self, quant: Tensor) -> Tensor:
         """Codes [B, embed_dim, h, w] -> images [B, C, H, W]."""
@@ -218,10 +226,16 @@ class GumbelVQ(VQModel):
         sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
         return GumbelQuantize(**self._gumbel_options, **sizes)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def temperature_scheduling(self) -> None:
+        """Set the temperature of this step."""
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
+
+    def training_step(
+        self, batch: Mapping[str, Any], batch_idx: int, *side: int, **named: Any
+    ) -> Tensor | None:
+        self.temperature_scheduling()
         self.log("temperature", self.quantize.temperature)
-        super().training_step(batch, batch_idx)
+        return super().training_step(batch, batch_idx, *side, **named)
 
 
 def _require_no_conflict(
