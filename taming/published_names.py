@@ -13,6 +13,9 @@ from taming.errors import UserError
 
 # By module: the old name, and where the object is today.
 MOVED = {
+    "taming.modules.diffusionmodules.model": {
+        "get_timestep_embedding": "taming.modules.util.get_timestep_embedding",
+    },
     "taming.models.vqgan": {
         "VectorQuantizer": "taming.modules.vqvae.nearest.VectorQuantizer2",
     },

@@ -16,7 +16,7 @@ WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # Modules that hold a whole model and nothing else, where the model's own names are not known.
 HOLDERS = {"model", "first_stage_model"}
-OPTIONAL = ("loss.",)
+OPTIONAL = ("loss.", "model_ema.")  # what only training needs
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
-from taming.checkpoint.names import Tensors
+from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
@@ -85,7 +85,7 @@ def load_weights(
     *,
     source: str | Path = "the checkpoint",
     ignore_keys: Iterable[str] = (),
-    optional: Sequence[str] = ("loss.",),
+    optional: Sequence[str] = OPTIONAL,
     assign: bool = False,
 ) -> list[str]:
     """Put `state_dict` into `module`; returns the names that kept their initial values.
@@ -94,7 +94,7 @@ def load_weights(
         source: where the tensors come from, for errors.
         ignore_keys: names that start with one of these are dropped.
         optional: names with a part that starts with one of these may be missing or in excess (the
-            losses, which only training needs).
+            losses and averages, which only training needs).
         assign: let the module's parameters and buffers, which stay the same objects, take the
             memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
             that nobody else uses: pages of a mapped file then serve as memory until they are
@@ -122,7 +122,7 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     file = find_run(path).checkpoint
     own, version = module.state_dict(), _version(file)
     state, ignored = weights_for(own, read_content(file), file)
-    names = _common_names(own, state, file, (*ignore_keys, *ignored), ("loss.",))
+    names = _common_names(own, state, file, (*ignore_keys, *ignored), OPTIONAL)
     mapped = is_mapped(file)
     for part in _parts({name: state[name].nbytes for name in names}) if mapped else [names]:
         module.load_state_dict({name: state[name] for name in part}, strict=False)

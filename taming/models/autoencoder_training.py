@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -20,8 +21,9 @@ from taming.lr_scheduler import make_schedule
 from taming.models.codes import CodeHistogram, CodesInterface
 from taming.models.published_steps import adapted
 from taming.modules.diffusionmodules.model import Decoder
-from taming.modules.losses.base import DummyLoss, FirstStageLoss, has_entry_points
-from taming.modules.vqvae.codebook import Quantizer
+from taming.modules.ema import LitEma
+from taming.modules.losses.base import DummyLoss, FirstStageLoss, MissingLoss, has_entry_points
+from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     decoder: Decoder
     image_key: str
     learning_rate: float
+    lr_g_factor: float = 1.0  # of the autoencoder's rate
     scheduler_config: Mapping[str, Any] | None = None
+    batch_resize_range: tuple[int, int] | None = None
+    use_ema: bool = False
+    model_ema: LitEma
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +86,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         return network
 
     def on_fit_start(self) -> None:
+        if isinstance(self.loss, MissingLoss):
+            raise UserError(
+                f"model.params.lossconfig: {self.loss.target} is not installed here, or not "
+                "trusted; install its package and add --trust, or set another loss to train with"
+            )
         if isinstance(self.loss, DummyLoss):
             raise UserError(
                 "model.params.lossconfig: set a loss; without one nothing can be trained"
@@ -237,6 +248,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides and the use of the codebook, of one batch."""
         self._evaluate(batch, "val")
+        if self.use_ema:
+            with self.model_ema.swapped_in(self):
+                self._evaluate(batch, "val_ema")
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides, of one batch."""
@@ -244,13 +258,39 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
 
     def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
         x = self.get_input(batch, self.image_key)
-        quant, codebook_loss, (_, _, indices) = self.encode(x)
-        self._used_codes.add(indices)
-        assert codebook_loss is not None
-        images = Reconstruction(self.global_step, x, self.decode(quant), codebook_loss)
+        quant, codebook_loss, (_, _, indices) = self.quantized(x)
+        if split != "val_ema":
+            self._used_codes.add(indices)
+        images = Reconstruction(self.global_step, x, self.images_of(quant), codebook_loss)
         self._loss_of(images, GENERATOR, split)
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, split)
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
+        x = super().get_input(batch, k)
+        if self.batch_resize_range is None or not self.training:
+            return x
+        smallest, largest = self.batch_resize_range
+        choices = (largest - smallest) // 16 + 1
+        side = smallest + 16 * int(torch.randint(choices, ()))
+        if self.global_step <= 4:  # so that a lack of memory shows at once
+            side = largest
+        same = (side, side) == tuple(x.shape[-2:])
+        return x if same else F.interpolate(x, size=side, mode="bicubic")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.use_ema and self._ends_window(batch_idx):
+            self.model_ema(self)
+
+    def quantized(self, x: Tensor) -> Quantized:
+        """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
+        quantized: Quantized = self.encode(x)  # type: ignore[assignment]
+        return quantized
+
+    def images_of(self, quant: Tensor) -> Tensor:
+        """Codes -> images: what `decode` of most models gives."""
+        return self.decode(quant)
 
     def on_validation_start(self) -> None:
         """Validate with the first process's running means, which are those of a checkpoint."""
@@ -274,7 +314,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         groups = [list(self.autoencoder_parameters())]
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
-        optimizers = [Adam(group, lr=self.learning_rate, betas=(0.5, 0.9)) for group in groups]
+        rates = [self.lr_g_factor * self.learning_rate, self.learning_rate]
+        optimizers = [
+            Adam(group, lr=rate, betas=(0.5, 0.9))
+            for group, rate in zip(groups, rates, strict=False)
+        ]
         if self.scheduler_config is None:
             return list(optimizers), []
         return list(optimizers), [make_schedule(self.scheduler_config, one) for one in optimizers]

@@ -7,7 +7,6 @@ images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,20 +20,7 @@ from taming.errors import UserError
 from taming.limits import check_memory, check_sizes
 
 __getattr__ = published_names.served_by(__name__)
-
 GROUPS = 32
-ATTENTION = ("vanilla", "none")  # values of `attn_type`, of latent diffusion's configs
-
-
-def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
-    """Sines, then cosines, of steps [B] at frequencies from 1 to 1 / 10000: [B, embedding_dim].
-
-    For diffusion models that borrow it (arXiv 1706.03762, section 3.5); an odd width ends in 0.
-    """
-    half = embedding_dim // 2
-    exponents = torch.arange(half, device=timesteps.device) / max(half - 1, 1)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # (B, half)
-    return F.pad(torch.cat((angles.sin(), angles.cos()), dim=1), (0, embedding_dim % 2))
 
 
 def nonlinearity(x: Tensor) -> Tensor:
@@ -216,9 +202,9 @@ class Middle(nn.Module):
         return out
 
 
-def _has_attention(attn_type: str) -> bool:
-    if attn_type not in ATTENTION:
-        raise UserError(f"ddconfig.attn_type is {attn_type}; known are {', '.join(ATTENTION)}")
+def _attends(attn_type: str) -> bool:
+    if attn_type not in ("vanilla", "none"):
+        raise UserError(f"ddconfig.attn_type is {attn_type}; known are vanilla and none")
     return attn_type != "none"
 
 
@@ -262,7 +248,7 @@ class Encoder(nn.Module):
         check_sizes("ddconfig", most=16, **{"the length of ch_mult": len(ch_mult)})
         check_sizes("ddconfig", **{f"ch_mult.{i}": factor for i, factor in enumerate(ch_mult)})
         check_sizes("ddconfig", least=0, most=1, dropout=dropout)
-        widths, attends = _level_widths(ch, ch_mult), _has_attention(attn_type)
+        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
@@ -316,7 +302,7 @@ class Decoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, attends = _level_widths(ch, ch_mult), _has_attention(attn_type)
+        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
         self.give_pre_end = give_pre_end
@@ -329,8 +315,7 @@ class Decoder(nn.Module):
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
-            side = lowest * 2 ** (self.num_resolutions - 1 - i)
-            attention = attends and side in attn_resolutions
+            attention = attends and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)
