@@ -83,7 +83,7 @@ def add_weight_flags(parser: Arguments) -> None:
     parser.add_argument(
         "--weights",
         metavar=f"{RAW}|{EMA}",
-        help="of files with a moving average (EMA) of the weights: which to load (default: the EMA)",
+        help="which weights of a file that has a moving average (EMA) of them too (default: ema)",
     )
     parser.add_argument(
         "--parts",

@@ -236,7 +236,6 @@ def check_names(merged: DictConfig, parts: Sequence[Part], sections: Sequence[st
             if not origin.trust.own and place[0] == "lightning":
                 _check_output(place, value, origin)
 
-
     for place, target in foreign.items():
         loss = {"target": "taming.modules.losses.base.MissingLoss", "params": {"target": target}}
         OmegaConf.update(merged, _key(place), loss, merge=False)

@@ -53,7 +53,7 @@ class NameGoneError(UserError, ImportError):
 def served_by(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module with names in the tables above.
 
-    It raises `NameGoneError` for what is gone, also from `import`, and AttributeError for other names.
+    It raises `NameGoneError` for what is gone, also from `import`, else AttributeError.
     """
 
     def find(name: str) -> Any:

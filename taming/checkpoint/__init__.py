@@ -1,5 +1,6 @@
 """Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
+from taming.checkpoint.fingerprint import model_hashes
 from taming.checkpoint.formats import read_checkpoint, read_content
 from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
@@ -16,6 +17,7 @@ __all__ = [
     "load_file",
     "load_run",
     "load_weights",
+    "model_hashes",
     "normal_path",
     "read_checkpoint",
     "read_content",

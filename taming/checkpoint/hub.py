@@ -18,7 +18,15 @@ WEIGHTS = tuple(
 )
 _TARGET = "taming.models.vqgan.VQModel"
 _OWN = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy", "image_key")
-_DDCONFIG = ("double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult")
+_DDCONFIG: tuple[str, ...] = (
+    "double_z",
+    "z_channels",
+    "resolution",
+    "in_channels",
+    "out_ch",
+    "ch",
+    "ch_mult",
+)
 _DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
 
 

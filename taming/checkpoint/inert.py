@@ -107,7 +107,7 @@ def read_zip(path: Path) -> Any:
             raise EOFError("it ends within a tensor")
         if not nbytes:
             return torch.empty(0, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(mapped[start : start + nbytes])  # type: ignore[call-overload,no-any-return]
+        return torch.empty(0, dtype=dtype).set_(mapped[start : start + nbytes])
 
     return Reader(path, io.BytesIO(data), stored).load()
 

@@ -14,8 +14,6 @@ Tensors = Mapping[str, Tensor]  # by name
 # DeepSpeed and Fabric, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Modules that hold a whole model and nothing else, where the model's own names are not known.
-HOLDERS = {"model", "first_stage_model"}
 OPTIONAL = ("loss.", "model_ema.")  # what only training needs
 
 
@@ -31,7 +29,8 @@ def renamed(tensors: Tensors, own: Collection[str] | None) -> Renaming:
     """`tensors` by the names that a model has, of which `own` are given if they are known.
 
     Prefixes are left out if all weights have them and the model has not: `module.`, `_orig_mod.`,
-    or any other module around it, also several of them. So are wrappers' names within names.
+    or any other module around it, also several of them. So are wrappers' names within names. Of an
+    unknown model, wrappers' prefixes alone are.
     """
     names, prefix = {name: name for name in tensors}, ""  # new name -> the file's
     heads = {name.partition(".")[0] for name in own} if own is not None else None
@@ -39,7 +38,8 @@ def renamed(tensors: Tensors, own: Collection[str] | None) -> Renaming:
         prefix += f"{head}."
         names = _without_head(names, head)
     kept = {part for name in own or () for part in name.split(".")}
-    inner = {_without(name, WRAPPERS - kept): old for name, old in names.items()}
+    within = WRAPPERS - kept if own is not None else ()
+    inner = {_without(name, within): old for name, old in names.items()}
     notes = [f"without the prefix '{prefix}'"] if prefix else []
     if len(inner) == len(names) and inner.keys() != names.keys():
         names = inner  # wrappers that tell two weights apart stay
@@ -59,7 +59,7 @@ def _without(name: str, parts: Collection[str]) -> str:
 
 
 def _is_holder(head: str, heads: Collection[str] | None) -> bool:
-    return head in HOLDERS if heads is None else head not in heads
+    return head in WRAPPERS if heads is None else head not in heads
 
 
 def _common_head(names: Mapping[str, str], tensors: Tensors) -> str | None:

@@ -21,7 +21,12 @@ from taming.errors import UserError
 log = logging.getLogger(__name__)
 
 # Where a run, or a download of one, has the checkpoint to use.
-_CHECKPOINTS = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/model.ckpt", "model.ckpt")
+_CHECKPOINTS: tuple[str, ...] = (
+    "checkpoints/last.ckpt",
+    "last.ckpt",
+    "checkpoints/model.ckpt",
+    "model.ckpt",
+)
 _CHECKPOINTS += hub.WEIGHTS
 _ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 

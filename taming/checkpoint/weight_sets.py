@@ -16,13 +16,14 @@ from taming.checkpoint.inert import Inert
 from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
 from taming.distributed import is_first_process
 from taming.errors import UserError
-from taming.weight_choice import EMA, RAW, weight_choice
+from taming.weight_choice import EMA, RAW
 
 log = logging.getLogger(__name__)
 
 # Entries of checkpoints that hold tensors, but no model.
 _NO_WEIGHTS = re.compile(
-    r".*(optim|sched|scaler|loop|rng|random|sampler|metric|logger|hparam|hyper|config|args).*", re.I
+    r".*(optim|sched|scaler|loop|rng|random|sampler|metric|logger|hparam|hyper|config|args).*",
+    re.IGNORECASE,
 )
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|shadow|polyak)(?![a-z])")
 # Of several sets, what is most likely the model that others use.
@@ -127,10 +128,12 @@ class Chosen:
     notes: list[str] = field(default_factory=list)
 
 
-def choose(content: Any, source: object, own: Tensors | None = None) -> Chosen:
+def choose(
+    content: Any, source: object, own: Tensors | None = None, kind: str | None = None
+) -> Chosen:
     """The weights in a file's content, by the names of a model whose `own` are known.
 
-    Averages are preferred, unless `--weights` says otherwise.
+    Averages are preferred, unless `kind`, as of `WeightChoice`, says otherwise.
 
     Raises:
         UserError: if there are no weights, or none of the kind that was asked for.
@@ -143,7 +146,6 @@ def choose(content: Any, source: object, own: Tensors | None = None) -> Chosen:
     average = _best([each for each in sets if each.averaged], own)
     if own and raw and average and not _overlap(average, own):
         average = None  # of another part, such as the diffusion model beside a first stage
-    kind = weight_choice().kind
     wanted = {RAW: raw, EMA: average, None: average or raw}[kind]
     if wanted is None:
         there, word = (raw or average), "moving average (EMA)" if kind == EMA else "raw weights"

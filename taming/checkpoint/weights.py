@@ -48,7 +48,8 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     Raises:
         UserError: if there are none, or the model has no such parts as are to be loaded.
     """
-    chosen = choose(content, source, own)
+    choice = weight_choice()
+    chosen = choose(content, source, own, choice.kind)
     state, notes = chosen.tensors, list(chosen.notes)
     kinds = {
         (str(state[name].dtype), str(tensor.dtype))
@@ -56,9 +57,8 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
         if name in state and tensor.is_floating_point() and state[name].dtype != tensor.dtype
     }
     notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
-    parts = weight_choice().parts
     ignored: list[str] = []
-    if parts:
+    if parts := choice.parts:
         state = _only(parts, state, own)
         ignored = [name for name in own if name not in state]
         notes.append(f"{', '.join(parts)} alone: all other weights are random")

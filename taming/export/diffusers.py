@@ -28,6 +28,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 NEAREST = (VectorQuantizer2, EMAVectorQuantizer)  # quantizers that diffusers has, too
 
+
 def to_diffusers(model: VQModel, ddconfig: Mapping[str, Any], folder: str | Path) -> None:
     """Write a VQModel, built with `ddconfig`, as a folder for `VQModel.from_pretrained`.
 
@@ -88,9 +89,7 @@ def from_diffusers(folder: str | Path, target: str | Path) -> None:
     folder, target = Path(folder), Path(target)
     config = read_config(folder / CONFIG)
     if config.get("_class_name") != "VQModel":
-        raise UserError(
-            f"{folder / CONFIG} is of a {config.get('_class_name')}, not of a VQModel"
-        )
+        raise UserError(f"{folder / CONFIG} is of a {config.get('_class_name')}, not of a VQModel")
     model = model_section(folder / CONFIG)
     weights = next((folder / name for name in HUB_WEIGHTS if (folder / name).is_file()), None)
     state = read_checkpoint(weights or folder / WEIGHTS)["state_dict"]

@@ -110,7 +110,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             cls.training_step = adapted(step)  # type: ignore[method-assign]
 
     @property
-    def global_step(self) -> int:  # type: ignore[override]
+    def global_step(self) -> int:
         """The number of batches before this one, also between the updates of both sides."""
         return super().global_step if self._step is None else self._step
 

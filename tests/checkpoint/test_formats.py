@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import os
 import pickle
 import typing
@@ -18,7 +17,6 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
-from torch import nn
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.errors import UserError

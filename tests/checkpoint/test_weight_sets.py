@@ -288,7 +288,9 @@ def test_files_are_known_by_their_content(tmp_path: Path) -> None:
 def test_training_goes_on_from_all_that_was_saved(tmp_path: Path) -> None:
     """The choice is for use: a checkpoint's own state is read as it is."""
     state = {**RAW, **squeezed(AVERAGE)}
-    assert read_checkpoint(save({"state_dict": state}, tmp_path))["state_dict"].keys() == state.keys()
+    assert (
+        read_checkpoint(save({"state_dict": state}, tmp_path))["state_dict"].keys() == state.keys()
+    )
 
 
 def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> None:

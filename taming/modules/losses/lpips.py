@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from typing_extensions import Self
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from taming.devices import without_autocast
 from taming.downloads import file_hash
@@ -119,7 +118,7 @@ class Vgg16Features(NamedTuple):
     relu5_3: Tensor
 
 
-class vgg16(SlicedBackbone):
+class vgg16(SlicedBackbone):  # noqa: N801, its published name
     """VGG16 alone, under its published name: images, scaled as `ScalingLayer` does, to features.
 
     `pretrained` loads torchvision's weights, see `backbone_file`.

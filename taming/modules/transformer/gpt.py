@@ -278,7 +278,8 @@ class GPT(nn.Module):
         x = self.drop(x + self.pos_emb[:, start:end])
         allowed = self.get_buffer("blocks.0.attn.mask")[..., start:end, :end].bool()
         presents = []
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks.children()):
+            assert isinstance(block, Block)
             x, present = block.forward_with_past(x, None if past is None else past[number], allowed)
             presents.append(present)
         logits = self.head(self.ln_f(x))

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.limits import check_sizes
 
-
 Index = TypeVar("Index", int, Tensor)
 
 
