@@ -10,6 +10,7 @@ from __future__ import annotations
 import _compat_pickle
 import io
 import pickle
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
@@ -103,7 +104,7 @@ def read_zip(path: Path) -> Any:
     def stored(key: str, dtype: torch.dtype, count: int) -> Tensor:
         entry = records[f"{root}data/{key}"]
         start, nbytes = _start_of(path, entry), count * dtype.itemsize
-        if nbytes > entry.file_size or start + nbytes > len(mapped):
+        if not 0 <= nbytes <= entry.file_size or start + nbytes > len(mapped):
             raise EOFError("it ends within a tensor")
         if not nbytes:
             return torch.empty(0, dtype=dtype)
@@ -172,8 +173,14 @@ class Reader(pickle.Unpickler):
 
     def __init__(self, path: Path, file: IO[bytes], stored: Stored) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
-        self.path, self.stored = path, stored
+        self.path, self.file, self.stored = path, file, stored
         self.names: dict[str, Any] = {}
+
+    def load(self) -> Any:
+        start = self.file.tell()
+        _check_memo(self.file)
+        self.file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         full = _todays_name(module, name)
@@ -204,6 +211,16 @@ class Reader(pickle.Unpickler):
             _, start, length = view[0]
             return storage[start : start + length]
         return storage
+
+
+def _check_memo(file: IO[bytes]) -> None:
+    """Refuse numbers of remembered objects of which there cannot be as many.
+
+    The unpickler makes room for all numbers up to one at once, which could be any amount of memory.
+    """
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > (position or 0) + 256:
+            raise pickle.UnpicklingError(f"it says that it remembers {argument} objects")
 
 
 def _todays_name(module: str, name: str) -> str:

@@ -264,6 +264,13 @@ def test_what_a_pickle_sets_on_stand_ins_stays_in_its_reading(tmp_path: Path) ->
     assert torch.equal(read_checkpoint(again)["state_dict"]["w"], torch.ones(1))
 
 
+def test_pickles_take_no_more_memory_than_they_have_objects(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    with pytest.raises(UserError, match="it says that it remembers 2147483647 objects"):
+        read_checkpoint(path)
+
+
 def test_programs_of_torchscript_are_called_so(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with warnings.catch_warnings():
