@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
 from taming.models.cond_transformer import Net2NetTransformer
@@ -114,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     c = None if own.condition is None else read_condition(model, own.condition, size)
     request = request_for_condition(model, c, 0, shape, known)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
-    record = make_record(sampling.seed, step, dtype, sampling.settings)
+    record = make_record(
+        sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)
+    )
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     finished = folder.finished(None)

@@ -144,9 +144,9 @@ def rfid_extractor(own: Arguments, device: torch.device) -> tuple[Extractor | No
     name = extractor_name(extraction.extractor or INCEPTION)
     settings.layer("fid", name)
     try:
-        weights_file(name, extraction.weights)
+        weights_file(name, extraction.extractor_weights)
     except UserError as error:
-        if extraction.weights:
+        if extraction.extractor_weights:
             raise
         log.warning("rFID is left out, everything else is computed: %s", error)
         return None, str(error)

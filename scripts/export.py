@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from taming.checkpoint import load_run, run_config
-from taming.command_line import Parser, add_trust_flag, parse_size
+from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_size
 from taming.errors import command
 from taming.export.diffusers import from_diffusers, to_diffusers
 from taming.export.onnx import to_onnx
@@ -28,6 +28,7 @@ FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx")
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(description="Write a model for other programs.")
     add_trust_flag(parser)
+    add_weight_flags(parser)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", metavar="IN", help="the run: its folder or checkpoint")
     parser.add_argument("target", metavar="OUT", help="the file or folder to write")

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from taming.checkpoint import model_hashes
 from taming.command_line import flag
 from taming.errors import command
 from taming.models.cond_transformer import Net2NetTransformer
@@ -96,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "samples_of_data") / name
-    folder = SampleFolder(root / "samples", make_record(sampling.seed, step, dtype, settings))
+    hashes = model_hashes(model, run.model)
+    record = make_record(sampling.seed, step, dtype, settings, hashes)
+    folder = SampleFolder(root / "samples", record)
     with tqdm(missing(own.num_samples, len(dataset), folder), unit="image") as numbers:
         items = (inputs_of_item(model, dataset, number) for number in numbers)
         write_samples(model, items, sampling, folder)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
 from taming.errors import command
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeded = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "scenes") / name
-    record = make_record(sampling.seed, step, dtype, settings)
+    record = make_record(sampling.seed, step, dtype, settings, model_hashes(model, run.model))
     record |= {"size": [height, width], "conditional": own.conditional}
     builder, new = builder_of(seeded.dataset, own.conditional), 0
     class_name = scene_dataset(seeded).get_textual_label_for_category_no

@@ -9,9 +9,10 @@ shares the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from taming.checkpoint import model_hashes
 from taming.command_line import add_flags, add_side_flags, from_flags, parse
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
@@ -46,14 +47,16 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, SamplingPl
     return run, plan, args.batch_size
 
 
-def folder_for(plan: SamplingPlan, root: Path, step: int) -> SampleFolder:
+def folder_for(
+    plan: SamplingPlan, root: Path, step: int, hashes: Mapping[str, str]
+) -> SampleFolder:
     settings = plan.settings
     name = f"top_k_{settings.top_k}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
     if settings.guided:
         name += f"_guidance_{settings.guidance}_{settings.guidance_schedule}"
     if plan.size:
         name += f"_size_{plan.size[0] or 'own'}x{plan.size[1] or 'own'}"
-    record = make_record(plan.seed, step, plan.dtype, settings)
+    record = make_record(plan.seed, step, plan.dtype, settings, hashes)
     if plan.classifier:
         name += f"_reject_{plan.reject_ratio}"
         record |= {"reject_ratio": plan.reject_ratio, "classifier": plan.classifier}
@@ -67,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.resume, plan.base, plan.device, plan.overrides, plan.dtype
     )
     job = plan.job(model, batch_size)
-    folder = folder_for(plan, Path(arguments.outdir or run.folder), step)
+    root, hashes = Path(arguments.outdir or run.folder), model_hashes(model, run.model)
+    folder = folder_for(plan, root, step, hashes)
     new = fill_folder(folder, job)
     total, (rank, processes) = len(job.labels) * plan.num_samples, job.share
     if processes > 1:

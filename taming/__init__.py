@@ -26,6 +26,8 @@ def load(
     overrides: Sequence[str] = (),
     download: bool = True,
     trust: Sequence[str] = (),
+    weights: str | None = None,
+    parts: Sequence[str] = (),
 ) -> Any:
     """A trained model, in evaluation mode and without gradients.
 
@@ -34,13 +36,16 @@ def load(
     [B, C, H, W] in [-1, 1] -> indices [B, h, w]) and `decode_indices`, its inverse.
 
     Args:
-        path: a run's folder ("logs/<run>"), a checkpoint, or the name of a published model, whose
-            folder is in logs/ (`python scripts/download_models.py --list` shows them).
+        path: a run's folder ("logs/<run>"), a checkpoint, a folder of a hub's model (weights and
+            `config.json`), or the name of a published model, whose folder is in logs/ (`python
+            scripts/download_models.py --list` shows them).
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", which takes the fastest that is there.
         base: YAMLs merged over the run's own, or in their place for a checkpoint without any.
         overrides: changes of the config as "key.path=value", merged last.
         download: fetch a published model that is not in logs/ yet.
         trust: packages of your own, or names in them, that the run's config may use as well.
+        weights: "raw" or "ema", of files that have both; by default EMA, which is said.
+        parts: load these alone, such as ["encoder"]; the other weights stay random.
 
     Raises:
         taming.errors.UserError: if there is no such run, checkpoint or published model (the
@@ -50,5 +55,12 @@ def load(
     from taming.model_loading import load_model  # PyTorch takes seconds to import
 
     return load_model(
-        path, device=device, base=base, overrides=overrides, download=download, trust=trust
+        path,
+        device=device,
+        base=base,
+        overrides=overrides,
+        download=download,
+        trust=trust,
+        weights=weights,
+        parts=parts,
     )

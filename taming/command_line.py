@@ -17,10 +17,12 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from taming import trust
 from taming.errors import UserError
+from taming.weight_choice import EMA, RAW, choose_weights
 
 T = TypeVar("T")
 
@@ -28,13 +30,21 @@ Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose refusals are a `UserError`, and which minds `--trust`."""
+    """An `ArgumentParser` whose refusals are a `UserError`.
+
+    What `--trust`, `--weights` and `--parts` say holds from the parsing on.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
         namespace, rest = super().parse_known_args(args, namespace)
-        trust.trust(vars(namespace).get("trust", ()))
+        values = vars(namespace)
+        trust.trust(values.get("trust", ()))
+        if "extractor_weights" in values and values["weights"] not in (None, RAW, EMA):
+            values["extractor_weights"] = Path(values["weights"])  # as it was called before
+            values["weights"] = None
+        choose_weights(values.get("weights"), values.get("parts", ()))
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
@@ -65,6 +75,23 @@ def add_trust_flag(parser: Arguments) -> None:
         default=[],
         metavar="PACKAGE",
         help="let configs name classes of this package too: of a run from elsewhere, run its code",
+    )
+
+
+def add_weight_flags(parser: Arguments) -> None:
+    """`--weights` and `--parts`, for programs that load weights, see `taming.weight_choice`."""
+    parser.add_argument(
+        "--weights",
+        metavar=f"{RAW}|{EMA}",
+        help="which weights of a file that has a moving average (EMA) of them too (default: ema)",
+    )
+    parser.add_argument(
+        "--parts",
+        type=_parse_names,
+        action="extend",
+        default=[],
+        metavar="PART",
+        help="load these parts of the model alone, as encoder,quant_conv; the others stay random",
     )
 
 

@@ -225,12 +225,26 @@ def check_names(merged: DictConfig, parts: Sequence[Part], sections: Sequence[st
         origins |= dict.fromkeys(_places(OmegaConf.to_container(part.config)), part)
     # What interpolations bring to a place comes from anywhere.
     strictest = next((part for part in parts if not part.trust.own), parts[-1] if parts else None)
+    foreign: dict[Place, str] = {}  # losses
     for place, value in _resolved(merged, sections):
         origin = origins.get(place, strictest)
         if isinstance(value, str) and origin is not None:
+            if _is_foreign_loss(place, value, origin):
+                foreign.setdefault(place[: place.index("lossconfig") + 1], value)
+                continue
             _check_name(place, value, origin)
             if not origin.trust.own and place[0] == "lightning":
                 _check_output(place, value, origin)
+
+    for place, target in foreign.items():
+        loss = {"target": "taming.modules.losses.base.MissingLoss", "params": {"target": target}}
+        OmegaConf.update(merged, _key(place), loss, merge=False)
+
+
+def _is_foreign_loss(place: Place, value: str, origin: Part) -> bool:
+    """Whether this names a loss of a stranger's package; models are used without."""
+    named = place[-1] == "target" and "lossconfig" in place and is_dotted(value)
+    return named and not origin.trust.own and not origin.trust.allows(canonical_name(value))
 
 
 def _check_name(place: Place, value: str, origin: Part) -> None:

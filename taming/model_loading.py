@@ -14,6 +14,7 @@ from taming.devices import choose_device
 from taming.errors import UserError
 from taming.pretrained import Published, download_model, is_downloaded, published_models
 from taming.trust import trusting
+from taming.weight_choice import choosing_weights
 
 
 def load_model(
@@ -24,10 +25,12 @@ def load_model(
     overrides: Sequence[str] = (),
     download: bool = True,
     trust: Sequence[str] = (),
+    weights: str | None = None,
+    parts: Sequence[str] = (),
 ) -> nn.Module:
     """The model of a run, a checkpoint or a published name; see `taming.load`."""
     target = choose_device(device)
-    with trusting(trust):
+    with trusting(trust), choosing_weights(weights, parts):
         model, _, _ = load_run(_locate(path, download), base, overrides)
     return model.requires_grad_(False).to(target)
 

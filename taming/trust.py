@@ -43,7 +43,10 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 # Published configs name classes by modules that are scripts, or that live in another project.
 _MODULE_ALIASES = {"main": "taming.training", "cutlit": "taming.training"}
-_ALIASES = {"ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel"}
+_ALIASES = {
+    "ldm.models.autoencoder.VQModel": "taming.models.vqgan.VQModel",
+    "ldm.models.autoencoder.VQModelInterface": "taming.models.latent_diffusion.VQModelInterface",
+}
 
 log = logging.getLogger(__name__)
 

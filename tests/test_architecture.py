@@ -27,7 +27,7 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "published_names", "trust"}
+GROUND |= {"limits", "published_names", "trust", "weight_choice"}
 LEAVES = GROUND | {
     "config",
     "config_files",
@@ -46,7 +46,8 @@ ALLOWED = {
     "pictures": {"errors"},
     "published_names": {"errors"},
     "trust": {"atomic_files", "errors"},
-    "command_line": {"errors", "trust"},
+    "weight_choice": {"errors"},
+    "command_line": {"errors", "trust", "weight_choice"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ from omegaconf import OmegaConf
 import taming
 from taming.checkpoint import save_atomic
 from taming.errors import UserError
+from taming.export.diffusers import to_diffusers
+from taming.export.weights import save_weights
 from taming.pretrained import published_models
+from taming.trust import trusting
 from tests.kit.datasets import images
 from tests.kit.models import build, first_stage_config, unconditional_config
 from tests.support import write_run
@@ -48,6 +53,97 @@ def test_runs_and_checkpoints_of_both_stages() -> None:
     start = torch.zeros(1, 0, dtype=torch.long)
     sampled = model.sample(start, torch.zeros(1, 1, dtype=torch.long), steps=3)
     assert sampled.shape == (1, 3)
+
+
+# ---------------------------------------------------------------------- as others save models
+
+
+def hub_folder(folder: Path, kind: str) -> tuple[Path, Any]:
+    """A folder of a hub, and the model in it."""
+    model = build(first_stage_config(lossconfig=None)).eval()
+    folder.mkdir()
+    params = first_stage_config()["params"]
+    if kind == "diffusers":
+        to_diffusers(model, params["ddconfig"], folder)
+        return folder, model
+    ddconfig, sizes = params["ddconfig"], {"n_embed": 12, "embed_dim": 4}
+    config: dict[str, Any] = {
+        "mixin": {"ddconfig": ddconfig, **sizes, "lossconfig": {"target": "evil.Loss"}},
+        "flat": {"model_type": "VQModel", "resamp_with_conv": True, **ddconfig, **sizes},
+        "sections": {"model": {**first_stage_config(), "params": {**params, "lossconfig": None}}},
+        "yaml": {},
+    }[kind]
+    if kind == "yaml":
+        OmegaConf.save({"model": first_stage_config()}, folder / "vqgan.yaml")
+    else:
+        (folder / "config.json").write_text(json.dumps(config))
+    save_weights(model.state_dict(), folder / "model.safetensors")
+    return folder, model
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "mixin", "flat", "sections", "yaml"])
+def test_folders_of_hubs(kind: str) -> None:
+    folder, expected = hub_folder(Path("hub"), kind)
+    model = taming.load(folder)
+    assert {n for n in model.state_dict() if "loss" not in n} == expected.state_dict().keys()
+    x = images(2).permute(0, 3, 1, 2)
+    assert torch.equal(model(x)[0], expected(x)[0])
+    if kind == "diffusers":  # its weights alone, with a config of ours
+        OmegaConf.save({"model": first_stage_config()}, "own.yaml")
+        lone = Path("diffusion_pytorch_model.safetensors")
+        (folder / lone).rename(lone)
+        assert torch.equal(taming.load(lone, base=["own.yaml"])(x)[0], expected(x)[0])
+
+
+def test_other_folders_of_hubs_are_refused() -> None:
+    folder, _ = hub_folder(Path("hub"), "flat")
+    for content, message in (
+        ({"_class_name": "AutoencoderKL"}, "config.json is of AutoencoderKL, not of a VQModel"),
+        ({"_class_name": "VQModel"}, "config.json is no complete config of a VQModel"),
+        ({"_class_name": "VQModel", "norm_type": "spatial"}, "only group normalization"),
+        ([1], "config.json cannot be read as a model's config"),
+        ({"model": {"target": "evil.Model"}}, "evil.Model is not trusted"),
+    ):
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            taming.load(folder)
+
+
+def test_averages_parts_and_prefixes(caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(Path("logs/run"), first_stage_config())
+    raw, average = (build(first_stage_config()).state_dict() for _ in range(2))
+    average = {name: tensor + 1 for name, tensor in average.items()}
+    content = {"model": raw, "ema": {f"module.{n}": t for n, t in average.items()}}
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    name = "encoder.conv_in.weight"
+    assert torch.equal(taming.load("logs/run").state_dict()[name], average[name])
+    assert "the moving average 'ema' (--weights raw takes 'model')" in caplog.text
+    assert torch.equal(taming.load("logs/run", weights="raw").state_dict()[name], raw[name])
+    torch.save({n: t for n, t in raw.items() if n.startswith("encoder.")}, "encoder.pt")
+    base = [run / "configs" / "2021-project.yaml"]
+    with pytest.raises(UserError, match=r"decoder: .* missing.*\(in Python: parts=\['encoder'\]\)"):
+        taming.load("encoder.pt", base=base)
+    model = taming.load("encoder.pt", base=base, parts=["encoder"])
+    assert torch.equal(model.state_dict()[name], raw[name])
+    assert model.decoder.conv_in.weight.std() > 0.01  # its initial values, not none
+
+
+@pytest.mark.parametrize("target", ["VQModel", "VQModelInterface"])
+def test_first_stages_of_latent_diffusion(target: str) -> None:
+    """Their configs name a loss of another package, which using them does not need."""
+    config = first_stage_config(use_ema=True, lr_g_factor=2.0)
+    state = build(config).state_dict()
+    loss = {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
+    config["target"], config["params"]["lossconfig"] = f"ldm.models.autoencoder.{target}", loss
+    run = write_run(Path("logs/ldm"), config, state)
+    with trusting(["ldm"]):
+        assert type(taming.load(run).loss).__name__ == "MissingLoss"
+    model = taming.load(run)
+    x = images(2).permute(0, 3, 1, 2)
+    assert model.decode_indices(model.encode_to_indices(x)).shape == x.shape
+    assert torch.equal(
+        model.state_dict()["encoder.conv_in.weight"], state["encoder.conv_in.weight"]
+    )
 
 
 def test_a_published_name_is_downloaded_once(

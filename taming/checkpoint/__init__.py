@@ -1,6 +1,7 @@
 """Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint.fingerprint import model_hashes
+from taming.checkpoint.formats import read_checkpoint, read_content
 from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
@@ -16,8 +17,10 @@ __all__ = [
     "load_file",
     "load_run",
     "load_weights",
+    "model_hashes",
     "normal_path",
     "read_checkpoint",
+    "read_content",
     "run_as_stage",
     "run_config",
     "save_atomic",

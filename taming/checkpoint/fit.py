@@ -62,6 +62,7 @@ def misfit(
     difference = difference or _wrong_shape(file, model)
     if difference is None and (missing or excess):
         difference = "; ".join([*groups(missing, "missing"), *groups(excess, "unknown")])
+        difference += _parts_alone(file, model) if difference else ""
     return UserError(f"{source} does not fit the config: {difference}") if difference else None
 
 
@@ -73,16 +74,34 @@ def _wrong_kind(file: Iterable[str], model: Iterable[str]) -> str | None:
             "name this one in first_stage_config.params.ckpt_path"
         )
     if kinds == ("transformer", "first stage"):
+        kind = "transformer" if any(n.startswith("transformer.") for n in file) else "larger model"
         return (
-            "it is a transformer, and the config's model a first stage; take its first stage out "
+            f"it is a {kind}, and the config's model a first stage; take its first stage out "
             "with scripts/extract_submodel.py IN OUT first_stage_model"
         )
     return None
 
 
+def _parts_alone(file: Tensors, model: Tensors) -> str:
+    """How to load a file that has whole parts of the model, and no others; else nothing."""
+    heads = sorted({name.partition(".")[0] for name in model})
+    parts = [head for head in heads if any(name.startswith(f"{head}.") for name in file)]
+    names = set(file)
+    if not parts:  # those of one part alone, such as `conv_in.weight` of the encoder's
+        parts = [head for head in heads if {f"{head}.{name}" for name in file} <= model.keys()][:1]
+        names = {f"{head}.{name}" for name in file for head in parts}
+    wanted = {name for name in model if name.startswith(tuple(f"{part}." for part in parts))}
+    if not parts or wanted != names:
+        return ""
+    return (
+        f"; to load {', '.join(parts)} alone, and leave the rest at its random start, add "
+        f"--parts {','.join(parts)} (in Python: parts={parts})"
+    )
+
+
 def _kind(names: Iterable[str]) -> str:
     heads = {name.partition(".")[0] for name in names}
-    if "transformer" in heads:
+    if heads & {"transformer", "first_stage_model"}:
         return "transformer"
     return "first stage" if {"encoder", "decoder"} <= heads else ""
 

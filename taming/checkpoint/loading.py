@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint import hub
+from taming.checkpoint.formats import read_content
 from taming.checkpoint.runs import Run, find_run
-from taming.checkpoint.weights import LargeTensorsUnset, load_weights
+from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_for
 from taming.config import (
     instantiate_from_config,
     load_config,
@@ -37,11 +39,26 @@ def run_config(
             f"{run.folder} has no configs/*-project.yaml; name its YAML with --base (in Python: "
             "base=[...])"
         )
-    config = load_config(base, overrides, stored=run.configs, used=used)
+    config = _merged(run, base, overrides, used)
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
     expand_stages(config)
     return config
+
+
+def _merged(
+    run: Run, base: Sequence[str | Path], overrides: Sequence[str], used: Sequence[str]
+) -> DictConfig:
+    """The config of a run, or of a folder that has a hub's `config.json` instead."""
+    from_hub = [path for path in run.configs if path.name == hub.CONFIG]
+    if not from_hub or hub.is_own_config(hub.read_config(from_hub[0])):
+        return load_config(base, overrides, stored=run.configs, used=used)
+    others = load_config(base, overrides, used=used)
+    if "target" in (others.get("model") or {}):
+        return others
+    merged = OmegaConf.merge({"model": hub.model_section(from_hub[0])}, others)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def expand_stages(config: DictConfig) -> None:
@@ -103,12 +120,18 @@ def load_run(
     """
     run = find_run(path)
     config = without_checkpoint_paths(run_config(run, base, overrides, ["model"]).model)
-    checkpoint = read_checkpoint(run.checkpoint)
+    content = read_content(run.checkpoint)
     with LargeTensorsUnset(), weights_from_file():
         model = instantiate_from_config(config, "model", "module")
-    state = checkpoint["state_dict"]
-    if load_weights(model, state, source=run.checkpoint, assign=True):
+    state, ignored = weights_for(model.state_dict(keep_vars=True), content, run.checkpoint)
+    options: dict[str, Any] = {"source": run.checkpoint, "ignore_keys": ignored, "assign": True}
+    if load_weights(model, state, **options):
         # What the file lacks needs initial values.
         model = instantiate_from_config(config, "model", "module")
-        load_weights(model, state, source=run.checkpoint, assign=True)
-    return model.eval(), run, int(checkpoint.get("global_step") or 0)
+        load_weights(model, state, **options)
+    return model.eval(), replace(run, model=config), _step_of(content)
+
+
+def _step_of(content: Any) -> int:
+    step = content.get("global_step") if isinstance(content, Mapping) else None
+    return step if isinstance(step, int) else 0

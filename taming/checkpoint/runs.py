@@ -6,11 +6,13 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.formats import read_checkpoint
 from taming.distributed import is_first_process
@@ -19,23 +21,35 @@ from taming.errors import UserError
 log = logging.getLogger(__name__)
 
 # Where a run, or a download of one, has the checkpoint to use.
-_CHECKPOINTS = ("checkpoints/last.ckpt", "last.ckpt", "checkpoints/model.ckpt", "model.ckpt")
+_CHECKPOINTS: tuple[str, ...] = (
+    "checkpoints/last.ckpt",
+    "last.ckpt",
+    "checkpoints/model.ckpt",
+    "model.ckpt",
+)
+_CHECKPOINTS += hub.WEIGHTS
+_ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run on disk: its folder, the checkpoint to use, and its configs in merge order."""
+    """A training run on disk: its folder, the checkpoint to use, and its configs in merge order.
+
+    `model` is the merged config's section, without paths of checkpoints, once it is loaded.
+    """
 
     folder: Path
     checkpoint: Path
     configs: tuple[Path, ...]
+    model: Mapping[str, Any] | None = None
 
 
 def find_run(path: str | Path) -> Run:
     """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
-    Downloads of published models may have `model.ckpt` and `config.yaml` instead. Of a folder, the
-    newest checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
+    Downloads of published models may have `model.ckpt` and `config.yaml` instead, folders of hubs
+    `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest checkpoint that
+    is whole is used, with a warning if `last.ckpt` is damaged.
 
     Raises:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
@@ -79,6 +93,9 @@ def _checkpoint_in(folder: Path) -> Path:
     checkpoints = folder / "checkpoints"
     if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
         return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
+    weights = [path for path in folder.glob("*") if path.suffix in _ENDINGS and path.is_file()]
+    if len(weights) == 1:
+        return weights[0]
     raise UserError(
         f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
     )
@@ -160,4 +177,5 @@ def _configs(folder: Path) -> list[Path]:
     project = sorted(configs.glob("*-project.yaml"))
     if project:
         return sorted(configs.glob("*-lightning.yaml")) + project
-    return sorted(configs.glob("*.yaml")) or sorted(folder.glob("*.yaml"))
+    yamls = sorted(configs.glob("*.yaml")) or sorted(folder.glob("*.yaml"))
+    return yamls or sorted(folder.glob(hub.CONFIG))

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
-from taming.checkpoint.formats import is_mapped, read_checkpoint
+from taming.checkpoint.formats import is_mapped, read_content
+from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
+from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
+from taming.weight_choice import weight_choice
 
 log = logging.getLogger(__name__)
-
-Tensors = Mapping[str, Tensor]  # by name
 
 
 class LargeTensorsUnset(TorchFunctionMode):
@@ -39,13 +40,52 @@ class LargeTensorsUnset(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors, list[str]]:
+    """The weights in a file's content for a model with the tensors `own`, and names to ignore.
+
+    `taming.weight_choice` says which; what is unusual about them is said in one line.
+
+    Raises:
+        UserError: if there are none, or the model has no such parts as are to be loaded.
+    """
+    choice = weight_choice()
+    chosen = choose(content, source, own, choice.kind)
+    state, notes = chosen.tensors, list(chosen.notes)
+    kinds = {
+        (str(state[name].dtype), str(tensor.dtype))
+        for name, tensor in own.items()
+        if name in state and tensor.is_floating_point() and state[name].dtype != tensor.dtype
+    }
+    notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
+    ignored: list[str] = []
+    if parts := choice.parts:
+        state = _only(parts, state, own)
+        ignored = [name for name in own if name not in state]
+        notes.append(f"{', '.join(parts)} alone: all other weights are random")
+    if notes:
+        say(str(source), tuple(notes))
+    return state, ignored
+
+
+def _only(parts: Sequence[str], state: Tensors, own: Tensors) -> dict[str, Tensor]:
+    """The tensors of some parts of a model; those of a single part may lack its name."""
+    heads = tuple(f"{part}." for part in parts)
+    for part, head in zip(parts, heads, strict=True):
+        if not any(name.startswith(head) for name in own):
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in own))
+            raise UserError(f"--parts: the model has no '{part}', only {known}")
+    if len(parts) == 1 and not any(name.startswith(heads) for name in state):
+        state = {heads[0] + name: tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if name.startswith(heads)}
+
+
 def load_weights(
     module: nn.Module,
     state_dict: Tensors,
     *,
     source: str | Path = "the checkpoint",
     ignore_keys: Iterable[str] = (),
-    optional: Sequence[str] = ("loss.",),
+    optional: Sequence[str] = OPTIONAL,
     assign: bool = False,
 ) -> list[str]:
     """Put `state_dict` into `module`; returns the names that kept their initial values.
@@ -54,7 +94,7 @@ def load_weights(
         source: where the tensors come from, for errors.
         ignore_keys: names that start with one of these are dropped.
         optional: names with a part that starts with one of these may be missing or in excess (the
-            losses, which only training needs).
+            losses and averages, which only training needs).
         assign: let the module's parameters and buffers, which stay the same objects, take the
             memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
             that nobody else uses: pages of a mapped file then serve as memory until they are
@@ -80,12 +120,13 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     file's path.
     """
     file = find_run(path).checkpoint
-    version, state = _version(file), read_checkpoint(file)["state_dict"]
-    names = _common_names(module.state_dict(), state, file, tuple(ignore_keys), ("loss.",))
+    own, version = module.state_dict(), _version(file)
+    state, ignored = weights_for(own, read_content(file), file)
+    names = _common_names(own, state, file, (*ignore_keys, *ignored), OPTIONAL)
     mapped = is_mapped(file)
     for part in _parts({name: state[name].nbytes for name in names}) if mapped else [names]:
         module.load_state_dict({name: state[name] for name in part}, strict=False)
-        state = read_checkpoint(file)["state_dict"] if mapped else {}
+        state = weights_for(own, read_content(file), file)[0] if mapped else {}
         if _version(file) != version:
             raise UserError(f"{file} was replaced while it was being read; load it again")
     return file

@@ -17,6 +17,7 @@ from taming.command_line import (
     add_flags,
     add_side_flags,
     add_trust_flag,
+    add_weight_flags,
     flag,
     from_flags,
 )
@@ -85,7 +86,7 @@ class ExtractorArguments:
     """Which network turns images into features."""
 
     extractor: str | None = flag(None, EXTRACTOR_HELP)
-    weights: Path | None = flag(None, "the extractor's weights file")
+    extractor_weights: Path | None = flag(None, "its weights file (also: --weights FILE)")
     prc_extractor: str | None = flag(None, "another one for precision and recall")
     prc_weights: Path | None = flag(None, "its weights file")
     layer: tuple[tuple[str, str], ...] = flag(
@@ -99,12 +100,13 @@ class ExtractorArguments:
 
         Raises UserError for unknown names and layers, or weights that are not there.
         """
+        own_weights = self.extractor_weights
         own = [name for name in settings.metrics if not METRICS[name].of_manifold]
         own += ["fid"] if settings.per_class or settings.keep_features else []
         manifold = [name for name in settings.metrics if METRICS[name].of_manifold]
         name = extractor_name(self.extractor or INCEPTION)
         prc_name = extractor_name(self.prc_extractor or self.extractor or MANIFOLD_EXTRACTOR)
-        shared = name == prc_name and self.prc_weights in (None, self.weights)
+        shared = name == prc_name and self.prc_weights in (None, own_weights)
         dtype = extractor_dtype(precision, device)
 
         def build(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
@@ -114,9 +116,9 @@ class ExtractorArguments:
         if not shared and manifold and not own:
             extractor = build(prc_name, manifold, self.prc_weights)
         elif shared or not manifold:
-            extractor = build(name, [*own, *settings.metrics], self.weights)
+            extractor = build(name, [*own, *settings.metrics], own_weights)
         else:
-            return build(name, own, self.weights), build(prc_name, manifold, self.prc_weights)
+            return build(name, own, own_weights), build(prc_name, manifold, self.prc_weights)
         return extractor, extractor
 
 
@@ -208,6 +210,7 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     """A parser of the dataclasses `settings`; `defaults` are other values than their own."""
     parser = Parser(description=description, epilog="key.path=value overrides a config")
     add_trust_flag(parser)
+    add_weight_flags(parser)
     for each in settings:
         add_flags(parser, each, **defaults)
     return parser

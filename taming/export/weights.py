@@ -10,8 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taming.atomic_files import atomic_path
-from taming.checkpoint import read_checkpoint, save_atomic
+from taming.checkpoint import read_content, save_atomic
+from taming.checkpoint.names import renamed
+from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
+from taming.weight_choice import weight_choice
 
 
 def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> int:
@@ -22,12 +25,14 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
     Raises:
         UserError: if the checkpoint has no such sub-model.
     """
-    state = read_checkpoint(source)["state_dict"]
-    prefix = f"{submodel}."
+    chosen, prefix = choose(read_content(source), source, kind=weight_choice().kind), f"{submodel}."
+    state = renamed(chosen.tensors, [f"{prefix}weight"]).tensors  # without what is around it
     part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not part:
         known = ", ".join(sorted({name.partition(".")[0] for name in state}))
         raise UserError(f"{source} has no sub-model '{submodel}'; it has {known}")
+    if chosen.notes:
+        say(str(source), tuple(chosen.notes))
     save_weights({name: tensor.clone() for name, tensor in part.items()}, target)
     return len(part)
 

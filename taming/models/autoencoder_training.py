@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -18,9 +19,11 @@ from taming.errors import UserError
 from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
 from taming.lr_scheduler import make_schedule
 from taming.models.codes import CodeHistogram, CodesInterface
+from taming.models.published_steps import adapted
 from taming.modules.diffusionmodules.model import Decoder
-from taming.modules.losses.base import DummyLoss, FirstStageLoss, has_entry_points
-from taming.modules.vqvae.codebook import Quantizer
+from taming.modules.ema import LitEma
+from taming.modules.losses.base import DummyLoss, FirstStageLoss, MissingLoss, has_entry_points
+from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     decoder: Decoder
     image_key: str
     learning_rate: float
+    lr_g_factor: float = 1.0  # of the autoencoder's rate
     scheduler_config: Mapping[str, Any] | None = None
+    batch_resize_range: tuple[int, int] | None = None
+    use_ema: bool = False
+    model_ema: LitEma
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +67,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self.gradient_clip_val: float | None = None
         self.gradient_clip_algorithm = "norm"
         self.loss_terms: dict[str, Tensor] = {}  # the last loss of training, and its terms
+        self._step: int | None = None  # while a batch trains both sides
 
     def _prepare_training(self) -> None:
         self._used_codes = CodeHistogram(self.quantize.n_e)
@@ -78,6 +86,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         return network
 
     def on_fit_start(self) -> None:
+        if isinstance(self.loss, MissingLoss):
+            raise UserError(
+                f"model.params.lossconfig: {self.loss.target} is not installed here, or not "
+                "trusted; install its package and add --trust, or set another loss to train with"
+            )
         if isinstance(self.loss, DummyLoss):
             raise UserError(
                 "model.params.lossconfig: set a loss; without one nothing can be trained"
@@ -91,28 +104,77 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             for parameter in self.discriminator.parameters():
                 same_on_all_ranks(parameter.data)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (step := vars(cls).get("training_step")) is not None:
+            cls.training_step = adapted(step)  # type: ignore[method-assign]
+
+    @property
+    def global_step(self) -> int:
+        """The number of batches before this one, also between the updates of both sides."""
+        return super().global_step if self._step is None else self._step
+
+    def training_step(
+        self,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        *side: int,
+        optimizer_idx: int | None = None,
+    ) -> Tensor | None:
         """One batch: the autoencoder's update, then the discriminator's, on what the updated
-        autoencoder makes of the same batch."""
+        autoencoder makes of the same batch.
+
+        With the number of a side, 0 or 1, and where there is no Trainer, it is that side's loss
+        alone, of which the caller takes the step.
+        """
         x = self.get_input(batch, self.image_key)
-        optimizers: Any = self.optimizers()
-        boundary = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
-        step = self.global_step  # the update below counts, and both sides play at one step
+        number = side[0] if side else optimizer_idx
+        if number is None and self._trainer is None:
+            number = GENERATOR
+
+        def loss_of(side: int) -> Tensor:
+            with torch.set_grad_enabled(side == GENERATOR):
+                images = Reconstruction(self.global_step, x, *self(x))
+            return self._loss_of(images, side, "train")
+
+        if number is not None:
+            return loss_of(number)
+        self.train_both(batch_idx, loss_of)
+        return None
+
+    def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        """Update the autoencoder, then the discriminator, if there is one, by their losses."""
+        self._step = self.global_step  # the update below counts, and both sides play at one step
+        try:
+            self.train_generator(batch_idx, loss_of)
+            if self.discriminator is not None:
+                self._train_discriminator(batch_idx, loss_of)
+        finally:
+            self._step = None
+
+    def _ends_window(self, batch_idx: int) -> bool:
+        """Whether the gradients that were added up so far are taken for an update."""
+        whole = (batch_idx + 1) % self.accumulate_grad_batches == 0
+        return whole or self.trainer.is_last_batch
+
+    def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        """Update the autoencoder by its loss."""
+        boundary = self._ends_window(batch_idx)
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(self._loss_of(Reconstruction(step, x, *self(x)), GENERATOR, "train"))
+            self._backward(loss_of(GENERATOR))
         if boundary:
+            optimizers: Any = self.optimizers()
             generator = optimizers[0] if isinstance(optimizers, list) else optimizers
             self._update(generator, counted=True)
-        if self.discriminator is None:
-            return
-        with torch.no_grad():
-            images = Reconstruction(step, x, *self(x))
+
+    def _train_discriminator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
         # either: it would then average those of the next batch, which may be within a window.
         with without_gradient_sync(self.trainer):
-            self._backward(self._loss_of(images, DISCRIMINATOR, "train"))
-        if boundary:
+            self._backward(loss_of(DISCRIMINATOR))
+        if self._ends_window(batch_idx) and self.discriminator is not None:
             average_gradients(self.discriminator.parameters())
+            optimizers: Any = self.optimizers()
             self._update(optimizers[1], counted=False)
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
@@ -186,6 +248,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides and the use of the codebook, of one batch."""
         self._evaluate(batch, "val")
+        if self.use_ema:
+            with self.model_ema.swapped_in(self):
+                self._evaluate(batch, "val_ema")
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The losses of both sides, of one batch."""
@@ -193,13 +258,39 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
 
     def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
         x = self.get_input(batch, self.image_key)
-        quant, codebook_loss, (_, _, indices) = self.encode(x)
-        self._used_codes.add(indices)
-        assert codebook_loss is not None
-        images = Reconstruction(self.global_step, x, self.decode(quant), codebook_loss)
+        quant, codebook_loss, (_, _, indices) = self.quantized(x)
+        if split != "val_ema":
+            self._used_codes.add(indices)
+        images = Reconstruction(self.global_step, x, self.images_of(quant), codebook_loss)
         self._loss_of(images, GENERATOR, split)
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, split)
+
+    def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
+        """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
+        x = super().get_input(batch, k)
+        if self.batch_resize_range is None or not self.training:
+            return x
+        smallest, largest = self.batch_resize_range
+        choices = (largest - smallest) // 16 + 1
+        side = smallest + 16 * int(torch.randint(choices, ()))
+        if self.global_step <= 4:  # so that a lack of memory shows at once
+            side = largest
+        same = (side, side) == tuple(x.shape[-2:])
+        return x if same else F.interpolate(x, size=side, mode="bicubic")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.use_ema and self._ends_window(batch_idx):
+            self.model_ema(self)
+
+    def quantized(self, x: Tensor) -> Quantized:
+        """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
+        quantized: Quantized = self.encode(x)  # type: ignore[assignment]
+        return quantized
+
+    def images_of(self, quant: Tensor) -> Tensor:
+        """Codes -> images: what `decode` of most models gives."""
+        return self.decode(quant)
 
     def on_validation_start(self) -> None:
         """Validate with the first process's running means, which are those of a checkpoint."""
@@ -223,7 +314,11 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         groups = [list(self.autoencoder_parameters())]
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
-        optimizers = [Adam(group, lr=self.learning_rate, betas=(0.5, 0.9)) for group in groups]
+        rates = [self.lr_g_factor * self.learning_rate, self.learning_rate]
+        optimizers = [
+            Adam(group, lr=rate, betas=(0.5, 0.9))
+            for group, rate in zip(groups, rates, strict=False)
+        ]
         if self.scheduler_config is None:
             return list(optimizers), []
         return list(optimizers), [make_schedule(self.scheduler_config, one) for one in optimizers]

@@ -129,7 +129,11 @@ class CodeSampling(pl.LightningModule):
 
         def pick(logits: Tensor, n: int) -> Tensor:
             # (B, V): tokens beyond the first stage's codes stand for conditions alone.
-            logits = decoding.filter_logits(logits[:, : self.n_codes], temperature, top_k, top_p)
+            logits = decoding.filter_logits(logits[:, : self.n_codes], temperature)
+            if top_k is not None:
+                logits = self.top_k_logits(logits, top_k)
+            if top_p is not None:
+                logits = decoding.filter_logits(logits, top_p=top_p)
             return decoding.sample_token(logits, None if numbers is None else numbers[n])
 
         if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from taming.checkpoint import load_file, run_as_stage
@@ -28,6 +28,11 @@ FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
 
 log = logging.getLogger(__name__)
+
+
+def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """For code that puts it in the place of a module's `train`: the mode stays as it is."""
+    return self
 
 
 class Net2NetTransformer(CodeSampling):
@@ -83,8 +88,8 @@ class Net2NetTransformer(CodeSampling):
         self.cond_stage_key = first_stage_key if self.be_unconditional else cond_stage_key
         self.downsample_cond_size = downsample_cond_size
         self.pkeep, self.cond_drop = pkeep, cond_drop
-        self.first_stage_model = _frozen_stage(first_stage_config, "first_stage_config")
-        self.cond_stage_model = self._make_cond_stage(cond_stage_config)
+        self.init_first_stage_from_ckpt(first_stage_config)
+        self.init_cond_stage_from_ckpt(cond_stage_config)
         self.condition_kind, self.n_classes = condition_of(self.cond_stage_model)
         self.permuter = (
             instantiate_from_config(permuter_config, "permuter_config", "module")
@@ -99,12 +104,18 @@ class Net2NetTransformer(CodeSampling):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def _make_cond_stage(self, config: Config | str) -> Any:
+    def init_first_stage_from_ckpt(self, config: Config | str) -> None:
+        """Make `first_stage_model`."""
+        self.first_stage_model = _frozen_stage(config, "first_stage_config")
+
+    def init_cond_stage_from_ckpt(self, config: Config | str) -> None:
+        """Make `cond_stage_model`, once there is a first stage."""
         if self.be_unconditional:
-            return SOSProvider(self.sos_token)
-        if config == FIRST_STAGE:
-            return self.first_stage_model
-        return _frozen_stage(config, "cond_stage_config")
+            self.cond_stage_model = SOSProvider(self.sos_token)
+        elif config == FIRST_STAGE:
+            self.cond_stage_model = self.first_stage_model  # type: ignore[assignment]
+        else:
+            self.cond_stage_model = _frozen_stage(config, "cond_stage_config")
 
     def _check_vocabulary(self) -> None:
         size = self.transformer.config.vocab_size
@@ -176,19 +187,19 @@ class Net2NetTransformer(CodeSampling):
                 )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss = self.shared_step(batch)
+        loss = self.shared_step(batch, batch_idx)
         self.loss_terms = {"train/loss": loss.detach()}
         self.log("train/loss", loss, prog_bar=True, batch_size=self._batch_size(batch))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "val/loss")
+        return self._evaluate(batch, batch_idx, "val/loss")
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "test/loss")
+        return self._evaluate(batch, batch_idx, "test/loss")
 
-    def _evaluate(self, batch: Mapping[str, Any], name: str) -> Tensor:
-        loss = self.shared_step(batch)
+    def _evaluate(self, batch: Mapping[str, Any], batch_idx: int, name: str) -> Tensor:
+        loss = self.shared_step(batch, batch_idx)
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
         return loss
 

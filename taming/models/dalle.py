@@ -10,8 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint import load_file, load_weights, save_atomic
-from taming.checkpoint.pickled_modules import read_pickled_modules
+from taming.checkpoint import load_file, load_weights, read_checkpoint, save_atomic
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.modules.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
@@ -84,7 +83,7 @@ def convert(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     parts = {
-        side: read_pickled_modules(folder / f"{side}.pkl", ("dall_e.",))
+        side: read_checkpoint(folder / f"{side}.pkl")["state_dict"]
         for side in ("encoder", "decoder")
     }
     try:

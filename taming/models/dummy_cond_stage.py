@@ -21,3 +21,7 @@ class DummyCondStage(AbstractEncoder):
     def decode(self, c: Tensor) -> Tensor:
         """Indices [B, n] -> indices."""
         return c
+
+    def to_rgb(self, c: Tensor) -> Tensor:
+        """Indices, as they have no picture of their own (`ImageLogger` draws scenes)."""
+        return c

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taming import published_names
 from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.models.codes import to_one_hot
 from taming.modules.diffusionmodules.model import Decoder, Encoder
-from taming.modules.losses.base import DummyLoss
+from taming.modules.ema import LitEma
+from taming.modules.losses.base import DummyLoss, MissingLoss
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 Config = Mapping[str, Any]
+
+__getattr__ = published_names.served_by(__name__)
 
 
 class VQModel(AutoencoderTraining):
@@ -40,6 +45,10 @@ class VQModel(AutoencoderTraining):
         quantizer_config: another quantizer (see `taming.modules.vqvae.codebook`) instead of the
             model's own, as `target` and `params`, which have its size and options.
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
+        batch_resize_range: smallest and largest side in pixels; training batches are resized to a
+            random multiple of 16 pixels more than the smallest, the first five to the largest.
+        lr_g_factor: of the autoencoder's learning rate; the discriminator's has none.
+        use_ema: keep a moving average of the weights, see `taming.modules.ema`.
 
     Raises:
         UserError: if the sizes of `ddconfig` do not fit together, or options of the model's own
@@ -62,19 +71,19 @@ class VQModel(AutoencoderTraining):
         legacy: bool = True,
         quantizer_config: Config | None = None,
         scheduler_config: Config | None = None,
+        batch_resize_range: Sequence[int] | None = None,
+        lr_g_factor: float = 1.0,
+        use_ema: bool = False,
     ) -> None:
         super().__init__()
-        self.learning_rate = 4.5e-6
+        self.learning_rate, self.lr_g_factor = 4.5e-6, lr_g_factor
         self.scheduler_config = scheduler_config
+        self.batch_resize_range = _checked_range(batch_resize_range)
         self.image_key = image_key
         ddconfig = checked_arguments(Encoder, ddconfig, "ddconfig")
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
-        self.loss = (
-            instantiate_from_config(lossconfig, "lossconfig", "module")
-            if lossconfig
-            else DummyLoss()
-        )
+        self.loss = _make_loss(lossconfig)
         options = {"remap": remap, "sane_index_shape": sane_index_shape, "legacy": legacy}
         if quantizer_config is None:
             n_e, e_dim = n_embed if n_embed is not None else 1024, embed_dim
@@ -92,6 +101,9 @@ class VQModel(AutoencoderTraining):
         if monitor is not None:
             self.monitor = monitor
         self._prepare_training()
+        self.use_ema = use_ema
+        if use_ema:
+            self.model_ema = LitEma(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -101,10 +113,17 @@ class VQModel(AutoencoderTraining):
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
         self.loaded_from = str(load_file(self, path, ignore_keys))
+        if self.use_ema:
+            self.model_ema.restart(self)
 
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
-        return self.quantize(self.quant_conv(self.encoder(x)))
+        return self.quantize(self.encode_to_prequant(x))
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> what the quantizer takes, [B, its input channels, h, w]."""
+        latents: Tensor = self.quant_conv(self.encoder(x))
+        return latents
 
     def decode(self, quant: Tensor) -> Tensor:
         """Codes [B, embed_dim, h, w] -> images [B, C, H, W]."""
@@ -113,8 +132,8 @@ class VQModel(AutoencoderTraining):
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> (reconstructions, codebook loss)."""
-        quant, codebook_loss, _ = self.encode(input)
-        return self.decode(quant), codebook_loss
+        quant, codebook_loss, _ = self.quantized(input)
+        return self.images_of(quant), codebook_loss
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
@@ -218,10 +237,36 @@ class GumbelVQ(VQModel):
         sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
         return GumbelQuantize(**self._gumbel_options, **sizes)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def temperature_scheduling(self) -> None:
+        """Set the temperature of this step."""
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
+
+    def training_step(
+        self, batch: Mapping[str, Any], batch_idx: int, *side: int, **named: Any
+    ) -> Tensor | None:
+        self.temperature_scheduling()
         self.log("temperature", self.quantize.temperature)
-        super().training_step(batch, batch_idx)
+        return super().training_step(batch, batch_idx, *side, **named)
+
+
+def _make_loss(config: Config | None) -> nn.Module:
+    """The training loss; one of a package that is not installed is not needed to use a model."""
+    if not config:
+        return DummyLoss()
+    target = config.get("target") if isinstance(config, Mapping) else None
+    package = target.partition(".")[0] if isinstance(target, str) else "taming"
+    if package.isidentifier() and find_spec(package) is None:
+        return MissingLoss(str(target))
+    loss: nn.Module = instantiate_from_config(config, "lossconfig", "module")
+    return loss
+
+
+def _checked_range(sides: Sequence[int] | None) -> tuple[int, int] | None:
+    if sides is None:
+        return None
+    if len(sides) != 2 or not 16 <= sides[0] <= sides[1]:
+        raise UserError(f"batch_resize_range is two sides in pixels, from 16 on, not {list(sides)}")
+    return sides[0], sides[1]
 
 
 def _require_no_conflict(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks
@@ -24,6 +26,17 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
     if verbose:
         print(f"{type(model).__name__}: {total * 1e-6:.2f} M parameters")
     return total
+
+
+def get_timestep_embedding(timesteps: Tensor, embedding_dim: int) -> Tensor:
+    """Sines, then cosines, of steps [B] at frequencies from 1 to 1 / 10000: [B, embedding_dim].
+
+    For diffusion models that borrow it (arXiv 1706.03762, section 3.5); an odd width ends in 0.
+    """
+    half = embedding_dim // 2
+    exponents = torch.arange(half, device=timesteps.device) / max(half - 1, 1)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)  # (B, half)
+    return F.pad(torch.cat((angles.sin(), angles.cos()), dim=1), (0, embedding_dim % 2))
 
 
 class ActNorm(nn.Module):

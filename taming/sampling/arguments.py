@@ -10,7 +10,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from taming.checkpoint import Run
-from taming.command_line import Parser, add_flags, add_trust_flag, flag, from_flags, parse
+from taming.command_line import (
+    Parser,
+    add_flags,
+    add_trust_flag,
+    add_weight_flags,
+    flag,
+    from_flags,
+    parse,
+)
 from taming.data.seeding import SeededDataset
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
@@ -94,6 +102,7 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     """A parser of `RunArguments` and of further dataclasses `settings`, with other `defaults`."""
     parser = Parser(description=description, epilog="key.path=value overrides the run's config")
     add_trust_flag(parser)
+    add_weight_flags(parser)
     for each in (RunArguments, *settings):
         add_flags(parser, each, **defaults)
     return parser

@@ -29,14 +29,27 @@ from taming.sampling.settings import SampleSettings
 RECORD = "sampling"
 # What to do if a file cannot be written: see `atomic_path`.
 ADVICE = "finished samples stay, and the same command goes on with the rest"
+# What differs if hashes do.
+_OTHER = {
+    "weights": "other weights (another checkpoint, or others of its weights)",
+    "config": "another config of the model (by --base or overrides)",
+}
 _NUMBERED = re.compile(r"[0-9]{6,}\.png")
 
 
 def make_record(
-    seed: int, global_step: int, dtype: torch.dtype, settings: SampleSettings
+    seed: int,
+    global_step: int,
+    dtype: torch.dtype,
+    settings: SampleSettings,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What decides samples of every kind, for the text of their PNGs."""
-    return {"seed": seed, "global_step": global_step, "dtype": str(dtype), **asdict(settings)}
+    """What decides samples of every kind, for the text of their PNGs.
+
+    `hashes` are those of `taming.checkpoint.model_hashes`.
+    """
+    record = {"seed": seed, "global_step": global_step, "dtype": str(dtype), **asdict(settings)}
+    return {**record, **hashes}
 
 
 def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
@@ -101,9 +114,10 @@ class SampleFolder:
             raise UserError(f"{path} is no intact PNG; remove it and try again") from None
         for key, value in self.record.items():
             if record.get(key, value) != value:
+                difference = _OTHER.get(key) or f"{key} {record[key]}, not {value}"
                 raise UserError(
-                    f"{path} was sampled with {key} {record[key]}, not {value}: choose another "
-                    "--outdir, or remove the old samples"
+                    f"{path} was sampled with {difference}: choose another --outdir, or remove "
+                    "the old samples"
                 )
 
     def save(self, sample: Sample) -> None:

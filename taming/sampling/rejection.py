@@ -14,7 +14,8 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor, nn
 
-from taming.checkpoint import read_checkpoint
+from taming.checkpoint import read_content
+from taming.checkpoint.weight_sets import choose
 from taming.errors import UserError
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
@@ -84,7 +85,7 @@ class Classifier:
         network: nn.Module
         try:
             if file:
-                state = read_checkpoint(file)["state_dict"]
+                state = choose(read_content(file), file).tensors
                 classes = len(list(state.values())[-1])
                 network = models.get_model(architecture, weights=None, num_classes=classes)
                 network.load_state_dict(state)

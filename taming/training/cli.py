@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, add_trust_flag, parse_switch
+from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_switch
 from taming.config import (
     did_you_mean,
     instantiate_from_config,
@@ -99,6 +99,7 @@ def get_parser(**options: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--gpus", help="0, for the first GPU; 0,1 for two of them; 2 for any two")
     add_trust_flag(parser)
+    add_weight_flags(parser)
     return parser
 
 

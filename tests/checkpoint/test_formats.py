@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
 import os
 import pickle
 import typing
@@ -18,7 +17,6 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
-from torch import nn
 
 from taming.checkpoint.formats import read_checkpoint
 from taming.errors import UserError
@@ -88,14 +86,12 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path: Path, zip
     calls = {
         f"{os.system.__module__}.system": (os.system, command),
         "builtins.eval": (eval, f"__import__('os').system('{command}')"),
-        "builtins.getattr": (getattr, "a", "upper"),
-        "datetime.date": (datetime.date, 2020, 1, 1),
+        "torch.hub.load": (torch.hub.load, "a/b", "c"),
     }
     for name, call in calls.items():
         content = {"state_dict": {}, "evil": Malicious(*call)}
         path = save(content, tmp_path / "evil.ckpt", zipped)
-        builtin = name.replace("builtins", "(builtins|__builtin__)")
-        with pytest.raises(UserError, match=f"evil.ckpt would run '{builtin}'.*refused as unsafe"):
+        with pytest.raises(UserError, match=f"evil.ckpt would run '{name}'.*refused as unsafe"):
             read_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
@@ -112,13 +108,6 @@ def test_newer_pickles_are_refused_by_name_too(tmp_path: Path) -> None:
     path = tmp_path / "new.ckpt"
     path.write_bytes(pickle.dumps(Malicious(os.system, "true"), protocol=4))
     with pytest.raises(UserError, match="would run 'posix.system'|would run 'nt.system'"):
-        read_checkpoint(path)
-
-
-@BOTH
-def test_a_whole_model_is_refused_with_advice(tmp_path: Path, zipped: bool) -> None:
-    path = save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "model.pt", zipped)
-    with pytest.raises(UserError, match="whole pickled model.*save its state_dict"):
         read_checkpoint(path)
 
 
@@ -166,7 +155,7 @@ def test_every_wrong_file_is_called_by_its_kind(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "absent.ckpt")
     for content in ({"epoch": 1}, {}, torch.zeros(3)):
         save(content, tmp_path / "no_weights.ckpt")
-        with pytest.raises(UserError, match="no 'state_dict'"):
+        with pytest.raises(UserError, match="holds no model weights"):
             read_checkpoint(tmp_path / "no_weights.ckpt")
 
 

@@ -44,6 +44,13 @@ def test_samples_of_other_settings(tmp_path: Path) -> None:
         SampleFolder(tmp_path, RECORDED).finished(None)
 
 
+@pytest.mark.parametrize("key", ["weights", "config"])
+def test_samples_of_other_models(tmp_path: Path, key: str) -> None:
+    SampleFolder(tmp_path, {**RECORDED, key: "1a2b"}).save(sample(0))
+    with pytest.raises(UserError, match=f"000000.png was sampled with (other|another) {key} .*"):
+        SampleFolder(tmp_path, {**RECORDED, key: "3c4d"}).finished(None)
+
+
 def test_files_of_others_are_kept_but_broken_ones_named(tmp_path: Path) -> None:
     to_pillow(sample(0).image).save(tmp_path / "000004.png")
     folder = SampleFolder(tmp_path, RECORDED)

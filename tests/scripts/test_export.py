@@ -39,6 +39,46 @@ def test_the_first_stage_is_taken_by_default_and_can_be_used(run: Path, tmp_path
     )
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.net._orig_mod."])
+def test_submodels_of_wrapped_models(run: Path, tmp_path: Path, prefix: str) -> None:
+    whole = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    average = {f"{prefix}{n}": tensor + 1 for n, tensor in whole.items()}
+    raw = {f"{prefix}{n}": tensor for n, tensor in whole.items()}
+    torch.save({"model": raw, "model_ema": average}, tmp_path / "in.pt")
+    for kind, shift in (("ema", 1), ("raw", 0)):
+        target = str(tmp_path / f"{kind}.ckpt")
+        extract_submodel.main([str(tmp_path / "in.pt"), target, "--weights", kind])
+        state = read_checkpoint(target)["state_dict"]
+        name = "encoder.conv_in.weight"
+        assert torch.equal(state[name], whole[f"first_stage_model.{name}"] + shift)
+    again = str(tmp_path / "again.ckpt")
+    torch.save({f"first_stage_model.{n}": t for n, t in state.items()}, tmp_path / "alone.pt")
+    extract_submodel.main([str(tmp_path / "alone.pt"), again])
+    assert read_checkpoint(again)["state_dict"].keys() == state.keys()
+
+
+def test_which_weights_is_a_flag_of_all_scripts(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    # Not mapped from the file, which is overwritten.
+    raw = {n: tensor.clone() for n, tensor in read_checkpoint(checkpoint)["state_dict"].items()}
+    average = {n: tensor + 1 if tensor.is_floating_point() else tensor for n, tensor in raw.items()}
+    torch.save({"state_dict": raw, "ema": average}, checkpoint)
+    for flags, shift in (([], 1), (["--weights", "ema"], 1), (["--weights", "raw"], 0)):
+        export.main(["safetensors", str(run), str(tmp_path / "x.safetensors"), *flags])
+        state = read_checkpoint(tmp_path / "x.safetensors")["state_dict"]
+        assert torch.equal(state["transformer.head.weight"], raw["transformer.head.weight"] + shift)
+    with pytest.raises(SystemExit):
+        export.main(["safetensors", str(run), str(tmp_path / "y"), "--weights", "best"])
+    assert "--weights takes raw or ema, not 'best'" in capsys.readouterr().err
+    export.main(["safetensors", str(run), str(tmp_path / "y"), "--parts", "transformer"])
+    assert not torch.equal(
+        read_checkpoint(tmp_path / "y")["state_dict"]["first_stage_model.encoder.conv_in.weight"],
+        average["first_stage_model.encoder.conv_in.weight"],
+    )
+
+
 def test_a_missing_submodel_names_what_there_is(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

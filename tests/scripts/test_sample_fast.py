@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     expected: dict[str, Any] = {"seed": 5, "top_k": 10, "temperature": 1.0, "top_p": 1.0}
     expected |= {"global_step": 7, "dtype": "torch.float32", "class": 4, "number": 1}
     expected |= {"guidance": 1.0, "guidance_schedule": "constant"}
-    assert record == expected
+    hashes = {record.pop("weights"), record.pop("config")}
+    assert record == expected and all(len(text) == 16 for text in hashes)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"4 samples are in {root} (4 of them new)"
 
@@ -59,6 +61,30 @@ def test_a_second_run_samples_what_is_missing(
     sample(run, *flags, out=tmp_path)
     assert {path: path.read_bytes() for path in sorted(root.iterdir())} == files
     assert "(1 of them new)" in capsys.readouterr().out
+
+
+def test_a_folder_knows_its_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another checkpoint of the same step, or another config, does not fill it up."""
+    flags = ("-n", "1", "--classes", "1")
+    sample(run, *flags, out=tmp_path / "out")
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    content = torch.load(other / "checkpoints" / "last.ckpt")
+    trained = {**content["state_dict"], "loss.discriminator.main.0.bias": torch.ones(1)}
+    torch.save({**content, "state_dict": trained}, other / "checkpoints" / "last.ckpt")
+    sample(other, *flags, "model.base_learning_rate=1.0", out=tmp_path / "out")
+    assert "(0 of them new)" in capsys.readouterr().out
+    content["state_dict"]["transformer.ln_f.bias"][0] += 1e-6
+    torch.save(content, other / "checkpoints" / "last.ckpt")
+    for command, message in (
+        ((other,), "was sampled with other weights (another checkpoint"),
+        ((run, "model.params.pkeep=0"), "was sampled with another config of the model (by --base"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            sample(command[0], *flags, "-n", "2", *command[1:], out=tmp_path / "out")
+        assert message in capsys.readouterr().err
+    assert len(names(tmp_path / "out")) == 1
 
 
 def test_unconditional_into_the_run(tmp_path: Path) -> None:

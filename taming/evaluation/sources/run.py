@@ -30,6 +30,7 @@ from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
+from taming.weight_choice import weight_choice
 
 
 class RunSource(ImageSource):
@@ -107,6 +108,7 @@ class RunSource(ImageSource):
         return key_of(
             checkpoint=self.checkpoint_hash,
             model=self.config,
+            weights=weight_choice(),
             sampler=self.plan.describe(),
             classifier=self._classifier_hash(),
             labels=self.labels,

@@ -31,6 +31,7 @@ from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
 from taming.models.vqgan import VQModel
 from taming.sampling.load import load_first_stage
+from taming.weight_choice import weight_choice
 
 ROUNDING = "8-bit images, values cut to [-1, 1] and rounded"
 
@@ -157,6 +158,7 @@ class FirstStageEvaluator:
         return self.runner.key_for(
             images,
             checkpoint=stage.checkpoint_hash,
+            weights=weight_choice(),
             model=without_checkpoint_paths(stage.config.model),
             settings=self.describe(),
             originals=stage.model.channels in self._originals,

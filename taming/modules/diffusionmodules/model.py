@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming import published_names
 from taming.errors import UserError
 from taming.limits import check_memory, check_sizes
 
+__getattr__ = published_names.served_by(__name__)
 GROUPS = 32
 
 
@@ -187,17 +189,23 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """The lowest resolution's block, attention, block."""
+    """The lowest resolution's block, attention (if any), block."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, attention: bool = True) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(in_channels=width, dropout=dropout)
-        self.attn_1 = AttnBlock(width)
+        self.attn_1 = AttnBlock(width) if attention else nn.Identity()
         self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.block_2(self.attn_1(self.block_1(h)))
         return out
+
+
+def _attends(attn_type: str) -> bool:
+    if attn_type not in ("vanilla", "none"):
+        raise UserError(f"ddconfig.attn_type is {attn_type}; known are vanilla and none")
+    return attn_type != "none"
 
 
 def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
@@ -230,6 +238,7 @@ class Encoder(nn.Module):
         resolution: int,
         z_channels: int,
         double_z: bool = True,
+        attn_type: str = "vanilla",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -239,7 +248,7 @@ class Encoder(nn.Module):
         check_sizes("ddconfig", most=16, **{"the length of ch_mult": len(ch_mult)})
         check_sizes("ddconfig", **{f"ch_mult.{i}": factor for i, factor in enumerate(ch_mult)})
         check_sizes("ddconfig", least=0, most=1, dropout=dropout)
-        widths = _level_widths(ch, ch_mult)
+        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
@@ -249,13 +258,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([ch, *widths])):
             blocks = [before] + [width] * num_res_blocks
-            attention = resolution // 2**i in attn_resolutions
+            attention = attends and resolution // 2**i in attn_resolutions
             last = i == self.num_resolutions - 1
             # Made before the level's blocks: the order in which weights take random numbers is that
             # of earlier versions, so that a seed gives the same start.
             downsample = None if last else Downsample(width, resamp_with_conv)
             self.down.append(Level(blocks, attention, dropout, downsample=downsample))
-        self.mid = Middle(widths[-1], dropout)
+        self.mid = Middle(widths[-1], dropout, attends)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
 
@@ -289,10 +298,11 @@ class Decoder(nn.Module):
         resolution: int,
         z_channels: int,
         give_pre_end: bool = False,
+        attn_type: str = "vanilla",
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths = _level_widths(ch, ch_mult)
+        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
         self.give_pre_end = give_pre_end
@@ -300,12 +310,12 @@ class Decoder(nn.Module):
         self.z_shape = (1, z_channels, lowest, lowest)
 
         self.conv_in = _conv3x3(z_channels, widths[-1])
-        self.mid = Middle(widths[-1], dropout)
+        self.mid = Middle(widths[-1], dropout, attends)
         self.up = nn.ModuleList()  # from the highest resolution to the lowest
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
-            attention = lowest * 2 ** (self.num_resolutions - 1 - i) in attn_resolutions
+            attention = attends and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)

@@ -18,6 +18,14 @@ class DummyLoss(nn.Module):
     """Takes the place of a loss in models that are used but not trained."""
 
 
+class MissingLoss(DummyLoss):
+    """Takes the place of a loss of another package, `target`, that is not there or not trusted."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+
 class FirstStageLoss(nn.Module):
     """Loss of an autoencoder and, if there is one, of its discriminator.
 

@@ -10,11 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from taming.devices import without_autocast
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.util import lpips_file
+from taming.util import get_ckpt_path, lpips_file
+
+__all__ = [
+    "LPIPS",
+    "NetLinLayer",
+    "ScalingLayer",
+    "get_ckpt_path",
+    "normalize_tensor",
+    "spatial_average",
+    "vgg16",
+]
 
 
 class Backbone(NamedTuple):
@@ -97,10 +108,46 @@ class SlicedBackbone(nn.Module):
         return features
 
 
-def _calibrated_layer(width: int) -> nn.Module:
-    """One weight per channel, [B, C, H, W] -> [B, 1, H, W], named `model.1.weight`."""
-    layers = nn.Sequential(OrderedDict({"1": _EmptyConv(width, 1, 1, bias=False)}))
-    return nn.Sequential(OrderedDict(model=layers))
+class Vgg16Features(NamedTuple):
+    """Features [B, C, h, w] behind five of VGG16's ReLUs, by the names of torchvision's layers."""
+
+    relu1_2: Tensor
+    relu2_2: Tensor
+    relu3_3: Tensor
+    relu4_3: Tensor
+    relu5_3: Tensor
+
+
+class vgg16(SlicedBackbone):  # noqa: N801, its published name
+    """VGG16 alone, under its published name: images, scaled as `ScalingLayer` does, to features.
+
+    `pretrained` loads torchvision's weights, see `backbone_file`.
+    """
+
+    def __init__(self, requires_grad: bool = False, pretrained: bool = True) -> None:
+        super().__init__(BACKBONES["vgg"])
+        if pretrained:
+            self.load_state_dict(backbone_weights(self, "vgg"))
+        self.requires_grad_(requires_grad)
+
+    def forward(self, x: Tensor) -> Vgg16Features:  # type: ignore[override]
+        return Vgg16Features(*super().forward(x))
+
+
+class NetLinLayer(nn.Module):
+    """One weight per channel, [B, C, H, W] -> [B, 1, H, W].
+
+    It is named `model.1.weight`, behind a dropout that is never active, or else `model.0.weight`.
+    """
+
+    def __init__(self, chn_in: int, chn_out: int = 1, use_dropout: bool = False) -> None:
+        super().__init__()
+        layer = _EmptyConv(chn_in, chn_out, 1, bias=False)
+        self.model = nn.Sequential(OrderedDict({"1" if use_dropout else "0": layer}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out
 
 
 class LPIPS(nn.Module):
@@ -111,8 +158,8 @@ class LPIPS(nn.Module):
         d(x, x0) = sum over l of the mean over positions of w_l . (y_l - y0_l)^2.
 
     The backbone `net` is "vgg" (VGG16, for training) or "alex" (AlexNet, for evaluation). All
-    weights are zero until `prepare` or a checkpoint fills them; `forward` refuses zeros. An image
-    that needs no gradient costs no graph.
+    weights are zero until a checkpoint, `prepare` or the first use fills them. An image that needs
+    no gradient costs no graph.
     """
 
     def __init__(self, net: str = "vgg") -> None:
@@ -121,7 +168,7 @@ class LPIPS(nn.Module):
         self.scaling_layer = ScalingLayer()
         self.net = SlicedBackbone(BACKBONES[net])
         for index, convolutions in enumerate(BACKBONES[net].slices):
-            self.add_module(f"lin{index}", _calibrated_layer(convolutions[-1][0]))
+            self.add_module(f"lin{index}", NetLinLayer(convolutions[-1][0], use_dropout=True))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
@@ -144,28 +191,44 @@ class LPIPS(nn.Module):
         if self.ready:
             return
         try:
-            weights = calibrated_layers(self.backbone) | self._backbone_weights(path)
+            features = backbone_weights(self.net, self.backbone, path)
+            weights = calibrated_layers(self.backbone)
+            weights |= {f"net.{name}": tensor for name, tensor in features.items()}
         except UserError as error:
-            raise UserError(f"{error}, or train without by perceptual_weight: 0") from error
+            raise UserError(
+                f"{error}, or train without, by model.params.lossconfig.params.perceptual_weight: 0"
+            ) from error
         for name, parameter in self.named_parameters():
             parameter.copy_(weights[name])
 
-    def _backbone_weights(self, path: str | None) -> dict[str, Tensor]:
-        weights = {}
-        for name, tensor in backbone_features(self.backbone, path).items():
-            number = name.split(".")[1]
-            index = next(i for i, s in enumerate(self.net.children(), 1) if number in s._modules)
-            weights[name.replace("features", f"net.slice{index}")] = tensor
-        return weights
+    def load_from_pretrained(self, name: str = "vgg_lpips") -> None:
+        """The published name of `prepare`; there is but one set of weights.
+
+        Raises:
+            UserError: for another name, and as `backbone_file` does.
+        """
+        if name != "vgg_lpips":
+            raise UserError(f"there are no LPIPS weights named {name}; the only ones are vgg_lpips")
+        self.prepare()
+
+    @classmethod
+    def from_pretrained(cls, name: str = "vgg_lpips") -> Self:
+        """An LPIPS with its weights."""
+        model = cls()
+        model.load_from_pretrained(name)
+        return model
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Distances [B, 1, 1, 1] of images [B, 3 or 1, H, W] in [-1, 1], in fp32.
 
+        The first call loads the weights, if nobody has before.
+
         Raises:
-            RuntimeError: before the weights are loaded.
-            UserError: for images that are too small, or of other numbers of channels.
+            UserError: for images that are too small, or of other numbers of channels; if there are
+                no weights, and they cannot be downloaded.
         """
         self._check(input)
+        self.prepare()
         with without_autocast(input.device):
             pairs = zip(self._features(input), self._features(target), strict=True)
             distances = [
@@ -180,8 +243,6 @@ class LPIPS(nn.Module):
         return [normalize_tensor(maps) for maps in self.net(self.scaling_layer(images.float()))]
 
     def _check(self, images: Tensor) -> None:
-        if not self.ready:
-            raise RuntimeError("LPIPS has no weights yet: call prepare() or load a checkpoint")
         _, channels, height, width = images.shape
         smallest = SMALLEST_IMAGES[self.backbone]
         if channels not in (1, 3) or min(height, width) < smallest:
@@ -198,6 +259,18 @@ def _forget_ready(module: Any, incompatible_keys: Any) -> None:
 def calibrated_layers(net: str = "vgg") -> dict[str, Tensor]:
     """The weights `lin<n>.model.1.weight` of LPIPS 0.1, from the installed `lpips` package."""
     weights: dict[str, Tensor] = torch.load(lpips_file(net), map_location="cpu", weights_only=True)
+    return weights
+
+
+def backbone_weights(
+    backbone: SlicedBackbone, net: str, path: str | None = None
+) -> dict[str, Tensor]:
+    """The weights of a backbone by its names `slice<n>.<m>.{weight,bias}`; see `backbone_file`."""
+    weights = {}
+    for name, tensor in backbone_features(net, path).items():
+        number = name.split(".")[1]
+        index = next(i for i, s in enumerate(backbone.children(), 1) if number in s._modules)
+        weights[name.replace("features", f"slice{index}")] = tensor
     return weights
 
 

@@ -194,6 +194,8 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         Nothing is differentiated, and d_weight is 0, in evaluation without gradients.
         """
         differentiate = torch.is_grad_enabled() and x_rec.requires_grad
+        if differentiate and self.training and self._has_own_weight():
+            return self._published_terms(x, x_rec, last, cond, factor=factor)
         # A leaf, so that both passes end here and the autoencoder's graph is left for training.
         images = x_rec.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(x, images)
@@ -211,11 +213,48 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss, "d_weight": d_weight}
         return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
 
+    def _has_own_weight(self) -> bool:
+        """Whether a subclass has another `calculate_adaptive_weight`."""
+        own = type(self).calculate_adaptive_weight
+        return own is not VQLPIPSWithDiscriminator.calculate_adaptive_weight
+
+    def _published_terms(
+        self, x: Tensor, x_rec: Tensor, last: Tensor | None, cond: Tensor | None, *, factor: float
+    ) -> tuple[Tensor, Logged]:
+        """As `_generator_terms`, with losses that reach back to all weights."""
+        nll_loss, p_loss = self._reconstruction_terms(x, x_rec.float())
+        g_loss = -self._discriminator_logits(x_rec.float(), cond).mean()
+        d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer=last)
+        loss = nll_loss + d_weight * factor * g_loss
+        terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss}
+        terms["d_weight"] = torch.as_tensor(d_weight, device=loss.device)
+        return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
+
+    def calculate_adaptive_weight(
+        self, nll_loss: Tensor, g_loss: Tensor, last_layer: Tensor | None = None
+    ) -> Tensor:
+        """Equation 7 from losses whose graphs reach `last_layer`.
+
+        For outside code, and for subclasses, whose own is used in training; `_adaptive_weight` is
+        the same with fewer backward passes.
+        """
+        if last_layer is None:
+            raise ValueError("the generator's loss needs `last_layer` in training")
+        norms = [
+            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+            for loss in (nll_loss, g_loss)
+        ]
+        return self._ratio(*norms)
+
+    def _ratio(self, nll_norm: Tensor, g_norm: Tensor) -> Tensor:
+        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
+
     def _reconstruction_terms(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of |x - x_rec| + perceptual_weight * LPIPS, and of LPIPS alone."""
         pixels = (inputs - images).abs().mean()
         if self.perceptual_loss is None:
             return pixels, torch.zeros_like(pixels)
+        self.prepare()  # by training loops of one's own
         p_loss = self.perceptual_loss(inputs, images).mean()
         return pixels + self.perceptual_weight * p_loss, p_loss
 
@@ -234,7 +273,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         if last_layer is None:
             raise ValueError("the generator's loss needs `last_layer` in training")
         nll_norm, g_norm = (_norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
-        return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
+        return self._ratio(nll_norm, g_norm)
 
     def _generator_factor(self, global_step: int) -> float:
         """`disc_factor`, 0 before the discriminator counts; with a ramp of 3 steps from step 10 on:

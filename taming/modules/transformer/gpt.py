@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,22 @@ from torch.utils.checkpoint import checkpoint
 
 from taming.errors import UserError
 from taming.limits import check_memory, check_sizes
+
+
+class GPTConfig:
+    """Sizes and dropouts of a GPT and its blocks; other names become attributes, too."""
+
+    n_layer: int = 12
+    n_head: int = 8
+    n_embd: int = 256
+    embd_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    n_unmasked: int = 0
+
+    def __init__(self, vocab_size: int, block_size: int, **others: Any) -> None:
+        self.vocab_size, self.block_size = vocab_size, block_size
+        vars(self).update(others)
 
 
 def _attention_mask(block_size: int, n_unmasked: int) -> Tensor:
@@ -37,7 +53,7 @@ class CausalSelfAttention(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, config: SimpleNamespace, mask: Tensor) -> None:
+    def __init__(self, config: GPTConfig, mask: Tensor | None = None) -> None:
         super().__init__()
         self.key = nn.Linear(config.n_embd, config.n_embd)
         self.query = nn.Linear(config.n_embd, config.n_embd)
@@ -45,13 +61,19 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_drop = nn.Dropout(config.resid_pdrop)
         self.attn_pdrop = config.attn_pdrop
-        self.n_head = config.n_head
+        self.n_head, self.n_unmasked = config.n_head, config.n_unmasked
+        if mask is None:
+            mask = _attention_mask(config.block_size, config.n_unmasked)
         # Attention does not read it (see `GPT.hidden`), but published checkpoints have one in each
         # block.
         self.register_buffer("mask", mask)
 
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), None for causal attention."""
+        """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), by default that of the mask."""
+        return self.attend(*self.project(x), allowed)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, nh, T, hs) of `x` (B, T, C)."""
         # A bias of the keys shifts all logits of a query alike, which softmax ignores: its gradient
         # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps. Times 0 it
         # stays in the graph, as DistributedDataParallel waits for a gradient of every parameter.
@@ -61,6 +83,12 @@ class CausalSelfAttention(nn.Module):
             projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
             for projected in projections
         )
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Queries (B, nh, T, hs) at keys and values of as many or more positions -> (B, T, C)."""
+        if allowed is None and self.n_unmasked:
+            allowed = self.mask[..., : q.shape[2], : k.shape[2]].bool()
         dropout = self.attn_pdrop if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=allowed is None)
         y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
@@ -71,7 +99,7 @@ class CausalSelfAttention(nn.Module):
 class Block(nn.Module):
     """Attention and a two-layer perceptron, each behind a LayerNorm and added to its input."""
 
-    def __init__(self, config: SimpleNamespace, mask: Tensor) -> None:
+    def __init__(self, config: GPTConfig, mask: Tensor | None = None) -> None:
         super().__init__()
         self.ln1 = nn.LayerNorm(config.n_embd)
         self.ln2 = nn.LayerNorm(config.n_embd)
@@ -88,6 +116,21 @@ class Block(nn.Module):
         x = x + self.attn(self.ln1(x), allowed)
         change: Tensor = self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
         return x + change
+
+    def forward_with_past(
+        self, x: Tensor, past: Tensor | None, allowed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, after positions whose keys and values are `past` (2, B, nh, T', hs).
+
+        Returns keys and values of `x` as well, (2, B, nh, T, hs).
+        """
+        q, k, v = self.attn.project(self.ln1(x))
+        present = torch.stack((k, v))
+        if past is not None:
+            k, v = torch.cat((past, present), dim=-2)  # each (B, nh, T' + T, hs)
+        x = x + self.attn.attend(q, k, v, allowed)
+        change: Tensor = self.mlp(self.ln2(x))
+        return x + change, present
 
 
 class GPT(nn.Module):
@@ -128,7 +171,7 @@ class GPT(nn.Module):
         check_sizes(least=0, most=1, resid_pdrop=resid_pdrop)
         if n_embd % n_head:
             raise UserError(f"GPT: n_embd ({n_embd}) must be a multiple of n_head ({n_head})")
-        self.config = config = SimpleNamespace(
+        self.config = config = GPTConfig(
             vocab_size=vocab_size,
             block_size=block_size,
             n_layer=n_layer,
@@ -205,6 +248,43 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def forward_with_past(
+        self,
+        idx: Tensor,
+        embeddings: Tensor | None = None,
+        targets: Tensor | None = None,
+        past: Tensor | Sequence[Tensor] | None = None,
+        past_length: int | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As `forward`, of tokens after others: (logits (B, E + T, V), loss, present).
+
+        For samplers of one's own; `decoding.CachedDecoder`, which copies nothing, is faster.
+
+        Args:
+            past: what earlier calls returned as `present` (n_layer, 2, B, nh, T', hs), in order.
+            past_length: the number of tokens in `past`.
+        """
+        x = self.tok_emb(idx)  # (B, T, C)
+        if embeddings is not None:
+            x = torch.cat((embeddings, x), dim=1)
+        if past is not None and not isinstance(past, Tensor):
+            past = torch.cat(tuple(past), dim=-2)
+        start = 0 if past is None else past.shape[-2]
+        if past_length not in (None, start):
+            raise UserError(f"past_length is {past_length}, but `past` has {start} tokens")
+        end = start + x.shape[1]
+        x = self.drop(x + self.pos_emb[:, start:end])
+        allowed = self.get_buffer("blocks.0.attn.mask")[..., start:end, :end].bool()
+        presents = []
+        for number, block in enumerate(self.blocks.children()):
+            assert isinstance(block, Block)
+            x, present = block.forward_with_past(x, None if past is None else past[number], allowed)
+            presents.append(present)
+        logits = self.head(self.ln_f(x))
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss, torch.stack(presents)
 
     def parameter_groups(self, weight_decay: float = 0.01) -> list[dict[str, Any]]:
         """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""

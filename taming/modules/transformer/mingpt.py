@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from taming import published_names
 from taming.modules.transformer.decoding import CachedDecoder, filter_logits, generate, sample_token
-from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.gpt import GPT, Block, CausalSelfAttention, GPTConfig
 from taming.modules.transformer.kmeans import KMeans
 
-__all__ = ["GPT", "KMeans", "sample", "sample_with_past", "top_k_logits"]
+__all__ = [
+    "GPT",
+    "Block",
+    "CausalSelfAttention",
+    "GPT1Config",
+    "GPTConfig",
+    "KMeans",
+    "sample",
+    "sample_with_past",
+    "top_k_logits",
+]
+
+__getattr__ = published_names.served_by(__name__)
+logger = logging.getLogger(__name__)
+
+
+class GPT1Config(GPTConfig):
+    """The sizes of the first GPT, about 125 million parameters."""
+
+    n_layer, n_head, n_embd = 12, 12, 768
 
 
 def top_k_logits(logits: Tensor, k: int) -> Tensor:

@@ -16,6 +16,8 @@ and `SpiralIn`, from the lower right corner up, then left and down,
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,9 +25,22 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.limits import check_sizes
 
+Index = TypeVar("Index", int, Tensor)
 
-class Permuter(nn.Module):
-    """Reorders sequences of latent indices by a fixed permutation; a class for every order."""
+
+class AbstractPermuter(nn.Module):
+    """Reorders sequences of latent indices; an order of your own inherits from it or `Permuter`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
+        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order."""
+        raise NotImplementedError
+
+
+class Permuter(AbstractPermuter):
+    """Reorders by a fixed permutation; a class for every order."""
 
     forward_shuffle_idx: Tensor
     backward_shuffle_idx: Tensor
@@ -42,7 +57,6 @@ class Permuter(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        """Put `x` (B, H * W, ...) into this order, or with `reverse` back into raster order."""
         order = self.backward_shuffle_idx if reverse else self.forward_shuffle_idx
         if x.shape[1] != len(order):
             raise UserError(
@@ -52,7 +66,7 @@ class Permuter(nn.Module):
         return x[:, order]
 
 
-class Identity(nn.Module):
+class Identity(AbstractPermuter):
     """Raster order: left to right, top to bottom."""
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
@@ -63,17 +77,27 @@ def _grid(height: int, width: int) -> Tensor:
     return torch.arange(height * width).view(height, width)
 
 
-def _sorted_by_bits(height: int, width: int, lowest_first: bool) -> Tensor:
-    """Positions sorted by the bits of (row, column), of which the first counts most.
+def mortonify(i: Index, j: Index) -> Index:
+    """The place of row `i` and column `j`, below 2**31, along a Z-shaped curve: their bits in turn.
+
+    Row 2 = 0b10 and column 3 = 0b11 have the place 0b1101.
+    """
+    place = i * 0
+    for bit in range(31):
+        place = place | (i >> bit & 1) << (2 * bit + 1) | (j >> bit & 1) << (2 * bit)
+    return place
+
+
+def _sorted_by_lowest_bits(height: int, width: int) -> Tensor:
+    """Positions sorted by the bits of (row, column), of which the lowest counts most.
 
     Each bit adds a digit in base 4 to a position's key, 2 * (row's bit) + (column's bit): row 2 =
-    0b10 and column 3 = 0b11 have the key 13 by bits 1, 0 (the digits 3, 1), and 7 by bits 0, 1.
+    0b10 and column 3 = 0b11 have the key 7, the digits 1, 3.
     """
     row = torch.arange(height)[:, None]
     column = torch.arange(width)
     key = torch.zeros(height, width, dtype=torch.int64)
-    bits = range((max(height, width) - 1).bit_length())  # 0, 1, 2 for sides of 5 to 8
-    for bit in bits if lowest_first else reversed(bits):
+    for bit in range((max(height, width) - 1).bit_length()):  # 0, 1, 2 for sides of 5 to 8
         key = key * 4 + 2 * (row >> bit & 1) + (column >> bit & 1)
     return key.flatten().argsort()
 
@@ -82,14 +106,15 @@ class Subsample(Permuter):
     """Coarse to fine: every fourth position first, themselves ordered coarse to fine."""
 
     def _order(self, height: int, width: int) -> Tensor:
-        return _sorted_by_bits(height, width, lowest_first=True)
+        return _sorted_by_lowest_bits(height, width)
 
 
 class ZCurve(Permuter):
     """Morton order: quadrant by quadrant, each of them quadrant by quadrant."""
 
     def _order(self, height: int, width: int) -> Tensor:
-        return _sorted_by_bits(height, width, lowest_first=False)
+        key = mortonify(torch.arange(height)[:, None], torch.arange(width))
+        return key.flatten().argsort()
 
 
 class SpiralIn(Permuter):

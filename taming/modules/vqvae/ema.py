@@ -12,15 +12,20 @@ from taming.modules.vqvae.codebook import Codebook, Quantized
 
 
 class EmbeddingEMA(nn.Module):
-    """Codes [n_embed, embedding_dim] that follow the mean of the latents assigned to them."""
+    """Codes [n_embed, embedding_dim] that follow the mean of the latents assigned to them.
+
+    They stay where they are while `update` is False.
+    """
 
     weight: Tensor
     cluster_size: Tensor
     embed_avg: Tensor
 
-    def __init__(self, n_embed: int, embedding_dim: int, decay: float, eps: float) -> None:
+    def __init__(
+        self, n_embed: int, embedding_dim: int, decay: float = 0.99, eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.decay, self.eps = decay, eps
+        self.decay, self.eps, self.update = decay, eps, True
         weight = torch.randn(n_embed, embedding_dim)
         self.register_buffer("weight", weight)
         # A size of one agrees with `embed_avg`: with zero, codes not yet used would be divided by
@@ -28,8 +33,12 @@ class EmbeddingEMA(nn.Module):
         self.register_buffer("cluster_size", torch.ones(n_embed))
         self.register_buffer("embed_avg", weight.clone())
 
+    def forward(self, embed_id: Tensor) -> Tensor:
+        """Indices [...] -> codes [..., embedding_dim]."""
+        return F.embedding(embed_id, self.weight)
+
     @torch.no_grad()
-    def update(self, rows: Tensor, indices: Tensor) -> None:
+    def follow(self, rows: Tensor, indices: Tensor) -> None:
         """Move towards the latents [N, C] that have the codes [N], of all processes together.
 
         With n latents a batch and their sum m, averages N <- decay N + (1 - decay) n and likewise
@@ -37,10 +46,25 @@ class EmbeddingEMA(nn.Module):
         """
         counts = sum_over_ranks(codebook.count_codes(indices, len(self.weight)))  # (n_embed,)
         sums = sum_over_ranks(torch.zeros_like(self.embed_avg).index_add_(0, indices, rows))
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)  # (n_embed, C)
+        self.cluster_size_ema_update(counts)
+        self.embed_avg_ema_update(sums)
+        self.weight_update(len(self.weight))
+
+    @torch.no_grad()
+    def cluster_size_ema_update(self, new_cluster_size: Tensor) -> None:
+        """Move N towards a batch's counts n [n_embed]."""
+        self.cluster_size.lerp_(new_cluster_size, 1 - self.decay)
+
+    @torch.no_grad()
+    def embed_avg_ema_update(self, new_embed_avg: Tensor) -> None:
+        """Move M towards a batch's sums m [n_embed, C]."""
+        self.embed_avg.lerp_(new_embed_avg, 1 - self.decay)
+
+    @torch.no_grad()
+    def weight_update(self, num_tokens: int) -> None:
+        """Take M / N as codes, of which there are `num_tokens`."""
         total = self.cluster_size.sum()
-        smoothing = total / (total + len(self.weight) * self.eps)
+        smoothing = total / (total + num_tokens * self.eps)
         self.weight.copy_(self.embed_avg / ((self.cluster_size + self.eps) * smoothing)[:, None])
 
     @torch.no_grad()
@@ -89,10 +113,10 @@ class EMAVectorQuantizer(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         rows = codebook.channels_last(z)  # (N, C)
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
-        codes = F.embedding(indices, self.codes)  # (N, C), before this batch moves them
+        codes = self.embedding(indices)  # (N, C), before this batch moves them
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
-        if self.training and torch.is_grad_enabled():
-            self.embedding.update(rows.detach(), indices)
+        if self.training and self.embedding.update and torch.is_grad_enabled():
+            self.embedding.follow(rows.detach(), indices)
             if self.revive_after > 0:
                 self.embedding.revive(rows.detach(), self.decay**self.revive_after)
         loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled

@@ -67,7 +67,7 @@ class GumbelQuantize(Codebook):
         with without_autocast(z.device):
             logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
             if self.remap is not None:
-                # K becomes len(used), and indices count within `used` without `remap_to_used`.
+                # K becomes len(used), within which indices count.
                 logits, codes = logits[:, self.used], codes[self.used]
             z_q, indices = self._choose(logits, codes, temperature)
             # KL(softmax(logits) || uniform), averaged over positions; the prior is 1 / K

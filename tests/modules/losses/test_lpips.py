@@ -1,10 +1,18 @@
+import copy
 from urllib.error import URLError
 
 import pytest
 import torch
 
 from taming.errors import UserError
-from taming.modules.losses.lpips import LPIPS, calibrated_layers, normalize_tensor, spatial_average
+from taming.modules.losses.lpips import (
+    LPIPS,
+    NetLinLayer,
+    calibrated_layers,
+    normalize_tensor,
+    spatial_average,
+    vgg16,
+)
 from tests.modules.losses.backbones import backbone_file
 from tests.support import assert_close, fill_by_name
 
@@ -103,9 +111,10 @@ def test_averages():
     assert_close(normalize_tensor(x).square().sum(dim=1), torch.ones(2, 4, 5))
 
 
-def test_never_works_without_weights():
+def test_never_works_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAMING_VGG16", str(tmp_path / "missing.pth"))
     loss, images = LPIPS(), torch.rand(1, 3, 16, 16)
-    with pytest.raises(RuntimeError, match="no weights"):
+    with pytest.raises(UserError, match="missing.pth.*lossconfig.params.perceptual_weight: 0"):
         loss(images, images)
     # A checkpoint of a model that was never prepared does not count either.
     other = filled()
@@ -140,6 +149,36 @@ def test_prepare_finds_the_backbone(vgg_file, monkeypatch, tmp_path, way):
     assert torch.equal(state["lin3.model.1.weight"], calibrated_layers()["lin3.model.1.weight"])
     assert 0.019 < state["net.slice5.28.weight"].std() < 0.021
     assert loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)) > 0
+
+
+@pytest.mark.parametrize("way", ["use", "load", "class", "eval"])
+def test_weights_load_by_themselves(vgg_file, monkeypatch, way):
+    monkeypatch.setenv("TAMING_VGG16", str(vgg_file))
+    images = torch.rand(2, 1, 3, 16, 16)
+    loss = LPIPS.from_pretrained() if way == "class" else LPIPS()
+    assert loss.ready == (way == "class")
+    if way == "load":
+        loss.load_from_pretrained()
+        assert loss.ready
+    if way == "eval":
+        loss = copy.deepcopy(loss.eval()).to("cpu")
+    assert loss(*images).shape == (1, 1, 1, 1) and loss(*images) > 0
+    with pytest.raises(UserError, match="no LPIPS weights named alex"):
+        loss.load_from_pretrained("alex")
+
+
+def test_the_published_parts(vgg_file, monkeypatch):
+    monkeypatch.setenv("TAMING_VGG16", str(vgg_file))
+    images, loss = torch.rand(1, 3, 32, 32), LPIPS.from_pretrained()
+    features = vgg16()(images)
+    assert features._fields == ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+    for ours, own in zip(features, loss.net(images), strict=True):
+        assert torch.equal(ours, own)
+    assert not any(p.requires_grad for p in vgg16(pretrained=False).parameters())
+    layer = NetLinLayer(4, use_dropout=True)
+    assert layer.state_dict().keys() == {"model.1.weight"}
+    assert NetLinLayer(4).state_dict().keys() == {"model.0.weight"}
+    assert layer(torch.rand(1, 4, 2, 3)).shape == (1, 1, 2, 3)
 
 
 def test_prepare_finds_alexnet(monkeypatch, tmp_path):

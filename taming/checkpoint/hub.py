@@ -1,0 +1,108 @@
+"""Folders of models as hubs have them: weights, and a `config.json` instead of a YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taming.errors import UserError
+
+CONFIG = "config.json"
+# The weights' file, in the order of preference.
+WEIGHTS = tuple(
+    f"{name}{ending}"
+    for ending in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+    for name in ("diffusion_pytorch_model", "model", "pytorch_model")
+)
+_TARGET = "taming.models.vqgan.VQModel"
+_OWN = ("ddconfig", "n_embed", "embed_dim", "remap", "sane_index_shape", "legacy", "image_key")
+_DDCONFIG: tuple[str, ...] = (
+    "double_z",
+    "z_channels",
+    "resolution",
+    "in_channels",
+    "out_ch",
+    "ch",
+    "ch_mult",
+)
+_DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a model's config: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} cannot be read as a model's config: it has no keys")
+    return config
+
+
+def is_own_config(config: Mapping[str, Any]) -> bool:
+    """Whether it is laid out as our YAMLs are."""
+    model = config.get("model")
+    return isinstance(model, Mapping) and "target" in model
+
+
+def model_section(path: Path) -> dict[str, Any]:
+    """The `model` section of a run for a hub's `config.json`.
+
+    It may be of a `diffusers.VQModel`, or hold the arguments of a VQModel, with or without a
+    `ddconfig` around those of encoder and decoder.
+
+    Raises:
+        UserError: for configs of other models.
+    """
+    config = read_config(path)
+    try:
+        if config.get("_class_name") == "VQModel":
+            return {"target": _TARGET, "params": params_from_diffusers(config, path)}
+        if "ddconfig" in config:
+            return {"target": _TARGET, "params": {k: config[k] for k in _OWN if k in config}}
+        if {"ch_mult", "z_channels", "n_embed"} <= config.keys():
+            ddconfig = {key: config[key] for key in _DDCONFIG if key in config}
+            sizes = {key: config[key] for key in ("n_embed", "embed_dim") if key in config}
+            return {"target": _TARGET, "params": {"ddconfig": ddconfig, **sizes}}
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is no complete config of a VQModel ({error})") from None
+    kind = config.get("_class_name") or config.get("architectures") or config.get("model_type")
+    raise UserError(
+        f"{path} is of {kind or 'another model'}, not of a VQModel; name the YAML of these weights "
+        "with --base (in Python: base=[...])"
+    )
+
+
+def params_from_diffusers(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The params of a VQModel that is like the `diffusers.VQModel` of a config.
+
+    Raises:
+        UserError: for what has no counterpart here.
+    """
+    if config.get("norm_type", "group") != "group" or config.get("norm_num_groups", 32) != 32:
+        raise UserError(f"{path}: only group normalization over 32 groups has a counterpart here")
+    widths, resolution = config["block_out_channels"], config["sample_size"]
+    levels = range(len(widths))
+    attention = [i for i in levels if config["down_block_types"][i].startswith("Attn")]
+    return {
+        "n_embed": config["num_vq_embeddings"],
+        "embed_dim": config.get("vq_embed_dim") or config["latent_channels"],
+        "ddconfig": {
+            "double_z": False,
+            "z_channels": config["latent_channels"],
+            "resolution": resolution,
+            "in_channels": config["in_channels"],
+            "out_ch": config["out_channels"],
+            "ch": widths[0],
+            "ch_mult": [width // widths[0] for width in widths],
+            "num_res_blocks": config["layers_per_block"],
+            "attn_resolutions": [resolution // 2**level for level in attention],
+            "dropout": 0.0,
+        },
+    }

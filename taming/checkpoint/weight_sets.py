@@ -1,0 +1,207 @@
+"""Which tensors of a file are a model's weights: where they lie in it, and averages beside them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from taming.checkpoint.inert import Inert
+from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
+from taming.distributed import is_first_process
+from taming.errors import UserError
+from taming.weight_choice import EMA, RAW
+
+log = logging.getLogger(__name__)
+
+# Entries of checkpoints that hold tensors, but no model.
+_NO_WEIGHTS = re.compile(
+    r".*(optim|sched|scaler|loop|rng|random|sampler|metric|logger|hparam|hyper|config|args).*",
+    re.IGNORECASE,
+)
+_AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|shadow|polyak)(?![a-z])")
+# Of several sets, what is most likely the model that others use.
+_USUAL = ("state_dict", "model_state_dict", "model", "module", "params", "net", "generator", "g")
+_DEEPEST = 4
+_MOST_VISITS = 20  # of a module that is a part of several others, or of itself
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Tensors that belong together; `label` says where in the file, for people."""
+
+    label: str
+    tensors: Tensors
+    averaged: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def weight_sets(content: Any) -> list[WeightSet]:
+    """All sets of a file's content, averages among them."""
+    return list(_sets_in(content, "", False, 0))
+
+
+def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
+    if isinstance(content, Inert):
+        yield from _sets_in_object(content, label, averaged, depth)
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    tensors = {k: t for k, t in content.items() if isinstance(k, str) and isinstance(t, Tensor)}
+    if any("." in name for name in tensors) or len(tensors) * 2 > len(content):
+        yield from _split(tensors, label, averaged)
+    parts: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or _NO_WEIGHTS.fullmatch(key):
+            continue
+        place, average = f"{label}.{key}".lstrip("."), averaged or _is_average(key)
+        for found in _sets_in(value, place, average, depth + 1):
+            if found.averaged or "callback" not in place:
+                yield found
+            if not average and found.label == place:
+                parts |= {f"{key}.{name}": tensor for name, tensor in found.tensors.items()}
+    if len({name.partition(".")[0] for name in parts}) > 1:  # a file of parts, as encoder, decoder
+        yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
+
+
+def _sets_in_object(content: Inert, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
+    """Of a model that was pickled whole, or of an object that keeps weights as an attribute."""
+    state = content.state if isinstance(content.state, Mapping) else {}
+    if "_parameters" in state or "_modules" in state:
+        if tensors := dict(_tensors_of(content, "")):
+            yield from _split(tensors, label, averaged)
+    elif state:
+        yield from _sets_in(state, label, averaged, depth + 1)
+
+
+def _tensors_of(
+    module: Any, prefix: str, visits: Counter[int] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The `state_dict` of a module that was pickled whole."""
+    visits = Counter() if visits is None else visits
+    visits[id(module)] += 1
+    if not isinstance(module, Inert) or visits[id(module)] > _MOST_VISITS:
+        return
+    state = module.state if isinstance(module.state, Mapping) else {}
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in dict(state.get(kind) or {}).items():
+            if isinstance(tensor, Tensor):
+                yield f"{prefix}{name}", tensor.detach()
+    for name, child in dict(state.get("_modules") or {}).items():
+        yield from _tensors_of(child, f"{prefix}{name}.", visits)
+
+
+def _is_average(key: str) -> bool:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
+    return _AVERAGE.search(words) is not None
+
+
+def _split(tensors: Tensors, label: str, averaged: bool) -> Iterator[WeightSet]:
+    """A set, or two if a part of the names says that it is an average, as `model_ema.`."""
+    state = renamed(tensors, None).tensors
+    average = {name for name in state if "." in name and _is_average(name.partition(".")[0])}
+    if not average:
+        yield WeightSet(label, tensors, averaged)
+        return
+    head = min(average).partition(".")[0]
+    rest = {name: tensor for name, tensor in state.items() if name not in average}
+    if any(not is_counter(name, tensor) for name, tensor in rest.items()):
+        yield WeightSet(label, rest, averaged)
+    own = {name.partition(".")[2]: state[name] for name in sorted(average)}
+    weights = {name: tensor for name, tensor in own.items() if not is_counter(name, tensor)}
+    yield WeightSet(f"{label}.{head}".lstrip("."), weights, True)
+
+
+# ---------------------------------------------------------------------- the choice among them
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights to load, and what was done to find them, in words."""
+
+    tensors: Tensors
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(
+    content: Any, source: object, own: Tensors | None = None, kind: str | None = None
+) -> Chosen:
+    """The weights in a file's content, by the names of a model whose `own` are known.
+
+    Averages are preferred, unless `kind`, as of `WeightChoice`, says otherwise.
+
+    Raises:
+        UserError: if there are no weights, or none of the kind that was asked for.
+    """
+    sets = [_fitted(each, own) for each in weight_sets(content)]
+    if not sets:
+        entries = f"it has {', '.join(map(repr, content))}" if _has_names(content) else "it is data"
+        raise UserError(f"{source} holds no model weights ({entries})")
+    raw = _best([each for each in sets if not each.averaged], own)
+    average = _best([each for each in sets if each.averaged], own)
+    if own and raw and average and not _overlap(average, own):
+        average = None  # of another part, such as the diffusion model beside a first stage
+    wanted = {RAW: raw, EMA: average, None: average or raw}[kind]
+    if wanted is None:
+        there, word = (raw or average), "moving average (EMA)" if kind == EMA else "raw weights"
+        raise UserError(f"{source} holds no {word}, only {_place(there)}; leave --weights out")
+    notes = [] if wanted.label in ("", "state_dict") else [f"those of {_place(wanted)}"]
+    if raw and average and wanted is average:
+        notes = [f"the moving average {_place(average)} (--weights raw takes {_place(raw)})"]
+        return Chosen(_overlaid(raw.tensors, average.tensors), [*notes, *average.notes])
+    return Chosen(wanted.tensors, [*notes, *wanted.notes])
+
+
+def _has_names(content: Any) -> bool:
+    return isinstance(content, Mapping) and 0 < len(content) <= 20
+
+
+def _place(found: WeightSet | None) -> str:
+    return f"'{found.label or 'the whole file'}'" if found else "nothing"
+
+
+def _fitted(found: WeightSet, own: Tensors | None) -> WeightSet:
+    renaming = renamed(found.tensors, own)
+    return WeightSet(found.label, renaming.tensors, found.averaged, tuple(renaming.notes))
+
+
+def _best(sets: list[WeightSet], own: Tensors | None) -> WeightSet | None:
+    """The set that has most of a model's weights, or the one with the most usual place."""
+
+    def rank(each: WeightSet) -> tuple[int, int, int]:
+        last = each.label.rpartition(".")[2]
+        usual = -_USUAL.index(last) if last in _USUAL else -len(_USUAL)
+        return _overlap(each, own) if own else 0, usual, len(each.tensors)
+
+    return max(sets, key=rank, default=None)
+
+
+def _overlap(found: WeightSet, own: Tensors) -> int:
+    names = {squeezed(name) for name in own}
+    return sum(squeezed(name) in names for name in found.tensors)
+
+
+def _overlaid(raw: Tensors, average: Tensors) -> dict[str, Tensor]:
+    """Averaged weights, by the names of the raw ones; raw ones of which there is no average.
+
+    Averages leave out buffers, and latent diffusion's have names without dots.
+    """
+    by_name = {squeezed(name): tensor for name, tensor in average.items()}
+    return {
+        name: averaged
+        if (averaged := by_name.get(squeezed(name))) is not None and averaged.shape == tensor.shape
+        else tensor
+        for name, tensor in raw.items()
+    }
+
+
+@lru_cache  # a file may be read more than once
+def say(source: str, notes: Collection[str]) -> None:
+    """One line about what was done to find weights."""
+    if is_first_process():
+        log.warning("%s: %s", source, ", ".join(notes))
