@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ _MOST_BYTES, _MOST_ENTRIES, _DEEPEST = 2**24, 10**6, 100
 _OUTPUTS = {"ckptdir", "cfgdir", "default_root_dir", "dirpath", "log_dir", "logdir", "path"}
 _OUTPUTS |= {"root_dir", "save_dir", "sub_dir", "weights_save_path"}
 
+# Where a comment begins in YAML.
+_COMMENT = re.compile(r"(^|\s)#")
+
 # Where keys have to be, if there is anything at all.
 _MAPPINGS = [(section,) for section in SECTIONS] + [("model", "params"), ("data", "params")]
 _MAPPINGS += [("lightning", key) for key in ("trainer", "callbacks", "modelcheckpoint", "logger")]
@@ -40,12 +44,14 @@ class Part:
     Attributes:
         source: its file, or the text of an override.
         folder: what paths in it are relative to.
+        stored: whether it is of a run's folder.
     """
 
     source: str
     config: DictConfig
     trust: Trust
     folder: Path
+    stored: bool = False
 
 
 def read_parts(
@@ -57,9 +63,13 @@ def read_parts(
         UserError: for a missing, malformed or much too large file, and for resolvers in strangers'.
     """
     own, others = own_trust(), stranger()
-    files = [(Path(path), others) for path in stored] + [(Path(path), own) for path in paths]
-    judged = [(path, trust_in(path, otherwise)) for path, otherwise in files]
-    parts = [Part(str(path), _read_yaml(path, trust), trust, path.parent) for path, trust in judged]
+    files = [(Path(path), others) for path in stored]
+    files += [(Path(path).expanduser(), own) for path in paths]
+    parts = []
+    for number, (path, otherwise) in enumerate(files):
+        trust = trust_in(path, otherwise)
+        config = _read_yaml(path, trust)
+        parts.append(Part(str(path), config, trust, path.parent, number < len(stored)))
     return parts + [Part(text, _read_override(text), own, Path()) for text in overrides]
 
 
@@ -158,9 +168,9 @@ def _refuse_resolvers(path: Path, config: DictConfig) -> None:
         if isinstance(text, str) and "${" in text:
             if _names_resolver(text):
                 raise UserError(
-                    f"{_key(place)} in {path}: '{text}' calls a function, which is off in configs "
-                    "of runs that were not made on this machine; write the value out there, or "
-                    f"give it as {_key(place)}=..."
+                    f"{as_key(place)} in {path}: '{text}' calls a function, which is off in "
+                    "configs of runs that were not made on this machine; write the value out there, "
+                    f"or give it as {as_key(place)}=..."
                 )
             several += text.count("${") - 1
     if several > 20:  # each may double the length of what refers to it
@@ -180,9 +190,14 @@ def _names_resolver(text: str) -> bool:
 def _read_override(text: str) -> DictConfig:
     if "=" not in text or text.startswith(("-", "=")):
         raise UserError(f"'{text}' is not an override; write it as key.path=value")
+    key, _, value = text.partition("=")
     try:
+        if _COMMENT.search(value) and not value.startswith(("'", '"')):  # YAML would leave it out
+            config = OmegaConf.create()
+            OmegaConf.update(config, key, value, force_add=True)
+            return config
         return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(
             f"override '{text}' cannot be read: {' '.join(str(error).split())}"
         ) from None
@@ -202,9 +217,11 @@ def check_sections(merged: DictConfig, sections: Sequence[str]) -> None:
             for part in place:
                 node = node.get(part) if isinstance(node, DictConfig) else None
         except OmegaConfBaseException as error:
-            raise UserError(f"{_key(place)}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{as_key(place)}: {str(error).splitlines()[0]}") from None
         if node is not None and not isinstance(node, DictConfig):
-            raise UserError(f"{_key(place)} must have keys, such as target; it is {shorten(node)}")
+            raise UserError(
+                f"{as_key(place)} must have keys, such as target; it is {shorten(node)}"
+            )
     for key in [key for key in merged if key in sections and merged.get(key) is None]:
         del merged[key]
 
@@ -247,8 +264,8 @@ def _check_name(place: Place, value: str, origin: Part) -> None:
         "harmless ones of torch, torchvision and pytorch_lightning"
     )
     raise UserError(
-        f"{_key(place)} in {origin.source}: {value} is not trusted, as {allowed}; if you know what "
-        f"it does, add --trust {package}, or set TAMING_TRUST={package}"
+        f"{as_key(place)} in {origin.source}: {value} is not trusted, as {allowed}; if you know "
+        f"what it does, add --trust {package}, or set TAMING_TRUST={package}"
     )
 
 
@@ -257,13 +274,14 @@ def _check_output(place: Place, value: str, origin: Part) -> None:
     outside = value.startswith(("/", "\\", "~")) or ".." in value or ":\\" in value
     if place[-1] in _OUTPUTS or outside:
         raise UserError(
-            f"{_key(place)} in {origin.source} is '{value}': configs of runs that were not made on "
-            f"this machine may not say where files are written; add {_key(place)}=null, or a "
+            f"{as_key(place)} in {origin.source} is '{value}': configs of runs that were not made "
+            f"on this machine may not say where files are written; add {as_key(place)}=null, or a "
             "folder of yours"
         )
 
 
-def _key(place: Place) -> str:
+def as_key(place: Place) -> str:
+    """A place in a config as overrides write it."""
     return ".".join(map(str, place))
 
 
@@ -291,10 +309,10 @@ def _resolved(config: DictConfig, sections: Sequence[str]) -> Iterator[tuple[Pla
         except OmegaConfBaseException:
             continue  # an interpolation of nothing, which can be used for nothing
         except RecursionError:
-            raise UserError(f"{_key(place)} refers to itself") from None
+            raise UserError(f"{as_key(place)} refers to itself") from None
         count += 1
         if len(place) > _DEEPEST or count > _MOST_ENTRIES:
-            raise UserError(f"{_key(place[:4])}... is nested too deeply, or refers to itself")
+            raise UserError(f"{as_key(place[:4])}... is nested too deeply, or refers to itself")
         yield place, value
         if isinstance(value, DictConfig):
             pending += [((*place, name), value, name) for name in value]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from taming.config import did_you_mean
+from taming.config_values import AnyPath, Count
 from taming.data.base import ImageFiles, Item
 from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import Depth
@@ -136,7 +137,7 @@ class ImageNetTrainWithDepth(ImagesWithMaps):
         size: int | None = None,
         random_crop: bool | None = None,
         crop_size: int | None = None,
-        root: str | Path = DEPTH_ROOT,
+        root: AnyPath = DEPTH_ROOT,
         sub_indices: str | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
@@ -196,8 +197,8 @@ class ImageNetScaleTrain(ImageFiles):
         size: int | None = None,
         crop_size: int | None = None,
         random_crop: bool | None = None,
-        up_factor: int | None = None,
-        hr_factor: int | None = None,
+        up_factor: Count | None = None,
+        hr_factor: Count | None = None,
         keep_mode: str = "bicubic",
         sub_indices: str | None = None,
         random_flip: bool = False,
@@ -227,7 +228,7 @@ class ImageNetEdgesTrain(ImageNetScaleTrain):
 
     edges = True
 
-    def __init__(self, up_factor: int = 1, **options: Any) -> None:
+    def __init__(self, up_factor: Count = 1, **options: Any) -> None:
         super().__init__(up_factor=up_factor, **options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,15 @@ from torch.optim import AdamW
 
 from taming.checkpoint import load_file, run_as_stage
 from taming.config import instantiate_from_config
+from taming.config_values import (
+    CountOrZero,
+    FilePath,
+    FractionBelowOne,
+    ModuleConfig,
+    Pixels,
+    Range,
+    ScheduleConfig,
+)
 from taming.errors import UserError
 from taming.lr_scheduler import make_schedule
 from taming.models.code_sampling import CodeSampling
@@ -21,8 +30,6 @@ from taming.models.first_stage import condition_of
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity
 from taming.modules.util import SOSProvider
-
-Config = Mapping[str, Any]
 
 FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
@@ -58,20 +65,20 @@ class Net2NetTransformer(CodeSampling):
 
     def __init__(
         self,
-        transformer_config: Config,
-        first_stage_config: Config | str,
-        cond_stage_config: Config | str,
-        permuter_config: Config | None = None,
-        ckpt_path: str | None = None,
+        transformer_config: ModuleConfig,
+        first_stage_config: ModuleConfig | str,
+        cond_stage_config: ModuleConfig | str,
+        permuter_config: ModuleConfig | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         first_stage_key: str = "image",
         cond_stage_key: str = "depth",
-        downsample_cond_size: int = -1,
-        pkeep: float = 1.0,
-        sos_token: int = 0,
+        downsample_cond_size: Literal[-1] | Pixels = -1,
+        pkeep: Annotated[float, Range(most=1)] = 1.0,
+        sos_token: CountOrZero = 0,
         unconditional: bool = False,
-        cond_drop: float = 0.0,
-        scheduler_config: Config | None = None,
+        cond_drop: FractionBelowOne = 0.0,
+        scheduler_config: ScheduleConfig | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
@@ -99,7 +106,7 @@ class Net2NetTransformer(CodeSampling):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def _make_cond_stage(self, config: Config | str) -> Any:
+    def _make_cond_stage(self, config: ModuleConfig | str) -> Any:
         if self.be_unconditional:
             return SOSProvider(self.sos_token)
         if config == FIRST_STAGE:
@@ -109,7 +116,10 @@ class Net2NetTransformer(CodeSampling):
     def _check_vocabulary(self) -> None:
         size = self.transformer.config.vocab_size
         classes = self.n_classes or 0
-        for needed, what in ((self.n_codes, "codes of the first stage"), (classes, "classes")):
+        start = self.sos_token + 1 if self.be_unconditional else 0
+        needs = {"codes of the first stage": self.n_codes, "classes": classes}
+        needs[f"tokens up to sos_token: {self.sos_token}"] = start
+        for what, needed in needs.items():
             if needed > size:
                 raise UserError(
                     f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
@@ -205,7 +215,7 @@ class Net2NetTransformer(CodeSampling):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _frozen_stage(config: Config | str, key: str) -> Any:
+def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
     long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key, "module")

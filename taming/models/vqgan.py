@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config
+from taming.config_values import (
+    Arguments,
+    Count,
+    CountOrZero,
+    FilePath,
+    FractionBelowOne,
+    ModuleConfig,
+    NonNegative,
+    ScheduleConfig,
+)
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.models.codes import to_one_hot
@@ -20,7 +30,7 @@ from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
-Config = Mapping[str, Any]
+Ddconfig = Annotated[Mapping[str, Any], Arguments(Encoder, Decoder)]
 
 
 class VQModel(AutoencoderTraining):
@@ -48,26 +58,26 @@ class VQModel(AutoencoderTraining):
 
     def __init__(
         self,
-        ddconfig: Config,
-        lossconfig: Config | None = None,
-        n_embed: int | None = None,
-        embed_dim: int | None = None,
-        ckpt_path: str | None = None,
+        ddconfig: Ddconfig,
+        lossconfig: ModuleConfig | None = None,
+        n_embed: Count | None = None,
+        embed_dim: Count | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
+        colorize_nlabels: Count | None = None,
         monitor: str | None = None,
-        remap: str | None = None,
+        remap: FilePath | None = None,
         sane_index_shape: bool = False,
         legacy: bool = True,
-        quantizer_config: Config | None = None,
-        scheduler_config: Config | None = None,
+        quantizer_config: ModuleConfig | None = None,
+        scheduler_config: ScheduleConfig | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
         self.scheduler_config = scheduler_config
         self.image_key = image_key
-        ddconfig = checked_arguments(Encoder, ddconfig, "ddconfig")
+        ddconfig = checked_arguments(ddconfig, "ddconfig", Encoder, Decoder)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = (
@@ -130,7 +140,7 @@ class VQModel(AutoencoderTraining):
 class VQSegmentationModel(VQModel):
     """First stage of segmentations, [B, n_labels, H, W] one-hot, with a per-label loss."""
 
-    def __init__(self, n_labels: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, n_labels: Count, *args: Any, **kwargs: Any) -> None:
         # The base class makes the colors, which have to be there before it loads a checkpoint.
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
@@ -158,7 +168,11 @@ class EMAVQ(VQModel):
     """
 
     def __init__(
-        self, *args: Any, decay: float = 0.99, revive_after: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        decay: FractionBelowOne = 0.99,
+        revive_after: CountOrZero = 0,
+        **kwargs: Any,
     ) -> None:
         self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
         super().__init__(*args, **kwargs)
@@ -179,19 +193,19 @@ class GumbelVQ(VQModel):
 
     def __init__(
         self,
-        ddconfig: Config,
-        lossconfig: Config | None = None,
-        n_embed: int = 8192,
-        embed_dim: int = 256,
-        temperature_scheduler_config: Config | None = None,
-        ckpt_path: str | None = None,
+        ddconfig: Ddconfig,
+        lossconfig: ModuleConfig | None = None,
+        n_embed: Count = 8192,
+        embed_dim: Count = 256,
+        temperature_scheduler_config: ScheduleConfig | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         colorize_nlabels: int | None = None,
         monitor: str | None = None,
-        kl_weight: float = 1e-8,
+        kl_weight: NonNegative = 1e-8,
         remap: str | None = None,
-        scheduler_config: Config | None = None,
+        scheduler_config: ScheduleConfig | None = None,
     ) -> None:
         hiddens = ddconfig.get("z_channels", 0)  # without them, the encoder is refused below
         self._gumbel_options = {"num_hiddens": hiddens, "kl_weight": kl_weight}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
+from taming.config_values import Count, CountOrZero, DatasetConfig, NonNegative
 from taming.data.base import set_loading
 from taming.data.readings import Readings
 from taming.data.seeding import PositionSampler, SeededDataset
@@ -68,19 +68,17 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        train: Mapping[str, Any] | None = None,
-        validation: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
+        batch_size: Count,
+        train: DatasetConfig | None = None,
+        validation: DatasetConfig | None = None,
+        test: DatasetConfig | None = None,
         wrap: bool = False,
-        num_workers: int | None = None,
+        num_workers: CountOrZero | None = None,
         fast_decode: bool = False,
         image_bytes: bool = False,
-        timeout: float = 600.0,
+        timeout: NonNegative = 600.0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
         most = max(64, 8 * available_cpus())
         check_sizes("data.params", least=0, most=most, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
@@ -89,8 +87,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
-        if timeout < 0:
-            raise UserError(f"data.params.timeout is {timeout}; seconds are at least 0")
         self.timeout = timeout
         self.readings: dict[str, Readings] = {}
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))

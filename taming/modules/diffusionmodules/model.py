@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.errors import UserError
-from taming.limits import check_memory, check_sizes
+from taming.limits import check_memory
 
 GROUPS = 32
+Multipliers = Annotated[Sequence[Count], Length(1, 16)]
 
 
 def nonlinearity(x: Tensor) -> Tensor:
@@ -219,26 +221,20 @@ class Encoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
-        out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
+        ch: Count,
+        out_ch: Pixels,
+        ch_mult: Multipliers = (1, 2, 4, 8),
+        num_res_blocks: Annotated[int, Range(0, 1000)],
+        attn_resolutions: Sequence[Pixels],
+        dropout: FractionBelowOne = 0.0,
         resamp_with_conv: bool = True,
-        in_channels: int,
-        resolution: int,
-        z_channels: int,
+        in_channels: Pixels,
+        resolution: Pixels,
+        z_channels: Count,
         double_z: bool = True,
         **ignored: Any,
     ) -> None:
         super().__init__()
-        check_sizes("ddconfig", ch=ch, in_channels=in_channels, z_channels=z_channels)
-        check_sizes("ddconfig", most=2**16, resolution=resolution, out_ch=out_ch)
-        check_sizes("ddconfig", least=0, most=1000, num_res_blocks=num_res_blocks)
-        check_sizes("ddconfig", most=16, **{"the length of ch_mult": len(ch_mult)})
-        check_sizes("ddconfig", **{f"ch_mult.{i}": factor for i, factor in enumerate(ch_mult)})
-        check_sizes("ddconfig", least=0, most=1, dropout=dropout)
         widths = _level_widths(ch, ch_mult)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
@@ -278,16 +274,16 @@ class Decoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
-        out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
+        ch: Count,
+        out_ch: Pixels,
+        ch_mult: Multipliers = (1, 2, 4, 8),
+        num_res_blocks: Annotated[int, Range(0, 1000)],
+        attn_resolutions: Sequence[Pixels],
+        dropout: FractionBelowOne = 0.0,
         resamp_with_conv: bool = True,
-        in_channels: int,
-        resolution: int,
-        z_channels: int,
+        in_channels: Pixels,
+        resolution: Pixels,
+        z_channels: Count,
         give_pre_end: bool = False,
         **ignored: Any,
     ) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from taming.config_values import Count, Pixels, Range
 from taming.errors import UserError
-from taming.limits import check_sizes
 from taming.modules.util import ActNorm
 
 
@@ -28,11 +29,13 @@ class NLayerDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, use_actnorm: bool = False
+        self,
+        input_nc: Pixels = 3,
+        ndf: Count = 64,
+        n_layers: Annotated[int, Range(0, 16)] = 3,
+        use_actnorm: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(disc_in_channels=input_nc, disc_ndf=ndf)
-        check_sizes(least=0, most=16, disc_num_layers=n_layers)
         norm: Callable[[int], nn.Module] = ActNorm if use_actnorm else nn.BatchNorm2d
         self.n_layers = n_layers
         layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, 2, 1), nn.LeakyReLU(0.2, True)]

@@ -6,12 +6,13 @@ adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.config_values import Count, CountOrZero, FilePath, NonNegative, Pixels, Range
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
@@ -98,22 +99,22 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
 
     def __init__(
         self,
-        disc_start: int,
-        codebook_weight: float = 1.0,
-        pixelloss_weight: float = 1.0,
-        disc_num_layers: int = 3,
-        disc_in_channels: int = 3,
-        disc_factor: float = 1.0,
-        disc_weight: float = 1.0,
-        perceptual_weight: float = 1.0,
+        disc_start: CountOrZero,
+        codebook_weight: NonNegative = 1.0,
+        pixelloss_weight: NonNegative = 1.0,
+        disc_num_layers: Annotated[int, Range(0, 16)] = 3,
+        disc_in_channels: Pixels = 3,
+        disc_factor: NonNegative = 1.0,
+        disc_weight: NonNegative = 1.0,
+        perceptual_weight: NonNegative = 1.0,
         use_actnorm: bool = False,
         disc_conditional: bool = False,
-        disc_ndf: int = 64,
-        disc_loss: str = "hinge",
+        disc_ndf: Count = 64,
+        disc_loss: Literal["hinge", "vanilla"] = "hinge",
         *,
-        vgg_path: str | None = None,
-        disc_warmup_steps: int = 0,
-        disc_ramp_steps: int = 0,
+        vgg_path: FilePath | None = None,
+        disc_warmup_steps: CountOrZero = 0,
+        disc_ramp_steps: CountOrZero = 0,
     ) -> None:
         super().__init__()
         if disc_loss not in D_LOSSES:
