@@ -13,6 +13,7 @@ A setting is written down once, as a field of a frozen dataclass:
 from __future__ import annotations
 
 import argparse
+import os
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -50,10 +51,16 @@ def parse(
         UserError: for an unknown flag, or a value that a flag does not take.
     """
     args, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     return args, rest
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is `key.path=value`, not a file with such a name."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and not os.path.exists(os.path.expanduser(word)) and "/" not in key
 
 
 def add_trust_flag(parser: Arguments) -> None:

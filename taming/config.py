@@ -11,12 +11,13 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming.config_files import (
     SECTIONS,
-    check_names,
     check_sections,
     fill_in_bases,
+    merge,
     read_parts,
 )
 from taming.config_keys import check_keys
+from taming.config_names import check_names
 from taming.config_schema import arguments_for, check_arguments, check_node
 from taming.config_targets import (
     KINDS,
@@ -71,11 +72,7 @@ def load_config(
     parts = read_parts(stored, paths, overrides)
     for part in parts:
         fill_in_bases(part)
-    try:
-        merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"the configs do not fit together: {str(error).splitlines()[0]}") from None
-    assert isinstance(merged, DictConfig)
+    merged = merge(parts)
     check_names(merged, parts, [key for key in used if key in merged])
     check_sections(merged, used)
     check_keys(merged, parts, sections)

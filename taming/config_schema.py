@@ -8,8 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from taming.config_targets import config_error, did_you_mean, inside, params_of, target_of
-from taming.config_values import Arguments, Builds, Misfit, fitted, parameters_of, rules_of, shorten
+from taming.config_targets import (
+    config_error,
+    current_key,
+    did_you_mean,
+    inside,
+    params_of,
+    target_of,
+)
+from taming.config_values import (
+    Arguments,
+    Builds,
+    Misfit,
+    OutOfRange,
+    fitted,
+    parameters_of,
+    rules_of,
+    shorten,
+)
+from taming.errors import UserError
 
 
 def check_node(node: Any, key: str, expects: str | None = None) -> None:
@@ -58,6 +75,8 @@ def arguments_for(
 def _fitted(value: Any, written: Any, hint: Any) -> Any:
     try:
         return fitted(value, hint)
+    except OutOfRange as reason:
+        raise UserError(f"{current_key()} is {shorten(value)}; it must be {reason}") from None
     except Misfit as misfit:
         raise config_error(f"{misfit} is expected here, not {shorten(written)}") from None
 

@@ -45,7 +45,7 @@ class Range:
         if self.most is None and self.below is None:
             return low if self.above is not None else f"{low} on"
         if self.least is None and self.above is None:
-            return f"of at most {high}" if self.below is None else high
+            return f"at most {high}" if self.below is None else high
         return f"{low} to {high}"
 
 
@@ -105,7 +105,11 @@ _ABSTRACT: dict[Any, Any] = {list: Sequence, tuple: Sequence, dict: Mapping}
 
 
 class Misfit(Exception):
-    """A value is not what its hint says; the message says what is expected."""
+    """A value is of another type than its hint; the message says what is expected."""
+
+
+class OutOfRange(Misfit):
+    """A value is of the right type, and not what stands beside it in the hint."""
 
 
 def fitted(value: Any, hint: Any) -> Any:
@@ -118,7 +122,7 @@ def fitted(value: Any, hint: Any) -> Any:
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _within(fitted(value, parts[0]), hint)
+        return _within(_fitted_plainly(value, hint), hint)
     if origin in (typing.Union, types.UnionType):
         return _fitted_to_one(value, parts)
     if origin is typing.Literal:
@@ -147,10 +151,19 @@ def _fitted_entries(value: Any, hint: Any) -> Any:
         raise Misfit(_name_of(hint)) from None
 
 
+def _fitted_plainly(value: Any, hint: Any) -> Any:
+    try:
+        return fitted(value, _plain(hint))
+    except OutOfRange:
+        raise
+    except Misfit:
+        raise Misfit(_name_of(hint)) from None
+
+
 def _within(value: Any, hint: Any) -> Any:
     for rule in hint.__metadata__:
         if isinstance(rule, Range | Length) and not rule.holds(value):
-            raise Misfit(_name_of(hint))
+            raise OutOfRange(str(rule))
         if isinstance(rule, ExpandsUser) and str(value).startswith("~"):
             value = os.path.expanduser(value)
     return value
@@ -168,6 +181,8 @@ def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
     for hint in sorted(hints, key=lambda hint: _plain(hint) is int and isinstance(value, float)):
         try:
             return fitted(value, hint)
+        except OutOfRange:
+            raise
         except Misfit:
             continue
     raise Misfit(" or ".join(dict.fromkeys(map(_name_of, hints))))
@@ -256,13 +271,13 @@ def _lineage(target: Any) -> Iterator[type]:
             yield cls
 
 
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("taming.")
+def _is_ours(function: Any, packages: tuple[str, ...] = ("taming.",)) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(packages)
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Of this project's functions; those of others are not made for checks."""
-    if not _is_ours(function):
+    """Of this project's functions and Lightning's; those of others are not made for checks."""
+    if not _is_ours(function, ("taming.", "pytorch_lightning.")):
         return {}
     try:
         return typing.get_type_hints(function, include_extras=True)

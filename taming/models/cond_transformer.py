@@ -24,11 +24,12 @@ from taming.config_values import (
 )
 from taming.errors import UserError
 from taming.lr_scheduler import make_schedule
+from taming.models.batch_checks import check_images, condition_length, token_count
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import condition_of
 from taming.modules.losses.base import DummyLoss
-from taming.modules.transformer.permuter import Identity
+from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
 
 FIRST_STAGE = "__is_first_stage__"
@@ -119,6 +120,8 @@ class Net2NetTransformer(CodeSampling):
         start = self.sos_token + 1 if self.be_unconditional else 0
         needs = {"codes of the first stage": self.n_codes, "classes": classes}
         needs[f"tokens up to sos_token: {self.sos_token}"] = start
+        if not self.be_unconditional:
+            needs["tokens of the condition stage"] = token_count(self.cond_stage_model)
         for what, needed in needs.items():
             if needed > size:
                 raise UserError(
@@ -137,6 +140,36 @@ class Net2NetTransformer(CodeSampling):
                 "cond_drop needs a token that is no class: make "
                 f"transformer_config.params.vocab_size at least {classes + 1}"
             )
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Refuse, before training, a batch whose sequences are not what the model was built for.
+
+        Raises:
+            UserError: for images that the first stage cannot encode, and for too many tokens.
+        """
+        x, c = self.get_xc(batch)
+        check_images(self.first_stage_model, x, self.first_stage_key)
+        factor = self.first_stage_model.downsampling_factor
+        codes = (x.shape[2] // factor) * (x.shape[3] // factor)
+        if isinstance(self.permuter, Permuter):
+            self.permuter(torch.arange(codes)[None].to(self.permuter.forward_shuffle_idx))
+        if self.be_unconditional:
+            length: int | None = 1
+        elif self.downsample_cond_size > -1 and c.dim() == 4:
+            side = self.downsample_cond_size
+            length = condition_length(self.cond_stage_model, c.new_empty(1, 1, side, side))
+        else:
+            length = condition_length(self.cond_stage_model, c)
+        needed = (length or 1) + codes - 1  # the last code predicts nothing
+        if needed > (size := self.transformer.get_block_size()):
+            raise UserError(
+                f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
+                f"an image and {length or 1} of its condition; make it at least {needed}"
+            )
+
+    def logged_names(self) -> set[str]:
+        """What is logged in training and validation."""
+        return {"train/loss", "val/loss"}
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""

@@ -232,6 +232,10 @@ class GumbelVQ(VQModel):
         sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
         return GumbelQuantize(**self._gumbel_options, **sizes)
 
+    def logged_names(self) -> set[str] | None:
+        names = super().logged_names()
+        return None if names is None else {*names, "temperature"}
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self.quantize.temperature = self.temperature_scheduler(self.global_step)
         self.log("temperature", self.quantize.temperature)

@@ -18,8 +18,9 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, add_trust_flag, parse_switch
+from taming.command_line import Parser, add_trust_flag, is_override, parse_switch
 from taming.config import (
+    check_config,
     did_you_mean,
     instantiate_from_config,
     load_config,
@@ -30,7 +31,9 @@ from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit
+from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
+from taming.training.monitors import check_monitors
 from taming.training.run_folder import (
     RunFolder,
     check_resumable,
@@ -41,7 +44,7 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import make_trainer
+from taming.training.trainer import check_lightning, make_trainer
 from taming.training.trainer_options import (
     check_options,
     move_manual_options,
@@ -67,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         "-b",
         "--base",
         nargs="*",
+        action="extend",
         default=[],
         metavar="config.yaml",
         help="configs, merged from left to right",
@@ -134,8 +138,8 @@ def parse_arguments(
     if args.gpus is not None:
         flags["gpus"] = args.gpus
     # `--base a.yaml key=value`: the list of files ends where overrides begin.
-    overrides = [word for word in args.base if "=" in word] + overrides
-    args.base = [Path(word) for word in args.base if "=" not in word]
+    overrides = [word for word in args.base if is_override(word)] + overrides
+    args.base = [Path(word).expanduser() for word in args.base if not is_override(word)]
     return args, flags, overrides
 
 
@@ -211,15 +215,18 @@ def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
 
 
-def _build_model(config: DictConfig, run: RunFolder) -> Any:
-    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    return instantiate_from_config(model_config, "model", "module")
+def _model_config(config: DictConfig, run: RunFolder) -> Any:
+    return without_checkpoint_paths(config.model) if run.resume_from else config.model
+
+
+def _data_config(config: DictConfig) -> Any:
+    if "data" not in config:
+        raise UserError("the configs have no 'data' section: add data.target and data.params")
+    return config.data
 
 
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
-    if "data" not in config:
-        raise UserError("the configs have no 'data' section: add data.target and data.params")
-    data = instantiate_from_config(config.data, "data", "data module")
+    data = instantiate_from_config(_data_config(config), "data", "data module")
     data.prepare_data()
     data.setup()
     return data
@@ -260,8 +267,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         lightning_config.trainer = options
         options = resolve_devices(options)
         check_options(options)
+        check_lightning(lightning_config, run)
+        check_config(_data_config(config), "data", "data module")
+        check_config(_model_config(config, run), "model", "module")
         data = _build_data(config)
-        model = _build_model(config, run)
+        model = instantiate_from_config(_model_config(config, run), "model", "module")
+        check_first_items(data, model)
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
@@ -269,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
             trainer = make_trainer(options, lightning_config, config, run, model)
+            check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from taming.config import instantiate_from_config
 from taming.config_values import Count, CountOrZero, DatasetConfig, NonNegative
@@ -144,6 +147,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_worker,
+            "collate_fn": collate,
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
@@ -187,6 +191,32 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if place.complete:
             return place.epoch + 1, 0
         return place.epoch, place.batches * self.batch_size * processes
+
+
+def collate(items: list[Any]) -> Any:
+    """A batch of items, as torch makes it.
+
+    Raises:
+        UserError: for arrays of several shapes.
+    """
+    try:
+        return default_collate(items)
+    except (RuntimeError, ValueError):
+        _require_one_shape(items)
+        raise
+
+
+def _require_one_shape(items: list[Any]) -> None:
+    for key, value in items[0].items() if isinstance(items[0], Mapping) else ():
+        if not isinstance(value, np.ndarray | Tensor):
+            continue
+        shapes = {tuple(item[key].shape): None for item in items}
+        if len(shapes) > 1:
+            one, other = list(shapes)[:2]
+            raise UserError(
+                f"items of a batch have '{key}' of several shapes, such as {one} and {other}: set "
+                "size and crop_size of the data, or data.params.batch_size: 1"
+            )
 
 
 def _default_workers(batch_size: int) -> int:

@@ -7,6 +7,7 @@ images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.errors import UserError
 from taming.limits import check_memory
+
+log = logging.getLogger(__name__)
 
 GROUPS = 32
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -212,6 +215,13 @@ def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
     return widths
 
 
+def _warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None:
+    for resolution in attention:
+        if resolution not in resolutions:
+            text = "attn_resolutions: no level has a resolution of %s; the levels have %s"
+            log.warning(text, resolution, ", ".join(map(str, resolutions)))
+
+
 class Encoder(nn.Module):
     """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w] (twice that if `double_z`).
 
@@ -240,6 +250,8 @@ class Encoder(nn.Module):
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
+
+        _warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()

@@ -19,6 +19,8 @@ class BCELoss(nn.Module):
 class BCELossWithQuant(FirstStageLoss):
     """Binary cross-entropy of every label plus `codebook_weight` times the quantizer's loss."""
 
+    generator_terms = ("total_loss", "bce_loss", "quant_loss")
+
     def __init__(self, codebook_weight: NonNegative = 1.0) -> None:
         super().__init__()
         self.codebook_weight = codebook_weight

@@ -6,6 +6,7 @@ adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -97,6 +98,12 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
     """
 
+    generator_terms = (
+        *("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss"),
+        *("d_weight", "disc_factor", "g_loss"),
+    )
+    discriminator_terms = ("disc_loss", "logits_real", "logits_fake")
+
     def __init__(
         self,
         disc_start: CountOrZero,
@@ -130,6 +137,20 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
         ).apply(weights_init)
         self.register_load_state_dict_pre_hook(_drop_unused_lpips)  # type: ignore[no-untyped-call]
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        channels = shape[1]
+        if self.perceptual_loss is not None and channels not in (1, 3):
+            raise UserError(
+                f"LPIPS takes images of 1 or 3 channels, not {channels}; set perceptual_weight: 0"
+            )
+        self.discriminator.check_size(shape[2], shape[3])
+        taken = self.discriminator.input_nc
+        if taken != channels and not self.disc_conditional:
+            raise UserError(
+                f"disc_in_channels is {taken}, but the images have {channels} channels; they must "
+                "be equal"
+            )
 
     def prepare(self) -> None:
         if self.perceptual_loss is not None:

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from taming.config_values import Range
 from taming.errors import UserError
+from taming.limits import check_sizes
 
-Side = Annotated[int, Range(1, 2**12)]
+_MOST_SIDE = 2**12
+Side = Annotated[int, Range(1, _MOST_SIDE)]
 
 
 class Permuter(nn.Module):
@@ -36,6 +38,7 @@ class Permuter(nn.Module):
 
     def __init__(self, H: Side, W: Side) -> None:
         super().__init__()
+        check_sizes(most=_MOST_SIDE, H=H, W=W)
         order = self._order(H, W)
         self.register_buffer("forward_shuffle_idx", order)
         self.register_buffer("backward_shuffle_idx", order.argsort())
