@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -28,13 +29,37 @@ T = TypeVar("T")
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
+def _with_user_folder(word: str) -> str:
+    """`~` at the beginning of a word, or of `--flag=value`, as a shell replaces it in a word."""
+    flag, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
+class Extend(argparse.Action):
+    """Several values, of all times that the flag is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        before = vars(namespace)[self.dest]
+        earlier = [] if before is self.default else before
+        vars(namespace)[self.dest] = [*earlier, *(values or ())]
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose refusals are a `UserError`, and which minds `--trust`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
-        namespace, rest = super().parse_known_args(args, namespace)
+        words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
+        namespace, rest = super().parse_known_args(words, namespace)
         trust.trust(vars(namespace).get("trust", ()))
         return namespace, rest
 
@@ -51,10 +76,21 @@ def parse(
         UserError: for an unknown flag, or a value that a flag does not take.
     """
     args, rest = parser.parse_known_args(argv)
+    rest = [*take_overrides(args), *rest]
     unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     return args, rest
+
+
+def take_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides after the files of --base and --config, whose lists end where these begin."""
+    taken = []
+    for name in vars(args).keys() & {"base", "config"}:
+        words = vars(args)[name]
+        taken += [word for word in words if is_override(word)]
+        vars(args)[name] = [word for word in words if not is_override(word)]
+    return taken
 
 
 def is_override(word: str) -> bool:
@@ -192,6 +228,8 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
     if spec.repeated:
         del options["nargs"]
         options["action"], default = "append", [] if default is MISSING else list(default)
+    elif spec.nargs:
+        options["action"] = Extend
     names = (*spec.names, f"--{entry.name}")
     parser.add_argument(*names, default=default, help=help, **options)
     options.pop("required", None)

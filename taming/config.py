@@ -113,8 +113,15 @@ def instantiate_from_config(
 
 
 def _made(target: Any, name: str, params: Mapping[str, Any]) -> Any:
+    """Build, with the place before what is wrong with the parameters together."""
     try:
         return target(**params)
+    except UserError as error:
+        place = current_key()
+        section = place.partition(".")[0]
+        if type(error) is not UserError or section not in SECTIONS or f"{section}." in str(error):
+            raise
+        raise UserError(f"{place}: {error}") from error
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise config_error(f"{name} needs a package that is not installed ({reason})") from error

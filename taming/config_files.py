@@ -60,7 +60,7 @@ def read_parts(
     """
     own, others = own_trust(), stranger()
     files = [(Path(path), others) for path in stored]
-    files += [(Path(path).expanduser(), own) for path in paths]
+    files += [(Path(path), own) for path in paths]
     parts = []
     for number, (path, otherwise) in enumerate(files):
         trust = trust_in(path, otherwise)

@@ -40,12 +40,14 @@ class Range:
         )
 
     def __str__(self) -> str:
-        low = f"from {self.least:,}" if self.above is None else f"above {self.above:,}"
-        high = f"below {self.below:,}" if self.most is None else f"{self.most:,}"
-        if self.most is None and self.below is None:
-            return low if self.above is not None else f"{low} on"
-        if self.least is None and self.above is None:
-            return f"at most {high}" if self.below is None else high
+        low = None if self.least is None else f"from {self.least:,}"
+        low = low if self.above is None else f"above {self.above:,}"
+        high = None if self.most is None else f"{self.most:,}"
+        high = high if self.below is None else f"below {self.below:,}"
+        if low is None:
+            return f"at most {high}" if self.below is None else str(high)
+        if high is None:
+            return f"{low} on" if self.above is None else low
         return f"{low} to {high}"
 
 

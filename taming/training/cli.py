@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, add_trust_flag, is_override, parse_switch
+from taming.command_line import Extend, Parser, add_trust_flag, is_override, parse_switch
 from taming.config import (
     check_config,
     did_you_mean,
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         "-b",
         "--base",
         nargs="*",
-        action="extend",
+        action=Extend,
         default=[],
         metavar="config.yaml",
         help="configs, merged from left to right",
@@ -139,7 +139,7 @@ def parse_arguments(
         flags["gpus"] = args.gpus
     # `--base a.yaml key=value`: the list of files ends where overrides begin.
     overrides = [word for word in args.base if is_override(word)] + overrides
-    args.base = [Path(word).expanduser() for word in args.base if not is_override(word)]
+    args.base = [Path(word) for word in args.base if not is_override(word)]
     return args, flags, overrides
 
 
@@ -272,10 +272,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(_model_config(config, run), "model", "module")
         data = _build_data(config)
         model = instantiate_from_config(_model_config(config, run), "model", "module")
-        check_first_items(data, model)
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
+        check_first_items(data, model)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)

@@ -233,6 +233,7 @@ def _serve_cases(folder: Path, requests: int, answers: int) -> None:
         place = folder / f"{os.getpid()}_{number}"
         place.mkdir()
         os.chdir(place)
+        os.environ["HOME"] = str(place)
         answer = judge(getattr(targets, request["target"]), request["case"], place, watch)
         os.chdir(folder)
         shutil.rmtree(place, ignore_errors=True)
