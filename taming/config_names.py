@@ -78,8 +78,9 @@ def _resolved(config: DictConfig, sections: Sequence[str]) -> Iterator[tuple[Pla
         place, node, key = pending.pop()
         try:
             value = None if OmegaConf.is_missing(node, key) else node[key]
-        except OmegaConfBaseException:
-            continue  # an interpolation of nothing, which can be used for nothing
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{as_key(place)}: {reason}") from None
         except RecursionError:
             raise UserError(f"{as_key(place)} refers to itself") from None
         count += 1

@@ -89,6 +89,7 @@ Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
 NonNegative = Annotated[float, Range(0)]
+Weight = Annotated[float, Range(0, 1_000_000)]  # of a term of a loss, or of a rate
 Positive = Annotated[float, Range(above=0)]
 Fraction = Annotated[float, Range(0, 1)]
 FractionBelowOne = Annotated[float, Range(0, below=1)]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from taming.config import instantiate_from_config
-from taming.config_values import CountOrZero, NonNegative
+from taming.config_values import CountOrZero, Weight
 
 
 def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
@@ -83,9 +83,9 @@ class LambdaWarmUpCosineScheduler:
     def __init__(
         self,
         warm_up_steps: CountOrZero,
-        lr_min: NonNegative,
-        lr_max: NonNegative,
-        lr_start: NonNegative,
+        lr_min: Weight,
+        lr_max: Weight,
+        lr_start: Weight,
         max_decay_steps: CountOrZero,
         verbosity_interval: CountOrZero = 0,
     ) -> None:

@@ -17,8 +17,8 @@ from taming.config_values import (
     FilePath,
     FractionBelowOne,
     ModuleConfig,
-    NonNegative,
     ScheduleConfig,
+    Weight,
 )
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
@@ -203,7 +203,7 @@ class GumbelVQ(VQModel):
         image_key: str = "image",
         colorize_nlabels: int | None = None,
         monitor: str | None = None,
-        kl_weight: NonNegative = 1e-8,
+        kl_weight: Weight = 1e-8,
         remap: str | None = None,
         scheduler_config: ScheduleConfig | None = None,
     ) -> None:
@@ -225,6 +225,8 @@ class GumbelVQ(VQModel):
         self.temperature_scheduler = instantiate_from_config(
             temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
+        if (first := self.temperature_scheduler(0)) <= 0:
+            raise UserError(f"temperature_scheduler_config begins at {first}; it must be above 0")
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 

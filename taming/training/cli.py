@@ -46,7 +46,7 @@ from taming.training.run_folder import (
 from taming.training.stopping import requests
 from taming.training.trainer import check_lightning, make_trainer
 from taming.training.trainer_options import (
-    check_options,
+    checked_options,
     move_manual_options,
     parse_option,
     resolve_devices,
@@ -148,8 +148,8 @@ def learning_rate(
 ) -> float:
     """accumulated batches x devices x batch size x base rate, printed with its factors."""
     base = config.get("base_learning_rate")
-    if not isinstance(base, int | float) or not 0 <= base < float("inf"):
-        raise UserError(f"model.base_learning_rate must be a number from 0 on; it is {base}")
+    if not isinstance(base, int | float) or not 0 <= base <= 1:
+        raise UserError(f"model.base_learning_rate must be a number from 0 to 1; it is {base}")
     if not scale:
         rank_zero_info(f"learning rate {base:.2e} (base_learning_rate, not scaled)")
         return float(base)
@@ -179,6 +179,7 @@ def _read_configs(
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
+    plain(config.get("lightning"))  # all of it is used
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
 
@@ -266,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {**plain(lightning_config.get("trainer") or {}), **flags}
         lightning_config.trainer = options
         options = resolve_devices(options)
-        check_options(options)
+        options = checked_options(options)
         check_lightning(lightning_config, run)
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")

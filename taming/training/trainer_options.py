@@ -132,15 +132,16 @@ _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)
 _TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that Lightning takes, and that end in errors, or in nothing at all.
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the types of their hints, without those that end in errors, or in nothing.
 
     Raises:
-        UserError: for the first of them.
+        UserError: for the first of these.
     """
     _check_names(options)
-    _check_values(options)
+    options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
+    return options
 
 
 def _check_names(options: Mapping[str, Any]) -> None:
@@ -150,18 +151,17 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
 
 
-def _check_values(options: Mapping[str, Any]) -> None:
-    precision = options.get("precision")
-    if str(precision) in _TRUE_PRECISION:
-        raise UserError(f"--precision is {precision}; it is 32, bf16-mixed or 16-mixed")
-    for name, value in options.items():
-        try:
-            fitted(value, trainer_options()[name])
-        except Misfit as misfit:
-            raise UserError(f"--{name} takes {misfit}, not {shorten(value)}") from None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and name in _RANGES and not _RANGES[name].holds(value):
-            raise UserError(f"--{name} is {value}; it is a number {_RANGES[name]}")
+def _checked(name: str, value: Any) -> Any:
+    if name == "precision" and str(value) in _TRUE_PRECISION:
+        raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
+    try:
+        value = fitted(value, trainer_options()[name])
+    except Misfit as misfit:
+        raise UserError(f"--{name} takes {misfit}, not {shorten(value)}") from None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and name in _RANGES and not _RANGES[name].holds(value):
+        raise UserError(f"--{name} is {value}; it must be {_RANGES[name]}")
+    return value
 
 
 def _check_processes(options: Mapping[str, Any]) -> None:

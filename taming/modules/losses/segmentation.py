@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.config_values import NonNegative
+from taming.config_values import Weight
 from taming.modules.losses.base import FirstStageLoss, Logged
 
 
@@ -21,7 +21,7 @@ class BCELossWithQuant(FirstStageLoss):
 
     generator_terms = ("total_loss", "bce_loss", "quant_loss")
 
-    def __init__(self, codebook_weight: NonNegative = 1.0) -> None:
+    def __init__(self, codebook_weight: Weight = 1.0) -> None:
         super().__init__()
         self.codebook_weight = codebook_weight
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.config_values import Count, CountOrZero, FilePath, NonNegative, Pixels, Range
+from taming.config_values import Count, CountOrZero, FilePath, Pixels, Range, Weight
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
@@ -107,13 +107,13 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     def __init__(
         self,
         disc_start: CountOrZero,
-        codebook_weight: NonNegative = 1.0,
-        pixelloss_weight: NonNegative = 1.0,
+        codebook_weight: Weight = 1.0,
+        pixelloss_weight: Weight = 1.0,
         disc_num_layers: Annotated[int, Range(0, 16)] = 3,
         disc_in_channels: Pixels = 3,
-        disc_factor: NonNegative = 1.0,
-        disc_weight: NonNegative = 1.0,
-        perceptual_weight: NonNegative = 1.0,
+        disc_factor: Weight = 1.0,
+        disc_weight: Weight = 1.0,
+        perceptual_weight: Weight = 1.0,
         use_actnorm: bool = False,
         disc_conditional: bool = False,
         disc_ndf: Count = 64,

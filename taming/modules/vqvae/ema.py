@@ -11,8 +11,8 @@ from taming.config_values import (
     CountOrZero,
     FilePath,
     FractionBelowOne,
-    NonNegative,
     Positive,
+    Weight,
 )
 from taming.distributed import same_on_all_ranks, sum_over_ranks
 from taming.modules.vqvae import codebook
@@ -77,7 +77,7 @@ class EMAVectorQuantizer(Codebook):
         self,
         n_embed: Count,
         embedding_dim: Count,
-        beta: NonNegative,
+        beta: Weight,
         decay: FractionBelowOne = 0.99,
         eps: Positive = 1e-5,
         remap: FilePath | None = None,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.config_values import Count, FilePath, NonNegative, Positive
+from taming.config_values import Count, FilePath, Positive, Weight
 from taming.devices import without_autocast
 from taming.modules.vqvae.codebook import Codebook, UnknownIndex
 
@@ -28,7 +28,7 @@ class GumbelQuantize(Codebook):
         embedding_dim: Count,
         n_embed: Count,
         straight_through: bool = True,
-        kl_weight: NonNegative = 5e-4,
+        kl_weight: Weight = 5e-4,
         temp_init: Positive = 1.0,
         use_vqinterface: bool = True,
         remap: FilePath | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.config_values import Count, FilePath, NonNegative
+from taming.config_values import Count, FilePath, Weight
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 
@@ -22,7 +22,7 @@ class VectorQuantizer2(Codebook):
         self,
         n_e: Count,
         e_dim: Count,
-        beta: NonNegative,
+        beta: Weight,
         remap: FilePath | None = None,
         unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
@@ -60,7 +60,7 @@ class VectorQuantizer(VectorQuantizer2):
     The perplexity of a batch's codes and their one-hot encodings [N, n_e]; indices are [N, 1].
     """
 
-    def __init__(self, n_e: Count, e_dim: Count, beta: NonNegative) -> None:
+    def __init__(self, n_e: Count, e_dim: Count, beta: Weight) -> None:
         super().__init__(n_e, e_dim, beta)
 
     def forward(self, z: Tensor) -> Quantized:
