@@ -87,7 +87,7 @@ def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
 def test_base_classes_have_types_too() -> None:
     with pytest.raises(UserError, match="model.params.decay: a number from 0 to below 1 is"):
         instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", decay="x"), "model")
-    with pytest.raises(UserError, match="model.params.embed_dim: a whole number or null"):
+    with pytest.raises(UserError, match="model.params.embed_dim: a whole number from 1 .* or null"):
         instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", embed_dim="x"), "model")
     config = {"target": VQGAN + "EMAVQ", "params": {"n_embed": 4}}
     with pytest.raises(UserError, match="model.params.ddconfig: .* needs the parameter 'ddconfig'"):

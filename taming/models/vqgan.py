@@ -201,7 +201,7 @@ class GumbelVQ(VQModel):
         ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
+        colorize_nlabels: Count | None = None,
         monitor: str | None = None,
         kl_weight: Weight = 1e-8,
         remap: str | None = None,

@@ -82,6 +82,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         timeout: NonNegative = 600.0,
     ) -> None:
         super().__init__()
+        check_sizes("data.params", batch_size=batch_size)  # from Python, too
         most = max(64, 8 * available_cpus())
         check_sizes("data.params", least=0, most=most, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)

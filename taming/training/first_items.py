@@ -36,7 +36,10 @@ def check_first_items(data: pl.LightningDataModule, model: pl.LightningModule) -
         if isinstance(dataset, IterableDataset) or not len(dataset):
             continue
         places = _places(len(dataset)) if data.batch_size > 1 else [0]
-        items = SeededDataset(dataset, data.seed).__getitems__(places)
+        try:
+            items = SeededDataset(dataset, data.seed).__getitems__(places)
+        except Exception:  # the loader will say which item cannot be read, and in training
+            continue
         batch = collate(items)
         if ours and isinstance(model, ChecksBatches) and isinstance(batch, Mapping):
             model.check_batch(batch)
