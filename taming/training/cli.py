@@ -46,6 +46,7 @@ from taming.training.run_folder import (
 from taming.training.stopping import requests
 from taming.training.trainer import check_lightning, make_trainer
 from taming.training.trainer_options import (
+    check_validation_interval,
     checked_options,
     move_manual_options,
     parse_option,
@@ -282,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = move_manual_options(options, model)
             trainer = make_trainer(options, lightning_config, config, run, model)
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
+            check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
             )

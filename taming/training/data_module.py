@@ -159,6 +159,14 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seeded = SeededDataset(dataset, self.seed, self.readings[split])
         return PositionedLoader(seeded, sampler=sampler, **options)
 
+    def batches_per_epoch(self, processes: int) -> int | None:
+        """Of training, in each process; None if the dataset has no length."""
+        train = self.datasets.get("train")
+        if train is None or isinstance(train, IterableDataset):
+            return None
+        share = -(-len(train) // processes)
+        return -(-share // self.batch_size)
+
     def slowest_item(self) -> tuple[float, str]:
         """Seconds that the slowest of the items has taken that are being loaded, and its file."""
         items = [readings.longest() for readings in self.readings.values()]

@@ -177,6 +177,25 @@ def _check_processes(options: Mapping[str, Any]) -> None:
         )
 
 
+def check_validation_interval(options: Mapping[str, Any], batches: int | None) -> None:
+    """Refuse to validate after more batches than the epoch has, of `batches`, if that is known.
+
+    Raises:
+        UserError: as Lightning would when training has begun.
+    """
+    interval, limit = options.get("val_check_interval"), options.get("limit_train_batches")
+    across = options.get("check_val_every_n_epoch", 1) is None
+    if batches is None or across or type(interval) is not int:
+        return
+    if limit is not None:
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    if interval > batches:
+        raise UserError(
+            f"--val_check_interval is {interval}, but an epoch has {batches} batches; to count "
+            "them over epochs, add --check_val_every_n_epoch none"
+        )
+
+
 def _has_accelerator(options: Mapping[str, Any]) -> bool:
     found = torch.cuda.is_available() or torch.backends.mps.is_available()
     return found and options.get("accelerator") != "cpu"
