@@ -122,6 +122,8 @@ def _made(target: Any, name: str, params: Mapping[str, Any]) -> Any:
         if type(error) is not UserError or section not in SECTIONS or f"{section}." in str(error):
             raise
         raise UserError(f"{place}: {error}") from error
+    except MemoryError:
+        raise config_error(f"{name} takes more memory than is free with these values") from None
     except ModuleNotFoundError as error:
         reason = str(error).splitlines()[0]
         raise config_error(f"{name} needs a package that is not installed ({reason})") from error

@@ -283,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = move_manual_options(options, model)
             trainer = make_trainer(options, lightning_config, config, run, model)
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
-            check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
+            if isinstance(data, DataModuleFromConfig):
+                check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
             )

@@ -124,7 +124,7 @@ def _others() -> dict[str, Any]:
             "data": {"target": "main.DataModuleFromConfig", "params": data},
             "lightning": lightning,
         }
-    configs = copy.deepcopy(configs)
+    configs = {name: copy.deepcopy(config) for name, config in configs.items()}
     watching = configs["quantizer"]["lightning"]["callbacks"]["stop"]
     watching["params"]["monitor"] = "train/rec_loss"
     return configs
@@ -205,7 +205,7 @@ def main_arguments(data: DataObject) -> Any:
     return [*words, *_words(data, TRAINER_FLAGS, most=2)]
 
 
-_RUN = ("-r", "ASSETS/run", "--device", "cpu")
+_RUN = ("-r", "run", "--device", "cpu")
 # Command lines that work, by the name of a script. Scripts that load networks for metrics are left
 # out: these are downloaded.
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -220,8 +220,8 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "make_shards": ("-b", "ASSETS/vqgan.yaml", "-o", "out", "-n", "10"),
     "preview_data": ("-b", "ASSETS/vqgan.yaml", "-o", "x.png", "-n", "2"),
     "make_image_list": ("ASSETS/images", "-o", "out"),
-    "extract_submodel": ("ASSETS/run/checkpoints/last.ckpt", "x.ckpt"),
-    "export": ("safetensors", "ASSETS/run", "x.safetensors"),
+    "extract_submodel": ("run/checkpoints/last.ckpt", "x.ckpt"),
+    "export": ("safetensors", "run", "x.safetensors"),
     "download_models": ("--list",),
 }
 _FLAGS = (

@@ -87,6 +87,14 @@ def config(case: dict[str, Any]) -> None:
     train(["--base", "fuzz.yaml"])
 
 
+def trained(case: dict[str, Any]) -> None:
+    """Two steps of training with a config, and validation."""
+    text = yaml.safe_dump(_filled(case), allow_unicode=True)
+    Path("fuzz.yaml").write_text(text, encoding="utf-8")
+    steps = ["--max_steps", "2", "--limit_val_batches", "1", "--num_sanity_val_steps", "1"]
+    train(["--base", "fuzz.yaml", "-t", "--no-test", *steps])
+
+
 def yaml_text(case: str) -> None:
     """The same with a text that need not be YAML."""
     Path("fuzz.yaml").write_bytes(case.encode("latin-1"))
@@ -106,6 +114,7 @@ def sampling_arguments(case: list[str]) -> None:
 def script_arguments(case: list[str]) -> None:
     """A script and its command line."""
     name, *words = case
+    shutil.copytree(assets() / "run", "run")  # some write into it
     main = importlib.import_module(f"scripts.{name}").main
     main.__wrapped__(_filled(words))
 
