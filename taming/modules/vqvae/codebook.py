@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from taming.config_values import Count, CountOrZero, FilePath
 from taming.devices import without_autocast
 from taming.errors import UserError
+from taming.limits import check_sizes
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
 """(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), in fp32 under autocast too.
@@ -155,6 +156,7 @@ class Codebook(nn.Module):
         unknown_index: UnknownIndex = "random",
     ) -> None:
         super().__init__()
+        check_sizes(n_embed=n_e, embed_dim=e_dim)  # of subclasses without ranges in their hints
         self.n_e, self.e_dim, self.remap = n_e, e_dim, remap
         self.unknown_index = unknown_index
         self.re_embed = n_e
