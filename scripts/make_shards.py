@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taming.command_line import Parser, add_flags, add_trust_flag, flag, from_flags, parse
+from taming.command_line import Extend, Parser, add_flags, add_trust_flag, flag, from_flags, parse
 from taming.config import load_config
 from taming.data.from_config import SPLITS, dataset_of
 from taming.data.tools.shard_writer import write_shards
@@ -23,7 +23,9 @@ class Options:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("-b", "--base", nargs="+", required=True, help="config files")
+    parser.add_argument(
+        "-b", "--base", nargs="+", action=Extend, required=True, help="config files"
+    )
     parser.add_argument("--split", default="train", choices=SPLITS, help="default train")
     add_flags(parser, Options)
     add_trust_flag(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from taming.command_line import Parser, add_flags, add_trust_flag, flag, from_flags, parse
+from taming.command_line import Extend, Parser, add_flags, add_trust_flag, flag, from_flags, parse
 from taming.config import load_config
 from taming.data.from_config import SPLITS
 from taming.data.tools.preview import write_preview
@@ -23,7 +23,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "-b", "--base", nargs="+", required=True, help="config files, as in main.py"
+        "-b", "--base", nargs="+", action=Extend, required=True, help="config files, as in main.py"
     )
     parser.add_argument("--split", default="train", choices=SPLITS, help="default train")
     add_flags(parser, Options)

@@ -44,6 +44,8 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
     path = Path(path)
     if "\0" in str(path):
         raise UserError(f"cannot write {str(path)!r}: names of files have no null character")
+    if not path.name:
+        raise UserError(f"cannot write {str(path)!r}: that is a folder; name a file in it")
     partial = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ A setting is written down once, as a field of a frozen dataclass:
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -29,6 +31,29 @@ T = TypeVar("T")
 Arguments = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
+def _with_user_folder(word: str) -> str:
+    """`~` at the beginning of a word, or of `--flag=value`, as a shell replaces it in a word."""
+    flag, equals, value = word.partition("=")
+    if word.startswith("--") and equals:
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
+class Extend(argparse.Action):
+    """Several values, of all times that the flag is given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        before = vars(namespace)[self.dest]
+        earlier = [] if before is self.default else before
+        vars(namespace)[self.dest] = [*earlier, *(values or ())]
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose refusals are a `UserError`.
 
@@ -38,7 +63,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
-        namespace, rest = super().parse_known_args(args, namespace)
+        words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
+        namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
         trust.trust(values.get("trust", ()))
         if "extractor_weights" in values and values["weights"] not in (None, RAW, EMA):
@@ -60,10 +86,27 @@ def parse(
         UserError: for an unknown flag, or a value that a flag does not take.
     """
     args, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-") or "=" not in text]
+    rest = [*take_overrides(args), *rest]
+    unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
     if unknown:
         parser.error(f"unknown argument {unknown[0]}")
     return args, rest
+
+
+def take_overrides(args: argparse.Namespace) -> list[str]:
+    """Overrides after the files of --base and --config, whose lists end where these begin."""
+    taken = []
+    for name in vars(args).keys() & {"base", "config"}:
+        words = vars(args)[name]
+        taken += [word for word in words if is_override(word)]
+        vars(args)[name] = [word for word in words if not is_override(word)]
+    return taken
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is `key.path=value`, not a file with such a name."""
+    key, equals, _ = word.partition("=")
+    return bool(equals) and not os.path.exists(os.path.expanduser(word)) and "/" not in key
 
 
 def add_trust_flag(parser: Arguments) -> None:
@@ -212,6 +255,8 @@ def _add_flag(parser: Arguments, entry: Field[Any], kind: Any, default: Any) -> 
     if spec.repeated:
         del options["nargs"]
         options["action"], default = "append", [] if default is MISSING else list(default)
+    elif spec.nargs:
+        options["action"] = Extend
     names = (*spec.names, f"--{entry.name}")
     parser.add_argument(*names, default=default, help=help, **options)
     options.pop("required", None)

@@ -1,18 +1,8 @@
-"""YAML files and overrides become a config; a config's `target:` and `params:` become objects.
-
-This is the only place where a name from a config is resolved.
-"""
+"""YAML files and overrides become a config; a config's `target:` and `params:` become objects."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
-import inspect
-import pkgutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +11,39 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming.config_files import (
     SECTIONS,
-    check_names,
     check_sections,
     fill_in_bases,
+    merge,
     read_parts,
 )
-from taming.config_values import Misfit, fitted, parameters_of, shorten
+from taming.config_keys import check_keys
+from taming.config_names import check_names
+from taming.config_schema import arguments_for, check_arguments, check_node
+from taming.config_targets import (
+    KINDS,
+    config_error,
+    current_key,
+    did_you_mean,
+    get_obj_from_str,
+    inside,
+    params_of,
+    target_of,
+)
+from taming.config_values import Arguments
 from taming.errors import UserError
 from taming.limits import within_memory
-from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
 
-# What a place in a config expects: a subclass of the class at a dotted path, or a class with one
-# of these methods.
-KINDS: Mapping[str, str | tuple[str, ...]] = {
-    "callback": "pytorch_lightning.Callback",
-    "data module": "pytorch_lightning.LightningDataModule",
-    "dataset": ("__getitem__", "__iter__"),
-    "logger": "pytorch_lightning.loggers.Logger",
-    "module": "torch.nn.Module",
-    "schedule": ("__call__",),
-}
-
-# The config key under construction, so that an error deep in a model can name where it comes from.
-_path: ContextVar[str] = ContextVar("config_path", default="")
+__all__ = [
+    "KINDS",
+    "check_config",
+    "checked_arguments",
+    "did_you_mean",
+    "get_obj_from_str",
+    "instantiate_from_config",
+    "load_config",
+    "plain",
+    "without_checkpoint_paths",
+]
 
 
 def load_config(
@@ -66,69 +66,22 @@ def load_config(
             may name, in the sections that are `used`.
 
     Raises:
-        UserError: for a missing or malformed file, for a top-level key not in `sections`, and for a
-            target that is not trusted.
+        UserError: for a missing or malformed file, for keys that nothing reads, and for a target
+            that is not trusted.
     """
     parts = read_parts(stored, paths, overrides)
     for part in parts:
-        for key in map(str, part.config):
-            if key not in sections:
-                hint = did_you_mean(key, sections)
-                raise UserError(f"{part.source}: unknown top-level key '{key}'{hint}")
         fill_in_bases(part)
-    try:
-        merged = OmegaConf.merge(*(part.config for part in parts)) if parts else OmegaConf.create()
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"the configs do not fit together: {str(error).splitlines()[0]}") from None
-    assert isinstance(merged, DictConfig)
+    merged = merge(parts)
     check_names(merged, parts, [key for key in used if key in merged])
     check_sections(merged, used)
+    check_keys(merged, parts, sections)
     return merged
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest known name, or what there is to choose from."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known are {', '.join(names)}" if 0 < len(names) <= 20 else ""
-
-
-def get_obj_from_str(string: str, reload: bool = False) -> Any:
-    """The object at a dotted path such as `taming.models.vqgan.VQModel`."""
-    if not isinstance(string, str) or not is_dotted(string):
-        raise _config_error(f"'{string}' is not a dotted path such as taming.models.vqgan.VQModel")
-    module_name, _, name = canonical_name(string).rpartition(".")
-    module = _import(module_name, string)
-    if reload:
-        module = importlib.reload(module)
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        public = [entry for entry in dir(module) if not entry.startswith("_")]
-        hint = did_you_mean(name, public)
-        raise _config_error(f"there is no '{name}' in {module_name}{hint}") from None
-
-
-def _import(module_name: str, target: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _config_error(f"{target} needs the package '{error.name}': install it") from error
-        hint = did_you_mean(module_name, _modules_near(module_name))
-        raise _config_error(f"there is no module '{module_name}'{hint}") from None
-
-
-def _modules_near(module_name: str) -> list[str]:
-    """All modules of the package that `module_name` starts with (of ours, if there is none)."""
-    package = module_name.partition(".")[0]
-    spec = importlib.util.find_spec(package) or importlib.util.find_spec("taming")
-    if spec is None or not spec.submodule_search_locations:
-        return [package]
-    walk = pkgutil.walk_packages(spec.submodule_search_locations, f"{spec.name}.")
-    return [module.name for module in walk]
+def check_config(config: Any, key: str, expects: str | None = None) -> None:
+    """Refuse what `instantiate_from_config` would, and of all configs in it, without building."""
+    check_node(plain(config), key, expects)
 
 
 def instantiate_from_config(
@@ -143,54 +96,37 @@ def instantiate_from_config(
             have to be listed in `--trust` by their whole name, except in calls from Python.
 
     Raises:
-        UserError: naming the place, if the target or one of its parameters does not exist, or the
-            target is of another kind.
+        UserError: naming the place, before anything is built: if a target or one of its parameters,
+            here or in a config among these, does not exist or is not what is expected there.
     """
-    with _inside(key):
-        node = plain(config)
-        if not isinstance(node, Mapping) or "target" not in node:
-            based = isinstance(node, Mapping) and "base" in node
-            hint = ", read by taming.config.load_config" if based else ""
-            raise _config_error(f"expected a 'target' and its 'params' here{hint}")
-        for name in map(str, node):
-            if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
-                raise _config_error(f"unknown key '{name}'; did you mean 'params'?")
-        target = get_obj_from_str(node["target"])
-        if expects is not None:
-            _check_kind(target, node["target"], expects)
-        own = node.get("params") or {}
-        with _inside("params"):
-            if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
-                raise _config_error(f"names and their values are expected here, not {shorten(own)}")
-            params = _checked(target, str(node["target"]), own, {**own, **extra})
+    node = plain(config)
+    check_node(node, key, expects)
+    with inside(key):
+        target, name = target_of(node, expects), str(node["target"])
+        own = params_of(node)
+        with inside("params"):
+            params = arguments_for(target, name, own, {**own, **extra})
             if expects != "module":
-                return target(**params)
-            with within_memory(_path.get(), own):
-                return target(**params)
+                return _made(target, name, params)
+            with within_memory(current_key(), own):
+                return _made(target, name, params)
 
 
-def _check_kind(target: Any, name: str, kind: str) -> None:
-    if inspect.isclass(target) and _is_kind(target, kind):
-        return
-    home, package = str(getattr(target, "__module__", "")), name.partition(".")[0]
-    if not is_listed(canonical_name(name), PACKAGES) and home.partition(".")[0] == package:
-        names = trusted_names()
-        if inspect.isclass(target) or name in names:
-            return
-        if inspect.isfunction(target) and not is_listed(name, names) and not in_program():
-            return
-    raise _config_error(
-        f"{name} is no class of the kind that is expected here, a {kind}; a function of your own "
-        f"that makes one can be allowed with --trust {name}"
-    )
-
-
-def _is_kind(target: type, kind: str) -> bool:
-    wanted = KINDS[kind]
-    if isinstance(wanted, tuple):
-        return any(callable(getattr(target, method, None)) for method in wanted)
-    base: type = get_obj_from_str(wanted)
-    return issubclass(target, base)
+def _made(target: Any, name: str, params: Mapping[str, Any]) -> Any:
+    """Build, with the place before what is wrong with the parameters together."""
+    try:
+        return target(**params)
+    except UserError as error:
+        place = current_key()
+        section = place.partition(".")[0]
+        if type(error) is not UserError or section not in SECTIONS or f"{section}." in str(error):
+            raise
+        raise UserError(f"{place}: {error}") from error
+    except MemoryError:
+        raise config_error(f"{name} takes more memory than is free with these values") from None
+    except ModuleNotFoundError as error:
+        reason = str(error).splitlines()[0]
+        raise config_error(f"{name} needs a package that is not installed ({reason})") from error
 
 
 def plain(config: Any, allow_missing: bool = False) -> Any:
@@ -208,53 +144,15 @@ def plain(config: Any, allow_missing: bool = False) -> Any:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
 
 
-def checked_arguments(target: Any, params: Any, key: str) -> dict[str, Any]:
-    """Arguments for `target` out of a config's mapping at `key`, in the types of its hints.
+def checked_arguments(params: Any, key: str, *targets: type) -> dict[str, Any]:
+    """A config's mapping at `key` as arguments for each of `targets`, in the types of their hints.
 
     Raises:
-        UserError: for a name that it does not have, one that it needs, and a value of another type.
+        UserError: for a name that they do not have, one that they need, and a value that is not
+            what its hint says.
     """
-    with _inside(key):
-        if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
-            raise _config_error(f"names and their values are expected here, not {shorten(params)}")
-        return _checked(target, target.__name__, params, params)
-
-
-def _checked(
-    target: Any, name: str, own: Mapping[str, Any], params: Mapping[str, Any]
-) -> dict[str, Any]:
-    """`params`, of which `own` are the config's."""
-    accepted, required, open_ended = parameters_of(target)
-    for param in params:
-        if param not in accepted and not open_ended:
-            raise _config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
-    missing = [param for param in required if param not in params]
-    if missing:
-        raise _config_error(f"{name} needs the parameter '{missing[0]}'")
-    arguments = dict(params)
-    for param in own.keys() & accepted.keys():
-        try:
-            arguments[param] = fitted(params[param], accepted[param])
-        except Misfit as misfit:
-            with _inside(param):
-                raise _config_error(
-                    f"{misfit} is expected here, not {shorten(own[param])}"
-                ) from None
-    return arguments
-
-
-@contextmanager
-def _inside(key: str) -> Iterator[None]:
-    token = _path.set(f"{_path.get()}.{key}".strip("."))
-    try:
-        yield
-    finally:
-        _path.reset(token)
-
-
-def _config_error(message: str) -> UserError:
-    where = _path.get().strip(".")
-    return UserError(f"{where}: {message}" if where else message)
+    with inside(key):
+        return check_arguments(params, Arguments(*targets))
 
 
 def without_checkpoint_paths(config: Any) -> Any:

@@ -1,30 +1,30 @@
-"""Reading of YAML configs and overrides, within bounds, and what their names are trusted with."""
+"""Reading of YAML configs and overrides, within bounds."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.config_values import shorten
 from taming.errors import UserError
-from taming.trust import Trust, canonical_name, is_dotted, own_trust, stranger, trust_in
+from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")
 # Parameters of a transformer that are configs of trained models.
 STAGES = ("first_stage_config", "cond_stage_config")
 
 # Far above what configs have: aliases and interpolations can make much of a small file.
-_MOST_BYTES, _MOST_ENTRIES, _DEEPEST = 2**24, 10**6, 100
-# Parameters that say where the callbacks and loggers of Lightning write.
-_OUTPUTS = {"ckptdir", "cfgdir", "default_root_dir", "dirpath", "log_dir", "logdir", "path"}
-_OUTPUTS |= {"root_dir", "save_dir", "sub_dir", "weights_save_path"}
+_MOST_BYTES, MOST_ENTRIES, DEEPEST = 2**24, 10**6, 100
+# Where a comment begins in YAML.
+_COMMENT = re.compile(r"(^|\s)#")
 
 # Where keys have to be, if there is anything at all.
 _MAPPINGS = [(section,) for section in SECTIONS] + [("model", "params"), ("data", "params")]
@@ -40,12 +40,14 @@ class Part:
     Attributes:
         source: its file, or the text of an override.
         folder: what paths in it are relative to.
+        stored: whether it is of a run's folder.
     """
 
     source: str
     config: DictConfig
     trust: Trust
     folder: Path
+    stored: bool = False
 
 
 def read_parts(
@@ -57,10 +59,33 @@ def read_parts(
         UserError: for a missing, malformed or much too large file, and for resolvers in strangers'.
     """
     own, others = own_trust(), stranger()
-    files = [(Path(path), others) for path in stored] + [(Path(path), own) for path in paths]
-    judged = [(path, trust_in(path, otherwise)) for path, otherwise in files]
-    parts = [Part(str(path), _read_yaml(path, trust), trust, path.parent) for path, trust in judged]
+    files = [(Path(path), others) for path in stored]
+    files += [(Path(path), own) for path in paths]
+    parts = []
+    for number, (path, otherwise) in enumerate(files):
+        trust = trust_in(path, otherwise)
+        config = _read_yaml(path, trust)
+        parts.append(Part(str(path), config, trust, path.parent, number < len(stored)))
     return parts + [Part(text, _read_override(text), own, Path()) for text in overrides]
+
+
+def merge(parts: Sequence[Part]) -> DictConfig:
+    """The configs of all parts, later ones over earlier ones.
+
+    Raises:
+        UserError: for a part that has a list where there are keys before it, or the reverse.
+    """
+    merged: Any = OmegaConf.create()
+    for part in parts:
+        try:
+            merged = OmegaConf.merge(merged, part.config)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{part.source} does not fit the configs that it is merged over: {reason}"
+            ) from None
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def fill_in_bases(part: Part) -> None:
@@ -134,7 +159,7 @@ def _check_aliases(path: Path) -> None:
     sizes: dict[int, int] = {}
 
     def size_of(node: yaml.Node, depth: int = 0) -> int:
-        if depth > _DEEPEST:  # an alias of what it stands in, too
+        if depth > DEEPEST:  # an alias of what it stands in, too
             raise UserError(f"{path} is nested too deeply")
         if id(node) not in sizes:
             below = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -144,8 +169,8 @@ def _check_aliases(path: Path) -> None:
         return sizes[id(node)]
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is not None and size_of(root) > _MOST_ENTRIES:
-        raise UserError(f"{path} has aliases that stand for more than {_MOST_ENTRIES:,} entries")
+    if root is not None and size_of(root) > MOST_ENTRIES:
+        raise UserError(f"{path} has aliases that stand for more than {MOST_ENTRIES:,} entries")
 
 
 def _refuse_resolvers(path: Path, config: DictConfig) -> None:
@@ -154,13 +179,13 @@ def _refuse_resolvers(path: Path, config: DictConfig) -> None:
     Functions as in `${oc.env:HOME}` could put what the environment holds into file names.
     """
     several = 0
-    for place, text in _entries(OmegaConf.to_container(config)):
+    for place, text in entries(OmegaConf.to_container(config)):
         if isinstance(text, str) and "${" in text:
             if _names_resolver(text):
                 raise UserError(
-                    f"{_key(place)} in {path}: '{text}' calls a function, which is off in configs "
-                    "of runs that were not made on this machine; write the value out there, or "
-                    f"give it as {_key(place)}=..."
+                    f"{as_key(place)} in {path}: '{text}' calls a function, which is off in "
+                    "configs of runs that were not made on this machine; write the value out, or "
+                    f"give it as {as_key(place)}=..."
                 )
             several += text.count("${") - 1
     if several > 20:  # each may double the length of what refers to it
@@ -180,9 +205,16 @@ def _names_resolver(text: str) -> bool:
 def _read_override(text: str) -> DictConfig:
     if "=" not in text or text.startswith(("-", "=")):
         raise UserError(f"'{text}' is not an override; write it as key.path=value")
+    key, _, value = text.partition("=")
+    if not value.strip():
+        raise UserError(f"override '{text}' gives no value; write {key}=null for none")
     try:
+        if _COMMENT.search(value) and not value.startswith(("'", '"')):  # YAML would leave it out
+            config = OmegaConf.create()
+            OmegaConf.update(config, key, value, force_add=True)
+            return config
         return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(
             f"override '{text}' cannot be read: {' '.join(str(error).split())}"
         ) from None
@@ -202,115 +234,24 @@ def check_sections(merged: DictConfig, sections: Sequence[str]) -> None:
             for part in place:
                 node = node.get(part) if isinstance(node, DictConfig) else None
         except OmegaConfBaseException as error:
-            raise UserError(f"{_key(place)}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{as_key(place)}: {str(error).splitlines()[0]}") from None
         if node is not None and not isinstance(node, DictConfig):
-            raise UserError(f"{_key(place)} must have keys, such as target; it is {shorten(node)}")
+            raise UserError(
+                f"{as_key(place)} must have keys, such as target; it is {shorten(node)}"
+            )
     for key in [key for key in merged if key in sections and merged.get(key) is None]:
         del merged[key]
 
 
-# ---------------------------------------------------------------------- names
-
-
-def check_names(merged: DictConfig, parts: Sequence[Part], sections: Sequence[str]) -> None:
-    """Refuse targets in `sections` that the config which they come from is not trusted with.
-
-    Nothing of what they name is imported.
-
-    Raises:
-        UserError: for such a target, and for strangers' configs that say where to write.
-    """
-    origins: dict[Place, Part] = {}
-    for part in parts:
-        origins |= dict.fromkeys(_places(OmegaConf.to_container(part.config)), part)
-    # What interpolations bring to a place comes from anywhere.
-    strictest = next((part for part in parts if not part.trust.own), parts[-1] if parts else None)
-    foreign: dict[Place, str] = {}  # losses
-    for place, value in _resolved(merged, sections):
-        origin = origins.get(place, strictest)
-        if isinstance(value, str) and origin is not None:
-            if _is_foreign_loss(place, value, origin):
-                foreign.setdefault(place[: place.index("lossconfig") + 1], value)
-                continue
-            _check_name(place, value, origin)
-            if not origin.trust.own and place[0] == "lightning":
-                _check_output(place, value, origin)
-
-    for place, target in foreign.items():
-        loss = {"target": "taming.modules.losses.base.MissingLoss", "params": {"target": target}}
-        OmegaConf.update(merged, _key(place), loss, merge=False)
-
-
-def _is_foreign_loss(place: Place, value: str, origin: Part) -> bool:
-    """Whether this names a loss of a stranger's package; models are used without."""
-    named = place[-1] == "target" and "lossconfig" in place and is_dotted(value)
-    return named and not origin.trust.own and not origin.trust.allows(canonical_name(value))
-
-
-def _check_name(place: Place, value: str, origin: Part) -> None:
-    if not str(place[-1]).endswith("target") or not is_dotted(value):
-        return  # what is no name cannot be called either
-    if origin.trust.allows(canonical_name(value)):
-        return
-    package = value.partition(".")[0]
-    allowed = (
-        "configs may name classes of taming, torch, torchvision, pytorch_lightning and of modules "
-        "in the current folder"
-        if origin.trust.own
-        else "configs of runs that were not made on this machine may name classes of taming and "
-        "harmless ones of torch, torchvision and pytorch_lightning"
-    )
-    raise UserError(
-        f"{_key(place)} in {origin.source}: {value} is not trusted, as {allowed}; if you know what "
-        f"it does, add --trust {package}, or set TAMING_TRUST={package}"
-    )
-
-
-def _check_output(place: Place, value: str, origin: Part) -> None:
-    """Callbacks of strangers' configs write to the run's folder, as they do by default."""
-    outside = value.startswith(("/", "\\", "~")) or ".." in value or ":\\" in value
-    if place[-1] in _OUTPUTS or outside:
-        raise UserError(
-            f"{_key(place)} in {origin.source} is '{value}': configs of runs that were not made on "
-            f"this machine may not say where files are written; add {_key(place)}=null, or a "
-            "folder of yours"
-        )
-
-
-def _key(place: Place) -> str:
+def as_key(place: Place) -> str:
+    """A place in a config as overrides write it."""
     return ".".join(map(str, place))
 
 
-def _entries(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def entries(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
     """All entries of a tree of dicts and lists, with what lies in them."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in pairs:
         yield (*place, key), value
         if isinstance(value, dict | list):
-            yield from _entries(value, (*place, key))
-
-
-def _places(node: Any) -> Iterator[Place]:
-    return (place for place, _ in _entries(node))
-
-
-def _resolved(config: DictConfig, sections: Sequence[str]) -> Iterator[tuple[Place, Any]]:
-    """The entries of some sections, interpolations replaced by what they stand for."""
-    pending: list[tuple[Place, Any, Any]] = [((key,), config, key) for key in sections]
-    count = 0
-    while pending:
-        place, node, key = pending.pop()
-        try:
-            value = None if OmegaConf.is_missing(node, key) else node[key]
-        except OmegaConfBaseException:
-            continue  # an interpolation of nothing, which can be used for nothing
-        except RecursionError:
-            raise UserError(f"{_key(place)} refers to itself") from None
-        count += 1
-        if len(place) > _DEEPEST or count > _MOST_ENTRIES:
-            raise UserError(f"{_key(place[:4])}... is nested too deeply, or refers to itself")
-        yield place, value
-        if isinstance(value, DictConfig):
-            pending += [((*place, name), value, name) for name in value]
-        elif isinstance(value, ListConfig):
-            pending += [((*place, i), value, i) for i in range(len(value))]
+            yield from entries(value, (*place, key))

@@ -1,63 +1,204 @@
-"""Values in a config are checked against the type hints of what they are parameters of."""
+"""Values in a config are checked against the hints of what they are parameters of.
+
+The hints of a constructor are its schema. Ranges stand in them, beside the types:
+
+    def __init__(self, n_embed: Count, dropout: FractionBelowOne = 0.0) -> None: ...
+
+They say what a config may hold; calls from Python are not checked.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+# ---------------------------------------------------------------------- what hints say
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, which may be these, or `above` and `below` others."""
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: Any) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = None if self.least is None else f"from {self.least:,}"
+        low = low if self.above is None else f"above {self.above:,}"
+        high = None if self.most is None else f"{self.most:,}"
+        high = high if self.below is None else f"below {self.below:,}"
+        if low is None:
+            return f"at most {high}" if self.below is None else str(high)
+        if high is None:
+            return f"{low} on" if self.above is None else low
+        return f"{low} to {high}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """Lists of so many entries."""
+
+    least: int
+    most: int
+
+    def holds(self, value: Any) -> bool:
+        return self.least <= len(value) <= self.most
+
+    def __str__(self) -> str:
+        return f"of {self.least} to {self.most} entries"
+
+
+@dataclass(frozen=True)
+class Builds:
+    """The value is a config, `target` and `params`, of what is of a kind of `taming.config`.
+
+    What is `dispensable` may be of a package that is not installed.
+    """
+
+    kind: str
+    dispensable: bool = False
+
+
+class Arguments:
+    """The value holds the arguments of all of these classes, and may hold others."""
+
+    def __init__(self, *targets: type) -> None:
+        self.targets = targets
+
+
+class ExpandsUser:
+    """The value is a path, in which `~` at the beginning is the user's folder."""
+
+
+_MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by memory
+
+Count = Annotated[int, Range(1, _MOST)]
+CountOrZero = Annotated[int, Range(0, _MOST)]
+Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
+NonNegative = Annotated[float, Range(0)]
+Weight = Annotated[float, Range(0, 1_000_000)]  # of a term of a loss, or of a rate
+Positive = Annotated[float, Range(above=0)]
+Fraction = Annotated[float, Range(0, 1)]
+FractionBelowOne = Annotated[float, Range(0, below=1)]
+FilePath = Annotated[str, ExpandsUser()]
+AnyPath = FilePath | Path
+ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
+LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
+ScheduleConfig = Annotated[Mapping[str, Any], Builds("schedule")]
+DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 _NAMES |= {Sequence: "a list", Mapping: "a mapping", type(None): "null"}
+_ABSTRACT: dict[Any, Any] = {list: Sequence, tuple: Sequence, dict: Mapping}
+
+
+# ---------------------------------------------------------------------- values
 
 
 class Misfit(Exception):
     """A value is of another type than its hint; the message says what is expected."""
 
 
+class OutOfRange(Misfit):
+    """A value is of the right type, and not what stands beside it in the hint."""
+
+
 def fitted(value: Any, hint: Any) -> Any:
     """`value` as its hint wants it: 1e4, which YAML takes for a float, is the integer 10000.
 
-    Hints other than Python's plain types accept anything.
+    Hints other than Python's plain types accept anything. Numbers are finite.
 
     Raises:
-        Misfit: for values of another type.
+        Misfit: for values of another type, or out of range.
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _within(_fitted_plainly(value, hint), hint)
     if origin in (typing.Union, types.UnionType):
         return _fitted_to_one(value, parts)
     if origin is typing.Literal:
-        if value not in parts:
-            raise Misfit(" or ".join(map(str, parts)))
-        return value
-    kind = origin or hint
-    if kind in (list, tuple, Path):
-        kind = str if kind is Path else Sequence
-    if kind not in _NAMES and kind is not dict:
+        return _one_of(value, parts)
+    if hint is Path:
+        return fitted(value, FilePath)
+    kind = _ABSTRACT.get(origin or hint, origin or hint)
+    if kind not in _NAMES:
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if not _is_of(value, Mapping if kind is dict else kind):
+    if not _is_of(value, kind):
         raise Misfit(_name_of(hint))
-    if kind is Sequence and len(parts) == 1 and isinstance(value, list):
-        try:
-            return [fitted(entry, parts[0]) for entry in value]
-        except Misfit:
-            raise Misfit(_name_of(hint)) from None
+    if kind is float and not _is_finite(value):
+        raise Misfit("a finite number")
+    return _fitted_entries(value, hint) if kind is Sequence else value
+
+
+def _fitted_entries(value: Any, hint: Any) -> Any:
+    parts = typing.get_args(hint)
+    if len(parts) != 1 or not isinstance(value, list):
+        return value
+    try:
+        return [fitted(entry, parts[0]) for entry in value]
+    except Misfit:
+        raise Misfit(_name_of(hint)) from None
+
+
+def _fitted_plainly(value: Any, hint: Any) -> Any:
+    try:
+        return fitted(value, _plain(hint))
+    except OutOfRange:
+        raise
+    except Misfit:
+        raise Misfit(_name_of(hint)) from None
+
+
+def _within(value: Any, hint: Any) -> Any:
+    for rule in hint.__metadata__:
+        if isinstance(rule, Range | Length) and not rule.holds(value):
+            raise OutOfRange(str(rule))
+        if isinstance(rule, ExpandsUser) and str(value).startswith("~"):
+            value = os.path.expanduser(value)
     return value
+
+
+def _one_of(value: Any, choices: Sequence[Any]) -> Any:
+    for choice in choices:
+        if type(value) is type(choice) and value == choice:
+            return choice
+    raise Misfit(" or ".join(map(str, choices)))
 
 
 def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
     # 1.0 is a float already where that is one of the choices.
-    for hint in sorted(hints, key=lambda hint: hint is int and isinstance(value, float)):
+    for hint in sorted(hints, key=lambda hint: _plain(hint) is int and isinstance(value, float)):
         try:
             return fitted(value, hint)
+        except OutOfRange:
+            raise
         except Misfit:
             continue
     raise Misfit(" or ".join(dict.fromkeys(map(_name_of, hints))))
+
+
+def _plain(hint: Any) -> Any:
+    """A hint without what stands beside its type."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _is_of(value: Any, kind: Any) -> bool:
@@ -72,14 +213,35 @@ def _is_of(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer of more than 300 digits
+        return False
+
+
 def _name_of(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    kind = Sequence if origin in (list, tuple) else origin or hint
-    if kind is Sequence and parts and parts[0] in _NAMES:
-        return f"a list of {_NAMES[parts[0]].removeprefix('a ')}s"
-    if kind is Path:
-        kind = str
-    return _NAMES.get(Mapping if kind is dict else kind, inspect.formatannotation(kind))
+    if origin is Annotated:
+        rules = [str(rule) for rule in parts[1:] if isinstance(rule, Range | Length)]
+        return " ".join([_name_of(parts[0]), *rules])
+    if origin is typing.Literal:
+        return " or ".join(map(str, parts))
+    kind = _ABSTRACT.get(origin or hint, origin or hint)
+    if kind is Sequence and parts and _plain(parts[0]) in _NAMES:
+        noun = _NAMES[_plain(parts[0])]
+        return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
+    return _NAMES.get(str if kind is Path else kind, inspect.formatannotation(kind))
+
+
+def rules_of(hint: Any) -> Iterator[Any]:
+    """What stands beside the types of a hint, or of its choices."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        yield from parts[1:]
+    elif origin in (typing.Union, types.UnionType):
+        for part in parts:
+            yield from rules_of(part)
 
 
 # ---------------------------------------------------------------------- parameters
@@ -117,16 +279,16 @@ def _lineage(target: Any) -> Iterator[type]:
             yield cls
 
 
-def _is_ours(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith("taming.")
+def _is_ours(function: Any, packages: tuple[str, ...] = ("taming.",)) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(packages)
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Of this project's functions; those of others are not made for checks."""
-    if not _is_ours(function):
+    """Of this project's functions and Lightning's; those of others are not made for checks."""
+    if not _is_ours(function, ("taming.", "pytorch_lightning.")):
         return {}
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a name that is imported for type checkers only
         return {}
 

@@ -269,3 +269,10 @@ def uncounted_step(trainer: pl.Trainer, optimizer: Any, module: pl.LightningModu
     """Step one of Lightning's wrapped optimizers without adding to `trainer.global_step`."""
     inner: Optimizer = optimizer.optimizer
     trainer.strategy.optimizer_step(inner, lambda: None, model=module)
+
+
+def names_logged(trainer: pl.Trainer) -> set[str]:
+    """The names of what has been logged so far, also of means over an epoch that goes on."""
+    metas = [result.meta for result in (trainer._results or {}).values()]
+    epoch = {meta.forked_name(on_step=on_step) for meta in metas for on_step in (True, False)}
+    return {*trainer.callback_metrics, *(meta.name for meta in metas), *epoch}

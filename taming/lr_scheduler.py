@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from taming.config import instantiate_from_config
+from taming.config_values import CountOrZero, Weight
 
 
 def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
@@ -81,12 +82,12 @@ class LambdaWarmUpCosineScheduler:
 
     def __init__(
         self,
-        warm_up_steps: int,
-        lr_min: float,
-        lr_max: float,
-        lr_start: float,
-        max_decay_steps: int,
-        verbosity_interval: int = 0,
+        warm_up_steps: CountOrZero,
+        lr_min: Weight,
+        lr_max: Weight,
+        lr_start: Weight,
+        max_decay_steps: CountOrZero,
+        verbosity_interval: CountOrZero = 0,
     ) -> None:
         self.lr_warm_up_steps = warm_up_steps
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start

@@ -27,11 +27,10 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "published_names", "trust", "weight_choice"}
+GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values"}
 LEAVES = GROUND | {
     "config",
     "config_files",
-    "config_values",
     "checkpoint",
     "downloads",
     "lightning_internals",
@@ -51,8 +50,15 @@ ALLOWED = {
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),
-    "config": {"config_files", "config_values", "errors", "limits", "trust"},
-    "lr_scheduler": {"config"},
+    "config_names": {"config_files", "errors", "trust"},
+    "config_targets": {"config_values", "errors", "trust"},
+    "config_schema": {"config_targets", "config_values", "errors"},
+    "config_keys": {"config_files", "config_targets", "config_values", "errors", "trust"},
+    "config": {
+        *("config_files", "config_keys", "config_names", "config_schema", "config_targets"),
+        *("config_values", "errors", "limits"),
+    },
+    "lr_scheduler": {"config", "config_values"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},

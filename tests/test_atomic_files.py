@@ -57,6 +57,9 @@ def test_a_failure_before_anything_is_written_stays_what_it_is(tmp_path: Path) -
 
 
 def test_impossible_names_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="that is a folder; name a file in it"):
+        with atomic_path(""):
+            raise AssertionError("it was opened")
     with pytest.raises(UserError, match="names of files have no null character"):
         with atomic_path(tmp_path / "a\0b"):
             raise AssertionError("it was opened")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 
 import pytest
 
 from taming.command_line import (
+    Extend,
     Parser,
     add_flags,
     flag,
@@ -167,3 +169,36 @@ def test_lists_of_numbers() -> None:
     for text, message in (("0,x", "not 'x'"), ("-1", "not '-1'"), (",", "is empty")):
         with pytest.raises(UserError, match=message):
             parse_numbers(text)
+
+
+def test_flags_with_several_values_may_be_given_several_times() -> None:
+    parser = Parser()
+    add_flags(parser, Plan)
+    args, _ = parse(parser, ["--files", "a", "b", "--files", "c"])
+    assert from_flags(Plan, args).files == ("a", "b", "c")
+    assert from_flags(Plan, parse(parser, [])[0]).files == ()
+    assert from_flags(Plan, parse(parser, ["--files", "d"])[0]).files == ("d",)
+
+
+def test_overrides_may_follow_the_files_of_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b=c.yaml").touch()
+    parser = Parser()
+    parser.add_argument("-b", "--base", nargs="*", action=Extend, default=[])
+    args, overrides = parse(parser, ["-b", "a.yaml", "b=c.yaml", "x.y=1", "-b", "./d=e.yaml"])
+    assert args.base == ["a.yaml", "b=c.yaml", "./d=e.yaml"]
+    assert overrides == ["x.y=1"]
+    assert parse(parser, ["model.path=a=b"])[1] == ["model.path=a=b"]
+
+
+def test_the_users_folder_is_known_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    parser = Parser()
+    parser.add_argument("--outdir")
+    parser.add_argument("folder")
+    for words in (["--outdir=~/out", "~/in"], ["--outdir", "~/out", "~/in"]):
+        args = parser.parse_args(words)
+        assert (args.outdir, args.folder) == ("/home/ada/out", "/home/ada/in")
+    assert parser.parse_args(["a~b"]).folder == "a~b"

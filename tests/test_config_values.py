@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 from taming.config import instantiate_from_config
-from taming.config_values import Misfit, fitted
+from taming.config_values import (
+    Count,
+    FilePath,
+    Fraction,
+    Length,
+    Misfit,
+    Positive,
+    Range,
+    fitted,
+)
+from taming.config_values import FractionBelowOne as Range01
 from taming.errors import UserError
 from tests.kit.models import VQGAN, ddconfig, first_stage_config
 
@@ -34,6 +44,13 @@ from tests.kit.models import VQGAN, ddconfig, first_stage_config
         ((1, 2), Sequence[int], (1, 2)),
         ({"a": 1}, Mapping[str, Any], {"a": 1}),
         ("raise", Literal["raise", "skip"], "raise"),
+        (-1, Literal[-1] | Count, -1),
+        (3.0, Count, 3),
+        (None, Count | None, None),
+        ([1, 2.0], Sequence[Count], [1, 2]),
+        (0, Fraction, 0),
+        (1.0, Fraction, 1.0),
+        ("a/b", FilePath, "a/b"),
         ("anything", torch.Tensor, "anything"),
         ("anything", Any, "anything"),
     ],
@@ -61,6 +78,22 @@ def test_values_that_fit(value: Any, hint: Any, result: Any) -> None:
         ([1, "a"], Sequence[int], "a list of whole numbers"),
         ([1], Mapping[str, Any], "a mapping"),
         ("stop", Literal["raise", "skip"], "raise or skip"),
+        (True, Literal[1, 2], "1 or 2"),
+        (float("nan"), float, "a finite number"),
+        (10**400, float, "a finite number"),
+        (float("nan"), Fraction, "a number from 0 to 1"),
+        (float("-inf"), Positive | None, "a number above 0 or null"),
+        ("x", Range01 | None, "a number from 0 to below 1 or null"),
+        (0, Count, "from 1 to 2,147,483,647"),
+        (-4, Count | None, "from 1 to 2,147,483,647"),
+        (0, Positive, "above 0"),
+        (1.0, Range01, "from 0 to below 1"),
+        (3, Annotated[int, Range(most=2)], "at most 2"),
+        (3, Annotated[int, Range(below=3)], "below 3"),
+        (-1, Annotated[float, Range(0)], "from 0 on"),
+        ([1, 0], Sequence[Count], "a list of whole numbers from 1 to 2,147,483,647"),
+        ([], Annotated[Sequence[int], Length(1, 2)], "of 1 to 2 entries"),
+        ("x", Annotated[Sequence[int], Length(1, 2)], "a list of whole numbers of 1 to 2 entries"),
     ],
 )
 def test_values_that_do_not(value: Any, hint: Any, expected: str) -> None:
@@ -74,7 +107,7 @@ def test_values_that_do_not(value: Any, hint: Any, expected: str) -> None:
     [
         ({"n_embed": 1.5}, "model.params.n_embed: a whole number .* not 1.5"),
         ({"ddconfig": 1}, "model.params.ddconfig: a mapping is expected here, not 1"),
-        ({"ddconfig": {"ch": 32}}, "model.params.ddconfig: Encoder needs the parameter 'out_ch'"),
+        ({"ddconfig": {"ch": 32}}, "model.params.ddconfig.out_ch: Encoder needs the parameter"),
         ({"ddconfig": ddconfig() | {"ch_mult": -0.5}}, "model.params.ddconfig.ch_mult: a list"),
         ({"ddconfig": ddconfig() | {"dropout": "x" * 999}}, "not 'x{99}[.]{3}$"),
     ],
@@ -85,15 +118,22 @@ def test_errors_name_the_key(changes: dict[str, Any], message: str) -> None:
 
 
 def test_base_classes_have_types_too() -> None:
-    with pytest.raises(UserError, match="model.params.decay: a number is expected here, not 'x'"):
+    with pytest.raises(UserError, match="model.params.decay: a number from 0 to below 1 is"):
         instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", decay="x"), "model")
-    with pytest.raises(UserError, match="model.params.embed_dim: a whole number or null"):
+    with pytest.raises(UserError, match="model.params.embed_dim: a whole number from 1 .* or null"):
         instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", embed_dim="x"), "model")
     config = {"target": VQGAN + "EMAVQ", "params": {"n_embed": 4}}
-    with pytest.raises(UserError, match="model.params: .* needs the parameter 'ddconfig'"):
+    with pytest.raises(UserError, match="model.params.ddconfig: .* needs the parameter 'ddconfig'"):
         instantiate_from_config(config, "model")
 
 
 def test_whole_numbers_with_a_point_are_whole_numbers() -> None:
     model = instantiate_from_config(first_stage_config(n_embed=12.0), "model", "module")
     assert model.quantize.n_e == 12
+
+
+def test_paths_begin_at_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert fitted("~/x", FilePath | None) == "/home/ada/x"
+    assert fitted("~/x", Path) == "/home/ada/x"
+    assert fitted("~/x", str) == "~/x"

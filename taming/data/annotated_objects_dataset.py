@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from taming.config import did_you_mean
+from taming.config_values import AnyPath, Count, CountOrZero, FilePath, Fraction, Pixels
 from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
@@ -85,24 +86,24 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
 
     def __init__(
         self,
-        data_path: str | Path,
+        data_path: AnyPath,
         split: SplitType,
         keys: Sequence[str] | None,
-        target_image_size: int,
-        min_object_area: float,
-        min_objects_per_image: int,
-        max_objects_per_image: int,
+        target_image_size: Pixels,
+        min_object_area: Fraction,
+        min_objects_per_image: CountOrZero,
+        max_objects_per_image: CountOrZero,
         crop_method: CropMethodType,
         random_flip: bool,
-        no_tokens: int,
+        no_tokens: Count,
         use_group_parameter: bool,
         encode_crop: bool,
         category_allow_list_target: str = "",
         category_mapping_target: str = "",
-        no_object_classes: int | None = None,
+        no_object_classes: Count | None = None,
         use_additional_parameters: bool = False,
         on_error: OnError = "raise",
-        shards: str | None = None,
+        shards: FilePath | None = None,
     ) -> None:
         self.data_path, self.split, self.keys = Path(data_path), split, list(keys or ())
         self._name = f"{type(self).__name__} of {data_path}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from torch.utils.data import Dataset
 
+from taming.config_values import AnyPath
 from taming.data.base import ImageFiles, Item
 from taming.data.files.list_files import read_image_list
 from taming.data.options import ImageOptions, OnError
@@ -34,7 +34,7 @@ class CustomTrain(CustomBase):
     def __init__(
         self,
         size: int | None,
-        training_images_list_file: str | Path,
+        training_images_list_file: AnyPath,
         random_crop: bool = False,
         random_flip: bool = False,
         crop_size: int | None = None,
@@ -49,5 +49,5 @@ class CustomTrain(CustomBase):
 class CustomTest(CustomTrain):
     """As `CustomTrain`."""
 
-    def __init__(self, size: int | None, test_images_list_file: str | Path, **options: Any) -> None:
+    def __init__(self, size: int | None, test_images_list_file: AnyPath, **options: Any) -> None:
         super().__init__(size, test_images_list_file, **options)

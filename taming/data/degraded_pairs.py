@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
+from taming.config_values import Count
 from taming.data.base import Item, of_subclasses
 from taming.data.degradation import Degradation
 from taming.data.options import ImageOptions, OnError
@@ -31,8 +32,8 @@ class ImageNetScale(Dataset[Item]):
         size: int | None = None,
         crop_size: int | None = None,
         random_crop: bool | None = None,
-        up_factor: int | None = None,
-        hr_factor: int | None = None,
+        up_factor: Count | None = None,
+        hr_factor: Count | None = None,
         keep_mode: str = "bicubic",
         sub_indices: str | None = None,
         random_flip: bool = False,
@@ -66,5 +67,5 @@ class ImageNetEdges(ImageNetScale):
 
     edges = True
 
-    def __init__(self, up_factor: int = 1, **options: Any) -> None:
+    def __init__(self, up_factor: Count = 1, **options: Any) -> None:
         super().__init__(up_factor=up_factor, **options)

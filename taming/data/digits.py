@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from taming.config_values import Range
 from taming.data.base import Item
 from taming.data.files.find import split_off
 from taming.errors import UserError
-from taming.limits import check_sizes
 from taming.pictures import to_values_array
 
 VALIDATION_FRACTION = 297 / 1797
@@ -48,8 +48,7 @@ class DigitsTrain(Dataset[Item]):
 
     training: ClassVar[bool] = True
 
-    def __init__(self, size: int = 32) -> None:
-        check_sizes(size=size, most=1024)
+    def __init__(self, size: Annotated[int, Range(1, 1024)] = 32) -> None:
         images, labels = _load()
         chosen = _validation_mask(labels) != self.training
         self.labels = labels[chosen]

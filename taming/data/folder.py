@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from taming.config_values import AnyPath, Count, CountOrZero, Fraction
 from taming.data.base import ImageFiles
 from taming.data.columns import Column, StringTable
 from taming.data.files.find import EXTENSIONS, VAL_FOLDERS, class_folders, find_images, split_off
@@ -45,15 +46,15 @@ class ImageFolderTrain(ImageFiles):
 
     def __init__(
         self,
-        root: str | Path,
+        root: AnyPath,
         size: int | None = None,
         random_crop: bool = False,
         random_flip: bool = False,
         crop_size: int | None = None,
-        validation_fraction: float = 0.05,
-        split_seed: int = 0,
+        validation_fraction: Fraction = 0.05,
+        split_seed: CountOrZero = 0,
         extensions: Sequence[str] = EXTENSIONS,
-        n_classes: int | None = None,
+        n_classes: Count | None = None,
         on_error: OnError = "raise",
     ) -> None:
         self._name = name = f"{type(self).__name__} of {root}"
@@ -97,7 +98,7 @@ class ImageFolderTrain(ImageFiles):
                 f"({len(different)} classes differ); both need the same class folders"
             )
 
-    def _check_classes(self, folder: Path, n_classes: int | None) -> None:
+    def _check_classes(self, folder: Path, n_classes: Count | None) -> None:
         count = len(self.class_names)
         if not count:
             raise UserError(

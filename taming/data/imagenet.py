@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from taming import published_names
 from taming.config import did_you_mean, plain
+from taming.config_values import AnyPath
 from taming.data.base import ImageFiles, Item, of_subclasses
 from taming.data.columns import Column, StringTable
 from taming.data.condition_maps import Depth
@@ -148,7 +149,7 @@ class ImageNetTrainWithDepth(BaseWithDepth):
         size: int | None = None,
         random_crop: bool | None = None,
         crop_size: int | None = None,
-        root: str | Path | None = None,
+        root: AnyPath | None = None,
         sub_indices: str | None = None,
         random_flip: bool | None = None,
         on_error: OnError = "raise",

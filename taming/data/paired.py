@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from taming.config import did_you_mean
+from taming.config_values import AnyPath, Count, CountOrZero, Fraction
 from taming.data.base import Item
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind, read_palette
@@ -90,19 +91,19 @@ class PairedTrain(ImagesWithMaps):
 
     def __init__(
         self,
-        images: str | Path,
-        conditions: str | Path | None,
+        images: AnyPath,
+        conditions: AnyPath | None,
         kind: Kind,
         size: int | None = None,
-        n_labels: int | None = None,
-        palette: str | Path | None = None,
+        n_labels: Count | None = None,
+        palette: AnyPath | None = None,
         shift_segmentation: bool = False,
         suffix: str = "",
         random_crop: bool = False,
         random_flip: bool = False,
         crop_size: int | None = None,
-        validation_fraction: float = 0.05,
-        split_seed: int = 0,
+        validation_fraction: Fraction = 0.05,
+        split_seed: CountOrZero = 0,
         on_error: OnError = "raise",
     ) -> None:
         self.kind = kind
@@ -129,7 +130,7 @@ class PairedTrain(ImagesWithMaps):
         """The condition's entry in the items."""
         return "condition" if self.kind == "image" else self.kind
 
-    def _map_kind(self, n_labels: int | None, palette: str | Path | None, shift: bool) -> MapKind:
+    def _map_kind(self, n_labels: Count | None, palette: AnyPath | None, shift: bool) -> MapKind:
         if self.kind not in get_args(Kind):
             hint = did_you_mean(str(self.kind), get_args(Kind))
             raise UserError(f"there is no kind {self.kind!r} of condition{hint}")
@@ -141,7 +142,7 @@ class PairedTrain(ImagesWithMaps):
             return self._labels(n_labels, palette, shift)
         return Depth() if self.kind == "depth" else ImageMap()
 
-    def _labels(self, n_labels: int | None, palette: str | Path | None, shift: bool) -> Labels:
+    def _labels(self, n_labels: Count | None, palette: AnyPath | None, shift: bool) -> Labels:
         if n_labels is None:
             raise UserError("segmentations need n_labels, the number of labels")
         colors = read_palette(palette) if palette else None

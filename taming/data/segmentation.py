@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from taming.config_values import AnyPath, Count
 from taming.data.columns import Column
 from taming.data.condition_maps import Labels
 from taming.data.files.list_files import Listed, read_names
@@ -52,13 +53,13 @@ class SegmentationBase(Segmented):
 
     def __init__(
         self,
-        data_csv: str | Path,
-        data_root: str | Path,
-        segmentation_root: str | Path,
+        data_csv: AnyPath,
+        data_root: AnyPath,
+        segmentation_root: AnyPath,
         size: int | None = None,
         random_crop: bool = False,
         interpolation: str = "bicubic",
-        n_labels: int = 182,
+        n_labels: Count = 182,
         shift_segmentation: bool = False,
         crop_size: int | None = None,
         random_flip: bool = False,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from taming.config_values import Count, Pixels
 from taming.data.base import Item
 from taming.data.coco import Captions
 from taming.data.columns import column
@@ -62,11 +63,11 @@ class Shards(ImagesWithMaps):
         crop_size: int | None = None,
         maps: Mapping[str, Mapping[str, Any]] | None = None,
         interpolation: str | None = None,
-        up_factor: int | None = None,
-        hr_factor: int | None = None,
+        up_factor: Count | None = None,
+        hr_factor: Count | None = None,
         keep_mode: str = "bicubic",
         edges: str = "",
-        coord_crop: int | None = None,
+        coord_crop: Pixels | None = None,
         on_error: OnError = "raise",
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges == "lr")

@@ -20,6 +20,8 @@ from taming.command_line import (
     add_weight_flags,
     flag,
     from_flags,
+    is_override,
+    take_overrides,
 )
 from taming.devices import choose_dtype
 from taming.errors import UserError
@@ -252,14 +254,14 @@ def parse_sets(
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
     """The flags, the positional arguments, of which there are up to `most`, and the overrides.
 
-    What has a "=" in it and is no path is an override.
+    What has a "=" in it and is no path is an override, also after the files of --base.
 
     Raises UserError for an unknown flag or too many positional arguments.
     """
     parser.add_argument("sets", nargs="*", help=argparse.SUPPRESS)
     args, rest = parser.parse_known_intermixed_args(argv)
-    words = [*args.sets, *rest]
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    words = [*args.sets, *take_overrides(args), *rest]
+    overrides = [word for word in words if is_override(word)]
     sets = [word for word in words if word not in overrides]
     if unknown := [word for word in words if word.startswith("-")] or sets[most:]:
         parser.error(f"unknown argument {unknown[0]}")

@@ -18,6 +18,7 @@ from taming.distributed import average_gradients, same_on_all_ranks, world_size
 from taming.errors import UserError
 from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
 from taming.lr_scheduler import make_schedule
+from taming.models.batch_checks import check_images
 from taming.models.codes import CodeHistogram, CodesInterface
 from taming.models.published_steps import adapted
 from taming.modules.diffusionmodules.model import Decoder
@@ -84,6 +85,31 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         """The loss's discriminator, None without the adversarial game (section 3.1)."""
         network: nn.Module | None = getattr(self.loss, "discriminator", None)
         return network
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Refuse, before training, a batch of images that the model or its loss cannot take."""
+        x = self.get_input(batch, self.image_key)
+        check_images(self, x, self.image_key)
+        channels = self.decoder.conv_out.out_channels
+        if channels != x.shape[1]:
+            raise UserError(
+                f"ddconfig.out_ch is {channels}, but '{self.image_key}' of the data has "
+                f"{x.shape[1]} channels; they must be equal"
+            )
+        if isinstance(self.loss, FirstStageLoss):
+            self.loss.check_shape(x.shape)
+
+    def logged_names(self) -> set[str] | None:
+        """What is logged in training and validation; None if the loss is no part of this project,
+        or does not say."""
+        loss = self.loss
+        if not isinstance(loss, FirstStageLoss) or not type(loss).__module__.startswith("taming."):
+            return None
+        terms = {"aeloss", *loss.generator_terms}
+        if self.discriminator is not None:
+            terms |= {"discloss", *loss.discriminator_terms}
+        of_codebook = {"val/codebook_usage", "val/codebook_perplexity"}
+        return {f"{split}/{term}" for split in ("train", "val") for term in terms} | of_codebook
 
     def on_fit_start(self) -> None:
         if isinstance(self.loss, MissingLoss):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +13,24 @@ from torch.optim import AdamW
 
 from taming.checkpoint import load_file, run_as_stage
 from taming.config import instantiate_from_config
+from taming.config_values import (
+    CountOrZero,
+    FilePath,
+    FractionBelowOne,
+    ModuleConfig,
+    Pixels,
+    Range,
+    ScheduleConfig,
+)
 from taming.errors import UserError
 from taming.lr_scheduler import make_schedule
+from taming.models.batch_checks import check_images, condition_length, token_count
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import condition_of
 from taming.modules.losses.base import DummyLoss
-from taming.modules.transformer.permuter import Identity
+from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
-
-Config = Mapping[str, Any]
 
 FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
@@ -63,20 +71,20 @@ class Net2NetTransformer(CodeSampling):
 
     def __init__(
         self,
-        transformer_config: Config,
-        first_stage_config: Config | str,
-        cond_stage_config: Config | str,
-        permuter_config: Config | None = None,
-        ckpt_path: str | None = None,
+        transformer_config: ModuleConfig,
+        first_stage_config: ModuleConfig | str,
+        cond_stage_config: ModuleConfig | str,
+        permuter_config: ModuleConfig | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         first_stage_key: str = "image",
         cond_stage_key: str = "depth",
-        downsample_cond_size: int = -1,
-        pkeep: float = 1.0,
-        sos_token: int = 0,
+        downsample_cond_size: Literal[-1] | Pixels = -1,
+        pkeep: Annotated[float, Range(most=1)] = 1.0,
+        sos_token: CountOrZero = 0,
         unconditional: bool = False,
-        cond_drop: float = 0.0,
-        scheduler_config: Config | None = None,
+        cond_drop: FractionBelowOne = 0.0,
+        scheduler_config: ScheduleConfig | None = None,
     ) -> None:
         super().__init__()
         self.learning_rate = 4.5e-6
@@ -104,11 +112,11 @@ class Net2NetTransformer(CodeSampling):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
-    def init_first_stage_from_ckpt(self, config: Config | str) -> None:
+    def init_first_stage_from_ckpt(self, config: ModuleConfig | str) -> None:
         """Make `first_stage_model`."""
         self.first_stage_model = _frozen_stage(config, "first_stage_config")
 
-    def init_cond_stage_from_ckpt(self, config: Config | str) -> None:
+    def init_cond_stage_from_ckpt(self, config: ModuleConfig | str) -> None:
         """Make `cond_stage_model`, once there is a first stage."""
         if self.be_unconditional:
             self.cond_stage_model = SOSProvider(self.sos_token)
@@ -120,7 +128,12 @@ class Net2NetTransformer(CodeSampling):
     def _check_vocabulary(self) -> None:
         size = self.transformer.config.vocab_size
         classes = self.n_classes or 0
-        for needed, what in ((self.n_codes, "codes of the first stage"), (classes, "classes")):
+        start = self.sos_token + 1 if self.be_unconditional else 0
+        needs = {"codes of the first stage": self.n_codes, "classes": classes}
+        needs[f"tokens up to sos_token: {self.sos_token}"] = start
+        if not self.be_unconditional:
+            needs["tokens of the condition stage"] = token_count(self.cond_stage_model)
+        for what, needed in needs.items():
             if needed > size:
                 raise UserError(
                     f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
@@ -138,6 +151,36 @@ class Net2NetTransformer(CodeSampling):
                 "cond_drop needs a token that is no class: make "
                 f"transformer_config.params.vocab_size at least {classes + 1}"
             )
+
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Refuse, before training, a batch whose sequences are not what the model was built for.
+
+        Raises:
+            UserError: for images that the first stage cannot encode, and for too many tokens.
+        """
+        x, c = self.get_xc(batch)
+        check_images(self.first_stage_model, x, self.first_stage_key)
+        factor = self.first_stage_model.downsampling_factor
+        codes = (x.shape[2] // factor) * (x.shape[3] // factor)
+        if isinstance(self.permuter, Permuter):
+            self.permuter(torch.arange(codes)[None].to(self.permuter.forward_shuffle_idx))
+        if self.be_unconditional:
+            length: int | None = 1
+        elif self.downsample_cond_size > -1 and c.dim() == 4:
+            side = self.downsample_cond_size
+            length = condition_length(self.cond_stage_model, c.new_empty(1, 1, side, side))
+        else:
+            length = condition_length(self.cond_stage_model, c)
+        needed = (length or 1) + codes - 1  # the last code predicts nothing
+        if needed > (size := self.transformer.get_block_size()):
+            raise UserError(
+                f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
+                f"an image and {length or 1} of its condition; make it at least {needed}"
+            )
+
+    def logged_names(self) -> set[str]:
+        """What is logged in training and validation."""
+        return {"train/loss", "val/loss"}
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
@@ -216,7 +259,7 @@ class Net2NetTransformer(CodeSampling):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _frozen_stage(config: Config | str, key: str) -> Any:
+def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
     long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key, "module")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file, load_weights, read_checkpoint, save_atomic
+from taming.config_values import Count, FilePath, Pixels, Range
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.modules.dalle import DalleDecoder, DalleEncoder, map_pixels, unmap_pixels
@@ -39,12 +40,12 @@ class DalleVAE(CodesInterface, nn.Module):
 
     def __init__(
         self,
-        n_embed: int = 8192,
-        n_hid: int = 256,
-        n_init: int = 128,
-        blocks_per_group: int = 2,
-        resolution: int = 256,
-        ckpt_path: str | None = None,
+        n_embed: Count = 8192,
+        n_hid: Count = 256,
+        n_init: Count = 128,
+        blocks_per_group: Annotated[int, Range(1, 1000)] = 2,
+        resolution: Pixels = 256,
+        ckpt_path: FilePath | None = None,
     ) -> None:
         super().__init__()
         self.encoder = DalleEncoder(n_embed, n_hid, blocks_per_group)

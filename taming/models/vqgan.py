@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,21 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config
+from taming.config_targets import is_installed
+from taming.config_values import (
+    Arguments,
+    Count,
+    CountOrZero,
+    FilePath,
+    FractionBelowOne,
+    Length,
+    LossConfig,
+    ModuleConfig,
+    NonNegative,
+    Pixels,
+    ScheduleConfig,
+    Weight,
+)
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
 from taming.models.codes import to_one_hot
@@ -23,7 +37,7 @@ from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
-Config = Mapping[str, Any]
+Ddconfig = Annotated[Mapping[str, Any], Arguments(Encoder, Decoder)]
 
 __getattr__ = published_names.served_by(__name__)
 
@@ -57,22 +71,22 @@ class VQModel(AutoencoderTraining):
 
     def __init__(
         self,
-        ddconfig: Config,
-        lossconfig: Config | None = None,
-        n_embed: int | None = None,
-        embed_dim: int | None = None,
-        ckpt_path: str | None = None,
+        ddconfig: Ddconfig,
+        lossconfig: LossConfig | None = None,
+        n_embed: Count | None = None,
+        embed_dim: Count | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
+        colorize_nlabels: Count | None = None,
         monitor: str | None = None,
-        remap: str | None = None,
+        remap: FilePath | None = None,
         sane_index_shape: bool = False,
         legacy: bool = True,
-        quantizer_config: Config | None = None,
-        scheduler_config: Config | None = None,
-        batch_resize_range: Sequence[int] | None = None,
-        lr_g_factor: float = 1.0,
+        quantizer_config: ModuleConfig | None = None,
+        scheduler_config: ScheduleConfig | None = None,
+        batch_resize_range: Annotated[Sequence[Pixels], Length(2, 2)] | None = None,
+        lr_g_factor: NonNegative = 1.0,
         use_ema: bool = False,
     ) -> None:
         super().__init__()
@@ -80,7 +94,7 @@ class VQModel(AutoencoderTraining):
         self.scheduler_config = scheduler_config
         self.batch_resize_range = _checked_range(batch_resize_range)
         self.image_key = image_key
-        ddconfig = checked_arguments(Encoder, ddconfig, "ddconfig")
+        ddconfig = checked_arguments(ddconfig, "ddconfig", Encoder, Decoder)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.loss = _make_loss(lossconfig)
@@ -149,7 +163,7 @@ class VQModel(AutoencoderTraining):
 class VQSegmentationModel(VQModel):
     """First stage of segmentations, [B, n_labels, H, W] one-hot, with a per-label loss."""
 
-    def __init__(self, n_labels: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, n_labels: Count, *args: Any, **kwargs: Any) -> None:
         # The base class makes the colors, which have to be there before it loads a checkpoint.
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
@@ -177,7 +191,11 @@ class EMAVQ(VQModel):
     """
 
     def __init__(
-        self, *args: Any, decay: float = 0.99, revive_after: int = 0, **kwargs: Any
+        self,
+        *args: Any,
+        decay: FractionBelowOne = 0.99,
+        revive_after: CountOrZero = 0,
+        **kwargs: Any,
     ) -> None:
         self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
         super().__init__(*args, **kwargs)
@@ -198,19 +216,19 @@ class GumbelVQ(VQModel):
 
     def __init__(
         self,
-        ddconfig: Config,
-        lossconfig: Config | None = None,
-        n_embed: int = 8192,
-        embed_dim: int = 256,
-        temperature_scheduler_config: Config | None = None,
-        ckpt_path: str | None = None,
+        ddconfig: Ddconfig,
+        lossconfig: LossConfig | None = None,
+        n_embed: Count = 8192,
+        embed_dim: Count = 256,
+        temperature_scheduler_config: ScheduleConfig | None = None,
+        ckpt_path: FilePath | None = None,
         ignore_keys: Sequence[str] = (),
         image_key: str = "image",
-        colorize_nlabels: int | None = None,
+        colorize_nlabels: Count | None = None,
         monitor: str | None = None,
-        kl_weight: float = 1e-8,
+        kl_weight: Weight = 1e-8,
         remap: str | None = None,
-        scheduler_config: Config | None = None,
+        scheduler_config: ScheduleConfig | None = None,
     ) -> None:
         hiddens = ddconfig.get("z_channels", 0)  # without them, the encoder is refused below
         self._gumbel_options = {"num_hiddens": hiddens, "kl_weight": kl_weight}
@@ -230,12 +248,18 @@ class GumbelVQ(VQModel):
         self.temperature_scheduler = instantiate_from_config(
             temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
+        if (first := self.temperature_scheduler(0)) <= 0:
+            raise UserError(f"temperature_scheduler_config begins at {first}; it must be above 0")
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
         return GumbelQuantize(**self._gumbel_options, **sizes)
+
+    def logged_names(self) -> set[str] | None:
+        names = super().logged_names()
+        return None if names is None else {*names, "temperature"}
 
     def temperature_scheduling(self) -> None:
         """Set the temperature of this step."""
@@ -249,14 +273,12 @@ class GumbelVQ(VQModel):
         return super().training_step(batch, batch_idx, *side, **named)
 
 
-def _make_loss(config: Config | None) -> nn.Module:
+def _make_loss(config: LossConfig | None) -> nn.Module:
     """The training loss; one of a package that is not installed is not needed to use a model."""
     if not config:
         return DummyLoss()
-    target = config.get("target") if isinstance(config, Mapping) else None
-    package = target.partition(".")[0] if isinstance(target, str) else "taming"
-    if package.isidentifier() and find_spec(package) is None:
-        return MissingLoss(str(target))
+    if not is_installed(config.get("target")):
+        return MissingLoss(str(config["target"]))
     loss: nn.Module = instantiate_from_config(config, "lossconfig", "module")
     return loss
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count, CountOrZero
 from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
 
@@ -51,7 +52,7 @@ class ActNorm(nn.Module):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: Count,
         logdet: bool = False,
         affine: bool = True,
         allow_reverse_init: bool = False,
@@ -125,7 +126,7 @@ class Labelator(AbstractEncoder):
     kind: ConditionKind = "class"
     n_classes: int
 
-    def __init__(self, n_classes: int, quantize_interface: bool = True) -> None:
+    def __init__(self, n_classes: Count, quantize_interface: bool = True) -> None:
         super().__init__()
         self.n_classes, self.quantize_interface = n_classes, quantize_interface
 
@@ -146,7 +147,7 @@ class SOSProvider(AbstractEncoder):
 
     kind: ConditionKind = "none"
 
-    def __init__(self, sos_token: int, quantize_interface: bool = True) -> None:
+    def __init__(self, sos_token: CountOrZero, quantize_interface: bool = True) -> None:
         super().__init__()
         self.sos_token, self.quantize_interface = sos_token, quantize_interface
 

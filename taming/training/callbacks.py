@@ -19,9 +19,9 @@ from torch import Tensor
 
 from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
+from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
-from taming.limits import check_sizes
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -92,19 +92,18 @@ class ImageLogger(Callback):
     """Writes what the model's `log_images` shows, as PNG files and to the loggers.
 
     In training every `batch_frequency` batches, and at powers of two before that while
-    `increase_log_steps`; in validation for the first batch. At most `max_images` of each kind;
-    `clamp` cuts values to [-1, 1].
+    `increase_log_steps`; in validation for the first batch; never if `batch_frequency` is 0. At
+    most `max_images` of each kind; `clamp` cuts values to [-1, 1].
     """
 
     def __init__(
         self,
-        batch_frequency: int,
-        max_images: int,
+        batch_frequency: CountOrZero,
+        max_images: Count,
         clamp: bool = True,
         increase_log_steps: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes("image_logger.params", batch_frequency=batch_frequency, max_images=max_images)
         self.batch_frequency = batch_frequency
         self.max_images = max_images
         self.clamp = clamp
@@ -113,6 +112,8 @@ class ImageLogger(Callback):
 
     def check_frequency(self, step: int) -> bool:
         """Whether pictures are due after `step` batches."""
+        if not self.batch_frequency:
+            return False
         if step % self.batch_frequency == 0:
             return True
         power_of_two = step & (step - 1) == 0
@@ -140,7 +141,7 @@ class ImageLogger(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._trainer = trainer
-        if batch_idx == 0 and not trainer.sanity_checking:
+        if batch_idx == 0 and self.batch_frequency and not trainer.sanity_checking:
             self.log_img(pl_module, batch, batch_idx, "val")
 
     @rank_zero_only

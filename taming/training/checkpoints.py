@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import CheckpointWriter
+from taming.config_values import CountOrZero, NonNegative
 from taming.errors import NonFiniteError, Stopped, UserError
 from taming.lightning_internals import (
     batches_begun,
@@ -51,17 +52,11 @@ class Checkpoints(ModelCheckpoint):
     def __init__(
         self,
         *,
-        last_every_n_minutes: float = 10.0,
-        last_every_n_steps: int = 0,
+        last_every_n_minutes: NonNegative = 10.0,
+        last_every_n_steps: CountOrZero = 0,
         in_background: bool = True,
         **options: Any,
     ) -> None:
-        for name, number in {
-            "last_every_n_minutes": last_every_n_minutes,
-            "last_every_n_steps": last_every_n_steps,
-        }.items():
-            if not 0 <= number < float("inf"):
-                raise UserError(f"lightning.modelcheckpoint.params.{name} is {number}: 0 or more")
         if _WIDE.search(str(options.get("filename") or "")):
             raise UserError(
                 "lightning.modelcheckpoint.params.filename: a width has one or two digits"

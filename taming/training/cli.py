@@ -18,8 +18,16 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import expand_stages
-from taming.command_line import Parser, add_trust_flag, add_weight_flags, parse_switch
+from taming.command_line import (
+    Extend,
+    Parser,
+    add_trust_flag,
+    add_weight_flags,
+    is_override,
+    parse_switch,
+)
 from taming.config import (
+    check_config,
     did_you_mean,
     instantiate_from_config,
     load_config,
@@ -30,7 +38,9 @@ from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit
+from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
+from taming.training.monitors import check_monitors
 from taming.training.run_folder import (
     RunFolder,
     check_resumable,
@@ -41,9 +51,10 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import make_trainer
+from taming.training.trainer import check_lightning, make_trainer
 from taming.training.trainer_options import (
-    check_options,
+    check_validation_interval,
+    checked_options,
     move_manual_options,
     parse_option,
     resolve_devices,
@@ -70,6 +81,7 @@ def get_parser(**options: Any) -> argparse.ArgumentParser:
         "-b",
         "--base",
         nargs="*",
+        action=Extend,
         default=[],
         metavar="config.yaml",
         help="configs, merged from left to right",
@@ -138,8 +150,8 @@ def parse_arguments(
     if args.gpus is not None:
         flags["gpus"] = args.gpus
     # `--base a.yaml key=value`: the list of files ends where overrides begin.
-    overrides = [word for word in args.base if "=" in word] + overrides
-    args.base = [Path(word) for word in args.base if "=" not in word]
+    overrides = [word for word in args.base if is_override(word)] + overrides
+    args.base = [Path(word) for word in args.base if not is_override(word)]
     return args, flags, overrides
 
 
@@ -148,8 +160,8 @@ def learning_rate(
 ) -> float:
     """accumulated batches x devices x batch size x base rate, printed with its factors."""
     base = config.get("base_learning_rate")
-    if not isinstance(base, int | float) or not 0 <= base < float("inf"):
-        raise UserError(f"model.base_learning_rate must be a number from 0 on; it is {base}")
+    if not isinstance(base, int | float) or not 0 <= base <= 1:
+        raise UserError(f"model.base_learning_rate must be a number from 0 to 1; it is {base}")
     if not scale:
         rank_zero_info(f"learning rate {base:.2e} (base_learning_rate, not scaled)")
         return float(base)
@@ -179,6 +191,7 @@ def _read_configs(
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
+    plain(config.get("lightning"))  # all of it is used
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
 
@@ -215,15 +228,18 @@ def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
 
 
-def _build_model(config: DictConfig, run: RunFolder) -> Any:
-    model_config = without_checkpoint_paths(config.model) if run.resume_from else config.model
-    return instantiate_from_config(model_config, "model", "module")
+def _model_config(config: DictConfig, run: RunFolder) -> Any:
+    return without_checkpoint_paths(config.model) if run.resume_from else config.model
+
+
+def _data_config(config: DictConfig) -> Any:
+    if "data" not in config:
+        raise UserError("the configs have no 'data' section: add data.target and data.params")
+    return config.data
 
 
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
-    if "data" not in config:
-        raise UserError("the configs have no 'data' section: add data.target and data.params")
-    data = instantiate_from_config(config.data, "data", "data module")
+    data = instantiate_from_config(_data_config(config), "data", "data module")
     data.prepare_data()
     data.setup()
     return data
@@ -263,16 +279,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = {**plain(lightning_config.get("trainer") or {}), **flags}
         lightning_config.trainer = options
         options = resolve_devices(options)
-        check_options(options)
+        options = checked_options(options)
+        check_lightning(lightning_config, run)
+        check_config(_data_config(config), "data", "data module")
+        check_config(_model_config(config, run), "model", "module")
         data = _build_data(config)
-        model = _build_model(config, run)
+        model = instantiate_from_config(_model_config(config, run), "model", "module")
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
+        check_first_items(data, model)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
             trainer = make_trainer(options, lightning_config, config, run, model)
+            check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
+            if isinstance(data, DataModuleFromConfig):
+                check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
             )

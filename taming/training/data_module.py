@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
+from taming.config_values import Count, CountOrZero, DatasetConfig, NonNegative
 from taming.data.base import ImageFiles, set_loading
 from taming.data.custom import CustomBase
 from taming.data.readings import Readings
@@ -70,19 +70,18 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        train: Mapping[str, Any] | None = None,
-        validation: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
+        batch_size: Count,
+        train: DatasetConfig | None = None,
+        validation: DatasetConfig | None = None,
+        test: DatasetConfig | None = None,
         wrap: bool = False,
-        num_workers: int | None = None,
+        num_workers: CountOrZero | None = None,
         fast_decode: bool = False,
         image_bytes: bool = False,
-        timeout: float = 600.0,
+        timeout: NonNegative = 600.0,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.params.batch_size is {batch_size}; it must be at least 1")
+        check_sizes("data.params", batch_size=batch_size)  # from Python, too
         most = max(64, 8 * available_cpus())
         check_sizes("data.params", least=0, most=most, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
@@ -91,8 +90,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}
         self.num_workers = _default_workers(batch_size) if num_workers is None else num_workers
-        if timeout < 0:
-            raise UserError(f"data.params.timeout is {timeout}; seconds are at least 0")
         self.timeout = timeout
         self.readings: dict[str, Readings] = {}
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -176,6 +173,14 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.readings[split] = Readings(self.num_workers)
         seeded = SeededDataset(dataset, self.seed, self.readings[split])
         return PositionedLoader(seeded, sampler=sampler, **options)
+
+    def batches_per_epoch(self, processes: int) -> int | None:
+        """Of training, in each process; None if the dataset has no length."""
+        train = self.datasets.get("train")
+        if train is None or isinstance(train, IterableDataset):
+            return None
+        share = -(-len(train) // processes)
+        return -(-share // self.batch_size)
 
     def slowest_item(self) -> tuple[float, str]:
         """Seconds that the slowest of the items has taken that are being loaded, and its file."""

@@ -14,17 +14,17 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import read_checkpoint, save_atomic
-from taming.config import did_you_mean, instantiate_from_config, plain
+from taming.config import check_config, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.logged_rows import free_version
+from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.run_folder import RunFolder, run_time
-from taming.training.trainer_options import trainer_options
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,16 +51,13 @@ def make_trainer(
     """The Trainer for `model`, with the loggers and callbacks of `lightning_config`.
 
     Raises:
-        UserError: for an argument that the Trainer does not have or accept.
+        UserError: for an argument that the Trainer does not accept.
     """
-    for name in options:
-        if name not in trainer_options():
-            hint = did_you_mean(name, [*trainer_options(), "gpus"])
-            raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
     arguments: dict[str, Any] = {"default_root_dir": str(run.path), **options}
-    if arguments.pop("logger", True):
-        arguments["logger"] = _loggers(lightning_config, run)
-    arguments["callbacks"] = _callbacks(lightning_config, config, run, model)
+    logs = options.get("logger") is not False
+    arguments["logger"] = _loggers(lightning_config, run) if logs else False
+    chosen = _callback_configs(lightning_config, run, model, logs)
+    arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
     try:
         return pl.Trainer(
             **arguments,
@@ -85,28 +82,52 @@ def _merged(first: Any, second: Any) -> Any:
         raise UserError(f"lightning: its sections do not fit the defaults: {reason}") from None
 
 
-def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
-    """The logger of the config, TensorBoard's by default, and a table in a CSV file."""
+def check_lightning(lightning_config: DictConfig, run: RunFolder) -> None:
+    """Check the configs of logger and callbacks before anything is built.
+
+    Raises:
+        UserError: for a class that there is not, and for what is wrong with its parameters.
+    """
+    check_config(_logger_config(lightning_config, run), "lightning.logger", "logger")
+    for name, node in _callback_configs(lightning_config, run).items():
+        check_config(node, _callback_key(name, lightning_config), "callback")
+
+
+def _logger_config(lightning_config: DictConfig, run: RunFolder) -> Any:
+    """The config's, in which a target may be missing: TensorBoard is the default."""
     default = {
         "target": "taming.training.loggers.Board",
         "params": {"save_dir": str(run.path), "name": "", "version": "tensorboard"},
     }
+    own = plain(lightning_config.get("logger"))
+    if own and "target" not in own:
+        own = _merged(default, own)
+    return own or default
+
+
+def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
+    """The logger of the config, and a table in a CSV file."""
     # A folder for each start of a run: the CSV logger begins its file anew.
     version = free_version(run.tables, run_time())
     table = {
         "target": "taming.training.loggers.Table",
         "params": {"save_dir": str(run.tables), "name": "", "version": version},
     }
-    own = plain(lightning_config.get("logger"))
-    if own and "target" not in own:
-        own = _merged(default, own)
-    chosen = instantiate_from_config(own or default, "lightning.logger", "logger")
+    own = _logger_config(lightning_config, run)
+    chosen = instantiate_from_config(own, "lightning.logger", "logger")
     return [chosen, instantiate_from_config(table)]
 
 
-def _callbacks(
-    lightning_config: DictConfig, config: DictConfig, run: RunFolder, model: pl.LightningModule
-) -> list[Callback]:
+def _callback_configs(
+    lightning_config: DictConfig,
+    run: RunFolder,
+    model: pl.LightningModule | None = None,
+    logs: bool = True,
+) -> dict[str, Any]:
+    """The configs of callbacks by name: the defaults, and those of the config over them.
+
+    What is null there is off, as is the logging of learning rates where nothing `logs`.
+    """
     defaults: dict[str, Any] = {
         "checkpoints": _checkpoint_config(run, model),
         "image_logger": {
@@ -120,7 +141,23 @@ def _callbacks(
     }
     own = lightning_config.get("modelcheckpoint") or {}
     defaults["checkpoints"] = _merged(defaults["checkpoints"], own)
-    chosen = _merged(defaults, lightning_config.get("callbacks") or {})
+    if not logs:
+        del defaults["learning_rate_logger"]  # it would refuse to start
+    chosen = plain(_merged(defaults, lightning_config.get("callbacks") or {}))
+    return {name: node for name, node in chosen.items() if node is not None}
+
+
+def _callback_key(name: str, lightning_config: DictConfig) -> str:
+    """Where the config of a callback stands."""
+    own = lightning_config.get("callbacks") or {}
+    if name == "checkpoints" and name not in own:
+        return "lightning.modelcheckpoint"
+    return f"lightning.callbacks.{name}"
+
+
+def _callbacks(
+    chosen: Mapping[str, Any], lightning_config: DictConfig, config: DictConfig, run: RunFolder
+) -> list[Callback]:
     setup = SetupCallback(
         resume=run.resume_from,
         now=run_time(),
@@ -130,11 +167,14 @@ def _callbacks(
         config=config,
         lightning_config=lightning_config,
     )
-    from_config = [_callback(name, node) for name, node in plain(chosen).items()]
+    from_config = [
+        _callback(_callback_key(name, lightning_config), node) for name, node in chosen.items()
+    ]
     own_callbacks = [
         ExactResume(run.tables, free_version(run.tables, run_time())),
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
+        LoggedNames(),
     ]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
@@ -144,8 +184,7 @@ def _callbacks(
     return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
-def _callback(name: str, node: Any) -> Callback:
-    key = f"lightning.callbacks.{name}"
+def _callback(key: str, node: Any) -> Callback:
     try:
         callback: Callback = instantiate_from_config(node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
@@ -153,13 +192,13 @@ def _callback(name: str, node: Any) -> Callback:
     return callback
 
 
-def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
+def _checkpoint_config(run: RunFolder, model: pl.LightningModule | None) -> dict[str, Any]:
     params: dict[str, Any] = {
         "dirpath": str(run.checkpoints),
         "filename": "{epoch:06}",
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
-    if hasattr(model, "monitor"):
+    if model is not None and hasattr(model, "monitor"):
         rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
     return {"target": "taming.training.checkpoints.Checkpoints", "params": params}

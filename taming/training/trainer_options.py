@@ -14,17 +14,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from taming.config import did_you_mean
+from taming.config_values import Misfit, Range, fitted, shorten
 from taming.devices import available_cpus
 from taming.errors import UserError
 
-# Arguments that are objects, which no flag can give.
-_OBJECTS = {"self", "logger", "callbacks", "plugins"}
+# Arguments that are objects, which no flag can give, or are set here.
+_OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
 
 
 def trainer_options() -> dict[str, Any]:
     """Names and type annotations of the Trainer's arguments that a flag or YAML can set."""
     hints = typing.get_type_hints(pl.Trainer.__init__)
     parameters = inspect.signature(pl.Trainer.__init__).parameters
+    hints["logger"] = bool | None  # whether to log; loggers have a section of their own
     return {name: hints.get(name, Any) for name in parameters if name not in _OBJECTS}
 
 
@@ -118,7 +121,7 @@ def resolve_devices(options: dict[str, Any]) -> dict[str, Any]:
 
 def _gpu_devices(gpus: Any) -> int | list[int]:
     if isinstance(gpus, list | tuple):
-        return [int(index) for index in gpus]
+        gpus = ",".join(map(str, gpus))
     text = str(gpus).strip()
     try:
         if "," in text:
@@ -130,31 +133,47 @@ def _gpu_devices(gpus: Any) -> int | list[int]:
         ) from None
 
 
-# The least that they can be.
-_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
+_RANGES = {"accumulate_grad_batches": Range(1), "check_val_every_n_epoch": Range(1)}
+_RANGES |= {"gradient_clip_val": Range(0), "val_check_interval": Range(above=0)}
+_RANGES |= {"max_epochs": Range(-1), "max_steps": Range(-1), "num_sanity_val_steps": Range(-1)}
+_RANGES |= dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps"), Range(0))
+_RANGES |= dict.fromkeys(("limit_train_batches", "limit_val_batches"), Range(0))
+_RANGES |= dict.fromkeys(("limit_test_batches", "limit_predict_batches"), Range(0))
+_RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
+_RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
 _TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that Lightning takes, and that end in errors, or in nothing at all.
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in the types of their hints, without those that end in errors, or in nothing.
 
     Raises:
-        UserError: for the first of them.
+        UserError: for the first of these.
     """
-    _check_numbers(options)
+    _check_names(options)
+    options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
+    return options
 
 
-def _check_numbers(options: Mapping[str, Any]) -> None:
-    for name, least in _LEAST.items():
-        number = options.get(name)
-        if number is not None and not (isinstance(number, int | float) and number >= least):
-            raise UserError(f"--{name} is {number}; it is at least {least}")
-    interval, precision = options.get("val_check_interval"), options.get("precision")
-    if isinstance(interval, int | float) and interval <= 0:
-        raise UserError(f"--val_check_interval is {interval}; it is more than 0")
-    if str(precision) in _TRUE_PRECISION:
-        raise UserError(f"--precision is {precision}; it is 32, bf16-mixed or 16-mixed")
+def _check_names(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in trainer_options():
+            hint = did_you_mean(name, [*trainer_options(), "gpus"])
+            raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
+
+
+def _checked(name: str, value: Any) -> Any:
+    if name == "precision" and str(value) in _TRUE_PRECISION:
+        raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
+    try:
+        value = fitted(value, trainer_options()[name])
+    except Misfit as misfit:
+        raise UserError(f"--{name} takes {misfit}, not {shorten(value)}") from None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and name in _RANGES and not _RANGES[name].holds(value):
+        raise UserError(f"--{name} is {value}; it must be {_RANGES[name]}")
+    return value
 
 
 def _check_processes(options: Mapping[str, Any]) -> None:
@@ -167,6 +186,25 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     if nodes != 1 and not launchers & os.environ.keys():
         raise UserError(
             f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
+        )
+
+
+def check_validation_interval(options: Mapping[str, Any], batches: int | None) -> None:
+    """Refuse to validate after more batches than the epoch has, of `batches`, if that is known.
+
+    Raises:
+        UserError: as Lightning would when training has begun.
+    """
+    interval, limit = options.get("val_check_interval"), options.get("limit_train_batches")
+    across = options.get("check_val_every_n_epoch", 1) is None
+    if batches is None or across or type(interval) is not int:
+        return
+    if limit is not None:
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    if interval > batches:
+        raise UserError(
+            f"--val_check_interval is {interval}, but an epoch has {batches} batches; to count "
+            "them over epochs, add --check_val_every_n_epoch none"
         )
 
 

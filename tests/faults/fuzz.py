@@ -16,6 +16,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
+from tests.faults.made_up_configs import (
+    ALL_BASES,
+    key_elsewhere,
+    main_arguments,
+    script_arguments,
+    wrong_entry,
+)
 from tests.faults.made_up_input import (
     BASES,
     SMALL_RUN,
@@ -94,25 +101,29 @@ def known_cases() -> list[tuple[str, Any]]:
 
 # name -> (maker of cases, target, share of all cases)
 CAMPAIGNS: dict[str, tuple[Any, str, float]] = {
-    "configs": (config, "config", 0.16),
-    "strangers' configs": (stranger, "stranger", 0.10),
-    "YAML": (yaml_text, "yaml_text", 0.06),
-    "overrides": (overrides, "training_arguments", 0.10),
-    "command lines": (training_arguments, "training_arguments", 0.10),
-    "command lines of sampling": (sampling_arguments, "sampling_arguments", 0.06),
-    "list files": (list_file, "list_file", 0.08),
-    "COCO annotations": (coco, "coco", 0.10),
+    "configs": (config, "config", 0.10),
+    "configs with a wrong entry": (wrong_entry, "config", 0.14),
+    "configs with a key elsewhere": (key_elsewhere, "config", 0.06),
+    "strangers' configs": (stranger, "stranger", 0.08),
+    "YAML": (yaml_text, "yaml_text", 0.04),
+    "overrides": (overrides, "training_arguments", 0.06),
+    "command lines": (training_arguments, "training_arguments", 0.06),
+    "command lines with several configs": (main_arguments, "training_arguments", 0.04),
+    "command lines of sampling": (sampling_arguments, "sampling_arguments", 0.04),
+    "command lines of other scripts": (script_arguments, "script_arguments", 0.06),
+    "list files": (list_file, "list_file", 0.06),
+    "COCO annotations": (coco, "coco", 0.06),
     "Open Images annotations": (open_images, "open_images", 0.06),
     "layouts": (layout, "layout", 0.06),
-    "masks": (mask, "mask", 0.06),
-    "images and their metadata": (image, "image", 0.06),
+    "masks": (mask, "mask", 0.04),
+    "images and their metadata": (image, "image", 0.04),
 }
 
 
 def shown(case: Any) -> str:
     """A case in a line: what differs from the nearest base, or all of it."""
     if isinstance(case, dict) and case.keys() & {"model", "data"}:
-        bases = (*BASES.values(), SMALL_RUN)
+        bases = (*ALL_BASES.values(), SMALL_RUN)
         lines = min((_edits(base, case) for base in bases), key=len)
         return "; ".join(lines)[:400]
     return repr(case)[:400]

@@ -28,6 +28,8 @@ def _bases() -> dict[str, Any]:
     for config in bases.values():
         config["lightning"]["callbacks"].pop("faults")
         config["data"]["params"] |= {"train": images, "validation": copy.deepcopy(images)}
+    digits = {"target": "taming.data.digits.DigitsTrain", "params": {"size": 8}}
+    bases["transformer"]["data"]["params"] |= {"train": digits, "validation": dict(digits)}
     return bases
 
 

@@ -233,6 +233,7 @@ def _serve_cases(folder: Path, requests: int, answers: int) -> None:
         place = folder / f"{os.getpid()}_{number}"
         place.mkdir()
         os.chdir(place)
+        os.environ["HOME"] = str(place)
         answer = judge(getattr(targets, request["target"]), request["case"], place, watch)
         os.chdir(folder)
         shutil.rmtree(place, ignore_errors=True)
@@ -243,7 +244,7 @@ def _serve_cases(folder: Path, requests: int, answers: int) -> None:
 
 def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) -> str:
     """Run a target with a case, and say what became of it."""
-    from taming.errors import UserError
+    from taming.errors import REFUSALS, UserError
 
     watch.seen.clear()
     CALLS.clear()
@@ -256,6 +257,8 @@ def judge(target: Callable[[Any], None], case: Any, folder: Path, watch: Watch) 
     except SystemExit as stop:
         answer = "fine" if stop.code in (0, 2, None) else f"exit code {stop.code}"
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS and error.filename:
+            return f"refused: {error.strerror}"  # `errors.command` makes a sentence of it
         message = " ".join(str(error)[:100].split())
         answer = f"traceback: {type(error).__name__} at {_place(error)}: {message}"
     finally:

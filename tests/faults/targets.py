@@ -5,6 +5,7 @@ They stand for what users run; where a whole program takes long, for the part th
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -52,8 +53,20 @@ def prepare(folder: Path) -> None:
     write_open_images(folder / "open_images")
     options = OPTIONS | {"data_path": str(folder / "coco")}
     SCENES["coco"] = AnnotatedObjectsCoco(**options)
+    listed = {"size": 8, "training_images_list_file": str(folder / "images.txt")}
+    images = {"target": "taming.data.custom.CustomTrain", "params": listed}
     for name in ("vqgan", "transformer"):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(CASES[name]()))
+        content = CASES[name]()
+        if name == "vqgan":
+            content["data"]["params"] |= {"train": images, "validation": images}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    for name in ("a", "b"):
+        write_images(folder / "classes" / name, 6, 32, 40)
+    options = {"root": str(folder / "classes"), "size": 8, "validation_fraction": 0.5}
+    labeled = {"target": "taming.data.folder.ImageFolderValidation", "params": options}
+    params = {"batch_size": 2, "validation": labeled}
+    data = {"target": "main.DataModuleFromConfig", "params": params}
+    (folder / "labeled.yaml").write_text(yaml.safe_dump({"data": data}))
 
 
 def _filled(case: Any) -> Any:
@@ -74,6 +87,14 @@ def config(case: dict[str, Any]) -> None:
     train(["--base", "fuzz.yaml"])
 
 
+def trained(case: dict[str, Any]) -> None:
+    """Two steps of training with a config, and validation."""
+    text = yaml.safe_dump(_filled(case), allow_unicode=True)
+    Path("fuzz.yaml").write_text(text, encoding="utf-8")
+    steps = ["--max_steps", "2", "--limit_val_batches", "1", "--num_sanity_val_steps", "1"]
+    train(["--base", "fuzz.yaml", "-t", "--no-test", *steps])
+
+
 def yaml_text(case: str) -> None:
     """The same with a text that need not be YAML."""
     Path("fuzz.yaml").write_bytes(case.encode("latin-1"))
@@ -88,6 +109,14 @@ def training_arguments(case: list[str]) -> None:
 def sampling_arguments(case: list[str]) -> None:
     """A command line of sample_fast.py."""
     sample(["-r", str(assets() / "run"), "-o", "out", "--device", "cpu", *_filled(case)])
+
+
+def script_arguments(case: list[str]) -> None:
+    """A script and its command line."""
+    name, *words = case
+    shutil.copytree(assets() / "run", "run")  # some write into it
+    main = importlib.import_module(f"scripts.{name}").main
+    main.__wrapped__(_filled(words))
 
 
 def stranger(case: dict[str, Any]) -> None:

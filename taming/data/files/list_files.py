@@ -91,6 +91,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _beside(folder: Path, line: str) -> str | None:
+    line = os.path.expanduser(line)
     places = (line, os.path.join(folder, line))
     return next((place for place in places if os.path.isfile(place)), None)
 

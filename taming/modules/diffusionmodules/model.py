@@ -7,20 +7,25 @@ images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming import published_names
+from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.errors import UserError
-from taming.limits import check_memory, check_sizes
+from taming.limits import check_memory
+
+log = logging.getLogger(__name__)
 
 __getattr__ = published_names.served_by(__name__)
 GROUPS = 32
+Multipliers = Annotated[Sequence[Count], Length(1, 16)]
 
 
 def nonlinearity(x: Tensor) -> Tensor:
@@ -218,6 +223,13 @@ def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
     return widths
 
 
+def _warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None:
+    for resolution in attention:
+        if resolution not in resolutions:
+            text = "attn_resolutions: no level has a resolution of %s; the levels have %s"
+            log.warning(text, resolution, ", ".join(map(str, resolutions)))
+
+
 class Encoder(nn.Module):
     """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w] (twice that if `double_z`).
 
@@ -227,32 +239,28 @@ class Encoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
-        out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
+        ch: Count,
+        out_ch: Pixels,
+        ch_mult: Multipliers = (1, 2, 4, 8),
+        num_res_blocks: Annotated[int, Range(0, 1000)],
+        attn_resolutions: Sequence[Pixels],
+        dropout: FractionBelowOne = 0.0,
         resamp_with_conv: bool = True,
-        in_channels: int,
-        resolution: int,
-        z_channels: int,
+        in_channels: Pixels,
+        resolution: Pixels,
+        z_channels: Count,
         double_z: bool = True,
         attn_type: str = "vanilla",
         **ignored: Any,
     ) -> None:
         super().__init__()
-        check_sizes("ddconfig", ch=ch, in_channels=in_channels, z_channels=z_channels)
-        check_sizes("ddconfig", most=2**16, resolution=resolution, out_ch=out_ch)
-        check_sizes("ddconfig", least=0, most=1000, num_res_blocks=num_res_blocks)
-        check_sizes("ddconfig", most=16, **{"the length of ch_mult": len(ch_mult)})
-        check_sizes("ddconfig", **{f"ch_mult.{i}": factor for i, factor in enumerate(ch_mult)})
-        check_sizes("ddconfig", least=0, most=1, dropout=dropout)
         widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
+
+        _warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
@@ -287,16 +295,16 @@ class Decoder(nn.Module):
     def __init__(
         self,
         *,
-        ch: int,
-        out_ch: int,
-        ch_mult: Sequence[int] = (1, 2, 4, 8),
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
+        ch: Count,
+        out_ch: Pixels,
+        ch_mult: Multipliers = (1, 2, 4, 8),
+        num_res_blocks: Annotated[int, Range(0, 1000)],
+        attn_resolutions: Sequence[Pixels],
+        dropout: FractionBelowOne = 0.0,
         resamp_with_conv: bool = True,
-        in_channels: int,
-        resolution: int,
-        z_channels: int,
+        in_channels: Pixels,
+        resolution: Pixels,
+        z_channels: Count,
         give_pre_end: bool = False,
         attn_type: str = "vanilla",
         **ignored: Any,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from taming.config_values import Count, Pixels, Range
 from taming.errors import UserError
-from taming.limits import check_sizes
 from taming.modules.util import ActNorm
 
 
@@ -28,13 +29,15 @@ class NLayerDiscriminator(nn.Module):
     """
 
     def __init__(
-        self, input_nc: int = 3, ndf: int = 64, n_layers: int = 3, use_actnorm: bool = False
+        self,
+        input_nc: Pixels = 3,
+        ndf: Count = 64,
+        n_layers: Annotated[int, Range(0, 16)] = 3,
+        use_actnorm: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(disc_in_channels=input_nc, disc_ndf=ndf)
-        check_sizes(least=0, most=16, disc_num_layers=n_layers)
         norm: Callable[[int], nn.Module] = ActNorm if use_actnorm else nn.BatchNorm2d
-        self.n_layers = n_layers
+        self.input_nc, self.n_layers = input_nc, n_layers
         layers: list[nn.Module] = [nn.Conv2d(input_nc, ndf, 4, 2, 1), nn.LeakyReLU(0.2, True)]
         width = ndf
         for number in range(1, n_layers + 1):
@@ -49,13 +52,17 @@ class NLayerDiscriminator(nn.Module):
         layers.append(nn.Conv2d(width, 1, 4, 1, 1))
         self.main = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [B, input_nc, H, W] -> logits [B, 1, H / 2^n_layers - 2, W / 2^n_layers - 2]."""
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse (`UserError`) images that are too small."""
         smallest = 3 * 2**self.n_layers  # two convolutions of stride 1 take a pixel each
-        if min(x.shape[-2:]) < smallest:
+        if min(height, width) < smallest:
             raise UserError(
                 f"the discriminator with disc_num_layers: {self.n_layers} needs images of at least "
-                f"{smallest} pixels a side, not {x.shape[-2]}x{x.shape[-1]}; lower disc_num_layers"
+                f"{smallest} pixels a side, not {height}x{width}; lower disc_num_layers"
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, input_nc, H, W] -> logits [B, 1, H / 2^n_layers - 2, W / 2^n_layers - 2]."""
+        self.check_size(x.shape[-2], x.shape[-1])
         logits: Tensor = self.main(x)
         return logits

@@ -6,6 +6,7 @@ YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from torch import Tensor, nn
@@ -32,7 +33,17 @@ class FirstStageLoss(nn.Module):
     Every loss comes with its terms: scalars by the name under which they are logged, without
     gradients. Images are [B, C, H, W]; `global_step` counts batches. If a sub-module is named
     `discriminator`, it is trained by `discriminator_loss` and an optimizer of its own.
+
+    Attributes:
+        generator_terms, discriminator_terms: the names of these terms, by which `monitor` is
+            checked before training.
     """
+
+    generator_terms: Sequence[str] = ()
+    discriminator_terms: Sequence[str] = ()
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse (`UserError`), before training, images [B, C, H, W] that the loss cannot take."""
 
     def prepare(self) -> None:
         """Load weights that the loss itself needs; called once, before training starts."""

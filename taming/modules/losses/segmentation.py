@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Weight
 from taming.modules.losses.base import FirstStageLoss, Logged
 
 
@@ -18,7 +19,9 @@ class BCELoss(nn.Module):
 class BCELossWithQuant(FirstStageLoss):
     """Binary cross-entropy of every label plus `codebook_weight` times the quantizer's loss."""
 
-    def __init__(self, codebook_weight: float = 1.0) -> None:
+    generator_terms = ("total_loss", "bce_loss", "quant_loss")
+
+    def __init__(self, codebook_weight: Weight = 1.0) -> None:
         super().__init__()
         self.codebook_weight = codebook_weight
 

@@ -6,12 +6,14 @@ adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.config_values import Count, CountOrZero, FilePath, Pixels, Range, Weight
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
@@ -96,24 +98,30 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
     """
 
+    generator_terms = (
+        *("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss"),
+        *("d_weight", "disc_factor", "g_loss"),
+    )
+    discriminator_terms = ("disc_loss", "logits_real", "logits_fake")
+
     def __init__(
         self,
-        disc_start: int,
-        codebook_weight: float = 1.0,
-        pixelloss_weight: float = 1.0,
-        disc_num_layers: int = 3,
-        disc_in_channels: int = 3,
-        disc_factor: float = 1.0,
-        disc_weight: float = 1.0,
-        perceptual_weight: float = 1.0,
+        disc_start: CountOrZero,
+        codebook_weight: Weight = 1.0,
+        pixelloss_weight: Weight = 1.0,
+        disc_num_layers: Annotated[int, Range(0, 16)] = 3,
+        disc_in_channels: Pixels = 3,
+        disc_factor: Weight = 1.0,
+        disc_weight: Weight = 1.0,
+        perceptual_weight: Weight = 1.0,
         use_actnorm: bool = False,
         disc_conditional: bool = False,
-        disc_ndf: int = 64,
-        disc_loss: str = "hinge",
+        disc_ndf: Count = 64,
+        disc_loss: Literal["hinge", "vanilla"] = "hinge",
         *,
-        vgg_path: str | None = None,
-        disc_warmup_steps: int = 0,
-        disc_ramp_steps: int = 0,
+        vgg_path: FilePath | None = None,
+        disc_warmup_steps: CountOrZero = 0,
+        disc_ramp_steps: CountOrZero = 0,
     ) -> None:
         super().__init__()
         if disc_loss not in D_LOSSES:
@@ -129,6 +137,20 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
         ).apply(weights_init)
         self.register_load_state_dict_pre_hook(_drop_unused_lpips)  # type: ignore[no-untyped-call]
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        channels = shape[1]
+        if self.perceptual_loss is not None and channels not in (1, 3):
+            raise UserError(
+                f"LPIPS takes images of 1 or 3 channels, not {channels}; set perceptual_weight: 0"
+            )
+        self.discriminator.check_size(shape[2], shape[3])
+        taken = self.discriminator.input_nc
+        if taken != channels and not self.disc_conditional:
+            raise UserError(
+                f"disc_in_channels is {taken}, but the images have {channels} channels; they must "
+                "be equal"
+            )
 
     def prepare(self) -> None:
         if self.perceptual_loss is not None:

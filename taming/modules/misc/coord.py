@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from taming.config_values import Count, Pixels
 from taming.modules.util import AbstractEncoder, ConditionKind, Encoding
 
 
@@ -13,7 +14,7 @@ class CoordStage(AbstractEncoder):
 
     kind: ConditionKind = "coordinates"
 
-    def __init__(self, n_embed: int, down_factor: int) -> None:
+    def __init__(self, n_embed: Count, down_factor: Pixels) -> None:
         super().__init__()
         self.n_embed, self.down_factor = n_embed, down_factor
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from taming.config_values import Count, CountOrZero, FractionBelowOne, Range
 from taming.errors import UserError
-from taming.limits import check_memory, check_sizes
+from taming.limits import check_memory
 
 
 class GPTConfig:
@@ -145,32 +146,30 @@ class GPT(nn.Module):
             quarter longer, with the memory of one block and the blocks' inputs.
 
     Raises:
-        UserError: if `n_embd` is no multiple of `n_head`; in use, for sequences that are too long.
+        UserError: if `n_embd` is no multiple of `n_head`, or `n_unmasked` above `block_size`; in
+            use, for sequences that are too long.
     """
 
     def __init__(
         self,
-        vocab_size: int,
-        block_size: int,
-        n_layer: int = 12,
-        n_head: int = 8,
-        n_embd: int = 256,
-        embd_pdrop: float = 0.0,
-        resid_pdrop: float = 0.0,
-        attn_pdrop: float = 0.0,
-        n_unmasked: int = 0,
+        vocab_size: Count,
+        block_size: Count,
+        n_layer: Annotated[int, Range(1, 10_000)] = 12,
+        n_head: Count = 8,
+        n_embd: Count = 256,
+        embd_pdrop: FractionBelowOne = 0.0,
+        resid_pdrop: FractionBelowOne = 0.0,
+        attn_pdrop: FractionBelowOne = 0.0,
+        n_unmasked: CountOrZero = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, block_size=block_size, n_embd=n_embd, n_head=n_head)
-        check_sizes(most=10_000, n_layer=n_layer)
         weights = n_embd * (12 * n_layer * n_embd + 2 * vocab_size + block_size)
         check_memory(weights, n_embd=n_embd, n_layer=n_layer)
-        check_sizes(least=0, n_unmasked=n_unmasked)
-        check_sizes(least=0, most=1, embd_pdrop=embd_pdrop, attn_pdrop=attn_pdrop)
-        check_sizes(least=0, most=1, resid_pdrop=resid_pdrop)
         if n_embd % n_head:
             raise UserError(f"GPT: n_embd ({n_embd}) must be a multiple of n_head ({n_head})")
+        if n_unmasked > block_size:
+            raise UserError(f"GPT: n_unmasked is {n_unmasked}, beyond block_size: {block_size}")
         self.config = config = GPTConfig(
             vocab_size=vocab_size,
             block_size=block_size,

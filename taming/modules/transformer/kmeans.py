@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from taming.config_values import Count, Pixels, Range
 from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
 from taming.modules.util import ConditionKind, Encoding
@@ -28,7 +30,11 @@ class KMeans(nn.Module):
     initialized: Tensor  # 1 once they are set
 
     def __init__(
-        self, ncluster: int = 512, nc: int = 3, niter: int = 10, resolution: int = 32
+        self,
+        ncluster: Count = 512,
+        nc: Pixels = 3,
+        niter: Annotated[int, Range(0, 100_000)] = 10,
+        resolution: Pixels = 32,
     ) -> None:
         super().__init__()
         self.ncluster, self.nc, self.niter = ncluster, nc, niter

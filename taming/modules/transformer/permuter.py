@@ -16,16 +16,19 @@ and `SpiralIn`, from the lower right corner up, then left and down,
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from taming.config_values import Range
 from taming.errors import UserError
 from taming.limits import check_sizes
 
 Index = TypeVar("Index", int, Tensor)
+_MOST_SIDE = 2**12
+Side = Annotated[int, Range(1, _MOST_SIDE)]
 
 
 class AbstractPermuter(nn.Module):
@@ -45,9 +48,9 @@ class Permuter(AbstractPermuter):
     forward_shuffle_idx: Tensor
     backward_shuffle_idx: Tensor
 
-    def __init__(self, H: int, W: int) -> None:
+    def __init__(self, H: Side, W: Side) -> None:
         super().__init__()
-        check_sizes(most=2**12, H=H, W=W)
+        check_sizes(most=_MOST_SIDE, H=H, W=W)
         order = self._order(H, W)
         self.register_buffer("forward_shuffle_idx", order)
         self.register_buffer("backward_shuffle_idx", order.argsort())

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count, CountOrZero, FilePath
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.limits import check_sizes
@@ -128,6 +129,9 @@ def straight_through(z: Tensor, z_q: Tensor) -> Tensor:
     return z + (z_q - z).detach()
 
 
+UnknownIndex = Literal["random", "extra"] | CountOrZero
+
+
 class Codebook(nn.Module):
     """Base of the quantizers: `n_e` codes of width `e_dim`, and the remapping of their indices.
 
@@ -145,17 +149,21 @@ class Codebook(nn.Module):
     used: Tensor
 
     def __init__(
-        self, n_e: int, e_dim: int, remap: str | None = None, unknown_index: str | int = "random"
+        self,
+        n_e: Count,
+        e_dim: Count,
+        remap: FilePath | None = None,
+        unknown_index: UnknownIndex = "random",
     ) -> None:
         super().__init__()
-        check_sizes(n_embed=n_e, embed_dim=e_dim)
+        check_sizes(n_embed=n_e, embed_dim=e_dim)  # of subclasses without ranges in their hints
         self.n_e, self.e_dim, self.remap = n_e, e_dim, remap
         self.unknown_index = unknown_index
         self.re_embed = n_e
         if remap is not None:
             self._read_remap(Path(remap), unknown_index)
 
-    def _read_remap(self, path: Path, unknown_index: str | int) -> None:
+    def _read_remap(self, path: Path, unknown_index: UnknownIndex) -> None:
         if not path.is_file():
             raise UserError(f"remap: there is no file {path}; give an .npy of used code indices")
         if unknown_index not in ("random", "extra") and not isinstance(unknown_index, int):

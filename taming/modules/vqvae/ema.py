@@ -6,9 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import (
+    Count,
+    CountOrZero,
+    FilePath,
+    FractionBelowOne,
+    Positive,
+    Weight,
+)
 from taming.distributed import same_on_all_ranks, sum_over_ranks
 from taming.modules.vqvae import codebook
-from taming.modules.vqvae.codebook import Codebook, Quantized
+from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 
 
 class EmbeddingEMA(nn.Module):
@@ -91,14 +99,14 @@ class EMAVectorQuantizer(Codebook):
 
     def __init__(
         self,
-        n_embed: int,
-        embedding_dim: int,
-        beta: float,
-        decay: float = 0.99,
-        eps: float = 1e-5,
-        remap: str | None = None,
-        unknown_index: str | int = "random",
-        revive_after: int = 0,
+        n_embed: Count,
+        embedding_dim: Count,
+        beta: Weight,
+        decay: FractionBelowOne = 0.99,
+        eps: Positive = 1e-5,
+        remap: FilePath | None = None,
+        unknown_index: UnknownIndex = "random",
+        revive_after: CountOrZero = 0,
         sane_index_shape: bool = False,
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap, unknown_index)

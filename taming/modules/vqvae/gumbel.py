@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count, FilePath, Positive, Weight
 from taming.devices import without_autocast
-from taming.modules.vqvae.codebook import Codebook
+from taming.modules.vqvae.codebook import Codebook, UnknownIndex
 
 
 class GumbelQuantize(Codebook):
@@ -23,15 +24,15 @@ class GumbelQuantize(Codebook):
 
     def __init__(
         self,
-        num_hiddens: int,
-        embedding_dim: int,
-        n_embed: int,
+        num_hiddens: Count,
+        embedding_dim: Count,
+        n_embed: Count,
         straight_through: bool = True,
-        kl_weight: float = 5e-4,
-        temp_init: float = 1.0,
+        kl_weight: Weight = 5e-4,
+        temp_init: Positive = 1.0,
         use_vqinterface: bool = True,
-        remap: str | None = None,
-        unknown_index: str | int = "random",
+        remap: FilePath | None = None,
+        unknown_index: UnknownIndex = "random",
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap, unknown_index)
         self.num_hiddens, self.embedding_dim, self.n_embed = num_hiddens, embedding_dim, n_embed

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count, FilePath, Weight
 from taming.modules.vqvae import codebook
-from taming.modules.vqvae.codebook import Codebook, Quantized
+from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 
 
 class VectorQuantizer2(Codebook):
@@ -19,11 +20,11 @@ class VectorQuantizer2(Codebook):
 
     def __init__(
         self,
-        n_e: int,
-        e_dim: int,
-        beta: float,
-        remap: str | None = None,
-        unknown_index: str | int = "random",
+        n_e: Count,
+        e_dim: Count,
+        beta: Weight,
+        remap: FilePath | None = None,
+        unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
         legacy: bool = True,
     ) -> None:
@@ -59,7 +60,7 @@ class VectorQuantizer(VectorQuantizer2):
     The perplexity of a batch's codes and their one-hot encodings [N, n_e]; indices are [N, 1].
     """
 
-    def __init__(self, n_e: int, e_dim: int, beta: float) -> None:
+    def __init__(self, n_e: Count, e_dim: Count, beta: Weight) -> None:
         super().__init__(n_e, e_dim, beta)
 
     def forward(self, z: Tensor) -> Quantized:

@@ -1,0 +1,104 @@
+"""A config is checked, with all configs that lie in it, before anything of it is built.
+
+The schema of a class is its signature; `taming.config_values` says what hints may say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from taming.config_targets import (
+    config_error,
+    current_key,
+    did_you_mean,
+    inside,
+    is_installed,
+    params_of,
+    target_of,
+)
+from taming.config_values import (
+    Arguments,
+    Builds,
+    Misfit,
+    OutOfRange,
+    fitted,
+    parameters_of,
+    rules_of,
+    shorten,
+)
+from taming.errors import UserError
+
+
+def check_node(node: Any, key: str, expects: str | None = None) -> None:
+    """Check a config, `target` and `params`, and those among its parameters, without building.
+
+    Args:
+        node: dicts and lists, with nothing to be resolved.
+        key: the config's place inside its parent, for errors.
+        expects: one of `taming.config.KINDS`.
+
+    Raises:
+        UserError: naming the place, the value there, and what is possible.
+    """
+    with inside(key):
+        target = target_of(node, expects)
+        with inside("params"):
+            own = params_of(node)
+            arguments_for(target, str(node["target"]), own, own)
+
+
+def arguments_for(
+    target: Any, name: str, own: Mapping[str, Any], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`params`, of which `own` are the config's, as the signature of `target` wants them.
+
+    Raises:
+        UserError: for a name that it does not have, one that it needs, and a value that is not what
+            its hint says.
+    """
+    accepted, required, open_ended = parameters_of(target)
+    for param in params:
+        if param not in accepted and not open_ended:
+            raise config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
+    for param in required:
+        if param not in params:
+            with inside(param):
+                raise config_error(f"{name} needs the parameter '{param}'")
+    arguments = dict(params)
+    for param in sorted(own.keys() & accepted.keys()):
+        with inside(param):
+            arguments[param] = _fitted(params[param], own[param], accepted[param])
+            _check_nested(arguments[param], accepted[param])
+    return arguments
+
+
+def _fitted(value: Any, written: Any, hint: Any) -> Any:
+    try:
+        return fitted(value, hint)
+    except OutOfRange as reason:
+        raise UserError(f"{current_key()} is {shorten(value)}; it must be {reason}") from None
+    except Misfit as misfit:
+        raise config_error(f"{misfit} is expected here, not {shorten(written)}") from None
+
+
+def _check_nested(value: Any, hint: Any) -> None:
+    """Check a parameter that is a config, or the arguments of others, at the current place."""
+    if not isinstance(value, Mapping):
+        return
+    for rule in rules_of(hint):
+        if isinstance(rule, Builds):
+            if not rule.dispensable or is_installed(value.get("target")):
+                check_node(value, "", rule.kind)
+        elif isinstance(rule, Arguments):
+            check_arguments(value, rule)
+
+
+def check_arguments(value: Any, rule: Arguments) -> dict[str, Any]:
+    """A mapping at the current place as the arguments that all the rule's classes take."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise config_error(f"names and their values are expected here, not {shorten(value)}")
+    arguments = dict(value)
+    for target in rule.targets:
+        arguments = arguments_for(target, target.__name__, value, arguments)
+    return arguments

@@ -1,0 +1,87 @@
+"""Names that callbacks watch and nothing logs are refused as early as they can be known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from taming.config import did_you_mean
+from taming.errors import UserError
+from taming.lightning_internals import names_logged
+from taming.training.data_module import DataModuleFromConfig
+
+_ALWAYS = {"epoch", "step"}
+
+
+@runtime_checkable
+class KnowsLogged(Protocol):
+    """A model that knows what it logs."""
+
+    def logged_names(self) -> Collection[str] | None:
+        """In training and validation; None if that depends on others' code."""
+
+
+def check_monitors(
+    callbacks: Iterable[Callback], model: pl.LightningModule, data: pl.LightningDataModule
+) -> None:
+    """Refuse, before training, names to watch that a model of this project does not log.
+
+    Subclasses elsewhere may log more: see `LoggedNames`.
+
+    Raises:
+        UserError: also for values of a validation that there are no data for.
+    """
+    ours = type(model).__module__.startswith("taming.") and isinstance(model, KnowsLogged)
+    names = model.logged_names() if ours else None  # type: ignore[operator]
+    validates = not isinstance(data, DataModuleFromConfig) or "validation" in data.datasets
+    for monitor in _monitors(callbacks):
+        if not validates and monitor.startswith("val/"):
+            raise UserError(
+                f"monitor is {monitor}, but nothing is validated: add data.params.validation, or "
+                "leave monitor out"
+            )
+        if names is not None:
+            _require(monitor, set(names))
+
+
+def _monitors(callbacks: Iterable[Callback]) -> list[str]:
+    watching = (one for one in callbacks if isinstance(one, ModelCheckpoint | EarlyStopping))
+    return [one.monitor for one in watching if one.monitor is not None]
+
+
+def _require(monitor: str, names: set[str]) -> None:
+    if monitor not in names | _ALWAYS and not monitor.startswith("lr-"):
+        raise UserError(f"monitor is {monitor}, which nothing logs{did_you_mean(monitor, names)}")
+
+
+class LoggedNames(Callback):
+    """Refuses names to watch that neither the sanity validation nor the first batch has logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: set[str] = set()
+        self._known = self._validated = False
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        if not self._known:
+            self._names |= names_logged(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._known:
+            self._names |= names_logged(trainer)
+            self._validated = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        if self._known or not self._validated:
+            return
+        self._known = True
+        self._names |= names_logged(trainer)
+        if not is_overridden("on_train_epoch_end", pl_module):  # which may log others
+            for monitor in _monitors(trainer.callbacks):  # type: ignore[attr-defined]
+                _require(monitor, self._names)
