@@ -26,6 +26,7 @@ from taming.config_targets import (
     did_you_mean,
     get_obj_from_str,
     inside,
+    is_installed,
     params_of,
     target_of,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "did_you_mean",
     "get_obj_from_str",
     "instantiate_from_config",
+    "is_installed",
     "load_config",
     "plain",
     "without_checkpoint_paths",

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from taming import published_names
 from taming.checkpoint import load_file
-from taming.config import checked_arguments, instantiate_from_config
-from taming.config_targets import is_installed
+from taming.config import checked_arguments, instantiate_from_config, is_installed
 from taming.config_values import (
     Arguments,
     Count,
