@@ -1,7 +1,13 @@
 """Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
 from taming.checkpoint.formats import read_checkpoint
-from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
+from taming.checkpoint.loading import (
+    check_complete,
+    expand_stages,
+    load_run,
+    run_as_stage,
+    run_config,
+)
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.weights import check_fit, load_file, load_weights
@@ -9,6 +15,7 @@ from taming.checkpoint.weights import check_fit, load_file, load_weights
 __all__ = [
     "CheckpointWriter",
     "Run",
+    "check_complete",
     "check_fit",
     "expand_stages",
     "find_run",

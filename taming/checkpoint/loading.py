@@ -65,6 +65,27 @@ def expand_stages(config: DictConfig) -> None:
                 params[key] = OmegaConf.merge(whole, {"params": changes})
 
 
+def check_complete(config: DictConfig) -> None:
+    """Refuse, before anything is built, a config that leaves values to the user (`???`), or starts
+    from weights that are not there.
+
+    Raises:
+        UserError: for the first of them, with what to add.
+    """
+    for key in sorted(OmegaConf.missing_keys(config)):
+        stage, found, _ = key.partition(".params.ckpt_path")
+        example = f"{stage}=logs/<run>, the run that it was trained in" if found else f"{key}=..."
+        raise UserError(f"{key} is left to you: add {example}")
+    for key in ("params", *(f"params.{stage}.params" for stage in STAGES)):
+        node = OmegaConf.select(config.model, key, throw_on_resolution_failure=False)
+        path = node.get("ckpt_path") if isinstance(node, DictConfig) else None
+        if isinstance(path, str):
+            try:
+                find_run(path)
+            except UserError as error:
+                raise UserError(f"model.{key}.ckpt_path: {error}") from None
+
+
 def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:
     """`target` and `params` of a run's model, which starts from the run's checkpoint.
 
