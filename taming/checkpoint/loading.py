@@ -73,8 +73,9 @@ def check_complete(config: DictConfig) -> None:
         UserError: for the first of them, with what to add.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
-        stage, found, _ = key.partition(".params.ckpt_path")
-        example = f"{stage}=logs/<run>, the run that it was trained in" if found else f"{key}=..."
+        stage, found, _ = key.partition("_config.params.ckpt_path")
+        example = f"{stage}_config=logs/<run>, the run that it was trained in"
+        example = example if found else f"{key}=..."
         raise UserError(f"{key} is left to you: add {example}")
     for key in ("params", *(f"params.{stage}.params" for stage in STAGES)):
         node = OmegaConf.select(config.model, key, throw_on_resolution_failure=False)

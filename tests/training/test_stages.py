@@ -83,6 +83,31 @@ def test_a_checkpoint_without_a_target_is_a_runs(tmp_path: Path, path: str) -> N
     assert (stage.params.n_embed, stage.params.image_key) == (16, "picture")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "model.params.first_stage_config.params.ckpt_path is left to you: add "
+         "model.params.first_stage_config=logs/<run>"),
+        (["model.params.first_stage_config.params.ckpt_path=/path/to/coco_epoch117.ckpt"],
+         "model.params.first_stage_config.params.ckpt_path: there is no run or checkpoint at "
+         "/path/to/coco_epoch117.ckpt"),
+        (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=a.ckpt"],
+         "model.params.ckpt_path: there is no run or checkpoint at a.ckpt"),
+        (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=???"],
+         "model.params.ckpt_path is left to you: add model.params.ckpt_path=..."),
+        (["model.params.first_stage_config=null", "data.params.timeout=???"],
+         "data.params.timeout is left to you: add data.params.timeout=..."),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_asked_for_before_data_are_read(
+    tmp_path: Path, changes: list[str], message: str
+) -> None:
+    base, unreadable = write_transformer(tmp_path), "data.params.train.params.length=-1"
+    with pytest.raises(UserError) as caught:
+        main(["--base", base, unreadable, *changes])
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["first_stage_config", "cond_stage_config"])
 @pytest.mark.parametrize(
     ("stage", "message"),
