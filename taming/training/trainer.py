@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -23,6 +23,7 @@ from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
+from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
 from taming.training.trainer_options import trainer_options
 
@@ -61,6 +62,9 @@ def make_trainer(
     if arguments.pop("logger", True):
         arguments["logger"] = _loggers(lightning_config, run)
     arguments["callbacks"] = _callbacks(lightning_config, config, run, model)
+    own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
+    if arguments.get("enable_progress_bar") is not False and not own_bar:
+        arguments["callbacks"].append(RunProgress())
     try:
         return pl.Trainer(
             **arguments,
@@ -141,7 +145,7 @@ def _callbacks(
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
         from_config += checkpoints
     wait = checkpoints[0].writer.wait
-    return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
+    return [setup, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
 def _callback(name: str, node: Any) -> Callback:
