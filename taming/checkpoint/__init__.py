@@ -10,6 +10,7 @@ from taming.checkpoint.loading import (
 )
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
+from taming.checkpoint.stage_data import inherit_data
 from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "expand_stages",
     "find_run",
     "find_unsaved",
+    "inherit_data",
     "load_file",
     "load_run",
     "load_weights",

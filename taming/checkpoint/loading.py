@@ -15,6 +15,7 @@ from taming.checkpoint.weights import LargeTensorsUnset, load_weights
 from taming.config import (
     instantiate_from_config,
     load_config,
+    plain,
     without_checkpoint_paths,
 )
 from taming.config_files import SECTIONS, STAGES, as_stage
@@ -72,6 +73,7 @@ def check_complete(config: DictConfig) -> None:
     Raises:
         UserError: for the first of them, with what to add.
     """
+    plain(config, allow_missing=True)  # interpolations of nothing, too
     for key in sorted(OmegaConf.missing_keys(config)):
         stage, found, _ = key.partition("_config.params.ckpt_path")
         example = f"{stage}_config=logs/<run>, the run that it was trained in"

@@ -60,7 +60,7 @@ def class_names(dataset: SeededDataset) -> dict[int, str]:
         return {}
     numbers, items = np.unique(np.asarray(data.labels["class_label"]), return_index=True)
     names = data.labels["human_label"]
-    return {int(number): names[int(item)] for number, item in zip(numbers, items, strict=True)}
+    return {int(number): str(names[int(item)]) for number, item in zip(numbers, items, strict=True)}
 
 
 def inputs_of_example(

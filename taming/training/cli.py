@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
-from taming.checkpoint import check_complete, expand_stages
+from taming.checkpoint import check_complete, expand_stages, inherit_data
 from taming.command_line import Parser, add_trust_flag, parse_switch
 from taming.config import (
     did_you_mean,
@@ -181,6 +181,8 @@ def _read_configs(
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
     if run.resume_from is None:  # a checkpoint has the weights of all parts
+        if taken := inherit_data(config):
+            rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
         check_complete(config)
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 

@@ -50,7 +50,7 @@ class RunProgress(TQDMProgressBar):
     # As Lightning's, but for steps that take longer than a second: `25s/it`, not `0.04it/s`.
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         step = trainer.global_step
         bar = self.init_train_tqdm()
         bar.total, bar.initial, bar.n = steps_of_run(trainer), step, step
@@ -58,7 +58,7 @@ class RunProgress(TQDMProgressBar):
         bar.set_description(f"Epoch {trainer.current_epoch}")
         self.train_progress_bar = bar
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
 
     def on_train_batch_end(
