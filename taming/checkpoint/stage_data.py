@@ -40,8 +40,8 @@ def inherit_data(config: DictConfig) -> list[str]:
                 return [f"data=... from {run.folder}"]
         elif places := list(_open_places(config)):
             with suppress(UserError):  # then they stay open, which is an error of its own
-                theirs = plain(run_config(run, used=["data"]).get("data"), allow_missing=True)
-                taken += _take(config, theirs, places, run)
+                section = plain(run_config(run, used=["data"]).get("data"), allow_missing=True)
+                taken += _take(config, section, places, run)
     return taken
 
 
@@ -74,9 +74,9 @@ def _is_open(params: DictConfig, name: str) -> bool:
 def _take(config: DictConfig, data: Any, places: list[tuple[str, str]], run: Run) -> Iterator[str]:
     for split, name in places:
         own = config.data.params[split]
-        theirs = (data or {}).get("params", {}).get(split) or {}
-        value = (theirs.get("params") or {}).get(name) if isinstance(theirs, Mapping) else None
-        same = own.get("target") == theirs.get("target")
+        dataset = (data or {}).get("params", {}).get(split) or {}
+        value = (dataset.get("params") or {}).get(name) if isinstance(dataset, Mapping) else None
+        same = own.get("target") == dataset.get("target")
         if same and value != "???" and isinstance(value, int | float | str):
             own.params[name] = value
             yield f"data.params.{split}.params.{name}={value} from {run.folder}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import sys
 import warnings
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,8 @@ from taming.config import (
 )
 from taming.errors import UserError, command
 from taming.limits import check_sizes
-from taming.models.autoencoder_training import AutoencoderTraining
-from taming.modules.losses.base import FirstStageLoss
-from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.ends import fit
+from taming.training.ends import fit, say_what_was_checked
 from taming.training.loggers import silence_event_writers
 from taming.training.run_folder import (
     RunFolder,
@@ -45,7 +41,7 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import make_trainer
+from taming.training.trainer import make_trainer, prepare_loss
 from taming.training.trainer_options import (
     check_options,
     move_manual_options,
@@ -225,18 +221,6 @@ def _build_model(config: DictConfig, run: RunFolder) -> Any:
     return instantiate_from_config(model_config, "model", "module")
 
 
-def _prepare_loss(model: pl.LightningModule) -> None:
-    """Load what a loss needs of its own, or refuse, before the run has a folder."""
-    if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
-        try:
-            model.loss.prepare()
-        except UserError as error:
-            hint = "model.params.lossconfig.params.perceptual_weight=0"
-            raise UserError(
-                f"{error} ({hint})" if "perceptual_weight" in str(error) else error
-            ) from None
-
-
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
@@ -287,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
         if args.train and not run.resume_from:
-            _prepare_loss(model)
+            prepare_loss(model)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
@@ -323,19 +307,8 @@ def _train_and_test(
     if tests and requests.stop is None:
         trainer.test(model, data, ckpt_path=str(last) if last else None)
     if not args.train:
-        rank_zero_info(f"checked: the config, {_sizes(model, data)}; {_how_to_train(args, run)}")
-
-
-def _sizes(model: pl.LightningModule, data: DataModuleFromConfig) -> str:
-    sized = {split: one for split, one in data.datasets.items() if isinstance(one, Sized)}
-    parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
-    return ", ".join([*parts, f"{count_params(model):,} weights of the model"])
-
-
-def _how_to_train(args: argparse.Namespace, run: RunFolder) -> str:
-    name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
-    changes = "".join(f" {shlex.quote(text)}" for text in args.overrides)
-    return f"nothing was trained: to train, add -t, as in {name} -t{changes}"
+        name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
+        say_what_was_checked(model, data, name, args.overrides)
 
 
 @rank_zero_only

@@ -19,7 +19,7 @@ from taming.models.autoencoder_training import AutoencoderTraining
 BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
 LONG_ON_A_CPU = 12 * 3600.0  # seconds
 SMALLER = (
-    "configs/small_vqgan.yaml and the transformers beside it are sized for a CPU, see "
+    "configs/small/vqgan.yaml and the transformers beside it are sized for a CPU, see "
     "docs/first-hours.md"
 )
 

@@ -16,6 +16,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import did_you_mean, instantiate_from_config, plain
 from taming.errors import UserError
+from taming.models.autoencoder_training import AutoencoderTraining
+from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.logged_rows import free_version
@@ -26,6 +28,17 @@ from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
 from taming.training.trainer_options import trainer_options
+
+
+def prepare_loss(model: pl.LightningModule) -> None:
+    """Load what a loss needs of its own, or refuse, before the run has a folder."""
+    if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
+        try:
+            model.loss.prepare()
+        except UserError as error:
+            key = "model.params.lossconfig.params.perceptual_weight"
+            hint = f" ({key}=0)" if "perceptual_weight" in str(error) else ""
+            raise UserError(f"{error}{hint}") from None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

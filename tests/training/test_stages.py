@@ -155,6 +155,8 @@ def test_a_run_is_enough_for_the_data_too(
     stage = trained_on(tmp_path)
     small = [f"model.params.transformer_config.params.{key}" for key in ("n_layer=1", "n_embd=24")]
     flags = ["-t", "-n", "second", "--max_steps", "1", "data.params.batch_size=4", *small]
+    if config == "custom_transformer":  # which says the size itself
+        flags += [f"data.params.{split}.params.size=16" for split in ("train", "validation")]
     main(["--base", str(ROOT / "configs" / f"{config}.yaml"), *flags, stage])
     [project] = Path(SECOND).glob("configs/*-project.yaml")
     data = plain(OmegaConf.load(project))["data"]["params"]
