@@ -14,8 +14,8 @@ from taming.errors import command
 @dataclass(frozen=True)
 class Options:
     outdir: str = flag("example_data", "folder to write into", "-o", hidden=("--output",))
-    train: int = flag(8, "training images per dataset, at least 5")
-    validation: int = flag(4, "validation images per dataset, at least 1")
+    train: int = flag(24, "training images per dataset, at least 5; configs have batches up to 16")
+    validation: int = flag(12, "validation images per dataset, at least 1")
 
 
 @command

@@ -7,28 +7,45 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Streamlit puts the script's own folder on the path, not the one that the package is in.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import streamlit as st
+
+ABOUT = """
+A transformer samples the codes of an image one after another, and the VQGAN turns them into pixels.
+Choose what to start from in the sidebar, an example of the model's data or a file of your own, then
+press *Sample*. The same seed and settings give the same image again; a *temperature* below 1 and a
+smaller *top k* make images more alike and cleaner, a larger *scale* makes them larger than those of
+training.
+"""
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    st.set_page_config(page_title="Sample an image", layout="wide")
+    st.title("Sample an image")
+    st.markdown(ABOUT)
+
 from PIL import Image
 from torch import Tensor
 
-from taming.data.files.images import image_mode_and_size
+from taming.data.imagenet_classes import NAMES, SYNSETS
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import enlarged, to_pillow
-from taming.sampling import Progress, SampleSettings, request_for_inputs, sample_images
+from taming.sampling import (
+    Progress,
+    Request,
+    SampleSettings,
+    request_for_inputs,
+    sample_images,
+)
 from taming.sampling.animation import Recorder, to_gif, to_mp4
 from taming.sampling.arguments import DataArguments, RunArguments, make_parser, read_arguments
 from taming.sampling.completion import HALVES, keep_mask, known_indices
@@ -36,6 +53,7 @@ from taming.sampling.conditions import read_condition
 from taming.sampling.folder import png_info
 from taming.sampling.inputs import (
     SampleInputs,
+    class_names,
     condition_images,
     has_scenes,
     inputs_of_example,
@@ -43,46 +61,67 @@ from taming.sampling.inputs import (
     reads_files,
     scaled,
 )
+from taming.sampling.load import open_dataset
 from taming.sampling.settings import SCHEDULES
 from taming.sampling.sizes import pixels_per_token
+from taming.sampling.uploads import IMAGE_TYPES, require_pixels, stored
 
-MOST_BYTES = 20 * 2**20  # of an uploaded file
-MOST_PIXELS = 25_000_000  # of an uploaded image, and of a sample
-IMAGE_TYPES = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff"]
+MOST_IMAGES, BATCH_SIZE = 16, 4  # of one press of the button, and sampled at once
 CAPTION_KEYS = ("seed", "temperature", "top_k", "top_p", "keep")  # under the sample
 LAYOUT_TYPES = ["yaml", "yml", "json"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A sampled image.
+    """Sampled images.
 
     Attributes:
-        caption: how it was sampled.
-        files: contents and media types by format: the image, and films of how it grew.
+        caption: how they were sampled.
+        files: contents and media types by format: the images, and films of how a single one grew.
     """
 
-    image: Image.Image
+    images: list[Image.Image]
     caption: str
     files: dict[str, tuple[bytes, str]]
 
+    @property
+    def image(self) -> Image.Image:
+        """The first image."""
+        return self.images[0]
 
-Loaded = tuple[Net2NetTransformer, SeededDataset | None, str]
+
+class Loaded(NamedTuple):
+    """A model, its data (or None), its classes' names by number, and what to say of them."""
+
+    model: Net2NetTransformer
+    dataset: SeededDataset | None
+    names: dict[int, str]
+    text: str
+    problem: str = ""  # why data that were to be there cannot be used
 
 
 @st.cache_resource(show_spinner="Loading the model")
 def load(run_arguments: RunArguments, data: DataArguments) -> Loaded:
-    """The model, its data (or None), and a line about them."""
+    """The model and its data."""
     model, run, step, _ = data.load(run_arguments)
     text = f"{run.folder.name}, step {step}, on {model.device}"
     try:
-        return model, data.open(run, run_arguments), text
+        section = data.section(run, run_arguments)
     except UserError as error:
-        return model, None, f"{text}; no examples: {sentence(error)}"
+        if data.ignore_base_data:
+            raise
+        return Loaded(model, None, {}, f"{text}; no examples: {sentence(error)}")
+    try:
+        dataset = open_dataset(section, data.split)
+    except UserError as error:
+        own = model.n_classes == len(SYNSETS) and "taming.data.imagenet." in str(section)
+        names = [NAMES[synset] for synset in SYNSETS] if own else []
+        return Loaded(model, None, dict(enumerate(names)), text, sentence(error))
+    return Loaded(model, dataset, class_names(dataset), text)
 
 
-def choose_inputs(model: Net2NetTransformer, dataset: SeededDataset | None) -> SampleInputs:
-    side = st.sidebar
+def choose_inputs(loaded: Loaded) -> SampleInputs:
+    side, model, dataset = st.sidebar, loaded.model, loaded.dataset
     sources = ["an example", "an upload"] if dataset is not None else ["an upload"]
     source = side.radio("Start from", sources, key="source", horizontal=True)
     if dataset is not None and source == "an example":
@@ -92,12 +131,24 @@ def choose_inputs(model: Net2NetTransformer, dataset: SeededDataset | None) -> S
         inputs = choose_files(model, dataset)
     if model.n_classes is not None:
         own = 0 if inputs.c is None else int(inputs.c[0])
-        label = side.number_input("Class", 0, model.n_classes - 1, own, key=f"class of {own}")
-        inputs = replace(inputs, c=read_condition(model, str(int(label))))
+        label = choose_class(model.n_classes, own, loaded.names)
+        inputs = replace(inputs, c=read_condition(model, str(label)))
     factor = side.slider("Scale", 0.5, 4.0, 1.0, 0.25, key="scale", help="of the image's sides")
     height, width = (int(factor * n) * pixels_per_token(model) for n in inputs.shape)
     require_pixels(height, width, "the sample")
     return scaled(model, inputs, factor)
+
+
+def choose_class(count: int, own: int, names: dict[int, str]) -> int:
+    """A class by its name, or by its number where there are no names; `own` is the example's."""
+    side, key = st.sidebar, f"class of {own}"
+    if not names:
+        return int(side.number_input("Class", 0, count - 1, own, key=key))
+    with_names = [
+        f"{number}: {names[number]}" if number in names else str(number) for number in range(count)
+    ]
+    chosen = side.selectbox("Class", with_names, own, key=key)
+    return with_names.index(chosen)
 
 
 def choose_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> SampleInputs:
@@ -111,48 +162,8 @@ def choose_files(model: Net2NetTransformer, dataset: SeededDataset | None) -> Sa
         return inputs_of_files(model, dataset, image_path, condition_path, reduce)
 
 
-@contextmanager
-def stored(*uploads: Any) -> Iterator[list[str | None]]:
-    """The uploads as files on disk while the context lasts; errors have the names they came by."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            yield [
-                None if upload is None else store(upload, Path(folder) / str(number))
-                for number, upload in enumerate(uploads)
-            ]
-        except UserError as error:
-            message = str(error)
-            for number in range(len(uploads)):
-                message = message.replace(f"{folder}/{number}/", "")
-            raise UserError(message) from None
-
-
-def safe_name(name: str) -> str:
-    """What a browser calls a file, as a name in a folder here."""
-    last = re.sub(r"[^\w .-]", "_", re.split(r"[/\\]", name)[-1])
-    return f"upload{last[-100:]}" if last.startswith(".") or not last else last[-100:]
-
-
-def store(upload: Any, folder: Path) -> str:
-    """Write an upload, unless it is too large, into a new folder; returns its path."""
-    path = folder / safe_name(upload.name)
-    content = upload.getvalue()
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES // 2**20} MiB")
-    folder.mkdir()
-    path.write_bytes(content)
-    if path.suffix.lower().lstrip(".") in IMAGE_TYPES:
-        require_pixels(*image_mode_and_size(str(path))[1], str(path))  # as its header says
-    return str(path)
-
-
-def require_pixels(height: int, width: int, what: str) -> None:
-    if height * width > MOST_PIXELS:
-        raise UserError(f"{what} has {width} x {height} pixels; {MOST_PIXELS:,} are allowed")
-
-
-def choose_settings(model: Net2NetTransformer) -> tuple[SampleSettings, int]:
-    """How tokens are sampled, and the seed."""
+def choose_settings(model: Net2NetTransformer) -> tuple[SampleSettings, int, int]:
+    """How tokens are sampled, the seed, and how many images."""
     side = st.sidebar
     temperature = side.slider("Temperature", 0.0, 2.0, 1.0, 0.05, key="temperature")
     codes = model.n_codes
@@ -163,7 +174,8 @@ def choose_settings(model: Net2NetTransformer) -> tuple[SampleSettings, int]:
         guidance = side.slider("Guidance", 0.0, 10.0, 1.0, 0.25, key="guidance")
         schedule = side.selectbox("Schedule of the guidance", list(SCHEDULES), key="schedule")
     seed = int(side.number_input("Seed", 0, 2**31, 0, key="seed"))
-    return SampleSettings(temperature, int(top_k), top_p, guidance, schedule), seed
+    count = int(side.number_input("Images", 1, MOST_IMAGES, 1, key="count"))
+    return SampleSettings(temperature, int(top_k), top_p, guidance, schedule), seed, count
 
 
 def choose_kept(
@@ -224,51 +236,76 @@ def show_inputs(
 
 def sample(
     model: Net2NetTransformer,
-    inputs: SampleInputs,
+    requests: list[Request],
     settings: SampleSettings,
     seed: int,
-    kept: Tensor | None,
-) -> list[Image.Image]:
-    """The image as it grows, the finished one last."""
-    known = None if inputs.x is None or kept is None else known_indices(model, inputs.x, kept)
-    request = request_for_inputs(model, inputs, known)
+    shape: tuple[int, int],
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """The sampled images of `shape` (in tokens), and what the first of them looked like before."""
     place, bar = st.empty(), st.progress(0.0)
+    images: list[Image.Image] = []
 
     def show(image: Image.Image, progress: Progress) -> None:
-        text = f"{progress.done} of {progress.total} tokens"
+        share = (len(images) + progress.done / progress.total) / len(requests)
+        of = f" of image {len(images) + 1}" if len(requests) > 1 else ""
         place.image(enlarged(image), caption="sampling")
-        bar.progress(progress.done / progress.total, text)
+        bar.progress(min(share, 1.0), f"{progress.done} of {progress.total} tokens{of}")
 
-    recorder = Recorder(model, inputs.shape, on_frame=show)
+    recorder = Recorder(model, shape, on_frame=show)
     samples = sample_images(
         model,
-        [request],
+        requests,
         settings,
-        batch_size=1,
+        batch_size=BATCH_SIZE,
         seed=seed,
         on_step=recorder,
-        shape=inputs.shape,
+        shape=shape,
     )
-    recorder.frames.append(to_pillow(next(samples).image))
+    images.extend(to_pillow(sample.image) for sample in samples)
     place.empty()
     bar.empty()
-    return recorder.frames
+    return images, recorder.frames
 
 
-def finished(frames: list[Image.Image], record: dict[str, Any]) -> Result:
-    png, films = io.BytesIO(), [enlarged(frame) for frame in frames]
-    frames[-1].save(png, "PNG", pnginfo=png_info(record))
-    files = {"PNG": (png.getvalue(), "image/png"), "GIF": (to_gif(films), "image/gif")}
+def finished(
+    images: list[Image.Image], frames: list[Image.Image], record: dict[str, Any]
+) -> Result:
+    width, height = images[0].size
+    settings = [f"{key.replace('_', ' ')} {record[key]}" for key in CAPTION_KEYS if key in record]
+    caption = f"{width} x {height} pixels, {', '.join(settings)}"
+    pngs = [as_png(image, record | {"number": number}) for number, image in enumerate(images)]
+    if len(images) > 1:
+        return Result(images, caption, {"ZIP": (zipped(pngs), "application/zip")})
+    films = [enlarged(frame) for frame in [*frames, *images]]
+    files = {"PNG": (pngs[0], "image/png"), "GIF": (to_gif(films), "image/gif")}
     film = to_mp4(films)
     if film is not None:
         files["MP4"] = (film, "video/mp4")
-    width, height = frames[-1].size
-    settings = [f"{key.replace('_', ' ')} {record[key]}" for key in CAPTION_KEYS if key in record]
-    return Result(frames[-1], f"{width} x {height} pixels, {', '.join(settings)}", files)
+    return Result(images, caption, files)
+
+
+def as_png(image: Image.Image, record: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG", pnginfo=png_info(record))
+    return content.getvalue()
+
+
+def zipped(pngs: list[bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for number, png in enumerate(pngs):
+            archive.writestr(f"{number:06}.png", png)
+    return content.getvalue()
 
 
 def show_result(result: Result) -> None:
-    st.image(enlarged(result.image), caption=result.caption)
+    captions = [f"image {number}" for number in range(1, len(result.images) + 1)]
+    st.image(
+        [enlarged(image) for image in result.images],
+        caption=[result.caption] if len(captions) == 1 else captions,
+    )
+    if len(captions) > 1:
+        st.caption(result.caption)
     columns = st.columns(len(result.files))
     for column, (name, (content, kind)) in zip(columns, result.files.items(), strict=True):
         column.download_button(name, content, f"sample.{name.lower()}", kind, key=name)
@@ -288,26 +325,37 @@ def show() -> None:
     require_local_server()
     parser = make_parser("Sample images in the browser.", DataArguments)
     run_arguments, data = read_arguments(parser, DataArguments, None)
-    model, dataset, text = load(run_arguments, data)
-    st.title("Sample an image")
-    st.caption(text)
-    inputs = choose_inputs(model, dataset)
+    loaded = load(run_arguments, data)
+    model, dataset = loaded.model, loaded.dataset
+    st.caption(loaded.text)
+    if loaded.problem:
+        st.error(f"the examples cannot be opened: {loaded.problem}")
+    inputs = choose_inputs(loaded)
     keep, kept = choose_kept(model, inputs)
-    settings, seed = choose_settings(model)
+    settings, seed, count = choose_settings(model)
     pressed = st.button("Sample", key="sample", type="primary")
     pictures = condition_pictures(key_of(inputs), run_arguments, model, dataset, inputs)
     with show_inputs(model, inputs, kept, pictures):
         if pressed:
             st.session_state.pop("result", None)
-            frames = sample(model, inputs, settings, seed, kept)
+            requests = requests_for_inputs(model, inputs, kept, count)
+            images, frames = sample(model, requests, settings, seed, inputs.shape)
             record = {"seed": seed, **asdict(settings)} | ({"keep": keep} if keep else {})
-            st.session_state.result = finished(frames, record)
+            st.session_state.result = finished(images, frames, record)
         if "result" in st.session_state:
             show_result(st.session_state.result)
 
 
+def requests_for_inputs(
+    model: Net2NetTransformer, inputs: SampleInputs, kept: Tensor | None, count: int
+) -> list[Request]:
+    """Samples 0 to `count` - 1, which keep the tokens `kept` of the image."""
+    known = None if inputs.x is None or kept is None else known_indices(model, inputs.x, kept)
+    request = request_for_inputs(model, inputs, known)
+    return [replace(request, number=number) for number in range(count)]
+
+
 def main() -> None:
-    st.set_page_config(page_title="Sample an image", layout="wide")
     try:
         show()
     except UserError as error:

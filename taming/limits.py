@@ -87,9 +87,13 @@ class _MemoryLimit(TorchFunctionMode):
         machine = _machine(self.limit)
         if size > self.limit:
             sides = " x ".join(map(str, shape))
-            raise _too_large(shape, f"it makes a tensor of {sides} ({_readable(size)}); {machine}")
+            raise _too_large(
+                shape, f"it makes a tensor of {sides} ({readable_size(size)}); {machine}"
+            )
         if self.bytes > self.limit:
-            raise _too_large((), f"the model takes more than {_readable(self.limit)}; {machine}")
+            raise _too_large(
+                (), f"the model takes more than {readable_size(self.limit)}; {machine}"
+            )
         if self.tensors > _MOST_TENSORS:
             raise _too_large((), f"the model has more than {_MOST_TENSORS:,} tensors")
 
@@ -143,7 +147,7 @@ def check_memory(elements: float, **sizes: int) -> None:
         place = _built.get()[-1][0] if _built.get() else ""
         raise UserError(
             f"{f'{place}.{name}'.strip('.')} is {sizes[name]}, which is too large: it makes "
-            f"{_readable(size)} of weights; {_machine(limit)}"
+            f"{readable_size(size)} of weights; {_machine(limit)}"
         )
 
 
@@ -166,10 +170,11 @@ def memory_limit() -> int:
 
 
 def _machine(limit: int) -> str:
-    return f"this machine has {_readable(limit)} of {'' if _from_file.get() else 'free '}memory"
+    return f"this machine has {readable_size(limit)} of {'' if _from_file.get() else 'free '}memory"
 
 
-def _readable(size: int) -> str:
+def readable_size(size: int) -> str:
+    """Bytes in a unit of which they are at most 1023."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -2,18 +2,27 @@
 
 from taming.checkpoint.fingerprint import model_hashes
 from taming.checkpoint.formats import read_checkpoint, read_content
-from taming.checkpoint.loading import expand_stages, load_run, run_as_stage, run_config
+from taming.checkpoint.loading import (
+    check_complete,
+    expand_stages,
+    load_run,
+    run_as_stage,
+    run_config,
+)
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
+from taming.checkpoint.stage_data import inherit_data
 from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
     "CheckpointWriter",
     "Run",
+    "check_complete",
     "check_fit",
     "expand_stages",
     "find_run",
     "find_unsaved",
+    "inherit_data",
     "load_file",
     "load_run",
     "load_weights",

@@ -17,6 +17,7 @@ from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_f
 from taming.config import (
     instantiate_from_config,
     load_config,
+    plain,
     without_checkpoint_paths,
 )
 from taming.config_files import SECTIONS, STAGES, as_stage
@@ -80,6 +81,29 @@ def expand_stages(config: DictConfig) -> None:
             if path := changes.pop("ckpt_path", None):
                 whole = run_as_stage(path, f"model.params.{key}.params.ckpt_path")
                 params[key] = OmegaConf.merge(whole, {"params": changes})
+
+
+def check_complete(config: DictConfig) -> None:
+    """Refuse, before anything is built, a config that leaves values to the user (`???`), or starts
+    from weights that are not there.
+
+    Raises:
+        UserError: for the first of them, with what to add.
+    """
+    plain(config, allow_missing=True)  # interpolations of nothing, too
+    for key in sorted(OmegaConf.missing_keys(config)):
+        stage, found, _ = key.partition("_config.params.ckpt_path")
+        example = f"{stage}_config=logs/<run>, the run that it was trained in"
+        example = example if found else f"{key}=..."
+        raise UserError(f"{key} is left to you: add {example}")
+    for key in ("params", *(f"params.{stage}.params" for stage in STAGES)):
+        node = OmegaConf.select(config.model, key, throw_on_resolution_failure=False)
+        path = node.get("ckpt_path") if isinstance(node, DictConfig) else None
+        if isinstance(path, str):
+            try:
+                find_run(path)
+            except UserError as error:
+                raise UserError(f"model.{key}.ckpt_path: {error}") from None
 
 
 def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:

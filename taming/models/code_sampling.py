@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from taming.modules.transformer import decoding
 from taming.modules.transformer.gpt import GPT
 from taming.modules.util import ConditionKind
 from taming.pictures import text_images
+
+log = logging.getLogger(__name__)
 
 
 class CodeSampling(pl.LightningModule):
@@ -39,6 +42,7 @@ class CodeSampling(pl.LightningModule):
     cond_drop: float
     sos_token: int
     loaded_from: str | None = None  # the file with its weights
+    _weights_seen = False  # whether `warn_of_random_weights` has looked at them
 
     @property
     def n_codes(self) -> int:
@@ -54,6 +58,17 @@ class CodeSampling(pl.LightningModule):
         """
         size: int = self.transformer.config.vocab_size
         return size - 1
+
+    def warn_of_random_weights(self) -> None:
+        """Say, once, that samples will be noise, if nothing was loaded and nothing was trained."""
+        if not self._weights_seen and isinstance(self.transformer, GPT):
+            # Position embeddings are zeros until a step or a checkpoint changes them.
+            if not self.transformer.pos_emb.any():
+                log.warning(
+                    "the transformer has random weights, so that samples are noise: load a "
+                    "checkpoint, for example by taming.load('logs/<run>')"
+                )
+            self._weights_seen = True
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
@@ -124,6 +139,7 @@ class CodeSampling(pl.LightningModule):
         Returns [B, n + steps]. `sample=False` takes the most likely index. Randomness is torch's
         global generator's; `taming.sampling` has one per sample.
         """
+        self.warn_of_random_weights()
         prompt = torch.cat((c, x), dim=1)  # (B, m + n)
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from omegaconf import DictConfig
 
 from taming.checkpoint import Run
 from taming.command_line import (
@@ -72,11 +73,14 @@ class DataArguments:
         """The run's transformer; `--config` changes its config as well, if not for data only."""
         return run.load(run.base if self.ignore_base_data else [*run.base, *self.config])
 
+    def section(self, run: Run, arguments: RunArguments) -> DictConfig:
+        """The `data` section, see `data_config`."""
+        base = [*arguments.base, *self.config]
+        return data_config(run, base, arguments.overrides, self.ignore_base_data)
+
     def open(self, run: Run, arguments: RunArguments) -> SeededDataset:
         """The dataset, see `open_dataset`."""
-        base = [*arguments.base, *self.config]
-        data = data_config(run, base, arguments.overrides, self.ignore_base_data)
-        return open_dataset(data, self.split)
+        return open_dataset(self.section(run, arguments), self.split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,7 @@ def sample_images(
             maps are of another size, guidance is asked of a model that was not trained for it, or
             another size than the training's of a model with a permuter.
     """
+    model.warn_of_random_weights()
     sampler = TokenSampler(
         model,
         settings or SampleSettings(),

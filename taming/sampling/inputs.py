@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from taming.data.base import ImageFiles
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
@@ -49,6 +51,16 @@ def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: in
 def has_scenes(model: Net2NetTransformer, dataset: SeededDataset | None) -> bool:
     """Whether the model's conditions are scenes of the dataset."""
     return dataset is not None and model.cond_stage_key in scenes.builders_of(dataset.dataset)
+
+
+def class_names(dataset: SeededDataset) -> dict[int, str]:
+    """What the classes of a dataset are called, by number; empty for datasets without names."""
+    data = dataset.dataset
+    if not isinstance(data, ImageFiles) or not {"class_label", "human_label"} <= data.labels.keys():
+        return {}
+    numbers, items = np.unique(np.asarray(data.labels["class_label"]), return_index=True)
+    names = data.labels["human_label"]
+    return {int(number): str(names[int(item)]) for number, item in zip(numbers, items, strict=True)}
 
 
 def inputs_of_example(

@@ -61,9 +61,10 @@ def load_first_stage(
 def data_config(
     run: Run, base: Paths = (), overrides: Sequence[str] = (), ignore_base_data: bool = False
 ) -> DictConfig:
-    """The `data` section of a run's configs, `base` merged over them, or of `base` alone."""
+    """The `data` section of a run's configs, `base` and `overrides` merged over them, or of these
+    alone."""
     if ignore_base_data:
-        config = load_config(base, [text for text in overrides if text.startswith("data.")])
+        config = load_config(base, overrides, used=["data"])
     else:
         config = run_config(run, base, overrides, ["data"])
     if "data" not in config:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
-from taming.checkpoint import expand_stages
+from taming.checkpoint import check_complete, expand_stages, inherit_data
 from taming.command_line import (
     Extend,
     Parser,
@@ -37,7 +37,7 @@ from taming.config import (
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.ends import fit
+from taming.training.ends import fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
 from taming.training.monitors import check_monitors
@@ -51,7 +51,7 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import check_lightning, make_trainer
+from taming.training.trainer import check_lightning, make_trainer, prepare_loss
 from taming.training.trainer_options import (
     check_validation_interval,
     checked_options,
@@ -152,6 +152,7 @@ def parse_arguments(
     # `--base a.yaml key=value`: the list of files ends where overrides begin.
     overrides = [word for word in args.base if is_override(word)] + overrides
     args.base = [Path(word) for word in args.base if not is_override(word)]
+    args.overrides = overrides
     return args, flags, overrides
 
 
@@ -191,6 +192,10 @@ def _read_configs(
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
+    if run.resume_from is None:  # a checkpoint has the weights of all parts
+        if taken := inherit_data(config):
+            rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
+        check_complete(config)
     plain(config.get("lightning"))  # all of it is used
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
@@ -289,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
         check_first_items(data, model)
+        if args.train and not run.resume_from:
+            prepare_loss(model)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
@@ -328,7 +335,7 @@ def _train_and_test(
         trainer.test(model, data, ckpt_path=str(last) if last else None)
     if not args.train:
         name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
-        rank_zero_info(f"nothing was trained: to train, add -t, as in {name} -t")
+        say_what_was_checked(model, data, name, args.overrides)
 
 
 @rank_zero_only

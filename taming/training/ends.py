@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import traceback
+from collections.abc import Sequence, Sized
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
@@ -14,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from taming.distributed import disconnect, is_first_process
 from taming.errors import Stopped, UserError
 from taming.lightning_internals import end_loaders
+from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
@@ -48,6 +51,20 @@ def fit(
     reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
     where = f"the run is in {run.path}, go on with -r {run.path}"
     rank_zero_info(f"trained to step {trainer.global_step}{reason}; {where}")
+
+
+def say_what_was_checked(
+    model: pl.LightningModule, data: DataModuleFromConfig, command: str, overrides: Sequence[str]
+) -> None:
+    """The last line of a start without `-t`; `command` names its configs or run."""
+    sized = {split: one for split, one in data.datasets.items() if isinstance(one, Sized)}
+    parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
+    parts.append(f"{count_params(model):,} weights of the model")
+    changes = "".join(f" {shlex.quote(text)}" for text in overrides)
+    rank_zero_info(
+        f"checked: the config, {', '.join(parts)}; nothing was trained: to train, add -t, as in "
+        f"{command} -t{changes}"
+    )
 
 
 def _is_out_of_time(trainer: pl.Trainer) -> bool:

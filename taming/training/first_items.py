@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch.utils.data import IterableDataset
 
 from taming.data.seeding import SeededDataset
+from taming.data.utils import custom_collate
 from taming.training.data_module import DataModuleFromConfig
 
 _ALL, _SOME = 8, 4  # items of small datasets, and of others

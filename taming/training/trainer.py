@@ -9,13 +9,15 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import check_config, instantiate_from_config, plain
 from taming.errors import UserError
+from taming.models.autoencoder_training import AutoencoderTraining
+from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.logged_rows import free_version
@@ -24,7 +26,19 @@ from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
+from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
+
+
+def prepare_loss(model: pl.LightningModule) -> None:
+    """Load what a loss needs of its own, or refuse, before the run has a folder."""
+    if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
+        try:
+            model.loss.prepare()
+        except UserError as error:
+            key = "model.params.lossconfig.params.perceptual_weight"
+            hint = f" ({key}=0)" if "perceptual_weight" in str(error) else ""
+            raise UserError(f"{error}{hint}") from None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -58,6 +72,9 @@ def make_trainer(
     arguments["logger"] = _loggers(lightning_config, run) if logs else False
     chosen = _callback_configs(lightning_config, run, model, logs)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
+    own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
+    if arguments.get("enable_progress_bar") is not False and not own_bar:
+        arguments["callbacks"].append(RunProgress())
     try:
         return pl.Trainer(
             **arguments,
@@ -181,7 +198,7 @@ def _callbacks(
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
         from_config += checkpoints
     wait = checkpoints[0].writer.wait
-    return [setup, ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
+    return [setup, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
 def _callback(key: str, node: Any) -> Callback:

@@ -1,7 +1,9 @@
-"""The YAMLs in configs/ against the published models."""
+"""The YAMLs in configs/ against the published YAMLs and models."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from taming.config import load_config
-from taming.config_files import STAGES
-from tests.support import load_manifest
+from taming.trust import canonical_name
+from tests.support import GOLDEN, load_manifest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-BATCH_SIZES = {
-    "custom_vqgan": 5,
-    "faceshq_vqgan": 3,
-    "faceshq_transformer": 2,
-    "imagenet_vqgan": 12,
-    "imagenetdepth_vqgan": 3,
-    "drin_transformer": 2,
-    "coco_cond_stage": 12,
-    "sflckr_cond_stage": 12,
-    "coco_scene_images_transformer": 6,
-    "open_images_scene_images_transformer": 6,
-}
+PUBLISHED = json.loads((GOLDEN / "published_configs.json").read_text())
 CHECKPOINTS = {  # published models and the config of the same architecture
     "cin_transformer": "cin_transformer",
     "ffhq_transformer_unconditional": "ffhq_transformer",
@@ -48,20 +39,60 @@ def architecture(node: Any) -> Any:
     return {key: architecture(value) for key, value in node.items() if key not in left_out}
 
 
-def without_image_keys(model: Any) -> Any:
-    """A model's config without what its stages would read of batches, which only training needs."""
-    for key in STAGES:
-        if isinstance(stage := model["params"].get(key), dict):
-            stage["params"].pop("image_key", None)
-    return model
+# The last part of a key whose value is another than in the published YAML, and why.
+DIFFERENT = {
+    "ckpt_path": "a path on the authors' disk; here it is to be given, `???`",
+    "training_images_list_file": "a placeholder; here it is where make_image_list.py writes",
+    "test_images_list_file": "as the training list",
+    "num_workers": "of the authors' machine: custom_vqgan.yaml takes as many as there are CPUs",
+}
+# The last part of a key that the published YAML does not have, and why it says the same.
+ADDED = {
+    "num_workers": "how many processes load does not change what they load",
+    "image_key": "of a stage: what it was trained on, which only training reads",
+    "random_crop": "custom_vqgan.yaml names the default, false, as a choice",
+    "random_flip": "likewise",
+}
 
 
-@pytest.mark.parametrize("name", BATCH_SIZES)
-def test_published_configs(name: str) -> None:
-    config = load(name)
-    model, published = OmegaConf.to_container(config.model), load_manifest(f"config_{name}")[0]
-    assert without_image_keys(model) == without_image_keys(published)
-    assert config.data.params.batch_size == BATCH_SIZES[name]
+def leaves(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values of a tree of dicts, lists as a whole, by their place in it."""
+    if not isinstance(node, dict):
+        yield place, canonical_name(node) if place[-1] == "target" else node
+        return
+    for key, value in node.items():
+        yield from leaves(value, (*place, key))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_value_of_the_published_yaml(name: str) -> None:
+    published, own = dict(leaves(PUBLISHED[name])), {}
+    for section in ("model", "data"):
+        own |= leaves(OmegaConf.to_container(load(name)[section]), (section,))
+    for place, value in published.items():
+        if place[-1] in DIFFERENT:
+            assert place in own or place[-1] == "num_workers", place
+        else:
+            assert own[place] == value, place
+    added = {place[-1] for place in own.keys() - published.keys()}
+    assert added <= ADDED.keys()
+
+
+def test_exceptions_are_needed() -> None:
+    """A reason is there for something, and what is set to be given is nowhere `null`."""
+    different, added = set(), set()
+    for name, config in PUBLISHED.items():
+        published, own = dict(leaves(config)), dict(leaves(OmegaConf.to_container(load(name))))
+        different |= {place[-1] for place in published if own.get(place) != published[place]}
+        added |= {place[-1] for place in own.keys() - published if place[0] != "lightning"}
+    assert (different, added) == (DIFFERENT.keys(), ADDED.keys())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_the_user_has_to_give_is_asked_for(name: str) -> None:
+    """Not `null`, with which a stage would start from random weights, and go unnoticed."""
+    for place, value in leaves(OmegaConf.to_container(load(name))):
+        assert place[-1] != "ckpt_path" or value is not None, place
 
 
 @pytest.mark.parametrize("published", CHECKPOINTS)

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling import requests_for_labels, sample_images
+from tests.kit.models import tiny_model, transformer_config
 from tests.support import assert_close, fill_by_name, load_golden
 
 GOLDEN_RUNS = ("net2net_coord", "net2net_class")
@@ -210,6 +212,20 @@ def test_latent_shape_and_downsampled_condition() -> None:
     assert model.latent_shape() == (8, 16, 16)
     _, indices = model.encode_to_c(model.get_xc(batch_of())[1])
     assert indices.shape == (3, 64)
+
+
+def test_samples_of_random_weights_are_said_to_be_noise(caplog: pytest.LogCaptureFixture) -> None:
+    model = instantiate_from_config(transformer_config())
+    c = torch.tensor([[0]])
+    requests = requests_for_labels(model, [1], 1)
+    list(sample_images(model.eval(), requests))
+    model.sample(c[:, :0], c, 2)
+    (record,) = caplog.records
+    assert "random weights" in record.message and record.levelname == "WARNING"
+    loaded = instantiate_from_config(transformer_config())
+    loaded.load_state_dict(tiny_model().state_dict())
+    loaded.sample(c[:, :0], c, 2)
+    assert len(caplog.records) == 1
 
 
 def test_a_missing_key_is_named() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from taming.checkpoint import find_run
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
-from taming.sampling.load import load_transformer
+from taming.sampling.load import data_config, load_transformer
 from tests.kit.models import FIRST_STAGE, tiny_model
 from tests.kit.runs import tiny_run
 
@@ -49,3 +50,29 @@ def test_precisions() -> None:
     assert choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="'fp16'"):
         choose_dtype("fp16", cpu)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data={target: main.DataModuleFromConfig, params: {validation: {target: %s}}}"],
+        ["data.params={validation: {target: %s}}", "model.params.cond_drop=0.1"],
+        ["data={params: {}}", "data.params.validation={target: %s}"],
+        ["data.params.validation.target=%s"],
+    ],
+)
+def test_data_of_overrides_alone(tmp_path: Path, overrides: list[str]) -> None:
+    """Whatever sets anything below `data` counts, and nothing of the run's is mixed in."""
+    target = "taming.data.coco.Examples"
+    own = {"target": "tests.kit.datasets.Scenes", "params": {"length": 3}}
+    run = find_run(tiny_run(tmp_path / "run", validation=own))
+    data = data_config(run, (), [text.replace("%s", target) for text in overrides], True)
+    assert data.params.validation == {"target": target}
+    assert data_config(run).params.validation == own
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.params.cond_drop=0.1"], ["data=null"]])
+def test_no_data_at_all(tmp_path: Path, overrides: list[str]) -> None:
+    run = find_run(tiny_run(tmp_path / "run", validation={"target": "taming.data.coco.Examples"}))
+    with pytest.raises(UserError, match="no 'data' section"):
+        data_config(run, (), overrides, True)

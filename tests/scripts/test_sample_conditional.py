@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from taming.errors import UserError
 from taming.sampling.folder import RECORD
+from tests.kit.images import write_image
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
@@ -132,6 +134,59 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     page.number_input(key="class of 0").set_value(3)
     assert sampled(page).size == (8, 8)
     assert page.selectbox(key="schedule").options != [] and len(page.selectbox) == 1
+
+
+def test_several_images_are_a_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
+    page = app(monkeypatch, run, "-b", str(data))
+    assert "transformer samples the codes" in page.markdown[0].value
+    first = sampled(page)
+    page.number_input(key="count").set_value(6)
+    assert sampled(page).tobytes() == first.tobytes()
+    result = page.session_state.result
+    assert [name for name in captions(page) if name.startswith("image ")][-6:] == [
+        f"image {number}" for number in range(1, 7)
+    ]
+    assert len({image.tobytes() for image in result.images}) == 6
+    with zipfile.ZipFile(io.BytesIO(result.files["ZIP"][0])) as archive:
+        with Image.open(archive.open("000005.png")) as last:
+            assert last.tobytes() == result.images[5].tobytes()
+            assert json.loads(last.info[RECORD])["number"] == 5
+
+
+def test_classes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(10):
+        write_image(tmp_path / f"images/{'abcde'[number % 5]}_thing/{number}.png", 8, 8)
+    dataset = {"target": "taming.data.folder.ImageFolderTrain"}
+    dataset["params"] = {"root": str(tmp_path / "images"), "size": 8}
+    page = app(monkeypatch, tiny_run(tmp_path / "run", validation=dataset))
+    (chosen,) = [box for box in page.selectbox if box.label == "Class"]
+    assert chosen.options[3] == "3: d_thing"
+    chosen.set_value("3: d_thing").run()
+    assert sampled(page).size == (8, 8)
+
+
+def test_examples_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tiny_run(tmp_path / "run")
+    examples = (
+        "{target: main.DataModuleFromConfig, params: {batch_size: 1, validation: {target: %s}}}"
+    )
+    for target, words in (
+        ("taming.data.coco.Examples", "data/coco_examples.txt"),
+        ("taming.data.coco.Exampels", "did you mean 'Examples'"),
+    ):
+        page = app(monkeypatch, run, "--ignore_base_data", f"data={examples % target}")
+        assert words in error_of(page) and not page.exception
+        assert sampled_anyway(page).size == (8, 8)
+    page = app(monkeypatch, run, "--ignore_base_data")
+    assert "no 'data' section" in error_of(page)
+
+
+def sampled_anyway(page: Any) -> Image.Image:
+    """The sample of a page that goes on beside an error."""
+    page.button(key="sample").click().run()
+    return page.session_state.result.image
 
 
 def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 
 from scripts.sample_fast import main as sample_fast
 from taming.checkpoint import load_run, read_checkpoint
+from taming.config import plain
 from taming.errors import UserError
 from taming.training import run_folder
 from taming.training.cli import main as main_command
+from tests.kit.images import write_images
 from tests.kit.models import first_stage_config, unconditional_config
 from tests.kit.training import small_vqgan, write_config, write_transformer
-from tests.support import write_run
+from tests.support import ROOT, write_run
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 TIME = "2021-04-03T19-39-50"
@@ -83,6 +85,31 @@ def test_a_checkpoint_without_a_target_is_a_runs(tmp_path: Path, path: str) -> N
     assert (stage.params.n_embed, stage.params.image_key) == (16, "picture")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "model.params.first_stage_config.params.ckpt_path is left to you: add "
+         "model.params.first_stage_config=logs/<run>"),
+        (["model.params.first_stage_config.params.ckpt_path=/path/to/coco_epoch117.ckpt"],
+         "model.params.first_stage_config.params.ckpt_path: there is no run or checkpoint at "
+         "/path/to/coco_epoch117.ckpt"),
+        (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=a.ckpt"],
+         "model.params.ckpt_path: there is no run or checkpoint at a.ckpt"),
+        (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=???"],
+         "model.params.ckpt_path is left to you: add model.params.ckpt_path=..."),
+        (["model.params.first_stage_config=null", "data.params.timeout=???"],
+         "data.params.timeout is left to you: add data.params.timeout=..."),
+    ],
+)  # fmt: skip
+def test_what_is_left_open_is_asked_for_before_data_are_read(
+    tmp_path: Path, changes: list[str], message: str
+) -> None:
+    base, unreadable = write_transformer(tmp_path), "data.params.train.params.length=-1"
+    with pytest.raises(UserError) as caught:
+        main(["--base", base, unreadable, *changes])
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["first_stage_config", "cond_stage_config"])
 @pytest.mark.parametrize(
     ("stage", "message"),
@@ -104,3 +131,57 @@ def test_what_is_no_stage_is_refused(tmp_path: Path, key: str, stage: str, messa
     with pytest.raises(UserError) as caught:
         main(["--base", base, "-t", "True", f"model.params.{key}={stage}"])
     assert str(caught.value).startswith(f"model.params.{key}: ") and message in str(caught.value)
+
+
+def trained_on(tmp_path: Path) -> str:
+    """A first stage's run with lists of its own, of images of 16 pixels."""
+    files = write_images(tmp_path / "photographs", 6, 16, 16)
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(files))
+    config = small_vqgan()
+    train = {"training_images_list_file": "train.txt", "size": 16}
+    test = {"test_images_list_file": "test.txt", "size": 16}
+    config.data.params.train = {"target": "taming.data.custom.CustomTrain", "params": train}
+    config.data.params.validation = {"target": "taming.data.custom.CustomTest", "params": test}
+    config.model.params.ddconfig.resolution = 16
+    main(["--base", write_config(tmp_path, config), "-t", "-n", "first", "--max_steps", "1"])
+    return f"model.params.first_stage_config={FIRST}"
+
+
+@pytest.mark.parametrize("config", ["small/transformer", "custom_transformer"])
+def test_a_run_is_enough_for_the_data_too(
+    tmp_path: Path, config: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = trained_on(tmp_path)
+    small = [f"model.params.transformer_config.params.{key}" for key in ("n_layer=1", "n_embd=24")]
+    flags = ["-t", "-n", "second", "--max_steps", "1", "data.params.batch_size=4", *small]
+    if config == "custom_transformer":  # which says the size itself
+        flags += [f"data.params.{split}.params.size=16" for split in ("train", "validation")]
+    main(["--base", str(ROOT / "configs" / f"{config}.yaml"), *flags, stage])
+    [project] = Path(SECOND).glob("configs/*-project.yaml")
+    data = plain(OmegaConf.load(project))["data"]["params"]
+    assert data["train"]["params"]["training_images_list_file"] == "train.txt"
+    assert data["validation"]["params"] == {"test_images_list_file": "test.txt", "size": 16}
+    model, _, _ = load_run(SECOND)
+    assert model.transformer.config.vocab_size == model.n_codes == 16
+    lines = [record.message for record in caplog.records if "as the stages" in record.message]
+    assert len(lines) == 1 and f"train.txt from {FIRST}" in lines[0]
+
+
+def test_a_config_without_data_takes_the_runs(tmp_path: Path) -> None:
+    stage = trained_on(tmp_path)
+    base = write_transformer(tmp_path, cond_stage_config="__is_unconditional__")
+    main(["--base", base, "-t", "-n", "second", "--max_steps", "1", stage, "data=null"])
+    [project] = Path(SECOND).glob("configs/*-project.yaml")
+    [first] = Path(FIRST).glob("configs/*-project.yaml")
+    assert OmegaConf.load(project).data == OmegaConf.load(first).data
+
+
+def test_lists_that_somebody_chose_are_not_replaced(tmp_path: Path) -> None:
+    stage = trained_on(tmp_path)
+    base = ["--base", str(ROOT / "configs" / "small" / "transformer.yaml"), stage]
+    with pytest.raises(UserError, match="nowhere.txt"):
+        main([*base, "data.params.train.params.training_images_list_file=nowhere.txt"])
+    other = "data.params.train.target=taming.data.custom.CustomTest"
+    with pytest.raises(UserError, match=r"train.params.training_images_list_file is left to you"):
+        main([*base, other])

@@ -36,6 +36,9 @@ COCO_LABELS = np.array([i - 1 for i, _ in (*THINGS, *STUFF)], dtype=np.uint8)  #
 ADE_LABELS = np.array([120, 126, 136, 42, 150, 3, 10], dtype=np.uint8)
 PALETTE = np.random.RandomState(0).randint(0, 256, size=(N_LABELS, 3)).astype(np.uint8)
 SPLITS = {"train": "train2017", "validation": "val2017"}
+# Folders of the scene data: the published YAMLs', and the earlier ones of this project's.
+COCO_SCENES = ("data/coco_annotations_100", "data/coco_annotations")
+OPEN_IMAGES_SCENES = ("data/open_images_annotations_100", "data/open_images_annotations")
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def write_own(out: ExampleWriter) -> None:
     for number, scene in enumerate(out.scenes("train", 70_000)):
         out.image(f"data/own/images/{number:04d}.jpg", scene.image)
     write_image_lists(out.root / "data/own/images", out.root / "data/own", test_fraction=0.25)
-    for number in range(4 * len(SHAPES)):
+    for number in range(2 * len(SHAPES) * max(2, out.train // 6)):
         color = ("red", "blue")[number // len(SHAPES) % 2]
         scene = render(number, count=1, colors=[color])
         out.image(f"data/classes/{color}_{scene.objects[0].shape}/{number:04d}.png", scene.image)
@@ -207,7 +210,7 @@ def write_coco(out: ExampleWriter) -> None:
         captions = []
         for identity, scene in scenes.items():
             stem, labels = f"{identity:012d}", COCO_LABELS[scene.labels]
-            for place in ("data/coco", "data/coco_annotations"):
+            for place in ("data/coco", *COCO_SCENES):
                 out.image(f"{place}/{name}/{stem}.jpg", scene.image)
             out.image(f"data/cocostuffthings/{name}/{stem}.png", labels)
             stuff = np.where(scene.labels >= SKY, labels + 1, 0).astype(np.uint8)
@@ -220,8 +223,8 @@ def write_coco(out: ExampleWriter) -> None:
         for kind, table in (("instances", THINGS), ("stuff", STUFF)):
             content["annotations"] = list(_coco_annotations(scenes, kind))
             content["categories"] = [{"id": i, "name": n, "supercategory": kind} for i, n in table]
-            file = f"data/coco_annotations/annotations/{kind}_{name}.json"
-            out.text(file, [json.dumps(content)])
+            for place in COCO_SCENES:
+                out.text(f"{place}/annotations/{kind}_{name}.json", [json.dumps(content)])
 
 
 def _coco_image(identity: int, scene: Scene) -> dict[str, Any]:
@@ -254,25 +257,25 @@ def _stuff(scene: Scene) -> list[tuple[int, Box]]:
 
 def write_open_images(out: ExampleWriter) -> None:
     """Boxes and lists as CSVs."""
-    root = "data/open_images_annotations"
-    out.text(f"{root}/class-descriptions-boxable.csv", [",".join(pair) for pair in OPEN_IMAGES])
     head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,"
     head += "IsGroupOf,IsDepiction,IsInside"
+    classes = [",".join(pair) for pair in OPEN_IMAGES]
     for split, boxes, listing in (
         ("train", "oidv6-train-annotations-bbox.csv", "train-images-boxable.csv"),
         ("validation", "validation-annotations-bbox.csv", "validation-images.csv"),
     ):
-        rows, names = [head], ["image_name,image_url"]
-        for number, scene in enumerate(out.scenes(split, 60_000)):
-            identity = f"{number:016x}"
-            out.image(f"{root}/{split}/{identity}.jpg", scene.image)
-            names.append(f"{identity}.jpg,")
-            rows += _open_images_rows(identity, scene)
-        out.text(f"{root}/{boxes}", rows)
-        out.text(f"{root}/{listing}", names)
+        scenes = {f"{number:016x}": s for number, s in enumerate(out.scenes(split, 60_000))}
+        rows = [row for identity, scene in scenes.items() for row in _box_rows(identity, scene)]
+        for root in OPEN_IMAGES_SCENES:
+            out.text(f"{root}/class-descriptions-boxable.csv", classes)
+            out.text(f"{root}/{boxes}", [head, *rows])
+            names = [f"{identity}.jpg," for identity in scenes]
+            out.text(f"{root}/{listing}", ["image_name,image_url", *names])
+            for identity, scene in scenes.items():
+                out.image(f"{root}/{split}/{identity}.jpg", scene.image)
 
 
-def _open_images_rows(identity: str, scene: Scene) -> Iterator[str]:
+def _box_rows(identity: str, scene: Scene) -> Iterator[str]:
     height, width = scene.labels.shape
     for one in scene.objects:
         x0, y0, w, h = one.box

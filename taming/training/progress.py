@@ -1,0 +1,144 @@
+"""How far a run is, how long it takes, and how much memory: a bar, and a line after a few steps."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from taming.limits import readable_size
+from taming.models.autoencoder_training import AutoencoderTraining
+
+BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
+LONG_ON_A_CPU = 12 * 3600.0  # seconds
+SMALLER = (
+    "configs/small/vqgan.yaml and the transformers beside it are sized for a CPU, see "
+    "docs/first-hours.md"
+)
+
+
+def steps_of_run(trainer: pl.Trainer) -> int | None:
+    """The global step at which training ends; None if it is not known."""
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is not None and epochs >= 0 and math.isfinite(batches):
+        limits.append(epochs * math.ceil(batches / _accumulated(trainer)))
+    return min(limits, default=None)
+
+
+def _accumulated(trainer: pl.Trainer) -> int:
+    """Batches per step."""
+    model = trainer.lightning_module
+    if isinstance(model, AutoencoderTraining):  # which steps its optimizers itself
+        return model.accumulate_grad_batches
+    return trainer.accumulate_grad_batches
+
+
+class RunProgress(TQDMProgressBar):
+    """A bar over the steps of the whole run, of which a resumed one has done some already.
+
+    The time that it shows as remaining is the run's, validation included as it was until now.
+    """
+
+    # As Lightning's, but for steps that take longer than a second: `25s/it`, not `0.04it/s`.
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        bar = self.init_train_tqdm()
+        bar.total, bar.initial, bar.n = steps_of_run(trainer), step, step
+        bar.unit = "step"
+        bar.set_description(f"Epoch {trainer.current_epoch}")
+        self.train_progress_bar = bar
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch}")
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        bar, done = self.train_progress_bar, trainer.global_step
+        if bar.disable or done == bar.n:
+            return
+        if done % max(1, self.refresh_rate) == 0 or done == bar.total:
+            bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
+            bar.update(done - bar.n)
+
+
+class Pace(Callback):
+    """Says once, after a few batches, how long a step takes, how long the run, and its memory."""
+
+    def __init__(self) -> None:
+        self._durations: list[float] = []  # of batches, in seconds
+        self._first = self._before = 0.0
+        self._said = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._first = self._before = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._said:
+            return
+        now = time.monotonic()
+        self._durations.append(now - self._before)
+        self._before = now
+        if len(self._durations) >= BATCHES_TIMED or now - self._first >= SECONDS_TIMED:
+            self._said = True
+            self._say(trainer, pl_module.device)
+
+    def _say(self, trainer: pl.Trainer, device: torch.device) -> None:
+        # The first batch warms up, and pictures are logged after many of the others.
+        fastest = sorted(self._durations[1:] or self._durations)[: len(self._durations) // 2 or 1]
+        seconds, end = median(fastest) * _accumulated(trainer), steps_of_run(trainer)
+        text = f"a step takes about {duration(seconds)}"
+        left = 0 if end is None else end - trainer.global_step
+        if end is not None:
+            text += f", the {left:,} steps to come {duration(left * seconds)} without validation"
+        text += f"; memory: {memory_in_use(device)}"
+        if device.type == "cpu" and left * seconds > LONG_ON_A_CPU:
+            text += f"; {SMALLER}"
+        rank_zero_info(text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "0.42 s", "35 min", "3 h 20 min", "12 days"."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{round(seconds / 86400)} days"
+
+
+def memory_in_use(device: torch.device) -> str:
+    """The most memory that training has taken until now: the GPU's, or of this process."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        used = torch.cuda.max_memory_allocated(device)
+        return f"{readable_size(used)} of the GPU's {readable_size(total)}"
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return "unknown"
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return readable_size(most * (1 if sys.platform == "darwin" else 1024))

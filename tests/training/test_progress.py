@@ -1,0 +1,122 @@
+"""The bar over a run's steps, and the line about its pace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from taming.training import progress
+from taming.training.cli import main as main_command
+from taming.training.progress import Pace, RunProgress, duration, steps_of_run
+from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+
+
+class Watch(Callback):
+    """Notes the bar's state after every batch, before the bar counts it."""
+
+    seen: list[tuple[int, int | None, str]] = []  # noqa: RUF012  # of all instances
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        (bar,) = [one for one in trainer.callbacks if isinstance(one, RunProgress)]  # type: ignore[attr-defined]
+        train = bar.train_progress_bar
+        self.seen.append((train.n, train.total, train.desc))
+
+
+def train(folder: Path, *arguments: str) -> list[tuple[int, int | None, str]]:
+    config = small_vqgan()
+    config.lightning.trainer.enable_progress_bar = True
+    config.lightning.callbacks = {"watch": {"target": f"{__name__}.Watch"}}
+    Watch.seen.clear()
+    main(["--base", write_config(folder, config), "-t", *arguments])
+    return list(Watch.seen)
+
+
+def test_the_bar_is_over_the_whole_run_also_of_a_resumed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = train(tmp_path, "--max_epochs", "2", "--max_steps", "5")  # of 3 batches an epoch
+    assert [(n, total) for n, total, _ in seen] == [(n, 5) for n in range(5)]
+    assert [text[:7] for *_, text in seen] == 3 * ["Epoch 0"] + 2 * ["Epoch 1"]
+    assert re.search(r"5/5 \[\d\d:\d\d<", capsys.readouterr().out)
+    [run] = tmp_path.glob("logs/*")
+    Watch.seen.clear()
+    main(["-r", str(run), "-t", "--max_steps", "-1", "--max_epochs", "3"])
+    assert [(n, total) for n, total, _ in Watch.seen] == [(n, 9) for n in range(5, 9)]
+
+
+def test_its_pace_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "BATCHES_TIMED", 3)
+    base = write_config(tmp_path, small_vqgan())
+    main(["--base", base, "-t", "--max_steps", "5"])
+    (line,) = [r.message for r in caplog.records if r.message.startswith("a step takes about")]
+    assert re.search(r"about [\d.]+ s, the 2 steps to come [\d.e-]+ s .*memory: [\d.]+ \w+", line)
+    assert "small" not in line
+
+
+@pytest.mark.parametrize(
+    ("limits", "accumulate", "steps"),
+    [
+        ({"max_steps": 7, "max_epochs": 2}, 1, 7),
+        ({"max_steps": 70, "max_epochs": 2}, 1, 20),
+        ({"max_steps": -1, "max_epochs": 2}, 4, 6),
+        ({"max_steps": -1, "max_epochs": -1}, 1, None),
+    ],
+)
+def test_steps_of_a_run(limits: dict[str, int], accumulate: int, steps: int | None) -> None:
+    class Trainer:
+        num_training_batches, accumulate_grad_batches, lightning_module = 10, accumulate, None
+        max_steps, max_epochs = limits["max_steps"], limits["max_epochs"]
+
+    assert steps_of_run(Trainer()) == steps  # type: ignore[arg-type]
+
+
+def test_durations_are_readable() -> None:
+    texts = [duration(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 9 * 86400)]
+    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "9 days"]
+
+
+def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches of 2 seconds, of which every other one is followed by 30 seconds of pictures.
+
+    What takes longer than a night on a CPU is told of smaller configs.
+    """
+    times = iter([0.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    pace = Pace()
+    pace._durations = [99.0, 32.0, 2.0, 32.0, 2.0, 2.0, 2.0, 32.0]
+
+    class Trainer:
+        num_training_batches, accumulate_grad_batches, lightning_module = 10, 1, None
+        max_steps, max_epochs, global_step = 109, -1, 9
+
+    pace.on_train_start(None, None)  # type: ignore[arg-type]
+
+    class Model:
+        device = progress.torch.device("cpu")
+
+    with caplog.at_level("INFO"):
+        pace.on_train_batch_end(Trainer(), Model(), None, None, 8)  # type: ignore[arg-type]
+        assert "about 2 s, the 100 steps to come 3 min" in caplog.text
+        assert progress.SMALLER not in caplog.text
+        Trainer.max_steps = 10**6
+        pace._say(Trainer(), Model.device)  # type: ignore[arg-type]
+    assert caplog.text.strip().endswith(progress.SMALLER)
+
+
+def test_small_configs_are_where_it_is_said() -> None:
+    for name in re.findall(r"\S+\.(?:yaml|md)", progress.SMALLER):
+        assert (ROOT / name).is_file()
