@@ -30,6 +30,7 @@ GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "comma
 GROUND |= {"limits", "trust"}
 LEAVES = GROUND | {
     "config",
+    "config_before",
     "config_files",
     "config_values",
     "checkpoint",
@@ -50,11 +51,12 @@ ALLOWED = {
     "limits": {"errors"},
     "config_values": set(),
     "config": {"config_files", "config_values", "errors", "limits", "trust"},
+    "config_before": {"config", "errors"},
     "lr_scheduler": {"config"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config", "config_files"},
+    "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "pretrained"},
     "modules": GROUND | {"downloads", "modules", "util"},

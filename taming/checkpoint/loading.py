@@ -17,6 +17,7 @@ from taming.config import (
     load_config,
     without_checkpoint_paths,
 )
+from taming.config_before import keep_dataset_defaults
 from taming.config_files import SECTIONS, STAGES, as_stage
 from taming.errors import UserError
 from taming.limits import weights_from_file
@@ -41,6 +42,7 @@ def run_config(
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
     expand_stages(config)
+    keep_dataset_defaults(config, new=not run.configs)
     return config
 
 

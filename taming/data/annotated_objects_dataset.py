@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from taming.config import did_you_mean, get_obj_from_str
 from taming.data.base import ImageFiles, Item
@@ -15,7 +16,7 @@ from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
 from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.scene_crops import SceneCrop, View
 from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
@@ -78,6 +79,8 @@ class AnnotatedObjectsDataset(ImageFiles):
         use_additional_parameters: bool = False,
         on_error: OnError = "raise",
         shards: str | None = None,
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.data_path, self.split, self.keys = Path(data_path), split, list(keys)
         self._name = f"{type(self).__name__} of {data_path}"
@@ -109,7 +112,8 @@ class AnnotatedObjectsDataset(ImageFiles):
             folder = str(self.image_folder)
             paths = StringTable(os.path.join(folder, name) for name in self.file_names)
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
-        super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
+        options = ImageOptions(on_error=on_error, exif=exif, source=self._name, **files)
+        super().__init__(paths, options)
 
     flags_known: tuple[str, ...] = ()
 

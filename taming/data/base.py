@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from taming.data.columns import Column, StringTable, column, entry
 from taming.data.files.find import in_threads
 from taming.data.files.images import (
     BadImage,
+    Reading,
+    has_deep_values,
     image_mode_and_size,
     npy_size,
     read_npy,
     read_rgb,
     read_rgb_fast,
 )
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 from taming.pictures import to_values_array
@@ -29,6 +32,7 @@ from taming.pictures import to_values_array
 Item = dict[str, Any]
 REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
+DEEP_DECODED = 8  # at start, of images with more than 8 bits
 log = logging.getLogger(__name__)
 
 
@@ -70,6 +74,10 @@ class ImageFiles(Dataset[Item]):
         self.labels = {name: self._column(name, values) for name, values in (labels or {}).items()}
         self.labels["file_path_"] = self.paths
         self.transform = JointTransform(self.options, self.smooth_maps())
+        self._warned_of_dark = False
+        low, high = options.value_range or (0, 0)
+        value_range = (low, high) if options.value_range else None
+        self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark)
         self.check_all()
 
     @property
@@ -80,6 +88,11 @@ class ImageFiles(Dataset[Item]):
     def smooth_maps(self) -> dict[str, bool]:
         """The maps beside the images, and whether they are resized like these."""
         return {}
+
+    def _warn_of_dark(self, sentence: str) -> None:
+        if not self._warned_of_dark:
+            self._warned_of_dark = True
+            log.warning("%s: %s", self.source, sentence)
 
     def _column(self, name: str, values: Column | Iterable[Any]) -> Column:
         compact = column(values)
@@ -93,6 +106,16 @@ class ImageFiles(Dataset[Item]):
     def check_all(self) -> None:
         """Check the files when the dataset is made; raises `UserError`."""
         self.check_some(self.check, "checking", HEADERS_CHECKED)
+        self._look_for_dark_images()
+
+    def _look_for_dark_images(self) -> None:
+        """Decode a few images of more than 8 bits: one that turns out nearly black is named."""
+        count = min(len(self), DEEP_DECODED)
+        for number in range(count):
+            path = self.paths[number * len(self) // count]
+            with contextlib.suppress(BadImage):
+                if has_deep_values(path):
+                    self.read(path)
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
@@ -140,13 +163,13 @@ class ImageFiles(Dataset[Item]):
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) in pixels without decoding; raises `BadImage`."""
-        return image_mode_and_size(path)[1]
+        return image_mode_and_size(path, self.reading.upright)[1]
 
     def read(self, path: str) -> np.ndarray:
         """Pixels uint8 (H, W, 3); raises `BadImage`."""
         if not self.fast_decode:
-            return read_rgb(path)
-        return read_rgb_fast(path, self.transform.size if self.reducible else 0)
+            return read_rgb(path, self.reading)
+        return read_rgb_fast(path, self.transform.size if self.reducible else 0, self.reading)
 
     def pixels(self, index: int) -> np.ndarray:
         """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
@@ -220,9 +243,18 @@ class ImagePaths(ImageFiles):
         crop_size: int | None = None,
         source: str = "",
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=source
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            on_error=on_error,
+            exif=exif,
+            source=source,
+            **files,
         )
         super().__init__(paths, options, labels)
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import Unpack
 
 from taming.data.base import Item
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
 from taming.data.files.annotations import all_fields, identity_of, read_json
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 
@@ -76,11 +77,20 @@ class CocoImagesAndCaptionsTrain(ImagesWithMaps):
         given_files: Sequence[str] | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         crop_size = 0 if force_no_crop else crop_size
         random_crop = self.split.startswith("train")
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, "bicubic", on_error=on_error
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            "bicubic",
+            on_error=on_error,
+            exif=exif,
+            **files,
         )
         names, groups = self._captioned(given_files, on_error)
         self._captions = Captions(groups)

@@ -79,20 +79,22 @@ class ImagesWithMaps(ImageFiles):
         size = self.header_size(self.paths[index])
         for maps in self.maps.values():
             with self.naming(maps.paths[index]):
-                self._check_same(index, size, maps.kind.header_size(maps.paths[index]))
+                header = maps.kind.header_size(maps.paths[index], self.reading)
+                self._check_same(index, size, header)
 
     def _check_same(self, index: int, image: tuple[int, ...], other: tuple[int, ...]) -> None:
         if image != other:
-            raise BadImage(
-                f"is {other[1]} x {other[0]} pixels, but its image {self.paths[index]} is "
-                f"{image[1]} x {image[0]}"
-            )
+            sizes = f"is {other[1]} x {other[0]} pixels, but its image {self.paths[index]} is "
+            sizes += f"{image[1]} x {image[0]}"
+            if self.reading.upright and image == other[::-1]:
+                sizes += " (if that is for an EXIF orientation of one of them, set exif: ignore)"
+            raise BadImage(sizes)
 
     def _check_decoded(self, index: int) -> None:
         for maps in self.maps.values():
             if maps.kind.checked_by_decoding:
                 with self.naming(maps.paths[index]):
-                    maps.kind.read(maps.paths[index])
+                    maps.kind.read(maps.paths[index], self.reading)
 
     def files(self, index: int) -> dict[str, str]:
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}
@@ -104,7 +106,7 @@ class ImagesWithMaps(ImageFiles):
         image, pixels = self.pixels(index), {}
         for name, maps in self.maps.items():
             with self.naming(maps.paths[index]):
-                pixels[name] = maps.kind.read(maps.paths[index])
+                pixels[name] = maps.kind.read(maps.paths[index], self.reading)
                 self._check_same(index, image.shape[:2], pixels[name].shape[:2])
         return self.transform(image, **pixels)
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from taming.config import did_you_mean
 from taming.data.base import ImageFiles, Item
@@ -19,14 +20,15 @@ from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepar
 from taming.data.files.list_files import read_names
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
 from taming.data.imagenet_classes import NAMES, SYNSETS
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.errors import UserError
 
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
 DEPTH_ROOT = "data/imagenet_depth"
 CROPS = {"ImageNetTrain/random_crop": True, "ImageNetValidation/random_crop": False}
-SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
+SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error", "exif")
+SETTINGS += ("value_range", "augmentations")
 
 
 def class_indices(ranges: str) -> list[int]:
@@ -85,7 +87,8 @@ class ImageNetTrain(ImageFiles):
     Args:
         config: `size`; `sub_indices`, the classes to use ("30-32, 33-37", without the ends);
             `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False);
-            `random_flip`, `crop_size`, `on_error` as in `ImageOptions`.
+            `random_flip`, `crop_size`, `on_error`, `exif` ("ignore"), `value_range` and
+            `augmentations` as in `ImageOptions`.
 
     Raises:
         UserError: for unknown keys, and if there are no files or damaged ones.
@@ -98,7 +101,7 @@ class ImageNetTrain(ImageFiles):
         files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
         in_training, in_validation = (settings.pop(name, usual) for name, usual in CROPS.items())
         random_crop = in_training if self.split is TRAIN else in_validation
-        options = ImageOptions(random_crop=random_crop, **settings)
+        options = ImageOptions(random_crop=random_crop, **{"exif": "ignore", **settings})
         super().__init__(files.paths, options, files.labels)
 
 
@@ -140,11 +143,15 @@ class ImageNetTrainWithDepth(ImagesWithMaps):
         sub_indices: str | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         settings = _known_settings(config)
         size = settings.get("size") if size is None else size
         random_crop = self.split is TRAIN if random_crop is None else random_crop
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
+        )
         classes = self.sub_indices or sub_indices or settings.get("sub_indices")
         files = ImageNetFiles(self.split, classes, type(self).__name__)
         depth = png_paths(files.names, Path(root, self.split.maps_folder))
@@ -175,7 +182,7 @@ class DRINExamples(ImagesWithMaps):
     def __init__(self) -> None:
         listed = read_names("data/drin_examples.txt", "data/drin_images", "DRINExamples")
         depth = png_paths(listed.names, "data/drin_depth")
-        options = ImageOptions(256, source="DRINExamples")
+        options = ImageOptions(256, exif="ignore", source="DRINExamples")
         super().__init__(listed.paths, {"depth": MapFiles(depth, Depth())}, options)
 
 
@@ -202,10 +209,14 @@ class ImageNetScaleTrain(ImageFiles):
         sub_indices: str | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
         random_crop = self.split is TRAIN if random_crop is None else random_crop
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
+        )
         files = ImageNetFiles(self.split, sub_indices, type(self).__name__)
         super().__init__(files.paths, options, files.labels)
 

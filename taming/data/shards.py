@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from taming.data.base import Item
 from taming.data.coco import Captions
@@ -24,7 +24,7 @@ from taming.data.faceshq import coordinates
 from taming.data.files.images import npy_size, read_npy
 from taming.data.files.shard_index import ShardColumns, find_shards
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -46,7 +46,7 @@ class Shards(ImagesWithMaps):
         edges: adds the Canny edges of the image (reduced by `up_factor`) under this name instead.
         coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
             does; `random_crop` is then about this crop.
-        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
+        (size, random_crop, random_flip, crop_size, on_error, exif, files: see `ImageOptions`)
 
     Raises:
         UserError: for absent or damaged shards, and what `ImagesWithMaps` raises.
@@ -67,6 +67,8 @@ class Shards(ImagesWithMaps):
         edges: str = "",
         coord_crop: int | None = None,
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges=bool(edges))
         self._degraded = edges or "lr"
@@ -79,9 +81,16 @@ class Shards(ImagesWithMaps):
         interpolation = interpolation or description["interpolation"]
         random_crop = random_crop and not coord_crop
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
+            on_error=on_error,
+            exif=exif,
+            source=f"{type(self).__name__} of {shards}",
+            **files,
         )
-        options = replace(options, source=f"{type(self).__name__} of {shards}")
         columns = ShardColumns(tars, kinds)
         labels = columns.metadata
         self.shard_lengths = np.array(columns.lengths)
@@ -89,8 +98,8 @@ class Shards(ImagesWithMaps):
         self._choices = {name: Captions(labels.pop(name)) for name in texts}
         original_paths = labels.pop("file_path_", None)
         self.reducible = not kinds
-        files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
-        super().__init__(columns.paths["image"], files, options, labels)
+        map_files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
+        super().__init__(columns.paths["image"], map_files, options, labels)
         if original_paths is not None:
             self.labels["file_path_"] = column(original_paths)
 

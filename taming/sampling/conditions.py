@@ -12,7 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from taming.data.condition_maps import DEPTH_MODES, Depth, one_hot
-from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
+from taming.data.files.images import (
+    BadImage,
+    damage_named,
+    image_mode_and_size,
+    orientation_of,
+    read_rgb,
+    read_stored,
+    turned,
+)
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
@@ -21,21 +29,16 @@ from taming.pictures import resize, resize_and_crop, to_values_array
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
 
-# EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
-# that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
-ORIENTATION_TAG = 0x0112
-TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
-MIRRORED = {2, 4, 5, 7}
 
-
-def read_pixels(path: str | Path, content: Content = "color", upright: bool = False) -> np.ndarray:
+def read_pixels(path: str | Path, content: Content = "color") -> np.ndarray:
     """An image file that a user gives, as an array. No other function opens such files.
+
+    It is turned as the camera was held (EXIF).
 
     Args:
         content: "color" gives uint8 (H, W, 3); "gray" uint8 (H, W, 1), or depth in [-1, 1],
             float32 (H, W, 1), for files of 16 or 32 bits and those of scripts/extract_depth.py;
             "labels" int32 (H, W), the file's numbers; "mask" uint8 (H, W).
-        upright: turn it as the camera was held (EXIF). Models saw their data as it is in the files.
 
     Raises:
         UserError: for a file that is missing, no image, or of other content.
@@ -44,12 +47,9 @@ def read_pixels(path: str | Path, content: Content = "color", upright: bool = Fa
     if not Path(path).is_file():
         raise UserError(f"there is no {name} {path}")
     try:
-        pixels = read(str(path))
-        orientation = _orientation(str(path)) if upright else 1
+        return read(str(path))
     except BadImage as error:
         raise UserError(f"{path} {error}; give {advice}") from None
-    pixels = np.fliplr(pixels) if orientation in MIRRORED else pixels
-    return np.rot90(pixels, TURNS.get(orientation, 0))
 
 
 def _read_gray(path: str) -> np.ndarray:
@@ -59,8 +59,7 @@ def _read_gray(path: str) -> np.ndarray:
 
 
 def _read_labels(path: str) -> np.ndarray:
-    with damage_named(path), Image.open(path) as image:
-        labels = np.array(image).astype(np.int32)
+    labels = read_stored(path).astype(np.int32)
     if labels.ndim != 2:
         raise BadImage("is a picture in colors")
     return labels
@@ -68,7 +67,7 @@ def _read_labels(path: str) -> np.ndarray:
 
 def _read_mask(path: str) -> np.ndarray:
     with damage_named(path), Image.open(path) as image:
-        return np.array(image.convert("L"))
+        return turned(np.array(image.convert("L")), orientation_of(image))
 
 
 # How files are read, what they are called in errors, and what to give instead.
@@ -78,11 +77,6 @@ READERS: dict[Content, tuple[Callable[[str], np.ndarray], str, str]] = {
     "labels": (_read_labels, "segmentation", "a PNG of label numbers"),
     "mask": (_read_mask, "mask", "an image that is white where pixels are kept"),
 }
-
-
-def _orientation(path: str) -> int:
-    with damage_named(path), Image.open(path) as image:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
 
 
 def read_picture(
@@ -120,11 +114,11 @@ def read_input(
 
     Args:
         size: (height, width) to cover, cutting off the rest.
-        reduce_to: larger images are turned upright and reduced until they just cover this.
+        reduce_to: larger images are reduced until they just cover this.
     """
     labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
     content: Content = "labels" if labels else _content_for(stage.channels)
-    pixels = read_pixels(path, content, upright=reduce_to is not None)
+    pixels = read_pixels(path, content)
     if labels:
         if not 0 <= pixels.min() <= pixels.max() < stage.channels:
             raise UserError(

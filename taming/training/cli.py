@@ -26,6 +26,7 @@ from taming.config import (
     plain,
     without_checkpoint_paths,
 )
+from taming.config_before import keep_dataset_defaults
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
@@ -175,6 +176,7 @@ def _read_configs(
     if "model" not in config:
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
+    keep_dataset_defaults(config, new=not run.stored)
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from taming.config import did_you_mean, instantiate_from_config, load_config
+from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
@@ -50,7 +51,9 @@ class DatasetSource(LoadedSource):
     ) -> None:
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
-        self.section = section_of(load_config(self.configs, overrides), split, self.name)
+        loaded = load_config(self.configs, overrides)
+        keep_dataset_defaults(loaded, new=not any(map(is_of_run, self.configs)))
+        self.section = section_of(loaded, split, self.name)
         dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")

@@ -19,12 +19,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from taming.data.files.images import DAMAGE, damage_of
+from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.devices import available_cpus
 from taming.errors import UserError
 
@@ -221,7 +220,8 @@ def loaded(
 class FolderSource(LoadedSource):
     """The image files of a folder, in the order of torch-fidelity: by path, as text.
 
-    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped.
+    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped. In
+    addition, images are turned as the camera was held (EXIF), and 16 bits become 8.
 
     Args:
         path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
@@ -259,17 +259,15 @@ class FolderSource(LoadedSource):
     def load(self, index: int) -> Loaded:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                mode, pixels = image.mode, np.asarray(image.convert("RGB"))  # (H, W, 3)
-        except DAMAGE as error:
-            reason = damage_of(path, error)
-            raise UserError(f"{path} {reason}; replace the file or take it out") from None
+            mode, pixels = image_mode_and_size(path)[0], read_rgb(path)  # (H, W, 3)
+        except BadImage as error:
+            raise UserError(f"{path} {error}; replace the file or take it out") from None
         label = None if self.labels is None else self.labels[index]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
 
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
-        digest = hashlib.sha256(b"image files")
+        digest = hashlib.sha256(b"image files, upright")
         labels = repeat("") if self.labels is None else iter(self.labels)
         chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
