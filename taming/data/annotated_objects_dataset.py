@@ -11,13 +11,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from taming.config import did_you_mean, get_obj_from_str
+from taming.data.augmentations import Augmentations
 from taming.data.base import ImageFiles, Item
 from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
 from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
-from taming.data.scene_crops import SceneCrop, View
+from taming.data.scene_crops import SceneCrop, View, augmented
 from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
 
@@ -95,6 +96,11 @@ class AnnotatedObjectsDataset(ImageFiles):
         self.image_ids = StringTable(ids[number] for number in kept)
         self._check_left(len(names), limits)
         self._crop = SceneCrop(crop_method, target_image_size, random_flip)
+        described, self._augmentations = files.pop("augmentations", ()), None
+        if described:
+            self._augmentations = Augmentations(
+                described, boxes=True, side=target_image_size, source=self._name
+            )
         self.conditional_builders = {
             key: builder(
                 no_object_classes=self._no_object_classes(no_object_classes),
@@ -201,12 +207,18 @@ class AnnotatedObjectsDataset(ImageFiles):
 
     def _item(self, index: int) -> Item:
         view = self._crop(self.pixels(index))
+        if self._augmentations is not None:
+            view = augmented(view, self.annotations(index), self._augmentations)
         return {key: ENTRIES[key](self, index, view) for key in self.keys}
 
     def tokens(self, key: str, index: int, view: View) -> Tensor:
         """The scene as tokens, int64 (embedding_dim,), by `conditional_builders[key]`."""
         builder = self.conditional_builders[key]
-        return builder.build(self.annotations(index), view.crop, view.flipped)
+        return builder.build(self.seen(index, view), view.crop, view.flipped)
+
+    def seen(self, index: int, view: View) -> AnnotationList:
+        """The objects of item `index`, as its view has them."""
+        return self.annotations(index) if view.annotations is None else view.annotations
 
 
 ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
@@ -215,7 +227,7 @@ ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
     "file_name": lambda data, index, view: data.file_names[index],
     "image_id": lambda data, index, view: data.image_ids[index],
     "original_size": lambda data, index, view: view.original_size,
-    "annotations": lambda data, index, view: data.annotations(index),
+    "annotations": lambda data, index, view: data.seen(index, view),
     "crop_bbox": lambda data, index, view: view.crop or WHOLE,
     "flipped": lambda data, index, view: view.flipped,
     "objects_bbox": lambda data, index, view: data.tokens("objects_bbox", index, view),

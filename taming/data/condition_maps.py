@@ -168,6 +168,11 @@ class Labels(MapKind):
         )
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
+        if cropped.size and cropped.max() >= self.n_labels:
+            raise UserError(
+                f"an augmentation fills segmentations with the label {cropped.max()}, but n_labels "
+                f"is {self.n_labels}; give it another fill_mask"
+            )
         return one_hot(cropped, self.n_labels)
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.data.helper_types import BoundingBox, clip, mirrored, touches
+from taming.data.helper_types import BoundingBox, in_crop, touches
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
 from taming.evaluation.sources.images import (
@@ -49,18 +49,10 @@ class SceneImage(SourceImage):
 
 def visible_boxes(scene: Scene) -> Boxes:
     """What of the objects' boxes the image shows, as shares of it: after its crop and flip."""
-    x0, y0, width, height = scene.crop
-    boxes = []
-    for annotation in scene.annotations:
-        if not touches(annotation.bbox, scene.crop):
-            continue
-        left, top, wide, high = annotation.bbox
-        left, right = ((side - x0) / width for side in (left, left + wide))
-        top, bottom = ((side - y0) / height for side in (top, top + high))
-        left, right, top, bottom = map(clip, (left, right, top, bottom))
-        box = (left, top, right - left, bottom - top)
-        boxes.append(mirrored(box) if scene.flipped else box)
-    return tuple(boxes)
+    boxes = (annotation.bbox for annotation in scene.annotations)
+    return tuple(
+        in_crop(box, scene.crop, scene.flipped) for box in boxes if touches(box, scene.crop)
+    )
 
 
 def cut_objects(
