@@ -26,7 +26,7 @@ from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
 from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments
 from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"step {step}; {path.name}, {path.with_suffix('.md').name} and plots are in {path.parent}"
     )
+    end_with_damaged(runner.left_out)
 
 
 def print_scores(scores: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from taming.data.files.images import (
 )
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.pictures import to_values_array
 
 Item = dict[str, Any]
@@ -34,6 +35,21 @@ REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
 DEEP_DECODED = 8  # at start, of images with more than 8 bits
 log = logging.getLogger(__name__)
+
+_found_later: ContextVar[bool] = ContextVar("found_later", default=False)
+
+
+@contextlib.contextmanager
+def damage_found_later() -> Iterator[None]:
+    """A context in which datasets are made without an error for single damaged files.
+
+    Their items raise `DamagedImage`.
+    """
+    token = _found_later.set(True)
+    try:
+        yield
+    finally:
+        _found_later.reset(token)
 
 
 class BadFile(Exception):
@@ -53,7 +69,7 @@ class ImageFiles(Dataset[Item]):
 
     Raises:
         UserError: if there are no paths, if a label column has another length, for files that are
-            no images or smaller than the crop; while loading, for damaged files.
+            no images or smaller than the crop; while loading, for damaged files (`DamagedImage`).
     """
 
     fast_decode = False  # these two are set by `set_loading`
@@ -125,7 +141,7 @@ class ImageFiles(Dataset[Item]):
             try:
                 check(index)
             except BadFile as error:
-                if self.options.on_error == "raise":
+                if self.options.on_error == "raise" and not _found_later.get():
                     raise UserError(str(error)) from None
                 bad.append(error)
 
@@ -134,6 +150,8 @@ class ImageFiles(Dataset[Item]):
         for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
             pass
         if bad:
+            if _found_later.get():
+                return
             counts = f"{len(bad)} of the {checked} files looked at"
             message = "%s: %s cannot be used and others take their place; %s"
             log.warning(message, self.source, counts, bad[0])
@@ -208,7 +226,7 @@ class ImageFiles(Dataset[Item]):
                 return self._item((index + step) % len(self) if step else index)
             except BadFile as error:
                 if self.options.on_error == "raise":
-                    raise UserError(str(error)) from None
+                    raise DamagedImage(str(error)) from None
                 log.warning("skipped: %s", error)
         raise UserError(
             f"{self.source}: {REPLACEMENTS_TRIED} files in a row cannot be used, the last ones "

@@ -165,6 +165,7 @@ class Runner:
     batch_size: int = 50  # images that are counted, or sampled, at once
     cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
     save_every: float = SAVE_EVERY  # seconds between saves of an unfinished evaluation
+    left_out: list[str] = field(default_factory=list)  # a sentence per damaged image
     _unfinished: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -172,14 +173,33 @@ class Runner:
             raise UserError(f"--batch_size must be at least 1, not {self.batch_size}")
 
     def run(
-        self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
+        self,
+        source: ImageSource,
+        make_accumulator: Callable[[], A],
+        key: str,
+        label: str,
+        damage_key: str = "",
     ) -> tuple[Manifest, A]:
         """Count all images of a set; both results are complete in the process of rank 0 alone.
 
         `key` is the hash of all that decides the result, under which an unfinished one is kept;
-        that of rank 0 counts. `label` is that of the progress bar.
+        that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
+        named in `left_out`; they are remembered under `damage_key`, by default `key`.
         """
         key = _of_rank_0(key)
+        damage_key = damage_key or key
+        self._recall_damage(source, damage_key)
+        while True:
+            self._leave_out(source, damage_key)
+            counted = self._pass(source, make_accumulator, key, label)
+            if counted is not None:
+                return counted.manifest, counted.accumulator
+            key = key_of(key=key, without=sorted(source.damaged))
+
+    def _pass(
+        self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
+    ) -> _Part[A] | None:
+        """All images, once; None if some turn out to be damaged, as `source.damaged` then says."""
         self._unfinished.append(key)
         images, (rank, processes) = len(source), own_share()
 
@@ -199,8 +219,35 @@ class Runner:
                 if timer.due():
                     timer.saved(self._save(key, part))
         self._save(key, part)
-        joined = self._joined(part, empty)
-        return joined.manifest, joined.accumulator
+        for damaged in gather_objects(source.damaged) if processes > 1 else ():
+            source.damaged.update(damaged)
+        return None if source.damaged else self._joined(part, empty)
+
+    def _recall_damage(self, source: ImageSource, key: str) -> None:
+        """Note as damaged what an earlier evaluation of the same set found to be so."""
+        state = self.cache.load(key_of(damaged=key)) if own_share()[0] == 0 else None
+        if state is not None and int(state["size"]) == len(source):
+            found = zip(state["indices"].tolist(), state["sentences"].tolist(), strict=True)
+            source.damaged.update(found)
+
+    def _leave_out(self, source: ImageSource, key: str) -> list[str]:
+        """Leave out what is damaged, in all processes; UserError if nothing is left.
+
+        Numbers are then those of the set without these files, whatever depends on its size.
+        """
+        source.damaged.update(_of_rank_0(source.damaged))
+        indices = sorted(source.damaged)
+        if not indices:
+            return []
+        if own_share()[0] == 0:
+            texts = np.array([source.damaged[index] for index in indices], dtype=np.str_)
+            state = {"indices": np.array(indices), "sentences": texts}
+            self.cache.save(key_of(damaged=key), {**state, "size": np.array(len(source))})
+        sentences = source.leave_out_damaged()
+        self.left_out += sentences
+        if not len(source):
+            raise UserError(f"none of the images can be used; {sentences[0]}")
+        return sentences
 
     def finish(self) -> None:
         """Delete the unfinished states: the results that they were kept for are there."""
@@ -224,20 +271,25 @@ class Runner:
 
         What the cache has is not computed; with `keep`, what was computed goes there.
         """
-        requests, rank, images = list(dict.fromkeys(requests)), own_share()[0], len(source)
+        requests, rank = list(dict.fromkeys(requests)), own_share()[0]
         key = _of_rank_0(source.content_key() if rank == 0 else None)
-        cached = self._cached(key, requests, images) if rank == 0 else SetFeatures(Manifest(0))
+        self._recall_damage(source, key)
+        if self._leave_out(source, key):
+            key = _of_rank_0(source.content_key() if rank == 0 else None)
+        cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]
         missing = [requests[place] for place in _of_rank_0(places)]
         if not missing:
             return cached
         manifest, counted = self.run(
             source,
-            lambda: FeatureAccumulators(missing, images),
+            lambda: FeatureAccumulators(missing, len(source)),
             key_of(unfinished=[request.key(key) for request in missing]),
             label,
+            damage_key=key,
         )
         if keep and rank == 0:
+            key = source.content_key()  # of what is left
             self._keep(key, SetFeatures(manifest, counted.parts))
         return SetFeatures(manifest, cached.parts | counted.parts)
 

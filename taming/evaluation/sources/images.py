@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError, sentence
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 NO_LABEL = -1
@@ -160,6 +160,23 @@ class ImageSource(Protocol):
         """The images of these indices, made or loaded about `batch_size` at a time."""
         raise TypeError(f"{type(self).__name__} gives its images in batches alone")
 
+    @cached_property
+    def damaged(self) -> dict[int, str]:
+        """By index, a sentence for each image that this process could not read, and left out."""
+        return {}
+
+    def leave_out(self, indices: Container[int]) -> None:
+        """Be the set without these images from now on; those behind them move up."""
+        raise TypeError(f"{type(self).__name__} has no files that could be damaged")
+
+    def leave_out_damaged(self) -> list[str]:
+        """`leave_out` what was found to be damaged so far; returns the sentences."""
+        damaged = dict(sorted(self.damaged.items()))
+        if damaged:
+            self.leave_out(damaged)
+            self.damaged.clear()
+        return list(damaged.values())
+
     def fingerprint(self) -> str:
         """SHA-256 over the pixels of all images, in order, with a progress bar."""
         manifest = Manifest(len(self))
@@ -192,17 +209,23 @@ class LoadedSource(ImageSource, Dataset[Any]):
     workers: int | None = None
 
     def load(self, index: int) -> Loaded:
-        """Image `index`; runs in workers. Raises UserError that names the file."""
+        """Image `index`; runs in workers. Raises `DamagedImage` that names the file."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """What workers hand over: arrays, as each tensor would take an open file."""
-        pixels, label, name, mode = self.load(index)
+        try:
+            pixels, label, name, mode = self.load(index)
+        except DamagedImage as error:
+            return index, None, sentence(error)
         return index, pixels, label, name, pixel_digest(pixels), mode
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
-            yield SourceImage(index, torch.from_numpy(pixels), *rest)
+            if pixels is None:
+                self.damaged[index] = rest[0]
+            else:
+                yield SourceImage(index, torch.from_numpy(pixels), *rest)
 
 
 def loaded(
@@ -229,7 +252,7 @@ class FolderSource(LoadedSource):
         deep: look into folders below; by default if the folder itself holds no images.
         workers: processes that decode, see `loaded`.
 
-    Raises UserError if there is no folder or no image; while reading, for a damaged file.
+    Raises UserError if there is no folder or no image; `load` raises `DamagedImage`.
     """
 
     def __init__(
@@ -261,9 +284,14 @@ class FolderSource(LoadedSource):
         try:
             mode, pixels = image_mode_and_size(path)[0], read_rgb(path)  # (H, W, 3)
         except BadImage as error:
-            raise UserError(f"{path} {error}; replace the file or take it out") from None
+            raise DamagedImage(f"{path} {error}; replace the file or take it out") from None
         label = None if self.labels is None else self.labels[index]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
+
+    def leave_out(self, indices: Container[int]) -> None:
+        kept = [index for index in range(len(self.files)) if index not in indices]
+        self.files = [self.files[index] for index in kept]
+        self.labels = self.labels and [self.labels[index] for index in kept]
 
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
@@ -303,8 +331,8 @@ def _file_digest(path: str) -> bytes:
     try:
         status = os.stat(path)
         return _version_digest(path, status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+    except OSError:  # it counts as damaged when it is loaded
+        return hashlib.sha256(f"unreadable: {path}".encode(errors="surrogateescape")).digest()
 
 
 @cache

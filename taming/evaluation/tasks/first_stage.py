@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +134,10 @@ class FirstStageEvaluator:
         Raises UserError for images that cannot be read or that the first stage does not take.
         """
         model = stage.model.to(self.device)
-        make = partial(self._accumulator, model, len(images))
-        manifest, counted = self.runner.run(images, make, self._key(stage, images), stage.name)
+        key = self._key(stage, images)
+        manifest, counted = self.runner.run(
+            images, lambda: self._accumulator(model, len(images)), key, stage.name
+        )
         model.to("cpu")
         if counted.extractor is not None:
             # In all processes, so that none computes them again.
