@@ -21,7 +21,7 @@ from taming.data.files.images import (
     read_stored,
     turned,
 )
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 from taming.pictures import resize, resize_and_crop, to_values_array
@@ -41,7 +41,7 @@ def read_pixels(path: str | Path, content: Content = "color") -> np.ndarray:
             "labels" int32 (H, W), the file's numbers; "mask" uint8 (H, W).
 
     Raises:
-        UserError: for a file that is missing, no image, or of other content.
+        UserError: for a file that is missing; DamagedImage, if it is no image or of other content.
     """
     read, name, advice = READERS[content]
     if not Path(path).is_file():
@@ -49,7 +49,7 @@ def read_pixels(path: str | Path, content: Content = "color") -> np.ndarray:
     try:
         return read(str(path))
     except BadImage as error:
-        raise UserError(f"{path} {error}; give {advice}") from None
+        raise DamagedImage(f"{path} {error}; give {advice}") from None
 
 
 def _read_gray(path: str) -> np.ndarray:

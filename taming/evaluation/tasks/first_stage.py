@@ -215,11 +215,11 @@ class FirstStageEvaluator:
         for image in images_at(images, indices):
             x = model_input(image.pixels[None], model.channels).to(self.device)
             _, reconstruction = reconstruct(model, x, self.dtype)
-            pairs[image.index] = (_shown(model, x), _shown(model, reconstruction))
+            pairs[image.index] = (shown(model, x), shown(model, reconstruction))
         return pairs
 
 
-def _shown(model: FirstStage, image: Tensor) -> np.ndarray:
+def shown(model: FirstStage, image: Tensor) -> np.ndarray:
     """uint8 (H, W, 3) of an image [1, C, H, W]; labels get a color each."""
     if isinstance(model, VQModel) and model.reads_labels:
         one_hot = torch.zeros_like(image).scatter_(1, image.argmax(dim=1, keepdim=True), 1)
