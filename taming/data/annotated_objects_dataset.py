@@ -18,7 +18,7 @@ from taming.data.conditional_builder import objects_bbox, objects_center_points
 from taming.data.files.shard_index import paths_by_name
 from taming.data.helper_types import WHOLE, AnnotationList, Category, CropMethodType, SplitType
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
-from taming.data.scene_crops import SceneCrop, View, augmented
+from taming.data.scene_crops import AugmentedView, SceneCrop, View, augmented
 from taming.data.scene_table import Limits, SceneCollector
 from taming.errors import UserError
 
@@ -206,22 +206,26 @@ class AnnotatedObjectsDataset(ImageFiles):
         return self.scenes.annotations(index, self.image_ids[index], self.category_ids)
 
     def _item(self, index: int) -> Item:
-        view = self._crop(self.pixels(index))
-        if self._augmentations is not None:
-            view = augmented(view, self.annotations(index), self._augmentations)
+        view = self._view(index)
         return {key: ENTRIES[key](self, index, view) for key in self.keys}
 
-    def tokens(self, key: str, index: int, view: View) -> Tensor:
+    def _view(self, index: int) -> View | AugmentedView:
+        view = self._crop(self.pixels(index))
+        if self._augmentations is None:
+            return view
+        return augmented(view, self.annotations(index), self._augmentations)
+
+    def tokens(self, key: str, index: int, view: View | AugmentedView) -> Tensor:
         """The scene as tokens, int64 (embedding_dim,), by `conditional_builders[key]`."""
         builder = self.conditional_builders[key]
         return builder.build(self.seen(index, view), view.crop, view.flipped)
 
-    def seen(self, index: int, view: View) -> AnnotationList:
+    def seen(self, index: int, view: View | AugmentedView) -> AnnotationList:
         """The objects of item `index`, as its view has them."""
-        return self.annotations(index) if view.annotations is None else view.annotations
+        return view.annotations if isinstance(view, AugmentedView) else self.annotations(index)
 
 
-ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View], Any]] = {
+ENTRIES: dict[str, Callable[[AnnotatedObjectsDataset, int, View | AugmentedView], Any]] = {
     "image": lambda data, index, view: data.finish_image(view.pixels),
     "image_path": lambda data, index, view: data.paths[index],
     "file_name": lambda data, index, view: data.file_names[index],

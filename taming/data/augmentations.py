@@ -141,7 +141,7 @@ class Augmentations:
             )
 
     def _try_sizes(self) -> None:
-        """Refuse pipelines after which images have several sizes, or maps another than theirs."""
+        """Refuse pipelines after which images have several sizes, or maps others than images."""
         rare = [t for t in _leaves(self._pipeline.transforms) if t.p < 1]
         changed = [self._pipeline]
         for p in (0.0, 1.0):

@@ -29,10 +29,21 @@ class View(NamedTuple):
     crop: BoundingBox | None  # its place in the image; None is the whole image
     flipped: bool
     original_size: tuple[int, int]  # width and height of the image in pixels
-    annotations: AnnotationList | None = None  # where augmentations have moved the objects
 
 
-def augmented(view: View, annotations: AnnotationList, augmentations: Augmentations) -> View:
+class AugmentedView(NamedTuple):
+    """A `View`, and where augmentations have moved the objects."""
+
+    pixels: np.ndarray
+    crop: BoundingBox | None
+    flipped: bool
+    original_size: tuple[int, int]
+    annotations: AnnotationList
+
+
+def augmented(
+    view: View, annotations: AnnotationList, augmentations: Augmentations
+) -> View | AugmentedView:
     """The view after augmentations, with those of the objects that it still shows.
 
     The objects' boxes end where the view did, as what lies beyond it cannot be seen to move.
@@ -48,7 +59,7 @@ def augmented(view: View, annotations: AnnotationList, augmentations: Augmentati
     for number, (x0, y0, x1, y1) in left:
         box = out_of_crop((x0, y0, x1 - x0, y1 - y0), crop, view.flipped)
         moved.append(shown[number]._replace(bbox=box))
-    return view._replace(pixels=arrays["image"], annotations=moved)
+    return AugmentedView(*view._replace(pixels=arrays["image"]), annotations=moved)
 
 
 class SceneCrop:

@@ -23,6 +23,7 @@ from taming.atomic_files import atomic_path
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
+from taming.evaluation.damage import gather_damage, leave_out, recall_damage
 from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
 from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
 from taming.evaluation.sources.images import (
@@ -188,9 +189,9 @@ class Runner:
         """
         key = _of_rank_0(key)
         damage_key = damage_key or key
-        self._recall_damage(source, damage_key)
+        recall_damage(self.cache, source, damage_key)
         while True:
-            self._leave_out(source, damage_key)
+            self.left_out += leave_out(self.cache, source, damage_key)
             counted = self._pass(source, make_accumulator, key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator
@@ -219,35 +220,8 @@ class Runner:
                 if timer.due():
                     timer.saved(self._save(key, part))
         self._save(key, part)
-        for damaged in gather_objects(source.damaged) if processes > 1 else ():
-            source.damaged.update(damaged)
+        gather_damage(source)
         return None if source.damaged else self._joined(part, empty)
-
-    def _recall_damage(self, source: ImageSource, key: str) -> None:
-        """Note as damaged what an earlier evaluation of the same set found to be so."""
-        state = self.cache.load(key_of(damaged=key)) if own_share()[0] == 0 else None
-        if state is not None and int(state["size"]) == len(source):
-            found = zip(state["indices"].tolist(), state["sentences"].tolist(), strict=True)
-            source.damaged.update(found)
-
-    def _leave_out(self, source: ImageSource, key: str) -> list[str]:
-        """Leave out what is damaged, in all processes; UserError if nothing is left.
-
-        Numbers are then those of the set without these files, whatever depends on its size.
-        """
-        source.damaged.update(_of_rank_0(source.damaged))
-        indices = sorted(source.damaged)
-        if not indices:
-            return []
-        if own_share()[0] == 0:
-            texts = np.array([source.damaged[index] for index in indices], dtype=np.str_)
-            state = {"indices": np.array(indices), "sentences": texts}
-            self.cache.save(key_of(damaged=key), {**state, "size": np.array(len(source))})
-        sentences = source.leave_out_damaged()
-        self.left_out += sentences
-        if not len(source):
-            raise UserError(f"none of the images can be used; {sentences[0]}")
-        return sentences
 
     def finish(self) -> None:
         """Delete the unfinished states: the results that they were kept for are there."""
@@ -273,8 +247,9 @@ class Runner:
         """
         requests, rank = list(dict.fromkeys(requests)), own_share()[0]
         key = _of_rank_0(source.content_key() if rank == 0 else None)
-        self._recall_damage(source, key)
-        if self._leave_out(source, key):
+        recall_damage(self.cache, source, key)
+        if sentences := leave_out(self.cache, source, key):
+            self.left_out += sentences
             key = _of_rank_0(source.content_key() if rank == 0 else None)
         cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]

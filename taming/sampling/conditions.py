@@ -80,13 +80,19 @@ READERS: dict[Content, tuple[Callable[[str], np.ndarray], str, str]] = {
 
 
 def read_picture(
-    path: str | Path, channels: int = 3, size: tuple[int, int] | None = None
+    path: str | Path,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
 
-    With `size` (height, width) it is resized to cover that, and the rest cut off.
+    With `size` (height, width) it is resized to cover that, and the rest cut off; with `reduce_to`
+    it is reduced until it just covers that, if it is larger.
     """
     pixels = read_pixels(path, _content_for(channels))
+    if reduce_to is not None:
+        pixels = _reduced(pixels, reduce_to, Image.Resampling.BILINEAR)
     return _to_input(resize_and_crop(pixels, size) if size else pixels)
 
 
@@ -144,11 +150,15 @@ def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resamp
 
 
 def read_condition(
-    model: Net2NetTransformer, text: str, size: tuple[int, int] | None = None
+    model: Net2NetTransformer,
+    text: str,
+    size: tuple[int, int] | None = None,
+    reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    `size` is what the file must have, in pixels (height, width); None takes any.
+    `size` is what the file must have, in pixels (height, width); None takes any. With `reduce_to`
+    it is reduced as its image was, see `read_picture`, and cut to `size`.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, labels out of
@@ -158,7 +168,9 @@ def read_condition(
         if not text.isdecimal() or int(text) >= model.n_classes:
             raise UserError(f"the condition is a class, 0 to {model.n_classes - 1}, not '{text}'")
         return torch.tensor([int(text)])
-    condition = read_input(image_condition_stage(model), text)
+    condition = read_input(image_condition_stage(model), text, reduce_to=reduce_to)
+    if size is not None and reduce_to is not None:
+        condition = condition[:, :, : size[0], : size[1]]
     if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(

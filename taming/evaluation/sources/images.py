@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -26,8 +25,13 @@ from tqdm import tqdm
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.devices import available_cpus
 from taming.errors import DamagedImage, UserError, sentence
+from taming.evaluation.sources.image_files import (
+    EXTENSIONS,
+    file_digest,
+    folder_labels,
+    image_files,
+)
 
-EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 NO_LABEL = -1
 SIZES_NAMED = 5
 MOST_WORKERS = HASHING_THREADS = 8
@@ -261,13 +265,13 @@ class FolderSource(LoadedSource):
         self.path, self.workers = Path(path), workers
         if not self.path.is_dir():
             raise UserError(f"there is no folder {path}")
-        here = [] if deep else _image_files(self.path, deep=False)
+        here = [] if deep else image_files(self.path, deep=False)
         self.deep = not here and deep is not False
-        self.files = _image_files(self.path, deep=True) if self.deep else here
+        self.files = image_files(self.path, deep=True) if self.deep else here
         if not self.files:
             where = "" if self.deep else " itself (--deep looks into folders below)"
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
-        self.labels = _folder_labels(self.path, self.files) if self.deep else None
+        self.labels = folder_labels(self.path, self.files) if self.deep else None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -300,41 +304,6 @@ class FolderSource(LoadedSource):
         chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
-                for file_digest, label in zip(pool.map(_file_digest, chunk), labels, strict=False):
+                for file_digest, label in zip(pool.map(file_digest, chunk), labels, strict=False):
                     digest.update(file_digest + f"{label};".encode())
         return digest.hexdigest()
-
-
-def _image_files(folder: Path, deep: bool) -> list[str]:
-    paths = []
-    for parent, below, names in os.walk(folder):
-        below[:] = [name for name in below if deep and not name.startswith(".")]
-        for name in names:
-            ending = os.path.splitext(name)[1].lower().removeprefix(".")
-            if ending in EXTENSIONS and not name.startswith("."):
-                paths.append(os.path.realpath(os.path.join(parent, name)))
-    return sorted(paths)
-
-
-def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
-    parents = [os.path.dirname(path) for path in files]
-    if os.path.realpath(root) in parents:
-        return None
-    names = [os.path.basename(parent) for parent in parents]
-    if all(name.isdecimal() for name in set(names)):
-        return [int(name) for name in names]
-    places = {name: place for place, name in enumerate(sorted(set(names)))}
-    return [places[name] for name in names]
-
-
-def _file_digest(path: str) -> bytes:
-    try:
-        status = os.stat(path)
-        return _version_digest(path, status.st_mtime_ns, status.st_size)
-    except OSError:  # it counts as damaged when it is loaded
-        return hashlib.sha256(f"unreadable: {path}".encode(errors="surrogateescape")).digest()
-
-
-@cache
-def _version_digest(path: str, changed: int, size: int) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
