@@ -153,9 +153,9 @@ class ImageNetTrainWithDepth(ImagesWithMaps):
             size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
         )
         classes = self.sub_indices or sub_indices or settings.get("sub_indices")
-        files = ImageNetFiles(self.split, classes, type(self).__name__)
-        depth = png_paths(files.names, Path(root, self.split.maps_folder))
-        super().__init__(files.paths, {"depth": MapFiles(depth, Depth())}, options, files.labels)
+        listed = ImageNetFiles(self.split, classes, type(self).__name__)
+        depth = png_paths(listed.names, Path(root, self.split.maps_folder))
+        super().__init__(listed.paths, {"depth": MapFiles(depth, Depth())}, options, listed.labels)
 
 
 class ImageNetValidationWithDepth(ImageNetTrainWithDepth):
@@ -217,8 +217,8 @@ class ImageNetScaleTrain(ImageFiles):
         options = ImageOptions(
             size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
         )
-        files = ImageNetFiles(self.split, sub_indices, type(self).__name__)
-        super().__init__(files.paths, options, files.labels)
+        listed = ImageNetFiles(self.split, sub_indices, type(self).__name__)
+        super().__init__(listed.paths, options, listed.labels)
 
     def load(self, index: int) -> Item:
         image = self.transform(self.pixels(index))["image"]

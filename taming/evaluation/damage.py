@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,11 @@ class Storage(Protocol):
     def load(self, key: str) -> State | None: ...
 
     def save(self, key: str, state: Mapping[str, np.ndarray]) -> None: ...
+
+
+def of_rank_0(value: Any) -> Any:
+    """The value that the process of rank 0 has."""
+    return gather_objects(value)[0] if own_share()[1] > 1 else value
 
 
 def recall_damage(storage: Storage, source: ImageSource, key: str) -> None:

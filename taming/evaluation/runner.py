@@ -23,7 +23,7 @@ from taming.atomic_files import atomic_path
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
-from taming.evaluation.damage import gather_damage, leave_out, recall_damage
+from taming.evaluation.damage import gather_damage, leave_out, of_rank_0, recall_damage
 from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
 from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
 from taming.evaluation.sources.images import (
@@ -158,10 +158,7 @@ class _Part(Generic[A]):
 
 @dataclass
 class Runner:
-    """How sets of images are gone through.
-
-    Raises UserError for a batch size below 1.
-    """
+    """How sets of images are gone through; raises UserError for a batch size below 1."""
 
     batch_size: int = 50  # images that are counted, or sampled, at once
     cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
@@ -185,13 +182,13 @@ class Runner:
 
         `key` is the hash of all that decides the result, under which an unfinished one is kept;
         that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
-        named in `left_out`; they are remembered under `damage_key`, by default `key`.
+        remembered under `damage_key`.
         """
-        key = _of_rank_0(key)
-        damage_key = damage_key or key
-        recall_damage(self.cache, source, damage_key)
+        key = of_rank_0(key)
+        source.pass_over_damage()
+        recall_damage(self.cache, source, damage_key or key)
         while True:
-            self.left_out += leave_out(self.cache, source, damage_key)
+            self.left_out += leave_out(self.cache, source, damage_key or key)
             counted = self._pass(source, make_accumulator, key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator
@@ -208,7 +205,7 @@ class Runner:
             return _Part(Manifest(images), make_accumulator())
 
         part = self._continued(key, empty)
-        done = set(_of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
+        done = set(of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
@@ -235,6 +232,7 @@ class Runner:
 
         Without a cache, or in processes above rank 0, the content is not looked at.
         """
+        source.pass_over_damage()
         needed = own_share()[0] == 0 and self.cache.enabled
         return key_of(**identity, content=source.content_key() if needed else None)
 
@@ -246,14 +244,15 @@ class Runner:
         What the cache has is not computed; with `keep`, what was computed goes there.
         """
         requests, rank = list(dict.fromkeys(requests)), own_share()[0]
-        key = _of_rank_0(source.content_key() if rank == 0 else None)
+        source.pass_over_damage()
+        key = of_rank_0(source.content_key() if rank == 0 else None)
         recall_damage(self.cache, source, key)
         if sentences := leave_out(self.cache, source, key):
             self.left_out += sentences
-            key = _of_rank_0(source.content_key() if rank == 0 else None)
+            key = of_rank_0(source.content_key() if rank == 0 else None)
         cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]
-        missing = [requests[place] for place in _of_rank_0(places)]
+        missing = [requests[place] for place in of_rank_0(places)]
         if not missing:
             return cached
         manifest, counted = self.run(
@@ -328,8 +327,3 @@ class Runner:
                 f"{lost[0]}"
             )
         return part
-
-
-def _of_rank_0(value: Any) -> Any:
-    """The value that the process of rank 0 has."""
-    return gather_objects(value)[0] if own_share()[1] > 1 else value

@@ -146,7 +146,6 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], "--weights: there is no file"),
         (["-r", "RUN", "--images", "IMAGES", "--alex_path", "no.pth"], "alex_path: there is no"),
         (["-r", "RUN", "--images", "IMAGES", "--extractor", "vgg"], "no feature extractor vgg"),
-        (["-r", "RUN", "--images", "IMAGES", "--extractor", TINY], "bad.png is no image"),
         (["-r", "SEGMENTATION", "--images", "IMAGES"], "takes segmentations"),
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from taming.data.files.tar_members import opened
@@ -27,7 +28,8 @@ ALL_BYTES = {"LA;16B": "RGBA"}  # ... and this one all four of gray and transpar
 
 def raw_mode(image: Image.Image) -> str:
     """How the values of an image lie in its file, in Pillow's words; before it is decoded."""
-    arguments = image.tile[0][3] if image.tile else ""
+    tiles = image.tile if isinstance(image, ImageFile) else ()
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 

@@ -137,7 +137,7 @@ class ItemSource(ImageSource):
         items = _HashedItems(self.dataset, self.image_key, self.condition_key)
         for index, digest, item in loaded(items, indices, batch_size, self.workers):
             if isinstance(item, str):
-                self.damaged[index] = item
+                self.note_damage(index, item)
             else:
                 yield self._image(index, digest, item)
 

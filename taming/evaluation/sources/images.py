@@ -166,8 +166,18 @@ class ImageSource(Protocol):
 
     @cached_property
     def damaged(self) -> dict[int, str]:
-        """By index, a sentence for each image that this process could not read, and left out."""
+        """By index, a sentence for each image that this process could not read and passed over."""
         return {}
+
+    def pass_over_damage(self) -> None:
+        """From now on, note damaged images in `damaged` instead of raising `DamagedImage`."""
+        vars(self)["passes_over"] = True  # some sources are frozen, and have no damaged images
+
+    def note_damage(self, index: int, text: str) -> None:
+        """Pass over an image that cannot be read; raises `DamagedImage` if that is not wanted."""
+        if "passes_over" not in vars(self):
+            raise DamagedImage(text)
+        self.damaged[index] = text
 
     def leave_out(self, indices: Container[int]) -> None:
         """Be the set without these images from now on; those behind them move up."""
@@ -227,7 +237,7 @@ class LoadedSource(ImageSource, Dataset[Any]):
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
             if pixels is None:
-                self.damaged[index] = rest[0]
+                self.note_damage(index, rest[0])
             else:
                 yield SourceImage(index, torch.from_numpy(pixels), *rest)
 
@@ -304,6 +314,6 @@ class FolderSource(LoadedSource):
         chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
-                for file_digest, label in zip(pool.map(file_digest, chunk), labels, strict=False):
-                    digest.update(file_digest + f"{label};".encode())
+                for content, label in zip(pool.map(file_digest, chunk), labels, strict=False):
+                    digest.update(content + f"{label};".encode())
         return digest.hexdigest()

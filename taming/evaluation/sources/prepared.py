@@ -55,6 +55,8 @@ class PreparedSource(LoadedSource):
 
     @cached_property
     def _content_key(self) -> str:
+        if "passes_over" in vars(self):
+            self.source.pass_over_damage()
         parts = {"size": self.size, "multiple": self.multiple, "images": len(self)}
         return key_of(source=self.source.content_key(), **parts)
 
