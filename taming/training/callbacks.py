@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
 from taming.limits import check_sizes
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.pictures import grid
+from taming.pictures import Cell, grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "LearningRateMonitor",
     "SetupCallback",
 ]
+
+SIDE = 256  # pixels of images that stand side by side
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,8 @@ class LogsImages(Protocol):
 
 
 class ImageLogger(Callback):
-    """Writes what the model's `log_images` shows, as PNG files and to the loggers.
+    """Writes what the model's `log_images` shows, as PNG files and to the loggers: each kind by
+    itself in rows of four, and all of a batch side by side.
 
     In training every `batch_frequency` batches, and at powers of two before that while
     `increase_log_steps`; in validation for the first batch. At most `max_images` of each kind;
@@ -156,8 +159,11 @@ class ImageLogger(Callback):
             pictures |= scene_pictures(dataset, batch, pl_module.cond_stage_key, (height, width))
         folder = Path(trainer.default_root_dir) / "images" / split
         name = f"gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
-        for key, images in pictures.items():
-            picture, path = _in_rows_of_four(images), folder / f"{key}_{name}"
+        composed = {key: _in_rows_of_four(images) for key, images in pictures.items()}
+        if len(pictures) > 1:
+            composed["side_by_side"] = side_by_side(pictures, class_names(batch))
+        for key, picture in composed.items():
+            path = folder / f"{key}_{name}"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 picture.save(path)
@@ -182,6 +188,31 @@ def _in_rows_of_four(images: Tensor) -> Image.Image:
     """Images [B, C, H, W] in [-1, 1] as one picture; a single image has no border."""
     rows = [list(images[first : first + 4]) for first in range(0, len(images), 4)]
     return grid(rows, gap=2 if len(images) > 1 else 0, background="black")
+
+
+def side_by_side(pictures: Mapping[str, Tensor], names: Sequence[str]) -> Image.Image:
+    """A row per image of a batch under its class's name, a column per entry of `pictures`.
+
+    Small images are enlarged, and large ones reduced.
+    """
+    columns = list(pictures.values())
+    rows: list[list[Cell | tuple[str, Cell]]] = []
+    for number, images in enumerate(zip(*columns, strict=False)):
+        first, *others = images
+        name = names[number] if number < len(names) else ""
+        rows.append([(name, first), *(("", image) for image in others)] if names else [*images])
+    return grid(rows, list(pictures), side=SIDE)
+
+
+def class_names(batch: Any) -> list[str]:
+    """Of the images of a batch, from its entries `human_label` or `class_label`, if it has them."""
+    if not isinstance(batch, Mapping):
+        return []
+    names = batch.get("human_label")
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    labels = batch.get("class_label")
+    return [f"class {int(label)}" for label in labels] if isinstance(labels, Tensor) else []
 
 
 def _dataset(trainer: pl.Trainer, split: str) -> Any:

@@ -87,11 +87,10 @@ def class_grid(real: LabeledImages, samples: LabeledImages, scale: int = 2) -> I
 
     They are spread over their sets, as neighbors may be parts of one photograph.
     """
-    rows = [
-        [*sampled, None, *originals]
-        for label in sorted(set(samples[1].tolist()))
-        for sampled, originals in zip(_of_class(samples, label), _of_class(real, label), strict=False)
-    ]
+    rows = []
+    for label in sorted(set(samples[1].tolist())):
+        pairs = zip(_of_class(samples, label), _of_class(real, label), strict=False)
+        rows += [[*sampled, None, *originals] for sampled, originals in pairs]
     titles = {0: "samples of the transformer", PER_CLASS + 1: "real images"}
     return grid(rows, titles, side=scale * max(samples[0].shape[1:3]), gap=2)
 
@@ -122,9 +121,9 @@ def make_report(
     """Evaluate both stages on the validation data and the samples against the training data.
 
     Writes `samples.png` and the classifier's weights in `outdir`. The dict has `metrics`,
-    `protocol` and `sets` for a result, `by_class`, and `left_out`, a sentence for each image that is
-    damaged. `validation_batches` starts a pass over the validation data, in batches as the models
-    read them.
+    `protocol` and `sets` for a result, `by_class`, and `left_out`, a sentence for each damaged
+    image. `validation_batches` starts a pass over the validation data, in batches as models read
+    them.
     """
     batches = tqdm(validation_batches(), desc="validation data", leave=False)
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
