@@ -86,8 +86,9 @@ class ImagesWithMaps(ImageFiles):
         if image != other:
             sizes = f"is {other[1]} x {other[0]} pixels, but its image {self.paths[index]} is "
             sizes += f"{image[1]} x {image[0]}"
-            if self.reading.upright and image == other[::-1]:
-                sizes += " (if that is for an EXIF orientation of one of them, set exif: ignore)"
+            if image == other[::-1]:
+                way = "ignore" if self.reading.upright else "apply"
+                sizes += f" (if that is for an EXIF orientation of one of them, set exif: {way})"
             raise BadImage(sizes)
 
     def _check_decoded(self, index: int) -> None:

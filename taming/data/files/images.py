@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from taming.data.files.tar_members import is_member, opened, read_bytes
 from taming.data.files.value_ranges import ValueRange, deep_pixels, is_deep
 
 log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them
 
 # What Pillow's decoders and numpy's reader raise on damaged or hostile files.
 DAMAGE: tuple[type[Exception], ...] = (struct.error, zlib.error, Image.DecompressionBombError)
