@@ -143,13 +143,15 @@ def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
     step = str(made["global_step"])
     for name in (step, f"{step}_{width}x{height}" if width else f"{step}_full"):
         before = read_metrics(place / name)
-        if all(before.get(key, value) == value for key, value in made.items()):
-            return place / name
-    other = next(key for key, value in made.items() if before.get(key, value) != value)
-    raise UserError(
-        f"{place / name} has reconstructions of another {other.replace('_', ' ')}, "
-        f"{before[other]}; choose another --outdir, or remove them"
-    )
+        other = [key for key, value in made.items() if before.get(key, value) != value]
+        if other != ["size"]:
+            break
+    if other:
+        raise UserError(
+            f"{place / name} has reconstructions of another {other[0].replace('_', ' ')}, "
+            f"{before[other[0]]}; choose another --outdir, or remove them"
+        )
+    return place / name
 
 
 def read_metrics(root: Path) -> dict[str, Any]:
