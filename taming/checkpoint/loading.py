@@ -42,7 +42,8 @@ def run_config(
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
     expand_stages(config)
-    keep_dataset_defaults(config, new=not run.configs)
+    if run.configs:
+        keep_dataset_defaults(config, new=False)
     return config
 
 

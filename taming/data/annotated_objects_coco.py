@@ -11,6 +11,7 @@ import numpy as np
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.files.annotations import all_fields, identity_of, read_json
+from taming.data.files.images import BadImage, image_mode_and_size
 from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, Row, SceneCollector
 from taming.errors import UserError
@@ -41,8 +42,25 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
             Path(kwargs["data_path"], "annotations", f"{kind}_{split}.json") for kind in kinds
         ]
         self._contents: list[dict[str, Any]] | None = None
+        self._sizes: dict[str, tuple[int, int]] = {}
         super().__init__(**kwargs)
         self._contents = None  # half a gigabyte that the table now holds
+        self._sizes.clear()
+
+    def check(self, index: int) -> None:
+        super().check(index)
+        path, declared = self.paths[index], self._sizes.get(self.file_names[index])
+        with self.naming(path):
+            taken, other = (
+                image_mode_and_size(path, upright)[1]
+                for upright in (self.reading.upright, not self.reading.upright)
+            )
+            if taken != other and declared == other[::-1]:
+                way = "ignore" if self.reading.upright else "apply"
+                raise BadImage(
+                    f"has an EXIF orientation, and its annotations are of {declared[0]} x "
+                    f"{declared[1]} pixels: set exif: {way}"
+                )
 
     @property
     def image_folder(self) -> Path:
@@ -79,6 +97,7 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
                 if identity not in images:
                     images[identity] = len(names), width, height
                     names.append(name)
+                    self._sizes[name] = width, height
         for file, content in self._read():
             rows = all_fields(content["annotations"], BOX_KEYS, file, "annotations")
             rows = [(identity_of(row[0]), *row[1:]) for row in rows]

@@ -136,12 +136,13 @@ class ImageFiles(Dataset[Item]):
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         bad: list[BadFile] = []
+        later = _found_later.get()  # threads have contexts of their own
 
         def check_or_count(index: int) -> None:
             try:
                 check(index)
             except BadFile as error:
-                if self.options.on_error == "raise" and not _found_later.get():
+                if self.options.on_error == "raise" and not later:
                     raise UserError(str(error)) from None
                 bad.append(error)
 
@@ -149,9 +150,7 @@ class ImageFiles(Dataset[Item]):
         indices = (number * len(self) // checked for number in range(checked))
         for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
             pass
-        if bad:
-            if _found_later.get():
-                return
+        if bad and not later:
             counts = f"{len(bad)} of the {checked} files looked at"
             message = "%s: %s cannot be used and others take their place; %s"
             log.warning(message, self.source, counts, bad[0])

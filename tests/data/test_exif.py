@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from taming.checkpoint import find_run, run_config
 from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data import ade20k, coco, faceshq, imagenet
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
@@ -20,7 +21,12 @@ from taming.data.folder import ImageFolderTrain
 from taming.data.paired import PairedTrain
 from taming.data.sflckr import SegmentationBase
 from taming.errors import UserError
+from taming.evaluation.sources.dataset import DatasetSource
+from taming.training.cli import _read_configs
+from taming.training.run_folder import RunFolder, resumed_run
 from tests.kit.images import ramps, write_image, write_turned
+from tests.kit.models import FIRST_STAGE
+from tests.kit.runs import tiny_run
 from tests.kit.scenes import OPTIONS, coco_content, write_coco
 
 UPRIGHT, STORED = (32, 24), (24, 32)
@@ -124,7 +130,13 @@ def test_boxes_of_scenes_are_of_the_upright_image(tmp_path: Path) -> None:
     item = AnnotatedObjectsCoco(data_path=root, **{**options, "crop_method": "none"})[0]
     assert item["original_size"] == (32, 48)
     assert item["annotations"][0].bbox == (0.25, 0.25, 0.5, 0.5)
-    item = AnnotatedObjectsCoco(data_path=root, **options, exif="ignore")[0]
+    with pytest.raises(UserError, match="annotations are of 32 x 48 pixels: set exif: apply"):
+        AnnotatedObjectsCoco(data_path=root, **options, exif="ignore")
+    stored = write_coco(tmp_path / "stored")
+    write_turned(stored / "train2017/5.jpg", 6, 32, 48)
+    with pytest.raises(UserError, match="annotations are of 48 x 32 pixels: set exif: ignore"):
+        AnnotatedObjectsCoco(data_path=stored, **options)
+    item = AnnotatedObjectsCoco(data_path=stored, **options, exif="ignore")[0]
     assert item["original_size"] == (48, 32)
 
 
@@ -154,6 +166,23 @@ def test_published_sets_ignore_by_default() -> None:
 
 def section(cls: type, **params: Any) -> dict[str, Any]:
     return {"target": f"{cls.__module__}.{cls.__qualname__}", "params": params}
+
+
+def test_stored_configs_of_runs_are_read_as_they_were_meant(tmp_path: Path) -> None:
+    """By all that reads a run's data again; a new run writes down what it does."""
+    listed(tmp_path)
+    data = {"size": 8, "test_images_list_file": str(tmp_path / "list.txt")}
+    run = tiny_run(tmp_path / "run", FIRST_STAGE, validation=section(CustomTest, **data))
+    stored = run_config(find_run(run)).data.params.validation
+    assert stored.params.exif == "ignore"
+    assert DatasetSource(find_run(run).configs).section["params"]["exif"] == "ignore"
+    resumed, _ = _read_configs(resumed_run(run, []), [], [])
+    assert resumed.data.params.validation.params.exif == "ignore"
+    base = tmp_path / "mine.yaml"
+    OmegaConf.save(OmegaConf.load(find_run(run).configs[0]), base)
+    fresh, _ = _read_configs(RunFolder(tmp_path / "new", (base,)), [base], [])
+    assert fresh.data.params.validation.params.exif == "apply"
+    assert "exif" not in DatasetSource(base).section["params"]  # which is "apply"
 
 
 def keep_default(cls: type) -> str:

@@ -62,8 +62,8 @@ def prepare(split: Split, dataset: str) -> StringTable:
     root, listing = split.root, split.root / "filelist.txt"
     if (root / ".ready").exists() and listing.is_file():
         with open(listing, "rb") as lines:
-            names = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
-            return StringTable(map(unquoted, names))
+            listed = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
+            return StringTable(map(unquoted, listed))
     _unpack(split, dataset)
     names = _list_images(root / "data", dataset)
     write_list(listing, names)

@@ -53,7 +53,8 @@ class DatasetSource(LoadedSource):
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
         loaded = load_config(self.configs, overrides)
-        keep_dataset_defaults(loaded, new=not any(map(is_of_run, self.configs)))
+        if any(map(is_of_run, self.configs)):
+            keep_dataset_defaults(loaded, new=False)
         self.section = section_of(loaded, split, self.name)
         with damage_found_later():
             dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
