@@ -29,6 +29,7 @@ from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 DESCRIPTION = "shards.json"
+BEFORE = {"exif": "ignore"}  # of descriptions that do not have it yet
 
 
 class Shards(ImagesWithMaps):
@@ -42,11 +43,12 @@ class Shards(ImagesWithMaps):
             true}`, `depth: {kind: depth}`, `condition: {kind: image}`; None takes what
             scripts/make_shards.py has written in the folder, if anything.
         interpolation: of images and smooth maps; None takes what is written there, too.
+        exif: see `ImageOptions`; None takes that of the dataset whose files were written.
         up_factor, hr_factor, keep_mode: as for `ImageNetScaleTrain`, adding `lr`.
         edges: adds the Canny edges of the image (reduced by `up_factor`) under this name instead.
         coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
             does; `random_crop` is then about this crop.
-        (size, random_crop, random_flip, crop_size, on_error, exif, files: see `ImageOptions`)
+        (size, random_crop, random_flip, crop_size, on_error, files: see `ImageOptions`)
 
     Raises:
         UserError: for absent or damaged shards, and what `ImagesWithMaps` raises.
@@ -67,7 +69,7 @@ class Shards(ImagesWithMaps):
         edges: str = "",
         coord_crop: int | None = None,
         on_error: OnError = "raise",
-        exif: Exif = "apply",
+        exif: Exif | None = None,
         **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges=bool(edges))
@@ -87,7 +89,7 @@ class Shards(ImagesWithMaps):
             crop_size,
             interpolation,
             on_error=on_error,
-            exif=exif,
+            exif=exif or description["exif"],
             source=f"{type(self).__name__} of {shards}",
             **files,
         )
@@ -122,9 +124,9 @@ class Shards(ImagesWithMaps):
 
 
 def _description(tar: str) -> dict[str, Any]:
-    default = {"maps": {}, "interpolation": "bilinear"}
+    default = {"maps": {}, "interpolation": "bilinear", "exif": "apply"}
     file = Path(tar).parent / DESCRIPTION
     try:
-        return default | json.loads(file.read_text()) if file.is_file() else default
+        return default | BEFORE | json.loads(file.read_text()) if file.is_file() else default
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); write the shards anew") from None

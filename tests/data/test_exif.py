@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from taming.data.custom import CustomTest, CustomTrain
 from taming.data.folder import ImageFolderTrain
 from taming.data.paired import PairedTrain
 from taming.data.sflckr import SegmentationBase
+from taming.data.shards import Shards
+from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.training.cli import _read_configs
@@ -153,6 +156,21 @@ def test_published_sets_are_read_as_the_published_models_saw_them(
     for options, shape in (({}, STORED), ({"exif": "apply"}, UPRIGHT)):
         dataset = cls(None, **options)
         assert dataset[len(dataset) - 1]["image"].shape[:2] == shape
+
+
+def test_shards_are_read_as_the_files_were_that_they_hold(tmp_path: Path) -> None:
+    path = write_turned(tmp_path / "a.png", 6)
+    for exif, shape in (("apply", UPRIGHT), ("ignore", STORED)):
+        folder = tmp_path / exif
+        assert write_shards(ImagePaths([path], exif=exif), folder, 1) == 1
+        assert Shards(str(folder))[0]["image"].shape[:2] == shape
+        assert Shards(str(folder), exif="apply")[0]["image"].shape[:2] == UPRIGHT
+    description = tmp_path / "ignore/shards.json"
+    before = {k: v for k, v in json.loads(description.read_text()).items() if k != "exif"}
+    description.write_text(json.dumps(before))  # of shards from before the option
+    assert Shards(str(tmp_path / "ignore"))[0]["image"].shape[:2] == STORED
+    description.unlink()  # of somebody else
+    assert Shards(str(tmp_path / "ignore"))[0]["image"].shape[:2] == UPRIGHT
 
 
 def test_published_sets_ignore_by_default() -> None:
