@@ -34,6 +34,8 @@ REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part
 # EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
 # that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
 ORIENTATION_TAG = 0x0112
+# Where Pillow finds it; in most images there is none of these.
+SOURCES_OF_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
 MIRRORED = {2, 4, 5, 7}
 
@@ -103,7 +105,7 @@ def orientation_of(image: Image.Image) -> int:
 
     Pillow turns TIFFs itself. Damaged EXIF data say nothing about the pixels.
     """
-    if image.format == "TIFF":
+    if image.format == "TIFF" or not SOURCES_OF_EXIF & image.info.keys():
         return 1
     try:
         # Not PngImageFile's method, which decodes the image if its header has no EXIF data.
