@@ -22,7 +22,7 @@ class FileOptions(TypedDict, total=False):
     """Options of `ImageOptions` that constructors pass on as they are."""
 
     value_range: Sequence[float] | None
-    augmentations: Sequence[Mapping[str, Any]]
+    augmentations: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ImageOptions:
     # The values that are black and white in images of more than 8 bits; None: as the files say.
     value_range: Sequence[float] | None = None
     # Transforms of albumentations, as `target` and `params`, of what was resized and cropped.
-    augmentations: Sequence[Mapping[str, Any]] = ()
+    augmentations: Sequence[Mapping[str, Any]] | None = None
     source: str = ""  # where the files come from, for errors; by default the dataset's class
 
     def __post_init__(self) -> None:
