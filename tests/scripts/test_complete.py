@@ -11,8 +11,9 @@ from PIL import Image
 from scripts.complete import main
 from taming.sampling.conditions import read_picture
 from taming.sampling.estimate import in_words
-from tests.kit.models import transformer_config
+from tests.kit.models import LABELS, transformer_config
 from tests.kit.runs import tiny_run
+from tests.scripts.test_make_samples import SEGMENTED
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,14 @@ def test_full_size_keeps_the_photograph(
 
 def test_times_in_words() -> None:
     assert [in_words(n) for n in (0.2, 42, 600, 9000)] == ["1 s", "42 s", "10 min", "2.5 h"]
+
+
+def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SEGMENTED))
+    labels = np.random.default_rng(0).integers(0, LABELS, (48, 64), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    flags = ("--keep", "left-half", "--condition", str(tmp_path / "labels.png"), "-n", "1")
+    root = complete(run, photo, tmp_path / "out", *flags)
+    assert Image.open(root / "000000.png").size == (10, 8)
+    root = complete(run, photo, tmp_path / "full", *flags, "--full_size")
+    assert Image.open(root / "000000.png").size == (64, 48)
