@@ -4,7 +4,9 @@
     python scripts/complete.py -r logs/<run> --image photo.png --keep mask.png
     python scripts/complete.py -r logs/<run> --image photo.png --pad 64,0,64,0
 
-What is kept are codes of the first stage: the patches that are kept as a whole. Completions, with
+A photograph larger than the images of training is reduced to their size first, unless --full_size
+or a size is given. What is kept are codes of the first stage: the patches that are kept as a whole,
+by boxes and masks in the pixels of the photograph, or of the size that is given. Completions, with
 the `input` and what is `kept` of it, go to `<run>/completions/<image's name>/<global step>/`.
 """
 
@@ -23,7 +25,7 @@ from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import request_for_condition, sample_images
+from taming.sampling import Progress, request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
     make_parser,
@@ -32,8 +34,11 @@ from taming.sampling.arguments import (
 )
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
+from taming.sampling.estimate import estimated_seconds, in_words
 from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
-from taming.sampling.sizes import Sides, pixels_per_token, tokens_for
+from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
+
+Sizes = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +55,44 @@ class Arguments:
         None, "a class number, or the file of a map, for models that need one"
     )
     size: Sides | None = flag(
-        None, "resize and crop to height,width in pixels (default: as it is)", parse=parse_size
+        None,
+        "resize and crop to height,width in pixels (default: at most as trained)",
+        parse=parse_size,
     )
+    full_size: bool = flag(False, "complete a large image at its own size, window by window")
     num_samples: int = flag(4, "how many", "-n")
 
     def __post_init__(self) -> None:
         require_positive(num_samples=self.num_samples)
 
 
-def read_image(own: Arguments, model: Net2NetTransformer) -> Tensor:
-    """The image [1, C, H, W] in whole tokens, resized if a size is given."""
+@dataclass(frozen=True)
+class Photo:
+    """The image to complete, [1, C, H, W] in whole tokens.
+
+    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover.
+    """
+
+    picture: Tensor
+    original: Sizes | None = None
+    reduced_to: Sizes | None = None
+
+
+def read_image(own: Arguments, model: Net2NetTransformer) -> Photo:
+    """The image, resized if a size is given, or reduced to the size of training if it is larger."""
     factor, shape = pixels_per_token(model), tokens_for(model, own.size)
-    size = None if shape is None else (shape[0] * factor, shape[1] * factor)
-    return cut_to_tokens(read_picture(own.image, model.first_stage_model.channels, size), factor)
+    channels = model.first_stage_model.channels
+    if shape is not None:
+        size = (shape[0] * factor, shape[1] * factor)
+        return Photo(cut_to_tokens(read_picture(own.image, channels, size), factor))
+    whole = read_picture(own.image, channels)
+    height, width = whole.shape[2:]
+    rows, columns = trained_shape(model)
+    if own.full_size or height // factor <= rows or width // factor <= columns:
+        return Photo(cut_to_tokens(whole, factor))
+    covered = (rows * factor, columns * factor)
+    picture = read_picture(own.image, channels, reduce_to=covered)
+    return Photo(cut_to_tokens(picture, factor), (height, width), covered)
 
 
 def parse_pad(text: str, factor: int) -> tuple[int, int, int, int]:
@@ -81,15 +111,48 @@ def parse_pad(text: str, factor: int) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def read_known(own: Arguments, model: Net2NetTransformer, picture: Tensor) -> Tensor:
+def read_known(own: Arguments, model: Net2NetTransformer, photo: Photo) -> Tensor:
     """Indices (h, w) of the image to sample, -1 at positions to sample."""
     factor = pixels_per_token(model)
     pad = parse_pad(own.pad, factor)
     if own.keep is None and not any(pad):
         raise UserError("say what to keep with --keep, or how far to go beyond it with --pad")
-    size = (picture.shape[2], picture.shape[3])
-    keep = None if own.keep is None else keep_mask(own.keep, size, factor)
+    picture, keep = photo.picture, None
+    if own.keep is not None:
+        size = (picture.shape[2], picture.shape[3])
+        keep = keep_mask(own.keep, size, factor, original=photo.original)
     return known_indices(model, picture, keep, pad)
+
+
+def announce(photo: Photo, known: Tensor, factor: int, count: int, seconds: float) -> None:
+    """Say before sampling what it will be, and how long it will take."""
+    if photo.original is not None:
+        height, width = photo.original
+        print(f"the image of {width} x {height} pixels is reduced; --full_size keeps its size")
+    rows, columns = known.shape
+    print(
+        f"{columns * factor} x {rows * factor} pixels are {known.numel()} tokens, of which "
+        f"{int((known < 0).sum())} are sampled for each of {count} images: about "
+        f"{in_words(seconds)}",
+        flush=True,
+    )
+
+
+class TokenBar:
+    """A progress bar over the tokens of all images."""
+
+    def __init__(self, images: int, tokens: int) -> None:
+        self.bar = tqdm(total=images * tokens, unit="token")
+        self.tokens, self.finished = tokens, 0
+
+    def __call__(self, progress: Progress) -> None:
+        done = self.finished * self.tokens + progress.done * len(progress.indices)
+        self.bar.update(done - self.bar.n)
+
+    def image(self) -> None:
+        """An image is finished."""
+        self.finished += 1
+        self.bar.update(max(0, self.finished * self.tokens - self.bar.n))
 
 
 def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Path) -> None:
@@ -108,11 +171,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
-    picture, factor = read_image(own, model), pixels_per_token(model)
-    known = read_known(own, model, picture)
+    photo, factor = read_image(own, model), pixels_per_token(model)
+    known = read_known(own, model, photo)
     shape = (known.shape[0], known.shape[1])
     size = (shape[0] * factor, shape[1] * factor)
-    c = None if own.condition is None else read_condition(model, own.condition, size)
+    c, reduced_to = None, None if any(parse_pad(own.pad, factor)) else photo.reduced_to
+    if own.condition is not None:
+        c = read_condition(model, own.condition, size, reduced_to)
     request = request_for_condition(model, c, 0, shape, known)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
@@ -122,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     finished = folder.finished(None)
     requests = [replace(request, number=n) for n in range(own.num_samples) if n not in finished]
-    write_inputs(picture, known, own.pad, factor, root)
+    write_inputs(photo.picture, known, own.pad, factor, root)
+    seconds = estimated_seconds(model, requests, sampling.settings, sampling.batch_size, shape)
+    announce(photo, known, factor, len(requests), seconds)
+    bar = TokenBar(len(requests), known.numel())
     samples = sample_images(
         model,
         requests,
@@ -130,10 +198,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size=sampling.batch_size,
         seed=sampling.seed,
         shape=shape,
+        on_step=bar,
     )
-    with FolderWriter(folder) as writer:
-        for sample in tqdm(samples, total=len(requests), unit="image"):
+    with FolderWriter(folder) as writer, bar.bar:
+        for sample in samples:
             writer.save(replace(sample, label=None))
+            bar.image()
     print(f"{own.num_samples} completions are in {root} ({len(requests)} of them new)")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from taming.command_line import add_flags, from_flags
 from taming.devices import choose_device, own_share
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     path = statistics.save(Path(names[1]))
     print(f"the statistics of {moments.count} images are in {path}")
+    end_with_damaged(runner.left_out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from taming.command_line import from_flags
 from taming.devices import choose_device, own_share
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
     RunSetArguments,
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = write(result, accuracy, common.folder_for(images))
     print(f"named right {scores['top_1']:.2%}, among the first five {scores['top_5']:.2%}")
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
+    end_with_damaged(runner.left_out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_device
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -229,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(markdown_table(sweep_rows(evaluated)) if job.swept else summary(evaluated[0][1].metrics))
     path = write(job, evaluated, time.monotonic() - start)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
+    end_with_damaged(job.runner.left_out)
 
 
 if __name__ == "__main__":

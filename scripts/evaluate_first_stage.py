@@ -22,7 +22,7 @@ import torch
 
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.devices import choose_device, choose_dtype, own_share
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
@@ -225,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))
     print(f"{path.name}, its .md and .png, and what is behind them are in {path.parent}")
+    end_with_damaged(evaluator.runner.left_out)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from pathlib import Path
 from taming.checkpoint import Run, run_config
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
+from taming.data.base import damage_found_later
 from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
@@ -125,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = FidelitySettings(("fid", "isc"), dict(extraction.layer), of_metrics=of_metrics)
     extractor, _ = extraction.extractors(settings, device, arguments.precision, own.compile)
     runner = own.cache.runner(own.sampling.batch_size)
-    samples, run = sampled_scenes(own, arguments)
+    with damage_found_later():
+        samples, run = sampled_scenes(own, arguments)
+    left_out = samples.layouts.leave_out_damaged()
     evaluation = evaluate_scenes(samples, extractor, runner, settings, own.min_object_side)
     runner.finish()
     if evaluation is None:
@@ -144,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = write_result(result, outdir / "scenes.json", [markdown_table(evaluation.rows)])
     print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
+    end_with_damaged(left_out)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from torch.utils.data import Subset
 from taming.checkpoint import run_config
 from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
+from taming.data.base import damage_found_later
 from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments
 from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
@@ -56,7 +57,8 @@ class Arguments:
 
 def open_images(own: Arguments, data: DictConfig) -> Subset[Any]:
     """The items to evaluate, each decided by its index and --seed alone."""
-    dataset = open_dataset(data, own.split)
+    with damage_found_later():
+        dataset = open_dataset(data, own.split)
     dataset.seed = own.seed
     if not isinstance(dataset.dataset, Sized):
         raise UserError("the data are a stream without a length, which cannot be evaluated")
@@ -125,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"step {step}; {path.name}, {path.with_suffix('.md').name} and plots are in {path.parent}"
     )
+    end_with_damaged(runner.left_out)
 
 
 def print_scores(scores: dict[str, Any]) -> None:

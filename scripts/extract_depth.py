@@ -51,11 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     device = choose_device(args.device)
-    all_folders = list(folders(from_flags(Options, args)))
+    own = from_flags(Options, args)
+    all_folders = list(folders(own))
     network = load_network(from_flags(NetworkOptions, args), device, pretrained=True)
     for names, images, outdir in all_folders:
         report = extract(
-            names, images, outdir, lambda image: depth_picture(depth_of(network, image, device))
+            names,
+            images,
+            outdir,
+            lambda image: depth_picture(depth_of(network, image, device)),
+            upright=own.images is not None,  # ImageNet's are read as they are in the files
         )
         print(f"{outdir}: {report}")
 

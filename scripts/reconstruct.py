@@ -2,9 +2,10 @@
 
     python scripts/reconstruct.py -r logs/<run> FOLDER
 
-Reconstructions, as PNGs under the images' names, and `metrics.json` go to
-`<run>/reconstructions/<folder's name>/<global step>/`. A first stage of segmentations reads and
-writes PNGs of label numbers, and one of depth reads what scripts/extract_depth.py writes.
+Reconstructions, as PNGs under the images' names, `metrics.json`, and some of them beside their
+originals, `comparison.jpg`, go to `<run>/reconstructions/<folder's name>/<global step>/`, or to
+`<global step>_<width>x<height>/` if that has images of another size. A first stage of segmentations
+reads and writes PNGs of label numbers, and one of depth reads what scripts/extract_depth.py writes.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path, check_place
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged, sentence
+from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.first_stage import FirstStage
-from taming.pictures import HALF_RANGE
+from taming.pictures import HALF_RANGE, Cell, grid
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
 from taming.sampling.folder import ADVICE, save_png
 from taming.sampling.load import load_first_stage
 
 Named = tuple[str, Tensor]
+COMPARED, SIDE = 8, 256  # images in the comparison, and their longer side in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +73,28 @@ def list_images(folder: Path, num_images: int | None) -> list[str]:
     return paths
 
 
-def read_images(
-    model: FirstStage, folder: Path, paths: Iterable[str], size: tuple[int, int] | None
-) -> Iterator[Named]:
-    """Paths below the folder, and images [1, C, H, W] in whole tokens."""
-    for path in paths:
-        x = read_input(model, path, size)
-        yield str(Path(path).relative_to(folder)), cut_to_tokens(x, model.downsampling_factor)
+class Images:
+    """The images of a folder; `left_out` has a sentence for each that the model cannot read."""
+
+    def __init__(self, model: FirstStage, folder: Path, size: tuple[int, int] | None) -> None:
+        self.model, self.folder, self.size = model, folder, size
+        self.left_out: list[str] = []
+
+    def read(self, paths: Sequence[str]) -> Iterator[Named]:
+        """Paths below the folder, and images [1, C, H, W] in whole tokens; raises `UserError` if
+        there is none of these.
+        """
+        for path in tqdm(paths, unit="image"):
+            try:
+                x = read_input(self.model, path, self.size)
+                x = cut_to_tokens(x, self.model.downsampling_factor)
+            except UserError as error:
+                named = sentence(error)
+                self.left_out.append(named if path in named else f"{path}: {named}")
+                continue
+            yield str(Path(path).relative_to(self.folder)), x
+        if len(self.left_out) == len(paths):
+            raise UserError(self.left_out[0])
 
 
 def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Tensor]]:
@@ -89,8 +107,9 @@ def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Ten
 def reconstruct(
     model: FirstStage, images: Iterable[Named], batch_size: int, root: Path
 ) -> dict[str, Any]:
-    """Write the reconstructions of all images; their scores."""
+    """Write the reconstructions of all images, and some beside their originals; their scores."""
     names: list[str] = []
+    compared: list[list[Cell | tuple[str, Cell]]] = []
 
     def loaded() -> Iterator[Tensor]:
         for batch, x in batches(images, batch_size):
@@ -98,12 +117,49 @@ def reconstruct(
             yield x
 
     def write(images: Tensor, reconstructions: Tensor) -> None:
+        for name, *pair in zip(names, images, reconstructions, strict=True):
+            if len(compared) < COMPARED:
+                original, copy = (shown(model, one[None]) for one in pair)
+                compared.append([(name, original), ("", copy)])
         if model.reads_labels:  # label numbers are the PNG's bytes
             reconstructions = reconstructions.argmax(1, keepdim=True) / HALF_RANGE - 1
         for name, image in zip(names, reconstructions, strict=True):
             save_png(image, root / (name if name.endswith(".png") else name + ".png"))
 
-    return score_first_stage(model, loaded(), on_batch=write)
+    scores = score_first_stage(model, loaded(), on_batch=write)
+    picture = grid(compared, ["original", "reconstruction"], side=SIDE)
+    with atomic_path(root / "comparison.jpg", advice=ADVICE) as partial:
+        picture.save(partial, format="JPEG", quality=95)
+    return scores
+
+
+def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
+    """Where the reconstructions go: a folder that holds none of other images, sizes or weights.
+
+    Raises:
+        UserError: if there is none without another --outdir.
+    """
+    height, width = made["size"] or (None, None)
+    step = str(made["global_step"])
+    for name in (step, f"{step}_{width}x{height}" if width else f"{step}_full"):
+        before = read_metrics(place / name)
+        other = [key for key, value in made.items() if before.get(key, value) != value]
+        if other != ["size"]:
+            break
+    if other:
+        raise UserError(
+            f"{place / name} has reconstructions of another {other[0].replace('_', ' ')}, "
+            f"{before[other[0]]}; choose another --outdir, or remove them"
+        )
+    return place / name
+
+
+def read_metrics(root: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((root / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def summary(scores: Mapping[str, Any]) -> str:
@@ -124,21 +180,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, run, step = load_first_stage(
         arguments.resume, arguments.base, arguments.device, arguments.overrides
     )
-    root = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
-    root = root / str(step)
-    check_place(root, "choose another --outdir")
-    with tqdm(paths, unit="image") as bar:
-        scores = reconstruct(model, read_images(model, folder, bar, own.size), own.batch_size, root)
+    place = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
     made = {
         "checkpoint": str(run.checkpoint),
         "global_step": step,
         "folder": str(folder.resolve()),
-        "size": own.size,
+        "size": own.size and list(own.size),
     }
+    root = folder_for(place, made)
+    check_place(root, "choose another --outdir")
+    images = Images(model, folder, own.size)
+    scores = reconstruct(model, images.read(paths), own.batch_size, root)
     with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
         partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))
-    print(f"{scores['images']} reconstructions and metrics.json are in {root}")
+    print(f"{scores['images']} reconstructions, comparison.jpg and metrics.json are in {root}")
+    end_with_damaged(images.left_out)
 
 
 if __name__ == "__main__":

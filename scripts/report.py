@@ -5,8 +5,9 @@
 Reconstruction error, codebook usage and likelihood on the run's validation data; for samples of
 classes, the share that a nearest-neighbor classifier of the training images names right. Where the
 training data have classes, a small classifier of them is trained in seconds, and gives its own
-distances (FID, KID, precision, recall) of the samples to the training images and its accuracy. For
-numbers that can be compared with published ones, use scripts/evaluate_fid.py.
+distances (FID, KID, precision, recall) of the samples to the training images and its accuracy;
+without classes it is one of groups of similar images. For numbers that can be compared with
+published ones, use scripts/evaluate_fid.py.
 """
 
 from __future__ import annotations
@@ -18,20 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
 from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
+from taming.data.base import damage_found_later
 from taming.downloads import file_hash
-from taming.errors import UserError, command
+from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.images import FolderSource, ImageSource
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
 from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer
+from taming.training.data_module import DataModuleFromConfig
 
 SCRIPT = "scripts/report.py"
+OWN = {
+    "by_own_classifier": "the training images",
+    "by_groups_of_images": "groups of similar training images",
+}
 
 
 @command
@@ -50,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not samples.is_dir():
         raise UserError(f"there is no folder {samples}; make samples with scripts/sample_fast.py")
     config = run_config(run, arguments.base, overrides)
-    data = instantiate_from_config(config.data, "data", "data module")
-    data.setup()
+    with damage_found_later():
+        data = instantiate_from_config(config.data, "data", "data module")
+        data.setup()
     outdir = Path(arguments.outdir or run.folder / "report")
     configs: list[str | Path] = [*run.configs, *arguments.base]
     training, validation = (
@@ -59,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for split in ("train", "validation")
     )
     sets = ReportSets(FolderSource(samples), training, validation)
+    left_out = damaged_of(validation)
+    if isinstance(data, DataModuleFromConfig) and left_out:
+        data.datasets["validation"] = Subset(data.datasets["validation"], validation.kept)
     report = make_report(model, data.val_dataloader, sets, outdir)
     report["metrics"]["samples"]["folder"] = str(samples)
     report["protocol"] |= {"checkpoint_hash": file_hash(run.checkpoint), "global_step": step}
@@ -66,6 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(report, seconds, model.device, line, outdir)
     print_report(report["metrics"])
     print(f"step {step}; report.json, report.md and samples.png are in {outdir}")
+    end_with_damaged([*left_out, *report["left_out"]])
+
+
+def damaged_of(source: ImageSource) -> list[str]:
+    """Read all images of a set, and leave out what is damaged; returns a sentence for each."""
+    source.pass_over_damage()
+    for _ in source.batches(64):
+        pass
+    return source.leave_out_damaged()
 
 
 def write(
@@ -99,10 +120,10 @@ def print_report(report: dict[str, Any]) -> None:
     if "named_right_by_5_neighbours" in samples:
         right = samples["named_right_by_5_neighbours"]
         print(f"samples named right   {right:.1%} of {samples['images']}")
-    if "by_own_classifier" in report:
-        print("by a classifier of the training images, of samples (and of validation images):")
-        own = report["by_own_classifier"]
-        print_own_classifier(own["samples"], own["validation_images"])
+    for name, what in OWN.items():
+        if name in report:
+            print(f"by a classifier of {what}, of samples (and of validation images):")
+            print_own_classifier(report[name]["samples"], report[name]["validation_images"])
 
 
 def print_own_classifier(samples: dict[str, Any], real: dict[str, Any]) -> None:

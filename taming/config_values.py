@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from typing_extensions import Unpack
+
 # ---------------------------------------------------------------------- what hints say
 
 
@@ -262,14 +264,26 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
         parameters = parameters[1:] if inspect.isclass(target) else parameters
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         hints = _hints(function)
-        accepted = {p.name: hints.get(p.name, Any) for p in named} | accepted
+        open_ended, options = _keyword_options(parameters, hints)
+        accepted = options | {p.name: hints.get(p.name, Any) for p in named} | accepted
         if passes_on:
             required += [p.name for p in named if p.default is p.empty]
         kinds = {parameter.kind for parameter in parameters}
         passes_on &= inspect.Parameter.VAR_POSITIONAL in kinds and _is_ours(function)
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
+        if not open_ended:
             return accepted, required, False
     return accepted, required, True
+
+
+def _keyword_options(
+    parameters: Sequence[inspect.Parameter], hints: Mapping[str, Any]
+) -> tuple[bool, dict[str, Any]]:
+    """Whether there is a `**kwargs` of any names; those of `**options: Unpack[SomeTypedDict]`."""
+    names = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
+    hint = hints.get(names[0]) if names else None
+    if typing.get_origin(hint) is not Unpack:
+        return bool(names), {}
+    return False, typing.get_type_hints(typing.get_args(hint)[0])
 
 
 def _lineage(target: Any) -> Iterator[type]:

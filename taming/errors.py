@@ -6,7 +6,7 @@ import contextvars
 import errno
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
@@ -47,9 +47,26 @@ class NonFiniteError(UserError):
     """A loss or gradient of training is not finite; the model's state is not to be saved."""
 
 
+class DamagedImage(UserError):
+    """One image among many cannot be used; the others may be fine."""
+
+
 def sentence(error: UserError) -> str:
     """The message alone, also where a data loader's worker has wrapped it in its traceback."""
-    return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
+    text = str(error)
+    for kind in (UserError, DamagedImage):
+        text = text.rsplit(f"{kind.__name__}: ", 1)[-1]
+    return text.strip()
+
+
+def end_with_damaged(sentences: Sequence[str]) -> None:
+    """At the end of a script that left images out: name and count them, and exit with code 1."""
+    if sentences:
+        for text in sentences:
+            print(f"left out: {text}", file=sys.stderr)
+        count = "1 image" if len(sentences) == 1 else f"{len(sentences)} images"
+        print(f"error: {count} could not be used; all others were", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def _refuse(message: str) -> NoReturn:

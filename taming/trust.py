@@ -27,7 +27,7 @@ from typing import Any
 from taming.atomic_files import write_text
 from taming.errors import UserError
 
-PACKAGES = ("taming", "torch", "torchvision", "pytorch_lightning", "lightning")
+PACKAGES = ("taming", "torch", "torchvision", "pytorch_lightning", "lightning", "albumentations")
 
 # What strangers' configs may name, beside this project: classes that do nothing but compute, log
 # to the run's folder, or watch the training. Others of these packages download, read pickles, or
@@ -37,6 +37,7 @@ _HARMLESS = re.compile(
     r"|torch\.nn\.(modules\.\w+\.)?[A-Z]\w*"
     r"|torchvision\.(ops|transforms)\.[A-Z]\w*"
     r"|(pytorch_lightning|lightning\.pytorch)\.callbacks\.(\w+\.)*[A-Z]\w*"
+    r"|albumentations\.[A-Z]\w*"
     r"|(pytorch_lightning|lightning\.pytorch)\.loggers\.(CSVLogger|TensorBoardLogger)"
 )
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

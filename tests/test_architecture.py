@@ -30,6 +30,7 @@ GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "comma
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values"}
 LEAVES = GROUND | {
     "config",
+    "config_before",
     "config_files",
     "checkpoint",
     "downloads",
@@ -58,11 +59,12 @@ ALLOWED = {
         *("config_files", "config_keys", "config_names", "config_schema", "config_targets"),
         *("config_values", "errors", "limits"),
     },
+    "config_before": {"config", "errors"},
     "lr_scheduler": {"config", "config_values"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config", "config_files"},
+    "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "pretrained"},
     "modules": GROUND | {"downloads", "modules", "util"},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -153,10 +154,18 @@ def test_the_demos_runs_are_the_default(
     data = write_data(tmp_path / "data.yaml")
     for day in (1, 2):
         add_data(tiny_run(tmp_path / f"logs/2026-01-0{day}_digits_transformer"), data)
-    tiny_run(tmp_path / "logs/2026-01-01_digits_vqgan", FIRST_STAGE)
+    stage = tiny_run(tmp_path / "logs/2026-01-01_digits_vqgan", FIRST_STAGE) / "checkpoints"
+    early = torch.load(stage / "last.ckpt", weights_only=False)
     for name in (TRANSFORMER, RECONSTRUCTION):
+        torch.save(early, stage / "epoch=000000.ckpt")  # first the same weights, then others
         exec("\n".join(code_of(read(name))[:2]), {})
+        early["state_dict"] = {key: 2 * value for key, value in early["state_dict"].items()}
     lines = capsys.readouterr().out
     assert "2026-01-02_digits_transformer, after 7 steps" in lines
-    assert "2026-01-01_digits_vqgan: 20 codes, each for 2 x 2 pixels" in lines
+    for stage_name in ("2026-01-01_digits_vqgan", "2026-01-01_digits_vqgan, step 7"):
+        assert f"{stage_name}: 20 codes, each for 2 x 2 pixels" in lines
+    assert "nothing to compare" not in lines
+    torch.save(torch.load(stage / "last.ckpt", weights_only=False), stage / "epoch=000000.ckpt")
+    exec("\n".join(code_of(read(RECONSTRUCTION))[:2]), {})
+    assert "with which there is nothing to compare" in capsys.readouterr().out
     assert "2026-01-01_digits_transformer" not in lines

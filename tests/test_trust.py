@@ -18,7 +18,7 @@ from scripts import sample_fast
 from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
 from taming.training.cli import main
-from taming.trust import in_program, remember, trust
+from taming.trust import in_program, own_trust, remember, stranger, trust
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -198,6 +198,13 @@ def test_data_and_callbacks_have_their_kinds_too(tmp_path: Path) -> None:
         OmegaConf.update(config, place, target, merge=False, force_add=True)
         with pytest.raises(UserError, match=f"{place}: .*expected here, a {kind};"):
             train(["--base", write_config(tmp_path, config)])
+
+
+def test_augmentations_may_be_named_and_functions_beside_them_not() -> None:
+    for judged in (own_trust(), stranger()):
+        assert judged.allows("albumentations.HorizontalFlip")
+    assert not stranger().allows("albumentations.load")
+    assert not stranger().allows("albumentations.core.serialization.from_dict")
 
 
 def test_harmless_classes_of_other_packages_may_be_named() -> None:

@@ -20,6 +20,7 @@ from taming.config import (
     plain,
     without_checkpoint_paths,
 )
+from taming.config_before import keep_dataset_defaults
 from taming.config_files import SECTIONS, STAGES, as_stage
 from taming.errors import UserError
 from taming.limits import weights_from_file
@@ -44,6 +45,8 @@ def run_config(
     if "model" not in config:
         raise UserError(f"the configs of {run.folder} have no 'model' section")
     expand_stages(config)
+    if run.configs:
+        keep_dataset_defaults(config, new=False)
     return config
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from taming.data.base import of_subclasses
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Labels
 from taming.data.files.find import JPEG_AND_PNG
 from taming.data.files.list_files import ListPair, read_pairs
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples, Segmented
 from taming.errors import UserError
 
@@ -60,11 +62,20 @@ class ADE20kBase(Segmented):
         crop_size: int | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         training = self.get_split() == "train"
         random_crop = training if random_crop is None else random_crop
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
+            on_error=on_error,
+            exif=exif,
+            **files,
         )
         folder = "training" if training else "validation"
 

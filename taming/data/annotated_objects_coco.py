@@ -11,6 +11,7 @@ import numpy as np
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.files.annotations import all_fields, identity_of, read_json
+from taming.data.files.images import BadImage, image_mode_and_size
 from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, Row, SceneCollector
 from taming.errors import UserError
@@ -48,6 +49,21 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
         super().__init__(**kwargs)
         self._contents = None  # half a gigabyte that the table now holds
 
+    def check(self, index: int) -> None:
+        super().check(index)
+        path, declared = self.paths[index], self._declared_size(self.get_image_id(index))
+        with self.naming(path):
+            taken, other = (
+                image_mode_and_size(path, upright)[1]
+                for upright in (self.reading.upright, not self.reading.upright)
+            )
+            if taken != other and declared == other[::-1]:
+                way = "ignore" if self.reading.upright else "apply"
+                raise BadImage(
+                    f"has an EXIF orientation, and its annotations are of {declared[0]} x "
+                    f"{declared[1]} pixels: set exif: {way}"
+                )
+
     def get_path_structure(self) -> dict[str, str]:
         if self.split == "test":
             raise UserError("AnnotatedObjectsCoco: COCO has no annotations of test; use validation")
@@ -60,8 +76,12 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
         }
 
     def get_image_description(self, image_id: str) -> dict[str, Any]:
+        size = self._declared_size(image_id)
+        return super().get_image_description(image_id) | {"original_size": size}
+
+    def _declared_size(self, image_id: str) -> tuple[int, int]:
         width, height = self._sizes[self.place_of(image_id)].tolist()
-        return super().get_image_description(image_id) | {"original_size": (width, height)}
+        return width, height
 
     def _read(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         files = [self.structure[f"{kind}_annotations"] for kind in self._kinds]

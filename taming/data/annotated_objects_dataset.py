@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from typing_extensions import Unpack
+
 from taming.config import did_you_mean
 from taming.config_values import AnyPath, Count, CountOrZero, FilePath, Fraction, Pixels
+from taming.data.augmentations import Augmentations
 from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.conditional_builder import objects_bbox, objects_center_points
@@ -24,10 +27,12 @@ from taming.data.helper_types import (
     SplitType,
 )
 from taming.data.image_transforms import size_of
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.scene_categories import NumberedCategories
+from taming.data.scene_crops import augmented
 from taming.data.scene_table import Limits, SceneCollector, SceneLists, SceneTable
 from taming.errors import UserError
+from taming.pictures import to_uint8_array
 
 BUILDERS = {
     "objects_bbox": objects_bbox.ObjectsBoundingBoxConditionalBuilder,
@@ -104,6 +109,8 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         use_additional_parameters: bool = False,
         on_error: OnError = "raise",
         shards: FilePath | None = None,
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.data_path, self.split, self.keys = Path(data_path), split, list(keys or ())
         self._name = f"{type(self).__name__} of {data_path}"
@@ -119,6 +126,11 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
             raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
         limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)
         self._choose_objects(limits, on_error)
+        described, self._augmentations = files.pop("augmentations", ()), None
+        if described:
+            self._augmentations = Augmentations(
+                described, boxes=True, side=target_image_size, source=self._name
+            )
         self._builders: dict[str, Builder] = {
             key: builder(
                 no_object_classes=self._no_object_classes(no_object_classes),
@@ -134,7 +146,8 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         self._in_shards = shards is not None
         paths = self._image_paths() if shards is None else paths_by_name(shards, self.file_names)
         # SceneCrop resizes and crops, as it has to say where: the transform is left without effect.
-        super().__init__(paths, ImageOptions(on_error=on_error, source=self._name))
+        options = ImageOptions(on_error=on_error, exif=exif, source=self._name, **files)
+        super().__init__(paths, options)
         self.item_sizes.clear()  # all have `target_image_size`
 
     scenes: SceneTable | SceneLists
@@ -308,7 +321,12 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
             return sample
         picture = self.picture(path)
         crop, flipped, image = self.image_transform(picture)
-        sample |= {"original_size": size_of(picture), "image": self.values_of(image)}
+        values = self.values_of(image)
+        if self._augmentations is not None:
+            view = to_uint8_array(values), sample["annotations"], crop, bool(flipped)
+            pixels, sample["annotations"] = augmented(*view, self._augmentations)
+            values = self.finish_image(pixels)
+        sample |= {"original_size": size_of(picture), "image": values}
         sample |= {"crop_bbox": crop or WHOLE, "flipped": bool(flipped)}
         builders = self.conditional_builders
         for key in self.keys:

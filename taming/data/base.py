@@ -5,31 +5,51 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
+from typing_extensions import Unpack
 
 from taming.data.columns import Column, StringTable, column, entry
 from taming.data.files.find import in_threads
 from taming.data.files.images import (
     BadImage,
+    Reading,
+    has_deep_values,
     image_mode_and_size,
     npy_size,
     read_npy,
     read_rgb,
     read_rgb_fast,
 )
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.pictures import to_values_array
 
 Item = dict[str, Any]
 REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
+DEEP_DECODED = 8  # at start, of images with more than 8 bits
 log = logging.getLogger(__name__)
+
+_found_later: ContextVar[bool] = ContextVar("found_later", default=False)
+
+
+@contextlib.contextmanager
+def damage_found_later() -> Iterator[None]:
+    """A context in which datasets are made without an error for single damaged files.
+
+    Their items raise `DamagedImage`.
+    """
+    token = _found_later.set(True)
+    try:
+        yield
+    finally:
+        _found_later.reset(token)
 
 
 class BadFile(Exception):
@@ -49,7 +69,7 @@ class ImageFiles(Dataset[Item]):
 
     Raises:
         UserError: if there are no paths, if a label column has another length, for files that are
-            no images or smaller than the crop; while loading, for damaged files.
+            no images or smaller than the crop; while loading, for damaged files (`DamagedImage`).
 
     Attributes:
         item_sizes: the first sizes (height, width) of items that were found, at most two, and a
@@ -75,6 +95,10 @@ class ImageFiles(Dataset[Item]):
         self.labels["file_path_"] = self.paths
         self.transform = JointTransform(self.options, self.smooth_maps())
         self.item_sizes: dict[tuple[int, int], str] = {}
+        self._warned_of_dark = False
+        low, high = options.value_range or (0, 0)
+        value_range = (low, high) if options.value_range else None
+        self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark)
         self.check_all()
 
     @property
@@ -91,6 +115,11 @@ class ImageFiles(Dataset[Item]):
         """The maps beside the images, and whether they are resized like these."""
         return {}
 
+    def _warn_of_dark(self, sentence: str) -> None:
+        if not self._warned_of_dark:
+            self._warned_of_dark = True
+            log.warning("%s: %s", self.source, sentence)
+
     def _column(self, name: str, values: Column | Iterable[Any]) -> Column:
         compact = column(values)
         if len(compact) != len(self.paths):
@@ -104,21 +133,32 @@ class ImageFiles(Dataset[Item]):
         """Check the files when the dataset is made; raises `UserError`."""
         if self.reads_files():
             self.check_some(self.check, "checking", HEADERS_CHECKED)
+            self._look_for_dark_images()
 
     def reads_files(self) -> bool:
         """Whether files are read by this class, and not in its own way by a subclass, whose files
         may be of any kind."""
         return type(self).preprocess_image is ImageFiles.preprocess_image
 
+    def _look_for_dark_images(self) -> None:
+        """Decode a few images of more than 8 bits: one that turns out nearly black is named."""
+        count = min(len(self), DEEP_DECODED)
+        for number in range(count):
+            path = self.paths[number * len(self) // count]
+            with contextlib.suppress(BadImage):
+                if has_deep_values(path):
+                    self.read(path)
+
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
         bad: list[BadFile] = []
+        later = _found_later.get()  # threads have contexts of their own
 
         def check_or_count(index: int) -> None:
             try:
                 check(index)
             except BadFile as error:
-                if self.options.on_error == "raise":
+                if self.options.on_error == "raise" and not later:
                     raise UserError(str(error)) from None
                 bad.append(error)
 
@@ -126,7 +166,7 @@ class ImageFiles(Dataset[Item]):
         indices = (number * len(self) // checked for number in range(checked))
         for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
             pass
-        if bad:
+        if bad and not later:
             counts = f"{len(bad)} of the {checked} files looked at"
             message = "%s: %s cannot be used and others take their place; %s"
             log.warning(message, self.source, counts, bad[0])
@@ -159,13 +199,13 @@ class ImageFiles(Dataset[Item]):
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) in pixels without decoding; raises `BadImage`."""
-        return image_mode_and_size(path)[1]
+        return image_mode_and_size(path, self.reading.upright)[1]
 
     def read(self, path: str) -> np.ndarray:
         """Pixels uint8 (H, W, 3); raises `BadImage`."""
         if not self.fast_decode:
-            return read_rgb(path)
-        return read_rgb_fast(path, self.transform.size if self.reducible else 0)
+            return read_rgb(path, self.reading)
+        return read_rgb_fast(path, self.transform.size if self.reducible else 0, self.reading)
 
     def pixels(self, index: int) -> np.ndarray:
         """The whole image `index`, uint8 (H, W, 3); raises `BadFile`."""
@@ -214,7 +254,7 @@ class ImageFiles(Dataset[Item]):
                 return self._item((index + step) % len(self) if step else index)
             except BadFile as error:
                 if self.options.on_error == "raise":
-                    raise UserError(str(error)) from None
+                    raise DamagedImage(str(error)) from None
                 log.warning("skipped: %s", error)
         raise UserError(
             f"{self.source}: {REPLACEMENTS_TRIED} files in a row cannot be used, the last ones "
@@ -249,9 +289,18 @@ class ImagePaths(ImageFiles):
         crop_size: int | None = None,
         source: str = "",
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=source
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            on_error=on_error,
+            exif=exif,
+            source=source,
+            **files,
         )
         super().__init__(paths, options, labels)
 

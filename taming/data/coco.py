@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import Unpack
 
 from taming.data.base import Item, of_subclasses
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
 from taming.data.files.annotations import all_fields, identity_of, read_json
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.segmentation import SegmentationExamples
 from taming.errors import UserError
 
@@ -78,10 +79,14 @@ class CocoBase(ImagesWithMaps):
         given_files: Sequence[str] | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         random_crop = self.get_split() == "train"
         crop_size = 0 if force_no_crop else crop_size
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
+        )
         names, groups = self._captioned(datajson, given_files, on_error)
         self._captions = Captions(groups)
         images = StringTable(f"{dataroot}/{name}" for name in names)

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
 
 from taming.config import did_you_mean
-from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
-from taming.data.files.tar_members import opened
+from taming.data.files.images import (
+    PLAIN,
+    BadImage,
+    Reading,
+    image_mode_and_size,
+    read_rgb,
+    read_stored,
+)
 from taming.errors import UserError
 from taming.pictures import to_values_array
 
@@ -29,14 +34,14 @@ class MapKind:
     # Headers do not show whether values are right: some are decoded when a dataset is made.
     checked_by_decoding: ClassVar[bool] = False
 
-    def header_size(self, path: str) -> tuple[int, int] | None:
+    def header_size(self, path: str, reading: Reading = PLAIN) -> tuple[int, int] | None:
         """(height, width) without decoding, None if that is not known.
 
         Raises `BadImage`, also for a wrong pixel format.
         """
-        return image_mode_and_size(path)[1]
+        return image_mode_and_size(path, reading.upright)[1]
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:
         """The whole map (H, W) or (H, W, C); raises `BadImage`."""
         raise NotImplementedError
 
@@ -49,8 +54,8 @@ class MapKind:
         return {"kind": self.name, **vars(self)}
 
 
-def _checked_size(path: str, modes: Sequence[str], advice: str) -> tuple[int, int]:
-    mode, size = image_mode_and_size(path)
+def _checked_size(path: str, upright: bool, modes: Sequence[str], advice: str) -> tuple[int, int]:
+    mode, size = image_mode_and_size(path, upright)
     if mode not in modes:
         raise BadImage(f"has pixels of mode {mode}, not {' or '.join(modes[:3])}: {advice}")
     return size
@@ -140,19 +145,18 @@ class Labels(MapKind):
     smooth = False
     checked_by_decoding = True
 
-    def header_size(self, path: str) -> tuple[int, int] | None:
+    def header_size(self, path: str, reading: Reading = PLAIN) -> tuple[int, int] | None:
         if self.palette:
-            return super().header_size(path)
+            return super().header_size(path, reading)
         advice = "save one gray value per pixel, or give a palette file for colors"
-        return _checked_size(path, INDEX_MODES, advice)
+        return _checked_size(path, reading.upright, INDEX_MODES, advice)
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:
         if self.palette:
-            labels = self.palette.labels_of(read_rgb(path))
+            labels = self.palette.labels_of(read_rgb(path, reading))
         else:
             self.header_size(path)
-            with damage_named(path), Image.open(opened(path)) as image:
-                labels = np.asarray(image)
+            labels = read_stored(path, reading.upright)
         if self.shift:
             labels = np.where(labels == UNLABELED, 0, labels.astype(np.int32) + 1)
         if labels.min() < 0 or labels.max() >= self.n_labels:
@@ -167,6 +171,11 @@ class Labels(MapKind):
         )
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
+        if cropped.size and cropped.max() >= self.n_labels:
+            raise UserError(
+                f"an augmentation fills segmentations with the label {cropped.max()}, but n_labels "
+                f"is {self.n_labels}; give it another fill_mask"
+            )
         return one_hot(cropped, self.n_labels)
 
     def describe(self) -> dict[str, Any]:
@@ -186,13 +195,13 @@ class Depth(MapKind):
     name = "depth"
     smooth = True
 
-    def header_size(self, path: str) -> tuple[int, int]:
-        return _checked_size(path, DEPTH_MODES, "save depth as scripts/extract_depth.py does")
+    def header_size(self, path: str, reading: Reading = PLAIN) -> tuple[int, int]:
+        advice = "save depth as scripts/extract_depth.py does"
+        return _checked_size(path, reading.upright, DEPTH_MODES, advice)
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:
         self.header_size(path)
-        with damage_named(path), Image.open(opened(path)) as image:
-            values = np.asarray(image)
+        values = read_stored(path, reading.upright)
         if values.ndim == 3:  # (H, W, 4) bytes
             values = rgba_to_depth(values)
         depth = values.astype(np.float32)
@@ -222,8 +231,8 @@ class ImageMap(MapKind):
     smooth: bool = True
     name = "image"
 
-    def read(self, path: str) -> np.ndarray:
-        return read_rgb(path)
+    def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:
+        return read_rgb(path, reading)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:
         return to_values_array(cropped)

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from taming.config_values import AnyPath
 from taming.data.base import ImageFiles, Item
 from taming.data.files.list_files import read_image_list
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 
 
 class CustomBase(Dataset[Item]):
@@ -39,9 +40,13 @@ class CustomTrain(CustomBase):
         random_flip: bool = False,
         crop_size: int | None = None,
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         name, list_file = type(self).__name__, training_images_list_file
-        options = ImageOptions(size, random_crop, random_flip, crop_size, on_error=on_error)
+        options = ImageOptions(
+            size, random_crop, random_flip, crop_size, on_error=on_error, exif=exif, **files
+        )
         paths = read_image_list(list_file, name, on_error=on_error)
         super().__init__(ImageFiles(paths, replace(options, source=f"{name}'s list {list_file}")))
 

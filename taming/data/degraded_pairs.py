@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from taming.config_values import Count
 from taming.data.base import Item, of_subclasses
 from taming.data.degradation import Degradation
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.pictures import to_uint8_array, to_values_array
 
@@ -38,11 +39,14 @@ class ImageNetScale(Dataset[Item]):
         sub_indices: str | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
-        self.config = {"sub_indices": sub_indices, "on_error": on_error}
+        self.config: dict[str, Any] = {"sub_indices": sub_indices, "on_error": on_error}
+        self.config |= {"exif": exif, "value_range": files.pop("value_range", None)}
         crops = self.random_crop if random_crop is None else random_crop
-        options = ImageOptions(size, crops, random_flip, crop_size)
+        options = ImageOptions(size, crops, random_flip, crop_size, **files)
         self.transform = JointTransform(options, {"lr": True})
         self.data = self.get_base()
 

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
+from typing_extensions import Unpack
 
 from taming.data.base import ImageFiles, Item, NumpyFiles
 from taming.data.custom import CustomBase
 from taming.data.files.list_files import ListPair
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -51,9 +52,13 @@ class _Collection(FacesBase):
         random_crop: bool = False,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         name = type(self).__name__
-        options = ImageOptions(size, random_crop, random_flip, on_error=on_error, source=name)
+        options = ImageOptions(
+            size, random_crop, random_flip, on_error=on_error, exif=exif, source=name, **files
+        )
         paths = self.lists.read(self.training, name, on_error).paths
         super().__init__(self.reader(paths, options), keys)
 
@@ -107,7 +112,7 @@ class FacesHQTrain(CustomBase):
             coordinates, anywhere in training and at the center in validation; None for no crop.
         coord: add the coordinates, from which `CoordStage` makes a condition.
         random_flip: mirror half of the images, but not the coordinates, which say where a crop is.
-        (on_error: see `ImageOptions`)
+        (on_error, exif, files: see `ImageOptions`; augmentations come before this crop)
     """
 
     training: ClassVar[bool] = True
@@ -121,9 +126,14 @@ class FacesHQTrain(CustomBase):
         coord: bool = False,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         checked = ImageOptions(size, crop_size=crop_size)
-        parts = [part(size, keys, False, random_flip, on_error) for part in self.parts]
+        parts = [
+            part(size, keys, False, random_flip, on_error=on_error, exif=exif, **files)
+            for part in self.parts
+        ]
         self.data = ConcatDataset(parts)
         self._first = len(parts[0])
         self.coord = coord

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from taming.config_values import AnyPath, Count, CountOrZero, Fraction
 from taming.data.base import ImageFiles
 from taming.data.columns import Column, StringTable
 from taming.data.files.find import EXTENSIONS, VAL_FOLDERS, class_folders, find_images, split_off
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.errors import UserError
 
 
@@ -56,6 +57,8 @@ class ImageFolderTrain(ImageFiles):
         extensions: Sequence[str] = EXTENSIONS,
         n_classes: Count | None = None,
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         self._name = name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
@@ -69,7 +72,14 @@ class ImageFolderTrain(ImageFiles):
         names = StringTable(self.class_names[code] for code in codes)
         labels: dict[str, Column] = {"class_label": torch.from_numpy(codes), "human_label": names}
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=name
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            on_error=on_error,
+            exif=exif,
+            source=name,
+            **files,
         )
         super().__init__(paths, options, labels)
 

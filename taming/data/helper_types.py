@@ -99,6 +99,20 @@ def touches(box: BoundingBox, crop: BoundingBox) -> bool:
     return not apart
 
 
+def in_crop(box: BoundingBox, crop: BoundingBox, flipped: bool) -> BoundingBox:
+    """What a crop, perhaps mirrored, shows of a box that touches it, as shares of the crop."""
+    left, right = (clip((side - crop[0]) / crop[2]) for side in (box[0], box[0] + box[2]))
+    top, bottom = (clip((side - crop[1]) / crop[3]) for side in (box[1], box[1] + box[3]))
+    inside = (left, top, right - left, bottom - top)
+    return mirrored(inside) if flipped else inside
+
+
+def out_of_crop(box: BoundingBox, crop: BoundingBox, flipped: bool) -> BoundingBox:
+    """Where in the image a box is that a crop, perhaps mirrored, shows: undoes `in_crop`."""
+    x0, y0, width, height = mirrored(box) if flipped else box
+    return crop[0] + x0 * crop[2], crop[1] + y0 * crop[3], width * crop[2], height * crop[3]
+
+
 def mirrored(box: BoundingBox) -> BoundingBox:
     """The box after its image is mirrored left to right."""
     return 1 - (box[0] + box[2]), box[1], box[2], box[3]

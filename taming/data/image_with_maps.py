@@ -79,19 +79,23 @@ class ImagesWithMaps(ImageFiles):
         size = self.header_size(self.paths[index])
         for maps in self.maps.values():
             with self.naming(maps.paths[index]):
-                other = maps.kind.header_size(maps.paths[index])
+                other = maps.kind.header_size(maps.paths[index], self.reading)
                 self._check_same(self.paths[index], size, other or size)
 
     def _check_same(self, path: str, image: tuple[int, ...], other: tuple[int, ...]) -> None:
         if image != other:
             sizes = f"is {other[1]} x {other[0]} pixels, but its image {path} is "
-            raise BadImage(sizes + f"{image[1]} x {image[0]}")
+            sizes += f"{image[1]} x {image[0]}"
+            if image == other[::-1]:
+                way = "ignore" if self.reading.upright else "apply"
+                sizes += f" (if that is for an EXIF orientation of one of them, set exif: {way})"
+            raise BadImage(sizes)
 
     def _check_decoded(self, index: int) -> None:
         for maps in self.maps.values():
             if maps.kind.checked_by_decoding:
                 with self.naming(maps.paths[index]):
-                    maps.kind.read(maps.paths[index])
+                    maps.kind.read(maps.paths[index], self.reading)
 
     def files(self, index: int) -> dict[str, str]:
         maps = {name: maps.paths[index] for name, maps in self.maps.items()}
@@ -105,7 +109,7 @@ class ImagesWithMaps(ImageFiles):
         read = {"image": self.whole(files["image"])}
         for name, maps in self.maps.items():
             with self.naming(files[name]):
-                read[name] = maps.kind.read(files[name])
+                read[name] = maps.kind.read(files[name], self.reading)
                 self._check_same(files["image"], read["image"].shape[:2], read[name].shape[:2])
         return read
 

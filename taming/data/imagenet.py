@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from taming import published_names
 from taming.config import did_you_mean, plain
@@ -22,7 +23,7 @@ from taming.data.files.imagenet_archives import TRAIN, VALIDATION, Split, prepar
 from taming.data.files.list_files import read_names
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
 from taming.data.imagenet_classes import NAMES, SYNSETS, class_indices
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.with_depth import BaseWithDepth
 from taming.errors import UserError
 
@@ -31,7 +32,8 @@ __getattr__ = published_names.served_by(__name__)
 NOT_USED = "n06596364_9591.JPEG"  # its pixels are damaged
 RESTRICTED = "30-32, 33-37, 151-268, 281-285, 80-100, 365-382, 389-397, 118-121, 300-319"  # RIN
 CROPS = {"ImageNetTrain/random_crop": True, "ImageNetValidation/random_crop": False}
-SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error")
+SETTINGS = ("size", "sub_indices", *CROPS, "random_flip", "crop_size", "on_error", "exif")
+SETTINGS += ("value_range", "augmentations")
 
 
 class ImageNetFiles:
@@ -76,8 +78,8 @@ class ImageNetBase(ImageFiles):
     Args:
         config: `size`; `sub_indices`, the classes to use ("30-32, 33-37", without the ends);
             `ImageNetTrain/random_crop` (True), `ImageNetValidation/random_crop` (False), or nested,
-            `ImageNetTrain: {random_crop: false}`; `random_flip`, `crop_size`, `on_error` as in
-            `ImageOptions`.
+            `ImageNetTrain: {random_crop: false}`; `random_flip`, `crop_size`, `on_error`, `exif`
+            ("ignore"), `value_range` and `augmentations` as in `ImageOptions`.
 
     Raises:
         UserError: for unknown keys, and if there are no files or damaged ones.
@@ -92,7 +94,7 @@ class ImageNetBase(ImageFiles):
         files = ImageNetFiles(self.split, settings.pop("sub_indices", None), type(self).__name__)
         in_training, in_validation = (settings.pop(name, usual) for name, usual in CROPS.items())
         random_crop = in_training if self.split is TRAIN else in_validation
-        options = ImageOptions(random_crop=random_crop, **settings)
+        options = ImageOptions(random_crop=random_crop, **{"exif": "ignore", **settings})
         super().__init__(files.paths, options, files.labels)
 
 
@@ -153,6 +155,8 @@ class ImageNetTrainWithDepth(BaseWithDepth):
         sub_indices: str | None = None,
         random_flip: bool | None = None,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         settings = known_settings(config)
         self.sub_indices = self.sub_indices or sub_indices or settings.get("sub_indices")
@@ -164,10 +168,14 @@ class ImageNetTrainWithDepth(BaseWithDepth):
             root,
             random_flip=random_flip,
             on_error=on_error,
+            exif=exif,
+            **files,
         )
 
     def get_base_dset(self) -> Dataset[Item]:
-        return self.images({"sub_indices": self.sub_indices, "on_error": self.on_error})
+        return self.images(
+            {"sub_indices": self.sub_indices, "on_error": self.on_error, "exif": self.exif}
+        )
 
     def get_depth_path(self, e: Item) -> str:
         name = os.path.splitext(e["relpath"])[0]
@@ -198,7 +206,7 @@ class DRINExamples(ImagesWithMaps):
     def __init__(self) -> None:
         listed = read_names("data/drin_examples.txt", "data/drin_images", "DRINExamples")
         depth = png_paths(listed.names, "data/drin_depth")
-        options = ImageOptions(256, source="DRINExamples")
+        options = ImageOptions(256, exif="ignore", source="DRINExamples")
         super().__init__(listed.paths, {"depth": MapFiles(depth, Depth())}, options)
 
     def reads_files(self) -> bool:
@@ -208,7 +216,7 @@ class DRINExamples(ImagesWithMaps):
     def preprocess_depth(self, path: str) -> np.ndarray:
         """The depth in a file, float32 (H, W) in [-1, 1], before cropping; raises `BadFile`."""
         with self.naming(path):
-            return self.maps["depth"].kind.read(path)
+            return self.maps["depth"].kind.read(path, self.reading)
 
     def load(self, index: int) -> Item:
         # Both are cropped at the center, so that they need not be cropped together.

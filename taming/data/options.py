@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from taming.errors import UserError
 
 MOST_SIDE = 2**15
 OnError = Literal["raise", "skip"]
+Exif = Literal["apply", "ignore"]
 # OpenCV's numbers; cv2 itself is only imported where images are resized.
 INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos": 4}
+
+
+class FileOptions(TypedDict, total=False):
+    """Options of `ImageOptions` that constructors pass on as they are."""
+
+    value_range: Sequence[float] | None
+    augmentations: Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,13 @@ class ImageOptions:
     interpolation: str = "bilinear"  # of images and of smooth maps, a key of `INTERPOLATIONS`
     # "skip" logs files that cannot be used and puts the next usable item in their place.
     on_error: OnError = "raise"
+    # "apply" turns images, and their maps, as the camera was held; "ignore" takes them as they are
+    # in the files, as the training of the published models did.
+    exif: Exif = "apply"
+    # The values that are black and white in images of more than 8 bits; None: as the files say.
+    value_range: Sequence[float] | None = None
+    # Transforms of albumentations, as `target` and `params`, of what was resized and cropped.
+    augmentations: Sequence[Mapping[str, Any]] | None = None
     source: str = ""  # where the files come from, for errors; by default the dataset's class
 
     def __post_init__(self) -> None:
@@ -45,6 +64,9 @@ class ImageOptions:
             )
         if self.on_error not in ("raise", "skip"):
             raise UserError(f"on_error {self.on_error!r} is not known; use raise or skip")
+        if self.exif not in ("apply", "ignore"):
+            raise UserError(f"exif {self.exif!r} is not known; use apply or ignore")
+        _check_range(self.value_range)
 
 
 def _side(name: str, pixels: int | None) -> int | None:
@@ -59,3 +81,14 @@ def _side(name: str, pixels: int | None) -> int | None:
     if pixels is not None and pixels > MOST_SIDE:
         raise UserError(f"{name} is {pixels}; images may have {MOST_SIDE:,} pixels a side")
     return pixels
+
+
+def _check_range(limits: Sequence[float] | None) -> None:
+    if limits is None:
+        return
+    numbers = [n for n in limits if isinstance(n, int | float) and math.isfinite(n)]
+    if len(limits) != 2 or len(numbers) != 2 or numbers[0] >= numbers[1]:
+        raise UserError(
+            f"value_range {limits!r} is no range; give the values of black and of white, such as "
+            "[0, 4095]"
+        )

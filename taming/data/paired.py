@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
+from typing_extensions import Unpack
+
 from taming.config import did_you_mean
 from taming.config_values import AnyPath, Count, CountOrZero, Fraction
 from taming.data.base import Item
@@ -14,7 +16,7 @@ from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind, read_pa
 from taming.data.degradation import canny_edges
 from taming.data.files.find import VAL_FOLDERS, find_images, split_off
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ class PairedTrain(ImagesWithMaps):
         suffix: end of the conditions' names that images do not have ("_mask").
         validation_fraction: share of the pairs, if the splits have no folders.
         split_seed: which pairs these are.
-        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
+        (size, random_crop, random_flip, crop_size, on_error, exif, files: see `ImageOptions`)
 
     Raises:
         UserError: for images without a condition, and what `ImagesWithMaps` raises.
@@ -105,12 +107,21 @@ class PairedTrain(ImagesWithMaps):
         validation_fraction: Fraction = 0.05,
         split_seed: CountOrZero = 0,
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.kind = kind
         self._computes_edges = conditions is None
         source = f"{type(self).__name__} of {images}"
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, on_error=on_error, source=source
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            on_error=on_error,
+            exif=exif,
+            source=source,
+            **files,
         )
         map_kind = self._map_kind(n_labels, palette, shift_segmentation)
         top = Path(images).expanduser()

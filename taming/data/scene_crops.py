@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 
 from taming.config import did_you_mean
-from taming.data.helper_types import BoundingBox, CropMethodType
+from taming.data.augmentations import Augmentations
+from taming.data.helper_types import (
+    WHOLE,
+    AnnotationList,
+    BoundingBox,
+    CropMethodType,
+    in_crop,
+    out_of_crop,
+    touches,
+)
 from taming.errors import UserError
 
 
@@ -20,6 +29,31 @@ class View(NamedTuple):
     crop: BoundingBox | None  # its place in the image; None is the whole image
     flipped: bool
     original_size: tuple[int, int]  # width and height of the image in pixels
+
+
+def augmented(
+    pixels: np.ndarray,
+    annotations: AnnotationList,
+    crop: BoundingBox | None,
+    flipped: bool,
+    augmentations: Augmentations,
+) -> tuple[np.ndarray, AnnotationList]:
+    """What is shown, uint8 (size, size, 3), after augmentations, and the objects that it shows.
+
+    The objects' boxes end where the view did, as what lies beyond it cannot be seen to move.
+    """
+    crop = crop or WHOLE
+    shown = [one for one in annotations if touches(one.bbox, crop)]
+    boxes = [in_crop(one.bbox, crop, flipped) for one in shown]
+    corners = [(x0, y0, x0 + width, y0 + height) for x0, y0, width, height in boxes]
+    arrays, left = augmentations({"image": pixels}, corners)
+    if not augmentations.boxes:
+        return arrays["image"], annotations
+    moved = AnnotationList()
+    for number, (x0, y0, x1, y1) in left:
+        box = out_of_crop((x0, y0, x1 - x0, y1 - y0), crop, flipped)
+        moved.append(shown[number]._replace(bbox=box))
+    return arrays["image"], moved
 
 
 class SceneCrop:

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from typing_extensions import Unpack
+
 from taming.config_values import AnyPath, Count
 from taming.data.columns import Column
 from taming.data.condition_maps import Labels
 from taming.data.files.list_files import Listed, read_names
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles, png_paths
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 
 
 class Segmented(ImagesWithMaps):
@@ -64,10 +66,19 @@ class SegmentationBase(Segmented):
         crop_size: int | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "apply",
+        **files: Unpack[FileOptions],
     ) -> None:
         name = type(self).__name__
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
+            on_error=on_error,
+            exif=exif,
+            **files,
         )
         options = replace(options, source=f"{name}'s list {data_csv}")
         listed = read_names(data_csv, data_root, name, on_error)
@@ -86,9 +97,19 @@ class SegmentationExamples(Segmented):
         random_crop: bool = False,
         interpolation: str = "bicubic",
         crop_size: int | None = None,
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         root = f"data/{self.name}"
         listed = read_names(f"{root}_examples.txt", f"{root}_images", type(self).__name__)
         source = f"{type(self).__name__}'s list {root}_examples.txt"
-        options = ImageOptions(size, random_crop, False, crop_size, interpolation, source=source)
+        options = ImageOptions(
+            size,
+            random_crop,
+            crop_size=crop_size,
+            interpolation=interpolation,
+            exif=exif,
+            source=source,
+            **files,
+        )
         super().__init__(listed, f"{root}_segmentations", Labels(*self.labels_and_shift), options)

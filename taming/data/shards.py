@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from taming.config_values import Count, Pixels
 from taming.data.base import Item
@@ -25,11 +25,12 @@ from taming.data.faceshq import coordinates
 from taming.data.files.images import npy_size, read_npy
 from taming.data.files.shard_index import ShardColumns, find_shards
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
 DESCRIPTION = "shards.json"
+BEFORE = {"exif": "ignore"}  # of descriptions that do not have it yet
 
 
 class Shards(ImagesWithMaps):
@@ -43,12 +44,13 @@ class Shards(ImagesWithMaps):
             true}`, `depth: {kind: depth}`, `condition: {kind: image}`; None takes what
             scripts/make_shards.py has written in the folder, if anything.
         interpolation: of images and smooth maps; None takes what is written there, too.
+        exif: see `ImageOptions`; None takes that of the dataset whose files were written.
         up_factor, hr_factor, keep_mode: as for `ImageNetScaleTrain`, adding `lr`.
         edges: adds the edges of the image instead: "lr" as `ImageNetEdgesTrain`, any other name as
             `PairedTrain`.
         coord_crop: crop the square of `size` once more, to this, and add `coord` as `FacesHQTrain`
             does; `random_crop` is then about this crop.
-        (size, random_crop, random_flip, crop_size, on_error: see `ImageOptions`)
+        (size, random_crop, random_flip, crop_size, on_error, files: see `ImageOptions`)
 
     Raises:
         UserError: for absent or damaged shards, and what `ImagesWithMaps` raises.
@@ -69,6 +71,8 @@ class Shards(ImagesWithMaps):
         edges: str = "",
         coord_crop: Pixels | None = None,
         on_error: OnError = "raise",
+        exif: Exif | None = None,
+        **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, edges == "lr")
         self._found_edges = edges if edges != "lr" else ""
@@ -81,9 +85,16 @@ class Shards(ImagesWithMaps):
         interpolation = interpolation or description["interpolation"]
         random_crop = random_crop and not coord_crop
         options = ImageOptions(
-            size, random_crop, random_flip, crop_size, interpolation, on_error=on_error
+            size,
+            random_crop,
+            random_flip,
+            crop_size,
+            interpolation,
+            on_error=on_error,
+            exif=exif or description["exif"],
+            source=f"{type(self).__name__} of {shards}",
+            **files,
         )
-        options = replace(options, source=f"{type(self).__name__} of {shards}")
         columns = ShardColumns(tars, kinds)
         labels = columns.metadata
         self.shard_lengths = np.array(columns.lengths)
@@ -91,8 +102,8 @@ class Shards(ImagesWithMaps):
         self._choices = {name: Captions(labels.pop(name)) for name in texts}
         original_paths = labels.pop("file_path_", None)
         self.reducible = not kinds
-        files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
-        super().__init__(columns.paths["image"], files, options, labels)
+        map_files = {name: MapFiles(columns.paths[name], kind) for name, kind in kinds.items()}
+        super().__init__(columns.paths["image"], map_files, options, labels)
         if original_paths is not None:
             self.labels["file_path_"] = column(original_paths)
 
@@ -119,9 +130,9 @@ class Shards(ImagesWithMaps):
 
 
 def _description(tar: str) -> dict[str, Any]:
-    default = {"maps": {}, "interpolation": "bilinear"}
+    default = {"maps": {}, "interpolation": "bilinear", "exif": "apply"}
     file = Path(tar).parent / DESCRIPTION
     try:
-        return default | json.loads(file.read_text()) if file.is_file() else default
+        return default | BEFORE | json.loads(file.read_text()) if file.is_file() else default
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); write the shards anew") from None

@@ -1,4 +1,4 @@
-"""Resize, crop and flip, the same for an image and the maps that belong to it."""
+"""Resize, crop, flip and augment, the same for an image and the maps that belong to it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from taming.data.augmentations import Augmentations
 from taming.data.options import INTERPOLATIONS, ImageOptions
 from taming.errors import UserError
 
@@ -28,7 +29,8 @@ class JointTransform:
     and `SeededDataset` for each item.
 
     Args:
-        options: `size`, `crop_size`, `random_crop`, `random_flip` and `interpolation` are used.
+        options: `size`, `crop_size`, `random_crop`, `random_flip`, `interpolation` and
+            `augmentations` are used.
         maps: names of the maps; True for smooth ones (depth), which are resized like the image,
             False for labels, which take the nearest value.
     """
@@ -39,6 +41,12 @@ class JointTransform:
         self.random_crop, self.random_flip = options.random_crop, options.random_flip
         self._interpolation = INTERPOLATIONS[options.interpolation]
         self._smooth = {"image": True} | dict(maps or {})
+        self._augmentations: Augmentations | None = None
+        if options.augmentations:
+            source = options.source or "the dataset"
+            self._augmentations = Augmentations(
+                options.augmentations, maps, side=self.crop_size, source=source
+            )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of what an image of this size becomes, if it is large enough."""
@@ -59,12 +67,15 @@ class JointTransform:
         # row, its column, the flip; none where the option is off.
         rows, columns = self._window(height), self._window(width)
         step = -1 if self.random_flip and random.random() < 0.5 else 1
-        return {
+        cropped = {
             name: np.ascontiguousarray(
                 self._resize(name, values, (height, width))[rows, columns][:, ::step]
             )
             for name, values in {"image": image, **maps}.items()
         }
+        if self._augmentations is not None:
+            cropped, _ = self._augmentations(cropped)
+        return cropped
 
     def resized(self, image: np.ndarray, smallest_side: int) -> np.ndarray:
         """The image (H, W, C) alone, its smallest side of so many pixels."""

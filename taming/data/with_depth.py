@@ -10,13 +10,14 @@ from typing import Any, SupportsIndex, TypeGuard
 
 import numpy as np
 from torch.utils.data import Dataset
+from typing_extensions import Unpack
 
 from taming.data.base import ImageFiles, Item, of_subclasses
 from taming.data.condition_maps import Depth, MapKind
 from taming.data.custom import CustomBase
-from taming.data.files.images import BadImage
+from taming.data.files.images import PLAIN, BadImage, Reading
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
-from taming.data.options import ImageOptions, OnError
+from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import UserError
 
@@ -48,10 +49,14 @@ class BaseWithDepth(CustomBase):
         root: str | Path | None = None,
         random_flip: bool | None = None,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         self.config, self.data_root = config, DEPTH_ROOT if root is None else root
-        self.on_error = on_error
-        options = ImageOptions(size, random_crop, False, crop_size, on_error=on_error)
+        self.on_error, self.exif = on_error, exif
+        options = ImageOptions(
+            size, random_crop, False, crop_size, on_error=on_error, exif=exif, **files
+        )
         flips = random_crop and bool(options.size) if random_flip is None else random_flip
         options = replace(options, random_flip=flips, source=type(self).__name__)
         base = self.base_dset = self.get_base_dset()
@@ -73,7 +78,7 @@ class BaseWithDepth(CustomBase):
 
     def preprocess_depth(self, path: str) -> np.ndarray:
         """The depth in a file, float32 (H, W) in [-1, 1]; raises `BadImage`."""
-        return Depth().read(path)
+        return Depth().read(path, Reading(upright=self.exif == "apply"))
 
 
 def _are_whole_files(dataset: Dataset[Item]) -> TypeGuard[ImageFiles]:
@@ -108,10 +113,10 @@ class _OwnDepth(MapKind):
     def __init__(self, read: Callable[[str], np.ndarray]) -> None:
         self._read = read
 
-    def header_size(self, path: str) -> None:
+    def header_size(self, path: str, reading: Reading = PLAIN) -> None:
         return None
 
-    def read(self, path: str) -> np.ndarray:
+    def read(self, path: str, reading: Reading = PLAIN) -> np.ndarray:
         return self._read(path)
 
     def finish(self, cropped: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from taming.atomic_files import atomic_path
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
+from taming.evaluation.damage import gather_damage, leave_out, of_rank_0, recall_damage
 from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
 from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
 from taming.evaluation.sources.images import (
@@ -157,14 +158,12 @@ class _Part(Generic[A]):
 
 @dataclass
 class Runner:
-    """How sets of images are gone through.
-
-    Raises UserError for a batch size below 1.
-    """
+    """How sets of images are gone through; raises UserError for a batch size below 1."""
 
     batch_size: int = 50  # images that are counted, or sampled, at once
     cache: Cache = field(default_factory=Cache)  # of finished sets and of unfinished evaluations
     save_every: float = SAVE_EVERY  # seconds between saves of an unfinished evaluation
+    left_out: list[str] = field(default_factory=list)  # a sentence per damaged image
     _unfinished: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -172,14 +171,33 @@ class Runner:
             raise UserError(f"--batch_size must be at least 1, not {self.batch_size}")
 
     def run(
-        self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
+        self,
+        source: ImageSource,
+        make_accumulator: Callable[[], A],
+        key: str,
+        label: str,
+        damage_key: str = "",
     ) -> tuple[Manifest, A]:
         """Count all images of a set; both results are complete in the process of rank 0 alone.
 
         `key` is the hash of all that decides the result, under which an unfinished one is kept;
-        that of rank 0 counts. `label` is that of the progress bar.
+        that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
+        remembered under `damage_key`.
         """
-        key = _of_rank_0(key)
+        key = of_rank_0(key)
+        source.pass_over_damage()
+        recall_damage(self.cache, source, damage_key or key)
+        while True:
+            self.left_out += leave_out(self.cache, source, damage_key or key)
+            counted = self._pass(source, make_accumulator, key, label)
+            if counted is not None:
+                return counted.manifest, counted.accumulator
+            key = key_of(key=key, without=sorted(source.damaged))
+
+    def _pass(
+        self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str
+    ) -> _Part[A] | None:
+        """All images, once; None if some turn out to be damaged, as `source.damaged` then says."""
         self._unfinished.append(key)
         images, (rank, processes) = len(source), own_share()
 
@@ -187,7 +205,7 @@ class Runner:
             return _Part(Manifest(images), make_accumulator())
 
         part = self._continued(key, empty)
-        done = set(_of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
+        done = set(of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
@@ -199,8 +217,8 @@ class Runner:
                 if timer.due():
                     timer.saved(self._save(key, part))
         self._save(key, part)
-        joined = self._joined(part, empty)
-        return joined.manifest, joined.accumulator
+        gather_damage(source)
+        return None if source.damaged else self._joined(part, empty)
 
     def finish(self) -> None:
         """Delete the unfinished states: the results that they were kept for are there."""
@@ -214,6 +232,7 @@ class Runner:
 
         Without a cache, or in processes above rank 0, the content is not looked at.
         """
+        source.pass_over_damage()
         needed = own_share()[0] == 0 and self.cache.enabled
         return key_of(**identity, content=source.content_key() if needed else None)
 
@@ -224,20 +243,27 @@ class Runner:
 
         What the cache has is not computed; with `keep`, what was computed goes there.
         """
-        requests, rank, images = list(dict.fromkeys(requests)), own_share()[0], len(source)
-        key = _of_rank_0(source.content_key() if rank == 0 else None)
-        cached = self._cached(key, requests, images) if rank == 0 else SetFeatures(Manifest(0))
+        requests, rank = list(dict.fromkeys(requests)), own_share()[0]
+        source.pass_over_damage()
+        key = of_rank_0(source.content_key() if rank == 0 else None)
+        recall_damage(self.cache, source, key)
+        if sentences := leave_out(self.cache, source, key):
+            self.left_out += sentences
+            key = of_rank_0(source.content_key() if rank == 0 else None)
+        cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]
-        missing = [requests[place] for place in _of_rank_0(places)]
+        missing = [requests[place] for place in of_rank_0(places)]
         if not missing:
             return cached
         manifest, counted = self.run(
             source,
-            lambda: FeatureAccumulators(missing, images),
+            lambda: FeatureAccumulators(missing, len(source)),
             key_of(unfinished=[request.key(key) for request in missing]),
             label,
+            damage_key=key,
         )
         if keep and rank == 0:
+            key = source.content_key()  # of what is left
             self._keep(key, SetFeatures(manifest, counted.parts))
         return SetFeatures(manifest, cached.parts | counted.parts)
 
@@ -301,8 +327,3 @@ class Runner:
                 f"{lost[0]}"
             )
         return part
-
-
-def _of_rank_0(value: Any) -> Any:
-    """The value that the process of rank 0 has."""
-    return gather_objects(value)[0] if own_share()[1] > 1 else value

@@ -15,7 +15,14 @@ from taming.sampling.conditions import read_pixels
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
 
 
-def keep_mask(keep: str, size: tuple[int, int], factor: int, *, read_files: bool = True) -> Tensor:
+def keep_mask(
+    keep: str,
+    size: tuple[int, int],
+    factor: int,
+    *,
+    read_files: bool = True,
+    original: tuple[int, int] | None = None,
+) -> Tensor:
     """Which tokens are kept: bool (H / factor, W / factor), those with all their pixels kept.
 
     Args:
@@ -23,23 +30,43 @@ def keep_mask(keep: str, size: tuple[int, int], factor: int, *, read_files: bool
             or an image file, white where pixels are kept and black elsewhere.
         size: (H, W) in pixels, multiples of `factor`.
         read_files: whether an image file may be named; others than the user may not.
+        original: (H, W) of the image before it was reduced to cover `size`, and the rest cut off:
+            boxes and files are in its pixels.
 
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
     height, width = size
-    if read_files and Path(keep).is_file():
-        pixels = _read_mask(Path(keep), size)
+    if keep in HALVES and not (read_files and Path(keep).is_file()):
+        pixels = _within(_half(keep, size, factor), size)
     else:
-        x0, y0, x1, y1 = _half(keep, size, factor) if keep in HALVES else _box(keep, size)
-        pixels = torch.zeros(height, width, dtype=torch.bool)
-        pixels[y0:y1, x0:x1] = True
+        before = original or size
+        given = read_files and Path(keep).is_file()
+        pixels = _read_mask(Path(keep), before) if given else _within(_box(keep, before), before)
+        pixels = _reduced(pixels, size)
     tokens = pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
     if not tokens.any():
         raise UserError(f"'{keep}' keeps no whole patch of {factor} x {factor} pixels")
     if tokens.all():
         raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to sample")
     return tokens
+
+
+def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    x0, y0, x1, y1 = box
+    pixels = torch.zeros(*size, dtype=torch.bool)
+    pixels[y0:y1, x0:x1] = True
+    return pixels
+
+
+def _reduced(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool (H, W) reduced until it just covers `size`, and the rest cut off."""
+    if tuple(pixels.shape) == tuple(size):
+        return pixels
+    scale = max(new / old for new, old in zip(size, pixels.shape, strict=True))
+    covering = [max(new, round(scale * old)) for new, old in zip(size, pixels.shape, strict=True)]
+    reduced = F.interpolate(pixels[None, None].float(), covering, mode="area")[0, 0]
+    return reduced[: size[0], : size[1]] == 1  # pixels that are kept as a whole
 
 
 def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int, int]:

@@ -12,8 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from taming.data.condition_maps import DEPTH_MODES, Depth, one_hot
-from taming.data.files.images import BadImage, damage_named, image_mode_and_size, read_rgb
-from taming.errors import UserError
+from taming.data.files.images import (
+    BadImage,
+    damage_named,
+    image_mode_and_size,
+    orientation_of,
+    read_rgb,
+    read_stored,
+    turned,
+)
+from taming.errors import DamagedImage, UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 from taming.pictures import resize, resize_and_crop, to_values_array
@@ -21,35 +29,27 @@ from taming.pictures import resize, resize_and_crop, to_values_array
 Content = Literal["color", "gray", "labels", "mask"]
 MEASURED = tuple(mode for mode in DEPTH_MODES if mode != "L")  # 8-bit gray may be a photo
 
-# EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
-# that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
-ORIENTATION_TAG = 0x0112
-TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
-MIRRORED = {2, 4, 5, 7}
 
-
-def read_pixels(path: str | Path, content: Content = "color", upright: bool = False) -> np.ndarray:
+def read_pixels(path: str | Path, content: Content = "color") -> np.ndarray:
     """An image file that a user gives, as an array. No other function opens such files.
+
+    It is turned as the camera was held (EXIF).
 
     Args:
         content: "color" gives uint8 (H, W, 3); "gray" uint8 (H, W, 1), or depth in [-1, 1],
             float32 (H, W, 1), for files of 16 or 32 bits and those of scripts/extract_depth.py;
             "labels" int32 (H, W), the file's numbers; "mask" uint8 (H, W).
-        upright: turn it as the camera was held (EXIF). Models saw their data as it is in the files.
 
     Raises:
-        UserError: for a file that is missing, no image, or of other content.
+        UserError: for a file that is missing; DamagedImage, if it is no image or of other content.
     """
     read, name, advice = READERS[content]
     if not Path(path).is_file():
         raise UserError(f"there is no {name} {path}")
     try:
-        pixels = read(str(path))
-        orientation = _orientation(str(path)) if upright else 1
+        return read(str(path))
     except BadImage as error:
-        raise UserError(f"{path} {error}; give {advice}") from None
-    pixels = np.fliplr(pixels) if orientation in MIRRORED else pixels
-    return np.rot90(pixels, TURNS.get(orientation, 0))
+        raise DamagedImage(f"{path} {error}; give {advice}") from None
 
 
 def _read_gray(path: str) -> np.ndarray:
@@ -59,8 +59,7 @@ def _read_gray(path: str) -> np.ndarray:
 
 
 def _read_labels(path: str) -> np.ndarray:
-    with damage_named(path), Image.open(path) as image:
-        labels = np.array(image).astype(np.int32)
+    labels = read_stored(path).astype(np.int32)
     if labels.ndim != 2:
         raise BadImage("is a picture in colors")
     return labels
@@ -68,7 +67,7 @@ def _read_labels(path: str) -> np.ndarray:
 
 def _read_mask(path: str) -> np.ndarray:
     with damage_named(path), Image.open(path) as image:
-        return np.array(image.convert("L"))
+        return turned(np.array(image.convert("L")), orientation_of(image))
 
 
 # How files are read, what they are called in errors, and what to give instead.
@@ -80,19 +79,20 @@ READERS: dict[Content, tuple[Callable[[str], np.ndarray], str, str]] = {
 }
 
 
-def _orientation(path: str) -> int:
-    with damage_named(path), Image.open(path) as image:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
-
-
 def read_picture(
-    path: str | Path, channels: int = 3, size: tuple[int, int] | None = None
+    path: str | Path,
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
     """An image file as float32 [1, channels, H, W] in [-1, 1]; `channels` 1 is gray, 3 is RGB.
 
-    With `size` (height, width) it is resized to cover that, and the rest cut off.
+    With `size` (height, width) it is resized to cover that, and the rest cut off; with `reduce_to`
+    it is reduced until it just covers that, if it is larger.
     """
     pixels = read_pixels(path, _content_for(channels))
+    if reduce_to is not None:
+        pixels = _reduced(pixels, reduce_to, Image.Resampling.BILINEAR)
     return _to_input(resize_and_crop(pixels, size) if size else pixels)
 
 
@@ -120,11 +120,11 @@ def read_input(
 
     Args:
         size: (height, width) to cover, cutting off the rest.
-        reduce_to: larger images are turned upright and reduced until they just cover this.
+        reduce_to: larger images are reduced until they just cover this.
     """
     labels, resampling = stage.reads_labels, Image.Resampling.BILINEAR
     content: Content = "labels" if labels else _content_for(stage.channels)
-    pixels = read_pixels(path, content, upright=reduce_to is not None)
+    pixels = read_pixels(path, content)
     if labels:
         if not 0 <= pixels.min() <= pixels.max() < stage.channels:
             raise UserError(
@@ -150,11 +150,15 @@ def _reduced(pixels: np.ndarray, size: tuple[int, int], resampling: Image.Resamp
 
 
 def read_condition(
-    model: Net2NetTransformer, text: str, size: tuple[int, int] | None = None
+    model: Net2NetTransformer,
+    text: str,
+    size: tuple[int, int] | None = None,
+    reduce_to: tuple[int, int] | None = None,
 ) -> Tensor:
     """A condition as `model.get_input` would give it, from a class number or an image file.
 
-    `size` is what the file must have, in pixels (height, width); None takes any.
+    `size` is what the file must have, in pixels (height, width); None takes any. With `reduce_to`
+    it is reduced as its image was, see `read_picture`, and cut to `size`.
 
     Raises:
         UserError: for a class that the model does not have, a file of another size, labels out of
@@ -164,7 +168,9 @@ def read_condition(
         if not text.isdecimal() or int(text) >= model.n_classes:
             raise UserError(f"the condition is a class, 0 to {model.n_classes - 1}, not '{text}'")
         return torch.tensor([int(text)])
-    condition = read_input(image_condition_stage(model), text)
+    condition = read_input(image_condition_stage(model), text, reduce_to=reduce_to)
+    if size is not None and reduce_to is not None:
+        condition = condition[:, :, : size[0], : size[1]]
     if size is not None and tuple(condition.shape[2:]) != tuple(size):
         height, width = condition.shape[2:]
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.pictures import grid
+from taming.pictures import Cell, grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 
 __all__ = [
@@ -31,6 +31,8 @@ __all__ = [
     "LearningRateMonitor",
     "SetupCallback",
 ]
+
+SIDE = 256  # pixels of images that stand side by side
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,8 @@ class LogsImages(Protocol):
 
 
 class ImageLogger(Callback):
-    """Writes what the model's `log_images` shows, as PNG files and to the loggers.
+    """Writes what the model's `log_images` shows, as PNG files and to the loggers: each kind by
+    itself in rows of four, and all of a batch side by side.
 
     In training every `batch_frequency` batches, and at powers of two before that while
     `increase_log_steps`; in validation for the first batch; never if `batch_frequency` is 0. At
@@ -159,10 +162,15 @@ class ImageLogger(Callback):
             dataset = _dataset(trainer, split)
             pictures |= scene_pictures(dataset, batch, pl_module.cond_stage_key, (height, width))
         place = (trainer.global_step, trainer.current_epoch, batch_idx)
+        composed = {key: _in_rows_of_four(images) for key, images in pictures.items()}
         try:
             self.log_local(trainer.default_root_dir, split, pictures, *place)
-            for key, images in pictures.items():
-                _send_to_loggers(trainer, f"{split}/{key}", _in_rows_of_four(images))
+            if len(pictures) > 1:
+                composed["side_by_side"] = side_by_side(pictures, class_names(batch))
+                folder = Path(trainer.default_root_dir, "images", split)
+                _save(composed["side_by_side"], _path(folder, "side_by_side", place))
+            for key, picture in composed.items():
+                _send_to_loggers(trainer, f"{split}/{key}", picture)
         except OSError as error:
             path = error.filename or trainer.default_root_dir
             log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
@@ -177,16 +185,9 @@ class ImageLogger(Callback):
         batch_idx: int,
     ) -> None:
         """Write pictures by name, each [B, 1 or 3, H, W] in [-1, 1], to `save_dir/images/split`."""
-        folder = Path(save_dir) / "images" / split
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"gs-{global_step:06}_e-{current_epoch:06}_b-{batch_idx:06}.png"
+        folder, place = Path(save_dir, "images", split), (global_step, current_epoch, batch_idx)
         for key, pictures in images.items():
-            path = folder / f"{key}_{name}"
-            try:
-                _in_rows_of_four(pictures).save(path)
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
+            _save(_in_rows_of_four(pictures), _path(folder, key, place))
 
     def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:
         training = model.training
@@ -199,10 +200,50 @@ class ImageLogger(Callback):
         return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
 
 
+def _path(folder: Path, key: str, place: tuple[int, int, int]) -> Path:
+    """Where a picture of a step, epoch and batch is written."""
+    step, epoch, batch = place
+    return folder / f"{key}_gs-{step:06}_e-{epoch:06}_b-{batch:06}.png"
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.save(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def _in_rows_of_four(images: Tensor) -> Image.Image:
     """Images [B, C, H, W] in [-1, 1] as one picture; a single image has no border."""
     rows = [list(images[first : first + 4]) for first in range(0, len(images), 4)]
     return grid(rows, gap=2 if len(images) > 1 else 0, background="black")
+
+
+def side_by_side(pictures: Mapping[str, Tensor], names: Sequence[str]) -> Image.Image:
+    """A row per image of a batch under its class's name, a column per entry of `pictures`.
+
+    Small images are enlarged, and large ones reduced.
+    """
+    columns = list(pictures.values())
+    rows: list[list[Cell | tuple[str, Cell]]] = []
+    for number, images in enumerate(zip(*columns, strict=False)):
+        first, *others = images
+        name = names[number] if number < len(names) else ""
+        rows.append([(name, first), *(("", image) for image in others)] if names else [*images])
+    return grid(rows, list(pictures), side=SIDE)
+
+
+def class_names(batch: Any) -> list[str]:
+    """Of the images of a batch, from its entries `human_label` or `class_label`, if it has them."""
+    if not isinstance(batch, Mapping):
+        return []
+    names = batch.get("human_label")
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return list(names)
+    labels = batch.get("class_label")
+    return [f"class {int(label)}" for label in labels] if isinstance(labels, Tensor) else []
 
 
 def _dataset(trainer: pl.Trainer, split: str) -> Any:

@@ -34,6 +34,7 @@ from taming.config import (
     plain,
     without_checkpoint_paths,
 )
+from taming.config_before import keep_dataset_defaults
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.data_module import DataModuleFromConfig
@@ -196,6 +197,7 @@ def _read_configs(
         if taken := inherit_data(config):
             rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
         check_complete(config)
+    keep_dataset_defaults(config, new=not run.stored)
     plain(config.get("lightning"))  # all of it is used
     return config, OmegaConf.create(config.pop("lightning", None) or {})
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from taming.data.examples.rendering import render
 
+LOSSLESS = {".webp": {"lossless": True}}
+
 Content = Callable[[int, int, int], np.ndarray]
 """(height, width, seed) -> uint8 (height, width, 3)."""
 
@@ -35,6 +37,14 @@ def write_image(
     """Save an RGB image in the format of its ending; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(content(height, width, seed)).save(path)
+    return str(path)
+
+
+def write_turned(path: Path, orientation: int, height: int = 24, width: int = 32) -> str:
+    """Save ramps as a camera does that was held in an EXIF orientation; returns the path."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(ramps(height, width)).save(path, exif=exif, **LOSSLESS.get(path.suffix, {}))
     return str(path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 
 from scripts.complete import main
 from taming.sampling.conditions import read_picture
-from tests.kit.models import transformer_config
+from taming.sampling.estimate import in_words
+from tests.kit.models import LABELS, transformer_config
 from tests.kit.runs import tiny_run
+from tests.scripts.test_make_samples import SEGMENTED
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,68 @@ def test_one_sentence_for_wrong_flags(
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 x 48 pixels, as shown: eight times as wide as the images of training."""
+    path, exif = tmp_path_factory.mktemp("photos") / "photo.png", Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(1).integers(0, 255, (64, 48, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def test_a_photograph_is_reduced_and_what_will_be_done_is_said(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = complete(run, photo, tmp_path, "--keep", "top-half", "--condition", "2", "-n", "2")
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == (
+        "the image of 64 x 48 pixels is reduced; --full_size keeps its size"
+    )
+    line = r"10 x 8 pixels are 20 tokens, of which 10 are sampled for each of 2 images: about \d+ s"
+    assert re.match(line, said.out.splitlines()[1])
+    assert "40/40" in said.err and "token" in said.err
+    assert Image.open(root / "000000.png").size == Image.open(root / "input.png").size == (10, 8)
+    upright = Image.fromarray(np.rot90(np.asarray(Image.open(photo)), 3))
+    expected = np.asarray(upright.resize((11, 8), Image.Resampling.BILINEAR))[:, :10]
+    np.testing.assert_array_equal(np.asarray(Image.open(root / "input.png")), expected)
+
+
+def test_boxes_and_masks_are_of_the_photograph(run: Path, photo: Path, tmp_path: Path) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[:, :24] = 255  # three eighths of 10.67 columns: the first 4, 2 tokens
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    roots = [
+        complete(run, photo, tmp_path / str(n), "--keep", keep, "--condition", "2", "-n", "1")
+        for n, keep in enumerate(("0,0,24,48", str(tmp_path / "mask.png")))
+    ]
+    kept = [read_picture(root / "kept.png") for root in roots]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0][..., :4], read_picture(roots[0] / "input.png")[..., :4])
+    assert kept[0][..., 4:].abs().max() < 0.01
+
+
+def test_full_size_keeps_the_photograph(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--keep", "0,0,62,48", "--condition", "2", "-n", "1", "--full_size")
+    assert Image.open(complete(run, photo, tmp_path, *flags) / "000000.png").size == (64, 48)
+    said = capsys.readouterr().out
+    assert said.startswith("64 x 48 pixels are 768 tokens, of which 24 are sampled")
+
+
+def test_times_in_words() -> None:
+    assert [in_words(n) for n in (0.2, 42, 600, 9000)] == ["1 s", "42 s", "10 min", "2.5 h"]
+
+
+def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SEGMENTED))
+    labels = np.random.default_rng(0).integers(0, LABELS, (48, 64), np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    flags = ("--keep", "left-half", "--condition", str(tmp_path / "labels.png"), "-n", "1")
+    root = complete(run, photo, tmp_path / "out", *flags)
+    assert Image.open(root / "000000.png").size == (10, 8)
+    root = complete(run, photo, tmp_path / "full", *flags, "--full_size")
+    assert Image.open(root / "000000.png").size == (64, 48)

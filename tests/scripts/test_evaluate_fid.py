@@ -250,3 +250,44 @@ def test_two_killed_processes_are_continued_by_one(
     assert not list(cache.glob("*.partial.*.npz"))
     found = read_result(next((tmp_path / "out").glob("*.json")))
     assert_same(found, evaluate(tmp_path / "alone", *sets, "--no_cache"))
+
+
+def test_damaged_images_are_left_out_and_named(
+    tmp_path: Path, classes: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers are those of the folders without them; a second run finds them in the cache."""
+    samples, reference = image_folder(tmp_path / "a", 7), image_folder(tmp_path / "b", 8, seed=300)
+    flags = ("--metrics", "fid,isc,kid", *SMALL)
+    whole = evaluate(tmp_path / "whole", str(samples), str(reference), *flags)
+    (samples / "003a.png").write_bytes(b"")
+    (reference / "000a.png").write_bytes(b"no image")
+    for attempt in ("first", "second"):
+        with pytest.raises(SystemExit) as stop:
+            evaluate(tmp_path / attempt, str(samples), str(reference), *flags)
+        assert stop.value.code == 1
+        errors = capsys.readouterr().err
+        assert f"left out: {samples}/003a.png is empty" in errors
+        assert f"left out: {reference}/000a.png is no image" in errors
+        assert "error: 2 images could not be used" in errors.splitlines()[-1]
+        (path,) = (tmp_path / attempt).glob("*.json")
+        found = read_result(path)
+        assert found["metrics"] == whole["metrics"]
+        assert found["sets"]["samples"]["fingerprint"] == whole["sets"]["samples"]["fingerprint"]
+
+
+def test_statistics_of_a_folder_with_damaged_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = image_folder(tmp_path / "a", 6)
+    (folder / "bad.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        compute_statistics([str(folder), str(tmp_path / "a.npz"), *TINY])
+    output = capsys.readouterr()
+    assert stop.value.code == 1 and "the statistics of 6 images" in output.out
+    assert "bad.png is empty" in output.err
+    for path in folder.glob("0*.png"):
+        path.unlink()
+    with pytest.raises(SystemExit) as stop:
+        compute_statistics([str(folder), str(tmp_path / "b.npz"), *TINY])
+    assert stop.value.code == 2
+    assert "none of the images can be used; " in capsys.readouterr().err

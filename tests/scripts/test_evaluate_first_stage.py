@@ -14,7 +14,7 @@ from PIL import Image
 from scripts.evaluate_first_stage import main
 from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny
-from tests.kit.images import image_sizes
+from tests.kit.images import image_sizes, truncate, write_image, write_images
 from tests.kit.models import DALLE, FIRST_STAGE, SEGMENTATION, TRANSFORMER
 from tests.kit.runs import run_with_data, tiny_run
 from tests.modules.losses.backbones import backbone_file
@@ -146,7 +146,6 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], "--weights: there is no file"),
         (["-r", "RUN", "--images", "IMAGES", "--alex_path", "no.pth"], "alex_path: there is no"),
         (["-r", "RUN", "--images", "IMAGES", "--extractor", "vgg"], "no feature extractor vgg"),
-        (["-r", "RUN", "--images", "IMAGES", "--extractor", TINY], "bad.png is no image"),
         (["-r", "SEGMENTATION", "--images", "IMAGES"], "takes segmentations"),
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),
@@ -169,3 +168,29 @@ def test_one_sentence_for_wrong_input(
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+def test_damaged_images_of_a_dataset_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both what shows in the header, and so when the dataset is made, and what does not."""
+    run = tiny_run(tmp_path / "run", FIRST_STAGE)
+    images = write_images(tmp_path / "images", 5, 16, 16)
+    jpeg = write_image(tmp_path / "images" / "cut.jpg", 64, 64)
+    (tmp_path / "list.txt").write_text("\n".join([*images, jpeg]))
+    truncate(jpeg)
+    Path(images[2]).write_text("no image")
+    dataset = {"target": "taming.data.custom.CustomTest", "params": {"size": 16}}
+    dataset["params"]["test_images_list_file"] = str(tmp_path / "list.txt")  # type: ignore[index]
+    config = {"data": {"params": {"validation": dataset}}}
+    (tmp_path / "data.yaml").write_text(json.dumps(config))
+    flags = ["-r", str(run), "--data", str(tmp_path / "data.yaml"), "--extractor", TINY]
+    register_tiny()
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, "-o", str(tmp_path / "out"), "--workers", "2"])
+    assert stop.value.code == 1
+    errors = capsys.readouterr().err
+    assert f"{images[2]}, from CustomTest" in errors and f"{jpeg}, from CustomTest" in errors
+    assert "error: 2 images could not be used" in errors.splitlines()[-1]
+    _, result = written(tmp_path / "out")
+    assert result["metrics"]["run"]["images"] == 4

@@ -11,6 +11,7 @@ from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.images import FolderSource
 from taming.evaluation.tasks.fidelity import flattened
+from tests.kit.images import truncate
 from tests.kit.processes import in_two_processes
 from tests.kit.scenes import scene_run, write_scenes
 
@@ -77,6 +78,21 @@ def test_two_processes_give_the_same(run: Path) -> None:
     assert dict(flattened(shared["metrics"])) == pytest.approx(numbers, rel=1e-5, abs=1e-8)
     for role in ("samples", "reference"):
         assert shared["sets"][role] == alone["sets"][role]
+
+
+def test_a_damaged_image_leaves_its_layout_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scene_run(write_scenes(tmp_path, 5))
+    image = tmp_path / "data/coco_annotations/val2017/000000000002.jpg"
+    truncate(image, 0.6)
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), *SMALL, *TINY, "-N", "1"])
+    assert stop.value.code == 1
+    errors = capsys.readouterr().err
+    assert f"left out: {image}" in errors and "error: 1 image could not be used" in errors
+    result = read_result(run / "evaluation" / "scenes.json")
+    assert result["sets"]["reference"]["images"] == result["sets"]["samples"]["images"] == 4
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from taming.data.condition_maps import Depth
+from taming.data.condition_maps import Depth, ImageMap
+from taming.data.files.images import PLAIN, Reading, read_rgb
 from taming.data.tools.extraction import (
     NetworkOptions,
     depth_of,
@@ -23,9 +24,10 @@ from taming.data.tools.extraction import (
     within,
 )
 from taming.errors import UserError
-from tests.kit.images import ramps, truncate, write_image
+from tests.kit.images import ramps, truncate, write_image, write_turned
 from tests.kit.launch import Ended, Launcher
 
+AS_STORED = Reading(upright=False)
 CPU = torch.device("cpu")
 NETWORK = """
 import torch
@@ -69,6 +71,28 @@ def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(
     assert "1 written, 1 were there already" in run("extract_depth.py", *args).output
     depth = Depth().read(str(tmp_path / "depth/in/b.png"))
     assert depth.shape == (40, 60) and depth[0, 0] == -1 and depth[-1, -1] > 0.8
+
+
+def test_maps_fit_their_images_whether_both_are_turned_or_neither(tmp_path: Path) -> None:
+    """The network sees the image upright; the map has the image's own EXIF orientation."""
+    (tmp_path / "images").mkdir()
+    stored = [read_rgb(write_turned(tmp_path / f"images/{n}.png", n), AS_STORED) for n in (6, 3)]
+    seen: list[np.ndarray] = []
+
+    def picture_of(image: np.ndarray) -> Image.Image:
+        seen.append(image)
+        return Image.fromarray(image[..., 0])
+
+    names = ["6.png", "3.png"]
+    assert extract(names, tmp_path / "images", tmp_path / "maps", picture_of).written == 2
+    np.testing.assert_array_equal(seen[0], np.rot90(stored[0], 3))
+    for name, pixels in zip(names, stored, strict=True):
+        upright = read_rgb(str(tmp_path / "images" / name))
+        for reading, expected in ((PLAIN, upright), (AS_STORED, pixels)):
+            found = ImageMap().read(str(tmp_path / "maps" / name), reading)
+            np.testing.assert_array_equal(found[..., 0], expected[..., 0])
+    extract(["6.png"], tmp_path / "images", tmp_path / "raw", picture_of, upright=False)
+    np.testing.assert_array_equal(seen[-1], stored[0])
 
 
 def test_depth_is_kept_to_the_bit() -> None:

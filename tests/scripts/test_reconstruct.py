@@ -120,6 +120,64 @@ def test_resized_to_a_square(tmp_path: Path) -> None:
     assert [Image.open(path).size for path in files] == [(6, 6)] * 2
 
 
+def test_sizes_do_not_take_each_others_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
+    command = ["-r", str(run), str(folder), "--device", "cpu"]
+    root = run / "reconstructions" / "images"
+    for flags in ([], ["--size", "4,6"], ["--size", "6"], [], ["--size", "4,6"]):
+        main([*command, *flags])
+    assert sorted(path.name for path in root.iterdir()) == ["7", "7_6x4", "7_6x6"]
+    sizes = [Image.open(root / name / "a.png").size for name in ("7", "7_6x4", "7_6x6")]
+    assert sizes[1:] == [(6, 4), (6, 6)] and sizes[0] not in sizes[1:]
+    assert all((path / "comparison.jpg").is_file() for path in root.iterdir())
+    other = write_images(tmp_path / "elsewhere" / "images")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), str(other)])
+    assert stop.value.code == 2
+    assert "has reconstructions of another folder" in capsys.readouterr().err
+
+
+def test_the_comparison_has_images_beside_their_reconstructions(tmp_path: Path) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
+    main(["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--size", "8"])
+    page = np.asarray(Image.open(tmp_path / "out/7/comparison.jpg")).astype(int)
+    copy = np.asarray(Image.open(tmp_path / "out/7/a.png"))
+    original = read_picture(folder / "a.png", size=(8, 8))[0].permute(1, 2, 0).numpy()
+    found = []
+    for pixels in ((original + 1) * 127.5, copy):
+        square = np.kron(pixels, np.ones((32, 32, 1)))  # enlarged to 256
+        places = [
+            np.abs(page[top : top + 256, left : left + 256] - square).mean()
+            for top in range(30, 60)
+            for left in (8, 272)
+            if page[top : top + 256, left : left + 256].shape == square.shape
+        ]
+        found.append(min(places))
+    assert max(found) < 12  # JPEG
+
+
+def test_damaged_images_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
+    (folder / "aa.png").write_bytes(b"")
+    (folder / "z.jpg").write_text("no image")
+    Image.new("RGB", (1, 1)).save(folder / "speck.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), str(folder)])
+    output = capsys.readouterr()
+    assert stop.value.code == 1
+    assert "3 reconstructions, comparison.jpg and metrics.json are in" in output.out
+    *named, last = output.err.strip().splitlines()[-4:]
+    for line, reason in zip(named, ("aa.png is empty", "speck.png", "z.jpg is no"), strict=True):
+        assert line.startswith("left out: ") and reason in line
+    assert last == "error: 3 images could not be used; all others were"
+    assert json.loads((run / "reconstructions/images/7/metrics.json").read_text())["images"] == 3
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.training.callbacks import ImageLogger, SetupCallback, scene_pictures
+from taming.training.callbacks import ImageLogger, SetupCallback, class_names, scene_pictures
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -144,3 +144,33 @@ def test_subclasses_add_to_the_start_of_a_run(tmp_path: Path) -> None:
     Own(None, "now", *folders, config=config, lightning_config=config).on_fit_start(Mock(), Mock())
     assert (folders[0] / "own").is_file() and folders[1].is_dir()
     assert OmegaConf.load(folders[2] / "now-project.yaml") == config
+
+
+class Reconstructs(Shows):
+    def log_images(self, batch: Any, **_: Any) -> dict[str, Tensor]:
+        return {"inputs": batch["image"], "reconstructions": -batch["image"]}
+
+
+def test_a_batch_stands_side_by_side_enlarged_and_named(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(
+        global_step=1,
+        current_epoch=0,
+        default_root_dir=str(tmp_path),
+        loggers=[],
+        datamodule=None,
+    )
+    images = torch.stack([torch.full((3, 8, 8), value) for value in (-0.5, 0.2)])
+    for batch in ({"human_label": ["dalmatian", "tabby"]}, {"class_label": torch.tensor([3, 4])}):
+        callback = ImageLogger(batch_frequency=750, max_images=2)
+        callback.on_train_batch_end(trainer, Reconstructs(), None, {"image": images, **batch}, 0)
+        place = tmp_path / "images/train/side_by_side_gs-000001_e-000000_b-000000.png"
+        page = np.asarray(Image.open(place))
+        # Two columns and two rows of 8 x 8 pixels, 32 times as large, below titles and names.
+        grays = [(round((value + 1) * 127.5), 256 * 256) for value in (-0.5, 0.5, 0.2, -0.2)]
+        for gray, pixels in grays:
+            assert (page == gray).all(axis=2).sum() >= pixels
+        dark_rows = (page < 60).any(axis=(1, 2))
+        assert dark_rows[:22].any()  # the titles
+        assert dark_rows[22 + 8 : 22 + 8 + 18].any()  # the first name
+    assert class_names({"class_label": torch.tensor([3])}) == ["class 3"]
+    assert class_names({"human_label": ["tabby"]}) == ["tabby"] and class_names([]) == []

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
 from taming.data.files.find import JPEG_AND_PNG, find_images
-from taming.data.files.list_files import read_pairs, write_lines
+from taming.data.files.list_files import read_pairs, unquoted, write_list
 from taming.data.files.tar_members import require_plain
 from taming.data.imagenet_classes import SYNSETS
 from taming.errors import UserError
@@ -62,10 +62,11 @@ def prepare(split: Split, dataset: str) -> StringTable:
     root, listing = split.root, split.root / "filelist.txt"
     if (root / ".ready").exists() and listing.is_file():
         with open(listing, "rb") as lines:
-            return StringTable(os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
+            listed = (os.fsdecode(line.rstrip(b"\r\n")) for line in lines if line.strip())
+            return StringTable(map(unquoted, listed))
     _unpack(split, dataset)
     names = _list_images(root / "data", dataset)
-    write_lines(listing, names)
+    write_list(listing, names)
     (root / ".ready").touch()
     log.warning("%s: %s lists %d images", dataset, listing, len(names))
     return StringTable(names)

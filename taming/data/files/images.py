@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import IO, Literal
 
 import numpy as np
@@ -16,6 +19,10 @@ from numpy.lib import format as npy_format
 from PIL import Image, UnidentifiedImageError
 
 from taming.data.files.tar_members import is_member, opened, read_bytes
+from taming.data.files.value_ranges import ValueRange, deep_pixels, is_deep
+
+log = logging.getLogger(__name__)
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them
 
 # What Pillow's decoders and numpy's reader raise on damaged or hostile files.
 DAMAGE: tuple[type[Exception], ...] = (struct.error, zlib.error, Image.DecompressionBombError)
@@ -24,8 +31,29 @@ DAMAGE += (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError)
 REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part of the size
 
 
+# EXIF's orientation -> quarter turns to the left, of images that are MIRRORED after mirroring, such
+# that they stand upright. 6 is a camera turned to the left: the image is turned to the right.
+ORIENTATION_TAG = 0x0112
+# Where Pillow finds it; in most images there is none of these.
+SOURCES_OF_EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+TURNS = {2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+MIRRORED = {2, 4, 5, 7}
+
+
 class BadImage(Exception):
     """A file cannot be used; the message continues "<path> ..." ("is empty (0 bytes)")."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files become pixels."""
+
+    upright: bool = True  # turned as the camera was held (EXIF)
+    value_range: ValueRange | None = None  # of images with more than 8 bits; None: as they say
+    on_dark: Callable[[str], None] = log.warning  # gets a sentence if that makes one nearly black
+
+
+PLAIN = Reading()
 
 
 @contextlib.contextmanager
@@ -59,23 +87,66 @@ def damage_of(path: str, error: Exception) -> str:
     return f"cannot be read ({error})"
 
 
-def image_mode_and_size(path: str) -> tuple[str, tuple[int, int]]:
+def image_mode_and_size(path: str, upright: bool = True) -> tuple[str, tuple[int, int]]:
     """Pillow's mode and (height, width) from the header alone; raises `BadImage`."""
     with damage_named(path), Image.open(opened(path)) as image:
-        return image.mode, (image.height, image.width)
+        sideways = upright and orientation_of(image) >= 5
+        return image.mode, (image.size if sideways else image.size[::-1])
 
 
-def read_rgb(path: str) -> np.ndarray:
+def has_deep_values(path: str) -> bool:
+    """Whether an image file has more than 8 bits per value; raises `BadImage`."""
+    with damage_named(path), Image.open(opened(path)) as image:
+        return is_deep(image)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, in which an image's pixels still are; 1 is upright.
+
+    Pillow turns TIFFs itself. Damaged EXIF data say nothing about the pixels.
+    """
+    if image.format == "TIFF" or not SOURCES_OF_EXIF & image.info.keys():
+        return 1
+    try:
+        # Not PngImageFile's method, which decodes the image if its header has no EXIF data.
+        orientation = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+    except DAMAGE:
+        return 1
+    return orientation if orientation in TURNS else 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W) or (H, W, C) of an image of some orientation, upright."""
+    if orientation not in TURNS:
+        return pixels
+    pixels = np.fliplr(pixels) if orientation in MIRRORED else pixels
+    return np.ascontiguousarray(np.rot90(pixels, TURNS[orientation]))
+
+
+def read_stored(path: str, upright: bool = True) -> np.ndarray:
+    """The numbers of a file as they are, (H, W) or (H, W, C); raises `BadImage`."""
+    with damage_named(path), Image.open(opened(path)) as image:
+        values = np.asarray(image)
+        return turned(values, orientation_of(image)) if upright else values
+
+
+def read_rgb(path: str, reading: Reading = PLAIN) -> np.ndarray:
     """Decode an image file as uint8 (H, W, 3); raises `BadImage`.
 
-    Transparency is dropped and an EXIF orientation is ignored, as in the training of the published
-    models. 16-bit grays keep their high byte, as Pillow does with 16-bit RGB.
+    Transparency is dropped. Of values of 16 bits the high byte is kept, unless the file or
+    `reading` says that they have a smaller range.
     """
     with damage_named(path), Image.open(opened(path)) as image:
-        return _to_rgb(image)
+        return _finished(_to_rgb(image, path, reading), image, reading)
 
 
-def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
+def read_with_orientation(path: str) -> tuple[np.ndarray, int]:
+    """The pixels of `read_rgb` as they are in the file, and their EXIF orientation, 1 to 8."""
+    with damage_named(path), Image.open(opened(path)) as image:
+        return _to_rgb(image, path, PLAIN), orientation_of(image)
+
+
+def read_rgb_fast(path: str, least_side: int = 0, reading: Reading = PLAIN) -> np.ndarray:
     """`read_rgb` with OpenCV's JPEG decoder: the same pixels in about 60 % of the time.
 
     Args:
@@ -87,7 +158,13 @@ def read_rgb_fast(path: str, least_side: int = 0) -> np.ndarray:
         content = read_bytes(path)
         with Image.open(io.BytesIO(content)) as image:
             pixels = _decode_jpeg(content, image, least_side)
-            return _to_rgb(image) if pixels is None else pixels
+            if pixels is None:
+                pixels = _to_rgb(image, path, reading)
+            return _finished(pixels, image, reading)
+
+
+def _finished(pixels: np.ndarray, image: Image.Image, reading: Reading) -> np.ndarray:
+    return turned(pixels, orientation_of(image)) if reading.upright else pixels
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, least_side: int) -> np.ndarray | None:
@@ -111,12 +188,9 @@ def _decode_jpeg(content: bytes, image: Image.Image, least_side: int) -> np.ndar
     return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # "I" as well: some formats' 16 bits are widened to 32
-        gray = (np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+def _to_rgb(image: Image.Image, path: str, reading: Reading) -> np.ndarray:
+    if is_deep(image):
+        return deep_pixels(image, path, reading.value_range, reading.on_dark)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,30 @@ def write_lines(file: str | Path, lines: Iterable[str]) -> None:
         partial.write_bytes(b"".join(os.fsencode(f"{line}\n") for line in lines))
 
 
+def quoted(name: str) -> str:
+    """A file name as a line of a list: in quotes, as JSON has them, if it would be read otherwise.
+
+    That is so for line breaks in it, white space at its ends, and quotes at its beginning.
+    """
+    plain = name == name.strip() and not name.startswith('"') and not {"\n", "\r"} & set(name)
+    return name if plain else json.dumps(name)
+
+
+def unquoted(line: str) -> str:
+    """The file name that `quoted` made a line of; other lines as they are."""
+    if not (len(line) > 1 and line.startswith('"') and line.endswith('"')):
+        return line
+    try:
+        return str(json.loads(line))
+    except ValueError:
+        return line
+
+
+def write_list(file: str | Path, names: Iterable[str]) -> None:
+    """Write a list of files, one a line; any name is read back as it is."""
+    write_lines(file, map(quoted, names))
+
+
 # ---------------------------------------------------------------------- reading
 
 
@@ -35,6 +60,8 @@ def read_image_list(
     on_error: OnError = "raise",
 ) -> StringTable:
     """Paths of a text file with one path per line, without blank lines and outer white space.
+
+    A line in quotes is read as `write_list` writes it, unless a file has these quotes in its name.
 
     Args:
         dataset: its name, for error messages.
@@ -55,7 +82,9 @@ def read_image_list(
     missing, first = 0, ""
 
     def search(line: tuple[int, str]) -> tuple[tuple[int, str], str | None]:
-        return line, find(line[1])
+        name = unquoted(line[1])
+        path = find(line[1])
+        return line, find(name) if path is None and name != line[1] else path
 
     def existing() -> Iterator[str]:
         nonlocal missing, first
@@ -175,11 +204,11 @@ class ListPair:
         if len(absent) == 2:
             validation = self._validation_names(names)
         else:  # the absent list gets what the other one does not name
-            listed = set(read_image_list(files[not absent[0]], dataset, lambda line: line))
+            listed = set(read_image_list(files[not absent[0]], dataset, unquoted))
             validation = listed if absent[0] else set(names) - listed
         for training in absent:
             chosen = [name for name in names if (name in validation) != training]
-            write_lines(files[training], chosen)
+            write_list(files[training], chosen)
             made = f"{files[training]}, {len(chosen)} of the {len(names)} files in {self.root}"
             message = "%s: made %s; a published list, if put there, is used instead"
             log.warning(message, dataset, made)
@@ -221,5 +250,5 @@ def write_image_lists(
     test = split_off(names, test_fraction, seed)
     train = [name for name in names if name not in test]
     for file, listed in (("train.txt", train), ("test.txt", sorted(test))):
-        write_lines(Path(output, file), (os.path.join(top, name) for name in listed))
+        write_list(Path(output, file), (os.path.join(top, name) for name in listed))
     return len(train), len(test)

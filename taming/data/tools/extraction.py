@@ -23,7 +23,7 @@ from taming.atomic_files import atomic_path
 from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import relative_names
-from taming.data.files.images import BadImage, read_rgb
+from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 FILE_ENDINGS = (".py", ".pt", ".pth", ".ts", ".jit", ".ckpt")
 MIDAS_SIDE, MIDAS_MULTIPLE = 384, 32
 DEEPLAB_SIDE = 513
+BACK = {6: 8, 8: 6}  # the orientation that undoes another one; the others undo themselves
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,13 @@ def extract(
     images: str | Path,
     output: str | Path,
     picture_of: Callable[[np.ndarray], Image.Image],
+    upright: bool = True,
 ) -> Report:
     """Write `output/<name>.png` for each image `images/<name>` that has none yet.
 
-    `picture_of` makes the map of an image uint8 (H, W, 3). An interrupted call can be repeated.
-    Images that cannot be read are logged and left out.
+    `picture_of` makes the map of an image uint8 (H, W, 3), which stands `upright` as its EXIF data
+    say. The file has the image's own orientation: whether both are turned or neither, they fit.
+    An interrupted call can be repeated. Images that cannot be read are logged and left out.
     """
     report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
@@ -200,12 +203,19 @@ def extract(
             continue
         path = os.path.join(images, name)
         try:
-            picture = picture_of(read_rgb(path))
+            pixels, orientation = read_with_orientation(path)
         except BadImage as error:
             report.bad.append(f"{path} {error}")
             log.warning("skipped: %s", report.bad[-1])
             continue
+        if upright and orientation != 1:
+            made = np.asarray(picture_of(turned(pixels, orientation)))
+            picture = Image.fromarray(turned(made, BACK.get(orientation, orientation)))
+        else:
+            picture = picture_of(pixels)
+        exif = picture.getexif()
+        exif.update({ORIENTATION_TAG: orientation} if orientation != 1 else {})
         with atomic_path(target, advice="make room and run again") as partial:
-            picture.save(partial, format="PNG")
+            picture.save(partial, format="PNG", exif=exif)
         report.written += 1
     return report

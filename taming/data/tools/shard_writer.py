@@ -17,7 +17,7 @@ from taming.data.base import BadFile, ImageFiles, Item, image_files_in
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
-from taming.data.shards import DESCRIPTION
+from taming.data.shards import BEFORE, DESCRIPTION
 from taming.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,11 +68,12 @@ def _describe(folder: Path, source: ImageFiles, per_shard: int, count: int) -> N
     content = {
         "maps": {name: maps.kind.describe() for name, maps in maps.items()},
         "interpolation": source.options.interpolation,
+        "exif": source.options.exif,
         "per_shard": per_shard,
         "samples": count,
     }
     file = folder / DESCRIPTION
-    if file.is_file() and json.loads(file.read_text()) != content:
+    if file.is_file() and BEFORE | json.loads(file.read_text()) != content:
         raise UserError(f"{folder} has shards of other data or another size; give an empty folder")
     write_lines(file, [json.dumps(content, indent=2)])
 

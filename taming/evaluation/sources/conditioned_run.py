@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
@@ -11,7 +11,8 @@ from typing import Any
 
 from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
-from taming.errors import UserError
+from taming.data.base import damage_found_later
+from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.images import ImageSource, SourceImage, key_of
 from taming.evaluation.sources.run import RunSource, sampled_image
@@ -19,7 +20,7 @@ from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
 from taming.modules.util import ConditionKind
 from taming.sampling import sample_images
-from taming.sampling.inputs import inputs_of_item
+from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.requests import request_for_condition
@@ -71,7 +72,9 @@ class ConditionedRunSource(RunSource):
                     f"{path} samples for the conditions of its data; leave out --{name}"
                 )
         data = data_config(self.run, self.plan.base, self.plan.overrides)
-        self.dataset = open_dataset(data, split)
+        with damage_found_later():
+            self.dataset = open_dataset(data, split)
+        self.kept: Sequence[int] = range(len(self.dataset))  # items that are not left out
 
     @property
     def labels(self) -> list[int | None]:
@@ -79,7 +82,10 @@ class ConditionedRunSource(RunSource):
         return [None]
 
     def __len__(self) -> int:
-        return min(self.plan.num_samples, len(self.dataset))
+        return min(self.plan.num_samples, len(self.kept))
+
+    def leave_out(self, indices: Container[int]) -> None:
+        self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"conditions_of": self.split}
@@ -87,7 +93,9 @@ class ConditionedRunSource(RunSource):
     @cached_property
     def _conditions_key(self) -> str:
         keys = (self.model.first_stage_key, self.model.cond_stage_key)
-        return ItemSource(self.dataset, keys, self.workers).content_key()
+        items = ItemSource(self.dataset, keys, self.workers)
+        items.pass_over_damage()
+        return items.content_key()
 
     def content_key(self) -> str:
         return key_of(run=super().content_key(), conditions=self._conditions_key)
@@ -96,7 +104,8 @@ class ConditionedRunSource(RunSource):
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         model, plan = self.model, self.plan
-        items = (inputs_of_item(model, self.dataset, index) for index in indices)
+        index_of = {self.kept[index]: index for index in indices}  # by the item's number
+        items = self._inputs(index_of)
         for shape, group in groupby(items, key=lambda inputs: inputs.shape):
             requests = (request_for_condition(model, i.c, i.number, i.shape) for i in group)
             samples = sample_images(
@@ -109,5 +118,13 @@ class ConditionedRunSource(RunSource):
                 compiled=plan.compiled,
             )
             for sample in samples:
-                image = sampled_image(sample, sample.number, f"sample {sample.number}")
+                index = index_of[sample.number]
+                image = sampled_image(sample, index, f"sample {sample.number}")
                 yield replace(image, label=None)
+
+    def _inputs(self, index_of: Mapping[int, int]) -> Iterator[SampleInputs]:
+        for number, index in index_of.items():
+            try:
+                yield inputs_of_item(self.model, self.dataset, number)
+            except DamagedImage as error:
+                self.note_damage(index, sentence(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from taming.config import did_you_mean, instantiate_from_config, load_config
+from taming.config_before import is_of_run, keep_dataset_defaults
+from taming.data.base import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"
-Hashed = tuple[int, bytes, dict[str, Any]]  # index, SHA-256, entries
+Hashed = tuple[int, bytes, dict[str, Any] | str]  # index, SHA-256, entries or what is damaged
 Items = SeededDataset | Subset[Any]
 
 
@@ -37,7 +39,7 @@ class DatasetSource(LoadedSource):
 
     Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
 
-    Raises UserError if the config has no such dataset; while reading, for damaged files.
+    Raises UserError if the config has no such dataset; `load` raises `DamagedImage`.
     """
 
     def __init__(
@@ -50,12 +52,17 @@ class DatasetSource(LoadedSource):
     ) -> None:
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
-        self.section = section_of(load_config(self.configs, overrides), split, self.name)
-        dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
+        loaded = load_config(self.configs, overrides)
+        if any(map(is_of_run, self.configs)):
+            keep_dataset_defaults(loaded, new=False)
+        self.section = section_of(loaded, split, self.name)
+        with damage_found_later():
+            dataset = instantiate_from_config(self.section, f"data.params.{split}", "dataset")
         if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
             raise UserError(f"data.params.{split}: a stream without a length cannot be evaluated")
         self.dataset = SeededDataset(cast(Dataset[Any], dataset))
-        if not len(dataset):
+        self.kept: Sequence[int] = range(len(dataset))  # the items that are not left out
+        if not self.kept:
             raise UserError(f"{self.name}: the dataset data.params.{split} is empty")
 
     @property
@@ -63,7 +70,10 @@ class DatasetSource(LoadedSource):
         return " + ".join(map(str, self.configs))
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.kept)
+
+    def leave_out(self, indices: Container[int]) -> None:
+        self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
 
     def describe(self) -> dict[str, Any]:
         config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}
@@ -72,6 +82,7 @@ class DatasetSource(LoadedSource):
         return {"kind": "dataset", **config, "dataset": dataset}
 
     def load(self, index: int) -> Loaded:
+        index = self.kept[index]
         item = self.dataset[index]
         if self.key not in item:
             raise UserError(
@@ -125,8 +136,15 @@ class ItemSource(ImageSource):
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[ItemImage]:
         items = _HashedItems(self.dataset, self.image_key, self.condition_key)
-        for parts in loaded(items, indices, batch_size, self.workers):
-            yield self._image(*parts)
+        for index, digest, item in loaded(items, indices, batch_size, self.workers):
+            if isinstance(item, str):
+                self.note_damage(index, item)
+            else:
+                yield self._image(index, digest, item)
+
+    def leave_out(self, indices: Container[int]) -> None:
+        kept = [index for index in range(len(self.dataset)) if index not in indices]
+        self.dataset = Subset(self.dataset, kept)
 
     def _image(self, index: int, digest: bytes, item: Mapping[str, Any]) -> ItemImage:
         image = torch.as_tensor(item[self.image_key])
@@ -142,8 +160,11 @@ class _HashedItems(Dataset[Hashed]):
         self.dataset, self.keys = dataset, sorted(set(keys))
 
     def __getitem__(self, index: int) -> Hashed:
-        item = self.dataset[index]
         digest = hashlib.sha256()
+        try:
+            item = self.dataset[index]
+        except DamagedImage as error:
+            return index, digest.digest(), sentence(error)
         for key in self.keys:
             if key not in item:
                 known = ", ".join(map(str, item))

@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from taming.data.files.images import DAMAGE, damage_of
+from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError, sentence
+from taming.evaluation.sources.image_files import (
+    EXTENSIONS,
+    file_digest,
+    folder_labels,
+    image_files,
+)
 
-EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 NO_LABEL = -1
 SIZES_NAMED = 5
 MOST_WORKERS = HASHING_THREADS = 8
@@ -161,6 +164,33 @@ class ImageSource(Protocol):
         """The images of these indices, made or loaded about `batch_size` at a time."""
         raise TypeError(f"{type(self).__name__} gives its images in batches alone")
 
+    @cached_property
+    def damaged(self) -> dict[int, str]:
+        """By index, a sentence for each image that this process could not read and passed over."""
+        return {}
+
+    def pass_over_damage(self) -> None:
+        """From now on, note damaged images in `damaged` instead of raising `DamagedImage`."""
+        vars(self)["passes_over"] = True  # some sources are frozen, and have no damaged images
+
+    def note_damage(self, index: int, text: str) -> None:
+        """Pass over an image that cannot be read; raises `DamagedImage` if that is not wanted."""
+        if "passes_over" not in vars(self):
+            raise DamagedImage(text)
+        self.damaged[index] = text
+
+    def leave_out(self, indices: Container[int]) -> None:
+        """Be the set without these images from now on; those behind them move up."""
+        raise TypeError(f"{type(self).__name__} has no files that could be damaged")
+
+    def leave_out_damaged(self) -> list[str]:
+        """`leave_out` what was found to be damaged so far; returns the sentences."""
+        damaged = dict(sorted(self.damaged.items()))
+        if damaged:
+            self.leave_out(damaged)
+            self.damaged.clear()
+        return list(damaged.values())
+
     def fingerprint(self) -> str:
         """SHA-256 over the pixels of all images, in order, with a progress bar."""
         manifest = Manifest(len(self))
@@ -193,17 +223,23 @@ class LoadedSource(ImageSource, Dataset[Any]):
     workers: int | None = None
 
     def load(self, index: int) -> Loaded:
-        """Image `index`; runs in workers. Raises UserError that names the file."""
+        """Image `index`; runs in workers. Raises `DamagedImage` that names the file."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """What workers hand over: arrays, as each tensor would take an open file."""
-        pixels, label, name, mode = self.load(index)
+        try:
+            pixels, label, name, mode = self.load(index)
+        except DamagedImage as error:
+            return index, None, sentence(error)
         return index, pixels, label, name, pixel_digest(pixels), mode
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
-            yield SourceImage(index, torch.from_numpy(pixels), *rest)
+            if pixels is None:
+                self.note_damage(index, rest[0])
+            else:
+                yield SourceImage(index, torch.from_numpy(pixels), *rest)
 
 
 def loaded(
@@ -221,7 +257,8 @@ def loaded(
 class FolderSource(LoadedSource):
     """The image files of a folder, in the order of torch-fidelity: by path, as text.
 
-    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped.
+    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped. In
+    addition, images are turned as the camera was held (EXIF), and 16 bits become 8.
 
     Args:
         path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
@@ -229,7 +266,7 @@ class FolderSource(LoadedSource):
         deep: look into folders below; by default if the folder itself holds no images.
         workers: processes that decode, see `loaded`.
 
-    Raises UserError if there is no folder or no image; while reading, for a damaged file.
+    Raises UserError if there is no folder or no image; `load` raises `DamagedImage`.
     """
 
     def __init__(
@@ -238,13 +275,13 @@ class FolderSource(LoadedSource):
         self.path, self.workers = Path(path), workers
         if not self.path.is_dir():
             raise UserError(f"there is no folder {path}")
-        here = [] if deep else _image_files(self.path, deep=False)
+        here = [] if deep else image_files(self.path, deep=False)
         self.deep = not here and deep is not False
-        self.files = _image_files(self.path, deep=True) if self.deep else here
+        self.files = image_files(self.path, deep=True) if self.deep else here
         if not self.files:
             where = "" if self.deep else " itself (--deep looks into folders below)"
             raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
-        self.labels = _folder_labels(self.path, self.files) if self.deep else None
+        self.labels = folder_labels(self.path, self.files) if self.deep else None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -259,56 +296,24 @@ class FolderSource(LoadedSource):
     def load(self, index: int) -> Loaded:
         path = self.files[index]
         try:
-            with Image.open(path) as image:
-                mode, pixels = image.mode, np.asarray(image.convert("RGB"))  # (H, W, 3)
-        except DAMAGE as error:
-            reason = damage_of(path, error)
-            raise UserError(f"{path} {reason}; replace the file or take it out") from None
+            mode, pixels = image_mode_and_size(path)[0], read_rgb(path)  # (H, W, 3)
+        except BadImage as error:
+            raise DamagedImage(f"{path} {error}; replace the file or take it out") from None
         label = None if self.labels is None else self.labels[index]
         return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
 
+    def leave_out(self, indices: Container[int]) -> None:
+        kept = [index for index in range(len(self.files)) if index not in indices]
+        self.files = [self.files[index] for index in kept]
+        self.labels = self.labels and [self.labels[index] for index in kept]
+
     def content_key(self) -> str:
         """Of the files' bytes and labels: they need not be decoded for it."""
-        digest = hashlib.sha256(b"image files")
+        digest = hashlib.sha256(b"image files, upright")
         labels = repeat("") if self.labels is None else iter(self.labels)
         chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
-                for file_digest, label in zip(pool.map(_file_digest, chunk), labels, strict=False):
-                    digest.update(file_digest + f"{label};".encode())
+                for content, label in zip(pool.map(file_digest, chunk), labels, strict=False):
+                    digest.update(content + f"{label};".encode())
         return digest.hexdigest()
-
-
-def _image_files(folder: Path, deep: bool) -> list[str]:
-    paths = []
-    for parent, below, names in os.walk(folder):
-        below[:] = [name for name in below if deep and not name.startswith(".")]
-        for name in names:
-            ending = os.path.splitext(name)[1].lower().removeprefix(".")
-            if ending in EXTENSIONS and not name.startswith("."):
-                paths.append(os.path.realpath(os.path.join(parent, name)))
-    return sorted(paths)
-
-
-def _folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
-    parents = [os.path.dirname(path) for path in files]
-    if os.path.realpath(root) in parents:
-        return None
-    names = [os.path.basename(parent) for parent in parents]
-    if all(name.isdecimal() for name in set(names)):
-        return [int(name) for name in names]
-    places = {name: place for place, name in enumerate(sorted(set(names)))}
-    return [places[name] for name in names]
-
-
-def _file_digest(path: str) -> bytes:
-    try:
-        status = os.stat(path)
-        return _version_digest(path, status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-
-
-@cache
-def _version_digest(path: str, changed: int, size: int) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()

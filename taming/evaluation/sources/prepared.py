@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import cached_property
 from typing import Any
 
@@ -54,8 +55,14 @@ class PreparedSource(LoadedSource):
 
     @cached_property
     def _content_key(self) -> str:
+        if "passes_over" in vars(self):
+            self.source.pass_over_damage()
         parts = {"size": self.size, "multiple": self.multiple, "images": len(self)}
         return key_of(source=self.source.content_key(), **parts)
+
+    def leave_out(self, indices: Container[int]) -> None:
+        self.source.leave_out(indices)
+        self.__dict__.pop("_content_key", None)
 
     def load(self, index: int) -> Loaded:
         pixels, label, name, mode = self.source.load(index)

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from taming.data.helper_types import BoundingBox, clip, mirrored, touches
+from taming.data.helper_types import BoundingBox, in_crop, touches
 from taming.data.seeding import SeededDataset
 from taming.devices import dtype_name
+from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import (
     ALONE,
     Batches,
@@ -49,18 +50,10 @@ class SceneImage(SourceImage):
 
 def visible_boxes(scene: Scene) -> Boxes:
     """What of the objects' boxes the image shows, as shares of it: after its crop and flip."""
-    x0, y0, width, height = scene.crop
-    boxes = []
-    for annotation in scene.annotations:
-        if not touches(annotation.bbox, scene.crop):
-            continue
-        left, top, wide, high = annotation.bbox
-        left, right = ((side - x0) / width for side in (left, left + wide))
-        top, bottom = ((side - y0) / height for side in (top, top + high))
-        left, right, top, bottom = map(clip, (left, right, top, bottom))
-        box = (left, top, right - left, bottom - top)
-        boxes.append(mirrored(box) if scene.flipped else box)
-    return tuple(boxes)
+    boxes = (annotation.bbox for annotation in scene.annotations)
+    return tuple(
+        in_crop(box, scene.crop, scene.flipped) for box in boxes if touches(box, scene.crop)
+    )
 
 
 def cut_objects(
@@ -98,14 +91,28 @@ class Layouts:
     def __init__(self, seeded: SeededDataset, count: int | None, condition: str) -> None:
         self.builder = builder_of(seeded.dataset, condition)
         self.seeded, self.condition = seeded, condition
-        self.count = min(len(seeded), count or len(seeded))
+        self.numbers: Sequence[int] = range(min(len(seeded), count or len(seeded)))
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
+
+    def leave_out_damaged(self) -> list[str]:
+        """Read all images, and leave out what is damaged; returns a sentence for each."""
+        sentences, whole = [], []
+        for number in tqdm(self.numbers, desc="checking layouts", delay=2, leave=False):
+            try:
+                read_scene(self.seeded, number)
+                whole.append(number)
+            except DamagedImage as error:
+                sentences.append(sentence(error))
+        if sentences and not whole:
+            raise UserError(f"none of the layouts can be used; {sentences[0]}")
+        self.numbers = whole if sentences else self.numbers
+        return sentences
 
     def __getitem__(self, number: int) -> tuple[Scene, Tensor]:
         """The scene and its image, uint8 (3, H, W)."""
-        scene, images = read_scene(self.seeded, number)
+        scene, images = read_scene(self.seeded, self.numbers[number])
         return scene, to_rgb_pixels(images[0].permute(2, 0, 1))
 
     @cached_property

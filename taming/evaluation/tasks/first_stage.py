@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,10 @@ class FirstStageEvaluator:
         Raises UserError for images that cannot be read or that the first stage does not take.
         """
         model = stage.model.to(self.device)
-        make = partial(self._accumulator, model, len(images))
-        manifest, counted = self.runner.run(images, make, self._key(stage, images), stage.name)
+        key = self._key(stage, images)
+        manifest, counted = self.runner.run(
+            images, lambda: self._accumulator(model, len(images)), key, stage.name
+        )
         model.to("cpu")
         if counted.extractor is not None:
             # In all processes, so that none computes them again.
@@ -215,11 +217,11 @@ class FirstStageEvaluator:
         for image in images_at(images, indices):
             x = model_input(image.pixels[None], model.channels).to(self.device)
             _, reconstruction = reconstruct(model, x, self.dtype)
-            pairs[image.index] = (_shown(model, x), _shown(model, reconstruction))
+            pairs[image.index] = (shown(model, x), shown(model, reconstruction))
         return pairs
 
 
-def _shown(model: FirstStage, image: Tensor) -> np.ndarray:
+def shown(model: FirstStage, image: Tensor) -> np.ndarray:
     """uint8 (H, W, 3) of an image [1, C, H, W]; labels get a color each."""
     if isinstance(model, VQModel) and model.reads_labels:
         one_hot = torch.zeros_like(image).scatter_(1, image.argmax(dim=1, keepdim=True), 1)

@@ -1,9 +1,10 @@
 """A report on a class-conditional or unconditional run: numbers in JSON and one picture.
 
-Samples are also evaluated by a classifier of the run's own training data. Its distances have the
-names of Inception's, and nothing else in common with them: they compare samples of this dataset
-with one another. The same numbers of real images that the classifier has not seen stand beside
-them: they are the best that samples can reach.
+Samples are also evaluated by a classifier of the run's own training data: of its classes, or of
+groups of similar images if it has none. Its distances have the names of Inception's, and nothing
+else in common with them: they compare samples of this dataset with one another. The same numbers of
+real images that the classifier has not seen stand beside them: they are the best that samples can
+reach.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from taming.errors import UserError
@@ -30,19 +33,24 @@ from taming.evaluation.metrics.small_classifier import (
     register_small_classifier,
     train_small_classifier,
 )
+from taming.evaluation.plots import spread
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.images import ImageSource, indices_and_labels, stack_pixels
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.pictures import grid
+from taming.modules.transformer.kmeans import KMeans
+from taming.pictures import grid, to_values
 
 BY = "a small classifier of this run's own training data: comparable within this dataset alone"
+BY_GROUPS = "a small classifier of groups of similar training images: comparable within this report"
 SEED = 0
 WEIGHTS = "classifier.pt"
 ACCURACY_BATCH = 64
 FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
+ROWS = 4  # of these, if there are no classes
+GROUPS, THUMBNAIL = 10, 8  # groups of similar images, by their pixels at 8 x 8
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +65,12 @@ def newest_samples(run_folder: Path) -> Path:
 
 
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
-    """All images of a set in order, and their labels; UserError if they differ in size."""
+    """All images of a set in order, and their labels; UserError if they differ in size.
+
+    Damaged ones are left out of the set, see `ImageSource.damaged`.
+    """
     images = []
+    source.pass_over_damage()
     with tqdm(total=len(source), desc=what, unit="image", leave=False) as bar:
         for batch in source.batches(64):
             images.extend(batch)
@@ -71,19 +83,24 @@ def read_labeled(source: ImageSource, what: str) -> LabeledImages:
 
 
 def class_grid(real: LabeledImages, samples: LabeledImages, scale: int = 2) -> Image.Image:
-    """A row per class: its samples on the left, real images of it on the right."""
-    rows = [
-        [*_of_class(samples, label), None, *_of_class(real, label)]
-        for label in sorted(set(samples[1].tolist()))
-    ]
+    """A row per class, or a few rows without classes: samples on the left, real images beside them.
+
+    They are spread over their sets, as neighbors may be parts of one photograph.
+    """
+    rows = []
+    for label in sorted(set(samples[1].tolist())):
+        pairs = zip(_of_class(samples, label), _of_class(real, label), strict=False)
+        rows += [[*sampled, None, *originals] for sampled, originals in pairs]
     titles = {0: "samples of the transformer", PER_CLASS + 1: "real images"}
     return grid(rows, titles, side=scale * max(samples[0].shape[1:3]), gap=2)
 
 
-def _of_class(images: LabeledImages, label: int) -> list[np.ndarray | None]:
-    """The first images of a class, and None for those that are missing."""
-    chosen = list(images[0][images[1] == label][:PER_CLASS])
-    return [*chosen, *[None] * (PER_CLASS - len(chosen))]
+def _of_class(images: LabeledImages, label: int) -> list[list[np.ndarray | None]]:
+    """Rows of images of a class, with None for those that are missing."""
+    members, wanted = images[0][images[1] == label], PER_CLASS * (1 if label >= 0 else ROWS)
+    chosen = [members[place] for place in spread(len(members), wanted)] if len(members) else []
+    cells = [*chosen, *[None] * (-len(chosen) % PER_CLASS or PER_CLASS * (not chosen))]
+    return [cells[start : start + PER_CLASS] for start in range(0, len(cells), PER_CLASS)]
 
 
 @dataclass(frozen=True)
@@ -104,8 +121,9 @@ def make_report(
     """Evaluate both stages on the validation data and the samples against the training data.
 
     Writes `samples.png` and the classifier's weights in `outdir`. The dict has `metrics`,
-    `protocol` and `sets` for a result, and `by_class`. `validation_batches` starts a pass over the
-    validation data, in batches as the models read them.
+    `protocol` and `sets` for a result, `by_class`, and `left_out`, a sentence for each damaged
+    image. `validation_batches` starts a pass over the validation data, in batches as models read
+    them.
     """
     batches = tqdm(validation_batches(), desc="validation data", leave=False)
     images = (model.get_input(model.first_stage_key, batch) for batch in batches)
@@ -115,6 +133,7 @@ def make_report(
     }
     real = read_labeled(sets.training, "training images")
     samples = read_labeled(sets.samples, "samples")
+    left_out = sets.training.leave_out_damaged() + sets.samples.leave_out_damaged()
     about = metrics["samples"] = {"images": len(samples[0])}
     if (samples[1] >= 0).all() and (real[1] >= 0).all():
         about["named_right_by_5_neighbours"] = neighbor_accuracy(real, samples)
@@ -124,19 +143,21 @@ def make_report(
     own = evaluate_by_own_classifier(evaluated, sets.training, real, outdir)
     reference = sets.training.describe()
     if own.metrics:
-        metrics["by_own_classifier"] = own.metrics
+        metrics[own.name] = own.metrics
     return {
         "metrics": metrics,
-        "protocol": {"by_own_classifier": own.protocol} if own.protocol else {},
+        "protocol": {own.name: own.protocol} if own.protocol else {},
         "sets": own.sets or {"samples": sets.samples.describe(), "reference": reference},
         "by_class": own.classes,
+        "left_out": left_out,
     }
 
 
 @dataclass
 class ClassifierReport:
-    """The numbers by the classifier, as JSON values."""
+    """The numbers by the classifier, as JSON values; `name` says of what."""
 
+    name: str = "by_own_classifier"
     metrics: dict[str, Any] = field(default_factory=dict)  # of every set
     protocol: dict[str, Any] = field(default_factory=dict)  # how they were made
     sets: dict[str, Any] = field(default_factory=dict)  # descriptions, with the reference's
@@ -150,30 +171,35 @@ def evaluate_by_own_classifier(
 
     Args:
         sets: "samples", and others to compare them with.
-        labeled: the training images and their classes (-1 for none). Without classes, or with too
-            few images, the report is empty, with a warning.
+        labeled: the training images and their classes (-1 for none). Without classes it is one of
+            groups of similar images; with too few images the report is empty, with a warning.
     """
     smallest = min(map(len, (*sets.values(), training)))
-    if smallest < FEWEST or len(np.unique(labeled[1])) < 2 or labeled[1].min() < 0:
+    images, labels = map(torch.from_numpy, labeled)
+    images = images.permute(0, 3, 1, 2).contiguous()
+    report = ClassifierReport(metrics={"by": BY})
+    if len(labels.unique()) < 2 or labels.min() < 0:
+        labels = similar_groups(images)
+        report = ClassifierReport("by_groups_of_images", {"by": BY_GROUPS})
+    if smallest < FEWEST or len(labels.unique()) < 2:
         log.warning(
-            "without classes, or with fewer than %d images, there is no classifier of the run's "
+            "with fewer than %d images, or all of them alike, there is no classifier of the run's "
             "own, and no distances by it",
             FEWEST,
         )
         return ClassifierReport()
-    images, labels = map(torch.from_numpy, labeled)
-    images = images.permute(0, 3, 1, 2).contiguous()
+    report.protocol = {"trained_on": "reference", "training_seed": SEED}
     classifier = train_small_classifier(images, labels.long(), SEED)
     classifier.save(folder / WEIGHTS)
     extractor = Extractor(register_small_classifier(), weights=folder / WEIGHTS)
     # Weights are new with every report: what is cached of them would not be found again.
     runner = Runner(cache=Cache(enabled=False))
     evaluator = FidelityEvaluator(training, extractor, _settings(smallest), runner=runner)
-    report = ClassifierReport({"by": BY}, {"trained_on": "reference", "training_seed": SEED})
     for name, source in sets.items():
         evaluation = evaluator(source)
         assert evaluation is not None  # there is one process
-        accuracy = _accuracy(classifier, source)
+        grouped = report.name != ClassifierReport.name
+        accuracy = None if grouped else _accuracy(classifier, source)
         if accuracy is not None and name == "samples":
             report.classes = accuracy.by_class()
         top = {} if accuracy is None else accuracy.compute()
@@ -183,6 +209,23 @@ def evaluate_by_own_classifier(
         report.sets[name] = evaluation.sets["samples"]
         report.sets["reference"] = evaluation.sets["reference"]
     return report
+
+
+def similar_groups(images: Tensor) -> Tensor:
+    """Groups of uint8 images [N, 3, H, W] that look alike from afar: int64 [N], the same each time.
+
+    They are clusters of the pixels at 8 x 8.
+    """
+    small = torch.cat([_thumbnails(part) for part in images.split(ACCURACY_BATCH)])
+    groups = KMeans(min(GROUPS, max(1, len(small) // 4)), small.shape[1])
+    groups.initialize(small, torch.Generator().manual_seed(SEED))
+    return torch.cdist(small, groups.C).argmin(1)
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] as float [B, 3 * 8 * 8]."""
+    size = (THUMBNAIL, THUMBNAIL)
+    return F.interpolate(to_values(images), size, mode="bilinear", antialias=True).flatten(1)
 
 
 def _settings(smallest: int) -> FidelitySettings:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from taming.data.files.list_files import read_image_list, write_image_lists
+from taming.data.files.list_files import ListPair, read_image_list, write_image_lists, write_list
 from taming.errors import UserError
 from tests.kit.images import touch, write_image, write_images
 
@@ -83,3 +83,40 @@ def test_script_says_where_the_lists_are(
     with pytest.raises(SystemExit, match="2"):
         run_script(monkeypatch, "absent")
     assert capsys.readouterr().err.startswith("error: absent has 0 image files")
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines", "car\rriage", "blank ", "\u00a0wide", '"both"', 'a"b']
+)
+def test_any_name_is_written_such_that_it_is_read_back(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "images"
+    images = [write_image(folder / f"{stem}.png") for stem in (f"{name}a", f" {name}", "plain")]
+    images += write_images(folder / f"{name} ", 2)
+    write_image_lists(folder, tmp_path / "lists", 0.5)
+    listed = [*read_image_list(tmp_path / "lists/train.txt", "x")]
+    listed += read_image_list(tmp_path / "lists/test.txt", "x")
+    assert sorted(listed) == sorted(images)
+
+
+def test_plain_lines_stay_plain_and_quotes_in_names_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path / '"a.png"', tmp_path / "b.png")
+    (tmp_path / "list.txt").write_text('"a.png"\n"b.png"\nb.png\n')
+    assert list(read_image_list("list.txt", "x")) == ['"a.png"', "b.png", "b.png"]
+    write_list("written.txt", ["b.png", "a b.png"])
+    assert (tmp_path / "written.txt").read_text() == "b.png\na b.png\n"
+
+
+def test_lists_that_are_made_once_hold_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["two\nlines.png", " blank.png", "c.png", "d.png"]
+    touch(*(tmp_path / "images" / name for name in names))
+    pair = ListPair("train.txt", "validation.txt", "images", ("png",), 0.5)
+    listed = pair.read(True, "x", "raise").names, pair.read(False, "x", "raise").names
+    assert sorted([*listed[0], *listed[1]]) == sorted(names)
+    (tmp_path / "train.txt").unlink()  # it then gets what the other one does not name
+    assert sorted(pair.read(True, "x", "raise").names) == sorted(listed[0])

@@ -22,7 +22,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
 from tests.kit.datasets import Noise
-from tests.kit.images import image_classes, image_folder, noise
+from tests.kit.images import image_classes, image_folder, noise, ramps, write_turned
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -70,6 +70,15 @@ def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
         FolderSource(tmp_path.parent, deep=False)
 
 
+def test_photographs_stand_upright_and_16_bits_become_8(tmp_path: Path) -> None:
+    write_turned(tmp_path / "a.png", 6)
+    Image.fromarray(ramps(32, 24)[..., 0].astype(np.uint16) * 257).save(tmp_path / "b.png")
+    found = images_of(FolderSource(tmp_path, workers=0))
+    upright = np.rot90(ramps(24, 32), 3)
+    np.testing.assert_array_equal(found[0].pixels.permute(1, 2, 0), upright)
+    np.testing.assert_array_equal(found[1].pixels[2], ramps(32, 24)[..., 0])
+
+
 MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "L": lambda image: image.convert("L"),
     "RGBA": lambda image: image.convert("RGBA"),
@@ -112,6 +121,12 @@ def test_damaged_files_are_named(
         images_of(FolderSource(tmp_path, workers=workers))
     assert sentence(error.value).startswith(f"{path} {message}")
     assert len(sentence(error.value).splitlines()) == 1
+    source = FolderSource(tmp_path, workers=workers)
+    source.pass_over_damage()
+    assert set(images_of(source)) == {0, 2}
+    [text] = source.leave_out_damaged()
+    assert text.startswith(f"{path} {message}") and not source.damaged
+    assert set(images_of(source)) == {0, 1} and len(source) == 2
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])

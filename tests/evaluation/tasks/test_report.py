@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -16,6 +17,8 @@ from scripts.report import main
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
+from taming.evaluation.tasks.report import class_grid
+from taming.pictures import HEAD
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
 from tests.kit.models import CLASSES, transformer_config
@@ -103,20 +106,55 @@ def test_the_distance_is_that_of_the_saved_classifier(tmp_path: Path) -> None:
     assert found == pytest.approx(frechet_distance(*moments), rel=1e-4)
 
 
-@pytest.mark.parametrize(("classes", "samples"), [(False, 24), (True, 6)])
-def test_without_classes_or_images_there_is_the_rest(
-    tmp_path: Path, classes: bool, samples: int, caplog: pytest.LogCaptureFixture
+def test_with_few_images_there_is_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = write_run(tmp_path / "run", classes)
-    write_samples(run, samples, classes)
+    run = write_run(tmp_path / "run")
+    write_samples(run, 6)
     main(["-r", str(run), "--device", "cpu"])
     result = read_result(run / "report" / "report.json")
     assert "by_own_classifier" not in result
-    assert result["samples"]["images"] == samples
-    assert ("named_right_by_5_neighbours" in result["samples"]) == classes
+    assert result["samples"]["images"] == 6
     assert result["first_stage"]["images"] == result["transformer"]["images"] == 30
     assert "no classifier of the run's own" in caplog.text
     assert (run / "report" / "samples.png").is_file()
+
+
+def test_without_classes_distances_are_by_groups_of_similar_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", classes=False)
+    folder = write_samples(run, 24, classes=False)
+    (folder / "000003.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        main(["-r", str(run), "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert stop.value.code == 1 and "000003.png is empty" in printed.err
+    assert "by a classifier of groups of similar training images" in printed.out
+    result = read_result(run / "report" / "report.json")
+    own = result["metrics"]["by_groups_of_images"]
+    assert {"fid", "kid", "precision", "recall"} <= own["samples"].keys()
+    assert own.keys() == {"by", "samples", "validation_images"} and "top_1" not in own["samples"]
+    assert "by_own_classifier" not in result and result["samples"]["images"] == 23
+    # Samples of noise are farther away than those like the training images.
+    for path in folder.glob("*.png"):
+        Image.effect_noise((8, 8), 60).convert("RGB").save(path)
+    main(["-r", str(run), "--device", "cpu", "-o", str(tmp_path / "noise")])
+    noise = read_result(tmp_path / "noise" / "report.json")["metrics"]["by_groups_of_images"]
+    assert noise["samples"]["fid"] > 2 * own["samples"]["fid"]
+
+
+def test_pictures_are_spread_over_their_sets() -> None:
+    """Real images that follow each other may be crops of one photograph."""
+    real = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    pixels = np.broadcast_to(real, (100, 4, 4, 3))
+    unlabeled = pixels, np.full(100, -1)
+    page = np.asarray(class_grid(unlabeled, unlabeled, scale=1))
+    shown = set(np.unique(page[HEAD:])) - {255}
+    assert {0, 99} <= shown and len(shown) == 40
+    labeled = pixels, np.arange(100) // 50
+    page = np.asarray(class_grid(labeled, labeled, scale=1))
+    assert {0, 49, 50, 99} <= set(np.unique(page[HEAD:])) and len(np.unique(page[HEAD:])) <= 22
 
 
 def test_samples_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
