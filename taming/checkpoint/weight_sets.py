@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from taming.checkpoint.inert import Inert
 from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.stand_ins import Inert
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.weight_choice import EMA, RAW
