@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from taming.checkpoint.inert import Inert
 from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.stand_ins import Inert
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.weight_choice import EMA, RAW
@@ -27,7 +27,17 @@ _NO_WEIGHTS = re.compile(
 )
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|shadow|polyak)(?![a-z])")
 # Of several sets, what is most likely the model that others use.
-_USUAL = ("state_dict", "model_state_dict", "model", "module", "params", "net", "generator", "g")
+_USUAL = (
+    "state_dict",
+    "current_model_state",
+    "model_state_dict",
+    "model",
+    "module",
+    "params",
+    "net",
+    "generator",
+    "g",
+)
 _DEEPEST = 4
 _MOST_VISITS = 20  # of a module that is a part of several others, or of itself
 
@@ -60,6 +70,9 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         if not isinstance(key, str) or _NO_WEIGHTS.fullmatch(key):
             continue
         place, average = f"{label}.{key}".lstrip("."), averaged or _is_average(key)
+        average |= (
+            key == "state_dict" and "averaging_state" in content
+        )  # Lightning's WeightAveraging
         for found in _sets_in(value, place, average, depth + 1):
             if found.averaged or "callback" not in place:
                 yield found
@@ -167,7 +180,11 @@ def _place(found: WeightSet | None) -> str:
 
 def _fitted(found: WeightSet, own: Tensors | None) -> WeightSet:
     renaming = renamed(found.tensors, own)
-    return WeightSet(found.label, renaming.tensors, found.averaged, tuple(renaming.notes))
+    tensors = renaming.tensors
+    if own and found.averaged and not tensors.keys() & own.keys():  # names without dots
+        by_name = {squeezed(name): name for name in own}
+        tensors = {by_name.get(squeezed(name), name): tensor for name, tensor in tensors.items()}
+    return WeightSet(found.label, tensors, found.averaged, tuple(renaming.notes))
 
 
 def _best(sets: list[WeightSet], own: Tensors | None) -> WeightSet | None:

@@ -28,6 +28,7 @@ from taming.models.batch_checks import check_images, condition_length, token_cou
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import condition_of
+from taming.models.latent_diffusion import VQModelInterface
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
@@ -263,6 +264,10 @@ def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
     """A stage in evaluation mode, without gradients, and without the loss that its training had."""
     long_form = run_as_stage(config, key) if isinstance(config, str) else config
     stage = instantiate_from_config(long_form, key, "module")
+    if isinstance(stage, VQModelInterface):
+        raise UserError(
+            f"{key}: VQModelInterface is for diffusion models; name VQModel, which has its weights"
+        )
     if "loss" in stage._modules:
         stage.loss = DummyLoss()
     return stage.eval().requires_grad_(False)

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from taming.checkpoint import read_checkpoint, read_content
-from taming.checkpoint.inert import Inert
+from taming.checkpoint.stand_ins import Inert
 from taming.errors import UserError
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])

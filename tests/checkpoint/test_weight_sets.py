@@ -152,6 +152,21 @@ BOTH: dict[str, tuple[Callable[[], Any], bool, str, str]] = {
         "g_ema",
     ),
     "litema": (lambda: {"state_dict": {**RAW, **squeezed(AVERAGE)}}, False, "state_dict", "model"),
+    "lightning": (
+        lambda: {"state_dict": AVERAGE, "current_model_state": RAW, "averaging_state": {"n": 1}},
+        True,
+        "current_model_state",
+        "state_dict",
+    ),
+    "litema apart": (
+        lambda: {
+            "state_dict": RAW,
+            "ema": {n.removeprefix("model_ema."): t for n, t in squeezed(AVERAGE).items()},
+        },
+        False,
+        "state_dict",
+        "ema",
+    ),
     "swa": (lambda: {"model": RAW, "swa_model": swa(AVERAGE)}, True, "model", "swa_model"),
     "nested": (
         lambda: {"model": prefixed(RAW, "module"), "ema": {"decay": 0.9, "shadow": AVERAGE}},
@@ -181,6 +196,13 @@ def test_averages_are_preferred_named_and_left_on_demand(
     assert average in line and f"(--weights raw takes '{raw}')" in line
     loads_as(path, RAW, kind="raw")
     loads_as(path, AVERAGE if whole else {**AVERAGE, **buffers}, kind="ema")
+
+
+def test_an_average_alone_is_known_without_dots(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"decoder": nn.Conv2d(2, 3, 1), "quantize": nn.Embedding(4, 2)})
+    state = {n: t for n, t in squeezed(AVERAGE).items() if "encoder" not in n}
+    load_file(model, save(state, tmp_path))
+    assert torch.equal(model["decoder"].weight, AVERAGE["decoder.weight"])
 
 
 def test_what_is_not_there_is_not_taken(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from taming.models.latent_diffusion import VQModelInterface
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel, VQNoDiscModel
 from taming.modules.losses.vqperceptual import LPIPS, VQLPIPSWithDiscriminator
 from taming.modules.vqvae.ema import EmbeddingEMA
+from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer2
 from tests.kit.models import (
     GAN_LOSS,
@@ -291,9 +293,24 @@ class Remapped(VectorQuantizer2):
         return torch.full_like(indices, 3)
 
 
-def test_remapping_is_heard(tmp_path: Path) -> None:
-    import numpy as np
+class RemappedGumbel(GumbelQuantize):
+    def remap_to_used(self, indices):  # type: ignore[no-untyped-def, override]
+        assert set(indices.flatten().tolist()) <= {1, 3}  # codes of the whole table
+        return torch.full_like(indices, 9)
 
+
+def test_remapping_of_gumbel_codes_is_heard(tmp_path: Path) -> None:
+    np.save(tmp_path / "used.npy", np.array([1, 3]))
+    options = {"remap": str(tmp_path / "used.npy")}
+    _, _, (_, _, indices) = RemappedGumbel(2, 4, 5, **options).eval()(torch.rand(1, 2, 2, 2))
+    assert indices.eq(9).all()
+    torch.manual_seed(0)
+    own = GumbelQuantize(2, 4, 5, **options).eval()
+    codes, _, (_, _, indices) = own(torch.randn(1, 2, 3, 3))
+    assert torch.equal(own.get_codebook_entry(indices, (1, 3, 3, 4)), codes)
+
+
+def test_remapping_is_heard(tmp_path: Path) -> None:
     np.save(tmp_path / "used.npy", np.array([1, 3]))
     quantizer = Remapped(5, 2, 0.25, remap=str(tmp_path / "used.npy"))
     _, _, (_, _, indices) = quantizer(torch.rand(1, 2, 2, 2))
@@ -395,6 +412,12 @@ def test_the_interface_encodes_to_what_diffusion_models_take() -> None:
         indices = model.encode_to_indices(x)
         assert torch.equal(indices, plain.encode_to_indices(x))
         assert torch.equal(model.decode_indices(indices), plain.decode_indices(indices))
+
+
+def test_the_interface_is_no_stage_of_a_transformer() -> None:
+    stage = first_stage_config("taming.models.latent_diffusion.VQModelInterface")
+    with pytest.raises(UserError, match="first_stage_config: VQModelInterface is for diffusion"):
+        Net2NetTransformer(**transformer_config(first_stage_config=stage)["params"])
 
 
 def test_the_interface_can_be_trained(tmp_path: Path) -> None:

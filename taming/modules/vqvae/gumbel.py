@@ -68,9 +68,11 @@ class GumbelQuantize(Codebook):
         with without_autocast(z.device):
             logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
             if self.remap is not None:
-                # K becomes len(used), within which indices count.
+                # K becomes len(used).
                 logits, codes = logits[:, self.used], codes[self.used]
             z_q, indices = self._choose(logits, codes, temperature)
+            if self.remap is not None:
+                indices = self.remap_to_used(self.used[indices])
             # KL(softmax(logits) || uniform), averaged over positions; the prior is 1 / K
             probabilities = logits.softmax(dim=1)
             log_ratios = (probabilities * logits.shape[1] + 1e-10).log()  # (B, K, h, w)
