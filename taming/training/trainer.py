@@ -137,6 +137,7 @@ def _callbacks(
     }
     own = lightning_config.get("modelcheckpoint") or {}
     defaults["checkpoints"] = _merged(defaults["checkpoints"], own)
+    _check_monitor(defaults["checkpoints"].params, config)
     chosen = _merged(defaults, lightning_config.get("callbacks") or {})
     setup = SetupCallback(
         resume=run.resume_from,
@@ -170,6 +171,20 @@ def _callback(name: str, node: Any) -> Callback:
     return callback
 
 
+def _check_monitor(params: DictConfig, config: DictConfig) -> None:
+    """Say by what the best checkpoints are kept; without validation data it is the newest one."""
+    monitor = params.get("monitor")
+    if monitor is None:
+        return
+    if str(monitor).startswith("val/") and not OmegaConf.select(config, "data.params.validation"):
+        rank_zero_info(f"there is no {monitor} without validation data: keeping the newest epoch")
+        params.update(monitor=None, save_top_k=1)
+        return
+    count = params.get("save_top_k", 1)
+    if count > 0:
+        rank_zero_info(f"keeping the {count} checkpoints with the best {monitor}")
+
+
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, Any]:
     params: dict[str, Any] = {
         "dirpath": str(run.checkpoints),
@@ -177,6 +192,5 @@ def _checkpoint_config(run: RunFolder, model: pl.LightningModule) -> dict[str, A
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
     if hasattr(model, "monitor"):
-        rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
     return {"target": "taming.training.checkpoints.Checkpoints", "params": params}
