@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu gpu faults lint install clean
+.PHONY: demo test test-slow test-gpu gpu faults mutants lint install clean
 
 install: $(VENV)/installed
 
@@ -43,6 +43,12 @@ gpu: test-gpu
 # Kill runs, damage checkpoints, fill disks, make up input; docs/reliability.md gets the tables.
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run.py --write docs/reliability.md
+
+# Put faults into a module, one at a time, and show those that no test notices, for example
+# make mutants MODULE=taming/modules/vqvae/gumbel.py TESTS='tests/modules tests/models'
+mutants: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
+	$(BIN)/python -m tests.mutants $(MODULE) $(if $(TESTS),--tests $(TESTS))
 
 # Train both stages on handwritten digits, sample, and report: about seven minutes on two cores.
 demo: install

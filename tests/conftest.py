@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from taming import trust
+from tests.kit.launch import Launcher
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,6 +19,13 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Starts programs, as forks of a process in which everything is imported already."""
+    with Launcher() as one:
+        yield one
 
 
 @pytest.fixture(autouse=True)

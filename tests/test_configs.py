@@ -26,7 +26,7 @@ from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SIZE = 64  # pixels, where the config has 256
+SIZE = 32  # pixels, where the config has 256
 
 
 def nodes(config: Any) -> Iterator[DictConfig]:

@@ -18,10 +18,9 @@ from taming.errors import Stopped, UserError
 from taming.lightning_internals import end_loaders
 from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.processes import ProcessWatch, end_workers, hang
+from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
 
-_TIMEOUT = re.compile(r"DataLoader timed out after")
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
     r"exited unexpectedly)"
@@ -106,10 +105,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
             if death is not None:
                 return death
     data = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, DataModuleFromConfig) and _TIMEOUT.search(str(error)):
-        sentence = hang(data)
-        end_workers()
-        return sentence
+    if isinstance(data, DataModuleFromConfig) and loader_timed_out(error):
+        return hang(data)
     if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from subprocess import Popen
 
 import pytorch_lightning as pl
@@ -126,6 +127,8 @@ class LoaderWatch(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._over.set()
+        if loader_timed_out(exception):
+            end_workers()  # which Lightning's teardown would wait for, several times
 
     def _look(self, data: DataModuleFromConfig) -> None:
         while data.slowest_item()[0] < data.timeout:
@@ -134,6 +137,11 @@ class LoaderWatch(Callback):
         print(f"error: {hang(data)}", file=sys.stderr, flush=True)
         self._before_exit()
         os._exit(2)
+
+
+def loader_timed_out(error: BaseException) -> bool:
+    """Whether torch has waited for its loader processes for longer than `data.params.timeout`."""
+    return "DataLoader timed out" in str(error)
 
 
 def hang(data: DataModuleFromConfig) -> str:
@@ -148,7 +156,9 @@ def hang(data: DataModuleFromConfig) -> str:
 def end_workers() -> None:
     """End loader processes that may never answer, which this one would wait for when it ends."""
     for process in multiprocessing.active_children():
-        process.kill()
+        with suppress(RuntimeError):  # torch raises it for each of its loaders' that is killed
+            process.kill()
+            process.join(timeout=1)  # not for ever, for one that waits for a dead disk
 
 
 def _is_started_by_rank_zero() -> bool:

@@ -1,15 +1,14 @@
-"""Two processes that torchrun starts find the numbers of one."""
+"""Two processes find the numbers of one."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
@@ -20,8 +19,7 @@ from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
 from tests.kit.extractor import register_tiny
 from tests.kit.images import read_images, scene_folder
-
-ROOT = Path(__file__).parents[2]
+from tests.kit.processes import in_two_processes
 
 
 def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[float]:
@@ -44,6 +42,12 @@ def measure(folder: Path, batch_size: int, rank: int, processes: int) -> list[fl
     return [frechet_distance(*moments), *kernel, *scores.compute()]
 
 
+def write_measures(images: Path, folder: Path) -> None:
+    """Those of one of the processes."""
+    rank, processes = own_share()
+    (folder / f"{rank}.json").write_text(json.dumps(measure(images, 4, rank, processes)))
+
+
 def join(accumulator: FeatureAccumulator, rank: int) -> None:
     """Merge what the other processes have counted."""
     for other, state in enumerate(gather_objects(accumulator.state_dict())):
@@ -54,9 +58,7 @@ def join(accumulator: FeatureAccumulator, rank: int) -> None:
 def test_two_processes_find_the_numbers_of_one(tmp_path: Path) -> None:
     folder = scene_folder(tmp_path / "pictures", 25)
     alone = measure(folder, 25, 0, 1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "tests.evaluation.test_processes", str(folder), str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    in_two_processes(write_measures, folder, tmp_path)
     for rank in range(2):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found == pytest.approx(alone, rel=1e-5)
@@ -75,11 +77,3 @@ def test_processes_that_torchrun_did_not_start(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is set, .* start them by torchrun"):
         gather_objects({})
-
-
-if __name__ == "__main__":
-    from taming.devices import own_share
-
-    rank, processes = own_share()
-    numbers = measure(Path(sys.argv[1]), 4, rank, processes)
-    (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(numbers))

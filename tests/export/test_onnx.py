@@ -38,7 +38,14 @@ def run(path: Path, name: str, value: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["VQModel", "GumbelVQ", "EMAVQ", "remapped"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "remapped",
+        "GumbelVQ",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("VQModel", "EMAVQ")),
+    ],
+)
 def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)

@@ -1,4 +1,4 @@
-"""A launcher, and the uninterrupted runs, for all tests of a process."""
+"""The uninterrupted runs and the sandbox, for all tests of a process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.kills import Injection
-from tests.faults.launch import Launcher
 from tests.faults.sandbox import Sandbox
-
-
-@pytest.fixture(scope="session")
-def launcher() -> Iterator[Launcher]:
-    with Launcher() as one:
-        yield one
+from tests.kit.launch import Launcher
 
 
 @pytest.fixture(scope="session")

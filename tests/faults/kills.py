@@ -13,8 +13,8 @@ from taming.checkpoint import read_checkpoint
 from taming.errors import UserError
 from tests.faults.cases import BATCHES, CASES, EPOCHS, write_case
 from tests.faults.hooks import Fault, environment
-from tests.faults.launch import Ended, Launcher
 from tests.kit.comparison import differences, only_run
+from tests.kit.launch import Ended, Launcher
 
 TRAIN = ["-t", "True", "--no-test", "True"]
 

@@ -21,12 +21,12 @@ from tests.faults.fuzz import CAMPAIGNS, known_cases, run_campaign, shown
 from tests.faults.hooks import Fault, environment
 from tests.faults.hostile import hostile_files
 from tests.faults.kills import TRAIN, Injection
-from tests.faults.launch import ROOT, Launcher
 from tests.faults.made_up_input import PLACES, attacked
 from tests.faults.made_up_values import ATTACKS
 from tests.faults.sandbox import GOOD, Sandbox
 from tests.faults.training import Trial
 from tests.kit.comparison import differences
+from tests.kit.launch import ROOT, Launcher
 
 Part = tuple[list[str], bool]
 WEIGHTS = ("last.ckpt", "epoch=", "left behind")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.faults import measures
 from tests.faults.kills import Injection, Outcome, random_kills
-from tests.faults.launch import Launcher
+from tests.kit.launch import Launcher
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.launch import ROOT, end_group, variables
+from tests.kit.launch import ROOT, end_group, variables
 
 GOOD = ("fine", "refused")
 LIMIT = 30.0  # seconds for a case, on a machine that is busy with other things

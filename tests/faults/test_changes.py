@@ -8,9 +8,9 @@ import pytest
 
 from tests.faults.hooks import Fault
 from tests.faults.kills import Injection
-from tests.faults.launch import Launcher
 from tests.faults.training import Trial, is_sentence
 from tests.kit.comparison import differences
+from tests.kit.launch import Launcher
 
 STOP = Fault("on_train_batch_end", "SIGTERM", 15)
 

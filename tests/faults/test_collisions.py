@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.faults.cases import write_case
 from tests.faults.kills import TRAIN
-from tests.faults.launch import Ended, Launcher
+from tests.kit.launch import Ended, Launcher
 
 SHORT = [*TRAIN, "--max_steps", "2"]
 
@@ -25,23 +25,23 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("logs/*/checkpoints"))
 
 
-def test_two_processes_get_two_folders(tmp_path: Path) -> None:
+def test_two_processes_get_two_folders(launcher: Launcher, tmp_path: Path) -> None:
     """Started in the same second, with the same name."""
     config = write_case("transformer", tmp_path)
     ends: list[Ended] = []
-    with Launcher() as one, Launcher() as two:
-        for place, launcher in enumerate((one, two)):
+    with Launcher() as other:
+        for place, one in enumerate((launcher, other)):
             (tmp_path / str(place)).mkdir()
             (tmp_path / str(place) / "logs").symlink_to(tmp_path / "logs")
-            launcher.run(["--help"], tmp_path / str(place))  # imports everything
+            one.run(["--help"], tmp_path / str(place))  # imports everything
         (tmp_path / "logs").mkdir()
 
-        def start(launcher: Launcher, folder: Path) -> None:
-            ends.append(launcher.run(["--base", config, *SHORT], folder))
+        def start(one: Launcher, folder: Path) -> None:
+            ends.append(one.run(["--base", config, *SHORT], folder))
 
         threads = [
-            threading.Thread(target=start, args=(launcher, tmp_path / str(place)))
-            for place, launcher in enumerate((one, two))
+            threading.Thread(target=start, args=(one, tmp_path / str(place)))
+            for place, one in enumerate((launcher, other))
         ]
         time.sleep(1.05 - time.time() % 1)
         for thread in threads:

@@ -11,8 +11,8 @@ import torch
 from taming.checkpoint import load_run, read_checkpoint
 from tests.faults.damage import Damage, DamagedRuns, messages, random_damages
 from tests.faults.kills import TRAIN, Injection
-from tests.faults.launch import Ended
 from tests.kit.comparison import differences
+from tests.kit.launch import Ended
 
 CASE = "vqgan"  # keeps three epochs
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.faults.hooks import Fault
 from tests.faults.kills import TRAIN, Injection
-from tests.faults.launch import Launcher
 from tests.faults.training import Trial, is_sentence
 from tests.kit.comparison import differences
+from tests.kit.launch import Launcher
 
 
 def test_a_second_interrupt_stops_at_once(injection: Injection, tmp_path: Path) -> None:

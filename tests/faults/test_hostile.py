@@ -12,12 +12,12 @@ from taming.errors import UserError
 from taming.pretrained import Published, download_model
 from tests.faults.cases import CASES
 from tests.faults.hostile import large_in_zip, some_hostile_files
-from tests.faults.launch import Launcher
 from tests.faults.made_up_input import PLACES, attacked
 from tests.faults.made_up_values import ATTACKS
 from tests.faults.sandbox import Sandbox
 from tests.faults.training import is_sentence
 from tests.kit.images import write_images
+from tests.kit.launch import Launcher
 from tests.kit.runs import tiny_run
 from tests.web import Site, serve
 

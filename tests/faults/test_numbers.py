@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.faults.hooks import Fault
-from tests.faults.launch import Launcher
 from tests.faults.training import Trial, all_finite, is_sentence
+from tests.kit.launch import Launcher
 
 NAN_ITEM = {"data__params__train__params__nan_at": 5}
 

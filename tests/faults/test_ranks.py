@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.hooks import Fault
-from tests.faults.launch import Ended, Launcher
 from tests.faults.training import Trial, is_sentence
 from tests.kit.comparison import differences
+from tests.kit.launch import Ended, Launcher
 
 TWO = ["--accelerator", "cpu", "--devices", "2"]
 CHANGES = {"data__params__train__params__length": 48}  # 12 batches for each
@@ -20,7 +20,7 @@ def train(launcher: Launcher, folder: Path, *faults: Fault) -> tuple[Trial, Ende
     return trial, trial.start(*TWO, faults=faults, fresh=True, **CHANGES)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_others(launcher: Launcher, tmp_path: Path, rank: int) -> None:
     """Within a minute, with a sentence that names it."""
     fault = Fault("on_before_backward", "SIGKILL", 6, rank=rank, to="alone")

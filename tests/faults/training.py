@@ -14,8 +14,8 @@ from taming.checkpoint import read_checkpoint
 from tests.faults.cases import write_case
 from tests.faults.hooks import Fault, environment
 from tests.faults.kills import TRAIN
-from tests.faults.launch import Ended, Launcher
 from tests.kit.comparison import only_run
+from tests.kit.launch import Ended, Launcher
 
 
 class Trial:

@@ -9,9 +9,15 @@ import os
 import socket
 from collections.abc import Callable
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from taming.training.cli import main
+
+TWO_DEVICES = ("--accelerator", "cpu", "--devices", "2")
 
 
 def _process(
@@ -49,3 +55,10 @@ def exit_codes_of_two(
         process.kill()
         process.join()
     return [process.exitcode for process in processes]
+
+
+def train_in(folder: Path, arguments: list[str]) -> None:
+    """main.py in a folder, as one of the processes; errors are exceptions."""
+    os.chdir(folder)
+    rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]  # not the parent's
+    main.__wrapped__(arguments)  # type: ignore[attr-defined]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -26,8 +24,8 @@ from taming.data.tools.extraction import (
 )
 from taming.errors import UserError
 from tests.kit.images import ramps, truncate, write_image
+from tests.kit.launch import Ended, Launcher
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 NETWORK = """
 import torch
@@ -49,13 +47,15 @@ class Channels(nn.Module):
         return x[:, :, ::2, ::2]  # logits at half the size, as DeepLab's are smaller
 
 
-def run(script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / script), *args]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+@pytest.fixture
+def run(launcher: Launcher, tmp_path: Path) -> Callable[..., Ended]:
+    """Runs a script with arguments."""
+    return lambda script, *args: launcher.run(args, tmp_path, program=f"scripts/{script}")
 
 
-def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(tmp_path: Path) -> None:
+def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(
+    run: Callable[..., Ended], tmp_path: Path
+) -> None:
     for name in ("a", "in/b", "bad"):
         write_image(tmp_path / f"images/{name}.jpg", 40, 60)
     truncate(tmp_path / "images/bad.jpg", 0.6)
@@ -63,10 +63,10 @@ def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(tmp_path: Path) ->
     args = ["--images", f"{tmp_path}/images", "--output", f"{tmp_path}/depth", "--device", "cpu"]
     args += ["--model", f"{tmp_path}/net.py", "--entry", "brightness"]
     first = run("extract_depth.py", *args)
-    assert "2 written, 0 were there already, 1 images could not be read" in first.stdout
-    assert "bad.jpg cannot be read" in first.stderr
+    assert "2 written, 0 were there already, 1 images could not be read" in first.output
+    assert "bad.jpg cannot be read" in first.output
     (tmp_path / "depth/a.png").unlink()
-    assert "1 written, 1 were there already" in run("extract_depth.py", *args).stdout
+    assert "1 written, 1 were there already" in run("extract_depth.py", *args).output
     depth = Depth().read(str(tmp_path / "depth/in/b.png"))
     assert depth.shape == (40, 60) and depth[0, 0] == -1 and depth[-1, -1] > 0.8
 
@@ -77,7 +77,7 @@ def test_depth_is_kept_to_the_bit() -> None:
     np.testing.assert_array_equal(picture.view("<f4")[..., 0], depth)
 
 
-def test_segmentation_from_torchscript(tmp_path: Path) -> None:
+def test_segmentation_from_torchscript(run: Callable[..., Ended], tmp_path: Path) -> None:
     torch.jit.trace(Channels(), torch.zeros(1, 3, 8, 8)).save(str(tmp_path / "net.pt"))
     image = np.zeros((16, 24, 3), np.uint8)
     image[:, :8, 2], image[:, 8:16, 1], image[:, 16:, 0] = 255, 255, 255
@@ -85,7 +85,7 @@ def test_segmentation_from_torchscript(tmp_path: Path) -> None:
     Image.fromarray(image).save(tmp_path / "images/a.png")
     args = ["--images", f"{tmp_path}/images", "--model", f"{tmp_path}/net.pt", "--device", "cpu"]
     result = run("extract_segmentation.py", f"{tmp_path}/labels", *args)
-    assert "1 written" in result.stdout, result.stderr
+    assert "1 written" in result.output, result.output
     found = Image.open(tmp_path / "labels/a.png")
     labels = np.asarray(found)
     assert found.mode == "L" and labels.shape == (16, 24)
@@ -122,13 +122,13 @@ def test_hub_without_a_network(model: str, tmp_path: Path, monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_devices_and_folders_are_named(tmp_path: Path) -> None:
+def test_wrong_devices_and_folders_are_named(run: Callable[..., Ended], tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     for script, args in (("depth", ["-o", "x"]), ("segmentation", ["x"])):
         result = run(f"extract_{script}.py", *args, "--images", str(tmp_path), "--device", "gpu")
-        assert result.returncode == 2 and "--device takes auto" in result.stderr
+        assert result.code == 2 and "--device takes auto" in result.output
         result = run(f"extract_{script}.py", *args, "--images", str(tmp_path / "absent"))
-        assert result.returncode == 2 and "absent has no images" in result.stderr
+        assert result.code == 2 and "absent has no images" in result.output
 
 
 def test_sizes() -> None:

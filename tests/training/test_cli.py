@@ -22,6 +22,8 @@ from taming.training import run_folder
 from taming.training.cli import main as main_command
 from taming.training.cli import parse_arguments
 from tests.kit.images import truncate, write_image, write_images
+from tests.kit.launch import Launcher
+from tests.kit.processes import TWO_DEVICES, in_two_processes, train_in
 from tests.kit.training import small_vqgan, write_config
 from tests.support import ROOT
 
@@ -165,8 +167,10 @@ def _wait_for(folder: Path, pattern: str, seconds: float = 90) -> Path:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """DDP: the first stage with its two optimizers, resumed, then the transformer over it."""
     base = write_config(tmp_path, small_vqgan(length=16))
-    flags = ["-t", "--accelerator", "cpu", "--devices", "2"]
-    output = _run(["--base", base, *flags, "-n", "first", "--max_steps", "1"])
+    flags = ["-t", *TWO_DEVICES]
+    process = command("--base", base, *flags, "-n", "first", "--max_steps", "1")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
     assert "* 2 (devices) * 4 (batch_size)" in output and output.count("legacy: true") == 1
     [run] = tmp_path.glob("logs/*")
     main(["--base", base, "-t", "-n", "one", "--max_steps", "1", "data.params.batch_size=8"])
@@ -176,18 +180,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             # Adam's first step is the gradient's sign: single elements may be noise.
             close = torch.isclose(two["state_dict"][name], value, atol=2e-5).float().mean()
             assert close > 0.98, name
-    _run(["-r", str(run), *flags, "--max_steps", "3"])
+    in_two_processes(train_in, tmp_path, ["-r", str(run), *flags, "--max_steps", "3"])
     assert state(run)["global_step"] == 3
-    _run(["--base", _transformer(tmp_path, run), *flags, "--max_steps", "3"])
+    second = ["--base", _transformer(tmp_path, run), *flags, "--max_steps", "3"]
+    in_two_processes(train_in, tmp_path, second)
     [second] = tmp_path.glob("logs/*_transformer")
     assert state(second)["global_step"] == 3
-
-
-def _run(arguments: list[str]) -> str:
-    process = command(*arguments)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
 
 
 def _transformer(folder: Path, first_stage: Path) -> str:
@@ -253,11 +251,10 @@ def test_a_resume_folder_without_last_checkpoint(tmp_path: Path) -> None:
         main(["-r", "logs/run", "--base", "small.yaml", "-t"])
 
 
-def test_the_command_prints_one_line_and_exits_with_2() -> None:
-    process = command("--base", "absent.yaml")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert output.strip().splitlines()[-1] == "error: there is no config file absent.yaml"
+def test_the_command_prints_one_line_and_exits_with_2(launcher: Launcher, tmp_path: Path) -> None:
+    ended = launcher.run(["--base", "absent.yaml"], tmp_path)
+    assert ended.code == 2
+    assert ended.last_line == "error: there is no config file absent.yaml"
 
 
 def test_a_damaged_image_ends_training_with_a_sentence(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.training import run_folder
 from taming.training.cli import main as main_command
+from tests.kit.processes import TWO_DEVICES, in_two_processes, train_in
 from tests.kit.training import small_vqgan, write_config
-from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
@@ -33,20 +30,12 @@ def state(folder: Path, name: str) -> dict[str, Any]:
     return read_checkpoint(folder / f"logs/2021-04-03T19-39-50_{name}/checkpoints/last.ckpt")
 
 
-def in_two_processes(*arguments: str) -> None:
-    command = [sys.executable, str(ROOT / "main.py"), *arguments]
-    command += ["--accelerator", "cpu", "--devices", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
-
-
 def test_moving_averages_are_those_of_all_processes(tmp_path: Path) -> None:
     config = small_vqgan(length=16)
     config.model.target = "taming.models.vqgan.EMAVQ"
     base = write_config(tmp_path, config)
     flags = ["--base", base, "-t", "True", "--max_steps", "1"]
-    in_two_processes(*flags, "-n", "two")
+    in_two_processes(train_in, tmp_path, [*flags, "-n", "two", *TWO_DEVICES])
     main([*flags, "-n", "one", "data.params.batch_size=8"])
     two, one = (state(tmp_path, name)["state_dict"] for name in ("two", "one"))
     for name in ("cluster_size", "embed_avg", "weight"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -18,11 +16,11 @@ from taming.data.readings import Readings
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.training.cli import main as main_command
+from tests.kit.launch import Launcher
 from tests.kit.resuming import Crops, run_config
 from tests.kit.training import write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
-ROOT = Path(__file__).parents[2]
 
 
 class Hanging(Crops):
@@ -36,25 +34,15 @@ class Hanging(Crops):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_file_is_named(tmp_path: Path, workers: int) -> None:
+def test_the_file_is_named(launcher: Launcher, tmp_path: Path, workers: int) -> None:
     config = run_config("vqgan")
     OmegaConf.update(config, "data.params.train.target", "tests.training.test_hangs.Hanging")
     config.data.params |= {"num_workers": workers, "timeout": 3}
-    command = [sys.executable, str(ROOT / "main.py"), "--base", write_config(tmp_path, config)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
-    ended = subprocess.run(
-        [*command, "-t", "-n", "run", "--no-test"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
-    line = ended.stderr.strip().splitlines()[-1]
-    assert f"error: the loading of item 7, {__file__} hangs" in line
-    assert "data.params.timeout" in line and time.monotonic() - started < 200
+    base = write_config(tmp_path, config)
+    ended = launcher.run(["--base", base, "-t", "-n", "run", "--no-test"], tmp_path)
+    assert ended.code == 2 and not ended.traceback, ended.output
+    assert f"error: the loading of item 7, {__file__} hangs" in ended.last_line
+    assert "data.params.timeout" in ended.last_line
 
 
 class Refusing(Crops):

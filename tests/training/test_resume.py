@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.errors import UserError
@@ -19,7 +18,7 @@ from taming.lr_scheduler import LambdaWarmUpCosineScheduler
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.kit.comparison import differences, logged_values
-from tests.kit.processes import exit_codes_of_two, in_two_processes
+from tests.kit.processes import TWO_DEVICES, exit_codes_of_two, in_two_processes, train_in
 from tests.kit.resuming import (
     MODELS,
     SCHEDULE,
@@ -116,11 +115,18 @@ EXCEPTIONS = {
     ("transformer", "on_train_batch_start", 9): 2,  # gradients of two batches are lost
     ("transformer", "on_train_batch_start", 11): 3,
 }
+OFTEN = ("on_before_optimizer_step", "on_train_batch_end", "on_validation_end")
 
 
 @pytest.mark.parametrize(
     ("whole", "moment", "steps"),
-    [(case, (hook, batch, "raise"), steps) for (case, hook, batch), steps in EXCEPTIONS.items()],
+    [
+        pytest.param(
+            *(case, (hook, batch, "raise"), steps),
+            marks=() if hook in OFTEN or batch == 11 else pytest.mark.slow,
+        )
+        for (case, hook, batch), steps in EXCEPTIONS.items()
+    ],
     indirect=["whole"],
     ids=str,
 )
@@ -139,10 +145,12 @@ def test_a_run_goes_on_after_an_exception(
 
 @pytest.mark.parametrize("whole", ["vqgan"], indirect=True)
 @pytest.mark.parametrize(
-    ("option", "saved"), [("last_every_n_minutes=1e-9", 5), ("last_every_n_steps=4", 4)]
+    ("option", "saved"),
+    # By minutes there is a step without a save where the one before is not yet written.
+    [("last_every_n_minutes=1e-9", range(1, 6)), ("last_every_n_steps=4", [4])],
 )
 def test_a_run_goes_on_from_checkpoints_by_minutes_and_steps(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, saved: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, saved: Sequence[int]
 ) -> None:
     """It ends within its sixth step, of which nothing is saved."""
     moment = ("on_before_optimizer_step", 6, "raise")
@@ -151,11 +159,13 @@ def test_a_run_goes_on_from_checkpoints_by_minutes_and_steps(
     with pytest.raises(RuntimeError, match="as the test wanted"):
         train(tmp_path, "vqgan", "True", f"lightning.modelcheckpoint.params.{option}")
     monkeypatch.delenv(VARIABLE)
-    assert read_checkpoint(Path(RUN, "checkpoints", "last.ckpt"))["global_step"] == saved
+    assert read_checkpoint(Path(RUN, "checkpoints", "last.ckpt"))["global_step"] in saved
     assert differences(whole / "whole", go_on()) == []
 
 
-@pytest.mark.parametrize("whole", ["vqgan", "transformer"], indirect=True)
+@pytest.mark.parametrize(
+    "whole", ["vqgan", pytest.param("transformer", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.parametrize("limit", ["--max_epochs 2", "--max_steps 5", "--max_steps 6"])
 @pytest.mark.parametrize(
     "further", ["--max_steps -1", pytest.param("--max_steps 18", marks=pytest.mark.slow)]
@@ -332,23 +342,17 @@ def test_two_processes_go_on_as_one_run(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     base = write_config(tmp_path, run_config("vqgan"))
-    flags = ["-t", "--no-test", "--accelerator", "cpu", "--devices"]
-    start = ["--base", base, "-n", "run", "--accumulate_grad_batches", "2", *flags, "2"]
-    in_two_processes(in_folder, folders[0], start)
+    flags = ["-t", "--no-test", *TWO_DEVICES]
+    start = ["--base", base, "-n", "run", "--accumulate_grad_batches", "2", *flags]
+    in_two_processes(train_in, folders[0], start)
     failing = moments(("on_train_batch_start", 5, "raise"))
-    assert exit_codes_of_two(in_folder, folders[1], start, **failing) == [1, 1]
+    assert exit_codes_of_two(train_in, folders[1], start, **failing) == [1, 1]
     run = Path(own_run())
     shutil.copytree(folders[1], tmp_path / "one")
-    in_two_processes(in_folder, folders[1], ["-r", str(run), *flags, "2"])
+    in_two_processes(train_in, folders[1], ["-r", str(run), *flags])
     assert differences(folders[0] / run, folders[1] / run) == []
     one = tmp_path / "one" / run
     for path in one.glob("seen_*.txt"):  # the window of the fourth and fifth is not complete
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
-    go_on(*flags[2:], "1", run=str(one))
+    go_on("--accelerator", "cpu", "--devices", "1", run=str(one))
     assert all(len(names) == len(set(names)) == 12 for names in seen(one).values())
-
-
-def in_folder(folder: Path, arguments: list[str]) -> None:
-    os.chdir(folder)
-    rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]  # not the parent's
-    main(arguments)

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +23,7 @@ from taming.training import run_folder, stopping
 from taming.training.cli import main as main_command
 from taming.training.stopping import NOTHING, SAVE, TERMINATE, Requests, start_worker
 from tests.kit.comparison import differences
+from tests.kit.launch import Launcher
 from tests.kit.processes import in_two_processes
 from tests.kit.resuming import VARIABLE, Crops, Moment, moments, run_config
 from tests.kit.training import write_config
@@ -85,11 +84,15 @@ STOPS = {
     ("transformer", "on_train_batch_start", 8, "SIGTERM"): 3,
     ("transformer", "on_before_optimizer_step", 12, "SIGINT"): 4,
 }
+OFTEN = ("on_before_optimizer_step", "on_validation_batch_start")
 
 
 @pytest.mark.parametrize(
     ("whole", "moment", "steps"),
-    [(case, moment, steps) for (case, *moment), steps in STOPS.items()],
+    [
+        pytest.param(case, moment, steps, marks=() if moment[0] in OFTEN else pytest.mark.slow)
+        for (case, *moment), steps in STOPS.items()
+    ],
     indirect=["whole"],
     ids=str,
 )
@@ -124,25 +127,18 @@ def test_our_handlers_are_gone_afterwards(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_the_command_ends_with_the_signals_code(tmp_path: Path) -> None:
+def test_the_command_ends_with_the_signals_code(launcher: Launcher, tmp_path: Path) -> None:
     """And a second SIGINT ends it at once."""
     base = write_config(tmp_path, run_config("vqgan"))
     moment = ("on_before_optimizer_step", 8, "SIGINT")
-    first = command(moment, "--base", base, "-t", "-n", "run", "--no-test")
-    assert first.returncode == 130, first.stderr
-    assert first.stderr.strip().splitlines()[-1].startswith("stopped by SIGINT at step 8")
+    flags = ["--base", base, "-t", "-n", "run", "--no-test"]
+    now = {run_folder._TIME_VARIABLE: TIME}
+    first = launcher.run(flags, tmp_path, environment=moments(moment) | now)
+    assert first.code == 130 and first.last_line.startswith("stopped by SIGINT at step 8")
     assert step(Path(RUN)) == 8
-    second = command(moment, moment, "--base", base, "-t", "-n", "run", "--no-test")
-    assert second.returncode == 130 and "stopped by" not in second.stderr
+    second = launcher.run(flags, tmp_path, environment=moments(moment, moment) | now)
+    assert second.code == 130 and "stopped by" not in second.output
     assert step(Path(f"{RUN}_2")) == 6
-
-
-def command(*arguments: str | Moment) -> subprocess.CompletedProcess[str]:
-    """`python main.py` with arguments, in a process that does something at moments."""
-    chosen = moments(*(one for one in arguments if isinstance(one, tuple)))
-    words = [sys.executable, str(ROOT / "main.py"), *(a for a in arguments if isinstance(a, str))]
-    environment = {**os.environ, **chosen, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("whole", ["vqgan"], indirect=True)

@@ -18,7 +18,7 @@ import torch.utils.tensorboard  # noqa: F401
 import taming.models.cond_transformer
 import taming.models.vqgan
 import taming.training.cli  # noqa: F401
-from tests.faults.launch import HUNG, end_group, outlived, shell_code, wait_unreaped
+from tests.kit.launch import HUNG, end_group, outlived, shell_code, wait_unreaped
 
 
 def main() -> None:

@@ -73,6 +73,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[str] | None = None
+        self._variables = variables({})  # not those of the test that starts the server
 
     def __enter__(self) -> Launcher:
         return self
@@ -135,9 +136,9 @@ class Launcher:
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.forks"],
+                [sys.executable, "-m", "tests.kit.forks"],
                 cwd=ROOT,
-                env=variables({}),
+                env=self._variables,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
