@@ -37,14 +37,19 @@ from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
-LINKED = [*DOCUMENTS, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
+SLOW = [ROOT / "docs" / "first-hours.md"]  # whose commands are much like the README's
+LINKED = [*DOCUMENTS, *SLOW, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
 
 
 def every_block(*languages: str) -> list[Any]:
     """The blocks of all documents in these languages, as parameters of a test."""
-    found = [(path, block) for path in DOCUMENTS for block in blocks_of(path)]
+    found = [(path, block) for path in [*DOCUMENTS, *SLOW] for block in blocks_of(path)]
     return [
-        pytest.param(block, id=f"{path.stem}: {block.name}")
+        pytest.param(
+            block,
+            id=f"{path.stem}: {block.name}",
+            marks=[pytest.mark.slow] if path in SLOW else [],
+        )
         for path, block in found
         if block.language in languages
     ]

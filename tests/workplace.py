@@ -73,9 +73,10 @@ class Workplace:
         write_all(root)
         for name in ("main.py", "scripts", "benchmarks", "docs"):
             (root / name).symlink_to(ROOT / name)
-        (root / "configs").mkdir()
-        for path in (ROOT / "configs").glob("*.yaml"):
-            OmegaConf.save(shrink(load_config([path])), root / "configs" / path.name)
+        for path in (ROOT / "configs").rglob("*.yaml"):
+            own = root / path.relative_to(ROOT)
+            own.parent.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(shrink(load_config([path])), own)
         Image.fromarray(render(0, 256, 256).image).save(root / "photo.png")
         Image.linear_gradient("L").point(lambda value: 255 * (value > 127)).save(root / "mask.png")
         (root / "street.yaml").write_text("- {class: cup, box: [0.1, 0.2, 0.3, 0.7]}\n")

@@ -99,14 +99,16 @@ def check_complete(config: DictConfig) -> None:
         example = f"{stage}_config=logs/<run>, the run that it was trained in"
         example = example if found else f"{key}=..."
         raise UserError(f"{key} is left to you: add {example}")
-    for key in ("params", *(f"params.{stage}.params" for stage in STAGES)):
-        node = OmegaConf.select(config.model, key, throw_on_resolution_failure=False)
-        path = node.get("ckpt_path") if isinstance(node, DictConfig) else None
+    for place in ("model", *(f"model.params.{stage}" for stage in STAGES)):
+        node = OmegaConf.select(config, place, throw_on_resolution_failure=False)
+        if not isinstance(node, DictConfig) or not str(node.get("target")).startswith("taming."):
+            continue  # classes of others may mean something else by it
+        path = (node.get("params") or {}).get("ckpt_path")
         if isinstance(path, str):
             try:
                 find_run(path)
             except UserError as error:
-                raise UserError(f"model.{key}.ckpt_path: {error}") from None
+                raise UserError(f"{place}.params.ckpt_path: {error}") from None
 
 
 def run_as_stage(path: str | Path, key: str) -> dict[str, Any]:

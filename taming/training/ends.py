@@ -63,7 +63,7 @@ def say_what_was_checked(
     changes = "".join(f" {shlex.quote(text)}" for text in overrides)
     rank_zero_info(
         f"checked: the config, {', '.join(parts)}; nothing was trained: to train, add -t, as in "
-        f"{command} -t{changes}"
+        f"{command} -t True{changes}"
     )
 
 

@@ -71,6 +71,7 @@ def make_trainer(
     logs = options.get("logger") is not False
     arguments["logger"] = _loggers(lightning_config, run) if logs else False
     chosen = _callback_configs(lightning_config, run, model, logs)
+    _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, config)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
     own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
     if arguments.get("enable_progress_bar") is not False and not own_bar:
@@ -209,6 +210,20 @@ def _callback(key: str, node: Any) -> Callback:
     return callback
 
 
+def _check_monitor(params: dict[str, Any], config: DictConfig) -> None:
+    """Say by what the best checkpoints are kept; without validation data it is the newest one."""
+    monitor = params.get("monitor")
+    if monitor is None:
+        return
+    if str(monitor).startswith("val/") and not OmegaConf.select(config, "data.params.validation"):
+        rank_zero_info(f"there is no {monitor} without validation data: keeping the newest epoch")
+        params.update(monitor=None, save_top_k=1)
+        return
+    count = params.get("save_top_k", 1)
+    if count > 0:
+        rank_zero_info(f"keeping the {count} checkpoints with the best {monitor}")
+
+
 def _checkpoint_config(run: RunFolder, model: pl.LightningModule | None) -> dict[str, Any]:
     params: dict[str, Any] = {
         "dirpath": str(run.checkpoints),
@@ -216,6 +231,5 @@ def _checkpoint_config(run: RunFolder, model: pl.LightningModule | None) -> dict
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
     if model is not None and hasattr(model, "monitor"):
-        rank_zero_info(f"keeping the 3 checkpoints with the best {model.monitor}")
         params |= {"monitor": model.monitor, "save_top_k": 3}
     return {"target": "taming.training.checkpoints.Checkpoints", "params": params}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_the_best_are_kept_and_others_go() -> None:
 def test_without_a_monitor_the_newest_epoch_is_kept() -> None:
     train(case="gumbel")
     assert steps() == {"epoch=000002.ckpt": 18, "last.ckpt": 18}
+
+
+def test_a_monitor_of_the_config(caplog: pytest.LogCaptureFixture) -> None:
+    """Without validation, there would be no checkpoint of an epoch at all."""
+    best = {"monitor": "val/rec_loss", "save_top_k": 2}
+    train(case="gumbel", **best)
+    assert len(steps()) == 3 and steps()["last.ckpt"] == 18
+    assert "keeping the 2 checkpoints with the best val/rec_loss" in caplog.text
+    shutil.rmtree(RUN)
+    train("--max_epochs", "2", "data.params.validation=null", case="gumbel", **best)
+    assert steps() == {"epoch=000001.ckpt": 12, "last.ckpt": 12}
+    assert "there is no val/rec_loss without validation data" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,15 @@ def test_numbers_without_sense_are_a_sentence(
     arguments = argument.split("=", 1) if argument.startswith("--") else [argument]
     with pytest.raises(UserError, match=message):
         main(["--base", base, *arguments, "--max_epochs", "1", "-t", "--no-test"])
+
+
+def test_without_the_weights_of_lpips_no_run_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAMING_VGG16", str(tmp_path / "missing.pth"))
+    base = write_config(tmp_path, run_config("vqgan"))
+    key = "model.params.lossconfig.params.perceptual_weight"
+    with pytest.raises(UserError, match=f"missing.pth.*{key}=0"):
+        main(["--base", base, f"{key}=1.0", "-t"])
+    assert not (tmp_path / "logs").exists()

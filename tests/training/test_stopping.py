@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -182,8 +183,13 @@ def test_without_t_nothing_is_trained_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = write_config(tmp_path, run_config("vqgan"))
-    main(["--base", base])
-    assert f"nothing was trained: to train, add -t, as in --base {base} -t" in caplog.text
+    main(["--base", base, "data.params.batch_size=2"])
+    last = caplog.messages[-1]
+    assert re.match(
+        r"checked: the config, \d+ items of train, .* [\d,]+ weights of the model", last
+    )
+    assert f"nothing was trained: to train, add -t, as in --base {base} -t True" in last
+    assert last.endswith(" data.params.batch_size=2")
     assert not Path("logs").exists()
     run = train(tmp_path, "vqgan", "--max_epochs", "1")
     caplog.clear()
