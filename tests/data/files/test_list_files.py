@@ -83,3 +83,12 @@ def test_script_says_where_the_lists_are(
     with pytest.raises(SystemExit, match="2"):
         run_script(monkeypatch, "absent")
     assert capsys.readouterr().err.startswith("error: absent has 0 image files")
+
+
+def test_lines_may_begin_at_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "home" / "a.png", 8, 8)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "list.txt").write_text("~/a.png\n")
+    assert list(read_image_list("~/../list.txt", "Own")) == [str(tmp_path / "home" / "a.png")]
