@@ -63,8 +63,8 @@ def arguments_for(
             raise config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
     for param in required:
         if param not in params:
-            with inside(param):
-                raise config_error(f"{name} needs the parameter '{param}'")
+            place = f"{current_key()}.{param}".strip(".")
+            raise config_error(f"{name} needs the parameter '{param}'; set {place}")
     arguments = dict(params)
     for param in sorted(own.keys() & accepted.keys()):
         with inside(param):

@@ -68,7 +68,7 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
     """The object at a dotted path such as `taming.models.vqgan.VQModel`."""
     if not isinstance(string, str) or not is_dotted(string):
         example = "taming.models.vqgan.VQModel"
-        raise config_error(f"{shorten(string)} is not a dotted path such as {example}")
+        raise config_error(f"the target {shorten(string)} is not a dotted path such as {example}")
     module_name, _, name = canonical_name(string).rpartition(".")
     module = _import(module_name, string)
     if reload:
@@ -121,8 +121,7 @@ def target_of(node: Any, expects: str | None) -> Any:
     for name in map(str, node):
         if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
             raise config_error(f"unknown key '{name}'; did you mean 'params'?")
-    with inside("target"):
-        target = get_obj_from_str(node["target"])
+    target = get_obj_from_str(node["target"])
     if expects is not None:
         _check_kind(target, node["target"], expects)
     return target

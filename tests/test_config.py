@@ -68,7 +68,7 @@ def test_missing_file_and_bad_override(tmp_path: Path) -> None:
 def test_unknown_target_names_key_and_nearest(target: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint) as caught:
         instantiate_from_config({"target": target}, key="model")
-    assert str(caught.value).startswith("model.target: ")
+    assert str(caught.value).startswith("model: ")
 
 
 def test_a_target_that_needs_a_missing_package_says_so(

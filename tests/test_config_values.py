@@ -107,7 +107,10 @@ def test_values_that_do_not(value: Any, hint: Any, expected: str) -> None:
     [
         ({"n_embed": 1.5}, "model.params.n_embed: a whole number .* not 1.5"),
         ({"ddconfig": 1}, "model.params.ddconfig: a mapping is expected here, not 1"),
-        ({"ddconfig": {"ch": 32}}, "model.params.ddconfig.out_ch: Encoder needs the parameter"),
+        (
+            {"ddconfig": {"ch": 32}},
+            "ddconfig: Encoder needs the parameter .*; set model.params.ddconfig.out_ch$",
+        ),
         ({"ddconfig": ddconfig() | {"ch_mult": -0.5}}, "model.params.ddconfig.ch_mult: a list"),
         ({"ddconfig": ddconfig() | {"dropout": "x" * 999}}, "not 'x{99}[.]{3}$"),
     ],
@@ -123,7 +126,7 @@ def test_base_classes_have_types_too() -> None:
     with pytest.raises(UserError, match="model.params.embed_dim: a whole number from 1 .* or null"):
         instantiate_from_config(first_stage_config(VQGAN + "EMAVQ", embed_dim="x"), "model")
     config = {"target": VQGAN + "EMAVQ", "params": {"n_embed": 4}}
-    with pytest.raises(UserError, match="model.params.ddconfig: .* needs the parameter 'ddconfig'"):
+    with pytest.raises(UserError, match="model.params: .* needs the parameter 'ddconfig'"):
         instantiate_from_config(config, "model")
 
 

@@ -12,7 +12,7 @@ from taming.data.seeding import SeededDataset
 from taming.data.utils import custom_collate
 from taming.training.data_module import DataModuleFromConfig
 
-_ALL, _SOME = 8, 4  # items of small datasets, and of others
+_FIRST = 4  # items of each split; one where batches are of one
 
 
 @runtime_checkable
@@ -36,17 +36,11 @@ def check_first_items(data: pl.LightningDataModule, model: pl.LightningModule) -
     for dataset in data.datasets.values():
         if isinstance(dataset, IterableDataset) or not len(dataset):
             continue
-        places = _places(len(dataset)) if data.batch_size > 1 else [0]
+        count = min(len(dataset), _FIRST) if data.batch_size > 1 else 1
         try:
-            items = SeededDataset(dataset, data.seed).__getitems__(places)
+            items = SeededDataset(dataset, data.seed).__getitems__(range(count))
         except Exception:  # the loader will say which item cannot be read, and in training
             continue
         batch = custom_collate(items)
         if ours and isinstance(model, ChecksBatches) and isinstance(batch, Mapping):
             model.check_batch(batch)
-
-
-def _places(length: int) -> list[int]:
-    if length <= _ALL:
-        return list(range(length))
-    return [number * (length - 1) // (_SOME - 1) for number in range(_SOME)]

@@ -163,7 +163,7 @@ SAMPLING_FLAGS = (
         "-p",
         "--top_p",
     ),
-    *("--classes", "--seed", "--precision", "--top-k", "--guidance", "--what", "--compile"),
+    *("--classes", "--seed", "--precision", "--top-k", "--guidance", "--what"),
 )
 
 

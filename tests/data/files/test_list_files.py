@@ -120,3 +120,12 @@ def test_lists_that_are_made_once_hold_any_name(
     assert sorted([*listed[0], *listed[1]]) == sorted(names)
     (tmp_path / "train.txt").unlink()  # it then gets what the other one does not name
     assert sorted(pair.read(True, "x", "raise").names) == sorted(listed[0])
+
+
+def test_lines_may_begin_at_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "home" / "a.png", 8, 8)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "list.txt").write_text("~/a.png\n")
+    assert list(read_image_list("~/../list.txt", "Own")) == [str(tmp_path / "home" / "a.png")]
