@@ -203,6 +203,14 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         assert (small[name] - large[name]).abs().mean() < 0.05 * moved, name
 
 
+def test_an_incomplete_last_accumulation_is_stepped(tmp_path: Path) -> None:
+    model, golden, _ = golden_training_model()
+    model.accumulate_grad_batches = 2
+    recorder = train(model, golden["batches"][:3, :1], tmp_path, max_steps=-1, max_epochs=1)
+    assert recorder.steps == [0, 1, 2]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:
     """With plain Adam the first update is blind to a gradient's scale, so look at the gradient."""
     model, golden, _ = golden_training_model()

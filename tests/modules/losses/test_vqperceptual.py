@@ -116,6 +116,16 @@ def test_one_backward_pass_equals_the_written_out_loss(perceptual):
     assert_close(at_codebook, torch.tensor([2.0]))
 
 
+def test_the_adaptive_weight_is_at_most_ten_thousand():
+    model = LastConv(disc_weight=0.8)
+    nn.init.zeros_(model.loss.discriminator.main[-1].weight)  # its gradient is 0
+    nn.init.constant_(model.features.bias, 100)  # every feature is 1
+    logged = model.step(0)[1]
+    nll = (model.images - model.reconstruct()).abs().mean()
+    norm = torch.autograd.grad(nll, model.conv_out.weight)[0].norm()
+    assert norm > 1 and logged["train/d_weight"] == torch.tensor(1e4) * 0.8
+
+
 def test_scaled_losses_have_scaled_gradients():
     model = LastConv()
     loss, _ = model.step(0)
