@@ -187,8 +187,11 @@ def test_permuted_indices_decode_to_the_same_image() -> None:
 
 
 def test_pkeep_replaces_inputs_in_training_only() -> None:
-    model = variant(pkeep=0.9)
-    vocabulary = model.transformer.config.vocab_size
+    _, spec = load_golden("net2net_coord")
+    gpt = spec["model"]["params"]["transformer_config"]
+    vocabulary = 50  # ten tokens more than codes
+    larger = {**gpt, "params": {**gpt["params"], "vocab_size": vocabulary}}
+    model = variant(pkeep=0.9, transformer_config=larger)
     torch.manual_seed(0)
     kept = model._keep_some(torch.full((8, 1024), vocabulary))  # that no noise equals
     noise = kept[kept != vocabulary]

@@ -38,7 +38,7 @@ class Gradients(pl.Callback):
 
 
 def train(folder: Path) -> None:
-    """One step over two batches of this process's own images, and validation on them."""
+    """Two steps over two batches each of this process's own images, and validation on them."""
     number, _ = own_share()
     rank_zero_only.rank = number  # type: ignore[attr-defined]  # not the parent's
     model = build(first_stage_config(lossconfig=DISCRIMINATED))
@@ -50,7 +50,8 @@ def train(folder: Path) -> None:
         accelerator="cpu",
         devices=2,
         strategy="ddp",
-        max_steps=1,
+        max_steps=2,
+        num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -59,10 +60,10 @@ def train(folder: Path) -> None:
         callbacks=[gradients],
         default_root_dir=str(folder),
     )
-    own = images(8)[4 * number : 4 * number + 4]
+    own = images(16)[8 * number : 8 * number + 8]
     loader = DataLoader(Items({"image": own}), batch_size=2)
-    trainer.fit(model, loader)
-    [logged] = trainer.validate(model, loader, verbose=False)
+    trainer.fit(model, loader, loader)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     codes = model.eval().encode_to_indices(own.permute(0, 3, 1, 2))
     state = {"steps": gradients.steps, "start": gradients.start, "codes": codes, "logged": logged}
     torch.save({**state, "model": model.state_dict()}, folder / f"{number}.pt")
@@ -81,9 +82,10 @@ def test_two_processes_play_one_game(results: list[dict[str, Any]]) -> None:
     first, second = results
     for name, tensor in first["start"].items():
         assert torch.equal(tensor, second["start"][name]), name
-    [ours], [theirs] = first["steps"], second["steps"]
-    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
-    assert max(gradient.abs().max() for gradient in ours) > 0
+    assert len(first["steps"]) == 2
+    for ours, theirs in zip(first["steps"], second["steps"], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+        assert max(gradient.abs().max() for gradient in ours) > 0
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
 
