@@ -1,6 +1,17 @@
-import torch
+from types import SimpleNamespace
 
-from taming.lr_scheduler import LambdaWarmUpCosineScheduler
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from taming.lr_scheduler import (
+    LambdaWarmUpCosineScheduler,
+    apply_rates,
+    base_rates,
+    leave_rules_out,
+    make_schedule,
+)
+from tests.kit.models import cosine_config
 from tests.support import assert_close, load_golden
 
 
@@ -26,3 +37,66 @@ def test_prints_at_intervals(capsys):
         "step 0: learning-rate factor 0",
         "step 5: learning-rate factor 0.5",
     ]
+
+
+def sgd(*rates):
+    return SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates], lr=1.0)
+
+
+def rates_of(optimizer):
+    return [group["lr"] for group in optimizer.param_groups]
+
+
+HALVED = cosine_config(lr_min=0.0, max_decay_steps=4)  # 1/2 at step 2
+
+
+def test_a_schedule_multiplies_the_rates_of_its_optimizer():
+    optimizer = sgd(2.0, 3.0)
+    schedule = make_schedule(HALVED, optimizer)
+    assert rates_of(optimizer) == [2, 3]
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(rates_of(optimizer), [1.0, 1.5])
+    assert base_rates([optimizer, sgd(0.5)]) == [[2, 3], [0.5]]
+
+
+def test_a_saved_schedule_keeps_its_step_and_takes_the_new_rule():
+    old = make_schedule(cosine_config(), sgd(2.0, 3.0))
+    old.last_epoch = 2
+    states = [old.state_dict(), {"last_epoch": 1}]
+    leave_rules_out(states)
+    assert states[0]["lr_lambdas"] == [None, None] and states[1] == {"last_epoch": 1}
+    new = make_schedule(HALVED, sgd(2.0, 3.0))
+    new.load_state_dict(states[0])
+    assert new.last_epoch == 2 and [rule(2) for rule in new.lr_lambdas] == [0.5, 0.5]
+
+
+def test_restored_optimizers_get_the_rates_that_are_asked_for_now():
+    """The first is scheduled, the second is not, the third was and is no more."""
+    optimizers = [sgd(9.0, 9.0), sgd(9.0), sgd(9.0)]
+    schedule = make_schedule(HALVED, optimizers[0])
+    schedule.last_epoch = 2
+    optimizers[2].param_groups[0]["initial_lr"] = 9.0
+    new = [[2.0, 4.0], [5.0], [6.0]]
+    apply_rates(new, optimizers, [schedule, object_with(optimizers[0])], before=new)
+    torch.testing.assert_close(rates_of(optimizers[0]), [1.0, 2.0])
+    assert schedule.get_last_lr() == rates_of(optimizers[0]) and schedule.base_lrs == [2, 4]
+    assert base_rates(optimizers[:1]) == [[2, 4]]
+    assert rates_of(optimizers[1]) == [9]  # what was before stays, say as a callback has set it
+    assert rates_of(optimizers[2]) == [6] and "initial_lr" not in optimizers[2].param_groups[0]
+    for before in ([[2.0, 4.0], [9.0], [6.0]], None):
+        optimizers[1].param_groups[0]["lr"] = 9.0
+        apply_rates(new, optimizers, [schedule], before)
+        assert rates_of(optimizers[1]) == [5]
+
+
+def object_with(optimizer):
+    """A schedule of another kind."""
+    return SimpleNamespace(optimizer=optimizer)
+
+
+def test_the_course_before_and_after_the_warm_up():
+    scheduler = LambdaWarmUpCosineScheduler(4, 0.5, 2.0, 1.0, 8)
+    values = [scheduler(n) for n in (0, 1, 4, 6, 8, 9)]
+    torch.testing.assert_close(values, [1.0, 1.25, 2.0, 1.25, 0.5, 0.5])

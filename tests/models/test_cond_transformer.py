@@ -107,6 +107,9 @@ def test_weight_decay_is_for_linear_weights() -> None:
     groups = model.configure_optimizers().param_groups
     sizes = [[sum(p.numel() for p in group["params"]), group["weight_decay"]] for group in groups]
     assert sizes == spec["weight_decay_groups"]
+    assert {(group["lr"], group["betas"]) for group in groups} == {
+        (model.learning_rate, (0.9, 0.95))
+    }
 
 
 def test_stages_stay_frozen() -> None:
@@ -186,15 +189,27 @@ def test_permuted_indices_decode_to_the_same_image() -> None:
 
 
 def test_pkeep_replaces_inputs_in_training_only() -> None:
-    model = variant(pkeep=0.5)
-    indices = torch.zeros(4, 256, dtype=torch.long)
+    _, spec = load_golden("net2net_coord")
+    gpt = spec["model"]["params"]["transformer_config"]
+    vocabulary = 50  # ten tokens more than codes
+    larger = {**gpt, "params": {**gpt["params"], "vocab_size": vocabulary}}
+    model = variant(pkeep=0.9, transformer_config=larger)
     torch.manual_seed(0)
-    changed = (model._keep_some(indices) != 0).float().mean()
-    assert 0.4 < float(changed) < 0.56
+    kept = model._keep_some(torch.full((8, 1024), vocabulary))  # that no noise equals
+    noise = kept[kept != vocabulary]
+    assert 0.09 < len(noise) / kept.numel() < 0.11
+    assert noise.unique().tolist() == list(range(vocabulary))
+    seen: list[Tensor] = []
+    model.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     x, c = model.get_xc(batch_of())
-    assert torch.equal(model(x, c)[0], model(x, c)[0])
-    model.train()
-    assert not torch.equal(model(x, c)[0], model(x, c)[0])
+    targets = [model.train(training)(x, c)[1] for training in (False, True)]
+    assert torch.equal(*targets)  # what is predicted stays
+    condition = model.encode_to_c(c)[1]
+    plain, noisy = seen
+    assert torch.equal(plain, torch.cat((condition, targets[0]), dim=1)[:, :-1])
+    m = condition.shape[1]
+    assert torch.equal(plain[:, :m], noisy[:, :m])
+    assert 0.06 < float((plain[:, m:] != noisy[:, m:]).float().mean()) < 0.13
 
 
 def test_pkeep_zero_draws_all_indices_at_once() -> None:
@@ -240,7 +255,7 @@ def dropping(cond_drop: float, **changes: Any) -> Net2NetTransformer:
 
 
 def test_conditions_are_dropped_in_training_only() -> None:
-    model = dropping(0.5)
+    model = dropping(0.9)
     golden, _ = load_golden("net2net_class")
     x, c = model.get_xc(Batches(golden, 1)[0])
     x, c = x.repeat(32, 1, 1, 1), c.repeat(32)
@@ -250,7 +265,7 @@ def test_conditions_are_dropped_in_training_only() -> None:
     model.train()(x, c)
     model.eval()(x, c)
     dropped = seen[0] == model.null_token
-    assert 16 < int(dropped.sum()) < 48
+    assert 0.8 < float(dropped.float().mean()) < 1
     assert torch.equal(seen[0][~dropped], c[~dropped])
     assert torch.equal(seen[1], c)
 

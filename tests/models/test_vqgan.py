@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.codes import CodeHistogram, as_grid
 from taming.models.vqgan import VQModel
-from tests.support import SAME_KERNELS, assert_close, fill_by_name, load_golden
+from tests.support import assert_close, double_precision, fill_by_name, load_golden
 
 
 def golden_vqmodel() -> tuple[VQModel, dict[str, Tensor]]:
@@ -115,53 +116,68 @@ def golden_training_model() -> tuple[VQModel, dict[str, Tensor], dict[str, Any]]
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Sums are split by threads, and the codebook's hard decisions amplify their rounding."""
+    """Sums are split by threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(before)
 
 
-def test_training_equals_the_golden_run(tmp_path: Path, threads: None) -> None:
+def test_training_and_validation_equal_the_golden_run(tmp_path: Path, threads: None) -> None:
     model, golden, spec = golden_training_model()
-    recorder = train(model, golden["batches"], tmp_path)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with double_precision():
+        recorder = train(model.double(), golden["batches"], tmp_path)
+        validated = validate(model, golden["batches"][:1], step=6)
     assert recorder.steps == [1, 2, 3, 4, 5, 6]  # a step is a batch
-    assert len(recorder.rows) == len(spec["logs"])
-    compared = len(spec["logs"]) if SAME_KERNELS else 2
-    for logged, expected in list(zip(recorder.rows, spec["logs"], strict=True))[:compared]:
-        for name, value in expected.items():
-            assert math.isclose(logged[name], value, rel_tol=2e-3, abs_tol=1e-3), name
+    for logged, expected in zip(recorder.rows, spec["logs"], strict=True):
+        _check_logged(logged, expected, rel_tol=5e-4, abs_tol=5e-5)
+    _check_logged(validated, spec["val_logs_batch0"], rel_tol=5e-4, abs_tol=5e-5)
+    assert 0 < validated["val/codebook_usage"] <= 1 <= validated["val/codebook_perplexity"] <= 40
     state = model.state_dict()
-    if SAME_KERNELS:
-        _check_norms(state, spec["final_norms"])
-    counted = [n for n in golden if n.endswith("num_batches_tracked")]
-    assert counted
-    for name in counted:
-        assert torch.equal(state[name.removeprefix("final.")], golden[name])
+    for name, norm in spec["final_norms"].items():
+        assert math.isclose(float(state[name].double().norm()), norm, rel_tol=5e-4), name
+    _check_final_values(start, state, golden)
 
 
-def _check_norms(state: dict[str, Tensor], norms: dict[str, float]) -> None:
-    for name, norm in norms.items():
-        assert math.isclose(float(state[name].double().norm()), norm, rel_tol=2e-3), name
-
-
-@pytest.mark.skipif(not SAME_KERNELS, reason="follows six batches, see SAME_KERNELS")
-def test_validation_after_the_golden_run(tmp_path: Path, threads: None) -> None:
-    model, golden, spec = golden_training_model()
-    train(model, golden["batches"], tmp_path)
+def validate(model: VQModel, batches: Tensor, step: int) -> dict[str, float]:
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
-        default_root_dir=str(tmp_path),
     )
-    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = 6
-    loader = DataLoader(Batches(golden["batches"][:1]), batch_size=None)
+    trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = step
+    loader = DataLoader(Batches(batches), batch_size=None)
     [logged] = trainer.validate(model, loader, verbose=False)
-    for name, value in spec["val_logs_batch0"].items():
-        assert math.isclose(logged[name], value, rel_tol=2e-3, abs_tol=1e-3), name
-    assert 0 < logged["val/codebook_usage"] <= 1 <= logged["val/codebook_perplexity"] <= 40
+    return dict(logged)
+
+
+def _check_logged(logged: dict[str, float], expected: dict[str, float], **close: float) -> None:
+    for name, value in expected.items():
+        assert math.isclose(logged[name], value, **close), name
+
+
+def _check_final_values(
+    start: dict[str, Tensor], state: dict[str, Tensor], golden: dict[str, Tensor]
+) -> None:
+    """All that training moved has moved as in the golden run, to a hundredth of the way."""
+    final = {n.removeprefix("final."): t for n, t in golden.items() if n.startswith("final.")}
+    still = [name for name in final if (state[name] - start[name]).abs().max() < 1e-6]
+    for name in final.keys() - still:
+        way = (final[name] - start[name]).double().abs().mean()
+        assert (state[name] - final[name]).abs().double().mean() <= 0.01 * way, name
+    # A bias before a norm, or of attention's keys, has no gradient but rounding's.
+    assert all(re.search(r"(conv.|shortcut|attn.*\.k)\.bias$", name) for name in still)
+    assert len(still) < 12 < len(final) / 10
+
+
+def test_single_precision_follows_the_golden_run(tmp_path: Path) -> None:
+    """As far as rounding leaves it alone: until the discriminator counts."""
+    model, golden, spec = golden_training_model()
+    recorder = train(model, golden["batches"][:2], tmp_path)
+    for logged, expected in zip(recorder.rows, spec["logs"][:2], strict=True):
+        _check_logged(logged, expected, rel_tol=2e-3, abs_tol=1e-3)
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
@@ -185,6 +201,14 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         moved = (large[name] - value).abs().mean()
         assert moved > 0.5 * spec["learning_rate"], name
         assert (small[name] - large[name]).abs().mean() < 0.05 * moved, name
+
+
+def test_an_incomplete_last_accumulation_is_stepped(tmp_path: Path) -> None:
+    model, golden, _ = golden_training_model()
+    model.accumulate_grad_batches = 2
+    recorder = train(model, golden["batches"][:3, :1], tmp_path, max_steps=-1, max_epochs=1)
+    assert recorder.steps == [0, 1, 2]
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_clipping_bounds_the_update(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
@@ -67,6 +67,34 @@ def test_pictures_stand_in_rows_of_four(tmp_path: Path) -> None:
 def test_a_single_picture_has_no_border(tmp_path: Path) -> None:
     picture = logged(tmp_path, torch.zeros(3, 1, 5, 7), [], max_images=1)
     assert picture.size == (7, 5) and picture.mode == "RGB"
+
+
+class Disturbed(nn.Module):
+    """A model whose pictures are random, and whose forward passes in training leave traces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm2d(3), nn.Dropout(0.5)
+        self.weight = nn.Parameter(torch.ones(3, 1, 1))
+
+    def log_images(self, batch: Any, **_: Any) -> dict[str, Tensor]:
+        shown = self.dropout(self.norm(batch["image"])) * self.weight
+        assert not shown.requires_grad
+        return {"inputs": shown + torch.randn(shown.shape)}
+
+
+def test_pictures_leave_training_as_it_is() -> None:
+    model: Any = Disturbed()
+    batch = {"image": torch.randn(2, 3, 4, 4)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        pictures = ImageLogger(1, max_images=1)._pictures(model, batch)
+        assert model.training is model.norm.training is training
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert len(pictures["inputs"]) == 1 and pictures["inputs"].abs().max() <= 1
 
 
 def test_pictures_go_to_the_loggers_that_take_them(tmp_path: Path) -> None:

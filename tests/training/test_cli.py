@@ -19,8 +19,8 @@ from taming.checkpoint import load_run, read_checkpoint
 from taming.config import load_config
 from taming.errors import UserError
 from taming.training import run_folder
+from taming.training.cli import learning_rate, parse_arguments
 from taming.training.cli import main as main_command
-from taming.training.cli import parse_arguments
 from tests.kit.images import truncate, write_image, write_images
 from tests.kit.launch import Launcher
 from tests.kit.processes import TWO_DEVICES, in_two_processes, train_in
@@ -97,6 +97,9 @@ def test_saved_configs_start_the_same_run(tmp_path: Path) -> None:
 
 
 def test_learning_rate_scaling(tmp_path: Path, caplog: Any) -> None:
+    config = OmegaConf.create({"base_learning_rate": 2.0})
+    assert learning_rate(config, 3, 5, 7, scale=True) == 210
+    assert learning_rate(config, 3, 5, 7, scale=False) == 2
     base = write_config(tmp_path, small_vqgan())
     flags = ["--base", base, "-t", "--max_steps", "2"]
     main([*flags, "--accumulate_grad_batches", "2", "--gradient_clip_val", "1.0"])

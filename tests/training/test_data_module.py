@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from tests.kit.images import write_images
@@ -28,6 +29,21 @@ def test_data_module_loads_each_split() -> None:
     labels = [batch["class_label"].tolist() for batch in data.val_dataloader()]
     assert labels == [[0, 1], [2]]
     assert data.test_dataloader() == []
+
+
+def test_order_and_random_numbers_follow_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(seed: int) -> tuple[list[int], int]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        data = DataModuleFromConfig(8, noise(40), noise(3), num_workers=0)
+        data.setup()
+        loader = data.train_dataloader()
+        indices = [int(index) for index in loader.sampler]
+        assert sorted(indices) == list(range(40))
+        assert isinstance(loader.dataset, SeededDataset)
+        return indices, loader.dataset.seed
+
+    assert order(3) == order(3) and order(3)[1] == 3
+    assert order(3)[0] != order(4)[0] and order(4)[1] == 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,5 +1,8 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from taming.config import instantiate_from_config
@@ -86,15 +89,42 @@ def test_widths_that_cannot_be_normalised_are_named():
         Encoder(**small(ch=20))
 
 
-def test_attention_is_softmax_of_scaled_products():
+@pytest.mark.parametrize("size", [(3, 5), (32, 32), (41, 25)])
+@torch.no_grad()
+def test_attention_is_softmax_of_scaled_products(monkeypatch, size):
+    """Written out up to 1,024 positions, and in a fused kernel beyond."""
+    fused = Mock(wraps=F.scaled_dot_product_attention)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
     torch.manual_seed(0)
     block = AttnBlock(32)
-    x = torch.randn(2, 32, 3, 5)
+    block.q.weight *= 5  # scores far enough apart that positions differ in weight
+    x = torch.randn(2, 32, *size)
     h = block.norm(x)
     q, k, v = (conv(h).flatten(2) for conv in (block.q, block.k, block.v))  # (B, C, HW)
     weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / 32**0.5, dim=-1)
     mixed = torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape)
     assert_close(block(x), x + block.proj_out(mixed))
+    assert fused.call_count == (size[0] * size[1] > 1024)
+
+
+def zeros(hidden):
+    return float((hidden == 0).float().mean())
+
+
+@torch.no_grad()
+def test_dropout_zeroes_its_share_before_the_second_convolution_in_training():
+    block = ResnetBlock(in_channels=32, dropout=0.9)
+    shares = []
+    for convolution in (block.conv1, block.conv2):
+        convolution.register_forward_pre_hook(lambda _, args: shares.append(zeros(args[0])))
+    x = torch.randn(4, 32, 16, 16)
+    block.train()(x)
+    block.eval()(x)
+    assert 0.88 < shares.pop(1) < 0.92 and shares == [0, 0, 0]
+    networks = Encoder(**small(dropout=0.4)), Decoder(**small(dropout=0.4))
+    for network, blocks in zip(networks, (2 + 2, 4 + 2), strict=True):
+        rates = [m.p for m in network.modules() if isinstance(m, nn.Dropout)]
+        assert rates == [0.4] * blocks
 
 
 def test_resampling_with_and_without_convolution():
@@ -112,9 +142,12 @@ def test_residual_block_options():
     block = ResnetBlock(in_channels=32, out_channels=64, conv_shortcut=True, temb_channels=8)
     x = torch.randn(2, 32, 4, 4)
     assert "conv_shortcut.weight" in block.state_dict()
-    plain, with_embedding = block(x), block(x, torch.randn(2, 8))
-    assert plain.shape == (2, 64, 4, 4)
-    assert not torch.allclose(plain, with_embedding)
+    embedding = torch.randn(2, 8)
+    h = block.conv1(nonlinearity(block.norm1(x)))
+    for temb, shift in ((None, 0), (embedding, block.temb_proj(nonlinearity(embedding)))):
+        h_shifted = h + (0 if temb is None else shift[:, :, None, None])
+        residual = block.conv2(nonlinearity(block.norm2(h_shifted)))
+        assert_close(block(x, temb), residual + block.conv_shortcut(x))
 
 
 def test_small_functions():

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.modules.transformer.mingpt import GPT, sample, sample_with_past, top_k_logits
@@ -117,6 +120,33 @@ def test_dropout_is_off_in_eval_mode_only() -> None:
     idx = TENSORS["gpt.idx"]
     assert_close(model(idx)[0], TENSORS["gpt.logits"])
     assert not torch.equal(model.train()(idx)[0], TENSORS["gpt.logits"])
+
+
+@torch.no_grad()
+def test_every_dropout_zeroes_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = Mock(wraps=F.scaled_dot_product_attention)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    model = GPT(10, 64, n_layer=2, n_head=2, n_embd=32, embd_pdrop=0.9, attn_pdrop=0.7)
+    resid = GPT(10, 64, n_layer=1, n_head=2, n_embd=32, resid_pdrop=0.8)
+    shares: list[float] = []
+
+    def note(hidden: Tensor) -> None:
+        shares.append(float((hidden == 0).float().mean()))
+
+    model.blocks[0].register_forward_pre_hook(lambda _, args: note(args[0]))
+    block = resid.blocks[0]
+    block.attn.register_forward_hook(lambda _, args, output: note(output))
+    block.mlp.register_forward_hook(lambda _, args, output: note(output))
+    nn.init.ones_(block.attn.proj.bias)
+    nn.init.normal_(model.pos_emb)
+    idx = torch.randint(10, (4, 64))
+    for training in (True, False):
+        model.train(training)(idx)
+        resid.train(training)(idx)
+    expected = [0.9, 0.8, 0.8, 0, 0, 0]
+    assert shares == [pytest.approx(share, abs=0.03) for share in expected]
+    rates = [call.args[4] for call in attention.call_args_list]
+    assert rates == [0.7, 0.7, 0, 0, 0, 0]
 
 
 def test_too_long() -> None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from taming.errors import UserError
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import nearest_code
+from taming.modules.vqvae.ema import EmbeddingEMA
 from taming.modules.vqvae.quantize import (
     EMAVectorQuantizer,
     GumbelQuantize,
@@ -175,6 +176,34 @@ def test_reduced_matmul_precision_is_kept_out_and_restored(precision):
         torch.set_float32_matmul_precision("highest")
 
 
+def test_distances_are_computed_in_full_precision_on_any_processor(monkeypatch):
+    """Also where reduced precision would change nothing, as there is no hardware for it."""
+    matmul, product, during = torch.backends.cuda.matmul, torch.addmm, []
+
+    def addmm(*args, **options):
+        dtypes = {args[1].dtype, args[2].dtype}
+        during.append((matmul.fp32_precision, dtypes, torch.is_autocast_enabled("cpu")))
+        return product(*args, **options)
+
+    monkeypatch.setattr(torch, "addmm", addmm)
+    latents, codes = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
+    before = matmul.fp32_precision
+    try:
+        for chosen in ("old", "new"):
+            if chosen == "old":
+                torch.set_float32_matmul_precision("medium")
+            else:
+                torch.set_float32_matmul_precision("highest")
+                matmul.fp32_precision = "tf32"
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                nearest_code(latents, codes)
+            assert during.pop() == ("ieee", {torch.float32}, False)
+            assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("make", [*VARIANTS.values(), lambda: EMAVectorQuantizer(40, 8, 0.25)])
 def test_autocast_changes_nothing(make):
     quantizer = make().eval()
@@ -221,6 +250,33 @@ def test_ema_loss_and_gradient_are_the_encoders():
     loss.backward()
     assert_close(z.grad, 0.5 * (z - codes).detach() / z.numel())
     assert not list(quantizer.parameters())
+
+
+def test_ema_update_is_smoothed():
+    """arXiv 1711.00937, equations 6 to 8, with Laplace smoothing."""
+    embedding = EmbeddingEMA(3, 2, decay=0.9, eps=0.5)
+    averages = embedding.embed_avg.clone()
+    rows, indices = torch.randn(5, 2), torch.tensor([0, 0, 2, 0, 2])
+    embedding.update(rows, indices)
+    sums = torch.stack([rows[[0, 1, 3]].sum(0), torch.zeros(2), rows[[2, 4]].sum(0)])
+    sizes, averages = torch.tensor([1.2, 0.9, 1.1]), 0.9 * averages + 0.1 * sums
+    assert_close(embedding.cluster_size, sizes)
+    assert_close(embedding.embed_avg, averages)
+    smoothed = (sizes + 0.5) / (3.2 + 3 * 0.5) * 3.2
+    assert_close(embedding.weight, averages / smoothed[:, None])
+
+
+def test_a_revived_code_weighs_as_much_as_a_new_one():
+    """With the weight that it had, the next update would throw it far away."""
+    embedding = EmbeddingEMA(4, 2, decay=0.9, eps=1e-5)
+    embedding.cluster_size.copy_(torch.tensor([0.5, 1e-6, 2.0, 0.49]))
+    before, rows = embedding.weight.clone(), torch.randn(6, 2) + 50
+    embedding.revive(rows, threshold=0.5)
+    assert embedding.cluster_size.tolist() == [0.5, 1, 2, 1]
+    assert torch.equal(embedding.weight[[0, 2]], before[[0, 2]])
+    for code in (1, 3):
+        assert (rows == embedding.weight[code]).all(dim=1).any()
+        assert torch.equal(embedding.embed_avg[code], embedding.weight[code])
 
 
 def test_ema_state_names_and_frozen_evaluation():

@@ -1,0 +1,98 @@
+"""A first stage in two processes: what they average and sum, though DDP does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from taming.devices import own_share
+from taming.models.codes import codebook_use
+from tests.kit.datasets import Items, images
+from tests.kit.models import GAN_LOSS, build, first_stage_config
+from tests.kit.processes import in_two_processes
+
+DISCRIMINATED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0}}
+
+
+class Gradients(pl.Callback):
+    """Those with which the discriminator took each step, and its state before the first."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[Tensor]] = []
+        self.start: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        discriminator = pl_module.discriminator
+        self.start = {n: t.clone() for n, t in discriminator.state_dict().items()}
+        parameters = list(discriminator.parameters())
+        trainer.optimizers[1].register_step_pre_hook(
+            lambda *_: self.steps.append([p.grad.clone() for p in parameters])
+        )
+
+
+def train(folder: Path) -> None:
+    """Two steps over two batches each of this process's own images, and validation on them."""
+    number, _ = own_share()
+    rank_zero_only.rank = number  # type: ignore[attr-defined]  # not the parent's
+    model = build(first_stage_config(lossconfig=DISCRIMINATED))
+    if number == 1:  # discriminators of processes start the same, however they were made
+        torch.nn.init.zeros_(model.discriminator.main[0].weight)
+    model.accumulate_grad_batches = 2
+    gradients = Gradients()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_steps=2,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[gradients],
+        default_root_dir=str(folder),
+    )
+    own = images(16)[8 * number : 8 * number + 8]
+    loader = DataLoader(Items({"image": own}), batch_size=2)
+    trainer.fit(model, loader, loader)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    codes = model.eval().encode_to_indices(own.permute(0, 3, 1, 2))
+    state = {"steps": gradients.steps, "start": gradients.start, "codes": codes, "logged": logged}
+    torch.save({**state, "model": model.state_dict()}, folder / f"{number}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of both processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    in_two_processes(train, folder)
+    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+
+
+def test_two_processes_play_one_game(results: list[dict[str, Any]]) -> None:
+    first, second = results
+    for name, tensor in first["start"].items():
+        assert torch.equal(tensor, second["start"][name]), name
+    assert len(first["steps"]) == 2
+    for ours, theirs in zip(first["steps"], second["steps"], strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+        assert max(gradient.abs().max() for gradient in ours) > 0
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+
+
+def test_the_codes_of_all_processes_are_counted(results: list[dict[str, Any]]) -> None:
+    counts = [torch.bincount(r["codes"].flatten(), minlength=12) for r in results]
+    usage, perplexity = codebook_use(counts[0] + counts[1])
+    assert not torch.equal(*counts)
+    assert results[0]["logged"]["val/codebook_usage"] == pytest.approx(usage)
+    assert results[0]["logged"]["val/codebook_perplexity"] == pytest.approx(perplexity)
