@@ -19,7 +19,7 @@ from pathlib import Path
 from taming.checkpoint import Run, run_config
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
-from taming.data.base import damage_found_later
+from taming.data.checks import damage_found_later
 from taming.devices import choose_device, choose_dtype
 from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged

@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 from taming.checkpoint import run_config
 from taming.command_line import flag, from_flags, parse
 from taming.config import plain, without_checkpoint_paths
-from taming.data.base import damage_found_later
+from taming.data.checks import damage_found_later
 from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged

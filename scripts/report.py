@@ -24,7 +24,7 @@ from torch.utils.data import Subset
 from taming.checkpoint import run_config
 from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
-from taming.data.base import damage_found_later
+from taming.data.checks import damage_found_later
 from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result

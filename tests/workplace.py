@@ -24,7 +24,7 @@ from taming.config import instantiate_from_config, load_config, without_checkpoi
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
 from taming.pretrained import published_models
-from taming.training.cli import parse_arguments
+from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
 from tests.test_configs import prepare, shrink
 

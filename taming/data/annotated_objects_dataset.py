@@ -24,6 +24,7 @@ from taming.data.helper_types import (
     AnnotationList,
     Category,
     CropMethodType,
+    ImageId,
     SplitType,
 )
 from taming.data.image_transforms import size_of
@@ -41,17 +42,6 @@ BUILDERS = {
 Builder = objects_center_points.ObjectsCenterPointsConditionalBuilder
 ENTRIES = {"image", "image_path", "file_name", "image_id", "original_size", "annotations"}
 ENTRIES |= {"crop_bbox", "flipped"}
-
-
-class ImageId(str):
-    """The id of an image, which knows the image's number, so that nobody has to look for it."""
-
-    number: int
-
-    def __new__(cls, text: str, number: int) -> ImageId:
-        image_id = super().__new__(cls, text)
-        image_id.number = number
-        return image_id
 
 
 class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):

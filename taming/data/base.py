@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Dataset
 from typing_extensions import Unpack
 
+from taming.data.checks import BadFile, check_items
 from taming.data.columns import Column, StringTable, column, entry
-from taming.data.files.find import in_threads
 from taming.data.files.images import (
     BadImage,
     Reading,
@@ -35,25 +34,6 @@ REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
 DEEP_DECODED = 8  # at start, of images with more than 8 bits
 log = logging.getLogger(__name__)
-
-_found_later: ContextVar[bool] = ContextVar("found_later", default=False)
-
-
-@contextlib.contextmanager
-def damage_found_later() -> Iterator[None]:
-    """A context in which datasets are made without an error for single damaged files.
-
-    Their items raise `DamagedImage`.
-    """
-    token = _found_later.set(True)
-    try:
-        yield
-    finally:
-        _found_later.reset(token)
-
-
-class BadFile(Exception):
-    """One of a dataset's files cannot be used, as its sentence says; the others may be fine."""
 
 
 class ImageFiles(Dataset[Item]):
@@ -151,25 +131,10 @@ class ImageFiles(Dataset[Item]):
 
     def check_some(self, check: Callable[[int], None], label: str, at_most: int) -> None:
         """Run `check` on at most so many items, evenly spaced, as `on_error` says."""
-        bad: list[BadFile] = []
-        later = _found_later.get()  # threads have contexts of their own
-
-        def check_or_count(index: int) -> None:
-            try:
-                check(index)
-            except BadFile as error:
-                if self.options.on_error == "raise" and not later:
-                    raise UserError(str(error)) from None
-                bad.append(error)
-
         checked = min(len(self), at_most)
-        indices = (number * len(self) // checked for number in range(checked))
-        for _ in in_threads(indices, check_or_count, f"{label} {self.source}"):
-            pass
-        if bad and not later:
-            counts = f"{len(bad)} of the {checked} files looked at"
-            message = "%s: %s cannot be used and others take their place; %s"
-            log.warning(message, self.source, counts, bad[0])
+        numbers = [number * len(self) // checked for number in range(checked)]
+        raises = self.options.on_error == "raise"
+        check_items(check, numbers, label=label, source=self.source, raises=raises)
 
     def check(self, index: int) -> None:
         """Check item `index` without decoding its files; raises `BadFile`."""

@@ -116,3 +116,14 @@ def out_of_crop(box: BoundingBox, crop: BoundingBox, flipped: bool) -> BoundingB
 def mirrored(box: BoundingBox) -> BoundingBox:
     """The box after its image is mirrored left to right."""
     return 1 - (box[0] + box[2]), box[1], box[2], box[3]
+
+
+class ImageId(str):
+    """The id of an image, which knows the image's number, so that nobody has to look for it."""
+
+    number: int
+
+    def __new__(cls, text: str, number: int) -> ImageId:
+        image_id = super().__new__(cls, text)
+        image_id.number = number
+        return image_id

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,31 +14,27 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
-from taming.errors import UserError
 from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
 from taming.lr_scheduler import make_schedule
-from taming.models.batch_checks import check_images
+from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram, CodesInterface
 from taming.models.published_steps import adapted
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.ema import LitEma
-from taming.modules.losses.base import DummyLoss, FirstStageLoss, MissingLoss, has_entry_points
+from taming.modules.losses.base import (
+    FirstStageLoss,
+    Reconstruction,
+    has_entry_points,
+    names_of_terms,
+    require_loss,
+)
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.nearest import VectorQuantizer2
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "val")
 GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a first stage makes of a batch, and the step at which it does."""
-
-    global_step: int
-    inputs: Tensor  # (B, C, H, W)
-    outputs: Tensor  # (B, C, H, W)
-    codebook_loss: Tensor
 
 
 class AutoencoderTraining(CodesInterface, pl.LightningModule):
@@ -90,37 +85,19 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
         x = self.get_input(batch, self.image_key)
         check_images(self, x, self.image_key)
-        channels = self.decoder.conv_out.out_channels
-        if channels != x.shape[1]:
-            raise UserError(
-                f"ddconfig.out_ch is {channels}, but '{self.image_key}' of the data has "
-                f"{x.shape[1]} channels; they must be equal"
-            )
+        check_outputs(self.decoder, x, self.image_key)
         if isinstance(self.loss, FirstStageLoss):
             self.loss.check_shape(x.shape)
 
     def logged_names(self) -> set[str] | None:
         """What is logged in training and validation; None if the loss is no part of this project,
         or does not say."""
-        loss = self.loss
-        if not isinstance(loss, FirstStageLoss) or not type(loss).__module__.startswith("taming."):
-            return None
-        terms = {"aeloss", *loss.generator_terms}
-        if self.discriminator is not None:
-            terms |= {"discloss", *loss.discriminator_terms}
+        terms = names_of_terms(self.loss)
         of_codebook = {"val/codebook_usage", "val/codebook_perplexity"}
-        return {f"{split}/{term}" for split in ("train", "val") for term in terms} | of_codebook
+        return None if terms is None else {f"{s}/{t}" for s in SPLITS for t in terms} | of_codebook
 
     def on_fit_start(self) -> None:
-        if isinstance(self.loss, MissingLoss):
-            raise UserError(
-                f"model.params.lossconfig: {self.loss.target} is not installed here, or not "
-                "trusted; install its package and add --trust, or set another loss to train with"
-            )
-        if isinstance(self.loss, DummyLoss):
-            raise UserError(
-                "model.params.lossconfig: set a loss; without one nothing can be trained"
-            )
+        require_loss(self.loss)
         if isinstance(self.loss, FirstStageLoss):
             self.loss.prepare()
         legacy = isinstance(self.quantize, VectorQuantizer2) and self.quantize.legacy

@@ -7,6 +7,7 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
+from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
 
@@ -28,6 +29,16 @@ def check_images(stage: FirstStage, x: Tensor, key: str) -> None:
         raise UserError(
             f"'{key}' of the data has {height} x {width} pixels, which are no multiples of "
             f"{factor}, the pixels per code and side; choose another size for the data"
+        )
+
+
+def check_outputs(decoder: Decoder, x: Tensor, key: str) -> None:
+    """Refuse (`UserError`) images [B, C, H, W] of which `decoder` cannot make reconstructions."""
+    channels = decoder.conv_out.out_channels
+    if channels != x.shape[1]:
+        raise UserError(
+            f"ddconfig.out_ch is {channels}, but '{key}' of the data has {x.shape[1]} channels; "
+            "they must be equal"
         )
 
 

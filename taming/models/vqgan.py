@@ -26,11 +26,11 @@ from taming.config_values import (
     Weight,
 )
 from taming.errors import UserError
-from taming.models.autoencoder_training import AutoencoderTraining, Reconstruction
+from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
-from taming.modules.losses.base import DummyLoss, MissingLoss
+from taming.modules.losses.base import DummyLoss, MissingLoss, Reconstruction
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize

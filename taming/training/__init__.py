@@ -1,8 +1,8 @@
 """Training, behind main.py; these are the names that configs call `main.X`."""
 
 from taming.config import get_obj_from_str, instantiate_from_config
+from taming.training.arguments import get_parser
 from taming.training.callbacks import ImageLogger, LearningRateMonitor, SetupCallback
-from taming.training.cli import get_parser
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.trainer_options import nondefault_trainer_args
 

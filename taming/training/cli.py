@@ -18,17 +18,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import check_complete, expand_stages, inherit_data
-from taming.command_line import (
-    Extend,
-    Parser,
-    add_trust_flag,
-    add_weight_flags,
-    is_override,
-    parse_switch,
-)
 from taming.config import (
     check_config,
-    did_you_mean,
     instantiate_from_config,
     load_config,
     plain,
@@ -37,6 +28,7 @@ from taming.config import (
 from taming.config_before import keep_dataset_defaults
 from taming.errors import UserError, command
 from taming.limits import check_sizes
+from taming.training.arguments import parse_arguments
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit, say_what_was_checked
 from taming.training.first_items import check_first_items
@@ -57,104 +49,8 @@ from taming.training.trainer_options import (
     check_validation_interval,
     checked_options,
     move_manual_options,
-    parse_option,
     resolve_devices,
-    trainer_options,
 )
-
-
-def get_parser(**options: Any) -> argparse.ArgumentParser:
-    """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides.
-
-    `options` are argparse's, such as `description`.
-    """
-    texts = {
-        "prog": "main.py",
-        "description": "Train a first stage or a transformer from YAML configs.",
-        "epilog": "Further arguments: --key value for any argument of the Lightning Trainer, "
-        "--gpus 0, | 0,1 | 2, and key.path=value to override the configs.",
-    }
-    parser = Parser(**{**texts, "allow_abbrev": False, **options})
-    switch: dict[str, Any] = {"type": parse_switch, "nargs": "?", "const": True}
-    parser.add_argument("-n", "--name", help="name of the run; default: that of the first config")
-    parser.add_argument("-r", "--resume", help="go on with a run: its folder or a checkpoint of it")
-    parser.add_argument(
-        "-b",
-        "--base",
-        nargs="*",
-        action=Extend,
-        default=[],
-        metavar="config.yaml",
-        help="configs, merged from left to right",
-    )
-    parser.add_argument("-t", "--train", default=False, help="train", **switch)
-    parser.add_argument("--no-test", default=False, help="do not test after training", **switch)
-    parser.add_argument("-p", "--project", help="put the run in a folder of this name under logs/")
-    parser.add_argument(
-        "-d", "--debug", default=False, help="move the run to logs/debug_runs/ at its end", **switch
-    )
-    parser.add_argument(
-        "-s", "--seed", type=int, help="seed of all random numbers; default: 23, or the run's"
-    )
-    parser.add_argument("-f", "--postfix", default="", help="appended to the run's name")
-    parser.add_argument(
-        "--scale_lr",
-        **switch,
-        help="multiply the base learning rate by devices, batch size and accumulated batches; "
-        "default: true, or as the run has it",
-    )
-    parser.add_argument(
-        "--skip_nonfinite",
-        type=int,
-        metavar="N",
-        help="leave out up to N batches whose loss or gradient is not finite; default: 0, or as "
-        "the run has it: stop",
-    )
-    parser.add_argument("--gpus", help="0, for the first GPU; 0,1 for two of them; 2 for any two")
-    add_trust_flag(parser)
-    add_weight_flags(parser)
-    return parser
-
-
-def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--key value` options of the Trainer and `key.path=value` overrides, of the other arguments.
-
-    Raises:
-        UserError: for an option that the Trainer does not have.
-    """
-    options: dict[str, Any] = {}
-    overrides: list[str] = []
-    words = list(rest)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            overrides.append(word)
-            continue
-        name, equals, value = word[2:].partition("=")
-        if name not in trainer_options():
-            flags = [action.dest for action in get_parser()._actions]
-            hint = did_you_mean(name, [*trainer_options(), *flags])
-            raise UserError(f"there is no argument --{name}{hint}")
-        if not equals:
-            bare = not words or words[0].startswith("--") or "=" in words[0]
-            value = "true" if bare else words.pop(0)
-        options[name] = parse_option(name, value)
-    return options, overrides
-
-
-def parse_arguments(
-    argv: Sequence[str] | None,
-) -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
-    """The flags of main.py, the Trainer's options, and the overrides of the configs."""
-    args, rest = get_parser().parse_known_args(argv)
-    flags, overrides = split_arguments(rest)
-    if args.gpus is not None:
-        flags["gpus"] = args.gpus
-    # `--base a.yaml key=value`: the list of files ends where overrides begin.
-    overrides = [word for word in args.base if is_override(word)] + overrides
-    args.base = [Path(word) for word in args.base if not is_override(word)]
-    args.overrides = overrides
-    return args, flags, overrides
 
 
 def learning_rate(

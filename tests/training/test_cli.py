@@ -19,7 +19,8 @@ from taming.checkpoint import load_run, read_checkpoint
 from taming.config import load_config
 from taming.errors import UserError
 from taming.training import run_folder
-from taming.training.cli import learning_rate, parse_arguments
+from taming.training.arguments import parse_arguments
+from taming.training.cli import learning_rate
 from taming.training.cli import main as main_command
 from tests.kit.images import truncate, write_image, write_images
 from tests.kit.launch import Launcher

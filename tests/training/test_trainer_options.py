@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.training.cli import get_parser
+from taming.training.arguments import get_parser
 from taming.training.trainer_options import (
     move_manual_options,
     nondefault_trainer_args,

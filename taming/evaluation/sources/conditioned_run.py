@@ -11,7 +11,7 @@ from typing import Any
 
 from taming.checkpoint import find_run, run_config
 from taming.config import get_obj_from_str, without_checkpoint_paths
-from taming.data.base import damage_found_later
+from taming.data.checks import damage_found_later
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.images import ImageSource, SourceImage, key_of

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from taming.config import did_you_mean, instantiate_from_config, load_config
 from taming.config_before import is_of_run, keep_dataset_defaults
-from taming.data.base import damage_found_later
+from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset
 from taming.errors import DamagedImage, UserError, sentence

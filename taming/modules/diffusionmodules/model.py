@@ -7,7 +7,6 @@ images of any height and width divisible by 2 ** (len(ch_mult) - 1) pass.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -18,13 +17,10 @@ from torch import Tensor, nn
 
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
-from taming.errors import UserError
 from taming.limits import check_memory
-
-log = logging.getLogger(__name__)
+from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, warn_of_unused
 
 __getattr__ = published_names.served_by(__name__)
-GROUPS = 32
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
 
 
@@ -207,29 +203,6 @@ class Middle(nn.Module):
         return out
 
 
-def _attends(attn_type: str) -> bool:
-    if attn_type not in ("vanilla", "none"):
-        raise UserError(f"ddconfig.attn_type is {attn_type}; known are vanilla and none")
-    return attn_type != "none"
-
-
-def _level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
-    widths = [ch * factor for factor in ch_mult]
-    if any(width % GROUPS for width in (ch, *widths)):
-        raise UserError(
-            f"ddconfig: ch={ch} with ch_mult={list(ch_mult)} gives widths {widths}, which group "
-            f"normalization cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
-        )
-    return widths
-
-
-def _warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None:
-    for resolution in attention:
-        if resolution not in resolutions:
-            text = "attn_resolutions: no level has a resolution of %s; the levels have %s"
-            log.warning(text, resolution, ", ".join(map(str, resolutions)))
-
-
 class Encoder(nn.Module):
     """Images [B, in_channels, H, W] -> latents [B, z_channels, h, w] (twice that if `double_z`).
 
@@ -254,25 +227,25 @@ class Encoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
+        widths, attention = level_widths(ch, ch_mult), attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
 
-        _warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
+        warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([ch, *widths])):
             blocks = [before] + [width] * num_res_blocks
-            attention = attends and resolution // 2**i in attn_resolutions
+            attention = attention and resolution // 2**i in attn_resolutions
             last = i == self.num_resolutions - 1
             # Made before the level's blocks: the order in which weights take random numbers is that
             # of earlier versions, so that a seed gives the same start.
             downsample = None if last else Downsample(width, resamp_with_conv)
             self.down.append(Level(blocks, attention, dropout, downsample=downsample))
-        self.mid = Middle(widths[-1], dropout, attends)
+        self.mid = Middle(widths[-1], dropout, attention)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
 
@@ -310,7 +283,7 @@ class Decoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, attends = _level_widths(ch, ch_mult), _attends(attn_type)
+        widths, attention = level_widths(ch, ch_mult), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
         self.give_pre_end = give_pre_end
@@ -318,12 +291,12 @@ class Decoder(nn.Module):
         self.z_shape = (1, z_channels, lowest, lowest)
 
         self.conv_in = _conv3x3(z_channels, widths[-1])
-        self.mid = Middle(widths[-1], dropout, attends)
+        self.mid = Middle(widths[-1], dropout, attention)
         self.up = nn.ModuleList()  # from the highest resolution to the lowest
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
-            attention = attends and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
+            attention = attention and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)

@@ -7,12 +7,25 @@ YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from taming.errors import UserError
+
 Logged = dict[str, Tensor]
 Condition = Tensor | None  # of a conditional discriminator, [B, C', H, W]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a first stage makes of a batch, and the step at which it does."""
+
+    global_step: int
+    inputs: Tensor  # (B, C, H, W)
+    outputs: Tensor  # (B, C, H, W)
+    codebook_loss: Tensor
 
 
 class DummyLoss(nn.Module):
@@ -108,3 +121,24 @@ def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
         if "forward" in vars(cls):
             return False
     return False
+
+
+def require_loss(loss: nn.Module) -> None:
+    """Raise `UserError` for what only takes the place of a loss to train with."""
+    if isinstance(loss, MissingLoss):
+        raise UserError(
+            f"model.params.lossconfig: {loss.target} is not installed here, or not trusted; "
+            "install its package and add --trust, or set another loss to train with"
+        )
+    if isinstance(loss, DummyLoss):
+        raise UserError("model.params.lossconfig: set a loss; without one nothing can be trained")
+
+
+def names_of_terms(loss: nn.Module) -> set[str] | None:
+    """What is logged of a loss of this project in each split; None of others, which do not say."""
+    if not isinstance(loss, FirstStageLoss) or not type(loss).__module__.startswith("taming."):
+        return None
+    names = {"aeloss", *loss.generator_terms}
+    if "discriminator" in dict(loss.named_children()):
+        names |= {"discloss", *loss.discriminator_terms}
+    return names

@@ -1,0 +1,38 @@
+"""What a ddconfig says of the levels of encoder and decoder, and whether that can be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from taming.errors import UserError
+
+log = logging.getLogger(__name__)
+
+GROUPS = 32  # of group normalization
+
+
+def attends(attn_type: str) -> bool:
+    """Whether there is attention; raises `UserError` for a kind that is not known."""
+    if attn_type not in ("vanilla", "none"):
+        raise UserError(f"ddconfig.attn_type is {attn_type}; known are vanilla and none")
+    return attn_type != "none"
+
+
+def level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
+    """Channels of each level; raises `UserError` if they cannot be split into `GROUPS`."""
+    widths = [ch * factor for factor in ch_mult]
+    if any(width % GROUPS for width in (ch, *widths)):
+        raise UserError(
+            f"ddconfig: ch={ch} with ch_mult={list(ch_mult)} gives widths {widths}, which group "
+            f"normalization cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
+        )
+    return widths
+
+
+def warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None:
+    """Name each of `attention`, where there should be some, that is no level's resolution."""
+    for resolution in attention:
+        if resolution not in resolutions:
+            text = "attn_resolutions: no level has a resolution of %s; the levels have %s"
+            log.warning(text, resolution, ", ".join(map(str, resolutions)))
