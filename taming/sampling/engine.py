@@ -56,6 +56,7 @@ def sample_images(
     dtype: torch.dtype | None = None,
     on_step: OnStep | None = None,
     compiled: bool = False,
+    filled: bool = False,
 ) -> Iterator[Sample]:
     """Sample the requested images with a model in eval mode.
 
@@ -67,6 +68,8 @@ def sample_images(
         dtype: the transformer's precision (its own by default); images are decoded in the model's.
         on_step: called after every step of a batch.
         compiled: steps at the training size go through `torch.compile`: worth it for many batches.
+        filled: a last batch that is smaller is filled up with copies. Products of other shapes
+            round differently, which in bf16 decides now and then: so they have one shape.
 
     Raises:
         UserError: if prompt and image are longer than the transformer's block size, a request's
@@ -86,10 +89,11 @@ def sample_images(
     channels, _, _ = model.latent_shape()
     requests = iter(requests)
     while batch := list(islice(requests, batch_size)):
-        indices = sampler.sample(batch, seed)  # (B, H * W)
+        copies = batch[-1:] * (batch_size - len(batch)) if filled else []
+        indices = sampler.sample([*batch, *copies], seed)  # (B, H * W)
         with torch.no_grad():
-            images = model.decode_to_img(indices, (len(batch), channels, *sampler.shape))
-        parts = zip(batch, indices.cpu(), images.float().cpu(), strict=True)
+            images = model.decode_to_img(indices, (len(indices), channels, *sampler.shape))
+        parts = zip(batch, indices.cpu(), images.float().cpu(), strict=False)  # without the copies
         for request, row, image in parts:
             yield Sample(request.number, request.label, row, image)
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,18 @@ class SampleFolder:
             self._check_settings(min(paths))
         return {int(path.stem) for path in paths}
 
+    def goes_on_with(self, job: SamplingJob) -> SamplingJob:
+        """`job` with the batch size of the samples that are here, where these depend on it."""
+        if not job.rounds_by_batch:
+            return job
+        folders = (self._folder_of(label) for label in job.labels)
+        first = next((path for folder in folders for path in sorted(folder.glob("*.png"))), None)
+        before = {} if first is None else _record_of(first)
+        self.record["batch_size"] = before.get("batch_size", job.batch_size)
+        return replace(job, batch_size=self.record["batch_size"])
+
     def _check_settings(self, path: Path) -> None:
-        try:
-            with Image.open(path) as image:
-                record = json.loads(image.info.get(RECORD, "{}"))
-        except (OSError, ValueError):
-            raise UserError(f"{path} is no intact PNG; remove it and try again") from None
+        record = _record_of(path)
         for key, value in self.record.items():
             if record.get(key, value) != value:
                 difference = _OTHER.get(key) or f"{key} {record[key]}, not {value}"
@@ -126,6 +132,16 @@ class SampleFolder:
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}
         save_png(sample.image, self.path(sample.label, sample.number), record)
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    """How a sample was made; raises `UserError` for what is no PNG."""
+    try:
+        with Image.open(path) as image:
+            record: dict[str, Any] = json.loads(image.info.get(RECORD, "{}"))
+            return record
+    except (OSError, ValueError):
+        raise UserError(f"{path} is no intact PNG; remove it and try again") from None
 
 
 class FolderWriter:
@@ -165,6 +181,7 @@ class FolderWriter:
 
 def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     """Sample what `folder` lacks of a job, with a progress bar; the number of new images."""
+    job = folder.goes_on_with(job)
     (rank, processes), count = job.share, job.plan.num_samples
     existing = sum(n < count for label in job.labels for n in folder.finished(label))
     own = -(-(len(job.labels) * count - existing) // processes)

@@ -7,7 +7,7 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class SamplingPlan:
             score=Classifier(self.classifier, self.device) if self.classifier else None,
             batch_size=batch_size,
             share=share or own_share(),
-        )
+        ).of_few_samples()
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,17 @@ class SamplingJob:
     score: Score | None = None  # of candidates, with rejection (see `best_of`)
     batch_size: int = 25
     share: tuple[int, int] = (0, 1)  # (n, processes): this is the n-th that shares the plan
+
+    @property
+    def rounds_by_batch(self) -> bool:
+        """Whether samples depend on how many are computed at once, as they do in bf16."""
+        return self.plan.dtype is not torch.float32
+
+    def of_few_samples(self) -> SamplingJob:
+        """Not with larger batches than there are samples, which would be filled up."""
+        candidates = group_of(self.plan.reject_ratio)[1] if self.score else 1
+        total = len(self.labels) * self.plan.num_samples * candidates
+        return replace(self, batch_size=min(self.batch_size, -(-total // self.share[1])))
 
     def requests(self, finished: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""
@@ -139,6 +150,7 @@ class SamplingJob:
             on_step=on_step,
             shape=self.shape,
             compiled=self.plan.compiled,
+            filled=self.rounds_by_batch,
         )
         if self.score is None:
             return samples

@@ -33,6 +33,20 @@ def test_samples_come_in_order_whatever_the_batch() -> None:
     assert len({tuple(s.indices.tolist()) for s in alone}) == len(REQUESTS)
 
 
+def test_filled_batches_have_one_size() -> None:
+    model, rows = tiny_model(), []
+
+    def note(progress: Progress) -> None:
+        rows.append(len(progress.indices))
+
+    filled = list(sample_images(model, REQUESTS, batch_size=4, filled=True, on_step=note))
+    assert set(rows) == {4}
+    for one, other in zip(sample_images(model, REQUESTS, batch_size=4), filled, strict=True):
+        assert (one.number, one.label) == (other.number, other.label)
+        assert torch.equal(one.indices, other.indices)
+        assert_close(one.image, other.image)
+
+
 def test_a_sample_depends_on_its_seed_number_and_label_alone() -> None:
     model = tiny_model()
     expected = list(sample_images(model, REQUESTS, seed=4))

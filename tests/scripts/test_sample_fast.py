@@ -94,6 +94,20 @@ def test_unconditional_into_the_run(tmp_path: Path) -> None:
     assert names(root) == ["000000.png", "000001.png", "000002.png"]
 
 
+def test_in_bf16_a_folder_goes_on_with_its_batch_size(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", UNCONDITIONAL)
+    flags = ("-n", "5", "--precision", "bf16", "--batch_size")
+    sample(run, *flags, "3")
+    root = run / "samples" / "top_k_250_temp_1.00_top_p_1.0" / "7"
+    files = {path: path.read_bytes() for path in root.iterdir()}
+    for path in sorted(files)[1::2]:
+        path.unlink()
+    sample(run, *flags, "25")
+    assert {path: path.read_bytes() for path in root.iterdir()} == files
+    with Image.open(min(files)) as image:
+        assert json.loads(image.info[RECORD])["batch_size"] == 3
+
+
 def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
     sample(run, "-n", "1", "--classes", "0", "model.params.pkeep=0.0", out=tmp_path)
     assert len(names(tmp_path)) == 1
