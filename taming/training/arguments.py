@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from taming.command_line import (
 from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.training.trainer_options import parse_option, trainer_options
+
+SWITCHES = ("-t", "--train", "--no-test", "-d", "--debug", "--scale_lr")
 
 
 def get_parser(**options: Any) -> argparse.ArgumentParser:
@@ -73,6 +76,14 @@ def get_parser(**options: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _with_values(words: Sequence[str]) -> list[str]:
+    """`-t key=value` as `-t true key=value`: an override is no switch's value."""
+    completed: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        completed += [word, "true"] if word in SWITCHES and is_override(following) else [word]
+    return completed
+
+
 def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """`--key value` options of the Trainer and `key.path=value` overrides, of the other arguments.
 
@@ -103,7 +114,8 @@ def parse_arguments(
     argv: Sequence[str] | None,
 ) -> tuple[argparse.Namespace, dict[str, Any], list[str]]:
     """The flags of main.py, the Trainer's options, and the overrides of the configs."""
-    args, rest = get_parser().parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args, rest = get_parser().parse_known_args(_with_values(words))
     flags, overrides = split_arguments(rest)
     if args.gpus is not None:
         flags["gpus"] = args.gpus

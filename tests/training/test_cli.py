@@ -324,3 +324,8 @@ def test_arguments_are_told_apart() -> None:
         "detect_anomaly": True,
     }
     assert overrides == ["x.y=1", "model.z=2"]
+
+
+def test_an_override_is_no_switchs_value() -> None:
+    args, _, overrides = parse_arguments(["-b", "a.yaml", "-t", "model.z=2", "--no-test", "x.y=1"])
+    assert args.train and args.no_test and overrides == ["model.z=2", "x.y=1"]
