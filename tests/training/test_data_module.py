@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
+from taming.training import data_module
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from tests.kit.images import write_images
 
@@ -68,9 +69,10 @@ def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
         DataModuleFromConfig(2, noise(5), image_bytes=True).setup()
 
 
-def test_default_workers_are_bounded_by_batch_and_cpus() -> None:
-    assert DataModuleFromConfig(1).num_workers <= 2
-    assert DataModuleFromConfig(1000).num_workers <= (torch.multiprocessing.cpu_count() or 1)
+def test_default_workers_are_bounded_by_batch_and_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "available_cpus", lambda: 16)
+    assert [DataModuleFromConfig(size).num_workers for size in (1, 7, 8, 9)] == [2, 14, 16, 16]
+    assert DataModuleFromConfig(8, num_workers=0).num_workers == 0
 
 
 def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize(("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6), ("gpt_unmasked", 9)])
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6), ("gpt_unmasked", 9)]
+)
 def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> None:
     model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
     expected = model(idx)[0]
