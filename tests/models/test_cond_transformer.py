@@ -18,7 +18,7 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import filter_logits, one_pass_logits, sample_token
 from tests.kit.models import cosine_config, first_stage_config, tiny_model, transformer_config
-from tests.support import assert_close, fill_by_name, load_golden
+from tests.support import assert_close, defaults, fill_by_name, load_golden
 
 GOLDEN_RUNS = ("net2net_coord", "net2net_class")
 
@@ -189,6 +189,13 @@ def test_permuted_indices_decode_to_the_same_image() -> None:
     assert_close(
         model.decode_to_img(indices, quant.shape), plain.decode_to_img(expected, quant.shape)
     )
+
+
+def test_published_defaults() -> None:
+    options = defaults(Net2NetTransformer)
+    assert (options.pop("first_stage_key"), options.pop("cond_stage_key")) == ("image", "depth")
+    assert (options.pop("pkeep"), options.pop("downsample_cond_size")) == (1, -1)
+    assert not any(options.values())  # neither paths, nor dropped conditions, nor other tokens
 
 
 def test_losses_are_logged_of_every_process() -> None:

@@ -14,6 +14,7 @@ from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.training import data_module
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.stopping import start_worker
 from tests.kit.images import write_images
 
 
@@ -54,6 +55,8 @@ def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert isinstance(loader, DataLoader)
         assert loader.persistent_workers == bool(workers)
+        assert loader.worker_init_fn is start_worker and loader.num_workers == workers
+        assert loader.timeout == (600 if workers else 0)
         assert loader.pin_memory == torch.cuda.is_available()
 
 
