@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
@@ -26,6 +27,24 @@ def test_images_are_due_at_powers_of_two_and_every_so_often() -> None:
     assert due == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 750, 1500, 2250]
     logger.increase_log_steps = False
     assert [step for step in range(1, 800) if logger.check_frequency(step)] == [750]
+
+
+def test_pictures_follow_training_steps_and_begin_a_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callback, calls = ImageLogger(batch_frequency=2, max_images=1), []
+    monkeypatch.setattr(callback, "_log", lambda *args: calls.append(args[3:]))
+    trainer: Any = SimpleNamespace(global_step=0, sanity_checking=True)
+    model: Any = None
+    for step in range(4):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, model, None, {}, 7 + step)
+    assert calls == [(8, "train"), (9, "train")]
+    callback.on_validation_batch_end(trainer, model, None, {}, 0)
+    trainer.sanity_checking = False
+    for batch in range(3):
+        callback.on_validation_batch_end(trainer, model, None, {}, batch)
+    assert calls[2:] == [(0, "val")]
 
 
 class Shows(pl.LightningModule):

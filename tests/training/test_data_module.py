@@ -15,6 +15,7 @@ from taming.errors import UserError
 from taming.training import data_module
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.stopping import start_worker
+from tests.kit.datasets import Noise
 from tests.kit.images import write_images
 
 
@@ -46,6 +47,24 @@ def test_order_and_random_numbers_follow_the_seed(monkeypatch: pytest.MonkeyPatc
 
     assert order(3) == order(3) and order(3)[1] == 3
     assert order(3)[0] != order(4)[0] and order(4)[1] == 4
+
+
+class Blocks(Noise):
+    shard_lengths = (6, 4)
+
+
+def test_samplers_split_over_processes_and_read_shards_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_module, "rank", lambda: 1)
+    monkeypatch.setattr(data_module, "world_size", lambda: 2)
+    monkeypatch.setattr(data_module, "Shards", Blocks)
+    blocks = {"target": "tests.training.test_data_module.Blocks", "params": {"length": 10}}
+    data = DataModuleFromConfig(2, noise(10), blocks, num_workers=0)
+    data.setup()
+    for split, expected in (("train", None), ("validation", (6, 4))):
+        sampler = data._sampler(split)
+        assert (sampler.rank, sampler.world_size, sampler.blocks) == (1, 2, expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
