@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.training.callbacks import ImageLogger, scene_pictures
+from taming.training.callbacks import ImageLogger, _dataset, _first, scene_pictures
+from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -52,10 +53,11 @@ class Shows(pl.LightningModule):
 
     def log_images(self, batch: Any, **_: Any) -> dict[str, Tensor]:
         assert not self.training and not torch.is_grad_enabled()
+        assert len(batch["image"]) <= 6  # the most that is asked for here
         return {"inputs": batch["image"]}
 
 
-def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int = 8) -> Image.Image:
+def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int) -> Image.Image:
     """The picture that the callback writes of a batch after step 1."""
     trainer: Any = SimpleNamespace(
         global_step=1,
@@ -65,7 +67,8 @@ def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int = 8
         datamodule=None,
     )
     callback, model = ImageLogger(batch_frequency=750, max_images=max_images), Shows()
-    callback.on_train_batch_end(trainer, model, None, {"image": images}, 0)
+    batch = {"image": torch.cat((images, images))}  # more than are shown
+    callback.on_train_batch_end(trainer, model, None, batch, 0)
     assert model.training
     return Image.open(folder / "images/train/inputs_gs-000001_e-000000_b-000000.png")
 
@@ -80,6 +83,24 @@ def test_pictures_stand_in_rows_of_four(tmp_path: Path) -> None:
         expected = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
         assert np.array_equal(pixels[top : top + 5, left : left + 7], expected)
     assert not pixels[:2].any() and not pixels[9:, 20:].any()
+
+
+def test_models_get_the_first_entries_alone() -> None:
+    callback, seen = ImageLogger(1, max_images=2, clamp=False), []
+    data = DataModuleFromConfig(1, num_workers=0)
+    data.datasets = {"train": WrappedDataset("abc"), "validation": "de"}
+    trainer: Any = SimpleNamespace(datamodule=data)
+    assert (_dataset(trainer, "train"), _dataset(trainer, "val")) == ("abc", "de")
+
+    class Keeps(Shows):
+        def log_images(self, batch: Any, **options: Any) -> dict[str, Tensor]:
+            seen.append((batch["names"], len(batch["image"]), options))
+            return {"inputs": 3 * batch["image"]}
+
+    batch = {"image": torch.ones(5, 3, 4, 4), "names": ["a", "b", "c", "d", "e"]}
+    pictures = callback._pictures(Keeps(), _first(batch, 2))
+    assert seen == [(["a", "b"], 2, {"max_images": 2})]
+    assert pictures["inputs"].max() == 3
 
 
 def test_a_single_picture_has_no_border(tmp_path: Path) -> None:
@@ -118,8 +139,10 @@ def test_pictures_leave_training_as_it_is() -> None:
 def test_pictures_go_to_the_loggers_that_take_them(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
     wandb = Mock(spec=WandbLogger)
-    picture = logged(tmp_path, torch.zeros(2, 3, 8, 8), [board, wandb, CSVLogger(tmp_path)])
+    loggers = [board, wandb, CSVLogger(tmp_path)]
+    picture = logged(tmp_path, torch.zeros(2, 3, 8, 8), loggers, max_images=2)
     [call] = wandb.log_image.call_args_list
+    assert picture.size == (2 * 10 + 2, 12)
     assert call.kwargs["key"] == "train/inputs" and call.kwargs["step"] == 1
     assert np.array_equal(np.asarray(call.kwargs["images"][0]), np.asarray(picture))
     board.experiment.flush()
