@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
-from taming.data.imagenet import DEPTH_ROOT
 from taming.data.tools.extraction import (
     NetworkOptions,
     depth_of,
@@ -23,6 +22,7 @@ from taming.data.tools.extraction import (
     image_names,
     load_network,
 )
+from taming.data.with_depth import DEPTH_ROOT
 from taming.devices import choose_device
 from taming.errors import command
 

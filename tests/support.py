@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,12 @@ def double_precision() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "float", Tensor.double)
         yield
+
+
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """What its parameters are if a YAML leaves them out."""
+    parameters = inspect.signature(function).parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not p.empty}
 
 
 class Malicious:

@@ -22,6 +22,7 @@ from taming.distributed import (
     world_size,
 )
 from taming.errors import UserError
+from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import ActNorm
 from taming.modules.vqvae.quantize import EMAVectorQuantizer
 from tests.kit.processes import exit_codes_of_two, in_two_processes
@@ -113,13 +114,14 @@ def train(folder: Path) -> None:
     torch.manual_seed(0)
     plain = EMAVectorQuantizer(6, 2, 0.25)
     revived = EMAVectorQuantizer(6, 2, 0.25, decay=0.5, revive_after=1)
-    norm = ActNorm(2)
+    norm, colors = ActNorm(2), KMeans(3, nc=2)
     torch.manual_seed(rank())  # each process revives codes by latents of its own
     for _ in range(4):
         plain(latents(rank()))
         revived(latents(rank()))
         norm(latents(rank()))
-    parts = {"plain": plain, "revived": revived, "norm": norm}
+        colors.encode(latents(rank()))
+    parts = {"plain": plain, "revived": revived, "norm": norm, "colors": colors}
     save(folder, **{name: part.state_dict() for name, part in parts.items()})
     dist.destroy_process_group()
 

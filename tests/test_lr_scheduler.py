@@ -37,6 +37,10 @@ def test_prints_at_intervals(capsys):
         "step 0: learning-rate factor 0",
         "step 5: learning-rate factor 0.5",
     ]
+    LambdaWarmUpCosineScheduler(10, 0.1, 1.0, 0.0, 20)(0)
+    assert capsys.readouterr().out == ""
+    LambdaWarmUpCosineScheduler(10, 0.1, 1.0, 0.0, 20, verbosity_interval=1)(3)
+    assert capsys.readouterr().out == "step 3: learning-rate factor 0.3\n"
 
 
 def sgd(*rates):
@@ -73,27 +77,25 @@ def test_a_saved_schedule_keeps_its_step_and_takes_the_new_rule():
 
 
 def test_restored_optimizers_get_the_rates_that_are_asked_for_now():
-    """The first is scheduled, the second is not, the third was and is no more."""
-    optimizers = [sgd(9.0, 9.0), sgd(9.0), sgd(9.0)]
+    """The first is scheduled, the second is not, the third was and is no more, the fourth is by a
+    schedule of another kind."""
+    optimizers = [sgd(9.0, 9.0), sgd(9.0), sgd(9.0), sgd(9.0)]
     schedule = make_schedule(HALVED, optimizers[0])
     schedule.last_epoch = 2
     optimizers[2].param_groups[0]["initial_lr"] = 9.0
-    new = [[2.0, 4.0], [5.0], [6.0]]
-    apply_rates(new, optimizers, [schedule, object_with(optimizers[0])], before=new)
+    new = [[2.0, 4.0], [5.0], [6.0], [7.0]]
+    schedules = [SimpleNamespace(optimizer=optimizers[3]), schedule]
+    apply_rates(new, optimizers, schedules, before=new)
     torch.testing.assert_close(rates_of(optimizers[0]), [1.0, 2.0])
     assert schedule.get_last_lr() == rates_of(optimizers[0]) and schedule.base_lrs == [2, 4]
     assert base_rates(optimizers[:1]) == [[2, 4]]
     assert rates_of(optimizers[1]) == [9]  # what was before stays, say as a callback has set it
     assert rates_of(optimizers[2]) == [6] and "initial_lr" not in optimizers[2].param_groups[0]
-    for before in ([[2.0, 4.0], [9.0], [6.0]], None):
+    assert rates_of(optimizers[3]) == [9]
+    for before in ([[2.0, 4.0], [9.0], [6.0], [7.0]], None):
         optimizers[1].param_groups[0]["lr"] = 9.0
-        apply_rates(new, optimizers, [schedule], before)
+        apply_rates(new, optimizers, schedules, before)
         assert rates_of(optimizers[1]) == [5]
-
-
-def object_with(optimizer):
-    """A schedule of another kind."""
-    return SimpleNamespace(optimizer=optimizer)
 
 
 def test_the_course_before_and_after_the_warm_up():

@@ -69,12 +69,14 @@ def test_lightning_1_0_content_is_read(tmp_path: Path, zipped: bool) -> None:
 
 @BOTH
 def test_numpy_scalars_by_both_names(tmp_path: Path, zipped: bool) -> None:
-    content = {"state_dict": {"weight": torch.ones(1)}, "score": np.float64(1.5)}
+    others = [np.float16(1.5), np.float32(0.25), np.int8(-7), np.uint64(2**40), np.bool_(True)]
+    content = {"state_dict": {"weight": torch.ones(1)}, "score": np.float64(1.5), "others": others}
     path = save(content, tmp_path / "new.ckpt", zipped)
     data = path.read_bytes()
     for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
         assert name in data or name == b"numpy.core.multiarray"
-    assert read_checkpoint(path)["score"] == 1.5
+    read = read_checkpoint(path)
+    assert read["score"] == 1.5 and read["others"] == [1.5, 0.25, -7, 2**40, True]
     if not zipped:  # a zip's lengths and checksums would have to be rewritten
         path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
         assert read_checkpoint(path)["score"] == 1.5

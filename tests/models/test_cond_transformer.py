@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.decoding import filter_logits, one_pass_logits, sample_token
 from taming.sampling import requests_for_labels, sample_images
-from tests.kit.models import tiny_model, transformer_config
-from tests.support import assert_close, fill_by_name, load_golden
+from tests.kit.models import cosine_config, first_stage_config, tiny_model, transformer_config
+from tests.support import assert_close, defaults, fill_by_name, load_golden
 
 GOLDEN_RUNS = ("net2net_coord", "net2net_class")
 
@@ -116,9 +118,11 @@ def test_stages_stay_frozen() -> None:
     model, _, _ = golden_model("net2net_coord")
     model.train()
     assert model.transformer.training
-    assert not model.first_stage_model.training
+    assert not model.first_stage_model.training and not model.cond_stage_model.training
     assert not any(p.requires_grad for p in model.first_stage_model.parameters())
-    assert not any(name.startswith("first_stage_model.loss") for name in model.state_dict())
+    with_loss = tiny_model(transformer_config(first_stage_config=first_stage_config()))
+    assert not any(name.startswith("first_stage_model.loss") for name in with_loss.state_dict())
+    assert not any(name.startswith("loss.") for name in with_loss.first_stage_model.state_dict())
 
 
 def variant(**changes: Any) -> Net2NetTransformer:
@@ -147,7 +151,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
         },
     },
     "none": {"cond_stage_config": "__is_unconditional__"},
-    "flag": {"cond_stage_config": "__is_unconditional__", "unconditional": True},
+    "flag": {"unconditional": True},
     "self": {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "image"},
     "tokens": {
         "cond_stage_key": "tokens",
@@ -186,6 +190,70 @@ def test_permuted_indices_decode_to_the_same_image() -> None:
     assert_close(
         model.decode_to_img(indices, quant.shape), plain.decode_to_img(expected, quant.shape)
     )
+
+
+def test_published_defaults() -> None:
+    options = defaults(Net2NetTransformer)
+    assert (options.pop("first_stage_key"), options.pop("cond_stage_key")) == ("image", "depth")
+    assert (options.pop("pkeep"), options.pop("downsample_cond_size")) == (1, -1)
+    assert not any(options.values())  # neither paths, nor dropped conditions, nor other tokens
+
+
+def test_losses_are_logged_of_every_process() -> None:
+    model = tiny_model(transformer_config(scheduler_config=cosine_config()))
+    batch = {"image": torch.rand(3, 8, 8, 3), "class_label": torch.arange(3)}
+    model.log = Mock()
+    losses = [model.training_step(batch, 0), model.validation_step(batch, 0)]
+    losses.append(model.test_step(batch, 0))
+    (first, *rest) = model.log.call_args_list
+    assert model.loss_terms["train/loss"] == losses[0] == first.args[1]
+    assert not model.loss_terms["train/loss"].requires_grad
+    assert [call.args[0] for call in rest] == ["val/loss", "test/loss"]
+    assert all(call.kwargs["sync_dist"] and call.kwargs["batch_size"] == 3 for call in rest)
+    optimizer = model.configure_optimizers()
+    assert optimizer["lr_scheduler"]["interval"] == "step"
+    assert optimizer["lr_scheduler"]["scheduler"].optimizer is optimizer["optimizer"]
+
+
+def test_the_start_token_is_the_configs() -> None:
+    model = variant(cond_stage_config="__is_unconditional__", sos_token=7)
+    assert model.encode_to_c(torch.zeros(2, 3, 8, 8))[1].tolist() == [[7], [7]]
+
+
+@pytest.mark.parametrize("pkeep", [1.0, 0.0])
+@torch.no_grad()
+def test_samples_are_what_the_forward_pass_and_their_options_give(pkeep: float) -> None:
+    model = tiny_model(transformer_config(pkeep=pkeep))
+    x, c = torch.tensor([[3, 9], [0, 19]]), torch.tensor([[1], [4]])
+    options: dict[str, Any] = {"temperature": 1.9, "top_k": 9, "top_p": 0.9}
+    told: list[int] = []
+    torch.manual_seed(0)
+    numbers = torch.rand(14, 2)
+    expected = x
+    one_pass = one_pass_logits(model.transformer, torch.cat((c, x), dim=1), 14)
+    for n in range(14):
+        logits = model.transformer(torch.cat((c, expected), dim=1))[0][:, -1]
+        logits = logits if pkeep else one_pass[:, n]
+        token = sample_token(filter_logits(logits[:, :20], **options), numbers[n])
+        expected = torch.cat((expected, token[:, None]), dim=1)
+    torch.manual_seed(0)
+    sampled = model.sample(x, c, 14, sample=True, callback=told.append, **options)
+    assert torch.equal(sampled, expected)
+    assert told == (list(range(14)) if pkeep else [])
+
+
+def test_logged_samples_begin_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    calls: list[tuple[Any, ...]] = []
+
+    def sample(x: Tensor, c: Tensor, steps: int, temperature: float, **options: Any) -> Tensor:
+        calls.append((x.shape[1], steps, temperature, options["sample"], options["top_k"]))
+        return Net2NetTransformer.sample(model, x, c, steps, temperature, **options)
+
+    monkeypatch.setattr(model, "sample", sample)
+    images = torch.rand(3, 8, 8, 3) * 2 - 1
+    model.log_images({"image": images, "class_label": torch.arange(3)}, temperature=0.8)
+    assert calls == [(8, 8, 0.8, True, 100), (0, 16, 0.8, True, 100), (0, 16, 0.8, False, 100)]
 
 
 def test_pkeep_replaces_inputs_in_training_only() -> None:
@@ -264,6 +332,7 @@ def test_conditions_are_dropped_in_training_only() -> None:
     torch.manual_seed(0)
     model.train()(x, c)
     model.eval()(x, c)
+    assert model.null_token == model.transformer.config.vocab_size - 1
     dropped = seen[0] == model.null_token
     assert 0.8 < float(dropped.float().mean()) < 1
     assert torch.equal(seen[0][~dropped], c[~dropped])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from taming.models.vqgan import EMAVQ
+from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.datasets import images
 from tests.kit.models import VQGAN, build, cosine_config, first_stage_config
 from tests.kit.training import fit
+from tests.support import defaults
 
 BCE = {"target": "taming.modules.losses.segmentation.BCELossWithQuant"}
 TEMPERATURE = cosine_config(lr_min=0.5, max_decay_steps=4)
@@ -100,6 +101,18 @@ def _check_indices(model: Any, data: Tensor) -> None:
         torch.testing.assert_close(model.decode_indices(indices), model.decode(quant))
     else:
         assert indices.max() < 4
+
+
+def test_published_defaults() -> None:
+    vqgan, gumbel = defaults(VQModel), defaults(GumbelVQ)
+    assert vqgan["legacy"] is True and vqgan["sane_index_shape"] is False
+    assert vqgan["image_key"] == gumbel["image_key"] == "image"
+    assert (gumbel["n_embed"], gumbel["embed_dim"], gumbel["kl_weight"]) == (8192, 256, 1e-8)
+    assert defaults(EMAVQ) == {"decay": 0.99, "revive_after": 0}
+    assert build(first_stage_config(n_embed=None, embed_dim=None)).quantize.codes.shape == (
+        1024,
+        256,
+    )
 
 
 def test_the_temperature_follows_its_schedule(tmp_path: Path) -> None:

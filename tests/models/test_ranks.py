@@ -94,5 +94,7 @@ def test_the_codes_of_all_processes_are_counted(results: list[dict[str, Any]]) -
     counts = [torch.bincount(r["codes"].flatten(), minlength=12) for r in results]
     usage, perplexity = codebook_use(counts[0] + counts[1])
     assert not torch.equal(*counts)
+    for name in ("val/aeloss", "val/discloss", "val/rec_loss", "val/logits_real"):
+        assert results[0]["logged"][name] == results[1]["logged"][name]  # the mean of both
     assert results[0]["logged"]["val/codebook_usage"] == pytest.approx(usage)
     assert results[0]["logged"]["val/codebook_perplexity"] == pytest.approx(perplexity)

@@ -253,11 +253,22 @@ def test_a_missing_image_key_names_what_there_is() -> None:
         model.get_input({"depth": golden["x"]}, "image")
 
 
+def test_bytes_and_images_without_channels_are_taken() -> None:
+    model, _ = golden_vqmodel()
+    pixels = torch.tensor([[0, 51], [204, 255]], dtype=torch.uint8)
+    expected = torch.tensor([[-1.0, -0.6], [0.6, 1.0]])[None, None]
+    for image in (pixels[None, ..., None], pixels[None]):
+        assert_close(model.get_input({"image": image}, "image"), expected)
+    assert_close(model.get_input({"image": expected[:, 0].double()}, "image"), expected)
+
+
 def test_pictures() -> None:
     model, golden = golden_vqmodel()
     pictures = model.log_images({"image": golden["x"].permute(0, 2, 3, 1)})
     assert_close(pictures["reconstructions"], golden["rec"])
-    shown = model.to_rgb(torch.rand(2, 7, 8, 8))
+    labels = torch.rand(2, 7, 8, 8)
+    shown = model.to_rgb(labels)
+    assert torch.equal(model.to_rgb(labels), shown)
     assert shown.shape == (2, 3, 8, 8) and shown.min() == -1 and shown.max() == 1
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
@@ -17,7 +18,15 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.training.callbacks import ImageLogger, SetupCallback, class_names, scene_pictures
+from taming.training.callbacks import (
+    ImageLogger,
+    SetupCallback,
+    _dataset,
+    _first,
+    class_names,
+    scene_pictures,
+)
+from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from tests.kit.scenes import OPTIONS, write_coco
 
 
@@ -29,15 +38,34 @@ def test_images_are_due_at_powers_of_two_and_every_so_often() -> None:
     assert [step for step in range(1, 800) if logger.check_frequency(step)] == [750]
 
 
+def test_pictures_follow_training_steps_and_begin_a_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    callback, calls = ImageLogger(batch_frequency=2, max_images=1), []
+    monkeypatch.setattr(callback, "_log", lambda *args: calls.append(args[3:]))
+    trainer: Any = SimpleNamespace(global_step=0, sanity_checking=True)
+    model: Any = None
+    for step in range(4):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, model, None, {}, 7 + step)
+    assert calls == [(8, "train"), (9, "train")]
+    callback.on_validation_batch_end(trainer, model, None, {}, 0)
+    trainer.sanity_checking = False
+    for batch in range(3):
+        callback.on_validation_batch_end(trainer, model, None, {}, batch)
+    assert calls[2:] == [(0, "val")]
+
+
 class Shows(pl.LightningModule):
     """A model of somebody else's, which shows the images that it is given."""
 
     def log_images(self, batch: Any, **_: Any) -> dict[str, Tensor]:
         assert not self.training and not torch.is_grad_enabled()
+        assert len(batch["image"]) <= 6  # the most that is asked for here
         return {"inputs": batch["image"]}
 
 
-def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int = 8) -> Image.Image:
+def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int) -> Image.Image:
     """The picture that the callback writes of a batch after step 1."""
     trainer: Any = SimpleNamespace(
         global_step=1,
@@ -47,7 +75,8 @@ def logged(folder: Path, images: Tensor, loggers: list[Any], max_images: int = 8
         datamodule=None,
     )
     callback, model = ImageLogger(batch_frequency=750, max_images=max_images), Shows()
-    callback.on_train_batch_end(trainer, model, None, {"image": images}, 0)
+    batch = {"image": torch.cat((images, images))}  # more than are shown
+    callback.on_train_batch_end(trainer, model, None, batch, 0)
     assert model.training
     return Image.open(folder / "images/train/inputs_gs-000001_e-000000_b-000000.png")
 
@@ -62,6 +91,24 @@ def test_pictures_stand_in_rows_of_four(tmp_path: Path) -> None:
         expected = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
         assert np.array_equal(pixels[top : top + 5, left : left + 7], expected)
     assert not pixels[:2].any() and not pixels[9:, 20:].any()
+
+
+def test_models_get_the_first_entries_alone() -> None:
+    callback, seen = ImageLogger(1, max_images=2, clamp=False), []
+    data = DataModuleFromConfig(1, num_workers=0)
+    data.datasets = {"train": WrappedDataset("abc"), "validation": "de"}
+    trainer: Any = SimpleNamespace(datamodule=data)
+    assert (_dataset(trainer, "train"), _dataset(trainer, "val")) == ("abc", "de")
+
+    class Keeps(Shows):
+        def log_images(self, batch: Any, **options: Any) -> dict[str, Tensor]:
+            seen.append((batch["names"], len(batch["image"]), options))
+            return {"inputs": 3 * batch["image"]}
+
+    batch = {"image": torch.ones(5, 3, 4, 4), "names": ["a", "b", "c", "d", "e"]}
+    pictures = callback._pictures(Keeps(), _first(batch, 2))
+    assert seen == [(["a", "b"], 2, {"max_images": 2})]
+    assert pictures["inputs"].max() == 3
 
 
 def test_a_single_picture_has_no_border(tmp_path: Path) -> None:
@@ -100,8 +147,10 @@ def test_pictures_leave_training_as_it_is() -> None:
 def test_pictures_go_to_the_loggers_that_take_them(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
     wandb = Mock(spec=WandbLogger)
-    picture = logged(tmp_path, torch.zeros(2, 3, 8, 8), [board, wandb, CSVLogger(tmp_path)])
+    loggers = [board, wandb, CSVLogger(tmp_path)]
+    picture = logged(tmp_path, torch.zeros(2, 3, 8, 8), loggers, max_images=2)
     [call] = wandb.log_image.call_args_list
+    assert picture.size == (2 * 10 + 2, 12)
     assert call.kwargs["key"] == "train/inputs" and call.kwargs["step"] == 1
     assert np.array_equal(np.asarray(call.kwargs["images"][0]), np.asarray(picture))
     board.experiment.flush()

@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader
 
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
+from taming.training import data_module
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.stopping import start_worker
+from tests.kit.datasets import Noise
 from tests.kit.images import write_images
 
 
@@ -46,6 +49,24 @@ def test_order_and_random_numbers_follow_the_seed(monkeypatch: pytest.MonkeyPatc
     assert order(3)[0] != order(4)[0] and order(4)[1] == 4
 
 
+class Blocks(Noise):
+    shard_lengths = (6, 4)
+
+
+def test_samplers_split_over_processes_and_read_shards_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_module, "rank", lambda: 1)
+    monkeypatch.setattr(data_module, "world_size", lambda: 2)
+    monkeypatch.setattr(data_module, "Shards", Blocks)
+    blocks = {"target": "tests.training.test_data_module.Blocks", "params": {"length": 10}}
+    data = DataModuleFromConfig(2, noise(10), blocks, num_workers=0)
+    data.setup()
+    for split, expected in (("train", None), ("validation", (6, 4))):
+        sampler = data._sampler(split)
+        assert (sampler.rank, sampler.world_size, sampler.blocks) == (1, 2, expected)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
     data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=workers)
@@ -53,6 +74,8 @@ def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert isinstance(loader, DataLoader)
         assert loader.persistent_workers == bool(workers)
+        assert loader.worker_init_fn is start_worker and loader.num_workers == workers
+        assert loader.timeout == (600 if workers else 0)
         assert loader.pin_memory == torch.cuda.is_available()
 
 
@@ -68,9 +91,10 @@ def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
         DataModuleFromConfig(2, noise(5), image_bytes=True).setup()
 
 
-def test_default_workers_are_bounded_by_batch_and_cpus() -> None:
-    assert DataModuleFromConfig(1).num_workers <= 2
-    assert DataModuleFromConfig(1000).num_workers <= (torch.multiprocessing.cpu_count() or 1)
+def test_default_workers_are_bounded_by_batch_and_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_module, "available_cpus", lambda: 16)
+    assert [DataModuleFromConfig(size).num_workers for size in (1, 7, 8, 9)] == [2, 14, 16, 16]
+    assert DataModuleFromConfig(8, num_workers=0).num_workers == 0
 
 
 def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:

@@ -123,6 +123,43 @@ def test_gpus_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         step(float("nan"), "cpu")
 
 
+def test_a_step_that_is_left_out_is_none() -> None:
+    """Not even by the momentum of those before."""
+    callback, weight = FiniteNumbers(skip=1), nn.Parameter(torch.zeros(2))
+    trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
+    module: Any = nn.Linear(1, 1)
+    module.device = torch.device("cpu")
+    optimizer = Adam([weight], lr=0.1)
+    values = []
+    for step, gradient in enumerate((1.0, float("nan"), 1.0)):
+        trainer.global_step = step
+        callback.on_train_batch_start(trainer, module, {}, 0)
+        weight.grad = torch.full((2,), gradient)
+        callback.on_before_optimizer_step(trainer, module, optimizer)
+        optimizer.step()
+        values.append(weight.detach().clone())
+    assert torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
+    assert callback.state_dict() == {"skipped": 1}
+    other = FiniteNumbers(skip=1)
+    other.load_state_dict(callback.state_dict())
+    assert other.skipped == 1 and FiniteNumbers().state_dict() == {}
+
+
+def test_infinite_gradients_are_a_scalers_own_business() -> None:
+    callback, weight = FiniteNumbers(), nn.Parameter(torch.zeros(2))
+    trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
+    weight.grad = torch.tensor([0.0, float("inf")])
+    scaler = torch.amp.GradScaler("cpu")
+    trainer.precision_plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
+    trainer.precision_plugin = MixedPrecision("bf16-mixed", "cpu")
+    with pytest.raises(NonFiniteError, match="gradient is inf"):
+        callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
+    with pytest.raises(UserError, match="0 or more"):
+        FiniteNumbers(skip=-1)
+
+
 def test_large_gradients_are_finite() -> None:
     weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2)), nn.Parameter()]
     optimizer = Adam(weights)

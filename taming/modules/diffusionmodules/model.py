@@ -227,7 +227,7 @@ class Encoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, attention = level_widths(ch, ch_mult), attends(attn_type)
+        widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
@@ -239,13 +239,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, (before, width) in enumerate(pairwise([ch, *widths])):
             blocks = [before] + [width] * num_res_blocks
-            attention = attention and resolution // 2**i in attn_resolutions
+            attention = anywhere and resolution // 2**i in attn_resolutions
             last = i == self.num_resolutions - 1
             # Made before the level's blocks: the order in which weights take random numbers is that
             # of earlier versions, so that a seed gives the same start.
             downsample = None if last else Downsample(width, resamp_with_conv)
             self.down.append(Level(blocks, attention, dropout, downsample=downsample))
-        self.mid = Middle(widths[-1], dropout, attention)
+        self.mid = Middle(widths[-1], dropout, anywhere)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
 
@@ -283,7 +283,7 @@ class Decoder(nn.Module):
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, attention = level_widths(ch, ch_mult), attends(attn_type)
+        widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels = resolution, in_channels
         self.give_pre_end = give_pre_end
@@ -291,12 +291,12 @@ class Decoder(nn.Module):
         self.z_shape = (1, z_channels, lowest, lowest)
 
         self.conv_in = _conv3x3(z_channels, widths[-1])
-        self.mid = Middle(widths[-1], dropout, attention)
+        self.mid = Middle(widths[-1], dropout, anywhere)
         self.up = nn.ModuleList()  # from the highest resolution to the lowest
         for i, (width, before) in enumerate(pairwise([*widths, widths[-1]])):
             upsample = None if i == 0 else Upsample(width, resamp_with_conv)
             blocks = [before] + [width] * (num_res_blocks + 1)
-            attention = attention and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
+            attention = anywhere and lowest * 2 ** (len(ch_mult) - 1 - i) in attn_resolutions
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)

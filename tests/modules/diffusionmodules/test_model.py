@@ -17,7 +17,7 @@ from taming.modules.diffusionmodules.model import (
     Upsample,
     nonlinearity,
 )
-from tests.support import assert_close, fill_by_name, load_golden
+from tests.support import assert_close, defaults, fill_by_name, load_golden
 
 SMALL = {
     "ch": 32,
@@ -148,6 +148,12 @@ def test_residual_block_options():
         h_shifted = h + (0 if temb is None else shift[:, :, None, None])
         residual = block.conv2(nonlinearity(block.norm2(h_shifted)))
         assert_close(block(x, temb), residual + block.conv_shortcut(x))
+
+
+def test_published_defaults():
+    common = {"ch_mult": (1, 2, 4, 8), "dropout": 0, "resamp_with_conv": True}
+    assert defaults(Encoder) == {**common, "double_z": True}
+    assert defaults(Decoder) == {**common, "give_pre_end": False}
 
 
 def test_small_functions():

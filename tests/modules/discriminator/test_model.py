@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.util import ActNorm
 
 
 @pytest.mark.parametrize(
@@ -13,9 +15,31 @@ def test_one_logit_per_patch(layers, size, patches):
     assert discriminator(torch.randn(2, 4, size, size)).shape == (2, 1, patches, patches)
 
 
+@pytest.mark.parametrize("actnorm", [False, True])
+def test_the_published_layers(actnorm):
+    layers = list(NLayerDiscriminator(use_actnorm=actnorm).main)
+    convolutions = [
+        (m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0], m.bias is None)
+        for m in layers
+        if isinstance(m, nn.Conv2d)
+    ]
+    no_bias = not actnorm
+    assert convolutions == [
+        (3, 64, 4, 2, 1, False),
+        (64, 128, 4, 2, 1, no_bias),
+        (128, 256, 4, 2, 1, no_bias),
+        (256, 512, 4, 1, 1, no_bias),
+        (512, 1, 4, 1, 1, False),
+    ]
+    assert [m.negative_slope for m in layers if isinstance(m, nn.LeakyReLU)] == [0.2] * 4
+    norm = ActNorm if actnorm else nn.BatchNorm2d
+    assert [type(m) for m in layers[:5]] == [nn.Conv2d, nn.LeakyReLU, nn.Conv2d, norm, nn.LeakyReLU]
+
+
 def test_images_below_the_smallest_size_are_refused():
-    with pytest.raises(UserError, match="at least 24 pixels.*23x40"):
-        NLayerDiscriminator(ndf=8)(torch.randn(1, 3, 23, 40))
+    for height, width in ((23, 40), (40, 23)):
+        with pytest.raises(UserError, match=f"at least 24 pixels.*{height}x{width}"):
+            NLayerDiscriminator(ndf=8)(torch.randn(1, 3, height, width))
 
 
 def test_widths_stop_growing_at_eight_times():

@@ -82,6 +82,11 @@ class Reweighted(Extended):
         return super().generator_loss(*args, **options)
 
 
+class Judging(Extended):
+    def discriminator_loss(self, *args: Any, **options: Any) -> Any:
+        return super().discriminator_loss(*args, **options)
+
+
 class Renamed(BCELossWithQuant):
     """Changes nothing."""
 
@@ -98,6 +103,7 @@ class Published(nn.Module):
         (Renamed, True),
         (Extended, False),  # what it adds to `forward` would be lost
         (Reweighted, True),
+        (Judging, True),
         (Published, False),
         (DummyLoss, False),
     ],

@@ -38,6 +38,8 @@ def test_equals_the_lpips_package(net):
     torch.manual_seed(0)
     theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
     ours = LPIPS(net)
+    for name in ("shift", "scale"):  # are not among the weights that are loaded
+        assert torch.equal(ours.scaling_layer.get_buffer(name), getattr(theirs.scaling_layer, name))
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("lins.")}
     ours.load_state_dict(state, strict=True)
     first, second = torch.rand(2, 2, 3, 32, 48) * 2 - 1

@@ -6,6 +6,7 @@ from torch import nn
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules import losses
+from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import (
     DummyLoss,
     VQLPIPSWithDiscriminator,
@@ -14,7 +15,8 @@ from taming.modules.losses.vqperceptual import (
     hinge_d_loss,
     vanilla_d_loss,
 )
-from tests.support import assert_close, double_precision, fill_by_name, load_golden
+from taming.modules.util import ActNorm
+from tests.support import assert_close, defaults, double_precision, fill_by_name, load_golden
 
 SMALL = {"disc_start": 0, "perceptual_weight": 0.0, "disc_num_layers": 2, "disc_ndf": 8}
 
@@ -290,8 +292,30 @@ def test_functions():
     assert losses.DummyLoss is DummyLoss and not DummyLoss().state_dict()
 
 
+def test_published_defaults():
+    assert defaults(VQLPIPSWithDiscriminator) == {
+        "codebook_weight": 1,
+        "pixelloss_weight": 1,
+        "disc_num_layers": 3,
+        "disc_in_channels": 3,
+        "disc_factor": 1,
+        "disc_weight": 1,
+        "perceptual_weight": 1,
+        "use_actnorm": False,
+        "disc_conditional": False,
+        "disc_ndf": 64,
+        "disc_loss": "hinge",
+        "vgg_path": None,
+        "disc_warmup_steps": 0,
+        "disc_ramp_steps": 0,
+    }
+    assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
+    assert defaults(BCELossWithQuant) == {"codebook_weight": 1}
+
+
 def test_published_options_are_positional():
     loss = VQLPIPSWithDiscriminator(9, 1.0, 1.0, 2, 4, 1.0, 0.75, 0.0, True, False, 16, "vanilla")
     assert loss.discriminator.main[0].weight.shape == (16, 4, 4, 4)
+    assert isinstance(loss.discriminator.main[3], ActNorm)
     assert loss.disc_loss is vanilla_d_loss
     assert loss.discriminator_iter_start == 9

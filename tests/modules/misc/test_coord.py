@@ -17,3 +17,5 @@ def test_golden_coordinates():
 def test_indices_stay_inside_the_vocabulary():
     _, _, (_, _, indices) = CoordStage(n_embed=64, down_factor=4).encode(torch.ones(1, 1, 8, 8))
     assert indices.unique().tolist() == [63]
+    outside = torch.tensor([-0.5, 2.0]).reshape(1, 1, 1, 2)
+    assert CoordStage(10, 1).encode(outside)[2][2].flatten().tolist() == [0, 9]

@@ -21,7 +21,9 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize(("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6)])
+@pytest.mark.parametrize(
+    ("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6), ("gpt_unmasked", 9)]
+)
 def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> None:
     model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
     expected = model(idx)[0]
@@ -95,6 +97,27 @@ def test_known_tokens_are_fed_together(static: bool) -> None:
     assert torch.equal(tokens, out)
     assert picked == [n for n in range(20) if n >= 4 and n not in (9, 10, 11)]
     assert told == list(range(20))
+
+
+def test_known_tokens_are_kept_whatever_they_are() -> None:
+    """The first one has the number 0."""
+    model, prompt = golden_gpt(), TENSORS["greedy.c"]
+    known = torch.tensor([[0, -1, 49, -1]]).repeat(3, 1)
+    decoder = CachedDecoder(model, 3, 5)
+    tokens = generate(decoder, prompt, 4, lambda logits, n: sample_token(logits), known=known)
+    assert torch.equal(tokens[:, [0, 2]], known[:, [0, 2]])
+    for n in (1, 3):
+        logits = model(torch.cat((prompt, tokens[:, :n]), dim=1))[0][:, -1]
+        assert torch.equal(tokens[:, n], logits.argmax(dim=1))
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt_unmasked"])
+def test_several_tokens_at_once_see_those_before_them(name: str) -> None:
+    model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
+    decoder, expected = CachedDecoder(model, len(idx), idx.shape[1]), model(idx)[0]
+    decoder.prefill(idx[:, :7])
+    close(decoder.extend(idx[:, 7:12]), expected[:, 11])
+    close(decoder.extend(idx[:, 12:13]), expected[:, 12])
 
 
 def test_prompts_that_go_on_alike() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.mingpt import KMeans
@@ -21,6 +24,36 @@ def test_finds_the_colours_and_draws_with_them() -> None:
     assert (kmeans(indices, reverse=True, shape=(4, 6)) - image).abs().max() < 0.02
 
 
+def test_colours_move_to_the_means_of_their_pixels() -> None:
+    kmeans, pixels = KMeans(ncluster=3, nc=1), torch.tensor([[0.0], [1.0], [5.0], [20.0]])
+    moved = kmeans._moved(pixels, torch.tensor([[1.0], [6.0], [19.0]]), None)
+    assert moved.tolist() == [[0.5], [5.0], [20.0]]
+    strays = set()
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        moved = kmeans._moved(pixels, torch.tensor([[1.0], [99.0], [6.0]]), generator)
+        assert moved[[0, 2]].tolist() == [[0.5], [12.5]]
+        strays.add(float(moved[1]))
+    assert strays <= {0, 1, 5, 20} and len(strays) > 1
+
+
+def test_every_iteration_and_a_random_start_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[tuple[float, ...]] = []
+
+    def add_one(self: KMeans, x: Tensor, colors: Tensor, generator: Any) -> Tensor:
+        starts.append(tuple(colors.flatten().tolist()))
+        return colors + 1
+
+    monkeypatch.setattr(KMeans, "_moved", add_one)
+    kmeans, pixels = KMeans(ncluster=2, nc=1, niter=3), torch.arange(9.0)[:, None]
+    kmeans.initialize(pixels, torch.Generator().manual_seed(0))
+    assert len(starts) == 3 and KMeans().niter == 10
+    first = torch.tensor(starts[0])
+    assert torch.equal(kmeans.C.flatten(), first + 3)
+    kmeans.initialize(pixels, torch.Generator().manual_seed(1))
+    assert starts[0] != starts[3] and len(set(starts[0])) == 2
+
+
 def test_state_survives() -> None:
     kmeans = KMeans(ncluster=4, nc=1)
     kmeans.initialize(torch.arange(16.0)[:, None])
@@ -33,6 +66,7 @@ def test_state_survives() -> None:
 def test_too_few_pixels() -> None:
     with pytest.raises(UserError, match="cannot form 512 clusters"):
         KMeans().initialize(torch.zeros(3, 3))
+    KMeans(ncluster=3, nc=1).initialize(torch.arange(3.0)[:, None])  # just enough
 
 
 def test_as_a_first_stage_it_takes_its_colours_from_the_first_batch() -> None:

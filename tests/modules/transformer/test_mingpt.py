@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
-from taming.modules.transformer.mingpt import GPT, sample, sample_with_past, top_k_logits
-from tests.support import GOLDEN, assert_close, fill_by_name, load_golden, load_manifest
+from taming.modules.transformer.mingpt import (
+    GPT,
+    KMeans,
+    sample,
+    sample_with_past,
+    top_k_logits,
+)
+from tests.support import GOLDEN, assert_close, defaults, fill_by_name, load_golden, load_manifest
 
 TENSORS, SPEC = load_golden("gpt")
 TRANSFORMERS = sorted(path.stem for path in (GOLDEN / "manifests").glob("*transformer*.json"))
@@ -120,6 +126,13 @@ def test_dropout_is_off_in_eval_mode_only() -> None:
     idx = TENSORS["gpt.idx"]
     assert_close(model(idx)[0], TENSORS["gpt.logits"])
     assert not torch.equal(model.train()(idx)[0], TENSORS["gpt.logits"])
+
+
+def test_published_defaults() -> None:
+    sizes = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0}
+    dropouts = {"embd_pdrop": 0, "resid_pdrop": 0, "attn_pdrop": 0}
+    assert defaults(GPT) == {**sizes, **dropouts, "gradient_checkpointing": False}
+    assert defaults(KMeans) == {"ncluster": 512, "nc": 3, "niter": 10, "resolution": 32}
 
 
 @torch.no_grad()

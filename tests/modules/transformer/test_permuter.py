@@ -51,3 +51,5 @@ def test_impossible_size(name: str) -> None:
 def test_latent_of_another_size() -> None:
     with pytest.raises(UserError, match="16 positions, but the latent has 64"):
         permuter.ZCurve(4, 4)(torch.zeros(1, 64))
+    with pytest.raises(UserError, match="16 positions, but the latent has 9"):
+        permuter.ZCurve(4, 4)(torch.zeros(1, 9))

@@ -65,7 +65,7 @@ def test_golden_gumbel():
     quantizer, golden = gumbel()
     _, loss, _, logits = quantizer(golden["gumbel.z"], return_logits=True)
     assert_close(logits, golden["gumbel.logits"])
-    assert_close(loss, golden["gumbel.kl"])
+    assert_close(loss / quantizer.kl_weight, golden["gumbel.kl"] / quantizer.kl_weight)
     entry = quantizer.get_codebook_entry(torch.arange(40), (2, 4, 5, 8))
     assert_close(entry, golden["gumbel.entry"])
 
@@ -91,9 +91,11 @@ def test_gumbel_hard_and_soft_training():
 
 def test_gumbel_temperature_sharpens():
     quantizer, golden = gumbel(straight_through=False)
-    quantizer.temperature = 1e-4
-    z_q, _, (_, _, indices) = quantizer(golden["gumbel.z"])
-    assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+    torch.manual_seed(0)
+    for own, given in ((1e-6, None), (1.0, 1e-6)):
+        quantizer.temperature = own
+        z_q, _, (_, _, indices) = quantizer(golden["gumbel.z"], given)
+        assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -108,12 +110,33 @@ def test_first_quantizer_returns_encodings():
     quantizer = VectorQuantizer(40, 8, 0.25)
     _, _, (_, encodings, indices) = quantizer(torch.randn(2, 8, 4, 5))
     assert indices.shape == (40, 1)
+    assert encodings.shape == (40, 40)
     assert torch.equal(encodings, F.one_hot(indices[:, 0], 40).float())
+
+
+def test_published_defaults():
+    assert GumbelQuantize(4, 4, 9).kl_weight == 5e-4 and GumbelQuantize(4, 4, 9).temperature == 1
+    averaged = EMAVectorQuantizer(9, 4, 0.25)
+    assert (averaged.decay, averaged.embedding.eps, averaged.revive_after) == (0.99, 1e-5, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"unknown_index": "extra"}, {"unknown_index": 3}])
+def test_every_quantizer_takes_a_remap(options):
+    remapped = {"remap": USED, **options}
+    expected = (options or {"unknown_index": "random"})["unknown_index"]
+    for quantizer in (
+        VectorQuantizer2(40, 8, 0.25, **remapped),
+        EMAVectorQuantizer(40, 8, 0.25, **remapped),
+        GumbelQuantize(8, 8, 40, **remapped),
+    ):
+        assert quantizer.re_embed == 13 + (expected == "extra")
+        assert quantizer.unknown_index == (13 if expected == "extra" else expected)
+    assert VectorQuantizer2(40, 8, 0.25).re_embed == 40
 
 
 def test_codebook_starts_uniform():
     weight = VectorQuantizer2(50, 64, 0.25).embedding.weight
-    assert weight.abs().max() <= 1 / 50 < 1.1 * weight.abs().max()
+    assert weight.abs().max() <= 1 / 50 < 1.1 * weight.max() and weight.mean().abs() < 1e-3
 
 
 @pytest.mark.parametrize(("unknown", "expected"), [("random", None), (5, {5})])
@@ -141,6 +164,14 @@ def test_bad_remap_is_named(tmp_path):
         VectorQuantizer2(16, 4, 0.25, remap=str(tmp_path / "nowhere.npy"))
     with pytest.raises(UserError, match="unknown_index"):
         VectorQuantizer2(40, 4, 0.25, remap=USED, unknown_index="rnd")
+    path = str(tmp_path / "used.npy")
+    for used in ([[1]], [], [-1, 2], [2, 16]):
+        np.save(path, np.array(used, dtype=int))
+        with pytest.raises(UserError, match="used.npy must list indices from 0 to 15"):
+            VectorQuantizer2(16, 4, 0.25, remap=path)
+    np.save(path, np.array([1.5]))
+    with pytest.raises(UserError, match="used.npy is no .npy of used code indices"):
+        VectorQuantizer2(16, 4, 0.25, remap=path)
 
 
 def test_nearest_code_is_exact():
@@ -295,6 +326,8 @@ def test_ema_with_remap():
     quantizer = EMAVectorQuantizer(40, 8, 0.25, remap=USED, unknown_index="extra")
     _, _, (_, _, indices) = quantizer(torch.randn(2, 8, 4, 5))
     assert indices.shape == (40, 1) and indices.max() <= 13
+    shaped = EMAVectorQuantizer(40, 8, 0.25, sane_index_shape=True)
+    assert shaped(torch.randn(2, 8, 4, 5))[2][2].shape == (2, 4, 5)
 
 
 def revived(after):
@@ -316,3 +349,4 @@ def test_dead_codes_are_revived_on_time_and_reproducibly():
     used, weight = revived(after=5)
     assert used[:6] == [1] * 6 and used[6] > 4
     assert torch.equal(weight, revived(after=5)[1])
+    assert revived(after=1)[0][2] > 4
