@@ -92,6 +92,8 @@ def _resolved(config: DictConfig, sections: Sequence[str]) -> Iterator[tuple[Pla
         try:
             value = None if OmegaConf.is_missing(node, key) else node[key]
         except OmegaConfBaseException as error:
+            if not str(place[-1]).endswith("target"):
+                continue  # an interpolation of nothing, or of a stage that is a run so far
             reason = str(error).splitlines()[0]
             raise UserError(f"{as_key(place)}: {reason}") from None
         except RecursionError:

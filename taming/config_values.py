@@ -94,6 +94,7 @@ _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by
 Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
+Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(0)]
 Weight = Annotated[float, Range(0, 1_000_000)]  # of a term of a loss, or of a rate
 Positive = Annotated[float, Range(above=0)]

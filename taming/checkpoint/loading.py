@@ -103,7 +103,7 @@ def check_complete(config: DictConfig) -> None:
         node = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if not isinstance(node, DictConfig) or not str(node.get("target")).startswith("taming."):
             continue  # classes of others may mean something else by it
-        path = (node.get("params") or {}).get("ckpt_path")
+        path = OmegaConf.select(node, "params.ckpt_path", throw_on_resolution_failure=False)
         if isinstance(path, str):
             try:
                 find_run(path)

@@ -107,7 +107,7 @@ class Augmentations:
                 f"{arrays['image'].shape[1]} x {arrays['image'].shape[0]} pixels: {error}"
             ) from error
         changed = {name: np.ascontiguousarray(made[name]) for name in arrays}
-        for name in self.maps:
+        for name in self.maps.keys() & arrays.keys():
             changed[name] = changed[name].astype(arrays[name].dtype, copy=False)
         if not self.boxes:
             return changed, list(enumerate(boxes))

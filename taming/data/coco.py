@@ -182,6 +182,8 @@ class CocoImagesAndCaptionsTrain(CocoBase):
         given_files: Sequence[str] | None = None,
         random_flip: bool = False,
         on_error: OnError = "raise",
+        exif: Exif = "ignore",
+        **files: Unpack[FileOptions],
     ) -> None:
         super().__init__(
             size,
@@ -194,6 +196,8 @@ class CocoImagesAndCaptionsTrain(CocoBase):
             given_files=given_files,
             random_flip=random_flip,
             on_error=on_error,
+            exif=exif,
+            **files,
         )
 
     def get_split(self) -> str:

@@ -43,10 +43,10 @@ class ImageNetScale(Dataset[Item]):
         **files: Unpack[FileOptions],
     ) -> None:
         self.degradation = Degradation(up_factor, hr_factor, keep_mode, self.edges)
-        self.config: dict[str, Any] = {"sub_indices": sub_indices, "on_error": on_error}
-        self.config |= {"exif": exif, "value_range": files.pop("value_range", None)}
+        # Whole images are augmented: `lr` is made of what is shown.
+        self.config = {"sub_indices": sub_indices, "on_error": on_error, "exif": exif, **files}
         crops = self.random_crop if random_crop is None else random_crop
-        options = ImageOptions(size, crops, random_flip, crop_size, **files)
+        options = ImageOptions(size, crops, random_flip, crop_size)
         self.transform = JointTransform(options, {"lr": True})
         self.data = self.get_base()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from typing_extensions import TypedDict
 
+from taming.config_values import Finite, Length
 from taming.errors import UserError
 
 MOST_SIDE = 2**15
@@ -21,7 +22,7 @@ INTERPOLATIONS = {"nearest": 0, "bilinear": 1, "bicubic": 2, "area": 3, "lanczos
 class FileOptions(TypedDict, total=False):
     """Options of `ImageOptions` that constructors pass on as they are."""
 
-    value_range: Sequence[float] | None
+    value_range: Annotated[Sequence[Finite], Length(2, 2)] | None
     augmentations: Sequence[Mapping[str, Any]] | None
 
 

@@ -79,7 +79,7 @@ def get_parser(**options: Any) -> argparse.ArgumentParser:
 def _with_values(words: Sequence[str]) -> list[str]:
     """`-t key=value` as `-t true key=value`: an override is no switch's value."""
     completed: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         completed += [word, "true"] if word in SWITCHES and is_override(following) else [word]
     return completed
 

@@ -48,6 +48,7 @@ DIFFERENT = {
 }
 # The last part of a key that the published YAML does not have, and why it says the same.
 ADDED = {
+    "exif": "named where the default is another: images as they are in the files",
     "num_workers": "how many processes load does not change what they load",
     "image_key": "of a stage: what it was trained on, which only training reads",
     "random_crop": "custom_vqgan.yaml names the default, false, as a choice",

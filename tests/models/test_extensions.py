@@ -163,7 +163,7 @@ def test_sizes_that_agree_with_the_quantizer_are_fine() -> None:
 
 def test_mistakes_in_a_quantizers_config_name_their_place() -> None:
     for config, message in (
-        (here("Sings", bits=3), r"quantizer_config.target: .* did you mean 'Signs'"),
+        (here("Sings", bits=3), r"quantizer_config: .* did you mean 'Signs'"),
         (here("Signs", bit=3), r"quantizer_config.params: .* no parameter 'bit'"),
     ):
         with pytest.raises(UserError, match=message):

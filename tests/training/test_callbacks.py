@@ -42,7 +42,7 @@ def test_pictures_follow_training_steps_and_begin_a_validation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     callback, calls = ImageLogger(batch_frequency=2, max_images=1), []
-    monkeypatch.setattr(callback, "_log", lambda *args: calls.append(args[3:]))
+    monkeypatch.setattr(callback, "log_img", lambda *args: calls.append(args[2:]))
     trainer: Any = SimpleNamespace(global_step=0, sanity_checking=True)
     model: Any = None
     for step in range(4):

@@ -98,9 +98,9 @@ def test_saved_configs_start_the_same_run(tmp_path: Path) -> None:
 
 
 def test_learning_rate_scaling(tmp_path: Path, caplog: Any) -> None:
-    config = OmegaConf.create({"base_learning_rate": 2.0})
-    assert learning_rate(config, 3, 5, 7, scale=True) == 210
-    assert learning_rate(config, 3, 5, 7, scale=False) == 2
+    config = OmegaConf.create({"base_learning_rate": 0.5})
+    assert learning_rate(config, 3, 5, 7, scale=True) == 52.5
+    assert learning_rate(config, 3, 5, 7, scale=False) == 0.5
     base = write_config(tmp_path, small_vqgan())
     flags = ["--base", base, "-t", "--max_steps", "2"]
     main([*flags, "--accumulate_grad_batches", "2", "--gradient_clip_val", "1.0"])
