@@ -35,3 +35,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
         save_atomic({"step": lambda: None}, path)
     assert torch.load(path) == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_losses_of_stages_may_be_missing_or_in_excess() -> None:
+    def stage(*parts: str) -> nn.Module:
+        return nn.ModuleDict({"stage": nn.ModuleDict({part: nn.Linear(1, 1) for part in parts})})
+
+    plain, with_loss = stage("encoder"), stage("encoder", "loss")
+    assert load_weights(plain, with_loss.state_dict()) == []
+    assert load_weights(with_loss, plain.state_dict()) == ["stage.loss.bias", "stage.loss.weight"]
+    with pytest.raises(UserError, match="decoder"):
+        load_weights(plain, stage("encoder", "decoder").state_dict())

@@ -13,7 +13,7 @@ from torch import Tensor
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.datasets import images
-from tests.kit.models import VQGAN, build, cosine_config, first_stage_config
+from tests.kit.models import VQGAN, build, cosine_config, ddconfig, first_stage_config
 from tests.kit.training import fit
 from tests.support import defaults
 
@@ -113,6 +113,22 @@ def test_published_defaults() -> None:
         1024,
         256,
     )
+
+
+def test_models_hand_their_options_to_their_parts(tmp_path: Path) -> None:
+    made = {name: build(config) for name, (config, _) in configs(tmp_path).items()}
+    assert made["vq"].quantize.beta == made["ema"].quantize.beta == 0.25
+    assert not made["fixed beta"].quantize.legacy and made["fixed beta"].quantize.sane_index_shape
+    for name in ("remap", "gumbel remap", "ema remap"):
+        assert made[name].quantize.remap == str(tmp_path / "used.npy"), name
+    assert made["gumbel"].quantize.kl_weight == 1e-3 and made["gumbel"].quantize.num_hiddens == 8
+    wide = build(first_stage_config(ddconfig={**ddconfig(), "double_z": True}, monitor="val/x"))
+    assert wide.quant_conv.in_channels == 16 and wide.monitor == "val/x"
+    assert wide.encode_to_indices(torch.zeros(1, 3, 16, 16)).shape == (1, 8, 8)
+    logits = torch.randn(2, 5, 4, 4)
+    shown = made["segmentation"]._shown(logits)
+    assert torch.equal(shown.argmax(dim=1), logits.argmax(dim=1))
+    assert torch.equal(shown.sum(dim=1), torch.ones(2, 4, 4)) and shown.max() == 1
 
 
 def test_the_temperature_follows_its_schedule(tmp_path: Path) -> None:

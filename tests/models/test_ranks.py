@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,11 @@ def train(folder: Path) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of both processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(train, folder)
+    # Not forks of this process: tests before this one may have started threads of autograd.
+    fresh = get_context("spawn").Process(target=in_two_processes, args=(train, folder))
+    fresh.start()
+    fresh.join()
+    assert fresh.exitcode == 0
     return [torch.load(folder / f"{number}.pt") for number in range(2)]
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
@@ -193,6 +194,9 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
         return dict(model.encoder.state_dict())
 
     start, golden, spec = golden_training_model()
+    start.accumulate_grad_batches, start.manual_backward = 4, Mock()
+    start._backward(torch.tensor(2.0))
+    start.manual_backward.assert_called_once_with(torch.tensor(0.5))  # Adam does not see it
     four = golden["batches"][:4]
     small, large = run(four, 2), run(four.reshape(2, 4, *four.shape[2:]), 1)
     for name, value in start.encoder.state_dict().items():

@@ -192,3 +192,8 @@ def test_leftovers_of_a_kill_go_at_the_next_start() -> None:
     left.write_bytes(b"half")
     main(["-r", str(RUN), "-t", "--no-test", "--max_epochs", "2"])
     assert not left.exists()
+
+
+def test_minutes_are_sixty_seconds() -> None:
+    intervals = [Checkpoints(last_every_n_minutes=n).interval for n in (2, 0.5, 0)]
+    assert intervals == [120, 30, float("inf")]
