@@ -284,7 +284,7 @@ def _keyword_options(
     hint = hints.get(names[0]) if names else None
     if typing.get_origin(hint) is not Unpack:
         return bool(names), {}
-    return False, typing.get_type_hints(typing.get_args(hint)[0])
+    return False, typing.get_type_hints(typing.get_args(hint)[0], include_extras=True)
 
 
 def _lineage(target: Any) -> Iterator[type]:

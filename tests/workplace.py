@@ -71,7 +71,7 @@ class Workplace:
         self.root = root
         self._made = 0
         write_all(root)
-        for name in ("main.py", "scripts", "benchmarks", "docs"):
+        for name in ("main.py", "scripts", "benchmarks", "docs", ".streamlit"):
             (root / name).symlink_to(ROOT / name)
         for path in (ROOT / "configs").rglob("*.yaml"):
             own = root / path.relative_to(ROOT)
