@@ -23,6 +23,7 @@ def run(script: str, *arguments: str) -> None:
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_digits_from_data_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

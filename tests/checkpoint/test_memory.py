@@ -33,6 +33,7 @@ def peaks() -> dict[str, float]:
     return json.loads(subprocess.run(command, cwd=root, check=True, stdout=-1).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")
 def test_a_model_takes_its_size_in_memory_once(peaks: dict[str, float]) -> None:
     assert len(peaks) == len(WAYS) * len(KINDS)

@@ -42,8 +42,7 @@ def run(path: Path, name: str, value: Tensor) -> Tensor:
     "kind",
     [
         "remapped",
-        "GumbelVQ",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("VQModel", "EMAVQ")),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("VQModel", "EMAVQ", "GumbelVQ")),
     ],
 )
 def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_workers_change_nothing(injection: Injection, tmp_path: Path) -> None:
     assert not left, "\n".join(left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_another_batch_size_sees_every_image_once(
     launcher: Launcher, tmp_path: Path, size: int
@@ -40,6 +41,7 @@ def test_another_batch_size_sees_every_image_once(
     assert trial.items(2).keys() == {1, 2}
 
 
+@pytest.mark.slow
 def test_the_new_learning_rate_applies_and_is_printed(launcher: Launcher, tmp_path: Path) -> None:
     trial = Trial(launcher, tmp_path, "ema")
     trial.start(faults=[STOP])
@@ -49,6 +51,7 @@ def test_the_new_learning_rate_applies_and_is_printed(launcher: Launcher, tmp_pa
         assert state["param_groups"][0]["lr"] == pytest.approx(1e-2)
 
 
+@pytest.mark.slow
 def test_an_unscaled_learning_rate_stays_unscaled(launcher: Launcher, tmp_path: Path) -> None:
     trial = Trial(launcher, tmp_path, "ema")
     trial.start("--scale_lr", "false", faults=[STOP])

@@ -24,7 +24,14 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.kind.replace(" ", "_"))
+RARE = ("at an epoch's end", "in image logging")
+
+
+@pytest.mark.parametrize(
+    "kill",
+    [pytest.param(k, marks=pytest.mark.slow if k.kind in RARE else ()) for k in KILLS],
+    ids=lambda kill: kill.kind.replace(" ", "_"),
+)
 def test_a_run_goes_on_as_if_nothing_had_happened(injection: Injection, kill: Kill) -> None:
     outcome = injection.inflict(kill)
     assert not outcome.problems, "\n".join([str(kill), *outcome.problems])

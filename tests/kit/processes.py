@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from taming.training.cli import main
+from tests.kit.launch import Ended, Launcher
 
 TWO_DEVICES = ("--accelerator", "cpu", "--devices", "2")
 
@@ -57,8 +59,17 @@ def exit_codes_of_two(
     return [process.exitcode for process in processes]
 
 
-def train_in(folder: Path, arguments: list[str]) -> None:
-    """main.py in a folder, as one of the processes; errors are exceptions."""
-    os.chdir(folder)
+def two_train(launcher: Launcher, folder: Path, arguments: list[str], **variables: str) -> Ended:
+    """main.py in two processes, forks of a fresh one: after some backward passes there are threads
+    in this process without which its forks could make none."""
+    program = "tests/kit/processes.py"
+    return launcher.run(arguments, folder, program=program, environment=variables)
+
+
+def _train(arguments: list[str]) -> None:
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]  # not the parent's
-    main.__wrapped__(arguments)  # type: ignore[attr-defined]
+    main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(max(code or 0 for code in exit_codes_of_two(_train, sys.argv[1:])))

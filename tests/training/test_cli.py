@@ -24,7 +24,7 @@ from taming.training.cli import learning_rate
 from taming.training.cli import main as main_command
 from tests.kit.images import truncate, write_image, write_images
 from tests.kit.launch import Launcher
-from tests.kit.processes import TWO_DEVICES, in_two_processes, train_in
+from tests.kit.processes import TWO_DEVICES, two_train
 from tests.kit.training import small_vqgan, write_config
 from tests.support import ROOT
 
@@ -168,7 +168,7 @@ def _wait_for(folder: Path, pattern: str, seconds: float = 90) -> Path:
     raise AssertionError(f"{pattern} did not appear")
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(launcher: Launcher, tmp_path: Path) -> None:
     """DDP: the first stage with its two optimizers, resumed, then the transformer over it."""
     base = write_config(tmp_path, small_vqgan(length=16))
     flags = ["-t", *TWO_DEVICES]
@@ -184,10 +184,13 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             # Adam's first step is the gradient's sign: single elements may be noise.
             close = torch.isclose(two["state_dict"][name], value, atol=2e-5).float().mean()
             assert close > 0.98, name
-    in_two_processes(train_in, tmp_path, ["-r", str(run), *flags, "--max_steps", "3"])
+    time = {run_folder._TIME_VARIABLE: "2021-04-03T19-39-50"}
+    ended = two_train(launcher, tmp_path, ["-r", str(run), *flags, "--max_steps", "3"], **time)
+    assert ended.code == 0, ended.output
     assert state(run)["global_step"] == 3
     second = ["--base", _transformer(tmp_path, run), *flags, "--max_steps", "3"]
-    in_two_processes(train_in, tmp_path, second)
+    ended = two_train(launcher, tmp_path, second, **time)
+    assert ended.code == 0, ended.output
     [second] = tmp_path.glob("logs/*_transformer")
     assert state(second)["global_step"] == 3
 

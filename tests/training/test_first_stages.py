@@ -13,29 +13,35 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.training import run_folder
 from taming.training.cli import main as main_command
-from tests.kit.processes import TWO_DEVICES, in_two_processes, train_in
+from tests.kit.launch import Launcher
+from tests.kit.processes import TWO_DEVICES, two_train
 from tests.kit.training import small_vqgan, write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 
 
+TIME = "2021-04-03T19-39-50"
+
+
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(run_folder._TIME_VARIABLE, "2021-04-03T19-39-50")
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, TIME)
     return tmp_path
 
 
 def state(folder: Path, name: str) -> dict[str, Any]:
-    return read_checkpoint(folder / f"logs/2021-04-03T19-39-50_{name}/checkpoints/last.ckpt")
+    return read_checkpoint(folder / f"logs/{TIME}_{name}/checkpoints/last.ckpt")
 
 
-def test_moving_averages_are_those_of_all_processes(tmp_path: Path) -> None:
+def test_moving_averages_are_those_of_all_processes(launcher: Launcher, tmp_path: Path) -> None:
     config = small_vqgan(length=16)
     config.model.target = "taming.models.vqgan.EMAVQ"
     base = write_config(tmp_path, config)
     flags = ["--base", base, "-t", "True", "--max_steps", "1"]
-    in_two_processes(train_in, tmp_path, [*flags, "-n", "two", *TWO_DEVICES])
+    time = {run_folder._TIME_VARIABLE: TIME}
+    ended = two_train(launcher, tmp_path, [*flags, "-n", "two", *TWO_DEVICES], **time)
+    assert ended.code == 0, ended.output
     main([*flags, "-n", "one", "data.params.batch_size=8"])
     two, one = (state(tmp_path, name)["state_dict"] for name in ("two", "one"))
     for name in ("cluster_size", "embed_avg", "weight"):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from taming.errors import Stopped
 from taming.training.processes import ProcessWatch, _manner
+from tests.kit.launch import Launcher
 
 # Starts a process that kills itself, looks after it, and waits for it for ever.
 WAITS = """
@@ -68,14 +70,15 @@ def test_manners_of_death() -> None:
     assert _manner(-signal.SIGSEGV) == "was ended by SIGSEGV"
 
 
-def test_a_process_that_waits_for_the_dead_is_ended() -> None:
+def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path: Path) -> None:
     """With a sentence, after it has saved, and with the processes that it has started."""
-    start = time.monotonic()
-    process = subprocess.run([sys.executable, "-c", WAITS], capture_output=True, text=True)
-    assert process.returncode == 2 and time.monotonic() - start < 60
-    sleeper, saved = process.stdout.splitlines()
-    assert saved == "saved" and process.stderr.startswith("error: rank 1 (process ")
+    (tmp_path / "waits.py").write_text(WAITS)
+    ended = launcher.run([], tmp_path, program=str(tmp_path / "waits.py"), limit=60)
+    assert ended.code == 2, ended.output
+    sleeper = re.search(r"^[0-9]+$", ended.output, re.MULTILINE)
+    assert sleeper is not None and "saved" in ended.output.splitlines()
+    assert re.search(r"^error: rank 1 \(process ", ended.output, re.MULTILINE)
     with pytest.raises(ProcessLookupError):
         for _ in range(100):
-            os.kill(int(sleeper), 0)
+            os.kill(int(sleeper[0]), 0)
             time.sleep(0.1)

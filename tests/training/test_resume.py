@@ -18,7 +18,8 @@ from taming.lr_scheduler import LambdaWarmUpCosineScheduler
 from taming.training import run_folder
 from taming.training.cli import main as main_command
 from tests.kit.comparison import differences, logged_values
-from tests.kit.processes import TWO_DEVICES, exit_codes_of_two, in_two_processes, train_in
+from tests.kit.launch import Launcher
+from tests.kit.processes import TWO_DEVICES, two_train
 from tests.kit.resuming import (
     MODELS,
     SCHEDULE,
@@ -86,10 +87,11 @@ def go_on(*arguments: str, run: str = RUN) -> Path:
 
 
 def cases() -> list[Any]:
-    """All moments for one model; those of the others that differ most are not slow."""
-    quick = ("after_a_signal", "in_the_second_epoch")
+    """Some moments for one model, and one for each of the others, are not slow."""
+    quick = {"vqgan": ("after_a_signal", "in_validation", "before_the_save_of_an_epoch")}
     pairs = [(model, name) for model in MODELS for _, _, name in MOMENTS]
-    marks = [() if model == "vqgan" or name in quick else pytest.mark.slow for model, name in pairs]
+    often = [(model, one) for model in MODELS for one in quick.get(model, ["in_the_second_epoch"])]
+    marks = [() if pair in often else pytest.mark.slow for pair in pairs]
     return [pytest.param(*pair, marks=mark) for pair, mark in zip(pairs, marks, strict=True)]
 
 
@@ -336,7 +338,7 @@ def test_flags_of_the_run_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
 # ---------------------------------------------------------------------- two processes
 
 
-def test_two_processes_go_on_as_one_run(tmp_path: Path) -> None:
+def test_two_processes_go_on_as_one_run(launcher: Launcher, tmp_path: Path) -> None:
     """On two devices as if it had not been stopped; on one with what neither has seen."""
     folders = [tmp_path / name for name in ("whole", "stopped")]
     for folder in folders:
@@ -344,12 +346,13 @@ def test_two_processes_go_on_as_one_run(tmp_path: Path) -> None:
     base = write_config(tmp_path, run_config("vqgan"))
     flags = ["-t", "--no-test", *TWO_DEVICES]
     start = ["--base", base, "-n", "run", "--accumulate_grad_batches", "2", *flags]
-    in_two_processes(train_in, folders[0], start)
+    now = {run_folder._TIME_VARIABLE: "2022-01-01T00-00-00"}
+    assert two_train(launcher, folders[0], start, **now).code == 0
     failing = moments(("on_train_batch_start", 5, "raise"))
-    assert exit_codes_of_two(train_in, folders[1], start, **failing) == [1, 1]
+    assert two_train(launcher, folders[1], start, **failing, **now).code == 1
     run = Path(own_run())
     shutil.copytree(folders[1], tmp_path / "one")
-    in_two_processes(train_in, folders[1], ["-r", str(run), *flags])
+    assert two_train(launcher, folders[1], ["-r", str(run), *flags], **now).code == 0
     assert differences(folders[0] / run, folders[1] / run) == []
     one = tmp_path / "one" / run
     for path in one.glob("seen_*.txt"):  # the window of the fourth and fifth is not complete

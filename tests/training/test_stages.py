@@ -161,7 +161,11 @@ def test_a_run_is_enough_for_the_data_too(
     [project] = Path(SECOND).glob("configs/*-project.yaml")
     data = plain(OmegaConf.load(project))["data"]["params"]
     assert data["train"]["params"]["training_images_list_file"] == "train.txt"
-    assert data["validation"]["params"] == {"test_images_list_file": "test.txt", "size": 16}
+    assert data["validation"]["params"] == {
+        "test_images_list_file": "test.txt",
+        "size": 16,
+        "exif": "apply",
+    }
     model, _, _ = load_run(SECOND)
     assert model.transformer.config.vocab_size == model.n_codes == 16
     lines = [record.message for record in caplog.records if "as the stages" in record.message]

@@ -74,7 +74,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["lightning.trainer.max_steps=2.5"], "--max_steps takes a whole number"),
         (["lightning.trainer.max_step=2"], "no such argument; did you mean 'max_steps'"),
         (["lightning.trainer.gpus=[a]"], "--gpus a: write '0,'"),
-        ([f"{CALLBACKS}.own='???'"], r"set lightning.callbacks.own=\.\.\."),
+        ([f"{CALLBACKS}.own='???'"], r"add lightning.callbacks.own=\.\.\."),
         (["model.base_learning_rate=7"], "must be a number from 0 to 1; it is 7"),
         (["model.params=[1]"], r"model.params=\[1\] does not fit the configs"),
         (["model.params.n_embed="], "gives no value; write model.params.n_embed=null"),
@@ -82,7 +82,10 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["model.params.ckpt_path=a #b.ckpt"], "no run or checkpoint at a #b.ckpt"),
         (["model.params.image_key=#x"], "the data has no '#x'"),
         (["model.params.monitor=val/rec_los"], "val/rec_los, which nothing logs; .*'val/rec_loss'"),
-        (["model.params.monitor=val/x", "data.params.validation=null"], "nothing is validated"),
+        (
+            [STOP, f"{CALLBACKS}.stop.params.monitor=val/x", "data.params.validation=null"],
+            "is validated",
+        ),
         ([STOP, f"{CALLBACKS}.stop.params.monitor=val/los"], "monitor is val/los, which nothing"),
         (
             [*STOP_EARLY, f"{CALLBACKS}.stop.params.patience=x"],

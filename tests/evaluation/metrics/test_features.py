@@ -44,9 +44,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inception_weights(tmp_path_factory.mktemp("weights") / "random.pth")
 
 
-@pytest.mark.parametrize(
-    ("layer", "brightness"), [("192", 0.97), pytest.param("2048", 0.8, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer", "brightness"), [("192", 0.97), ("2048", 0.8)])
 def test_inception_equals_torch_fidelitys_command(
     tmp_path: Path, weights: Path, layer: str, brightness: float
 ) -> None:

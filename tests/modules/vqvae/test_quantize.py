@@ -288,7 +288,7 @@ def test_ema_update_is_smoothed():
     embedding = EmbeddingEMA(3, 2, decay=0.9, eps=0.5)
     averages = embedding.embed_avg.clone()
     rows, indices = torch.randn(5, 2), torch.tensor([0, 0, 2, 0, 2])
-    embedding.update(rows, indices)
+    embedding.follow(rows, indices)
     sums = torch.stack([rows[[0, 1, 3]].sum(0), torch.zeros(2), rows[[2, 4]].sum(0)])
     sizes, averages = torch.tensor([1.2, 0.9, 1.1]), 0.9 * averages + 0.1 * sums
     assert_close(embedding.cluster_size, sizes)
