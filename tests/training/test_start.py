@@ -60,6 +60,9 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+NO_VALIDATION = "data.params.validation=null"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
