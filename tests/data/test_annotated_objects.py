@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
@@ -158,14 +160,22 @@ def test_crops(method: Any, box: Any) -> None:
 
 
 def test_free_crops_are_at_least_as_large_as_the_target() -> None:
-    crop = SceneCrop("random-2d", 20, random_flip=True)
-    places = [crop(ramps(32, 48)) for _ in range(60)]
-    for _, place, *_ in places:
+    random.seed(0)
+    crop, image = SceneCrop("random-2d", 20, random_flip=True), ramps(32, 48)
+    places, ends, sides = [crop(image) for _ in range(200)], set(), set()
+    for pixels, place, flipped, _ in places:
         assert place is not None
         side = place[2] * 48
+        x0, y0 = round(place[0] * 48), round(place[1] * 32)
+        box = (x0, y0, x0 + round(side), y0 + round(side))
+        shown = np.asarray(Image.fromarray(image).resize((20, 20), 2, box=box))
+        np.testing.assert_array_equal(pixels, shown[:, ::-1] if flipped else shown)
+        sides.add(round(side))
+        ends |= {(x0 == 0, box[2] == 48), (y0 == 0, box[3] == 32)} if side < 30 else set()
         assert 20 <= round(side, 6) <= 32 and abs(side - place[3] * 32) < 1e-6
         assert place[0] + place[2] <= 1 + 1e-9 and place[1] + place[3] <= 1 + 1e-9
-    assert {view.flipped for view in places} == {True, False}
+    assert sides == set(range(20, 33)) and {(True, False), (False, True)} < ends
+    assert 75 < sum(view.flipped for view in places) < 125
     assert SceneCrop("random-2d", 99, False)(ramps(32, 48)).pixels.shape == (99, 99, 3)
 
 

@@ -61,6 +61,11 @@ def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
     grey = torch.rand(2, 1, 16, 16) * 2 - 1
     each = torch.stack([classifier(grey, torch.full((2,), label)) for label in range(4)])
     torch.testing.assert_close(each.sum(0), torch.ones(2))
+    with torch.inference_mode():
+        seen = classifier.transform(((grey + 1) / 2).expand(-1, 3, -1, -1))  # pixels in [0, 1]
+        torch.testing.assert_close(each.T, network(seen).softmax(1), rtol=0, atol=0)
+        sharp = torch.where(grey < 0, -1.0, 1.0)
+        assert classifier.probabilities(5 * sharp).equal(classifier.probabilities(sharp))
     with pytest.raises(UserError, match="classes 0 to 3, and the samples are of class 4"):
         classifier(grey, torch.tensor([0, 4]))
     with pytest.raises(UserError, match="no weights of resnet18"):
