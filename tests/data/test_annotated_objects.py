@@ -171,10 +171,11 @@ def test_free_crops_are_at_least_as_large_as_the_target() -> None:
         shown = np.asarray(Image.fromarray(image).resize((20, 20), 2, box=box))
         np.testing.assert_array_equal(pixels, shown[:, ::-1] if flipped else shown)
         sides.add(round(side))
-        ends |= {(x0 == 0, box[2] == 48), (y0 == 0, box[3] == 32)} if side < 30 else set()
+        ends |= {("x", x0 == 0, box[2] == 48), ("y", y0 == 0, box[3] == 32)}
         assert 20 <= round(side, 6) <= 32 and abs(side - place[3] * 32) < 1e-6
         assert place[0] + place[2] <= 1 + 1e-9 and place[1] + place[3] <= 1 + 1e-9
-    assert sides == set(range(20, 33)) and {(True, False), (False, True)} < ends
+    assert sides == set(range(20, 33))
+    assert {(side, *end) for side in "xy" for end in ((True, False), (False, True))} < ends
     assert 75 < sum(view.flipped for view in places) < 125
     assert SceneCrop("random-2d", 99, False)(ramps(32, 48)).pixels.shape == (99, 99, 3)
 
