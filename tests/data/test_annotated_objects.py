@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
 from taming.data.files.annotations import read_json
-from taming.data.helper_types import AnnotationList
+from taming.data.helper_types import AnnotationList, mirrored
 from taming.data.open_images_helper import (
     open_images_unify_categories_for_coco,
     top_300_classes_plus_coco_compatibility,
@@ -181,15 +181,18 @@ def test_free_crops_are_at_least_as_large_as_the_target() -> None:
 
 
 def test_flip_and_crop_go_to_the_condition(tmp_path: Path) -> None:
-    data = coco(write_coco(tmp_path), random_flip=True, keys=["flipped", "objects_bbox", "image"])
+    keys = ["flipped", "objects_bbox", "annotations", "image"]
+    data = coco(write_coco(tmp_path), random_flip=True, keys=keys)
     builder = data.conditional_builders["objects_bbox"]
-    crops = {
-        item["flipped"]: builder.inverse_build(item["objects_bbox"])[1]
-        for item in (data[0] for _ in range(20))
-    }
-    assert set(crops) == {True, False}
-    for crop in crops.values():
+    places: dict[bool, Any] = {}
+    for item in (data[0] for _ in range(20)):
+        objects, crop = builder.inverse_build(item["objects_bbox"])
         np.testing.assert_allclose(crop, [1 / 6, 0, 2 / 3, 1], atol=0.03)
+        boxes = [one.bbox for one in item["annotations"]]
+        seen = sorted(map(mirrored, boxes)) if item["flipped"] else sorted(boxes)
+        places[item["flipped"]] = sorted(place for _, place in objects)
+        np.testing.assert_allclose(places[item["flipped"]], seen, atol=0.03)
+    assert set(places) == {True, False} and places[True] != places[False]
 
 
 def test_wrong_options(tmp_path: Path) -> None:

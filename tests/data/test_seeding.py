@@ -68,6 +68,7 @@ def test_epochs_seeds_and_items_differ_in_every_generator() -> None:
         values = [item[key] for drawn in (first, later, other) for item in drawn]
         assert len(set(values)) == 33
     assert [item["crop"] for item in first] != [item["crop"] for item in later]
+    assert len({str(item["crop"]) for drawn in (first, later, other) for item in drawn}) > 20
 
 
 def test_order_is_a_permutation_per_epoch() -> None:
