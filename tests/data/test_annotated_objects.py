@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
 from taming.data.files.annotations import read_json
-from taming.data.helper_types import AnnotationList
+from taming.data.helper_types import AnnotationList, mirrored
 from taming.data.open_images_helper import (
     open_images_unify_categories_for_coco,
     top_300_classes_plus_coco_compatibility,
@@ -158,27 +160,39 @@ def test_crops(method: Any, box: Any) -> None:
 
 
 def test_free_crops_are_at_least_as_large_as_the_target() -> None:
-    crop = SceneCrop("random-2d", 20, random_flip=True)
-    places = [crop(ramps(32, 48)) for _ in range(60)]
-    for _, place, *_ in places:
+    random.seed(0)
+    crop, image = SceneCrop("random-2d", 20, random_flip=True), ramps(32, 48)
+    places, ends, sides = [crop(image) for _ in range(200)], set(), set()
+    for pixels, place, flipped, _ in places:
         assert place is not None
         side = place[2] * 48
+        x0, y0 = round(place[0] * 48), round(place[1] * 32)
+        box = (x0, y0, x0 + round(side), y0 + round(side))
+        shown = np.asarray(Image.fromarray(image).resize((20, 20), 2, box=box))
+        np.testing.assert_array_equal(pixels, shown[:, ::-1] if flipped else shown)
+        sides.add(round(side))
+        ends |= {("x", x0 == 0, box[2] == 48), ("y", y0 == 0, box[3] == 32)}
         assert 20 <= round(side, 6) <= 32 and abs(side - place[3] * 32) < 1e-6
         assert place[0] + place[2] <= 1 + 1e-9 and place[1] + place[3] <= 1 + 1e-9
-    assert {view.flipped for view in places} == {True, False}
+    assert sides == set(range(20, 33))
+    assert {(side, *end) for side in "xy" for end in ((True, False), (False, True))} < ends
+    assert 75 < sum(view.flipped for view in places) < 125
     assert SceneCrop("random-2d", 99, False)(ramps(32, 48)).pixels.shape == (99, 99, 3)
 
 
 def test_flip_and_crop_go_to_the_condition(tmp_path: Path) -> None:
-    data = coco(write_coco(tmp_path), random_flip=True, keys=["flipped", "objects_bbox", "image"])
+    keys = ["flipped", "objects_bbox", "annotations", "image"]
+    data = coco(write_coco(tmp_path), random_flip=True, keys=keys)
     builder = data.conditional_builders["objects_bbox"]
-    crops = {
-        item["flipped"]: builder.inverse_build(item["objects_bbox"])[1]
-        for item in (data[0] for _ in range(20))
-    }
-    assert set(crops) == {True, False}
-    for crop in crops.values():
+    places: dict[bool, Any] = {}
+    for item in (data[0] for _ in range(20)):
+        objects, crop = builder.inverse_build(item["objects_bbox"])
         np.testing.assert_allclose(crop, [1 / 6, 0, 2 / 3, 1], atol=0.03)
+        boxes = [one.bbox for one in item["annotations"]]
+        seen = sorted(map(mirrored, boxes)) if item["flipped"] else sorted(boxes)
+        places[item["flipped"]] = sorted(place for _, place in objects)
+        np.testing.assert_allclose(places[item["flipped"]], seen, atol=0.03)
+    assert set(places) == {True, False} and places[True] != places[False]
 
 
 def test_wrong_options(tmp_path: Path) -> None:

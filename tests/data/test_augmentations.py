@@ -18,9 +18,10 @@ from taming.data.augmentations import Augmentations
 from taming.data.base import ImagePaths
 from taming.data.custom import CustomTrain
 from taming.data.folder import ImageFolderTrain
-from taming.data.helper_types import in_crop, out_of_crop
+from taming.data.helper_types import Annotation, AnnotationList, in_crop, out_of_crop
 from taming.data.imagenet import ImageNetTrain
 from taming.data.paired import PairedTrain
+from taming.data.scene_crops import augmented
 from taming.data.seeding import Position, PositionSampler, SeededDataset
 from taming.data.sflckr import SegmentationBase
 from taming.data.shards import Shards
@@ -169,6 +170,27 @@ def test_objects_that_leave_the_image_leave_the_scene(tmp_path: Path) -> None:
     item = scenes(tmp_path, crop_method="none", augmentations=pipeline)[0]
     left = [a.category_id for a in scenes(tmp_path, crop_method="none")[0]["annotations"]]
     assert len(item["annotations"]) < len(left)
+
+
+def test_a_mirrored_scene_is_changed_as_it_is_seen(tmp_path: Path) -> None:
+    left_half = [one("Crop", x_max=16, y_max=32, p=1.0), one("Resize", height=32, width=32, p=1.0)]
+    data = scenes(tmp_path, crop_method="none", random_flip=True, augmentations=left_half)
+    random.seed(0)
+    seen = {}
+    for item in (data[0] for _ in range(8)):
+        seen[item["flipped"]] = {one.category_id: one.bbox for one in item["annotations"]}
+    assert set(seen[False]) == {"1", "10", "92"} and set(seen[True]) == {"1", "92"}
+    np.testing.assert_allclose(seen[False]["1"], (0.5, 0.25, 0.5, 0.5), atol=1e-5)
+    np.testing.assert_allclose(seen[True]["1"], (0, 0.25, 0.5, 0.5), atol=1e-5)
+
+
+def test_objects_beside_the_crop_are_not_seen() -> None:
+    boxes = [(0.0, 0.0, 0.25, 1.0), (0.625, 0.0, 0.125, 1.0)]
+    objects = AnnotationList(Annotation(0.1, "x", b, n, str(n)) for n, b in enumerate(boxes))
+    pixels, flip = np.zeros((8, 8, 3), np.uint8), Augmentations(FLIP, boxes=True, side=8)
+    _, (left,) = augmented(pixels, objects, (0.5, 0.0, 0.5, 1.0), False, flip)
+    assert left.category_no == 1
+    np.testing.assert_allclose(left.bbox, (0.75, 0, 0.125, 1), atol=1e-6)
 
 
 def test_there_and_back_in_a_crop() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from itertools import pairwise
 from typing import Any
 
 import albumentations
@@ -67,6 +68,7 @@ def test_epochs_seeds_and_items_differ_in_every_generator() -> None:
         values = [item[key] for drawn in (first, later, other) for item in drawn]
         assert len(set(values)) == 33
     assert [item["crop"] for item in first] != [item["crop"] for item in later]
+    assert len({str(item["crop"]) for drawn in (first, later, other) for item in drawn}) > 20
 
 
 def test_order_is_a_permutation_per_epoch() -> None:
@@ -83,6 +85,10 @@ def test_order_is_a_permutation_per_epoch() -> None:
 def test_order_stays_what_it_is() -> None:
     """Runs are resumed with later versions, so the order may never change."""
     assert list(PositionSampler(8, seed=23)) == [0, 2, 3, 1, 6, 7, 5, 4]
+    shards = PositionSampler(24, seed=23, blocks=[1, 2, 1] * 6)
+    expected = [11, 19, 0, 20, 10, 14, 8, 3, 21, 1, 12, 4]
+    expected += [6, 23, 9, 15, 22, 13, 5, 2, 7, 17, 16, 18]
+    assert list(shards) == expected
 
 
 def test_without_shuffling_items_come_in_order() -> None:
@@ -166,7 +172,9 @@ def test_order_stays_among_a_few_shards_and_is_resumed() -> None:
     orders = [list(sampler) for sampler in samplers]
     assert sorted(orders[0] + orders[1]) == list(range(320))
     first = {index // 10 for order in orders for index in order[:80]}
-    assert len(first) == BLOCKS_MIXED and orders[0][:20] != sorted(orders[0][:20])
+    assert len(first) == BLOCKS_MIXED and first != set(range(BLOCKS_MIXED))
+    jumps = [abs(b // 10 - a // 10) > 0 for a, b in pairwise(orders[0][:80])]
+    assert sum(jumps) > 60  # items of different shards follow each other
     samplers[0].set_position(0, 74)
     assert list(samplers[0]) == orders[0][37:]
     samplers[0].set_position(1, 0)

@@ -61,6 +61,17 @@ def test_crop_without_resizing_is_a_window_of_the_image() -> None:
     assert (windows == found).all(axis=(2, 3, 4)).any()
 
 
+def test_random_crops_are_everywhere_and_half_are_mirrored() -> None:
+    random.seed(0)
+    places = np.arange(5 * 6).reshape(5, 6, 1)
+    transform = joint(None, crop_size=3, random_crop=True, random_flip=True)
+    draws = [transform(places)["image"][..., 0] for _ in range(400)]
+    flipped = [bool(view[0, 0] > view[0, 2]) for view in draws]
+    corners = [divmod(int(view[0].min()), 6) for view in draws]
+    assert set(corners) == {(row, column) for row in range(3) for column in range(4)}
+    assert min(map(corners.count, corners)) > 15 and 170 < sum(flipped) < 230
+
+
 def test_crop_size_zero_only_resizes() -> None:
     assert joint(16, crop_size=0)(ramps(30, 50))["image"].shape == (16, 27, 3)
 

@@ -11,8 +11,10 @@ from taming.sampling import (
     Progress,
     Request,
     SampleSettings,
+    engine,
     sample_images,
     sample_sliding_window,
+    uniforms,
 )
 from taming.sampling.requests import condition_indices
 from tests.kit.models import SPIRAL, tiny_model, transformer_config
@@ -117,6 +119,23 @@ def test_bf16_samples_images_too() -> None:
     assert sample.image.isfinite().all()
 
 
+@pytest.mark.parametrize(("name", "shape"), [("CachedDecoder", (4, 4)), ("Weights", (4, 5))])
+def test_options_reach_what_computes(
+    name: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, given, original = tiny_model(), [], getattr(engine, name)
+
+    def note(*arguments: Any, compiled: bool = False) -> Any:
+        given.append((arguments[-1], compiled))
+        return original(*arguments)
+
+    monkeypatch.setattr(engine, name, note)
+    monkeypatch.setattr(model, "warn_of_random_weights", lambda: given.append("warned"))
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "compiled": True, "batch_size": 4}
+    list(sample_images(model, REQUESTS, shape=shape, **options))
+    assert given == ["warned", (torch.bfloat16, name == "CachedDecoder")]
+
+
 def test_no_requests() -> None:
     assert list(sample_images(tiny_model(), [])) == []
 
@@ -205,6 +224,34 @@ def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
     assert torch.equal(samples[0.0], free.indices)
 
 
+@pytest.mark.parametrize("pkeep", [1.0, 0.0])
+def test_every_token_has_its_guidance_and_its_random_number(pkeep: float) -> None:
+    model, request = tiny_model(transformer_config(cond_drop=0.1, pkeep=pkeep)), REQUESTS[1]
+    settings = SampleSettings(guidance=4.0, guidance_schedule="linear")
+    indices = next(sample_images(model, [request], settings)).indices
+    conditions = torch.tensor([[3], [model.null_token]])
+    seen = torch.cat((conditions, indices[:-1].expand(2, -1)), 1)
+    with torch.no_grad():
+        logits = model.transformer(seen if pkeep else conditions.expand(2, 16))[0][..., :20]
+    numbers = uniforms(0, [request.stream], 16)
+    for n, token in enumerate(indices):
+        assert settings.pick(settings.guide(logits[:, n], n / 16), numbers[:, n]) == token
+
+
+def test_windows_have_the_engine_s_random_numbers_and_steps() -> None:
+    model, done = tiny_model(), []
+
+    def note(progress: Progress) -> None:
+        done.append((progress.done, progress.total))
+
+    sample = next(sample_images(model, REQUESTS[1:2], shape=(5, 6), on_step=note))
+    numbers = uniforms(0, [REQUESTS[1].stream], 30)
+    gpt, c = model.transformer, torch.tensor([[3]])
+    grid = sample_sliding_window(gpt, c, (5, 6), 4, uniform=numbers, n_codes=20)
+    assert torch.equal(sample.indices, grid.flatten())
+    assert done[0] == (1, 30) and done[-1] == (30, 30)
+
+
 def test_guidance_needs_a_model_that_was_trained_for_it() -> None:
     with pytest.raises(UserError, match="trained with cond_drop"):
         list(sample_images(tiny_model(), REQUESTS, SampleSettings(guidance=2.0)))
@@ -225,3 +272,9 @@ def test_windows_of_scenes_have_prompts_of_their_own() -> None:
     seen.clear()
     next(sample_images(model, [scene]))
     assert not seen
+    guided, settings = tiny_model(transformer_config(cond_drop=0.1)), SampleSettings(guidance=3.0)
+    pair = (
+        next(sample_images(guided, [request], settings, shape=(4, 8))).indices
+        for request in (scene, Request(0, (3,), 1))
+    )
+    assert torch.equal(*pair)

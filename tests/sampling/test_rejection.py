@@ -18,7 +18,7 @@ def test_groups() -> None:
     assert group_of(1.0) == (1, 1)
     assert group_of(0.05) == (1, 20)
     assert group_of(0.005) == (1, 200)
-    assert group_of(0.4) == (2, 5)
+    assert group_of(0.4) == (2, 5) and group_of(0.001) == (1, 1000)
     for wrong in (0.0, 1.5, -1.0):
         with pytest.raises(UserError, match="--reject_ratio"):
             group_of(wrong)
@@ -61,14 +61,31 @@ def test_a_classifier_of_ones_own(tmp_path: Path) -> None:
     grey = torch.rand(2, 1, 16, 16) * 2 - 1
     each = torch.stack([classifier(grey, torch.full((2,), label)) for label in range(4)])
     torch.testing.assert_close(each.sum(0), torch.ones(2))
+    assert classifier.transform.antialias is True
+    with torch.inference_mode():
+        seen = classifier.transform(((grey + 1) / 2).expand(-1, 3, -1, -1))  # pixels in [0, 1]
+        torch.testing.assert_close(each.T, network(seen).softmax(1), rtol=0, atol=0)
+        sharp = torch.where(grey < 0, -1.0, 1.0)
+        assert classifier.probabilities(5 * sharp).equal(classifier.probabilities(sharp))
     with pytest.raises(UserError, match="classes 0 to 3, and the samples are of class 4"):
         classifier(grey, torch.tensor([0, 4]))
     with pytest.raises(UserError, match="no weights of resnet18"):
         Classifier(f"resnet18:{tmp_path / 'own.pth'}", CPU)
 
 
-def test_unknown_classifiers(tmp_path: Path) -> None:
+def test_unknown_classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no classifier 'resnet1000'"):
         Classifier("resnet1000", CPU)
+    fetched = []
+
+    def get_model(name: str, **options: object) -> None:
+        fetched.append((name, options))
+        raise OSError("no network")
+
+    monkeypatch.setattr(models, "get_model", get_model)
+    sentence = r"resnet101 could not be fetched \(no network\).* --classifier resnet101:FILE"
+    with pytest.raises(UserError, match=sentence):
+        Classifier("resnet101", CPU)
+    assert fetched == [("resnet101", {"weights": "DEFAULT"})]
     with pytest.raises(UserError, match="there is no checkpoint"):
         Classifier(f"resnet18:{tmp_path}/nothing.pth", CPU)

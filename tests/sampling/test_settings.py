@@ -16,6 +16,7 @@ def test_numbers_depend_on_seed_and_sample_alone() -> None:
     assert torch.equal(uniforms(3, [7, 5], 40), together[[2, 0]])
     assert torch.equal(uniforms(3, [6], 10), together[1:2, :10])
     assert not torch.equal(uniforms(4, [6], 40), together[1:2])
+    assert len({uniforms(seed, [6], 1).item() for seed in range(-20, 200)}) == 220
 
 
 def test_numbers_are_those_of_every_version() -> None:
@@ -37,10 +38,12 @@ def test_numbers_are_uniform() -> None:
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"guidance": -1.0}, "guidance"),
+        ({"guidance": float("inf")}, "guidance"),
         ({"guidance_schedule": "square"}, "constant, linear, cosine, not 'square'"),
     ],
 )
@@ -60,12 +63,15 @@ def test_filters_apply_to_what_is_picked() -> None:
     late = torch.tensor([0.999])
     assert SampleSettings().pick(logits, late).item() == 3
     assert SampleSettings(top_k=3).pick(logits, late).item() == 2
+    assert SampleSettings(top_k=1).pick(logits, late).item() == 0
     assert SampleSettings(top_k=3, top_p=0.6).pick(logits, late).item() == 1
 
 
 def test_guidance_schedules() -> None:
     logits = torch.tensor([[1.0, 2.0], [0.0, 4.0]])  # with the condition, without it
     assert SampleSettings().guide(logits, 0.5) is logits
+    free = SampleSettings(guidance=0.0).guide(logits, 0.5)
+    torch.testing.assert_close(free, torch.tensor([[0.0, 4.0]]))
     for schedule, halfway, start in (
         ("constant", [3.0, -2.0], [3.0, -2.0]),
         ("linear", [2.0, 0.0], [1.0, 2.0]),
