@@ -46,6 +46,8 @@ class Range:
         low = low if self.above is None else f"above {self.above:,}"
         high = None if self.most is None else f"{self.most:,}"
         high = high if self.below is None else f"below {self.below:,}"
+        if low is None and high is None:
+            return "a finite number"
         if low is None:
             return f"at most {high}" if self.below is None else str(high)
         if high is None:

@@ -54,7 +54,14 @@ class WeightSet:
 
 def weight_sets(content: Any) -> list[WeightSet]:
     """All sets of a file's content, averages among them."""
-    return list(_sets_in(content, "", False, 0))
+    return list(_sets_in(_named(content), "", False, 0))
+
+
+def _named(content: Any) -> Any:
+    """The entries of lists by their numbers, if they are mappings."""
+    if not isinstance(content, list | tuple):
+        return content
+    return {str(i): each for i, each in enumerate(content) if isinstance(each, Mapping)}
 
 
 def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
@@ -73,7 +80,7 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         average |= (
             key == "state_dict" and "averaging_state" in content
         )  # Lightning's WeightAveraging
-        for found in _sets_in(value, place, average, depth + 1):
+        for found in _sets_in(_named(value), place, average, depth + 1):
             if found.averaged or "callback" not in place:
                 yield found
             if not average and found.label == place:

@@ -159,7 +159,8 @@ class ImageFiles(Dataset[Item]):
             yield
         except BadImage as error:
             raise BadFile(
-                f"{path}, from {self.source}, {error}; replace the file or take it out"
+                f"{path}, from {self.source}, {error}; replace the file, take it out, or pass over "
+                "such files with on_error: skip among the parameters of the dataset"
             ) from None
 
     def header_size(self, path: str) -> tuple[int, int]:

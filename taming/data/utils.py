@@ -122,14 +122,26 @@ def quadratic_crop(x: np.ndarray, bbox: Sequence[float], alpha: float = 1.0) -> 
 def custom_collate(batch: list[Any]) -> Any:
     """torch's `default_collate`, but lists of `Annotation`, of any length, are a list of these.
 
-    Raises `UserError` for images of several sizes.
+    Raises `UserError` for images of several sizes, entries that only some items have, and what
+    makes no batch.
     """
     try:
         return collate(batch, collate_fn_map=_BY_TYPE)
-    except RuntimeError:
+    except KeyError as error:
+        raise UserError(f"some items of the data have no {error}, which others have") from None
+    except (RuntimeError, TypeError):
         for key in batch[0] if isinstance(batch[0], Mapping) else ():
             _check_shapes(key, [item[key] for item in batch])
+            _check_type(key, batch[0][key])
         raise
+
+
+def _check_type(key: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray | Tensor | int | float | str | Mapping | Sequence):
+        raise UserError(
+            f"the entries {key!r} of the data are of type {type(value).__name__}, of which no "
+            "batch can be made; give arrays, tensors, numbers or texts"
+        ) from None
 
 
 def _check_shapes(key: str, values: list[Any]) -> None:

@@ -150,10 +150,15 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         self._step = self.global_step  # the update below counts, and both sides play at one step
         try:
             self.train_generator(batch_idx, loss_of)
-            if self.discriminator is not None:
+            if self.discriminator is not None and len(self._all_optimizers()) > 1:
                 self._train_discriminator(batch_idx, loss_of)
         finally:
             self._step = None
+
+    def _all_optimizers(self) -> list[Any]:
+        """Those of `configure_optimizers`; of a subclass's, there may be one."""
+        made: Any = self.optimizers()
+        return made if isinstance(made, list) else [made]
 
     def _ends_window(self, batch_idx: int) -> bool:
         """Whether the gradients that were added up so far are taken for an update."""
@@ -166,9 +171,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
             self._backward(loss_of(GENERATOR))
         if boundary:
-            optimizers: Any = self.optimizers()
-            generator = optimizers[0] if isinstance(optimizers, list) else optimizers
-            self._update(generator, counted=True)
+            self._update(self._all_optimizers()[0], counted=True)
 
     def _train_discriminator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
@@ -177,8 +180,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
             self._backward(loss_of(DISCRIMINATOR))
         if self._ends_window(batch_idx) and self.discriminator is not None:
             average_gradients(self.discriminator.parameters())
-            optimizers: Any = self.optimizers()
-            self._update(optimizers[1], counted=False)
+            self._update(self._all_optimizers()[1], counted=False)
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
         """The loss of a side of the game, which is logged with its terms."""
@@ -206,8 +208,9 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
         return loss, terms
 
-    def _backward(self, loss: Tensor) -> None:
-        self.manual_backward(loss / self.accumulate_grad_batches)
+    def _backward(self, loss: Tensor | None) -> None:
+        if loss is not None:  # with None, a subclass's step leaves a side out
+            self.manual_backward(loss / self.accumulate_grad_batches)
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
         """Step. Lightning counts the steps of its own wrappers of optimizers: only the

@@ -63,8 +63,19 @@ class CodesInterface(nn.Module):
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W], bytes scaled to [-1, 1]."""
+        if not isinstance(batch, Mapping):
+            raise UserError(
+                f"items of the data must be dicts with an entry '{k}', as {{'{k}': pixels}}; their "
+                f"batch is a {type(batch).__name__}"
+            )
         if k not in batch:
-            raise UserError(f"the data has no '{k}' (it has {', '.join(batch)}); set image_key")
+            named = ", ".join(map(str, batch))
+            raise UserError(f"the data has no '{k}' (it has {named}); set image_key")
+        if not isinstance(batch[k], Tensor):
+            raise UserError(
+                f"'{k}' of the data must be arrays or tensors, (height, width, channels) in "
+                f"[-1, 1]; a batch of it is a {type(batch[k]).__name__}"
+            )
         return channels_first(batch[k])
 
     def encode_to_indices(self, x: Tensor) -> Tensor:

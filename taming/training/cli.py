@@ -220,10 +220,13 @@ def _train_and_test(
 ) -> None:
     last = run.resume_from
     if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
+        more = f"--max_steps {2 * max(trainer.max_steps, 1)}"
+        if trainer.max_steps < 0:
+            more = f"--max_epochs {2 * (trainer.max_epochs or 500)}"
         rank_zero_info(
             f"{run.path} is finished: max_epochs {trainer.max_epochs}, max_steps "
             f"{trainer.max_steps}; to train it further, give more of them, for example -r "
-            f"{run.path} -t --max_epochs {2 * (trainer.max_epochs or 500)}"
+            f"{run.path} -t True {more}"
         )
     elif args.train:
         fit(trainer, model, data, run)

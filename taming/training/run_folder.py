@@ -87,6 +87,8 @@ def new_run(
     label = name or (configs[0].stem if configs else "")
     if not label:
         raise UserError("nothing to do: give a config with --base, or a run to go on with --resume")
+    if Path(label).name != label or "\\" in label:
+        raise UserError(f"-n/--name is a name, not a path: {label}; -p takes a folder")
     parent = Path("logs") / project if project else Path("logs")
     path = parent / f"{run_time()}_{label}{postfix}"
     check_place(path, "choose another folder to start in")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -164,6 +165,12 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 
 def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        raise UserError(f"lightning.trainer.{name} is a mapping; give a number, text or list")
+    if name == "strategy" and re.search("spawn|fork|notebook", str(value)):
+        raise UserError(
+            f"--strategy is {value}; runs start their processes anew: it is ddp or auto"
+        )
     if name == "precision" and str(value) in _TRUE_PRECISION:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
     try:

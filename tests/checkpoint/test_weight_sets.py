@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file, read_checkpoint
-from taming.checkpoint.weight_sets import say
+from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
 from taming.weight_choice import choosing_weights
 
@@ -316,7 +316,7 @@ def test_training_goes_on_from_all_that_was_saved(tmp_path: Path) -> None:
 
 
 def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> None:
-    for content in ({"epoch": 1}, {"optimizer": {"state": {0: RAW}}}, [RAW], {"state_dict": {}}):
+    for content in ({"epoch": 1}, {"optimizer": {"state": {0: RAW}}}, [3], {"state_dict": {}}):
         with pytest.raises(UserError, match="x.pt holds no model weights"):
             loads_as(save(content, tmp_path), RAW)
 
@@ -324,3 +324,9 @@ def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> 
 @pytest.fixture(autouse=True)
 def lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "taming.checkpoint")
+
+
+def test_weights_in_a_list() -> None:
+    state = {"encoder.conv.weight": torch.ones(2, 2), "decoder.conv.weight": torch.ones(2, 2)}
+    for content in ([state, 3], (state,), {"models": [state]}):
+        assert choose(content, "x").tensors.keys() == state.keys()

@@ -121,3 +121,10 @@ def test_batches() -> None:
         utils.custom_collate(items)
     with pytest.raises(RuntimeError, match="equal size"):
         utils.custom_collate([["a"], ["a", "b"]])
+
+
+def test_what_makes_no_batch() -> None:
+    with pytest.raises(UserError, match="some items of the data have no 'b'"):
+        utils.custom_collate([{"a": 1, "b": 2}, {"a": 1}])
+    with pytest.raises(UserError, match="'a' of the data are of type NoneType, of which no batch"):
+        utils.custom_collate([{"a": None}, {"a": None}])

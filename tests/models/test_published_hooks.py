@@ -112,6 +112,31 @@ def test_training_steps_of_both_kinds_train_as_ours(tmp_path: Path, cls: Any) ->
     assert steps == (both if cls is not Passes else [(0, 0), (0, 1)])
 
 
+class OneOptimizer(VQModel):
+    """Its discriminator stays as it is."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.autoencoder_parameters(), lr=1e-3)
+
+
+class SkipsASide(TwoSides):
+    def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:
+        return (
+            super().training_step(batch, batch_idx, optimizer_idx) if optimizer_idx == 0 else None
+        )
+
+
+@pytest.mark.parametrize("cls", [OneOptimizer, SkipsASide])
+def test_the_discriminator_may_be_left_out(tmp_path: Path, cls: Any) -> None:
+    model = made(cls, lossconfig=GAN_LOSS)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    after = train(model, tmp_path)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    trained = {name for name, _ in model.named_parameters()} & changed
+    assert "encoder.conv_in.weight" in trained
+    assert not any(name.startswith("loss.discriminator") for name in trained)
+
+
 class OneSide(VQNoDiscModel):
     def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def, override]
         x = self.get_input(batch, self.image_key)

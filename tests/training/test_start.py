@@ -83,6 +83,9 @@ NO_VALIDATION = "data.params.validation=null"
         (["model.params.n_embed="], "gives no value; write model.params.n_embed=null"),
         (["model.params.n_embed=${a.b}"], "model.params.n_embed: Interpolation key 'a.b'"),
         (["model.params.ckpt_path=a #b.ckpt"], "no run or checkpoint at a #b.ckpt"),
+        (["-n", "a/b"], "-n/--name is a name, not a path: a/b"),
+        (["--strategy", "ddp_spawn"], "--strategy is ddp_spawn; .* it is ddp or auto"),
+        (["lightning.trainer.profiler.target=x"], "lightning.trainer.profiler is a mapping"),
         (["model.params.image_key=#x"], "the data has no '#x'"),
         (["model.params.monitor=val/rec_los"], "val/rec_los, which nothing logs; .*'val/rec_loss'"),
         (

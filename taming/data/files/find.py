@@ -16,7 +16,21 @@ from taming.data.columns import chunks
 
 T = TypeVar("T")
 R = TypeVar("R")
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm")
+EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "gif",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "avif",
+    "jp2",
+)
 JPEG_AND_PNG = ("jpg", "jpeg", "png")  # the formats of ImageNet and ADE20K
 VAL_FOLDERS = ("val", "validation", "test")
 THREADS = 8  # a network file system answers slowly, but many requests at a time
@@ -53,7 +67,7 @@ def find_images(folder: str | Path, extensions: Iterable[str] = EXTENSIONS) -> I
         hidden = [name for name in subfolders if name.startswith((".", "__MACOSX"))]
         subfolders[:] = [] if real in seen else sorted(set(subfolders) - set(hidden))
         for name in [] if real in seen else sorted(names):
-            if name.lower().endswith(endings) and not name.startswith("."):
+            if name.lower().rstrip().endswith(endings) and not name.startswith("."):
                 yield os.path.join(place, name)
         seen.add(real)
 
