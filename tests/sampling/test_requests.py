@@ -23,6 +23,8 @@ def test_all_classes_or_the_given_ones() -> None:
     assert labels_for(model, [4, 0]) == [4, 0]
     with pytest.raises(UserError, match="class 5 is out of range: the model has classes 0 to 4"):
         labels_for(model, [1, 5])
+    with pytest.raises(UserError, match="class -1 is out of range"):
+        labels_for(model, [-1])
 
 
 def test_unconditional_models_have_no_classes() -> None:
@@ -65,6 +67,8 @@ def test_processes_share_the_samples() -> None:
         assert max(map(len, shares)) <= 5
     done = list(requests_for_labels(model, [4], 6, finished=lambda label: {0, 1, 2}, share=(1, 2)))
     assert [r.number for r in done] == [3, 5]
+    for rank in range(3):  # one sample of each class: every process has work
+        assert len(list(requests_for_labels(model, [4, 0, 2], 1, share=(rank, 3)))) == 1
 
 
 def test_finished_samples_are_left_out() -> None:
@@ -77,3 +81,4 @@ def test_finished_samples_are_left_out() -> None:
 def test_classes_share_no_random_numbers() -> None:
     requests = requests_for_labels(tiny_model(), [0, 1, 2], 4)
     assert len({request.stream for request in requests}) == 12
+    assert Request(7, (3,), 3).stream == 3 * 2**32 + 7
