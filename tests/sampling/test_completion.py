@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from taming.errors import UserError
 from taming.sampling.completion import keep_mask, known_indices
@@ -29,12 +30,25 @@ def test_halves_and_boxes(keep: str, rows: range, columns: range) -> None:
     assert torch.equal(keep_mask(keep, (8, 10), 2), expected)
 
 
+def test_boxes_are_in_pixels_of_the_image_before_it_was_reduced() -> None:
+    def kept(keep: str) -> Tensor:
+        return keep_mask(keep, (8, 8), 2, original=(16, 24))  # by 2, and the right cut off
+
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[:, :2] = True
+    assert torch.equal(kept("0,0,8,16"), expected)
+    assert torch.equal(kept("0,0,11,16"), expected)  # only pixels that are kept as a whole
+    assert torch.equal(kept("8,0,24,16"), ~expected)
+
+
 def test_masks(tmp_path: Path) -> None:
     values = np.zeros((8, 8), np.uint8)
     values[:4, :3] = 255
     Image.fromarray(values).save(tmp_path / "mask.png")
     kept = keep_mask(str(tmp_path / "mask.png"), (8, 8), 2)
     assert kept.nonzero().tolist() == [[0, 0], [1, 0]]
+    with pytest.raises(UserError, match="--keep takes top-half"):
+        keep_mask(str(tmp_path / "mask.png"), (8, 8), 2, read_files=False)
     with pytest.raises(UserError, match="8 x 8 pixels, the image 10 x 8"):
         keep_mask(str(tmp_path / "mask.png"), (8, 10), 2)
     Image.fromarray(values // 2).save(tmp_path / "gray.png")

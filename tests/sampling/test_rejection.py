@@ -29,6 +29,8 @@ def test_candidates_of_what_is_missing() -> None:
     wider = [(r.label, r.number, r.prompt) for r in candidates(wanted, 0.4)]
     assert wider == [(7, n, (7,)) for n in range(10)]
     assert [r.number for r in candidates(wanted[1:], 0.4)] == [5, 6, 7, 8, 9]
+    classes = [Request(0, (label,), label) for label in (7, 8)]
+    assert [r.label for r in candidates(classes, 0.4)] == [7] * 5 + [8] * 5
 
 
 def test_the_best_of_every_group_pass() -> None:

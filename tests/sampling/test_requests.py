@@ -5,6 +5,7 @@ import torch
 
 from taming.errors import UserError
 from taming.sampling import Request, labels_for, requests_for_labels, sample_images
+from taming.sampling.requests import request_for_condition
 from tests.kit.models import tiny_model, transformer_config
 
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__", "sos_token": 2}
@@ -23,6 +24,8 @@ def test_all_classes_or_the_given_ones() -> None:
     assert labels_for(model, [4, 0]) == [4, 0]
     with pytest.raises(UserError, match="class 5 is out of range: the model has classes 0 to 4"):
         labels_for(model, [1, 5])
+    with pytest.raises(UserError, match="class -1 is out of range"):
+        labels_for(model, [-1])
 
 
 def test_unconditional_models_have_no_classes() -> None:
@@ -65,6 +68,8 @@ def test_processes_share_the_samples() -> None:
         assert max(map(len, shares)) <= 5
     done = list(requests_for_labels(model, [4], 6, finished=lambda label: {0, 1, 2}, share=(1, 2)))
     assert [r.number for r in done] == [3, 5]
+    for rank in range(3):  # one sample of each class: every process has work
+        assert len(list(requests_for_labels(model, [4, 0, 2], 1, share=(rank, 3)))) == 1
 
 
 def test_finished_samples_are_left_out() -> None:
@@ -77,3 +82,20 @@ def test_finished_samples_are_left_out() -> None:
 def test_classes_share_no_random_numbers() -> None:
     requests = requests_for_labels(tiny_model(), [0, 1, 2], 4)
     assert len({request.stream for request in requests}) == 12
+    assert Request(7, (3,), 3).stream == 3 * 2**32 + 7
+
+
+def test_known_indices_are_in_the_request_of_every_condition() -> None:
+    known, shape = torch.full((4, 4), -1), (4, 4)
+    maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
+    for changes, c in (
+        (UNCONDITIONAL, None),
+        (COORD, None),
+        (maps, torch.zeros(1, 3, 8, 8)),
+        ({}, torch.tensor([3])),
+    ):
+        model = tiny_model(transformer_config(**changes))
+        request = request_for_condition(model, c, 2, shape, known)
+        assert request.known is known and request.number == 2
+        assert request.prompt == (() if request.condition is not None else (2 + (c is not None),))
+        assert request.label == (3 if changes == {} else None)

@@ -63,6 +63,7 @@ def test_filters_apply_to_what_is_picked() -> None:
     late = torch.tensor([0.999])
     assert SampleSettings().pick(logits, late).item() == 3
     assert SampleSettings(top_k=3).pick(logits, late).item() == 2
+    assert SampleSettings(temperature=0.02).pick(logits, late).item() == 0
     assert SampleSettings(top_k=1).pick(logits, late).item() == 0
     assert SampleSettings(top_k=3, top_p=0.6).pick(logits, late).item() == 1
 
@@ -72,11 +73,12 @@ def test_guidance_schedules() -> None:
     assert SampleSettings().guide(logits, 0.5) is logits
     free = SampleSettings(guidance=0.0).guide(logits, 0.5)
     torch.testing.assert_close(free, torch.tensor([[0.0, 4.0]]))
-    for schedule, halfway, start in (
-        ("constant", [3.0, -2.0], [3.0, -2.0]),
-        ("linear", [2.0, 0.0], [1.0, 2.0]),
-        ("cosine", [2.0, 0.0], [1.0, 2.0]),
+    for schedule, quarter, halfway, start in (
+        ("constant", [3.0, -2.0], [3.0, -2.0], [3.0, -2.0]),
+        ("linear", [1.5, 1.0], [2.0, 0.0], [1.0, 2.0]),
+        ("cosine", [2 - 0.5**0.5, 2**0.5], [2.0, 0.0], [1.0, 2.0]),
     ):
         settings = SampleSettings(guidance=3.0, guidance_schedule=schedule)
+        torch.testing.assert_close(settings.guide(logits, 0.25), torch.tensor([quarter]))
         torch.testing.assert_close(settings.guide(logits, 0.5), torch.tensor([halfway]))
         torch.testing.assert_close(settings.guide(logits, 0.0), torch.tensor([start]))

@@ -142,6 +142,13 @@ def test_no_token_beyond_the_codes() -> None:
     assert set(sampled.unique().tolist()) == set(range(5))
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"top_p": 1e-9}])
+def test_filters_apply_in_windows(filters: dict[str, Any]) -> None:
+    greedy = sample_sliding_window(small_gpt(), None, (4, 5), 4, temperature=0)
+    found = sample_sliding_window(small_gpt(), None, (4, 5), 4, temperature=9.0, **filters)
+    assert torch.equal(found, greedy)
+
+
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     original = sliding_window.Weights.logits
