@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_sizes, truncate, write_image, write_images
 from tests.kit.models import DALLE, FIRST_STAGE, SEGMENTATION, TRANSFORMER
+from tests.kit.processes import in_two_processes
 from tests.kit.runs import run_with_data, tiny_run
 from tests.modules.losses.backbones import backbone_file
 
-ROOT = Path(__file__).parents[2]
 TINY = "tests.kit.extractor:TinyExtractor"
 
 
@@ -107,22 +104,16 @@ def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (place / "first_stages.png").is_file()
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_find_what_one_finds(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = run_with_data(tmp_path / "run", length=5)
     flags = ["-r", str(run), "--extractor", TINY, "--no_cache", "--device", "cpu"]
     flags += ["--batch_size", "2", "--workers", "0"]
     main([*flags, "-o", str(tmp_path / "1")])
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = str(ROOT / "scripts" / "evaluate_first_stage.py")
-    done = subprocess.run(
-        [sys.executable, *start, script, *flags, "-o", str(tmp_path / "2")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| first stage") == 1
+    capfd.readouterr()
+    in_two_processes(main, [*flags, "-o", str(tmp_path / "2")])
+    assert capfd.readouterr().out.count("| first stage") == 1
     (_, alone), (_, shared) = written(tmp_path / "1"), written(tmp_path / "2")
     assert shared["hardware"]["processes"] == 2
     assert shared["sets"] == alone["sets"]
