@@ -210,28 +210,33 @@ def test_reduced_matmul_precision_is_kept_out_and_restored(precision):
 def test_distances_are_computed_in_full_precision_on_any_processor(monkeypatch):
     """Also where reduced precision would change nothing, as there is no hardware for it."""
     matmul, product, during = torch.backends.cuda.matmul, torch.addmm, []
+    new = hasattr(matmul, "fp32_precision")  # since torch 2.9
+
+    def precision():
+        return matmul.fp32_precision if new else torch.get_float32_matmul_precision()
 
     def addmm(*args, **options):
         dtypes = {args[1].dtype, args[2].dtype}
-        during.append((matmul.fp32_precision, dtypes, torch.is_autocast_enabled("cpu")))
+        during.append((precision(), dtypes, torch.is_autocast_enabled("cpu")))
         return product(*args, **options)
 
     monkeypatch.setattr(torch, "addmm", addmm)
     latents, codes = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16()
-    before = matmul.fp32_precision
+    before = precision()
     try:
-        for chosen in ("old", "new"):
-            if chosen == "old":
+        for switch in ("old", "new") if new else ("old",):
+            if switch == "old":
                 torch.set_float32_matmul_precision("medium")
             else:
                 torch.set_float32_matmul_precision("highest")
                 matmul.fp32_precision = "tf32"
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 nearest_code(latents, codes)
-            assert during.pop() == ("ieee", {torch.float32}, False)
-            assert matmul.fp32_precision == "tf32"
+            assert during.pop() == ("ieee" if new else "highest", {torch.float32}, False)
+            assert precision() == ("tf32" if new else "medium")
     finally:
-        matmul.fp32_precision = before
+        if new:
+            matmul.fp32_precision = before
         torch.set_float32_matmul_precision("highest")
 
 
