@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from taming.checkpoint.loading import run_config
 from taming.checkpoint.runs import Run, find_run
 from taming.config import plain
+from taming.config_before import SPLITS
 from taming.config_files import STAGES
 from taming.errors import UserError
 
 # The lists that our YAMLs name: nobody has chosen them.
 DEFAULT_LISTS = ("data/own/train.txt", "data/own/test.txt")
-SPLITS = ("train", "validation", "test")
 
 
 def inherit_data(config: DictConfig) -> list[str]:

@@ -77,9 +77,8 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         if not isinstance(key, str) or _NO_WEIGHTS.fullmatch(key):
             continue
         place, average = f"{label}.{key}".lstrip("."), averaged or _is_average(key)
-        average |= (
-            key == "state_dict" and "averaging_state" in content
-        )  # Lightning's WeightAveraging
+        # As Lightning's WeightAveraging saves it.
+        average |= key == "state_dict" and "averaging_state" in content
         for found in _sets_in(_named(value), place, average, depth + 1):
             if found.averaged or "callback" not in place:
                 yield found
