@@ -50,7 +50,7 @@ mutants: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8'
 	$(BIN)/python -m tests.mutants $(MODULE) $(if $(TESTS),--tests $(TESTS))
 
-# Train both stages on handwritten digits, sample, and report: seven to ten minutes on two cores.
+# Train both stages on handwritten digits, sample, and report: four to ten minutes on two cores.
 demo: install
 	$(BIN)/python main.py --base configs/digits_vqgan.yaml -t True
 	vqgan=$$(ls -td logs/*_digits_vqgan | head -n 1) && \
