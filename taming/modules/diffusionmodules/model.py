@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
@@ -153,12 +154,25 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, HW)
 
 
+def _run(module: nn.Module, h: Tensor) -> Tensor:
+    out: Tensor = module(h)
+    return out
+
+
+def _run_again(module: nn.Module, h: Tensor) -> Tensor:
+    """As `_run`, but of what the backward pass needs only `h` is kept."""
+    out: Tensor = checkpoint(module, h, use_reentrant=False)
+    return out
+
+
 class Level(nn.Module):
     """The residual blocks of one resolution, then the way to the next resolution, if any.
 
     `widths` are the channels before, between and after the blocks; with `attention`, a block of it
     follows each. The way to the next resolution has the name that it has in checkpoints.
     """
+
+    checkpoints = False  # whether blocks keep their inputs alone for the backward pass
 
     def __init__(
         self,
@@ -178,10 +192,11 @@ class Level(nn.Module):
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, h: Tensor) -> Tensor:
+        run = _run_again if self.checkpoints and torch.is_grad_enabled() else _run
         for number, block in enumerate(self.block):
-            h = block(h)  # (B, widths[number + 1], H, W)
+            h = run(block, h)  # (B, widths[number + 1], H, W)
             if len(self.attn) > 0:
-                h = self.attn[number](h)
+                h = run(self.attn[number], h)
         if self.downsample is not None:
             h = self.downsample(h)  # (B, C, H / 2, W / 2)
         if self.upsample is not None:
@@ -192,6 +207,8 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """The lowest resolution's block, attention (if any), block."""
 
+    checkpoints = False  # as in `Level`
+
     def __init__(self, width: int, dropout: float, attention: bool = True) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(in_channels=width, dropout=dropout)
@@ -199,8 +216,10 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.block_2(self.attn_1(self.block_1(h)))
-        return out
+        run = _run_again if self.checkpoints and torch.is_grad_enabled() else _run
+        for part in (self.block_1, self.attn_1, self.block_2):
+            h = run(part, h)
+        return h
 
 
 class Encoder(nn.Module):

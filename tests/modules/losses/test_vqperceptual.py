@@ -6,11 +6,11 @@ from torch import nn
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules import losses
+from taming.modules.losses.adaptive_weight import norm_at
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import (
     DummyLoss,
     VQLPIPSWithDiscriminator,
-    _norm_at,
     adopt_weight,
     hinge_d_loss,
     vanilla_d_loss,
@@ -226,13 +226,13 @@ def test_gradient_norm_survives_half_precision(scale):
     gradient = scale * torch.randn(16 * 16, 3)
     expected = (features.T @ gradient).norm()
     in_half = features.half() @ weight.half()
-    torch.testing.assert_close(_norm_at(weight, in_half, gradient), expected, atol=0, rtol=1e-2)
+    torch.testing.assert_close(norm_at(weight, in_half, gradient), expected, atol=0, rtol=1e-2)
 
 
 def test_zero_gradients_give_zero_norm():
     weight = torch.randn(8, 3, requires_grad=True)
     output = torch.randn(5, 8) @ weight
-    assert _norm_at(weight, output, torch.zeros(5, 3)) == 0
+    assert norm_at(weight, output, torch.zeros(5, 3)) == 0
 
 
 def test_conditional_discriminator():
