@@ -194,6 +194,8 @@ class AutoencoderTraining(AutoencoderLosses):
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
         x = super().get_input(batch, k)
+        if self.ways.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         if self.batch_resize_range is None or not self.training:
             return x
         smallest, largest = self.batch_resize_range

@@ -308,6 +308,7 @@ def test_published_defaults():
         "vgg_path": None,
         "disc_warmup_steps": 0,
         "disc_ramp_steps": 0,
+        "skip_idle_discriminator": False,
     }
     assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
     assert defaults(BCELossWithQuant) == {"codebook_weight": 1}
