@@ -261,7 +261,7 @@ def sampling_plan(
 
 
 def parse_sets(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, most: int
+    parser: Parser, argv: Sequence[str] | None, most: int
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
     """The flags, the positional arguments, of which there are up to `most`, and the overrides.
 
@@ -275,7 +275,7 @@ def parse_sets(
     overrides = [word for word in words if is_override(word)]
     sets = [word for word in words if word not in overrides]
     if unknown := [word for word in words if word.startswith("-")] or sets[most:]:
-        parser.error(f"unknown argument {unknown[0]}")
+        parser.refuse(unknown[0])
     return args, sets, overrides
 
 

@@ -62,9 +62,7 @@ def _seconds_of_steps(
             raise _Enough
 
     try:
-        for _ in sample_images(
-            model, requests, settings, batch_size=len(requests), on_step=note
-        ):
+        for _ in sample_images(model, requests, settings, batch_size=len(requests), on_step=note):
             pass
     except _Enough:
         pass

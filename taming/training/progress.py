@@ -112,7 +112,9 @@ class Pace(Callback):
         text = f"a step takes about {readable_time(seconds)}"
         left = 0 if end is None else end - trainer.global_step
         if end is not None:
-            text += f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
+            text += (
+                f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
+            )
         text += f"; memory: {memory_in_use(device)}"
         if device.type == "cpu" and left * seconds > LONG_ON_A_CPU:
             text += f"; {SMALLER}"
