@@ -20,8 +20,7 @@ from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset
 from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.images import ImageSource, SourceImage
-from taming.evaluation.sources.loaded import Loaded, LoadedSource, loaded
+from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"

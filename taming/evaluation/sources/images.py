@@ -1,4 +1,4 @@
-"""Images of sets: one image, the manifest of a set, and what a set of images is.
+"""Images of sets: one image, the manifest of a set, what a set is, and sets loaded by workers.
 
 Numbers depend on an image's index in its set alone, never on the order of arrival.
 """
@@ -11,24 +11,29 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from taming.devices import own_share
+from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
-from taming.errors import DamagedImage
+from taming.errors import DamagedImage, sentence
 
 NO_LABEL = -1
 SIZES_NAMED = 5
+MOST_WORKERS = 8
+IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
 MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
 
+T = TypeVar("T")
 State = dict[str, np.ndarray]  # what was counted of images
 Share = tuple[int, int]  # rank and number of the processes that share a set
 ALONE = (0, 1)
+Loaded = tuple[np.ndarray, int | None, str, str]  # uint8 (3, H, W), label, name, mode
 
 
 def key_of(**parts: Any) -> str:
@@ -229,3 +234,40 @@ def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
         held -= len(waiting[largest])
         yield waiting.pop(largest)
     yield from waiting.values()
+
+
+class LoadedSource(ImageSource, Dataset[Any]):
+    """A set whose images are loaded by index, in worker processes."""
+
+    workers: int | None = None
+
+    def load(self, index: int) -> Loaded:
+        """Image `index`; runs in workers. Raises `DamagedImage` that names the file."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """What workers hand over: arrays, as each tensor would take an open file."""
+        try:
+            pixels, label, name, mode = self.load(index)
+        except DamagedImage as error:
+            return index, None, sentence(error)
+        return index, pixels, label, name, pixel_digest(pixels), mode
+
+    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
+        for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
+            if pixels is None:
+                self.note_damage(index, rest[0])
+            else:
+                yield SourceImage(index, torch.from_numpy(pixels), *rest)
+
+
+def loaded(
+    data: Dataset[T], indices: Sequence[int], batch_size: int, workers: int | None
+) -> Iterator[T]:
+    """Items of these indices, loaded in processes; by default one per CPU, but few for few."""
+    if workers is None:
+        workers = min(MOST_WORKERS, available_cpus(), len(indices) // IMAGES_PER_WORKER)
+    for group in DataLoader(
+        data, batch_size, sampler=indices, num_workers=workers, collate_fn=list
+    ):
+        yield from group

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import key_of
-from taming.evaluation.sources.loaded import Loaded, LoadedSource
+from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
 from taming.pictures import resize_and_crop, to_gray, to_values
 
 MOST_LABELS = 256  # that label numbers of one byte can tell apart

@@ -1,69 +1,25 @@
-"""Sets whose images are loaded by index, in worker processes, and those of a folder's files."""
+"""The image files of a folder, as a set."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
-from taming.devices import available_cpus
-from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.images import ImageSource, SourceImage, pixel_digest
+from taming.errors import DamagedImage, UserError
+from taming.evaluation.sources.images import Loaded, LoadedSource
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
-MOST_WORKERS = HASHING_THREADS = 8
-IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
-
-T = TypeVar("T")
-Loaded = tuple[np.ndarray, int | None, str, str]  # uint8 (3, H, W), label, name, mode
-
-
-class LoadedSource(ImageSource, Dataset[Any]):
-    """A set whose images are loaded by index, in worker processes."""
-
-    workers: int | None = None
-
-    def load(self, index: int) -> Loaded:
-        """Image `index`; runs in workers. Raises `DamagedImage` that names the file."""
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        """What workers hand over: arrays, as each tensor would take an open file."""
-        try:
-            pixels, label, name, mode = self.load(index)
-        except DamagedImage as error:
-            return index, None, sentence(error)
-        return index, pixels, label, name, pixel_digest(pixels), mode
-
-    def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
-        for index, pixels, *rest in loaded(self, indices, min(batch_size, 32), self.workers):
-            if pixels is None:
-                self.note_damage(index, rest[0])
-            else:
-                yield SourceImage(index, torch.from_numpy(pixels), *rest)
-
-
-def loaded(
-    data: Dataset[T], indices: Sequence[int], batch_size: int, workers: int | None
-) -> Iterator[T]:
-    """Items of these indices, loaded in processes; by default one per CPU, but few for few."""
-    if workers is None:
-        workers = min(MOST_WORKERS, available_cpus(), len(indices) // IMAGES_PER_WORKER)
-    for group in DataLoader(
-        data, batch_size, sampler=indices, num_workers=workers, collate_fn=list
-    ):
-        yield from group
+HASHING_THREADS = 8
 
 
 class FolderSource(LoadedSource):

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from taming.data.base import ImagePaths
+from taming.data.files.bit_depth import to_bytes
 from taming.data.files.images import BadImage, Reading, read_rgb
-from taming.data.files.value_ranges import to_bytes
 from taming.errors import UserError
 
 STEPS = np.linspace(0, 4095, 24).round().astype(np.uint16).reshape(4, 6)  # 12 bits
