@@ -28,7 +28,7 @@ _DEAD_WORKER = re.compile(
 
 
 def fit(
-    trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig, run: RunFolder
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: RunFolder
 ) -> None:
     """Train, from the run's checkpoint if there is one.
 
@@ -54,10 +54,11 @@ def fit(
 
 
 def say_what_was_checked(
-    model: pl.LightningModule, data: DataModuleFromConfig, command: str, overrides: Sequence[str]
+    model: pl.LightningModule, data: pl.LightningDataModule, command: str, overrides: Sequence[str]
 ) -> None:
     """The last line of a start without `-t`; `command` names its configs or run."""
-    sized = {split: one for split, one in data.datasets.items() if isinstance(one, Sized)}
+    datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
+    sized = {split: one for split, one in datasets.items() if isinstance(one, Sized)}
     parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
     parts.append(f"{count_params(model):,} weights of the model")
     changes = "".join(f" {shlex.quote(text)}" for text in overrides)

@@ -20,6 +20,7 @@ from taming.models.autoencoder_training import AutoencoderTraining
 from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
+from taming.training.first_items import FirstOfStreams
 from taming.training.logged_rows import free_version
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
@@ -193,6 +194,7 @@ def _callbacks(
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         LoggedNames(),
+        FirstOfStreams(),
     ]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
