@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence, Sized
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -20,6 +20,7 @@ from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
+from taming.user_code import described, is_ours, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
@@ -85,6 +86,20 @@ def _is_raised_by_lightning(error: Exception) -> bool:
     return bool(inside) and isinstance(error, ValueError | RuntimeError | NotImplementedError)
 
 
+def _raising_callback(error: Exception) -> Callback | None:
+    """The callback of Lightning's or the user's that an exception comes from, if it does.
+
+    Some of them train, so that there are steps of the model after theirs on the way.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Callback):
+            return None if is_ours(type(caller)) else caller
+        if str(frame.f_globals.get("__name__")).startswith("taming."):
+            return None
+    return None
+
+
 def _command(run: RunFolder) -> str:
     return f"python main.py -r {run.path} -t"
 
@@ -108,6 +123,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, DataModuleFromConfig) and loader_timed_out(error):
         return hang(data)
+    if (callback := _raising_callback(error)) is not None:
+        return f"the callback {name_of(type(callback))} cannot be used here: {described(error)}"
     if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelPruning, ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -209,6 +209,8 @@ def _callback(key: str, node: Any) -> Callback:
         callback: Callback = instantiate_from_config(node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
+    if isinstance(callback, ModelPruning):  # masked weights are no parameters, which ours need
+        raise UserError(f"{key}: ModelPruning cannot be used in training; prune the trained model")
     return callback
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ ITEMS: dict[str, Callable[[int], Any]] = {
     "failing": fail,
     "late_failing": lambda i: {"image": image()} if i < 4 else fail(i),
     "ending": lambda i: {"image": next(iter(()))},
-    "exiting": lambda i: exit(3),
+    "exiting": lambda i: sys.exit(3),
 }
 
 
@@ -72,7 +73,7 @@ class Own(Dataset[Any]):
         self.kind, self.length = kind, length
 
     def __len__(self) -> int:
-        return self.length  # type: ignore[no-any-return]
+        return self.length
 
     def __getitem__(self, index: int) -> Any:
         return ITEMS[self.kind](index)
@@ -82,7 +83,7 @@ class Unmade(Own):
     def __init__(self, kind: str = "") -> None:
         if kind == "file":
             np.load("missing.npy")
-        fail() if kind == "key" else exit(3)
+        fail() if kind == "key" else sys.exit(3)
 
 
 class NoLength(Dataset[Any]):
