@@ -216,7 +216,7 @@ def test_joined_datasets_say_whose_an_item_is() -> None:
 
 
 def test_another_preprocessor_may_be_set(tmp_path: Path) -> None:
-    """As subclasses and users of the original do, with anything that is called like albumentations."""
+    """As users of the original do, with what is called as albumentations are."""
     path = write_image(tmp_path / "a.png")
     dataset = ImagePaths([path], size=16)
 
