@@ -89,7 +89,7 @@ def _is_raised_by_lightning(error: Exception) -> bool:
 def _raising_callback(error: Exception) -> Callback | None:
     """The callback of Lightning's or the user's that an exception comes from, if it does.
 
-    Some of them train, so that the raise may be deep in the model, which is none of their errors.
+    Some of them train: what the model raises then is not the callback's.
     """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         caller = frame.f_locals.get("self")
