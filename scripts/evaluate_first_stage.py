@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -118,10 +119,12 @@ def _source(
         return FolderSource(own.images, own.deep or None, workers)
     config = [own.data] if own.data else _own_data(own, stages)
     key = own.image_key or stages[0].image_key
+    runs = [stage.run for stage in stages]
+    options: dict[str, Any] = {"overrides": overrides, "workers": workers, "runs": runs}
     if reads_labels:
         labels = stages[0].model.channels
-        return LabelSource(labels, config, own.split, key, overrides=overrides, workers=workers)
-    return DatasetSource(config, own.split, key, overrides, workers)
+        return LabelSource(labels, config, own.split, key, **options)
+    return DatasetSource(config, own.split, key, **options)
 
 
 def _own_data(own: Arguments, stages: Sequence[LoadedFirstStage]) -> list[str | Path]:

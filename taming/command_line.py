@@ -13,11 +13,12 @@ A setting is written down once, as a field of a frozen dataclass:
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -75,11 +76,26 @@ class Parser(argparse.ArgumentParser):
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
+        _, unrecognized, words = message.partition("unrecognized arguments: ")
+        if unrecognized:
+            self.refuse(words.split(" ")[0])
         raise UserError(f"{message} (see --help)")
+
+    def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
+        """Raise `UserError` for a word that is no argument, with the nearest flag.
+
+        `more` are flags besides those of the parser.
+        """
+        flag = word.partition("=")[0]
+        shown = [a for a in self._actions if a.help != argparse.SUPPRESS and a.option_strings]
+        flags = [name for action in shown for name in action.option_strings] + list(more)
+        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("--") else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        self.error(f"unknown argument {word}{hint}")
 
 
 def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    parser: Parser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the `key.path=value` overrides among the rest.
 
@@ -90,7 +106,7 @@ def parse(
     rest = [*take_overrides(args), *rest]
     unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+        parser.refuse(unknown[0])
     return args, rest
 
 

@@ -173,7 +173,7 @@ def _common_names(
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
     for line in (
         *groups(missing, "not in the checkpoint or ignored: initialized anew"),
-        *groups(excess, "in excess: left out"),
+        *groups(excess, "left out, which only its training needed"),
     ):
         log.info("%s: %s", source, line)
     return [name for name in own if name in kept]

@@ -22,7 +22,7 @@ from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
 from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -177,7 +177,7 @@ class ImageLogger(Callback):
                 _send_to_loggers(trainer, f"{split}/{key}", picture)
         except OSError as error:
             path = error.filename or trainer.default_root_dir
-            log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
+            log.warning("%s cannot be written (%s): training goes on", path, reason_of(error))
 
     def log_local(
         self,

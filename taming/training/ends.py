@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from taming.checkpoint import read_checkpoint
 from taming.distributed import disconnect, is_first_process
 from taming.errors import Stopped, UserError
 from taming.lightning_internals import end_loaders
@@ -37,6 +38,7 @@ def fit(
         UserError: also if a process of the run, or of its loaders, has died.
         Stopped: after a signal; its message says how to go on.
     """
+    start = read_checkpoint(run.resume_from).get("global_step", 0) if run.resume_from else 0
     try:
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
     except Stopped as stop:
@@ -49,9 +51,25 @@ def fit(
         if sentence is None:
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
+    rank_zero_info(_what_was_done(trainer, run, start))
+
+
+def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
+    """The last line of a training that began at step `start`."""
     reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
-    where = f"the run is in {run.path}, go on with -r {run.path}"
-    rank_zero_info(f"trained to step {trainer.global_step}{reason}; {where}")
+    if batches := int(trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return (
+            f"fast_dev_run: tried {'1 batch' if batches == 1 else f'{batches} batches'}, and saved "
+            "no checkpoint; to train, leave it out"
+        )
+    if trainer.global_step > start:
+        where = f"the run is in {run.path}, go on with -r {run.path}"
+        return f"trained to step {trainer.global_step}{reason}; {where}"
+    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    limits["limit_train_batches"] = trainer.limit_train_batches  # type: ignore[attr-defined]
+    zero = [name for name, limit in limits.items() if limit == 0]
+    because = f", as {' and '.join(zero)} is 0" if zero else reason
+    return f"nothing was trained{because}; {run.path} has no new checkpoint"
 
 
 def say_what_was_checked(

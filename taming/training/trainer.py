@@ -34,12 +34,7 @@ from taming.training.run_folder import RunFolder, run_time
 def prepare_loss(model: pl.LightningModule) -> None:
     """Load what a loss needs of its own, or refuse, before the run has a folder."""
     if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
-        try:
-            model.loss.prepare()
-        except UserError as error:
-            key = "model.params.lossconfig.params.perceptual_weight"
-            hint = f" ({key}=0)" if "perceptual_weight" in str(error) else ""
-            raise UserError(f"{error}{hint}") from None
+        model.loss.prepare()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

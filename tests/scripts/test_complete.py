@@ -10,7 +10,6 @@ from PIL import Image
 
 from scripts.complete import main
 from taming.sampling.conditions import read_picture
-from taming.sampling.estimate import in_words
 from tests.kit.models import LABELS, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED
@@ -115,9 +114,9 @@ def test_a_photograph_is_reduced_and_what_will_be_done_is_said(
     assert said.out.splitlines()[0] == (
         "the image of 64 x 48 pixels is reduced; --full_size keeps its size"
     )
-    line = r"10 x 8 pixels are 20 tokens, of which 10 are sampled for each of 2 images: about \d+ s"
+    line = r"10 x 8 pixels are 20 tokens, of which 10 are sampled for each of 2 images: about .* s"
     assert re.match(line, said.out.splitlines()[1])
-    assert "40/40" in said.err and "token" in said.err
+    assert "20/20" in said.err and "token" in said.err
     assert Image.open(root / "000000.png").size == Image.open(root / "input.png").size == (10, 8)
     upright = Image.fromarray(np.rot90(np.asarray(Image.open(photo)), 3))
     expected = np.asarray(upright.resize((11, 8), Image.Resampling.BILINEAR))[:, :10]
@@ -145,10 +144,6 @@ def test_full_size_keeps_the_photograph(
     assert Image.open(complete(run, photo, tmp_path, *flags) / "000000.png").size == (64, 48)
     said = capsys.readouterr().out
     assert said.startswith("64 x 48 pixels are 768 tokens, of which 24 are sampled")
-
-
-def test_times_in_words() -> None:
-    assert [in_words(n) for n in (0.2, 42, 600, 9000)] == ["1 s", "42 s", "10 min", "2.5 h"]
 
 
 def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def _transformer(folder: Path, first_stage: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--max_stepz", "3"], ["no argument --max_stepz", "did you mean 'max_steps'"]),
+        (["--max_stepz", "3"], ["unknown argument --max_stepz; did you mean --max_steps?"]),
         (["--max_steps", "soon"], ["--max_steps takes int"]),
         (["-t", "perhaps"], ["'perhaps' is neither true nor false"]),
         (["--base", "absent.yaml"], ["no config file absent.yaml"]),
