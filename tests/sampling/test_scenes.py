@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
-from taming.sampling import requests_for_scene
+from taming.sampling import request_for_inputs, requests_for_scene
+from taming.sampling.inputs import condition_images, inputs_of_example
 from taming.sampling.scenes import Scene, builder_of, read_scene
-from tests.kit.scenes import OPTIONS, write_coco
+from tests.kit.models import scene_config, tiny_model, transformer_config
+from tests.kit.scenes import OPTIONS, coco_content, write_coco
 
 
 @pytest.mark.parametrize("encode_crop", [True, False])
@@ -30,6 +34,22 @@ def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: 
         assert crop == expected_crop
         seen.add(item["flipped"])
     assert seen == ({True, False} if flip else {False})
+
+
+def test_examples_of_scenes_are_kept_as_such(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][2]["bbox"] = [0, 0, 24, 16]  # of the second scene
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path, content), **OPTIONS)
+    dataset, model = SeededDataset(data), tiny_model(transformer_config(**scene_config(32)))
+    inputs = inputs_of_example(model, dataset, 1)
+    assert (inputs.shape, inputs.number, inputs.c) == ((16, 16), 1, None)
+    known = torch.full((16, 16), -1)
+    request = request_for_inputs(model, inputs, known)
+    assert (request.number, request.label) == (0, 1) and request.known is known
+    pictures = condition_images(model, replace(inputs, shape=(16, 8)), dataset)
+    assert {name: picture.shape for name, picture in pictures.items()} == {
+        "objects_bbox": (3, 384, 192)
+    }
 
 
 def test_windows_see_their_part(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from taming.errors import UserError
 from taming.sampling.folder import RECORD
 from tests.kit.images import write_image
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -231,57 +230,6 @@ def test_text_fields_open_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         box.set_value(path).run()
         assert error_of(page).startswith("--keep takes top-half")
         assert "grays" not in error_of(page) and "mask.png has" not in error_of(page)
-
-
-def module() -> Any:
-    import scripts.sample_conditional as script
-
-    return script
-
-
-class Upload:
-    def __init__(self, name: str, content: bytes) -> None:
-        self.name, self.content = name, content
-
-    def getvalue(self) -> bytes:
-        return self.content
-
-
-def png(width: int, height: int) -> bytes:
-    raw = io.BytesIO()
-    Image.new("1", (width, height)).save(raw, "PNG")
-    return raw.getvalue()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../x.png",
-        "/etc/x.png",
-        "..",
-        "",
-        ".bashrc",
-        "a\\..\\x.png",
-        "x\0.png",
-        "x" * 999 + ".png",
-    ],
-)
-def test_uploads_stay_in_their_folder(name: str) -> None:
-    with module().stored(Upload(name, png(4, 4))) as (path,):
-        folder = Path(path).parent
-        assert folder.name == "0" and Path(path).read_bytes() == png(4, 4)
-        assert Path(path).resolve().parent == folder.resolve()
-    assert not folder.exists()
-
-
-def test_uploads_are_bounded() -> None:
-    for content, words in (
-        (bytes(20 * 2**20 + 1), "^a.png has more than 20 MiB"),
-        (png(5001, 5000), "^a.png has 5001 x 5000 pixels; 25,000,000 are allowed"),
-    ):
-        with pytest.raises(UserError, match=words):
-            with module().stored(None, Upload("a.png", content)):
-                raise AssertionError("it was stored")
 
 
 def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,10 @@ def test_a_second_run_samples_what_is_missing(
     assert len(files) == 3
     middle = root / "000001.png"
     middle.unlink()
-    sample(run, *flags, out=tmp_path)
+    sample(run, *flags, "-n", "2", out=tmp_path)
     assert {path: path.read_bytes() for path in sorted(root.iterdir())} == files
-    assert "(1 of them new)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "(1 of them new)" in said.out and "1/1" in said.err
 
 
 def test_a_folder_knows_its_model(
