@@ -61,7 +61,8 @@ def _seconds_per_token(
             pass
     except _Enough:
         pass
-    return (time.monotonic() - start) / max(done, 1)
+    # Where all tokens come from one pass, none is reported.
+    return (time.monotonic() - start) / (done or shape[0] * shape[1])
 
 
 @torch.no_grad()

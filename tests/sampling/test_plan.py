@@ -124,11 +124,10 @@ def test_rejection_takes_whole_groups() -> None:
         )
 
     alone = list(job(0, 1).samples(Existing().finished))
-    assert [(s.label, s.number) for s in alone] == [
-        (label, n) for label in (1, 2) for n in range(3)
-    ]
+    made = [(s.label, s.number) for s in alone]
+    assert made == [(label, number) for label in (1, 2) for number in range(3)]
     shared = [s for rank in range(2) for s in job(rank, 2).samples(Existing().finished)]
-    assert sorted((s.label, s.number) for s in shared) == [(s.label, s.number) for s in alone]
+    assert sorted((s.label, s.number) for s in shared) == made
     assert job(0, 1).of_few_samples().batch_size == 25
     assert job(0, 2).of_few_samples().batch_size == 15
     assert replace(job(0, 2), score=None).of_few_samples().batch_size == 3

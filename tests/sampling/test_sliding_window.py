@@ -192,9 +192,8 @@ def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dtypes == {torch.float32}
     assert counted == [16] + [1] * 15
     counted.clear()
-    sample_sliding_window(
-        small_gpt(), condition("map", (4, 12))[:1], (4, 12), 4, dtype=torch.float64
-    )
+    wide = condition("map", (4, 12))[:1]
+    sample_sliding_window(small_gpt(), wide, (4, 12), 4, dtype=torch.float64)
     assert dtypes == {torch.float32, torch.float64}
     windows, others = 9, 4 * 12 - 9  # no row above: each window once, then what is new in it
     assert sum(counted) <= windows * (16 + 3) + others * 4

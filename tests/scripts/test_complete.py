@@ -10,7 +10,6 @@ from PIL import Image
 
 from scripts.complete import main
 from taming.sampling.conditions import read_picture
-from taming.sampling.estimate import in_words
 from tests.kit.models import LABELS, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED
@@ -145,10 +144,6 @@ def test_full_size_keeps_the_photograph(
     assert Image.open(complete(run, photo, tmp_path, *flags) / "000000.png").size == (64, 48)
     said = capsys.readouterr().out
     assert said.startswith("64 x 48 pixels are 768 tokens, of which 24 are sampled")
-
-
-def test_times_in_words() -> None:
-    assert [in_words(n) for n in (0.2, 42, 600, 9000)] == ["1 s", "42 s", "10 min", "2.5 h"]
 
 
 def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None:
