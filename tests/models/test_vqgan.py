@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models.codes import CodeHistogram, as_grid
 from taming.models.vqgan import VQModel
 from tests.support import assert_close, double_precision, fill_by_name, load_golden
 
@@ -251,21 +250,6 @@ def test_a_model_without_a_loss_is_not_trained(tmp_path: Path) -> None:
         train(model, golden["x"].permute(0, 2, 3, 1)[None], tmp_path)
 
 
-def test_a_missing_image_key_names_what_there_is() -> None:
-    model, golden = golden_vqmodel()
-    with pytest.raises(UserError, match=r"no 'image' \(it has depth\)"):
-        model.get_input({"depth": golden["x"]}, "image")
-
-
-def test_bytes_and_images_without_channels_are_taken() -> None:
-    model, _ = golden_vqmodel()
-    pixels = torch.tensor([[0, 51], [204, 255]], dtype=torch.uint8)
-    expected = torch.tensor([[-1.0, -0.6], [0.6, 1.0]])[None, None]
-    for image in (pixels[None, ..., None], pixels[None]):
-        assert_close(model.get_input({"image": image}, "image"), expected)
-    assert_close(model.get_input({"image": expected[:, 0].double()}, "image"), expected)
-
-
 def test_pictures() -> None:
     model, golden = golden_vqmodel()
     pictures = model.log_images({"image": golden["x"].permute(0, 2, 3, 1)})
@@ -274,16 +258,6 @@ def test_pictures() -> None:
     shown = model.to_rgb(labels)
     assert torch.equal(model.to_rgb(labels), shown)
     assert shown.shape == (2, 3, 8, 8) and shown.min() == -1 and shown.max() == 1
-
-
-def test_code_histogram_and_grid() -> None:
-    histogram = CodeHistogram(4)
-    histogram.add(torch.tensor([[0, 0], [1, 1]]))
-    histogram.add(torch.tensor([0, 1]))
-    used, perplexity = histogram.summary()
-    assert used == 0.5 and math.isclose(perplexity, 2.0)
-    assert histogram.summary()[0] == 0  # starts anew
-    assert as_grid(torch.arange(8).reshape(2, 4)).shape == (2, 2, 2)
 
 
 def test_loading_a_checkpoint_without_the_loss(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from taming.errors import UserError
-from taming.sampling.uploads import stored
+from taming.sampling.uploads import require_pixels, stored
 
 
 class Upload:
@@ -35,6 +35,7 @@ def png(width: int, height: int) -> bytes:
         "a\\..\\x.png",
         "x\0.png",
         "x" * 999 + ".png",
+        "." + "x" * 300,
     ],
 )
 def test_uploads_stay_in_their_folder(name: str) -> None:
@@ -47,9 +48,10 @@ def test_uploads_stay_in_their_folder(name: str) -> None:
 
 def test_uploads_are_bounded() -> None:
     for content, words in (
-        (bytes(20 * 2**20 + 1), "^a.png has more than 20 MiB"),
-        (png(5001, 5000), "^a.png has 5001 x 5000 pixels; 25,000,000 are allowed"),
+        (bytes(20 * 2**20 + 1), "^a.PNG has more than 20 MiB"),
+        (png(5001, 5000), "^a.PNG has 5001 x 5000 pixels; 25,000,000 are allowed"),
     ):
         with pytest.raises(UserError, match=words):
-            with stored(None, Upload("a.png", content)):
+            with stored(None, Upload("a.PNG", content)):
                 raise AssertionError("it was stored")
+    require_pixels(5000, 5000, "what is allowed")
