@@ -41,7 +41,7 @@ def test_boxes_are_in_pixels_of_the_image_before_it_was_reduced() -> None:
     assert torch.equal(kept("8,0,24,16"), ~expected)
 
 
-def test_masks(tmp_path: Path) -> None:
+def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((8, 8), np.uint8)
     values[:4, :3] = 255
     Image.fromarray(values).save(tmp_path / "mask.png")
@@ -49,6 +49,11 @@ def test_masks(tmp_path: Path) -> None:
     assert kept.nonzero().tolist() == [[0, 0], [1, 0]]
     with pytest.raises(UserError, match="--keep takes top-half"):
         keep_mask(str(tmp_path / "mask.png"), (8, 8), 2, read_files=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask.png").rename("top-half")  # a file goes before a word
+    assert torch.equal(keep_mask("top-half", (8, 8), 2), kept)
+    assert not torch.equal(keep_mask("top-half", (8, 8), 2, read_files=False), kept)
+    (tmp_path / "top-half").rename("mask.png")
     with pytest.raises(UserError, match="8 x 8 pixels, the image 10 x 8"):
         keep_mask(str(tmp_path / "mask.png"), (8, 10), 2)
     Image.fromarray(values // 255 * (224 - 31) + 31).save(tmp_path / "pale.png")

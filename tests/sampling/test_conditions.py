@@ -138,3 +138,6 @@ def test_labels_stay_one_hot_at_other_sizes(tmp_path: Path) -> None:
         expected = torch.tensor([0] * 4 + [1] * 4)[:, None].expand(8, width)
         assert torch.equal(result[0].argmax(0), expected)
         assert torch.equal(result.sum(1), torch.ones(1, 8, width))
+    file = save(tmp_path / "checks.png", np.indices((20, 30)).sum(0) % 2 * 2)  # 0 and 2, never 1
+    for size in ({"size": (8, 8)}, {"reduce_to": (8, 8)}):
+        assert read_input(stage, file, **size)[0].argmax(0).unique().tolist() == [0, 2]
