@@ -51,6 +51,15 @@ def test_conditions_become_so_many_tokens(
     assert token_count(stage) == tokens
 
 
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_sequences_may_be_as_long_as_the_block(unconditional: bool) -> None:
+    batch = {"image": torch.zeros(2, 8, 12, 3), "class_label": torch.zeros(2)}
+    changes = {"unconditional": unconditional}
+    build(transformer_config({"block_size": 24}, **changes)).check_batch(batch)
+    with pytest.raises(UserError, match="for 24 tokens of an image and 1 of .* at least 24"):
+        build(transformer_config({"block_size": 23}, **changes)).check_batch(batch)
+
+
 def stage_of(target: str, **params: Any) -> dict[str, Any]:
     return {"cond_stage_config": {"target": f"taming.modules.{target}", "params": params}}
 

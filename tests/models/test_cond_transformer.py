@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -116,6 +117,7 @@ def test_weight_decay_is_for_linear_weights() -> None:
 
 def test_stages_stay_frozen() -> None:
     model, _, _ = golden_model("net2net_coord")
+    assert not model.first_stage_model.training and not model.cond_stage_model.training
     model.train()
     assert model.transformer.training
     assert not model.first_stage_model.training and not model.cond_stage_model.training
@@ -216,8 +218,46 @@ def test_losses_are_logged_of_every_process() -> None:
 
 
 def test_the_start_token_is_the_configs() -> None:
-    model = variant(cond_stage_config="__is_unconditional__", sos_token=7)
-    assert model.encode_to_c(torch.zeros(2, 3, 8, 8))[1].tolist() == [[7], [7]]
+    for kind in ({"cond_stage_config": "__is_unconditional__"}, {"unconditional": True}):
+        model = variant(**kind, sos_token=7)
+        assert model.encode_to_c(torch.zeros(2, 3, 8, 8))[1].tolist() == [[7], [7]]
+        assert model.cond_stage_key == "image" and model.learning_rate == 4.5e-6
+
+
+@pytest.mark.parametrize(
+    ("resumed", "loaded", "stage", "warned"),
+    [
+        (None, None, None, True),
+        ("last.ckpt", None, None, False),
+        (None, "last.ckpt", None, False),
+        (None, None, "last.ckpt", False),
+    ],
+)
+def test_a_first_stage_that_is_not_trained_is_warned_of(
+    resumed: str | None,
+    loaded: str | None,
+    stage: str | None,
+    warned: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tiny_model()
+    model.loaded_from, model.first_stage_model.loaded_from = loaded, stage
+    for first in (False, True):  # the first process speaks
+        model._trainer = SimpleNamespace(is_global_zero=first, ckpt_path=resumed)
+        model.on_fit_start()
+        messages = [record.message for record in caplog.records]
+        sentence = "the first_stage is not trained: set model.params.first_stage_config to a run"
+        assert messages == ([sentence] if warned and first else [])
+
+
+def test_weights_are_loaded_but_for_what_is_ignored(tmp_path: Path) -> None:
+    state = tiny_model().state_dict()
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    options = {"ckpt_path": str(tmp_path / "model.ckpt"), "ignore_keys": ["transformer.head"]}
+    model = instantiate_from_config(transformer_config(**options))
+    assert torch.equal(model.transformer.ln_f.weight, state["transformer.ln_f.weight"])
+    assert not torch.equal(model.transformer.head.weight, state["transformer.head.weight"])
+    assert model.loaded_from == str(tmp_path / "model.ckpt")
 
 
 @pytest.mark.parametrize("pkeep", [1.0, 0.0])
