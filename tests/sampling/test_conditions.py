@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from taming.data.tools.extraction import depth_picture
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.sampling.conditions import (
     cut_to_tokens,
     read_condition,
@@ -42,8 +42,9 @@ def test_pictures(tmp_path: Path) -> None:
         (tmp_path / "b.png", 3, "b.png is no image .*; give an image file"),
         (file, 5, "5 channels"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             read_picture(path, channels)
+        assert isinstance(caught.value, DamagedImage) == ("b.png is no image" in message)
 
 
 def test_depth_of_extraction(tmp_path: Path) -> None:

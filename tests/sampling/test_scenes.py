@@ -70,6 +70,19 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     assert len(lower_right) == len(request.prompt)
 
 
+def test_windows_of_a_mirrored_scene_see_the_other_side(tmp_path: Path) -> None:
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
+    builder = builder_of(data, "objects_bbox")
+
+    def seen(flipped: bool, window: tuple[float, float, float, float]) -> set[Any]:
+        scene = Scene("000000", list(data.annotations(0)), flipped=flipped)
+        return {thing for thing, _ in builder.inverse_build(scene.tokens(builder, window))[0]}
+
+    left, right = (0.0, 0.0, 0.25, 1.0), (0.75, 0.0, 0.25, 1.0)
+    assert seen(False, left) != seen(False, right)
+    assert seen(True, left) == seen(False, right) and seen(True, right) == seen(False, left)
+
+
 def test_layouts_are_read_as_they_are_written(tmp_path: Path) -> None:
     data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
     layout: list[dict[str, Any]] = [
