@@ -1,4 +1,4 @@
-"""Images and conditions to indices and back, of images that are not square."""
+"""A transformer in use: images and conditions to indices, samples, and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming.config import instantiate_from_config
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.decoding import filter_logits, one_pass_logits, sample_token
+from taming.sampling import requests_for_labels, sample_images
 from tests.kit.models import first_stage_config, tiny_model, transformer_config
 from tests.support import assert_close
 
@@ -75,3 +79,53 @@ def test_logged_pictures_are_four_of_the_images_size(kind: str) -> None:
     for name, picture in logged.items():
         channels = 1 if kind == "coordinates" and name.startswith("conditioning") else 3
         assert picture.shape == (4, channels, 8, 12), name
+
+
+@pytest.mark.parametrize("pkeep", [1.0, 0.0])
+@torch.no_grad()
+def test_samples_are_what_the_forward_pass_and_their_options_give(pkeep: float) -> None:
+    model = tiny_model(transformer_config(pkeep=pkeep))
+    x, c = torch.tensor([[3, 9], [0, 19]]), torch.tensor([[1], [4]])
+    options: dict[str, Any] = {"temperature": 1.9, "top_k": 9, "top_p": 0.9}
+    told: list[int] = []
+    torch.manual_seed(0)
+    numbers = torch.rand(14, 2)
+    expected = x
+    one_pass = one_pass_logits(model.transformer, torch.cat((c, x), dim=1), 14)
+    for n in range(14):
+        logits = model.transformer(torch.cat((c, expected), dim=1))[0][:, -1]
+        logits = logits if pkeep else one_pass[:, n]
+        token = sample_token(filter_logits(logits[:, :20], **options), numbers[n])
+        expected = torch.cat((expected, token[:, None]), dim=1)
+    torch.manual_seed(0)
+    sampled = model.sample(x, c, 14, sample=True, callback=told.append, **options)
+    assert torch.equal(sampled, expected)
+    assert told == (list(range(14)) if pkeep else [])
+
+
+def test_logged_samples_begin_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    calls: list[tuple[Any, ...]] = []
+
+    def sample(x: Tensor, c: Tensor, steps: int, temperature: float, **options: Any) -> Tensor:
+        calls.append((x.shape[1], steps, temperature, options["sample"], options["top_k"]))
+        return Net2NetTransformer.sample(model, x, c, steps, temperature, **options)
+
+    monkeypatch.setattr(model, "sample", sample)
+    images = torch.rand(3, 8, 8, 3) * 2 - 1
+    model.log_images({"image": images, "class_label": torch.arange(3)}, temperature=0.8)
+    assert calls == [(8, 8, 0.8, True, 100), (0, 16, 0.8, True, 100), (0, 16, 0.8, False, 100)]
+
+
+def test_samples_of_random_weights_are_said_to_be_noise(caplog: pytest.LogCaptureFixture) -> None:
+    model = instantiate_from_config(transformer_config())
+    c = torch.tensor([[0]])
+    requests = requests_for_labels(model, [1], 1)
+    list(sample_images(model.eval(), requests))
+    model.sample(c[:, :0], c, 2)
+    (record,) = caplog.records
+    assert "random weights" in record.message and record.levelname == "WARNING"
+    loaded = instantiate_from_config(transformer_config())
+    loaded.load_state_dict(tiny_model().state_dict())
+    loaded.sample(c[:, :0], c, 2)
+    assert len(caplog.records) == 1

@@ -53,7 +53,9 @@ def test_stages_of_labels_are_told_by_their_channels_or_colors() -> None:
 
 def test_labels_are_shown_in_the_stages_colors() -> None:
     stage = build(first_stage_config(channels=5, colorize_nlabels=5))
-    x = to_one_hot(torch.randn(2, 5, 4, 4))
+    logits = torch.randn(2, 5, 4, 4)
+    x = to_one_hot(logits)
+    assert torch.equal(x.argmax(1), logits.argmax(1)) and torch.equal(x.sum(1), x[:, 0] * 0 + 1)
     assert torch.equal(stage.to_rgb(x), in_colors(x, stage.colorize))
     assert not torch.equal(stage.to_rgb(x), in_colors(x))
     assert torch.equal(in_colors(x), in_colors(x))
