@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import pytest
@@ -29,12 +31,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_names_share_one_write(tmp_path: Path) -> None:
+def test_two_names_share_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bool] = []  # whether it was a folder
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(S_ISDIR(os.fstat(file).st_mode)))
     paths = [tmp_path / "epoch=1.ckpt", tmp_path / "last.ckpt"]
     for value in (1.0, 2.0):
         save_atomic(state(value), paths[0], also=paths[1:])
     assert os.path.samefile(*paths) and read_checkpoint(paths[1])["global_step"] == 2
     assert names(tmp_path) == ["epoch=1.ckpt", "last.ckpt"]
+    assert flushed.count(True) == 4 and not flushed[0]  # names are on the disk as well
 
 
 def test_a_copy_where_there_are_no_hard_links(
@@ -47,6 +52,15 @@ def test_a_copy_where_there_are_no_hard_links(
     paths = [tmp_path / "epoch=1.ckpt", tmp_path / "last.ckpt"]
     save_atomic(state(1.0), paths[0], also=paths[1:])
     assert not os.path.samefile(*paths) and paths[0].read_bytes() == paths[1].read_bytes()
+
+    def copy_badly(source: Path, target: Path) -> None:
+        data = source.read_bytes()
+        target.write_bytes(data[:900] + b"x" + data[901:])
+
+    monkeypatch.setattr(shutil, "copyfile", copy_badly)
+    with pytest.raises(UserError, match="the disk does not give back"):
+        save_atomic(state(2.0), paths[0], also=paths[1:])
+    assert read_checkpoint(paths[1])["global_step"] == 1
 
 
 def test_what_the_disk_does_not_give_back_gets_no_name(
@@ -111,12 +125,21 @@ def test_outdated_files_stay_until_a_write_succeeds(
     assert names(tmp_path) == ["new.ckpt"] and writer.failure() is None
 
 
-def test_a_file_that_cannot_grow_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's own refusal, which reaches us through torch's writer."""
     if not os.path.exists("/dev/full"):
         pytest.skip("needs Linux")
     with pytest.raises(OSError, match="No space left"):
         saving._write({"weight": torch.randn(100_000)}, Path("/dev/full"))
+
+    def save(content: object, file: Any) -> None:
+        with contextlib.suppress(OSError):
+            file.write(bytes(100_000))
+        raise RuntimeError("unexpected position 0")  # as some versions of torch say
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        saving._write({}, Path("/dev/full"))
 
 
 def test_failures_that_are_not_the_disks_are_told_as_they_are(tmp_path: Path) -> None:
@@ -136,6 +159,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
         "sparse": torch.eye(3).to_sparse(),
         "half": torch.ones(3, dtype=torch.bfloat16, requires_grad=True),
         "text": "x",
+        "others": {1},
     }
     snapshots = Snapshots()
     snapshot = snapshots.take(content)
@@ -144,6 +168,8 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     torch.save(copied, tmp_path / "b.ckpt")
     assert (tmp_path / "a.ckpt").stat().st_size == (tmp_path / "b.ckpt").stat().st_size
     whole.zero_()
+    content["others"].add(2)  # type: ignore[attr-defined]
+    assert copied["others"] == {1}
     assert type(copied["state_dict"]) is OrderedDict
     assert copied["state_dict"]._metadata == weights._metadata
     assert torch.equal(copied["state_dict"]["part"], torch.arange(3.0, 9.0).view(2, 3).t())
