@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from taming.checkpoint import load_run, load_weights
+from taming.checkpoint.fit import misfit
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from tests.kit.datasets import images
@@ -79,6 +80,37 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
     other = instantiate_from_config(set_in(unconditional_config(), path, TRANSFORMER[path]))
     with pytest.raises(UserError, match=f"{path} is {TRANSFORMER[path]}, but"):
         load_weights(other, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "expected"),
+    [
+        ("quantize.used", ((5,), (7,)), "the number of codes in remap is 7, but 5 in the "),
+        ("first_stage_model.C", ((3, 9), (4, 9)), "first_stage_config.params.ncluster is 4, but 3"),
+        (
+            "cond_stage_model.quantize.embedding.weight",
+            ((12, 4), (20, 4)),
+            "cond_stage_config.params.n_embed is 20, but 12",
+        ),
+        ("quantize.embedding.weight", ((), (20, 4)), "embed is 20, but something else in the "),
+        (
+            "loss.discriminator.main.5.weight",
+            ((8, 4), (16, 4)),
+            "a width by lossconfig.params.disc_num_layers and disc_ndf is 16, but 8",
+        ),
+    ],
+)
+def test_shapes_are_named(name: str, shapes: tuple[Any, Any], expected: str) -> None:
+    file, model = ({name: torch.zeros(shape)} for shape in shapes)
+    assert expected in str(misfit("a.ckpt", file, model, [], []))
+
+
+def test_whole_parts_alone_can_be_loaded() -> None:
+    model = {f"{part}.{name}": torch.zeros(1) for part in ("encoder", "decoder") for name in "ab"}
+    for names, advised in ((["encoder.a", "encoder.b"], True), (["encoder.a"], False)):
+        missing = sorted(model.keys() - set(names))
+        error = misfit("a.ckpt", {name: model[name] for name in names}, model, missing, [])
+        assert ("--parts encoder" in str(error)) is advised
 
 
 def test_the_other_stages_checkpoint_is_recognized() -> None:

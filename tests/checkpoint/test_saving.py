@@ -79,14 +79,49 @@ def test_what_the_disk_does_not_give_back_gets_no_name(
     assert names(tmp_path) == ["last.ckpt"]
 
 
-def test_the_state_of_the_call_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, save = threading.Event(), saving.save_atomic
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nothing is written before it is set."""
+    event, save = threading.Event(), saving.save_atomic
 
     def wait_and_save(*arguments: Any, **options: Any) -> None:
-        assert go_on.wait(20)
+        assert event.wait(20)
         save(*arguments, **options)
 
     monkeypatch.setattr(saving, "save_atomic", wait_and_save)
+    return event
+
+
+def test_the_newest_takes_the_place_of_one_that_waits(
+    tmp_path: Path, go_on: threading.Event
+) -> None:
+    writer, last, old = CheckpointWriter(), tmp_path / "last.ckpt", tmp_path / "old.ckpt"
+    old.touch()
+    writer.save(state(1.0), [last])
+    writer.save(state(2.0), [last], outdated=[old])
+    writer.save(state(3.0), [tmp_path / "epoch=3.ckpt", last])
+    threading.Timer(0.1, go_on.set).start()
+    writer.save(state(4.0), [last])  # waits: one that waits has another name, too
+    writer.wait()
+    assert not writer.busy
+    assert names(tmp_path) == ["epoch=3.ckpt", "last.ckpt"]  # what the second would have removed
+    assert read_checkpoint(last)["global_step"] == 4
+
+
+def test_without_memory_for_a_copy_it_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Snapshots, "take", take)
+    writer = CheckpointWriter()
+    writer.save(state(1.0), [tmp_path / "last.ckpt"])
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
+    assert not writer.in_background and not writer.failed
+
+
+def test_the_state_of_the_call_is_written(tmp_path: Path, go_on: threading.Event) -> None:
     writer, content = CheckpointWriter(), state(1.0)
     writer.reserve(content)
     for value in (1.0, 2.0):
@@ -113,16 +148,20 @@ def test_outdated_files_stay_until_a_write_succeeds(
     def fill_up(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    older = tmp_path / "older.ckpt"
+    older.touch()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fill_up)
-        writer.save(state(2.0), [new], outdated=[old])
-        writer.wait()
+        for outdated in (older, old, new):
+            writer.save(state(2.0), [new], outdated=[outdated])
+            writer.wait()
     failure = writer.failure()
     assert isinstance(failure, UserError) and "No space left" in str(failure)
-    assert names(tmp_path) == ["old.ckpt"] and writer.failure() is None
+    assert names(tmp_path) == ["old.ckpt", "older.ckpt"] and writer.failed
+    assert writer.failure() is None
     writer.save(state(3.0), [new])
     writer.wait()
-    assert names(tmp_path) == ["new.ckpt"] and writer.failure() is None
+    assert names(tmp_path) == ["new.ckpt"] and writer.failure() is None and not writer.failed
 
 
 def test_a_file_that_cannot_grow_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

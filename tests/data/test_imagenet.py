@@ -318,6 +318,9 @@ def test_published_transform_of_images_and_depth() -> None:
     assert get_preprocessor(crop_size=20)(image=image)["image"].shape == (20, 20, 3)
     assert get_preprocessor(16, crop_size=99)(image=image)["image"].shape == (16, 16, 3)
     np.testing.assert_array_equal(get_preprocessor()(image=image)["image"], image)
+    cropped = get_preprocessor(random_crop=True, crop_size=32)
+    rows = {cropped(image=image[..., :1])["image"][0].tobytes() for _ in range(60)}
+    assert rows <= {image[0, left : left + 32, 0].tobytes() for left in range(17)}  # no flips
 
 
 def test_pairs_from_any_dataset() -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import default_collate
 
+from taming.data.degradation import canny_edges
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.errors import UserError
 from tests.kit.images import write_image, write_images
@@ -97,9 +98,13 @@ def test_other_kinds(pairs: Path, kind: str, key: str, shape: tuple[int, ...]) -
 
 
 def test_edges_are_found_where_there_are_none(pairs: Path) -> None:
-    pytest.importorskip("skimage")
+    skimage = pytest.importorskip("skimage")
     item = build(pairs, None, kind="edges", size=16)[0]
     assert item["edges"].shape == (16, 16, 3) and set(np.unique(item["edges"])) <= {-1.0, 1.0}
+    image = np.random.RandomState(0).randint(0, 256, (32, 48, 3)).astype(np.uint8)
+    expected = skimage.feature.canny(skimage.color.rgb2gray(image), sigma=2)
+    assert expected.any()
+    np.testing.assert_array_equal(canny_edges(image)[..., 0], expected * 2.0 - 1)
     with pytest.raises(UserError, match="depth cannot be computed from images; give the folder"):
         build(pairs, None, kind="depth")
 

@@ -78,17 +78,23 @@ def test_ade20k_lists_are_made_by_folder(ade: Path) -> None:
     assert item["segmentation_path_"] == expected
 
 
-@pytest.mark.parametrize("form", ["training/{}", "images/training/{}", "{}"])
+@pytest.mark.parametrize("form", ["{}/", "images/{}/", ""])
 def test_ade20k_lists_come_in_several_forms(ade: Path, form: str) -> None:
-    line = form.format("ADE_train_00000002.jpg")
-    Path("data/ade20k_train.txt").write_text(line + "\n")
-    paths = [item["relative_file_path_"] for item in ADE20kTrain(size=16)]
-    assert paths == ["training/ADE_train_00000002.jpg"]
+    for kind, file, folder, name in (
+        (ADE20kTrain, "train", "training", "ADE_train_00000002.jpg"),
+        (ADE20kValidation, "test", "validation", "ADE_val_00000001.jpg"),
+    ):
+        Path(f"data/ade20k_{file}.txt").write_text(form.format(folder) + name + "\n")
+        paths = [item["relative_file_path_"] for item in kind(size=16)]
+        assert paths == [f"{folder}/{name}"]
 
 
 def test_ade20k_crops_anywhere_in_training(ade: Path) -> None:
     assert len({ADE20kValidation(size=32)[0]["image"].tobytes() for _ in range(9)}) == 1
     assert len({ADE20kTrain(size=32, crop_size=8)[0]["image"].tobytes() for _ in range(9)}) > 1
+    for options, different in (({"random_crop": False}, 1), ({"random_flip": True}, 2)):
+        data = ADE20kTrain(**{"size": 32, "crop_size": 32, "random_crop": False} | options)
+        assert len({data[0]["image"].tobytes() for _ in range(30)}) == different
 
 
 def test_ade20k_asks_subclasses_for_their_split(ade: Path) -> None:
