@@ -88,6 +88,9 @@ def test_folders_of_hubs(kind: str) -> None:
     assert {n for n in model.state_dict() if "loss" not in n} == expected.state_dict().keys()
     x = images(2).permute(0, 3, 1, 2)
     assert torch.equal(model(x)[0], expected(x)[0])
+    if kind in ("diffusers", "mixin", "flat"):
+        other = taming.load(folder, overrides=["model.params.ddconfig.dropout=0.5"])
+        assert other.encoder.mid.block_1.dropout.p == 0.5
     if kind == "diffusers":  # its weights alone, with a config of ours
         OmegaConf.save({"model": first_stage_config()}, "own.yaml")
         lone = Path("diffusion_pytorch_model.safetensors")

@@ -67,7 +67,8 @@ def inert_class(*args: Any) -> type[Inert]:
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+    start = storage.storage_offset()  # not 0 in a part of a storage
+    return torch.as_strided(storage, tuple(size), tuple(stride), start + offset)
 
 
 def _tensor_of_dtype(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:

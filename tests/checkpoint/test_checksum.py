@@ -128,6 +128,8 @@ def test_any_first_byte_is_damage(tmp_path: Path) -> None:
     data = last.read_bytes()
     os.remove(last)
     last.write_bytes(b"\x80" + data[1:])
+    with pytest.raises(UserError, match="last.ckpt is damaged"):
+        verify(last)
     assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
 
 
@@ -164,6 +166,11 @@ def test_a_file_that_was_written_after_last_is_used(tmp_path: Path) -> None:
     os.replace(tmp_path / "kept.ckpt", last.parent / "epoch=000010.ckpt")
     assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
     os.utime(last)  # gone on with from an older file since then
+    assert find_run(tmp_path).checkpoint == last
+    newest = last.parent / "epoch=000003.ckpt"
+    newest.write_bytes(last.read_bytes())  # of the same step, where there are no links
+    os.utime(last, (1, 1))
+    os.remove(last.parent / "epoch=000010.ckpt")
     assert find_run(tmp_path).checkpoint == last
 
 

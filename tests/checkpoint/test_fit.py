@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from taming.checkpoint import load_run, load_weights
 from taming.checkpoint.fit import misfit
+from taming.checkpoint.weights import LargeTensorsUnset
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from tests.kit.datasets import images
@@ -139,6 +141,15 @@ def test_layers_for_other_channels_can_start_anew() -> None:
     assert torch.equal(gray.quantize.embedding.weight, color.quantize.embedding.weight)
 
 
+def file_at(address: int) -> str:
+    """The file that is mapped there."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= address < end:
+            return " ".join(line.split()[5:])
+    return ""
+
+
 def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
     model = build(unconditional_config()).eval()
     config = unconditional_config()
@@ -150,16 +161,23 @@ def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert not any(p.requires_grad for p in loaded.first_stage_model.parameters())
+    if os.path.exists("/proc/self/maps"):  # weights stay in the file until they are used
+        weight = loaded.transformer.tok_emb.weight
+        assert file_at(weight.data_ptr()) == str(run.checkpoint)
     x = images(2).permute(0, 3, 1, 2)
     torch.testing.assert_close(loaded(x, x)[0], model(x, x)[0])
 
 
 def test_a_run_that_lacks_its_loss_gets_a_new_one(tmp_path: Path) -> None:
-    model = build(first_stage_config(n_embed=20000))  # large enough to be left unset at first
+    config = first_stage_config(n_embed=20000)  # large enough to be left unset at first, as is:
+    config = set_in(config, "lossconfig.params.disc_ndf", 64)
+    model = build(config)
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("loss.")}
-    loaded, _, _ = load_run(write_run(tmp_path / "run", first_stage_config(n_embed=20000), state))
+    loaded, _, _ = load_run(write_run(tmp_path / "run", config, state))
     assert torch.equal(loaded.quantize.embedding.weight, model.quantize.embedding.weight)
-    assert loaded.loss.discriminator.main[0].weight.std() > 0
+    weights = [w for w in loaded.loss.discriminator.parameters() if w.dim() == 4]
+    assert max(weight.numel() for weight in weights) > LargeTensorsUnset.LARGE
+    assert all(0.015 < weight.std() < 0.025 for weight in weights)
 
 
 def test_half_precision_checkpoints_load_in_the_models_precision(tmp_path: Path) -> None:
