@@ -50,6 +50,14 @@ def test_labels_however_they_are_stored(pairs: Path, folder: str) -> None:
     assert default_collate([data[0], data[1]])["segmentation"].shape == (2, 24, 32, 3)
 
 
+def test_labels_may_be_shifted(pairs: Path) -> None:
+    plain, shifted = (
+        build(pairs, "gray", n_labels=4, shift_segmentation=shift)[3]["segmentation"].argmax(-1)
+        for shift in (False, True)
+    )
+    np.testing.assert_array_equal(shifted, plain + 1)
+
+
 def test_some_pairs_are_set_aside(pairs: Path) -> None:
     options = {"validation_fraction": 0.2}
     train, validation = (
@@ -58,6 +66,8 @@ def test_some_pairs_are_set_aside(pairs: Path) -> None:
     )
     assert (len(train), len(validation)) == (8, 2)
     assert len({*train.paths, *validation.paths}) == 10
+    other = build(pairs, "gray", PairedValidation, split_seed=1, **options)
+    assert set(other.paths) != set(validation.paths)
 
 
 def test_folders_of_splits(tmp_path: Path) -> None:
