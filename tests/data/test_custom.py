@@ -32,8 +32,9 @@ def test_random_crop_is_an_option(tmp_path: Path) -> None:
     file = write_list(tmp_path, ["000.png"])
     dataset = CustomTrain(16, file, random_crop=True)
     assert len({dataset[0]["image"].tobytes() for _ in range(20)}) > 3
-    dataset = CustomTrain(16, file, random_flip=True)
-    assert len({dataset[0]["image"].tobytes() for _ in range(20)}) == 2
+    for kind in (CustomTrain, CustomTest):
+        dataset = kind(16, file, random_flip=True)
+        assert len({dataset[0]["image"].tobytes() for _ in range(20)}) == 2
 
 
 def test_own_subclasses_may_set_data_themselves(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_item(imagenet: Path) -> None:
     assert default_collate(list(data))["class_label"].tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_the_config_of_images_with_depth_is_heard(imagenet: Path) -> None:
+    data = ImageNetTrainWithDepth({"size": 16, "sub_indices": "30"})
+    assert len(data) == 2 and data[0]["synsets"] == "n01641577"
+    assert data[0]["image"].shape == (16, 16, 3) and data[0]["depth"].shape == (16, 16)
+    assert ImageNetTrainWithDepth({"size": 16}, size=20)[0]["image"].shape == (20, 20, 3)
+
+
 def test_the_damaged_image_is_not_used(imagenet: Path) -> None:
     for number in (1, 2):
         folder = imagenet / "ILSVRC2012_train/data/n06596364"

@@ -53,6 +53,23 @@ def test_own_lists(tmp_path: Path) -> None:
     assert item["file_path_"] == str(tmp_path / "im/a/x.jpg")
     assert item["segmentation_path_"] == str(tmp_path / "seg/a/x.png")
     assert default_collate(list(data))["segmentation"].shape == (2, 32, 32, 10)
+    places = (tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg")
+    plain, shifted = (
+        SegmentationBase(*places, n_labels=11, shift_segmentation=shift)[1]["segmentation"]
+        for shift in (False, True)
+    )
+    np.testing.assert_array_equal(shifted.argmax(-1), plain.argmax(-1) + 1)
+
+
+def test_examples_are_of_256_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module, name, highest in ((sflckr, "sflckr", 181), (ade20k, "ade20k", 150)):
+        write_labeled(
+            Path(f"data/{name}_images/a.jpg"), Path(f"data/{name}_segmentations/a.png"), highest
+        )
+        Path(f"data/{name}_examples.txt").write_text("a.jpg\n")
+        item = module.Examples()[0]
+        assert item["segmentation"].shape == (256, 256, highest + 1)
 
 
 def test_own_lists_with_mistakes(tmp_path: Path) -> None:
