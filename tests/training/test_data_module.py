@@ -77,6 +77,9 @@ def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
         assert loader.worker_init_fn is start_worker and loader.num_workers == workers
         assert loader.timeout == (600 if workers else 0)
         assert loader.pin_memory == torch.cuda.is_available()
+    own = DataModuleFromConfig(2, noise(5), num_workers=workers, timeout=7)
+    own.setup()
+    assert own.train_dataloader().timeout == (7 if workers else 0)
 
 
 def test_data_module_hands_bytes_over(tmp_path: Path) -> None:
