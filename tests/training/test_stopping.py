@@ -132,6 +132,7 @@ def test_our_handlers_are_gone_afterwards(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in numbers]
     train(tmp_path, "vqgan", "--max_epochs", "1")
     assert [signal.getsignal(number) for number in numbers] == before
+    assert not stopping.requests.gentle  # what follows training ends at once
 
 
 def test_the_command_ends_with_the_signals_code(launcher: Launcher, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_run_that_never_saved_starts_over_in_its_folder(
     with pytest.raises(Stopped) as stopped:
         train(tmp_path, "vqgan")
     assert "at step 0" in stopped.value.message and f"-r {RUN}" in stopped.value.message
-    assert not list(Path(RUN).glob("checkpoints/*"))
+    assert not list(Path(RUN).glob("checkpoints/*")) and not stopping.requests.gentle
     run = go_on(monkeypatch)
     assert "stopped before its first save: it starts over" in caplog.text
     assert differences(whole[1], run) == []
