@@ -19,7 +19,7 @@ from taming.errors import NonFiniteError, Stopped, UserError
 from taming.training import checkpoints, run_folder
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import main as main_command
-from taming.training.stopping import SAVE, TERMINATE
+from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, TERMINATE
 from tests.kit.resuming import moments, run_config
 from tests.kit.training import write_config
 
@@ -219,6 +219,51 @@ def test_what_cannot_be_saved_at_a_signal_is_said(
     assert calls == ["write", "write"]
     callback.on_exception(trainer, trainer, caught.value)
     assert calls == ["write", "write"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "step", "queued", "written"),
+    [
+        (NOTHING, 2, False, 0),
+        (NOTHING, 3, False, 1),
+        (SAVE_NOW, 2, False, 1),
+        (SAVE_NOW, 2, True, 0),
+    ],
+)
+def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wanted: int,
+    step: int,
+    queued: bool,
+    written: int,
+) -> None:
+    callback = Checkpoints(dirpath=tmp_path)
+    trainer: Any = SimpleNamespace(max_steps=3, global_step=step, is_global_zero=False)
+    monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
+    monkeypatch.setattr(checkpoints.requests, "agreed", lambda _: wanted)
+    monkeypatch.setattr(checkpoints, "requeue_on_slurm", lambda _: queued)
+    for name in ("_reserve", "_report", "_write"):
+        monkeypatch.setattr(callback, name, lambda *_: None)
+    callback._training = True
+    callback.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert callback._due == [callback.last_path] * written
+
+
+def test_one_of_several_processes_does_not_stop_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checkpoints, "requests", SimpleNamespace(stop=15))
+    callback = Checkpoints(dirpath=tmp_path)
+    for processes, between in ((2, True), (1, False), (1, True)):
+        monkeypatch.setattr(checkpoints, "between_steps", lambda _, between=between: between)
+        trainer: Any = SimpleNamespace(world_size=processes)
+        if (processes, between) == (1, True):
+            with pytest.raises(Stopped):
+                callback.on_validation_batch_start(trainer, trainer, None, 0)
+        else:
+            callback.on_validation_batch_start(trainer, trainer, None, 0)
 
 
 @pytest.mark.parametrize(

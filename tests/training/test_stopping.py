@@ -9,6 +9,7 @@ import signal
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +221,16 @@ def test_the_highest_of_what_signals_ask_for_counts() -> None:
     requests.gentle = False
     with pytest.raises(Stopped):
         requests._handle(signal.SIGTERM, None)
+
+
+def test_nothing_is_exchanged_after_the_agreement_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "world_size", lambda: 2)
+    requests, sent = Requests(), list[int]()
+    answers = iter([NOTHING, SAVE, TERMINATE])
+    agreement: Any = SimpleNamespace(received=lambda: next(answers), send=sent.append)
+    requests._agreement = agreement
+    assert [requests.agreed(own) for own in (SAVE, NOTHING, SAVE)] == [NOTHING, SAVE, TERMINATE]
+    assert sent == [SAVE, NOTHING]
 
 
 @pytest.mark.parametrize(
