@@ -158,6 +158,10 @@ def test_infinite_gradients_are_a_scalers_own_business() -> None:
         callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
     with pytest.raises(UserError, match="0 or more"):
         FiniteNumbers(skip=-1)
+    callback = FiniteNumbers(skip=6)
+    callback.skipped = 6
+    with pytest.raises(NonFiniteError, match="leave such batches out with --skip_nonfinite 12"):
+        callback._leave_out("the loss is nan", 1, SGD([weight], lr=0.1))
 
 
 def test_large_gradients_are_finite() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,18 @@ def test_the_bar_is_over_the_whole_run_also_of_a_resumed_one(
     main(["-r", str(run), "-t", "--max_steps", "-1", "--max_epochs", "3"])
     assert [(n, total) for n, total, _ in Watch.seen] == [(n, 9) for n in range(5, 9)]
     assert Watch.initial == 5  # which the time that remains is not told from
+
+
+def test_the_last_step_is_shown_whatever_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, shown = RunProgress(refresh_rate=3), list[int]()
+    monkeypatch.setattr(bar, "get_metrics", lambda *_: {})
+    drawn = SimpleNamespace(disable=False, n=3, total=5, set_postfix=lambda *_, **__: None)
+    drawn.update = shown.append
+    monkeypatch.setattr(bar, "_train_progress_bar", drawn)
+    for step in (3, 4, 5, 6):
+        trainer: Any = SimpleNamespace(global_step=step)
+        bar.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert shown == [2, 3]
 
 
 def test_its_pace_is_said_once(

@@ -400,3 +400,5 @@ def test_slurm_is_left_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda number, _: called.append(number),
     )
     assert lightning_internals.requeue_on_slurm(trainer) and called == [signal.SIGUSR2]
+    environment.auto_requeue = False
+    assert not lightning_internals.requeue_on_slurm(trainer) and len(called) == 1
