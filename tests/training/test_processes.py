@@ -9,10 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from taming.errors import Stopped
+from taming.training import processes
 from taming.training.processes import ProcessWatch, _manner
 from tests.kit.launch import Launcher
 
@@ -63,6 +66,18 @@ def test_a_parent_that_is_gone_is_named() -> None:
     watch = ProcessWatch(before_exit=lambda: None)
     watch._parent = 1 << 22
     assert watch.death() == f"rank 0 (process {1 << 22}) has died"
+
+
+def test_ranks_are_counted_from_the_first_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "take_child_processes", lambda _: [])
+    monkeypatch.setattr(processes, "_is_started_by_rank_zero", lambda: False)
+    watch = ProcessWatch(before_exit=lambda: None)
+    trainer: Any = SimpleNamespace(global_rank=5, local_rank=1)
+    watch.setup(trainer, trainer, "fit")
+    watch._parent = 1 << 22
+    assert watch.death() == f"rank 4 (process {1 << 22}) has died"
 
 
 def test_manners_of_death() -> None:
