@@ -16,7 +16,8 @@ import pytest
 
 from taming.errors import Stopped
 from taming.training import processes
-from taming.training.processes import ProcessWatch, _manner
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.processes import LoaderWatch, ProcessWatch, _manner
 from tests.kit.launch import Launcher
 
 # Starts a process that kills itself, looks after it, and waits for it for ever.
@@ -97,3 +98,20 @@ def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path
         for _ in range(100):
             os.kill(int(sleeper[0]), 0)
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "timeout", "stage", "watched"),
+    [(0, 5, "fit", 1), (0, 0, "fit", 0), (1, 5, "fit", 0), (0, 5, "test", 0)],
+)
+def test_items_are_watched_where_no_worker_loads_them(
+    monkeypatch: pytest.MonkeyPatch, workers: int, timeout: float, stage: str, watched: int
+) -> None:
+    started: list[Any] = []
+    thread = SimpleNamespace(start=lambda: started.append(thread))
+    monkeypatch.setattr(processes.threading, "Thread", lambda **_: thread)
+    watch = LoaderWatch(before_exit=lambda: None)
+    data = DataModuleFromConfig(1, num_workers=workers, timeout=timeout)
+    trainer: Any = SimpleNamespace(datamodule=data)
+    watch.setup(trainer, trainer, stage)
+    assert len(started) == watched
