@@ -178,8 +178,8 @@ def test_models_that_are_read_from_files_may_be_larger() -> None:
 
 
 def test_durations_are_readable() -> None:
-    texts = [readable_time(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 9 * 86400)]
-    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "9 days"]
+    texts = [readable_time(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 108000, 777600)]
+    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "30 h 0 min", "9 days"]
 
 
 def test_bytes_are_counted_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -431,7 +431,7 @@ def test_yaml_that_grows() -> None:
 
 def test_the_users_own_configs_may_say_where_to_write(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    trust([])
+    trusted.set(())
     for name in ("dirpath", "path", "save_dir"):
         callback = {"target": "pytorch_lightning.callbacks.Own", "params": {name: "elsewhere"}}
         path.write_text(json.dumps({"lightning": {"callbacks": {"x": callback}}}))
