@@ -111,7 +111,7 @@ def test_classes_go_from_the_best_to_the_worst(
     assert heights(axes) == [7, 2] and axes.get_ylabel() == "share"
     for count in (NAMED_CLASSES, NAMED_CLASSES + 1):
         named = count == NAMED_CLASSES
-        numbers = {n: 1.0 for n in range(100, 100 + count)}
+        numbers = dict.fromkeys(range(100, 100 + count), 1.0)
         (axes,) = figure(plot_classes(numbers, tmp_path / "x.png")).axes
         assert (axes.get_xlabel() == "class") == named
         assert (axes.get_xticklabels()[0].get_text() == "100") == named

@@ -9,19 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch_fidelity.utils import glob_samples_paths
 from torchvision import models
 
 from scripts.sample_fast import main as sample_fast
+from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import SetArguments
-from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, Manifest, SourceImage, by_size
+from taming.evaluation.sources import images as images_module
+from taming.evaluation.sources.dataset import DatasetSource, ItemSource
+from taming.evaluation.sources.images import (
+    FolderSource,
+    Manifest,
+    SourceImage,
+    by_size,
+    loaded,
+    pixel_digest,
+)
 from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
-from tests.kit.datasets import Noise
+from taming.weight_choice import choosing_weights
+from tests.kit.datasets import Items, Noise
 from tests.kit.images import image_classes, image_folder, noise, ramps, write_turned
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
@@ -155,6 +166,44 @@ def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
     assert first.fingerprint() != FolderSource(tmp_path / "c", workers=0).fingerprint()
 
 
+def test_hashes_are_of_the_size_as_well() -> None:
+    flat = np.arange(36, dtype=np.uint8)
+    shapes = [(3, 2, 6), (3, 6, 2), (3, 3, 4)]
+    assert len({pixel_digest(flat.reshape(shape)) for shape in shapes}) == 3
+
+
+def test_images_that_are_left_out_take_their_labels_along(tmp_path: Path, config: str) -> None:
+    folder = FolderSource(image_classes(tmp_path, {"3": 2, "5": 2}), workers=0)
+    dataset = DatasetSource(config, "train", workers=0)
+    names = [folder.files[3], dataset.load(7)[2]]
+    for source in (folder, dataset):
+        for _ in range(2):  # those behind move up
+            source.leave_out({0, 3})
+    assert [folder.load(n)[1:3] for n in range(len(folder))] == [(5, folder.files[0])]
+    assert len(dataset) == 8 and dataset.load(3)[2] == names[1] == "item 7"
+    assert torch.equal(
+        torch.from_numpy(dataset.load(3)[0]),
+        torch.from_numpy(DatasetSource(config, "train").load(7)[0]),
+    )
+
+
+@pytest.mark.parametrize(("count", "workers"), [(31, 0), (64, 2), (100, 3), (10_000, 4)])
+def test_few_images_are_loaded_without_processes(
+    monkeypatch: pytest.MonkeyPatch, count: int, workers: int
+) -> None:
+    asked: list[int] = []
+
+    def loader(*_: Any, num_workers: int, **__: Any) -> list[Any]:
+        asked.append(num_workers)
+        return []
+
+    monkeypatch.setattr(images_module, "DataLoader", loader)
+    monkeypatch.setattr(images_module, "available_cpus", lambda: 4)
+    assert list(loaded(Noise(count), range(count), 4, None)) == []
+    assert list(loaded(Noise(count), range(count), 4, 1)) == []
+    assert asked == [workers, 1]
+
+
 def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
     sources = [FolderSource(image_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
     assert sources[0].content_key() != sources[1].content_key()
@@ -170,6 +219,11 @@ def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
         assert len(batch) <= 3
     shares = [set(images_of(source, share=(rank, 3), skip={4, 5})) for rank in range(3)]
     assert shares == [{0, 3, 6, 9}, {1, 7, 10}, {2, 8, 11}]
+
+
+def test_batches_are_full_where_there_are_enough_of_a_size() -> None:
+    images = (SourceImage(n, torch.zeros(3, 1, 1 + n % 7, dtype=torch.uint8)) for n in range(84))
+    assert [len(batch) for batch in by_size(images, 4)] == [4] * 21
 
 
 def test_few_images_wait_for_others_of_their_size() -> None:
@@ -208,6 +262,54 @@ def test_dataset_of_a_config(config: str) -> None:
     assert DatasetSource(config).content_key() != source.content_key()
 
 
+class Endless(torch.utils.data.Dataset[Any]):
+    """Nobody knows how many items it has."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __getitem__(self, index: int) -> Any:
+        return Noise(self.length)[index]
+
+
+NO_LENGTH = f"data.params.validation.target={__name__}.Endless"
+EMPTY = "data.params.validation.params.length=0"
+
+
+def test_gray_images_are_of_three_equal_channels(config: str) -> None:
+    source = DatasetSource(config, workers=0)
+    gray = np.linspace(-1, 1, 20, dtype=np.float32).reshape(4, 5)
+    for image in (gray, gray[..., None]):
+        pixels = source.to_pixels(image, "a")
+        assert pixels.shape == (3, 4, 5) and (pixels == pixels[0]).all()
+        np.testing.assert_array_equal(pixels[0], ((gray + 1) * 127.5).round())
+
+
+def test_items_are_hashed_with_what_the_model_reads() -> None:
+    columns = {
+        "image": torch.rand(3, 4, 4, 3),
+        "depth": torch.rand(3, 4, 4),
+        "class_label": torch.tensor([4, 5, 6]),
+        "other": torch.rand(3),
+    }
+
+    def source(**changes: torch.Tensor) -> ItemSource:
+        data = SeededDataset(Items(columns | changes))
+        return ItemSource(data, ("image", "depth"), workers=0)
+
+    key = source().content_key()
+    assert source(other=torch.zeros(3)).content_key() == key
+    changed = [{"image": columns["image"].flip(0)}, {"depth": columns["depth"].transpose(1, 2)}]
+    assert len({key, *(source(**change).content_key() for change in changed)}) == 3
+    whole = source()
+    found = images_of(whole)
+    assert torch.equal(found[2].pixels, columns["image"][2].permute(2, 0, 1))
+    assert [found[n].label for n in range(3)] == [4, 5, 6]
+    whole.leave_out({0})
+    whole.leave_out({0})
+    assert len(whole) == 1 and images_of(whole)[0].label == 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -215,6 +317,8 @@ def test_dataset_of_a_config(config: str) -> None:
         ({"split": "validatoin"}, "give --split train or validation"),
         ({"key": "picture"}, "have no 'picture'"),
         ({"key": "class_label"}, r"is \(\)"),
+        ({"overrides": [NO_LENGTH]}, "a stream without a length"),
+        ({"overrides": [EMPTY]}, "data.params.validation is empty"),
     ],
 )
 def test_wrong_choices_of_a_dataset(config: str, options: Any, message: str) -> None:
@@ -240,6 +344,7 @@ def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) ->
     for index, picture in sampled.items():
         assert torch.equal(picture.pixels, written[index].pixels)
         assert (picture.label, picture.digest) == (written[index].label, written[index].digest)
+    assert sorted(images_of(RunSource(run, PLAN), skip={1})) == [0, 2, 3, 4, 5]
     part = images_of(RunSource(run, PLAN), share=(1, 2), skip={3})
     assert sorted(part) == [1, 5]
     assert torch.equal(part[5].pixels, sampled[5].pixels)
@@ -254,6 +359,19 @@ def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> 
     assert about["sampler"]["classes"] == [1, 4]
     other = SamplingPlan(3, PLAN.settings, seed=6, classes=(1, 4))
     assert source.with_plan(other).content_key() != source.content_key()
+    elsewhere = source.with_plan(replace(PLAN, device=torch.device("cuda")))
+    assert elsewhere.content_key() != source.content_key()
+    fewer = source.with_plan(replace(PLAN, classes=(4,)))
+    assert (fewer.labels, len(fewer), len(source)) == ([4], 3, 6)
+    key = source.content_key()
+    with choosing_weights("raw", ()):
+        assert RunSource(run, PLAN).content_key() != key
+    other_config = shutil.copytree(run, tmp_path / "config")
+    (file,) = (other_config / "configs").iterdir()
+    config = OmegaConf.load(file)
+    config.model.params.pkeep = 0.5
+    OmegaConf.save(config, file)
+    assert RunSource(other_config, PLAN).content_key() != key
     same = shutil.copytree(run, tmp_path / "copy")
     assert RunSource(same, PLAN).content_key() == source.content_key()
     checkpoint = torch.load(same / "checkpoints" / "last.ckpt")
@@ -281,11 +399,18 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     assert RunSource(run, source.plan).content_key() != key
 
 
+def test_precision_is_that_of_the_plan(run: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        source = RunSource(run, replace(PLAN, dtype=dtype))
+        assert source.has_classes() and source.model.transformer.head.weight.dtype == dtype
+
+
 def test_unconditional_run(tmp_path: Path) -> None:
     config = transformer_config(cond_stage_config="__is_unconditional__")
     source = RunSource(tiny_run(tmp_path / "run", config), SamplingPlan(3))
     found = images_of(source)
     assert [found[n].label for n in range(3)] == [None] * 3
+    assert source.has_classes() is False
 
 
 @pytest.mark.parametrize(
@@ -326,3 +451,15 @@ def test_a_manifest_in_parts() -> None:
     part.merge_state(odd.state_dict())
     assert part.describe() == whole.describe()
     assert part.labels.tolist() == [0, 1, 2, 3]
+    assert part.describe()["sizes"] == {"5x4": 4} and "converted_to_rgb" not in part.describe()
+
+
+def test_the_commonest_sizes_are_named() -> None:
+    widths = [n for n in range(1, 9) for _ in range(n)]
+    manifest = Manifest(len(widths))
+    manifest.update(
+        SourceImage(n, torch.zeros(3, 2, width, dtype=torch.uint8))
+        for n, width in enumerate(widths)
+    )
+    named = {"4x2": 4, "5x2": 5, "6x2": 6, "7x2": 7, "8x2": 8}
+    assert manifest.describe()["sizes"] == named | {"3 other sizes": 1 + 2 + 3}
