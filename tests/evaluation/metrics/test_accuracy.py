@@ -13,6 +13,7 @@ from torchvision import models
 
 from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.metrics import small_classifier
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
     Probabilities,
@@ -121,6 +122,34 @@ def test_training_is_seeded_and_learns(trained: SmallClassifier) -> None:
     # The classes of shuffled labels are not there to be learned.
     shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     assert accuracy_of(trained.probabilities, images, shuffled)["top_1"] < 0.6
+
+
+def test_training_goes_through_its_schedule_in_an_order_of_its_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders: list[list[int]] = []
+    schedules: list[Any] = []
+
+    class Noted(SmallClassifier):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            orders[-1] += images[:, 0, 0, 0].tolist()
+            return super().forward(images)
+
+    class Schedule(torch.optim.lr_scheduler.OneCycleLR):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            schedules.append(self)
+
+    monkeypatch.setattr(small_classifier, "SmallClassifier", Noted)
+    monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", Schedule)
+    images = torch.arange(10).byte().view(10, 1, 1, 1).expand(-1, 3, 8, 8)
+    for seed in (0, 1):
+        orders.append([])
+        train_small_classifier(images, torch.arange(10) % 2, seed, epochs=2, batch_size=4)
+        assert sorted(orders[-1][:10]) == sorted(orders[-1][10:]) == list(range(10))
+        assert orders[-1][:10] != orders[-1][10:]
+    assert orders[0] != orders[1]
+    assert [schedule.last_epoch for schedule in schedules] == [6, 6]  # 3 batches an epoch
 
 
 def test_it_is_an_extractor_that_torch_fidelity_knows(

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from scripts.evaluate_fid import main as evaluate_fid
 from scripts.make_samples import main as make_samples
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
 from taming.evaluation.sources import conditioned_run
@@ -90,6 +90,14 @@ def test_the_first_items_without_those_that_are_left_out(run: Path, monkeypatch:
     found = {image.index: image for images in source.batches(2) for image in images}
     assert [found[n].name for n in (0, 1)] == ["sample 2", "sample 3"]
 
+    def damaged(model: Any, dataset: Any, number: int) -> Any:
+        raise DamagedImage(f"item {number} is damaged")
+
+    monkeypatch.setattr(conditioned_run, "inputs_of_item", damaged)
+    source.pass_over_damage()
+    assert not list(source.batches(2))
+    assert source.damaged == {0: "item 2 is damaged", 1: "item 3 is damaged"}
+
 
 def test_which_runs_take_conditions_from_data(run: Path, tmp_path: Path) -> None:
     assert needs_data_conditions(run)
@@ -111,7 +119,7 @@ def test_flags_of_classes_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="leave out --size"):
         ConditionedRunSource(run, SamplingPlan(size=(8, 8)))
     with pytest.raises(UserError, match="no 'test'"):
-        ConditionedRunSource(run, plan(), "test")
+        SetArguments(split="test").open(str(run), plan)
 
 
 def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
