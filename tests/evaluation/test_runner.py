@@ -16,9 +16,12 @@ import torch
 
 from scripts.evaluate_fid import main
 from taming.errors import UserError
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.images import FolderSource, SourceImage, State
 from taming.evaluation.tasks.fidelity import flattened
+from tests.kit.extractor import register_tiny
 from tests.kit.images import image_folder
 
 
@@ -106,6 +109,29 @@ def test_damaged_images_are_left_out_and_said(tmp_path: Path) -> None:
         runner.finish()
         (text,) = runner.left_out
         assert text.startswith(f"{folder}/004.png is empty")
+
+
+def test_features_without_a_damaged_image_are_found_again(tmp_path: Path) -> None:
+    class Counting(FolderSource):
+        read = 0
+
+        def load(self, index: int) -> Any:
+            self.read += 1
+            return super().load(index)
+
+    folder = image_folder(tmp_path / "images", 6)
+    (folder / "004.png").write_bytes(b"")
+    request = FeatureRequest(Moments, Extractor(register_tiny(), ["16"]), "16")
+    found = []
+    for read in (11, 0):  # all of them, then without the damaged one, and once and for all
+        source = Counting(folder, workers=0)
+        runner = Runner(3, Cache(tmp_path / "cache"))
+        features = runner.features(source, [request], "images", keep=True)
+        moments = features.parts[request]
+        assert isinstance(moments, Moments) and moments.count == 5
+        assert source.read == read and len(runner.left_out) == 1
+        found.append(moments.mean.tolist())
+    assert found[0] == found[1]
 
 
 def test_parts_that_overlap_count_once(source: FolderSource, tmp_path: Path) -> None:

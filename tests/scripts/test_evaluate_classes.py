@@ -90,7 +90,9 @@ def test_the_plot_the_batches_and_the_key_are_the_classifiers(
     other = tmp_path / "other.pt"
     train_small_classifier(*stripes(30, seed=1), epochs=1).save(other)
     for own in (judge, f"small:{other}"):
-        found = evaluate(tmp_path / own[-8:], str(samples), "--judge", own, "--batch_size", "5")
+        found = evaluate(
+            tmp_path / str(len(keys)), str(samples), "--judge", own, "--batch_size", "5"
+        )
         top = {int(label): row["top_1"] for label, row in found["by_class"].items()}
         assert plots[-1] == top
     assert keys[0] != keys[1] and plots[0] == {0: 0.8, 1: 1.0, 2: 1.0}

@@ -180,12 +180,12 @@ def test_batches_are_of_one_size_and_pictures_of_the_first(
 
     monkeypatch.setattr(script, "batches", noted)
     monkeypatch.setattr(script, "grid", drawn)
-    heights = {f"{n}.png": (8 if n < 9 else 6, 8) for n in range(10)}
+    heights = {f"{n}.png": (8, 8 if n < 9 else 6) for n in range(10)}
     folder = image_sizes(tmp_path / "images", heights)
     run = tiny_run(tmp_path / "run", FIRST_STAGE)
     command = ["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--device", "cpu"]
     main(command)
-    assert shapes == [(4, 3, 8, 8), (4, 3, 8, 8), (1, 3, 8, 8), (1, 3, 6, 8)]
+    assert shapes == [(4, 3, 8, 8), (4, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 6)]
     assert rows == [[f"{n}.png" for n in range(8)]]
     shapes.clear()
     main([*command, "--batch_size", "7", "-n", "8"])
