@@ -117,6 +117,12 @@ def test_gaussians_without_variance_in_some_directions() -> None:
         found = frechet_distance(Known(zero, a, count), Known(zero, b, count))
         assert found == pytest.approx(expected, rel=1e-12)
     assert frechet_distance(Known(zero + 1, np.zeros((4, 4))), Known(zero, a)) == 9
+    # Some of these have a Cholesky factor by luck, of rounding errors that would be 1e-8 off.
+    for seed in range(60):
+        rows = np.random.RandomState(seed).randn(6, 8)
+        flat, round_ = Known(np.zeros(8), rows.T @ rows), Known(np.zeros(8), np.eye(8))
+        expected = np.square(rows).sum() + 8 - 2 * np.linalg.svd(rows, compute_uv=False).sum()
+        assert frechet_distance(flat, round_) == pytest.approx(expected, rel=1e-11)
 
 
 @pytest.mark.parametrize(
