@@ -19,7 +19,7 @@ from taming.errors import UserError
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
-from taming.evaluation.tasks.report import class_grid, newest_samples, similar_groups
+from taming.evaluation.tasks.report import _settings, class_grid, newest_samples, similar_groups
 from taming.pictures import HEAD
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
@@ -118,11 +118,11 @@ def test_with_few_images_there_is_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = write_run(tmp_path / "run")
-    write_samples(run, 6)
+    write_samples(run, 7)
     main(["-r", str(run), "--device", "cpu"])
     result = read_result(run / "report" / "report.json")
     assert "by_own_classifier" not in result
-    assert result["samples"]["images"] == 6
+    assert result["samples"]["images"] == 7
     assert result["first_stage"]["images"] == result["transformer"]["images"] == 30
     assert "no classifier of the run's own" in caplog.text
     assert (run / "report" / "samples.png").is_file()
@@ -173,6 +173,15 @@ def test_the_newest_samples_are_taken(tmp_path: Path) -> None:
         touch(place)
         os.utime(place, (1e9 - age, 1e9 - age))
     assert newest_samples(tmp_path) == tmp_path / "samples/top_k_250/7"
+
+
+@pytest.mark.parametrize(
+    ("images", "splits", "subset"), [(8, 1, 4), (99, 1, 49), (100, 10, 50), (5000, 10, 1000)]
+)
+def test_settings_fit_the_smallest_set(images: int, splits: int, subset: int) -> None:
+    settings = _settings(images)
+    expected = {"isc_splits": splits, "kid_subset_size": subset, "kid_subsets": 100}
+    assert settings.describe("isc", "kid").items() >= expected.items()
 
 
 def test_groups_are_of_images_that_look_alike() -> None:
