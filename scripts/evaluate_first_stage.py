@@ -34,7 +34,8 @@ from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_fil
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, LoadedSource, key_of
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import LoadedSource, key_of
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import (

@@ -23,9 +23,9 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from taming import trust
 from taming.errors import UserError
-from taming.weight_choice import EMA, RAW, choose_weights
+from taming.trust import checked_names, trusted
+from taming.weight_choice import EMA, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
 
@@ -67,11 +67,12 @@ class Parser(argparse.ArgumentParser):
         words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
         namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
-        trust.trust(values.get("trust", ()))
+        trusted.set(tuple(values.get("trust", ())))
         if "extractor_weights" in values and values["weights"] not in (None, RAW, EMA):
             values["extractor_weights"] = Path(values["weights"])  # as it was called before
             values["weights"] = None
-        choose_weights(values.get("weights"), values.get("parts", ()))
+        weights, parts = values.get("weights"), tuple(values.get("parts", ()))
+        chosen_weights.set(WeightChoice(weights, parts) if weights or parts else None)
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
@@ -125,7 +126,7 @@ def add_trust_flag(parser: Arguments) -> None:
     """`--trust`, for programs that read configs: what these may name, see `taming.trust`."""
     parser.add_argument(
         "--trust",
-        type=_parse_names,
+        type=_parse_packages,
         action="extend",
         default=[],
         metavar="PACKAGE",
@@ -155,6 +156,10 @@ def add_weight_flags(parser: Arguments) -> None:
 
 def _parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _parse_packages(text: str) -> tuple[str, ...]:
+    return checked_names(_parse_names(text))
 
 
 def parse_switch(text: str) -> bool:

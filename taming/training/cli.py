@@ -30,7 +30,12 @@ from taming.config_files import as_key, entries
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.arguments import parse_arguments
-from taming.training.data_module import DataModuleFromConfig
+from taming.training.data_module import (
+    DataModuleFromConfig,
+    batch_size_of,
+    build_data,
+    splits_of,
+)
 from taming.training.ends import fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
@@ -183,13 +188,6 @@ def _data_config(config: DictConfig) -> Any:
     return config.data
 
 
-def _build_data(config: DictConfig) -> DataModuleFromConfig:
-    data = instantiate_from_config(_data_config(config), "data", "data module")
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 # Warnings of Lightning about what is intended here.
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
@@ -233,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")
         _check_trainable(config, args.train)
-        data = _build_data(config)
+        data = build_data(_data_config(config))
         model = instantiate_from_config(_model_config(config, run), "model", "module")
         if run.resume_from and args.train:
             _check_unchanged(config, run)
@@ -248,8 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
                 check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
+            batch_size = batch_size_of(data) if args.scale_lr else 1
             model.learning_rate = learning_rate(
-                config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
+                config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
             )
             try:
                 _train_and_test(args, trainer, model, data, run)
@@ -262,7 +261,7 @@ def _train_and_test(
     args: argparse.Namespace,
     trainer: pl.Trainer,
     model: pl.LightningModule,
-    data: DataModuleFromConfig,
+    data: pl.LightningDataModule,
     run: RunFolder,
 ) -> None:
     last = run.resume_from
@@ -278,7 +277,7 @@ def _train_and_test(
     elif args.train:
         fit(trainer, model, data, run)
         last = None
-    tests = not args.no_test and "test" in data.datasets
+    tests = not args.no_test and "test" in splits_of(data)
     if tests and requests.stop is None:
         trainer.test(model, data, ckpt_path=str(last) if last else None)
     if not args.train:

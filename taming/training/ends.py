@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence, Sized
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -21,6 +21,7 @@ from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
+from taming.user_code import described, is_ours, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
@@ -29,7 +30,7 @@ _DEAD_WORKER = re.compile(
 
 
 def fit(
-    trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig, run: RunFolder
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: RunFolder
 ) -> None:
     """Train, from the run's checkpoint if there is one.
 
@@ -75,10 +76,11 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
 
 
 def say_what_was_checked(
-    model: pl.LightningModule, data: DataModuleFromConfig, command: str, overrides: Sequence[str]
+    model: pl.LightningModule, data: pl.LightningDataModule, command: str, overrides: Sequence[str]
 ) -> None:
     """The last line of a start without `-t`; `command` names its configs or run."""
-    sized = {split: one for split, one in data.datasets.items() if isinstance(one, Sized)}
+    datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
+    sized = {split: one for split, one in datasets.items() if isinstance(one, Sized)}
     parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
     parts.append(f"{count_params(model):,} weights of the model")
     changes = "".join(f" {shlex.quote(text)}" for text in overrides)
@@ -105,6 +107,20 @@ def _is_raised_by_lightning(error: Exception) -> bool:
     return bool(inside) and isinstance(error, ValueError | RuntimeError | NotImplementedError)
 
 
+def _raising_callback(error: Exception) -> Callback | None:
+    """The callback of Lightning's or the user's that an exception comes from, if it does.
+
+    Some of them train: what the model raises then is not the callback's.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Callback):
+            return None if is_ours(type(caller)) else caller
+        if str(frame.f_globals.get("__name__")).startswith("taming."):
+            return None
+    return None
+
+
 def _command(run: RunFolder) -> str:
     return f"python main.py -r {run.path} -t"
 
@@ -128,6 +144,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, DataModuleFromConfig) and loader_timed_out(error):
         return hang(data)
+    if (callback := _raising_callback(error)) is not None:
+        return f"the callback {name_of(type(callback))} cannot be used here: {described(error)}"
     if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):

@@ -132,8 +132,10 @@ def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
     assert not seen  # there is nothing to do
 
 
-def test_bf16_samples_images_too() -> None:
-    sample = next(iter(sample_images(tiny_model(), REQUESTS, dtype=torch.bfloat16)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the first stage
+def test_bf16_samples_images_too(dtype: torch.dtype) -> None:
+    model = tiny_model().to(dtype)
+    sample = next(iter(sample_images(model, REQUESTS, dtype=torch.bfloat16)))
     assert sample.image.dtype == torch.float32
     assert sample.image.isfinite().all()
 
@@ -223,9 +225,11 @@ def test_known_indices_are_kept(changes: dict[str, Any]) -> None:
 
 
 def test_known_indices_of_another_size() -> None:
-    request = Request(0, (1,), 1, known=torch.zeros(3, 4, dtype=torch.long))
-    with pytest.raises(UserError, match=r"known indices are \(3, 4\), but the image is \(4, 4\)"):
-        list(sample_images(tiny_model(), [request]))
+    for height, width in ((3, 4), (2, 8)):
+        request = Request(0, (1,), 1, known=torch.zeros(height, width, dtype=torch.long))
+        message = rf"known indices are \({height}, {width}\), but the image is \(4, 4\)"
+        with pytest.raises(UserError, match=message):
+            list(sample_images(tiny_model(), [request]))
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
@@ -233,7 +237,9 @@ def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
     model = tiny_model(transformer_config(cond_drop=0.1))
     samples = {
         scale: next(
-            sample_images(model, REQUESTS, SampleSettings(guidance=scale), shape=shape)
+            sample_images(
+                model, REQUESTS[:1], SampleSettings(guidance=scale), shape=shape, batch_size=1
+            )
         ).indices
         for scale in (0.0, 1.0, 1.0001, 4.0)
     }
@@ -284,10 +290,11 @@ def test_windows_of_scenes_have_prompts_of_their_own() -> None:
         return (3,)
 
     scene = Request(0, (1,), 1, prompt_in=prompt_in)
-    sample = next(sample_images(model, [scene], shape=(4, 8)))
-    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(4, 8)))
+    sample = next(sample_images(model, [scene], shape=(6, 8)))
+    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(6, 8)))
     assert torch.equal(sample.indices, other.indices)
-    assert set(seen) == {(left / 8, 0, 0.5, 1) for left in range(5)}
+    boxes = {(left / 8, top / 6, 4 / 8, 4 / 6) for left in range(5) for top in range(3)}
+    assert set(seen) == boxes
     seen.clear()
     next(sample_images(model, [scene]))
     assert not seen

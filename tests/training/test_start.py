@@ -17,6 +17,7 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from taming.training import cli
 from taming.training.cli import main as main_command
 from taming.training.run_folder import new_run
 from taming.training.trainer import _callback_configs
@@ -72,6 +73,7 @@ NO_VALIDATION = "data.params.validation=null"
         (["--precision", "bf16-true"], "--precision is bf16-true"),
         (["--limit_val_batches", "-1"], "--limit_val_batches is -1; it must be from 0 on"),
         (["--max_steps", "-7"], "--max_steps is -7; it must be from -1 on"),
+        (["lightning.trainer.max_steps=7", "--max_steps", "-7"], "--max_steps is -7"),
         (["--logger", "csv"], "--logger takes bool, not 'csv'"),
         (["lightning.trainer=0"], "lightning.trainer must have keys"),
         (["lightning.trainer.max_epochs=.nan"], "--max_epochs takes a whole number or null"),
@@ -198,6 +200,19 @@ def test_the_last_line_says_what_was_done(
 ) -> None:
     main(["--base", "vqgan.yaml", "-t", "--no-test", *words])
     assert caplog.records[-1].message.startswith(said)
+
+
+def test_weights_of_the_loss_are_there_before_a_run_has_a_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prepare(_: Any) -> None:
+        raise UserError("no VGG16")
+
+    monkeypatch.setattr(cli, "prepare_loss", prepare)
+    main(["--base", "vqgan.yaml"])
+    with pytest.raises(UserError, match="no VGG16"):
+        main(["--base", "vqgan.yaml", "-t"])
+    assert not Path("logs").exists()
 
 
 def test_defaults_can_be_off() -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from PIL import Image, UnidentifiedImageError
 
+from taming.data.files.bit_depth import ValueRange, deep_pixels, is_deep
 from taming.data.files.tar_members import is_member, opened, read_bytes
-from taming.data.files.value_ranges import ValueRange, deep_pixels, is_deep
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them

@@ -88,7 +88,7 @@ class DatasetSource(LoadedSource):
 
     def load(self, index: int) -> Loaded:
         index = self.kept[index]
-        item = self.dataset[index]
+        item = self.dataset.entries(index)
         if self.key not in item:
             raise UserError(
                 f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"

@@ -144,6 +144,8 @@ def test_prepare_finds_the_backbone(vgg_file, monkeypatch, tmp_path, way):
         vgg_file.rename(place)
     if way == "variable":
         monkeypatch.setenv("TAMING_VGG16", str(vgg_file))
+    if way == "argument":  # which comes before the variable
+        monkeypatch.setenv("TAMING_VGG16", "/nowhere/vgg.pth")
     loss = LPIPS()
     loss.prepare(str(vgg_file) if way == "argument" else None)
     assert loss.ready and not loss.lin0.model[0].weight.requires_grad
