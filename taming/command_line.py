@@ -82,10 +82,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
     def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
-        """Raise `UserError` for a word that is no argument, with the nearest flag.
-
-        `more` are flags besides those of the parser.
-        """
+        """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
         flag = word.partition("=")[0]
         shown = [a for a in self._actions if a.help != argparse.SUPPRESS and a.option_strings]
         flags = [name for action in shown for name in action.option_strings] + list(more)
