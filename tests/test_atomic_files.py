@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Mo
     usage = shutil.disk_usage(tmp_path)._replace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="its disk is full$"):
+        check_place(tmp_path)
+    # A file system that counts no bytes is not full; this one does not take files.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=0))
+    check_place(tmp_path)
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"no files can be made in .* \(Operation not permitted\)$"):
         check_place(tmp_path)
 
 

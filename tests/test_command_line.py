@@ -136,9 +136,17 @@ def test_values_of_the_wrong_kind_are_one_sentence(argv: tuple[str, ...], messag
 def test_overrides_are_told_from_unknown_flags() -> None:
     args, overrides = parse(parser_for(Blur), ["-r", "2", "model.params.n_embed=3", "a.b=--c"])
     assert args.radius == 2.0 and overrides == ["model.params.n_embed=3", "a.b=--c"]
-    for unknown in ("--raduis=3", "--colour", "word"):
-        with pytest.raises(UserError, match=f"unknown argument {unknown}"):
+    for unknown, hint in (
+        ("--raduis=3", "; did you mean --radius?"),
+        ("--blorry", " "),  # a hidden spelling is no advice
+        ("--colour", " "),
+        ("word", " "),
+    ):
+        with pytest.raises(UserError) as caught:
             parse(parser_for(Blur), [unknown])
+        assert str(caught.value).startswith(f"unknown argument {unknown}{hint}")
+    with pytest.raises(UserError, match="unknown argument --raduis; did you mean --radius"):
+        parser_for(Blur).parse_args(["--raduis", "3"])  # of scripts without overrides
 
 
 @pytest.mark.parametrize("text", ["true", "True", "yes", "t", "Y", "1"])

@@ -12,7 +12,7 @@ from torch import nn
 from taming import limits
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.limits import memory_limit, weights_from_file
+from taming.limits import memory_limit, readable_time, weights_from_file
 from tests.kit.models import GAN_LOSS, ddconfig, first_stage_config, transformer_config
 
 GPT = "model.params.transformer_config.params."
@@ -175,3 +175,8 @@ def test_models_that_are_read_from_files_may_be_larger() -> None:
     with weights_from_file():
         assert memory_limit() > free
     assert 2**28 < free < 2**41
+
+
+def test_durations_are_readable() -> None:
+    texts = [readable_time(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 9 * 86400)]
+    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "9 days"]

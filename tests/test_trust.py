@@ -18,7 +18,7 @@ from scripts import sample_fast
 from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
 from taming.training.cli import main
-from taming.trust import in_program, own_trust, remember, stranger, trust
+from taming.trust import in_program, own_trust, remember, stranger, trusted
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -358,7 +358,7 @@ def test_ones_own_classes_need_no_flag_on_ones_own_machine(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert type(taming.load(tmp_path / run)).__name__ == "MyModel"
-    trust([])
+    trusted.set(())
     assert "data" in load_config([], stored=sorted((tmp_path / run).glob("configs/*")))
     # The same run on another machine, and one whose config has been changed since.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))

@@ -216,6 +216,10 @@ def test_there_and_back_in_a_crop() -> None:
         ([one("Normalize")], r"Normalize makes float32 .* uint8 .* is needed; leave it out"),
         ([one("ToTensorV2")], "ToTensorV2 makes"),
         ([one("MaskDropout")], "MaskDropout cannot be used here"),
+        (
+            [one("RandomSizedBBoxSafeCrop", height=32, width=32)],
+            "RandomSizedBBoxSafeCrop cannot be used here: it needs boxes, which the items do not",
+        ),
         ([one("RandomScale", p=0.01)], "which fit into no batch; .* albumentations.Resize"),
         ([one("RandomCrop", height=16, width=16, p=0.3)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=99, width=99)], "RandomCrop cannot be used here: Crop size"),

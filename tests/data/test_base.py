@@ -213,3 +213,16 @@ def test_joined_datasets_say_whose_an_item_is() -> None:
     data = ConcatDatasetWithIndex([["a"], ["b", "c"]])  # type: ignore[list-item]
     assert [data[i] for i in range(3)] == [("a", 0), ("b", 1), ("c", 1)]
     assert data[-1] == ("c", 1)
+
+
+def test_another_preprocessor_may_be_set(tmp_path: Path) -> None:
+    """As users of the original do, with what is called as albumentations are."""
+    path = write_image(tmp_path / "a.png")
+    dataset = ImagePaths([path], size=16)
+
+    def mirrored(image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image[:8, ::-1]}
+
+    dataset.preprocessor = mirrored
+    np.testing.assert_allclose(dataset[0]["image"], ramps(24, 32)[:8, ::-1] / 127.5 - 1, atol=1e-6)
+    assert ImagePaths([path], size=16)[0]["image"].shape == (16, 16, 3)

@@ -141,7 +141,7 @@ def test_the_caller_s_generators_are_left_alone() -> None:
     np.random.randn()  # numpy now holds a second normal number back
     before = states()
     dataset[3], dataset[Position(2, 1)]
-    with pytest.raises(ValueError, match="broken item"):
+    with pytest.raises(UserError, match="item 11 of .*Noise raises ValueError: broken item"):
         dataset[11]
     assert states() == before
 

@@ -119,7 +119,7 @@ def test_batches() -> None:
     items[1]["image"] = np.zeros((4, 2, 3), np.float32)
     with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(2, 2, 3\) and"):
         utils.custom_collate(items)
-    with pytest.raises(RuntimeError, match="equal size"):
+    with pytest.raises(UserError, match="of type list .*equal size"):
         utils.custom_collate([["a"], ["a", "b"]])
 
 

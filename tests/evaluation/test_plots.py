@@ -11,7 +11,7 @@ from PIL import Image
 from taming.errors import UserError
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.plots import images_at, nearest, neighbors_picture, plot_classes
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.pictures import HEAD
 from tests.kit.images import image_folder, noise
 

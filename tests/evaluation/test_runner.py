@@ -17,7 +17,8 @@ import torch
 from scripts.evaluate_fid import main
 from taming.errors import UserError
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import FolderSource, SourceImage, State
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import SourceImage, State
 from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.images import image_folder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +112,24 @@ def test_steps_are_reported() -> None:
 
     list(sample_images(tiny_model(), REQUESTS[:3], batch_size=2, on_step=note))
     assert seen == [(n + 1, 16) for n in range(16)] * 2
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
+def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        seen.append((progress.done, progress.total))
+
+    known = torch.zeros(shape, dtype=torch.int64)
+    known[1, :2], known[3, 3] = -1, -1
+    requests = [replace(request, known=known) for request in REQUESTS[:2]]
+    model = tiny_model()
+    list(sample_images(model, requests, shape=shape, on_step=note))
+    assert sorted(set(seen)) == [(0, 3), (1, 3), (2, 3), (3, 3)] and seen == sorted(seen)
+    seen.clear()
+    list(sample_images(model, [replace(REQUESTS[0], known=known.abs())], shape=shape, on_step=note))
+    assert not seen  # there is nothing to do
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the first stage

@@ -16,8 +16,9 @@ from taming.sampling.load import (
     load_transformer,
     open_dataset,
 )
-from tests.kit.models import FIRST_STAGE, tiny_model
+from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
+from tests.support import ROOT
 
 
 def test_run_folder_or_checkpoint(tmp_path: Path) -> None:
@@ -119,3 +120,14 @@ def test_no_data_at_all(tmp_path: Path, overrides: list[str]) -> None:
     run = find_run(tiny_run(tmp_path / "run", validation={"target": "taming.data.coco.Examples"}))
     with pytest.raises(UserError, match="no 'data' section"):
         data_config(run, (), overrides, True)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_lists_that_another_config_leaves_open(tmp_path: Path, alone: bool) -> None:
+    """They are the run's, as is a size that refers to the model."""
+    params = {"test_images_list_file": "list.txt", "on_error": "skip"}
+    dataset = {"target": "taming.data.custom.CustomTest", "params": params}
+    run = find_run(tiny_run(tmp_path / "run", transformer_config(), validation=dataset))
+    data = data_config(run, [ROOT / "configs" / "small" / "transformer.yaml"], (), alone)
+    # Of a run that does not name `exif`, as it was before that was an option.
+    assert data.params.validation.params == {"size": 8, **params, "exif": "ignore"}

@@ -134,9 +134,9 @@ def test_a_photograph_is_reduced_and_what_will_be_done_is_said(
     assert said.out.splitlines()[0] == (
         "the image of 64 x 48 pixels is reduced; --full_size keeps its size"
     )
-    line = r"10 x 8 pixels are 20 tokens, of which 10 are sampled for each of 2 images: about \d+ s"
+    line = r"10 x 8 pixels are 20 tokens, of which 10 are sampled for each of 2 images: about .* s"
     assert re.match(line, said.out.splitlines()[1])
-    assert "40/40" in said.err and "token" in said.err
+    assert "20/20" in said.err and "token" in said.err
     assert Image.open(root / "000000.png").size == Image.open(root / "input.png").size == (10, 8)
     upright = Image.fromarray(np.rot90(np.asarray(Image.open(photo)), 3))
     expected = np.asarray(upright.resize((11, 8), Image.Resampling.BILINEAR))[:, :10]

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from taming.training import progress
 from taming.training.cli import main as main_command
-from taming.training.progress import Pace, RunProgress, duration, steps_of_run
+from taming.training.progress import Pace, RunProgress, steps_of_run
 from tests.kit.training import small_vqgan, write_config
 from tests.support import ROOT
 
@@ -80,11 +80,6 @@ def test_steps_of_a_run(limits: dict[str, int], accumulate: int, steps: int | No
         max_steps, max_epochs = limits["max_steps"], limits["max_epochs"]
 
     assert steps_of_run(Trainer()) == steps  # type: ignore[arg-type]
-
-
-def test_durations_are_readable() -> None:
-    texts = [duration(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 9 * 86400)]
-    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "9 days"]
 
 
 def test_pictures_and_the_first_batch_are_left_out_of_a_pace(

@@ -14,7 +14,8 @@ from taming.errors import UserError
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
-from taming.evaluation.sources.images import FolderSource, Manifest
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import Manifest
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE, transformer_config

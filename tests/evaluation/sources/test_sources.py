@@ -17,7 +17,8 @@ from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, Manifest, SourceImage, by_size
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import Manifest, SourceImage, by_size
 from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan

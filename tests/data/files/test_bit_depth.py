@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from taming.data.base import ImagePaths
+from taming.data.files.bit_depth import to_bytes
 from taming.data.files.images import BadImage, Reading, read_rgb
-from taming.data.files.value_ranges import to_bytes
 from taming.errors import UserError
 
 STEPS = np.linspace(0, 4095, 24).round().astype(np.uint16).reshape(4, 6)  # 12 bits
@@ -99,6 +99,9 @@ def test_floats_and_wide_integers_need_a_range(tmp_path: Path) -> None:
     shares = (STEPS / 4095).astype(np.float32)
     path = tiff(tmp_path / "a.tif", shares)
     with pytest.raises(BadImage, match=r"floating-point pixels .* go from 0 to 1: .*value_range"):
+        read_rgb(path, Reading(of_dataset=True))
+    # Scripts that take an image have no such option.
+    with pytest.raises(BadImage, match=r"go from 0 to 1: save them with 8 or 16 bits"):
         read_rgb(path)
     found = read_rgb(path, Reading(value_range=(0, 1)))
     np.testing.assert_array_equal(found[..., 0], np.rint(shares.astype(float) * 255))
