@@ -19,6 +19,7 @@ import pytest
 from taming.atomic_files import (
     atomic_path,
     check_place,
+    is_running,
     make_new_folder,
     remove_leftovers,
     sole_user,
@@ -211,3 +212,12 @@ def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
     with sole_user(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_processes_of_other_users_are_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(process: int, signal: int) -> None:
+        raise PermissionError
+
+    assert is_running(os.getpid())
+    monkeypatch.setattr(os, "kill", kill)
+    assert is_running(1)

@@ -12,6 +12,7 @@ from taming.command_line import (
     Extend,
     Parser,
     add_flags,
+    add_side_flags,
     flag,
     from_flags,
     parse,
@@ -171,6 +172,15 @@ def test_sizes() -> None:
             parse_size(text)
 
 
+def test_sides_may_be_given_apart() -> None:
+    parser = Parser()
+    parser.add_argument("--size", type=parse_size, default=None)
+    add_side_flags(parser)
+    for words in (["--height", "8", "--width", "12"], ["--size", "8,9", "--width", "12"]):
+        assert parser.parse_args(words).size == (8, 12)
+    assert parser.parse_args(["--width", "12"]).size == (None, 12)
+
+
 def test_lists_of_numbers() -> None:
     assert parse_numbers("0, 1,7,") == (0, 1, 7)
     assert parse_numbers("3,1,3") == (3, 1)  # without repetitions, in the order of the user
@@ -197,6 +207,9 @@ def test_overrides_may_follow_the_files_of_base(
     parser.add_argument("-b", "--base", nargs="*", action=Extend, default=[])
     args, overrides = parse(parser, ["-b", "a.yaml", "b=c.yaml", "x.y=1", "-b", "./d=e.yaml"])
     assert args.base == ["a.yaml", "b=c.yaml", "./d=e.yaml"]
+    parser.add_argument("--keys", nargs="*", action=Extend, default=["all"])
+    assert parse(parser, [])[0].keys == ["all"]
+    assert parse(parser, ["--keys", "b", "--keys", "c"])[0].keys == ["b", "c"]
     assert overrides == ["x.y=1"]
     assert parse(parser, ["model.path=a=b"])[1] == ["model.path=a=b"]
 

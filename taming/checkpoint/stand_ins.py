@@ -130,7 +130,8 @@ def _numpy_array_of(data: Any, kind: Any, shape: Any, order: Any = "C", *_: Any)
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+    start = storage.storage_offset()  # not 0 in a part of a storage
+    return torch.as_strided(storage, tuple(size), tuple(stride), start + offset)
 
 
 def _tensor_of_dtype(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:

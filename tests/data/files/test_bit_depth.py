@@ -81,6 +81,12 @@ def test_pngs_keep_their_high_byte_or_have_the_range_that_they_declare(
     np.testing.assert_array_equal(
         read_rgb(png(tmp_path / "c.png", layered(standard), declared)), expected(standard, 16)
     )
+    rounded = standard + (np.arange(6, dtype=np.uint16) % 2)[:, None]
+    above = np.maximum(COLORS, 4096 * (COLORS == 4095)).astype(np.uint16)  # more than 12 bits
+    for other in (rounded, above):
+        np.testing.assert_array_equal(
+            read_rgb(png(tmp_path / "d.png", layered(other), declared)), expected(other, 16)
+        )
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
@@ -143,7 +149,8 @@ def test_black_images_and_dark_ones_of_8_bits_are_no_reason_for_a_warning(
 ) -> None:
     Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "a.png")
     black = png(tmp_path / "b.png", np.zeros((4, 6), np.uint16))
-    assert len(list(ImagePaths([str(tmp_path / "a.png"), black]))) == 2
+    gray = png(tmp_path / "c.png", np.full((4, 6), 4096, np.uint16))
+    assert len(list(ImagePaths([str(tmp_path / "a.png"), black, gray]))) == 3
     assert not caplog.records
 
 
