@@ -30,10 +30,13 @@ from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import SAVE_EVERY
+from taming.evaluation.sources.dataset import DatasetSource
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny
-from tests.kit.images import image_folder
+from tests.kit.images import image_folder, write_images
+from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
 
 CPU = torch.device("cpu")
 CLASS = "tests.kit.extractor:TinyExtractor"
@@ -191,3 +194,18 @@ def test_metrics_of_flags() -> None:
         {"fid": "16"},
     )
     assert settings.of_metrics == metric_settings(kid_subset_size=7)
+
+
+def test_a_config_beside_a_run_needs_no_lists_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(write_images(tmp_path, 1, 16, 16)))
+    params = {"test_images_list_file": str(tmp_path / "list.txt"), "exif": "ignore"}
+    dataset = {"target": "taming.data.custom.CustomTest", "params": params}
+    run = tiny_run(tmp_path / "run", validation=dataset)
+    parser = make_parser("For tests.", EvaluationArguments)
+    add_set_flags(parser)
+    sets = [str(run), str(ROOT / "configs" / "small" / "transformer.yaml")]
+    args, names, _ = parse_sets(parser, sets, most=2)
+    _, images = open_sets(names, args, (), CPU)
+    assert isinstance(images, DatasetSource) and images.section["params"] == params | {"size": 8}
+    with pytest.raises(UserError, match="test_images_list_file"):
+        open_sets(names[1:], args, (), CPU)

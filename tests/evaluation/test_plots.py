@@ -26,7 +26,7 @@ from taming.evaluation.plots import (
     plotted,
     spread,
 )
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.pictures import HEAD
 from tests.kit.images import image_folder, noise
 

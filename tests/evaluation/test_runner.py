@@ -19,7 +19,8 @@ from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import FolderSource, SourceImage, State
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import SourceImage, State
 from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_folder

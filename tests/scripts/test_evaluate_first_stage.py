@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts.evaluate_first_stage import Arguments, main
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import PreparedSource
 from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny

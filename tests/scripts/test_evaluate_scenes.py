@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import read_result
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.images import truncate
 from tests.kit.processes import in_two_processes

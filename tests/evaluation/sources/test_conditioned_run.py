@@ -16,7 +16,8 @@ from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
 from taming.evaluation.sources import conditioned_run
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
-from taming.evaluation.sources.images import FolderSource, Manifest
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import Manifest
 from taming.sampling import SampleSettings, sample_images
 from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE, transformer_config

@@ -14,7 +14,7 @@ from torchvision import models
 
 from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.sampling import SampleSettings
 from taming.sampling.plan import SamplingPlan

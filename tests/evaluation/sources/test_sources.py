@@ -17,8 +17,8 @@ from taming.errors import UserError, sentence
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.sources import images as images_module
 from taming.evaluation.sources.dataset import DatasetSource, ItemSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import (
-    FolderSource,
     Manifest,
     SourceImage,
     by_size,

@@ -17,7 +17,7 @@ from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,

@@ -16,7 +16,7 @@ from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource, model_input
 from taming.evaluation.tasks.first_stage import (
     FirstStageEvaluator,
