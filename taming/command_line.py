@@ -97,11 +97,7 @@ class Parser(argparse.ArgumentParser):
 def parse(
     parser: Parser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the `key.path=value` overrides among the rest.
-
-    Raises:
-        UserError: for an unknown flag, or a value that a flag does not take.
-    """
+    """The flags, and the `key.path=value` overrides among the rest; `UserError` for others."""
     args, rest = parser.parse_known_args(argv)
     rest = [*take_overrides(args), *rest]
     unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
