@@ -15,6 +15,7 @@ from taming.training import cli, run_folder
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
+from taming.training.data_module import DataModuleFromConfig
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
@@ -22,7 +23,13 @@ from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder
-from taming.training.trainer import _callback_configs, _callbacks, _check_monitor, make_trainer
+from taming.training.trainer import (
+    _callback_configs,
+    _callbacks,
+    _check_monitor,
+    _logger_config,
+    make_trainer,
+)
 from tests.kit.models import build, first_stage_config
 
 CPU = {"accelerator": "cpu", "devices": 1, "logger": False}
@@ -81,6 +88,13 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
 
+def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
+    board = _logger_config(conf(logger={"params": {"version": "v"}}), run)
+    assert board["target"] == "taming.training.loggers.Board"
+    assert board["params"] == {"save_dir": str(run.path), "name": "", "version": "v"}
+    assert _logger_config(conf(logger={"target": "a.b"}), run) == {"target": "a.b"}
+
+
 def test_without_validation_the_newest_epoch_is_kept() -> None:
     monitored = {"monitor": "val/x", "save_top_k": 3}
     params = monitored.copy()
@@ -126,7 +140,8 @@ def test_what_is_tested_is_what_was_trained(
     args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
     trainer: Any = SimpleNamespace(max_epochs=None, max_steps=3)
     trainer.test = lambda *_, ckpt_path: done.append(ckpt_path)
-    data: Any = SimpleNamespace(datasets={"test": []})
+    data = DataModuleFromConfig(1, num_workers=0)
+    data.datasets = {"test": []}
     model: Any = None
     run = RunFolder(Path("x"), (), Path("last.ckpt"))
     cli._train_and_test(args, trainer, model, data, run)
