@@ -249,6 +249,9 @@ def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
     callback._training = True
     callback.on_train_batch_end(trainer, trainer, None, None, 0)
     assert callback._due == [callback.last_path] * written
+    callback._due, callback._saved_step = [], step
+    callback.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert callback._due == []  # it is there
 
 
 def test_one_of_several_processes_does_not_stop_alone(
