@@ -13,11 +13,9 @@ P = ParamSpec("P")
 
 # What the system says of files and disks that only their owner can mend. Not that a file is
 # missing: users' files are looked for, so that would be a bug.
-REFUSALS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
-    if hasattr(errno, name)
-}
+_REFUSED = ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
+REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSED}
+FULL = {number for number, name in errno.errorcode.items() if name in ("ENOSPC", "EDQUOT")}
 
 
 class UserError(Exception):
@@ -28,6 +26,16 @@ class UserError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says is wrong, without the name of the file."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether there is no room left, on the disk or of what its user may have."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 class Stopped(SystemExit):
@@ -92,7 +100,7 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             if error.errno not in REFUSALS or error.filename is None:
                 raise
-            _refuse(f"{error.filename} cannot be used ({error.strerror})")
+            _refuse(f"{error.filename} cannot be used ({reason_of(error)})")
         except Stopped as stop:
             if stop.message:
                 print(stop.message, file=sys.stderr)

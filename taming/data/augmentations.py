@@ -132,6 +132,9 @@ class Augmentations:
             made, _ = self._run(self._composed([sure]), arrays, boxes, seed=0)
         except UserError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
+            if isinstance(error.__cause__, KeyError):
+                what = {"'bboxes'": "boxes", "'mask'": "a mask"}.get(reason, reason)
+                reason = f"it needs {what}, which the items do not have; leave it out"
             raise self._refusal(f"the augmentation {name} cannot be used here: {reason}") from None
         image = made["image"]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -229,8 +232,10 @@ def _transform(node: Any, place: str) -> Any:
         warnings.simplefilter("always")
         try:
             made = instantiate_from_config({**node, "params": params}, place)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{place}: {node.get('target')}: {_reason(error)}") from None
+        except UserError as error:
+            if not isinstance(error.__cause__, ValueError | TypeError | KeyError):
+                raise
+            raise UserError(f"{place}: {node.get('target')}: {_reason(error.__cause__)}") from None
     if wrong := [str(one.message) for one in caught if "not valid for" in str(one.message)]:
         raise UserError(f"{place}: {wrong[0]}")
     if not isinstance(made, library.BasicTransform | library.BaseCompose):

@@ -19,7 +19,7 @@ from taming.lr_scheduler import make_schedule
 from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, AutoencoderLosses
 from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram
-from taming.models.published_steps import adapted
+from taming.models.published_steps import PublishedSteps
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
 from taming.modules.vqvae.nearest import VectorQuantizer2
@@ -27,7 +27,7 @@ from taming.modules.vqvae.nearest import VectorQuantizer2
 log = logging.getLogger(__name__)
 
 
-class AutoencoderTraining(AutoencoderLosses):
+class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
     """Steps and optimizers of a model with `encode`, `decode` and a `loss`.
 
     Subclasses call `_prepare_training()` at the end of `__init__`. Optimization is manual, as
@@ -58,7 +58,7 @@ class AutoencoderTraining(AutoencoderLosses):
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
         x = self.get_input(batch, self.image_key)
-        check_images(self, x, self.image_key)
+        check_images(self, x, batch, self.image_key)
         check_outputs(self.decoder, x, self.image_key)
         if isinstance(self.loss, FirstStageLoss):
             self.loss.check_shape(x.shape)
@@ -76,12 +76,7 @@ class AutoencoderTraining(AutoencoderLosses):
         self.ways.prepare(self)
 
     def on_train_start(self) -> None:
-        self.ways.prepare_states([one.optimizer for one in self._all_optimizers()])
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if (step := vars(cls).get("training_step")) is not None:
-            cls.training_step = adapted(step)  # type: ignore[method-assign]
+        self.ways.prepare_states(self.trainer.optimizers)
 
     @property
     def global_step(self) -> int:
