@@ -57,7 +57,7 @@ class TrainingWays:
             # The adaptive weight takes gradients of two losses by one graph.
             torch._functorch.config.donated_buffer = False
             for part in (*_blocks(model), *_networks_of_loss(model)):
-                part.compile()
+                part.compile(dynamic=False)  # a graph for each of the few sizes
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
         """Lay the states that were resumed out in memory as the parameters are."""

@@ -173,7 +173,8 @@ def test_blocks_and_the_losses_networks_are_compiled(
 ) -> None:
     compiled: list[nn.Module] = []
 
-    def note(module: nn.Module) -> None:
+    def note(module: nn.Module, *, dynamic: bool) -> None:
+        assert not dynamic
         compiled.append(module)
 
     monkeypatch.setattr(nn.Module, "compile", note)

@@ -14,12 +14,17 @@ from typing import Annotated, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, warn_of_unused
+from taming.modules.diffusionmodules.levels import (
+    GROUPS,
+    attends,
+    level_widths,
+    runner,
+    warn_of_unused,
+)
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -154,17 +159,6 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)  # (B, C, HW)
 
 
-def _run(module: nn.Module, h: Tensor) -> Tensor:
-    out: Tensor = module(h)
-    return out
-
-
-def _run_again(module: nn.Module, h: Tensor) -> Tensor:
-    """As `_run`, but of what the backward pass needs only `h` is kept."""
-    out: Tensor = checkpoint(module, h, use_reentrant=False)
-    return out
-
-
 class Level(nn.Module):
     """The residual blocks of one resolution, then the way to the next resolution, if any.
 
@@ -192,7 +186,7 @@ class Level(nn.Module):
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, h: Tensor) -> Tensor:
-        run = _run_again if self.checkpoints and torch.is_grad_enabled() else _run
+        run = runner(self.checkpoints)
         for number, block in enumerate(self.block):
             h = run(block, h)  # (B, widths[number + 1], H, W)
             if len(self.attn) > 0:
@@ -216,7 +210,7 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        run = _run_again if self.checkpoints and torch.is_grad_enabled() else _run
+        run = runner(self.checkpoints)
         for part in (self.block_1, self.attn_1, self.block_2):
             h = run(part, h)
         return h
