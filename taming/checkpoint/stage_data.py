@@ -23,9 +23,9 @@ DEFAULT_LISTS = ("data/own/train.txt", "data/own/test.txt")
 def inherit_data(config: DictConfig) -> list[str]:
     """Take, in place, what the `data` section leaves open from the runs of the model's stages.
 
-    That is all of it, if there is none. Otherwise it is, in the params of datasets of the same
-    class, what is left open (`???`), and the lists of images that our YAMLs name, if they are not
-    there.
+    That is all of it, if there is none, or none but overrides. Otherwise it is, in the params of
+    datasets of the same class, what is left open (`???`), and the lists of images that our YAMLs
+    name, if they are not there.
     Returns what was taken, as `key=value`, and from where.
 
     Raises:
@@ -33,10 +33,11 @@ def inherit_data(config: DictConfig) -> list[str]:
     """
     taken: list[str] = []
     for run in _runs_of_stages(config):
-        if "data" not in config:
+        if "target" not in (config.get("data") or {}):
             data = run_config(run, used=["data"]).get("data")
             if data is not None:
-                config.data = plain(data, allow_missing=True)
+                own = config.get("data") or {}
+                config.data = OmegaConf.merge(plain(data, allow_missing=True), own)
                 return [f"data=... from {run.folder}"]
         elif places := list(_open_places(config)):
             with suppress(UserError):  # then they stay open, which is an error of its own

@@ -18,6 +18,9 @@ from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
 from taming.pictures import to_values
 
+# Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
+CACHED, CACHED_CONDITION = "codes", "condition_codes"
+
 
 def channels_first(x: Tensor) -> Tensor:
     """Images of a batch, [B, H, W, C] or [B, H, W] -> float32 [B, C, H, W].

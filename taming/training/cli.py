@@ -26,9 +26,11 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.config_before import keep_dataset_defaults
+from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.arguments import parse_arguments
+from taming.training.code_checks import check_codes
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.ends import fit, say_what_was_checked
 from taming.training.first_items import check_first_items
@@ -92,7 +94,7 @@ def _read_configs(
     if run.resume_from is None:  # a checkpoint has the weights of all parts
         if taken := inherit_data(config):
             rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
-        check_complete(config)
+        check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
     plain(config.get("lightning"))  # all of it is used
     return config, OmegaConf.create(config.pop("lightning", None) or {})
@@ -138,7 +140,7 @@ def _model_config(config: DictConfig, run: RunFolder) -> Any:
 def _data_config(config: DictConfig) -> Any:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
-    return config.data
+    return with_codes(config).data
 
 
 def _build_data(config: DictConfig) -> DataModuleFromConfig:
@@ -191,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
+        check_codes(data, model, run.resume_from)
         check_first_items(data, model)
         if args.train and not run.resume_from:
             prepare_loss(model)
