@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoding = load_encoding(own.base, overrides, options, Path(own.out))
     encoding.model.to(choose_device(own.device))
     manifest = encoding.run()
-    if own_share()[0] == 0:
+    if manifest is not None and own_share()[0] == 0:
         print(summary(own.out, manifest))
 
 

@@ -1,21 +1,13 @@
-"""Writing the codes of a dataset, and of its conditions (the format: `taming.data.codes`).
-
-The work is cut into parts of fixed images, a file each in the folder `unfinished`. Processes share
-the parts, an interrupted encoding goes on with those that are missing, and the first process joins
-them at the end: the bytes are those of one process that was never interrupted.
-"""
+"""Datasets to the codes that a transformer's frozen stages make of them."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import struct
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,23 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path, check_place, remove_leftovers, sole_user, write_text
+from taming.atomic_files import check_place, sole_user
 from taming.command_line import flag
 from taming.config_files import STAGES
-from taming.data.codes import (
-    CODES,
-    CONDITION,
-    MANIFEST,
-    MOST_IN_UINT16,
-    UNFINISHED,
-    ArrayFile,
-    Manifest,
-    Settings,
-    SplitFiles,
-    read_manifest,
-)
+from taming.data.codes import CODES, CONDITION, MOST_IN_UINT16, Manifest, Settings
 from taming.data.copies import Copies
 from taming.data.seeding import digest
+from taming.data.tools.code_writer import Arrays, CodeWriter, Part
 from taming.data.utils import custom_collate
 from taming.devices import computing_in, own_share
 from taming.distributed import gather_objects
@@ -48,9 +30,6 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.training.code_checks import describe_condition, describe_first_stage
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.stopping import start_worker
-
-PART = 256  # images of a part
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -63,12 +42,12 @@ class EncodingOptions:
     batch_size: int = flag(32, "images that are encoded at once")
 
     def __post_init__(self) -> None:
-        if self.crops < 0 or self.batch_size < 1 or self.seed < 0:
+        if self.crops < 0 or self.batch_size < 1 or not 0 <= self.seed < 2**32:
             raise UserError("--crops and --seed are at least 0, and --batch_size at least 1")
 
 
 class Encoding:
-    """An encoding of all splits of `data` by the stages of `model`, into `folder`.
+    """The encoding of all splits of `data` by the stages of `model`, into `folder`.
 
     `config` has the sections of model and data, of which the manifest tells.
 
@@ -84,32 +63,32 @@ class Encoding:
         options: EncodingOptions,
         folder: Path,
     ) -> None:
-        self.model, self.options, self.folder = model, options, folder
-        self.workers = data.num_workers
-        self.splits: dict[str, Copies] = {}
-        for split, dataset in data.datasets.items():
-            if isinstance(dataset, IterableDataset):
-                raise UserError(f"data.params.{split}: a stream without a length has no codes")
-            crops, flips = (options.crops, options.flips) if split == "train" else (0, False)
-            self.splits[split] = Copies(dataset, crops, flips, options.seed)
-        self.settings = Settings(
-            first_stage=describe_first_stage(model.first_stage_model),
-            condition=describe_condition(model),
+        self.model, self.options, self.workers = model, options, data.num_workers
+        self.splits = {split: self._copies(split, one) for split, one in data.datasets.items()}
+        if not self.splits:
+            raise UserError("the data section names no datasets; add data.params.train")
+        self.writer = CodeWriter(folder, self._settings(config))
+
+    def _copies(self, split: str, dataset: Any) -> Copies:
+        if isinstance(dataset, IterableDataset):
+            raise UserError(f"data.params.{split}: a stream without a length has no codes")
+        options = self.options
+        crops, flips = (options.crops, options.flips) if split == "train" else (0, False)
+        return Copies(dataset, crops, flips, options.seed)
+
+    def _settings(self, config: Mapping[str, Any]) -> Settings:
+        counts = {s: {"images": one.images, "copies": one.copies} for s, one in self.splits.items()}
+        return Settings(
+            first_stage=describe_first_stage(self.model.first_stage_model),
+            condition=describe_condition(self.model),
             protocol={
-                "image_key": model.first_stage_key,
+                "image_key": self.model.first_stage_key,
                 "size": self._image_size(),
-                "crops": options.crops,
-                "flips": options.flips,
-                "seed": options.seed,
+                "crops": self.options.crops,
+                "flips": self.options.flips,
+                "seed": self.options.seed,
             },
-            datasets={
-                split: {
-                    **config["data"]["params"][split],
-                    "images": one.images,
-                    "copies": one.copies,
-                }
-                for split, one in self.splits.items()
-            },
+            datasets={s: {**config["data"]["params"][s], **counts[s]} for s in self.splits},
             config={key: config["model"]["params"].get(key) for key in STAGES},
         )
 
@@ -120,88 +99,49 @@ class Encoding:
             self.model.check_batch(batch)
         return list(self.model.get_xc(batch)[0].shape[2:])
 
-    def run(self) -> Manifest:
-        """Encode what is not encoded yet; in the processes above rank 0, their share of it."""
+    def run(self) -> Manifest | None:
+        """Encode what is not encoded yet. Processes above rank 0 do their share, and return None.
+
+        Raises:
+            UserError: if the folder cannot be written to, or another process does so.
+        """
         rank, processes = own_share()
-        check_place(self.folder, "give another folder by --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with sole_user(self.folder) if rank == 0 else nullcontext():
-            self._check_folder()
-            if (self.folder / MANIFEST).is_file():
-                shutil.rmtree(self._unfinished, ignore_errors=True)
-                return read_manifest(self.folder)
+        writer, folder = self.writer, self.writer.folder
+        check_place(folder, "give another folder by --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        with sole_user(folder) if rank == 0 else nullcontext():
+            if (manifest := writer.finished()) is not None:
+                writer.remove_parts()
+                return manifest
             if rank == 0:
-                self._begin()
-            parts = [(split, n) for split in self.splits for n in self._parts(split)]
-            own = parts[rank::processes]
-            self._encode([part for part in own if not self._path(*part).is_file()], len(own))
+                writer.begin()
+                for split, copies in self.splits.items():
+                    copies.say_what_is_fixed(split)
+            self._encode([part for part in writer.parts()[rank::processes] if not writer.has(part)])
             gather_objects(None)  # all processes are through
-            return self._join() if rank == 0 else Manifest(self.settings, {})
+            return writer.join() if rank == 0 else None
 
-    # ------------------------------------------------------------------ the folder
-
-    @property
-    def _unfinished(self) -> Path:
-        return self.folder / UNFINISHED
-
-    def _path(self, split: str, number: int) -> Path:
-        return self._unfinished / f"{split}-{number:06}.npz"
-
-    def _parts(self, split: str) -> range:
-        return range(-(-self.splits[split].images // PART))
-
-    def _check_folder(self) -> None:
-        """Refuse a folder with codes, or some of them, that other settings have made."""
-        own = self.settings.as_json()
-        for file in (self.folder / MANIFEST, self._unfinished / MANIFEST):
-            if not file.is_file():
-                continue
-            try:
-                stored = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
-                raise UserError(f"{file} is damaged; give an empty folder by --out") from None
-            for name, value in own.items():
-                if stored.get(name) != value:
-                    raise UserError(
-                        f"{self.folder} has codes of another {name.replace('_', ' ')}: "
-                        f"{_difference(stored.get(name), value)}; give another folder by --out"
-                    )
-
-    def _begin(self) -> None:
-        remove_leftovers(self.folder)
-        write_text(self._unfinished / MANIFEST, json.dumps(self.settings.as_json(), indent=1))
-        for split, copies in self.splits.items():
-            copies.say_what_is_fixed(split)
-
-    # ------------------------------------------------------------------ encoding
-
-    def _encode(self, parts: list[tuple[str, int]], all_parts: int) -> None:
+    def _encode(self, parts: list[Part]) -> None:
         rank, processes = own_share()
-        draws = sum(len(self._numbers(*part)) for part in parts)
-        with tqdm(total=draws * processes, desc="encoding", unit="image", disable=rank > 0) as bar:
+        draws = processes * sum(len(self._numbers(part)) for part in parts)
+        with tqdm(total=draws, desc="encoding", unit="image", disable=rank > 0) as bar:
             for split in self.splits:
-                chosen = [number for name, number in parts if name == split]
-                for number, arrays in self._encoded(split, chosen, bar):
-                    path = self._path(split, number)
-                    with (
-                        atomic_path(path, advice="make room and run again") as partial,
-                        partial.open("wb") as file,
-                    ):
-                        np.savez(file, **arrays)  # type: ignore[arg-type]
+                chosen = [part for part in parts if part[0] == split]
+                for part, arrays in self._encoded(split, chosen, bar):
+                    self.writer.save(part, arrays)
 
-    def _numbers(self, split: str, part: int) -> range:
+    def _numbers(self, part: Part) -> range:
         """The draws of a part, as `Copies` numbers them."""
-        copies = self.splits[split]
-        last = min((part + 1) * PART, copies.images)
-        return range(part * PART * copies.draws, last * copies.draws)
+        images, draws = self.writer.images(part), self.splits[part[0]].draws
+        return range(images.start * draws, images.stop * draws)
 
-    def _encoded(self, split: str, parts: list[int], bar: Any) -> Iterator[tuple[int, Arrays]]:
-        """The arrays of parts of a split, by their numbers."""
+    def _encoded(self, split: str, parts: list[Part], bar: Any) -> Iterator[tuple[Part, Arrays]]:
+        """The arrays of parts of a split."""
         size, copies = self.options.batch_size, self.splits[split]
         batches = [
-            (part, self._numbers(split, part)[first : first + size])
+            (part, self._numbers(part)[first : first + size])
             for part in parts
-            for first in range(0, len(self._numbers(split, part)), size)
+            for first in range(0, len(self._numbers(part)), size)
         ]
         loader = DataLoader(
             copies,
@@ -213,11 +153,11 @@ class Encoding:
         collected: list[Arrays] = []
         for (part, numbers), batch in zip(batches, loader, strict=True):
             if not collected:  # some quantizers choose codes at random
-                place = (self.options.seed, list(self.splits).index(split), part)
+                place = (self.options.seed, list(self.splits).index(split), part[1])
                 torch.manual_seed(struct.unpack("<Q", digest(*place)[:8])[0])
             collected.append(self._encode_batch(batch, copies.mirrored_later))
             bar.update(len(numbers) * own_share()[1])
-            if numbers[-1] == self._numbers(split, part)[-1]:
+            if numbers[-1] == self._numbers(part)[-1]:
                 yield part, _joined(collected, copies.copies)
                 collected = []
 
@@ -235,71 +175,14 @@ class Encoding:
             codes = [model.first_stage_model.encode_to_indices(x) for x, _ in views]
             arrays = {CODES: _narrow(codes, model.n_codes)}
             if not model.be_unconditional:
-                tokens = [_as_data_has_them(*model.encode_to_c(c)) for _, c in views]
+                tokens = [_as_grid(*model.encode_to_c(c)) for _, c in views]
                 arrays[CONDITION] = _narrow(tokens, model.transformer.config.vocab_size)
         return arrays
 
-    # ------------------------------------------------------------------ joining
 
-    def _join(self) -> Manifest:
-        splits = {split: self._join_split(split) for split in self.splits}
-        manifest = Manifest(self.settings, splits)
-        write_text(self.folder / MANIFEST, json.dumps(manifest.as_json(), indent=1) + "\n")
-        shutil.rmtree(self._unfinished, ignore_errors=True)
-        return manifest
-
-    def _join_split(self, split: str) -> SplitFiles:
-        copies = self.splits[split]
-        names = {CODES: f"{split}.codes.npy", CONDITION: f"{split}.conditions.npy"}
-        first = self._read(split, 0)
-        files = {}
-        for key, array in first.items():
-            shape = (copies.images, *array.shape[1:])
-            files[key] = ArrayFile(names[key], str(array.dtype), shape)
-            path = self.folder / names[key]
-            with atomic_path(path, durable=True, advice="make room and run again") as partial:
-                with partial.open("wb") as file:
-                    self._write(file, split, key, files[key])
-        return SplitFiles(copies.images, copies.copies, files[CODES], files.get(CONDITION))
-
-    def _write(self, file: BinaryIO, split: str, key: str, whole: ArrayFile) -> None:
-        descr = np.lib.format.dtype_to_descr(np.dtype(whole.dtype))
-        header = {"descr": descr, "fortran_order": False, "shape": whole.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for number in self._parts(split):
-            array = self._read(split, number)[key]
-            if array.shape[1:] != whole.shape[1:]:
-                raise UserError(
-                    f"data.params.{split} gives {key} of several shapes, {list(whole.shape[2:])} "
-                    f"and {list(array.shape[2:])}; give a crop_size, so that images have one size"
-                )
-            file.write(array.tobytes())
-
-    def _read(self, split: str, number: int) -> Arrays:
-        path = self._path(split, number)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; run again") from None
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-            path.unlink(missing_ok=True)
-            raise UserError(f"{path} is damaged, and was removed; run again") from None
-
-
-def _difference(stored: Any, own: Any) -> str:
-    """The first entry that differs, as a clause."""
-    if isinstance(stored, Mapping) and isinstance(own, Mapping):
-        for name in [*own, *stored]:
-            if stored.get(name) != own.get(name):
-                return f"{name} was {stored.get(name)} and is now {own.get(name)}"
-    return f"it was {stored} and is now {own}"
-
-
-def _as_data_has_them(codes: Tensor, indices: Tensor) -> Tensor:
+def _as_grid(codes: Tensor, indices: Tensor) -> Tensor:
     """Indices [B, n] of conditions; in rows [B, h, w], if their codes [B, c, h, w] have these."""
-    grid = codes.shape[2:]
-    return indices.reshape(len(indices), *grid) if codes.dim() == 4 else indices
+    return indices.reshape(len(indices), *codes.shape[2:]) if codes.dim() == 4 else indices
 
 
 def _narrow(views: list[Tensor], count: int) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from taming.checkpoint import (
     check_complete,
@@ -14,20 +16,23 @@ from taming.checkpoint import (
     find_run,
     inherit_data,
     load_run,
+    run_as_stage,
     run_config,
 )
 from taming.config import (
     instantiate_from_config,
     load_config,
-    plain,
     without_checkpoint_paths,
 )
 from taming.config_before import keep_dataset_defaults
+from taming.config_values import Count
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
-from taming.models.cond_transformer import Net2NetTransformer
+from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.encoding import Encoding, EncodingOptions
+
+_MOST = 2**31 - 1
 
 
 def load_encoding(
@@ -74,8 +79,8 @@ def _of_config(
             f"{' '.join(base)}: this is a first stage's config; name a transformer's, or the run "
             "that the first stage was trained in"
         )
-    if params.get("ckpt_path") is None and "n_layer" in (params.transformer_config.params or {}):
-        params.transformer_config.params.n_layer = 1  # only the stages are used
+    if params.get("ckpt_path") is None:
+        params.transformer_config = _stand_in(params.transformer_config)
     model = instantiate_from_config(config.model, "model", "module")
     stage = model.first_stage_model
     if isinstance(stage, CodesInterface) and not (stage.loaded_from or model.loaded_from):
@@ -100,16 +105,27 @@ def _require_data(config: DictConfig) -> None:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
 
 
+class StandIn(nn.Module):
+    """In the place of a transformer, where only the stages beside it are used."""
+
+    def __init__(self, vocab_size: Count = _MOST, block_size: Count = _MOST) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=vocab_size)
+        self.block_size = block_size
+
+    def get_block_size(self) -> int:
+        return self.block_size
+
+
+def _stand_in(transformer_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a `StandIn` for a transformer of any size."""
+    params = transformer_config.get("params") or {}
+    sizes = {name: params[name] for name in ("vocab_size", "block_size") if name in params}
+    return {"target": f"{__name__}.{StandIn.__name__}", "params": sizes}
+
+
 def _around_first_stage(path: str, config: DictConfig) -> Net2NetTransformer:
-    """The smallest transformer over a run's first stage, which is what is used of it."""
-    sizes = {"vocab_size": 2**20, "block_size": 2**16, "n_layer": 1, "n_head": 1, "n_embd": 1}
-    gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": sizes}
+    """An unconditional model over a run's first stage."""
     key = (config.model.get("params") or {}).get("image_key", "image")
-    whole = OmegaConf.create({"model": {"params": {"first_stage_config": str(path)}}})
-    expand_stages(whole)
-    return Net2NetTransformer(
-        gpt,
-        plain(whole.model.params.first_stage_config),
-        "__is_unconditional__",
-        first_stage_key=key,
-    )
+    stage = run_as_stage(path, "--base")
+    return Net2NetTransformer(_stand_in({}), stage, UNCONDITIONAL, first_stage_key=key)
