@@ -24,6 +24,7 @@ from tqdm import tqdm
 from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
+from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Progress, request_for_condition, sample_images
 from taming.sampling.arguments import (
@@ -34,7 +35,7 @@ from taming.sampling.arguments import (
 )
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
-from taming.sampling.estimate import estimated_seconds, in_words
+from taming.sampling.estimate import estimated_seconds
 from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
 
@@ -130,16 +131,17 @@ def announce(photo: Photo, known: Tensor, factor: int, count: int, seconds: floa
         height, width = photo.original
         print(f"the image of {width} x {height} pixels is reduced; --full_size keeps its size")
     rows, columns = known.shape
+    sampled = int((known < 0).sum())
     print(
         f"{columns * factor} x {rows * factor} pixels are {known.numel()} tokens, of which "
-        f"{int((known < 0).sum())} are sampled for each of {count} images: about "
-        f"{in_words(seconds)}",
+        f"{sampled} are sampled for each of {count} images: about "
+        f"{readable_time(seconds)}",
         flush=True,
     )
 
 
 class TokenBar:
-    """A progress bar over the tokens of all images."""
+    """A progress bar over the tokens that are sampled, of all images."""
 
     def __init__(self, images: int, tokens: int) -> None:
         self.bar = tqdm(total=images * tokens, unit="token")
@@ -190,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_inputs(photo.picture, known, own.pad, factor, root)
     seconds = estimated_seconds(model, requests, sampling.settings, sampling.batch_size, shape)
     announce(photo, known, factor, len(requests), seconds)
-    bar = TokenBar(len(requests), known.numel())
+    bar = TokenBar(len(requests), int((known < 0).sum()))
     samples = sample_images(
         model,
         requests,

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,8 @@ from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_fil
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, LoadedSource, key_of
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import LoadedSource, key_of
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import (
@@ -117,10 +119,12 @@ def _source(
         return FolderSource(own.images, own.deep or None, workers)
     config = [own.data] if own.data else _own_data(own, stages)
     key = own.image_key or stages[0].image_key
+    runs = [stage.run for stage in stages]
+    options: dict[str, Any] = {"overrides": overrides, "workers": workers, "runs": runs}
     if reads_labels:
         labels = stages[0].model.channels
-        return LabelSource(labels, config, own.split, key, overrides=overrides, workers=workers)
-    return DatasetSource(config, own.split, key, overrides, workers)
+        return LabelSource(labels, config, own.split, key, **options)
+    return DatasetSource(config, own.split, key, **options)
 
 
 def _own_data(own: Arguments, stages: Sequence[LoadedFirstStage]) -> list[str | Path]:

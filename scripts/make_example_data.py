@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     here = os.path.relpath(os.getcwd(), options.outdir)
     print(f"{options.outdir}: {count} files; to train on them, for example:")
     print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache python {here}/main.py \\")
-    print(f"    --base {here}/configs/faceshq_vqgan.yaml -t True")
+    print(f"    --base {here}/configs/faceshq_vqgan.yaml -t True \\")
+    print("    --max_steps 1 data.params.batch_size=1")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, ImageSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
 from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer

@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from taming.errors import UserError
+from taming.errors import UserError, is_full, reason_of
 
 _NUMBERS = itertools.count()
 # Those of older versions have no host and no number.
@@ -59,7 +60,7 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         with suppress(OSError):
             partial.unlink()
         ending = f"; {advice}" if advice else ""
-        raise UserError(f"cannot write {path} ({error.strerror or error}){ending}") from error
+        raise UserError(f"cannot write {path} ({reason_of(error)}){ending}") from error
     except BaseException:
         with suppress(OSError):
             partial.unlink()
@@ -125,11 +126,23 @@ def check_place(folder: Path, advice: str = "") -> None:
         reason = f"{existing} is a file, not a folder"
     elif not os.access(existing, os.W_OK | os.X_OK):
         reason = f"{existing} is write-protected"
-    elif shutil.disk_usage(existing).free == 0:
+    elif (usage := shutil.disk_usage(existing)).total and not usage.free:
         reason = "its disk is full"
+    else:
+        reason = _refusal_of(existing)
     if reason:
         ending = f"; {advice}" if advice else ""
         raise UserError(f"nothing can be written to {folder}, as {reason}{ending}")
+
+
+def _refusal_of(folder: Path) -> str:
+    """What the system says if a file is made in a folder; empty if one can be made."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        full = "its disk is full" if is_full(error) else ""
+        return full or f"no files can be made in {folder} ({reason_of(error)})"
 
 
 def make_new_folder(path: Path) -> Path:
@@ -148,7 +161,7 @@ def make_new_folder(path: Path) -> Path:
             if not folder.parent.is_dir():
                 raise UserError(f"{folder.parent} is a file, not a folder") from None
         except OSError as error:
-            raise UserError(f"cannot make {folder} ({error.strerror})") from None
+            raise UserError(f"cannot make {folder} ({reason_of(error)})") from None
     raise AssertionError
 
 

@@ -13,18 +13,19 @@ A setting is written down once, as a field of a frozen dataclass:
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from taming import trust
 from taming.errors import UserError
-from taming.weight_choice import EMA, RAW, choose_weights
+from taming.trust import checked_names, trusted
+from taming.weight_choice import EMA, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
 
@@ -66,19 +67,35 @@ class Parser(argparse.ArgumentParser):
         words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
         namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
-        trust.trust(values.get("trust", ()))
+        trusted.set(tuple(values.get("trust", ())))
         if "extractor_weights" in values and values["weights"] not in (None, RAW, EMA):
             values["extractor_weights"] = Path(values["weights"])  # as it was called before
             values["weights"] = None
-        choose_weights(values.get("weights"), values.get("parts", ()))
+        weights, parts = values.get("weights"), tuple(values.get("parts", ()))
+        chosen_weights.set(WeightChoice(weights, parts) if weights or parts else None)
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
+        _, unrecognized, words = message.partition("unrecognized arguments: ")
+        if unrecognized:
+            self.refuse(words.split(" ")[0])
         raise UserError(f"{message} (see --help)")
+
+    def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
+        """Raise `UserError` for a word that is no argument, with the nearest flag.
+
+        `more` are flags besides those of the parser.
+        """
+        flag = word.partition("=")[0]
+        shown = [a for a in self._actions if a.help != argparse.SUPPRESS and a.option_strings]
+        flags = [name for action in shown for name in action.option_strings] + list(more)
+        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("--") else []
+        hint = f"; did you mean {close[0]}?" if close else ""
+        self.error(f"unknown argument {word}{hint}")
 
 
 def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+    parser: Parser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and the `key.path=value` overrides among the rest.
 
@@ -89,7 +106,7 @@ def parse(
     rest = [*take_overrides(args), *rest]
     unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
     if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
+        parser.refuse(unknown[0])
     return args, rest
 
 
@@ -113,7 +130,7 @@ def add_trust_flag(parser: Arguments) -> None:
     """`--trust`, for programs that read configs: what these may name, see `taming.trust`."""
     parser.add_argument(
         "--trust",
-        type=_parse_names,
+        type=_parse_packages,
         action="extend",
         default=[],
         metavar="PACKAGE",
@@ -143,6 +160,10 @@ def add_weight_flags(parser: Arguments) -> None:
 
 def _parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _parse_packages(text: str) -> tuple[str, ...]:
+    return checked_names(_parse_names(text))
 
 
 def parse_switch(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from taming.config_targets import (
 from taming.config_values import Arguments
 from taming.errors import UserError
 from taming.limits import within_memory
+from taming.user_code import calling
 
 __all__ = [
     "KINDS",
@@ -108,9 +110,8 @@ def instantiate_from_config(
         own = params_of(node)
         with inside("params"):
             params = arguments_for(target, name, own, {**own, **extra})
-            if expects != "module":
-                return _made(target, name, params)
-            with within_memory(current_key(), own):
+            limit = within_memory(current_key(), own) if expects == "module" else nullcontext()
+            with calling(target, f"{current_key()}: {name}".strip(": ")), limit:
                 return _made(target, name, params)
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.config_values import shorten
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")
@@ -146,7 +146,7 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(f"{path} is {kind}: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
 

@@ -29,6 +29,8 @@ _KEYS: dict[Place, Sequence[str]] = {
     ("lightning", "modelcheckpoint"): _CONFIG,
 }
 _CALLBACKS = ("lightning", "callbacks")
+# Callbacks that there are without a target in the config.
+OWN_CALLBACKS = ("checkpoints", "image_logger", "learning_rate_logger")
 _TRAINER = ("lightning", "trainer")
 
 
@@ -63,10 +65,12 @@ def _unread(
         if known is not None and _target(merged):
             ours = canonical_name(_target(merged)).startswith("taming.")
         for key, value in _entries(node):
-            if known is not None and key not in known:
+            below = dict(_entries(merged)).get(key)
+            own_callback = place == _CALLBACKS and (_target(below) or below == "???")
+            if known is not None and key not in known and not own_callback:
                 yield (*place, key), value, known
             elif isinstance(value, dict | list):
-                pending.append(((*place, key), value, dict(_entries(merged)).get(key), ours))
+                pending.append(((*place, key), value, below, ours))
 
 
 def _entries(node: Any) -> Iterator[tuple[Any, Any]]:
@@ -90,6 +94,8 @@ def _known(place: Place, node: Any, ours: bool) -> Sequence[str] | None:
     """
     if place in _KEYS:
         return _KEYS[place]
+    if place == _CALLBACKS:
+        return OWN_CALLBACKS
     if place[:-1] == _CALLBACKS or (ours and _target(node)):
         return _CONFIG
     return None
@@ -109,17 +115,26 @@ def _only_place(value: Any) -> Place:
 
 def _nearest(place: Place, rest: Place, whole: Any, known: Sequence[str]) -> Place | None:
     parent, key = place[:-1], str(place[-1])
+    node = whole
+    for part in parent:
+        node = dict(_entries(node)).get(part)
+    if known == _CONFIG and not _target(node) and not _close(key, known):
+        return (*parent, "params", key, *rest)  # of a class that is there without a target
     paths = [path for path in _valid_paths(whole) if path[: len(place)] != place]
     same = [path for path in paths if path[-1] == key]
     if same:
         return (*max(same, key=lambda path: (_shared(path, place), -len(path))), *rest)
-    if close := difflib.get_close_matches(key, known, n=1):
+    if close := _close(key, known):
         return (*parent, close[0], *rest)
     for near in ([path for path in paths if path[: len(parent)] == parent], paths):
         names = {str(path[-1]): path for path in reversed(near)}
         if close := difflib.get_close_matches(key, names, n=1, cutoff=0.7):
             return (*names[close[0]], *rest)
     return None
+
+
+def _close(key: str, names: Sequence[str]) -> list[str]:
+    return difflib.get_close_matches(key, names, n=1)
 
 
 def _shared(path: Place, other: Place) -> int:

@@ -16,8 +16,9 @@ from contextvars import ContextVar
 from typing import Any
 
 from taming.config_values import shorten
-from taming.errors import UserError
+from taming.errors import Stopped, UserError
 from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
+from taming.user_code import described
 
 # What a place in a config expects: a subclass of the class at a dotted path, or a class with one
 # of these methods.
@@ -89,6 +90,10 @@ def _import(module_name: str, target: str) -> Any:
             raise config_error(f"{target} needs the package '{error.name}': install it") from error
         hint = did_you_mean(module_name, _modules_near(module_name))
         raise config_error(f"there is no module '{module_name}'{hint}") from None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Stopped | UserError) or is_listed(module_name, ("taming",)):
+            raise
+        raise config_error(f"the import of {module_name} raises {described(error)}") from error
 
 
 def _modules_near(module_name: str) -> list[str]:

@@ -20,6 +20,9 @@ REFUSALS = {
 }
 
 
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
+
+
 class UserError(Exception):
     """The user's input is wrong; the message is one sentence: what was wrong, and what to do.
 
@@ -28,6 +31,16 @@ class UserError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says is wrong, without the name of the file."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether there is no room left, on the disk or of what its user may have."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 class Stopped(SystemExit):
@@ -92,7 +105,7 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             if error.errno not in REFUSALS or error.filename is None:
                 raise
-            _refuse(f"{error.filename} cannot be used ({error.strerror})")
+            _refuse(f"{error.filename} cannot be used ({reason_of(error)})")
         except Stopped as stop:
             if stop.message:
                 print(stop.message, file=sys.stderr)

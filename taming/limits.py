@@ -182,6 +182,17 @@ def readable_size(size: int) -> str:
     return f"{size:.4g} PiB"
 
 
+def readable_time(seconds: float) -> str:
+    """Seconds as a person says them: "0.42 s", "35 min", "3 h 20 min", "12 days"."""
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{round(seconds / 86400)} days"
+
+
 def _too_large(shape: Sequence[int], reason: str) -> UserError:
     """Names the number in the config that a side of the tensor is a multiple of, or the largest."""
     for place, params in reversed(_built.get()):

@@ -52,7 +52,7 @@ _ALIASES = {
 log = logging.getLogger(__name__)
 
 # What a command line, or the caller of taming.load, trusts; None outside of programs.
-_trusted: ContextVar[tuple[str, ...] | None] = ContextVar("trusted", default=None)
+trusted: ContextVar[tuple[str, ...] | None] = ContextVar("trusted", default=None)
 
 
 def is_dotted(name: str) -> bool:
@@ -69,31 +69,27 @@ def canonical_name(target: str) -> str:
 # ---------------------------------------------------------------------- what the user allows
 
 
-def trust(names: Sequence[str]) -> None:
-    """Let configs name these packages, modules or objects from now on, and no other ones.
-
-    Raises:
-        UserError: for what is no dotted name.
-    """
-    _trusted.set(_checked_names(names))
-
-
 def in_program() -> bool:
     """Whether a command line was read, rather than functions called from Python."""
-    return _trusted.get() is not None
+    return trusted.get() is not None
 
 
 @contextlib.contextmanager
 def trusting(names: Sequence[str]) -> Iterator[None]:
-    """The same while the context lasts, beside what was trusted before."""
-    token = _trusted.set((*(_trusted.get() or ()), *_checked_names(names)))
+    """Let configs name these packages, modules or objects, beside what was trusted before.
+
+    Raises:
+        UserError: for what is no dotted name.
+    """
+    token = trusted.set((*(trusted.get() or ()), *checked_names(names)))
     try:
         yield
     finally:
-        _trusted.reset(token)
+        trusted.reset(token)
 
 
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """`names`; raises `UserError` for what is no dotted name."""
     for name in names:
         if not _NAME.fullmatch(name):
             raise UserError(f"--trust takes the names of packages such as my_package, not '{name}'")
@@ -103,7 +99,7 @@ def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
 def trusted_names() -> tuple[str, ...]:
     """Of `--trust` and of TAMING_TRUST."""
     listed = [name.strip() for name in os.environ.get("TAMING_TRUST", "").split(",")]
-    return (*(_trusted.get() or ()), *_checked_names([name for name in listed if name]))
+    return (*(trusted.get() or ()), *checked_names([name for name in listed if name]))
 
 
 def is_listed(name: str, names: Sequence[str]) -> bool:

@@ -33,25 +33,21 @@ class WeightChoice:
             raise UserError(f"--weights takes {RAW} or {EMA}, not '{self.kind}'")
 
 
-_choice: ContextVar[WeightChoice | None] = ContextVar("weight_choice", default=None)
+# What a command line says; None: nothing.
+chosen_weights: ContextVar[WeightChoice | None] = ContextVar("chosen_weights", default=None)
 
 
 def weight_choice() -> WeightChoice:
     """What a command line, or the caller of `taming.load`, has chosen."""
-    return _choice.get() or WeightChoice()
-
-
-def choose_weights(kind: str | None, parts: Sequence[str]) -> None:
-    """Load these from now on."""
-    _choice.set(WeightChoice(kind, tuple(parts)))
+    return chosen_weights.get() or WeightChoice()
 
 
 @contextlib.contextmanager
 def choosing_weights(kind: str | None, parts: Sequence[str]) -> Iterator[None]:
     """Load these while the context lasts; without any, what was chosen before."""
     chosen = WeightChoice(kind, tuple(parts)) if kind or parts else weight_choice()
-    token = _choice.set(chosen)
+    token = chosen_weights.set(chosen)
     try:
         yield
     finally:
-        _choice.reset(token)
+        chosen_weights.reset(token)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from taming import trust
+from taming.trust import trusted
 from tests.kit.launch import Launcher
 
 
@@ -31,4 +31,4 @@ def launcher() -> Iterator[Launcher]:
 @pytest.fixture(autouse=True)
 def outside_of_programs() -> None:
     """A test that parsed a command line leaves its `--trust` to no other one."""
-    trust._trusted.set(None)
+    trusted.set(None)

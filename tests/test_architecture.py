@@ -27,7 +27,7 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values"}
+GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -46,18 +46,19 @@ ALLOWED = {
     "pictures": {"errors"},
     "published_names": {"errors"},
     "trust": {"atomic_files", "errors"},
+    "user_code": {"errors"},
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "weight_choice"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),
     "config_names": {"config_files", "errors", "trust"},
-    "config_targets": {"config_values", "errors", "trust"},
+    "config_targets": {"config_values", "errors", "trust", "user_code"},
     "config_schema": {"config_targets", "config_values", "errors"},
     "config_keys": {"config_files", "config_targets", "config_values", "errors", "trust"},
     "config": {
         *("config_files", "config_keys", "config_names", "config_schema", "config_targets"),
-        *("config_values", "errors", "limits"),
+        *("config_values", "errors", "limits", "user_code"),
     },
     "config_before": {"config", "errors"},
     "lr_scheduler": {"config", "config_values"},

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from taming.atomic_files import (
     atomic_path,
     check_place,
+    is_running,
     make_new_folder,
     remove_leftovers,
     sole_user,
@@ -167,6 +169,16 @@ def test_places_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="its disk is full$"):
         check_place(tmp_path)
+    # A file system that counts no bytes is not full; this one does not take files.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=0))
+    check_place(tmp_path)
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"no files can be made in .* \(Operation not permitted\)$"):
+        check_place(tmp_path)
 
 
 HOLD = """
@@ -200,3 +212,12 @@ def test_a_folder_is_held_until_the_process_dies(tmp_path: Path) -> None:
     with sole_user(tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_processes_of_other_users_are_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(process: int, signal: int) -> None:
+        raise PermissionError
+
+    assert is_running(os.getpid())
+    monkeypatch.setattr(os, "kill", kill)
+    assert is_running(1)

@@ -12,6 +12,7 @@ from taming.command_line import (
     Extend,
     Parser,
     add_flags,
+    add_side_flags,
     flag,
     from_flags,
     parse,
@@ -136,9 +137,17 @@ def test_values_of_the_wrong_kind_are_one_sentence(argv: tuple[str, ...], messag
 def test_overrides_are_told_from_unknown_flags() -> None:
     args, overrides = parse(parser_for(Blur), ["-r", "2", "model.params.n_embed=3", "a.b=--c"])
     assert args.radius == 2.0 and overrides == ["model.params.n_embed=3", "a.b=--c"]
-    for unknown in ("--raduis=3", "--colour", "word"):
-        with pytest.raises(UserError, match=f"unknown argument {unknown}"):
+    for unknown, hint in (
+        ("--raduis=3", "; did you mean --radius?"),
+        ("--blorry", " "),  # a hidden spelling is no advice
+        ("--colour", " "),
+        ("word", " "),
+    ):
+        with pytest.raises(UserError) as caught:
             parse(parser_for(Blur), [unknown])
+        assert str(caught.value).startswith(f"unknown argument {unknown}{hint}")
+    with pytest.raises(UserError, match="unknown argument --raduis; did you mean --radius"):
+        parser_for(Blur).parse_args(["--raduis", "3"])  # of scripts without overrides
 
 
 @pytest.mark.parametrize("text", ["true", "True", "yes", "t", "Y", "1"])
@@ -161,6 +170,15 @@ def test_sizes() -> None:
     for text in ("", "0", "16,0", "16,", "1,2,3", "16x16", "-4,4", "1.5"):
         with pytest.raises(UserError, match="height,width"):
             parse_size(text)
+
+
+def test_sides_may_be_given_apart() -> None:
+    parser = Parser()
+    parser.add_argument("--size", type=parse_size, default=None)
+    add_side_flags(parser)
+    for words in (["--height", "8", "--width", "12"], ["--size", "8,9", "--width", "12"]):
+        assert parser.parse_args(words).size == (8, 12)
+    assert parser.parse_args(["--width", "12"]).size == (None, 12)
 
 
 def test_lists_of_numbers() -> None:
@@ -189,6 +207,9 @@ def test_overrides_may_follow_the_files_of_base(
     parser.add_argument("-b", "--base", nargs="*", action=Extend, default=[])
     args, overrides = parse(parser, ["-b", "a.yaml", "b=c.yaml", "x.y=1", "-b", "./d=e.yaml"])
     assert args.base == ["a.yaml", "b=c.yaml", "./d=e.yaml"]
+    parser.add_argument("--keys", nargs="*", action=Extend, default=["all"])
+    assert parse(parser, [])[0].keys == ["all"]
+    assert parse(parser, ["--keys", "b", "--keys", "c"])[0].keys == ["b", "c"]
     assert overrides == ["x.y=1"]
     assert parse(parser, ["model.path=a=b"])[1] == ["model.path=a=b"]
 

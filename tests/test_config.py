@@ -181,6 +181,9 @@ def test_a_stage_has_the_model_of_the_yaml_it_names(tmp_path: Path) -> None:
     }
     override = f"model.params.first_stage_config.base={tmp_path / 'first.yaml'}"
     assert load_config([path], [override]).model.params.first_stage_config.target == "a.First"
+    again = write_stages(tmp_path, {"base": "first.yaml", "params": {"n_labels": 4}})
+    assert load_config([again]).model.params.first_stage_config.params.n_labels == 4
+    path = write_stages(tmp_path, {"base": "first.yaml", "params": {"ckpt_path": "???"}})
     open_config = load_config([path])
     with pytest.raises(UserError, match=f"^set {place}.ckpt_path=... "):
         plain(open_config)
@@ -200,3 +203,9 @@ def test_a_base_that_is_no_first_stage(tmp_path: Path, base: str, message: str) 
     place = "second.yaml: model.params.first_stage_config.base: "
     with pytest.raises(UserError, match=f"{place}.*{message}"):
         load_config([path])
+
+
+def test_arguments_of_a_call_come_before_the_config_s() -> None:
+    config = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
+    made = instantiate_from_config(config, out_features=5, bias=False)
+    assert (made.in_features, made.out_features, made.bias) == (2, 5, None)

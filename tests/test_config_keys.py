@@ -56,6 +56,12 @@ NEAREST = [
     ("lightning.image_logger.params.max_images", "lightning.callbacks.image_logger.params"),
     ("lightning.callbacks.image_logger.parms.x", "lightning.callbacks.image_logger.params.x"),
     ("lightning.callbacks.image_logger.max_images", "callbacks.image_logger.params.max_images"),
+    ("lightning.callbacks.image_loger.params.max_images", "lightning.callbacks.image_logger."),
+    ("lightning.callbacks.image_loger", "lightning.callbacks.image_logger"),
+    ("lightning.callbacks.checkpoint.params.save_top_k", "lightning.callbacks.checkpoints."),
+    ("lightning.modelcheckpoint.monitor", "lightning.modelcheckpoint.params.monitor"),
+    ("lightning.modelcheckpoint.save_top_k", "lightning.modelcheckpoint.params.save_top_k"),
+    ("lightning.logger.project", "lightning.logger.params.project"),
     ("lightning.modelcheckpoint.parms.save_top_k", "lightning.modelcheckpoint.params.save_top_k"),
     ("modle.params.n_embed", "model.params.n_embed"),
     ("trainer.max_steps", "lightning.trainer.max_steps"),
@@ -100,6 +106,9 @@ def test_what_a_run_has_been_trained_with_stays_readable(tmp_path: Path) -> None
     assert load_config([], stored=[tmp_path / "old.yaml"]).model.n_embed == 32
     with pytest.raises(UserError, match="did you mean 'model.params.n_embed'"):
         load_config([tmp_path / "old.yaml"])
+    OmegaConf.save(OmegaConf.create({"modle": model}), tmp_path / "other.yaml")
+    with pytest.raises(UserError, match="there is no key 'modle.*did you mean 'model"):
+        load_config([], stored=[tmp_path / "other.yaml"])
 
 
 def test_all_configs_of_the_project_and_published_ones_are_taken(tmp_path: Path) -> None:

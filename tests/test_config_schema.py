@@ -167,6 +167,9 @@ def test_wrong_entries_are_named(
 
 
 def test_right_configs_are_right() -> None:
+    with pytest.raises(UserError, match="first_stage_config: there is no module 'nowhere"):
+        check_config(changed(GPT, "first_stage_config.target", "nowhere.Model"), "model", "module")
+    check_config(changed(VQ, "lossconfig.target", "nowhere.Loss"), "model", "module")  # not needed
     for section, config in (("model", VQ), ("model", EMA), ("model", GPT), ("data", DATA)):
         check_config(config, section, KINDS[section])
     check_config(CALLBACK, "callback", "callback")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import pytest
@@ -90,8 +91,9 @@ def test_computing_in_a_dtype() -> None:
         assert product().dtype == torch.bfloat16
         with without_autocast(CPU):
             assert product().dtype == torch.float32
-    with computing_in(torch.float32, CPU):
-        assert product().dtype == torch.float32
+    with warnings.catch_warnings(), computing_in(torch.float32, CPU):
+        warnings.simplefilter("error")  # of torch, about what autocast cannot do
+        assert product().dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     assert product().dtype == torch.float32
 
 

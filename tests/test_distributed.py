@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taming.devices import local_rank, own_share
 from taming.distributed import (
+    Agreement,
     average_gradients,
     gather_objects,
     is_connected,
@@ -158,3 +159,24 @@ def test_the_first_of_all_processes(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert is_first_process() == first
+
+
+def test_an_agreement_is_the_highest_number_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Work:
+        def wait(self) -> None:
+            asked[-1][0].fill_(7)  # another process's
+
+    def all_reduce(value: Tensor, operation: Any, group: Any, async_op: bool) -> Work:
+        asked.append((value, operation, group, async_op))
+        return Work()
+
+    monkeypatch.setattr(dist, "new_group", lambda **options: options["backend"])
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    agreement = Agreement()
+    assert agreement.received() == 0
+    for _ in range(2):
+        agreement.send(3)
+        assert asked[-1][1:] == (dist.ReduceOp.MAX, "gloo", True)
+        assert agreement.received() == 7 and agreement.received() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def test_another_version_starts_anew(site: Site, tmp_path: Path) -> None:
         fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK)
     site.files["/a"], site.version = DATA[::-1], '"2"'
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA[::-1]
+
+
+def test_versions_that_may_differ_in_bytes_are_not_remembered(site: Site, tmp_path: Path) -> None:
+    site.drops, site.version = [50_000, 0, 0], 'W/"1"'
+    with pytest.raises(UserError):
+        fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK)
+    assert names(tmp_path) == ["a.part"]
+
+
+def test_waits_double(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    site.codes = [503] * 9
+    with pytest.raises(UserError, match="503"):
+        fetch(f"{site.url}/a", tmp_path / "a")
+    assert waits == [1, 2, 4, 8]
 
 
 def test_servers_that_cannot_continue_start_anew(site: Site, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_written_places_are_read(place: Place, tmp_path: Path) -> None:
     lightning_internals.write_place(state, place, steps=7)
     assert lightning_internals.read_place(state) == place
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7
+    lightning_internals.write_place(state, place, steps=9)
+    assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7  # counted already
     trainer.fit_loop.load_state_dict(state)
     assert place_of(trainer) == place and trainer.current_epoch == place.epoch
 

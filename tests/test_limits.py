@@ -12,7 +12,7 @@ from torch import nn
 from taming import limits
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.limits import memory_limit, weights_from_file
+from taming.limits import memory_limit, readable_time, weights_from_file
 from tests.kit.models import GAN_LOSS, ddconfig, first_stage_config, transformer_config
 
 GPT = "model.params.transformer_config.params."
@@ -175,3 +175,25 @@ def test_models_that_are_read_from_files_may_be_larger() -> None:
     with weights_from_file():
         assert memory_limit() > free
     assert 2**28 < free < 2**41
+
+
+def test_durations_are_readable() -> None:
+    texts = [readable_time(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 108000, 777600)]
+    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "30 h 0 min", "9 days"]
+
+
+def test_bytes_are_counted_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "memory_limit", lambda: 1000)
+    with limits.within_memory("model", {"n": 5}):
+        torch.empty(250)  # of 4 bytes each
+    for make in (lambda: torch.empty(251), lambda: torch.empty(126, dtype=torch.float64)):
+        with pytest.raises(UserError, match=r"it makes a tensor of (251|126) \(100"):
+            with limits.within_memory("model", {"n": 5}):
+                make()
+    limits.check_memory(250, n=250, m=3)
+    with pytest.raises(UserError, match="n is 251, which is too large: it makes 1004 bytes"):
+        limits.check_memory(251, n=251, m=3)
+    limits.check_sizes(n=1, m=2**31 - 1)
+    for wrong in (0, 2**31):
+        with pytest.raises(UserError, match=f"part.n is {wrong}; it must be from 1 to"):
+            limits.check_sizes("part", n=wrong)

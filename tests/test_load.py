@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 import taming
 from taming.checkpoint import save_atomic
+from taming.checkpoint.hub import params_from_diffusers
 from taming.errors import UserError
 from taming.export.diffusers import to_diffusers
 from taming.export.weights import save_weights
@@ -88,6 +89,9 @@ def test_folders_of_hubs(kind: str) -> None:
     assert {n for n in model.state_dict() if "loss" not in n} == expected.state_dict().keys()
     x = images(2).permute(0, 3, 1, 2)
     assert torch.equal(model(x)[0], expected(x)[0])
+    if kind in ("diffusers", "mixin", "flat"):
+        other = taming.load(folder, overrides=["model.params.ddconfig.dropout=0.5"])
+        assert other.encoder.mid.block_1.dropout.p == 0.5
     if kind == "diffusers":  # its weights alone, with a config of ours
         OmegaConf.save({"model": first_stage_config()}, "own.yaml")
         lone = Path("diffusion_pytorch_model.safetensors")
@@ -101,12 +105,31 @@ def test_other_folders_of_hubs_are_refused() -> None:
         ({"_class_name": "AutoencoderKL"}, "config.json is of AutoencoderKL, not of a VQModel"),
         ({"_class_name": "VQModel"}, "config.json is no complete config of a VQModel"),
         ({"_class_name": "VQModel", "norm_type": "spatial"}, "only group normalization"),
+        ({"_class_name": "VQModel", "norm_num_groups": 16}, "only group normalization"),
         ([1], "config.json cannot be read as a model's config"),
         ({"model": {"target": "evil.Model"}}, "evil.Model is not trusted"),
     ):
         (folder / "config.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=message):
             taming.load(folder)
+
+
+def test_what_diffusers_says_of_a_model() -> None:
+    config = {
+        "block_out_channels": [64, 64, 256],
+        "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"] * 2,
+        "sample_size": 48,
+        "num_vq_embeddings": 99,
+        "latent_channels": 5,
+        "in_channels": 1,
+        "out_channels": 3,
+        "layers_per_block": 4,
+    }
+    params = params_from_diffusers(config, Path("config.json"))
+    ddconfig = {"double_z": False, "z_channels": 5, "resolution": 48, "in_channels": 1, "out_ch": 3}
+    ddconfig |= {"ch": 64, "ch_mult": [1, 1, 4], "num_res_blocks": 4, "attn_resolutions": [24]}
+    assert params == {"n_embed": 99, "embed_dim": 5, "ddconfig": {**ddconfig, "dropout": 0.0}}
+    assert params_from_diffusers(config | {"vq_embed_dim": 7}, Path("x"))["embed_dim"] == 7
 
 
 def test_averages_parts_and_prefixes(caplog: pytest.LogCaptureFixture) -> None:

@@ -102,3 +102,10 @@ def test_the_course_before_and_after_the_warm_up():
     scheduler = LambdaWarmUpCosineScheduler(4, 0.5, 2.0, 1.0, 8)
     values = [scheduler(n) for n in (0, 1, 4, 6, 8, 9)]
     torch.testing.assert_close(values, [1.0, 1.25, 2.0, 1.25, 0.5, 0.5])
+
+
+def test_schedules_of_several_optimizers_keep_their_own_rates():
+    optimizers = [sgd(9.0), sgd(9.0)]
+    schedules = [make_schedule(HALVED, optimizer) for optimizer in optimizers]
+    apply_rates([[2.0], [6.0]], optimizers, schedules, before=None)
+    assert [schedule.base_lrs for schedule in schedules] == [[2], [6]]

@@ -19,6 +19,7 @@ from taming.pictures import (
     text_images,
     to_gray,
     to_pillow,
+    to_rgb_pixels,
     to_uint8,
     to_uint8_array,
     to_values,
@@ -264,8 +265,18 @@ def test_bars_are_as_high_as_their_values() -> None:
     page = np.asarray(bar_picture(torch.tensor([0.0, 1.0, 2.0, 4.0]), (40, 100)))
     heights = (page[..., 0] != 255).sum(axis=0)
     assert list(heights[[0, 10, 20, 30]]) == [0, 25, 50, 100]
+    page = np.asarray(bar_picture(torch.tensor([1.0, 1e-6]), (40, 100)))
+    assert list((page[..., 0] != 255).sum(axis=0)[[0, 30]]) == [100, 1]  # it is not nothing
     many = torch.zeros(1000)
     many[503] = many[:25] = 1  # one of a pixel's 25 bars, and all of another's
     page = np.asarray(bar_picture(many, (40, 10)))
     heights = (page[..., 0] != 255).sum(axis=0)
     assert list(np.flatnonzero(heights)) == [0, 20] and heights[0] == heights[20] == 10
+
+
+def test_pixels_are_those_of_a_picture_that_is_saved_and_read() -> None:
+    values = torch.linspace(-1, 1, 4 * 6).reshape(4, 2, 3)
+    for channels in (1, 3, 4):
+        own = values[:channels]
+        expected = np.asarray(to_pillow(own).convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(to_rgb_pixels(own), expected)

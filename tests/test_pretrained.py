@@ -25,6 +25,7 @@ from taming.pretrained import (
     RECORD,
     Published,
     RemoteFile,
+    _in_run_layout,
     download_model,
     published_models,
     remote_files,
@@ -86,6 +87,7 @@ def test_the_table_has_every_published_model(capsys: pytest.CaptureFixture[str])
     for model in models.values():
         assert model.folder.startswith("logs/") and not model.folder.endswith("checkpoints")
         assert all(address.startswith("https://") for address in model.addresses)
+        assert not any(" " in address for address in model.addresses)
     main(["--list"])
     shown = capsys.readouterr().out
     assert all(re.search(rf"^{name} ", shown, re.MULTILINE) for name in models)
@@ -210,6 +212,29 @@ def test_a_bare_checkpoint_gets_its_config(site: Site, tmp_path: Path) -> None:
     model = Published("vq_f8", "a model", "-", "logs/vq_f8", (f"{site.url}/last.ckpt",))
     folder = download_model(model, tmp_path, patience=QUICK)
     assert load_config(find_run(folder).configs).model.params.n_embed == 16384
+    (folder / RECORD).unlink()
+    (folder / "config.yaml").write_text("model: {}\n")  # of the user's
+    download_model(model, tmp_path, patience=QUICK)
+    assert (folder / "config.yaml").read_text() == "model: {}\n"
+
+
+def test_a_file_of_another_size_than_announced_is_refused(site: Site, tmp_path: Path) -> None:
+    site.files["/last.ckpt"] = checkpoint()
+    for size in (None, len(checkpoint()) + 1):
+        announced = [RemoteFile(f"{site.url}/last.ckpt", "last.ckpt", size)]
+        fetching = {"patience": QUICK, "resolve": lambda _, files=announced: files}
+        if size is None:
+            assert download_model(model_at("x"), tmp_path / "a", **fetching).is_dir()
+        else:
+            with pytest.raises(UserError, match=f"instead of {size:,}"):
+                download_model(model_at("x"), tmp_path / "b", **fetching)
+
+
+def test_the_run_nearest_to_the_top_is_taken() -> None:
+    paths = ["a/deeper/ckpts/last.ckpt", "z/ckpts/last.ckpt", "z/configs/a.yaml"]
+    placed = _in_run_layout([RemoteFile(path, path) for path in paths])
+    expected = ["a/deeper/checkpoints/last.ckpt", "checkpoints/last.ckpt", "configs/a.yaml"]
+    assert [file.path for file in placed] == expected
 
 
 def test_a_model_of_unknown_sizes_says_so(

@@ -105,3 +105,11 @@ def test_forms_ask_for_what_a_reader_needs() -> None:
     assert {path.stem for path in forms.glob("*.yml")} == {"bug", "config", "feature", "question"}
     fields = {entry["id"] for entry in read(forms / "bug.yml")["body"]}
     assert {"command", "config", "versions"} <= fields
+
+
+def test_what_the_documents_commands_write_is_ignored() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    folders = set(re.findall(r"^python scripts/.* (?:-o|--outdir) (\w[\w/]*)", text, re.MULTILINE))
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"half", "wider", "samples", "example_data"} <= folders
+    assert not {name for name in folders if f"/{name}/" not in ignored and name[:5] != "data/"}

@@ -18,7 +18,7 @@ from scripts import sample_fast
 from taming.config import instantiate_from_config, load_config
 from taming.errors import UserError
 from taming.training.cli import main
-from taming.trust import in_program, own_trust, remember, stranger, trust
+from taming.trust import in_program, is_listed, own_trust, remember, stranger, trusted
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -358,7 +358,7 @@ def test_ones_own_classes_need_no_flag_on_ones_own_machine(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert type(taming.load(tmp_path / run)).__name__ == "MyModel"
-    trust([])
+    trusted.set(())
     assert "data" in load_config([], stored=sorted((tmp_path / run).glob("configs/*")))
     # The same run on another machine, and one whose config has been changed since.
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
@@ -427,3 +427,20 @@ def test_yaml_that_grows() -> None:
         config_file().write_text(text)
         with pytest.raises(UserError, match=words):
             taming.load("run")
+
+
+def test_the_users_own_configs_may_say_where_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    trusted.set(())
+    for name in ("dirpath", "path", "save_dir"):
+        callback = {"target": "pytorch_lightning.callbacks.Own", "params": {name: "elsewhere"}}
+        path.write_text(json.dumps({"lightning": {"callbacks": {"x": callback}}}))
+        assert load_config([path]).lightning.callbacks.x.params[name] == "elsewhere"
+        with pytest.raises(UserError, match="may not say where files are written"):
+            load_config([], stored=[path])
+
+
+def test_names_lie_in_packages_not_beside_them() -> None:
+    assert is_listed("torch.nn.Linear", ["torch"]) and is_listed("own.Model", ["own.Model"])
+    assert not is_listed("torch_of_others.Model", ["torch"])
+    assert not is_listed("own.Models", ["own.Model"]) and not is_listed("own", ["own.Model"])

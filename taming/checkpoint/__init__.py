@@ -11,7 +11,7 @@ from taming.checkpoint.loading import (
 )
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
-from taming.checkpoint.stage_data import inherit_data
+from taming.checkpoint.stage_data import complete_data, inherit_data
 from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Run",
     "check_complete",
     "check_fit",
+    "complete_data",
     "expand_stages",
     "find_run",
     "find_unsaved",

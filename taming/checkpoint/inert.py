@@ -1,8 +1,8 @@
 """Pickles, torch's among them, as plain data: tensors and values, without running what they name.
 
 A pickle is a program that may call what it names. Here every name stands for an inert class,
-but for those of plain data and tensors (see `taming.checkpoint.stand_ins`). What runs code by
-itself is refused by name: nobody saves that with weights.
+but for those of plain data and tensors (see `taming.checkpoint.stand_ins`). A file that would call
+what runs code by itself is refused: nobody saves that with weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from taming.checkpoint.stand_ins import FUNCTIONS, RUNS_CODE, TYPES, inert_class
+from taming.checkpoint.stand_ins import FUNCTIONS, RUNS_CODE, TYPES, Refused, inert_class
 from taming.errors import UserError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pickled
@@ -138,7 +138,7 @@ class Reader(pickle.Unpickler):
 
     def _stand_in(self, name: str) -> Any:
         if RUNS_CODE.fullmatch(name):
-            raise UserError(f"{self.path} would run '{name}' when loaded; it is refused as unsafe")
+            return Refused(str(self.path), name)
         if name == "torch.storage._load_from_bytes":  # tensors in other pickles than torch's own
             return partial(_read_bytes, self.path)
         if name in TYPES:
@@ -154,6 +154,11 @@ class Reader(pickle.Unpickler):
         if kind != "storage":
             raise pickle.UnpicklingError(f"unknown reference to a '{kind}'")
         dtype, key, _, count, *view = details  # the third is the device
+        if not isinstance(dtype, torch.dtype):
+            raise UserError(
+                f"{self.path} holds tensors of a type that is not read here; save its weights as "
+                "float32, float16 or bfloat16"
+            )
         storage = self.stored(key, dtype, count)
         if view and view[0] is not None:  # a part of it, in the oldest files
             _, start, length = view[0]

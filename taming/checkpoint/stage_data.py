@@ -1,4 +1,4 @@
-"""What a transformer's config leaves open, out of the runs that its stages were trained in."""
+"""What a config leaves open of its data, out of the runs that it is used with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from taming.config_before import SPLITS
 from taming.config_files import STAGES
 from taming.errors import UserError
 
-# The lists that our YAMLs name: nobody has chosen them.
-DEFAULT_LISTS = ("data/own/train.txt", "data/own/test.txt")
+# Where our YAMLs say that images are: nobody has chosen these places.
+_DEFAULT_PLACES = (
+    *("data/own/train.txt", "data/own/test.txt", "data/classes"),
+    *(f"data/pairs/{name}" for name in ("images", "conditions", "segmentation", "depth")),
+)
+# What belongs to files, however they are cropped: which of them are of the split, and how they are
+# read. It goes with the places that are taken.
+_OF_FILES = ("on_error", "exif", "value_range", "extensions", "suffix", "palette")
+_OF_FILES += ("shift_segmentation", "validation_fraction", "split_seed")
 
 
 def inherit_data(config: DictConfig) -> list[str]:
     """Take, in place, what the `data` section leaves open from the runs of the model's stages.
 
     That is all of it, if there is none, or none but overrides. Otherwise it is, in the params of
-    datasets of the same class, what is left open (`???`), and the lists of images that our YAMLs
-    name, if they are not there.
+    datasets of the same class, what is left open (`???`), and the places that our YAMLs name, if
+    nothing is there; with them go the options of how files are read, such as `on_error`, unless
+    they are given.
     Returns what was taken, as `key=value`, and from where.
 
     Raises:
@@ -39,11 +47,33 @@ def inherit_data(config: DictConfig) -> list[str]:
                 own = config.get("data") or {}
                 config.data = OmegaConf.merge(plain(data, allow_missing=True), own)
                 return [f"data=... from {run.folder}"]
-        elif places := list(_open_places(config)):
-            with suppress(UserError):  # then they stay open, which is an error of its own
-                section = plain(run_config(run, used=["data"]).get("data"), allow_missing=True)
-                taken += _take(config, section, places, run)
+        else:
+            with suppress(UserError):  # then places stay open, which is an error of its own
+                taken += _inherit_places(config, run)
     return taken
+
+
+def complete_data(config: DictConfig, run: Run) -> None:
+    """As `inherit_data`, for a config that a command names beside a run.
+
+    A model whose stages are left open is the run's, as sizes of images may refer to it.
+    """
+    if not run.configs:
+        return
+    with suppress(UserError):
+        model = config.get("model")
+        if isinstance(model, DictConfig) and OmegaConf.missing_keys(model):
+            config.model = run_config(run, used=["data"]).model
+    with suppress(UserError):
+        _inherit_places(config, run)
+
+
+def _inherit_places(config: DictConfig, run: Run) -> list[str]:
+    places = list(_open_places(config))
+    if not places:
+        return []
+    section = plain(run_config(run, used=["data"]).get("data"), allow_missing=True)
+    return list(_take(config, section, places, run))
 
 
 def _runs_of_stages(config: DictConfig) -> Iterator[Run]:
@@ -69,15 +99,22 @@ def _open_places(config: DictConfig) -> Iterator[tuple[str, str]]:
 def _is_open(params: DictConfig, name: str) -> bool:
     if OmegaConf.is_missing(params, name) or OmegaConf.is_interpolation(params, name):
         return OmegaConf.is_missing(params, name)
-    return params[name] in DEFAULT_LISTS and not os.path.exists(params[name])
+    return params[name] in _DEFAULT_PLACES and not os.path.exists(params[name])
 
 
 def _take(config: DictConfig, data: Any, places: list[tuple[str, str]], run: Run) -> Iterator[str]:
+    datasets = (data or {}).get("params") or {}
     for split, name in places:
-        own = config.data.params[split]
-        dataset = (data or {}).get("params", {}).get(split) or {}
-        value = (dataset.get("params") or {}).get(name) if isinstance(dataset, Mapping) else None
-        same = own.get("target") == dataset.get("target")
-        if same and value != "???" and isinstance(value, int | float | str):
-            own.params[name] = value
-            yield f"data.params.{split}.params.{name}={value} from {run.folder}"
+        own, dataset = config.data.params[split], datasets.get(split)
+        if not isinstance(dataset, Mapping) or own.get("target") != dataset.get("target"):
+            continue
+        theirs = dataset.get("params") or {}
+        if own.params.get("kind") != theirs.get("kind"):
+            continue
+        value = theirs.get(name)
+        if value == "???" or not isinstance(value, int | float | str):
+            continue
+        more = [key for key in _OF_FILES if key in theirs and key not in own.params]
+        for key in (name, *more):
+            OmegaConf.update(own.params, key, theirs[key], force_add=True)
+            yield f"data.params.{split}.params.{key}={theirs[key]} from {run.folder}"

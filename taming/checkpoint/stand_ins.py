@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from taming.errors import UserError
 
 # Names that start programs, reach files, or read further code.
 RUNS_CODE = re.compile(
@@ -63,11 +66,72 @@ def inert_class(*args: Any) -> type[Inert]:
     return type("Inert", (Inert,), {"args": args})
 
 
+class Refused(Inert):
+    """Replaces what runs code, which a file may name among its data, but not call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        path, name = self.args
+        raise UserError(f"{path} would run '{name}' when loaded; it is refused as unsafe")
+
+
+class NumpyArray(Inert):
+    """Replaces an array; `state` is (version, shape, dtype, whether columns come first, data)."""
+
+    def tensor(self) -> Tensor | None:
+        """Its numbers; None of other types, and of data that do not fill the shape."""
+        _, shape, kind, columns_first, data = self.state
+        dtype = _numpy_dtype(kind)
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if dtype is None or not isinstance(raw, bytes | bytearray):
+            return None
+        if math.prod(shape) * dtype.itemsize != len(raw):
+            return None
+        array = np.frombuffer(raw, dtype).reshape(shape, order="F" if columns_first else "C")
+        native = np.array(array, dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(native) if native.dtype.kind != "u" or dtype == "u1" else None
+
+
+class QuantizedTensor(Inert):
+    """Replaces a quantized tensor; `args` are those of torch's function that makes one."""
+
+    def tensor(self) -> Tensor:
+        """The numbers that it stands for: not at once, as old files have its bytes at their end."""
+        storage, offset, size, stride, how = self.args[:5]
+        numbers = _tensor(storage, offset, size, stride).float()
+        _, scale, zero, *axis = how  # one scale and zero point, or those of the axis's channels
+        if axis:
+            shape = [-1 if side == axis[0] else 1 for side in range(numbers.dim())]
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        dequantized: Tensor = (numbers - zero) * scale
+        return dequantized.float()
+
+
+def _numpy_dtype(kind: Any) -> np.dtype[Any] | None:
+    """That of a pickled dtype, if it is one of plain numbers."""
+    code = kind.args[0] if isinstance(kind, Inert) and kind.args else ""
+    code = code.decode() if isinstance(code, bytes) else str(code)
+    if not re.fullmatch("b1|f[248]|[iu][1248]", code):
+        return None
+    big = isinstance(kind.state, tuple) and len(kind.state) > 1 and kind.state[1] in (">", b">")
+    return np.dtype(f"{'>' if big else '<'}{code}")
+
+
 # ---------------------------------------------------------------------- what names become
 
 
+def _numpy_array(*_: Any) -> NumpyArray:
+    return NumpyArray()
+
+
+def _numpy_array_of(data: Any, kind: Any, shape: Any, order: Any = "C", *_: Any) -> NumpyArray:
+    made = NumpyArray()
+    made.state = (1, shape, kind, order in ("F", b"F"), data)
+    return made
+
+
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
+    start = storage.storage_offset()  # not 0 in a part of a storage
+    return torch.as_strided(storage, tuple(size), tuple(stride), start + offset)
 
 
 def _tensor_of_dtype(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
@@ -91,12 +155,11 @@ def _reconstructed(kind: type[Inert], base: Any, items: Any) -> Inert:
 
 def _numpy_scalar(kind: Any, data: Any = b"") -> int | float | bool | None:
     """A numpy number as Python's; None for any other type."""
-    code = kind.args[0] if isinstance(kind, Inert) and kind.args else ""
-    code = code.decode() if isinstance(code, bytes) else str(code)
-    if not re.fullmatch("b1|f[248]|[iu][1248]", code):
+    dtype = _numpy_dtype(kind)
+    if dtype is None:
         return None
     raw = data.encode("latin1") if isinstance(data, str) else data
-    (number,) = np.frombuffer(raw, f"<{code}").tolist()
+    (number,) = np.frombuffer(raw, dtype).tolist()
     return number
 
 
@@ -118,6 +181,7 @@ def _byte_array(data: Any = b"", *_: Any) -> bytes:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_qtensor": QuantizedTensor,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
@@ -137,6 +201,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "copyreg._reconstructor": _reconstructed,
     "copyreg.__newobj__": lambda kind, *args: kind(*args),
     "copyreg.__newobj_ex__": lambda kind, args, kwargs: kind(*args),
+}
+FUNCTIONS |= {
+    f"numpy.{core}.{name}": function
+    for core in ("core", "_core")
+    for name, function in (
+        ("multiarray._reconstruct", _numpy_array),
+        ("numeric._frombuffer", _numpy_array_of),
+    )
 }
 FUNCTIONS |= {
     f"{package}.{pure}{system}Path": _path_text
@@ -168,6 +240,9 @@ _STORAGES = {
     "Bool": torch.bool,
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
 }
 TYPES |= {
     f"{module}.{name}Storage": dtype

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from taming.checkpoint.names import Tensors, is_counter, renamed, squeezed
-from taming.checkpoint.stand_ins import Inert
+from taming.checkpoint.names import OPTIONAL, Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.stand_ins import Inert, NumpyArray, QuantizedTensor
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.weight_choice import EMA, RAW
@@ -69,7 +69,8 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         yield from _sets_in_object(content, label, averaged, depth)
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
-    tensors = {k: t for k, t in content.items() if isinstance(k, str) and isinstance(t, Tensor)}
+    named = {k: _as_tensor(t) for k, t in content.items() if isinstance(k, str)}
+    tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
     if any("." in name for name in tensors) or len(tensors) * 2 > len(content):
         yield from _split(tensors, label, averaged)
     parts: dict[str, Tensor] = {}
@@ -86,6 +87,13 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
                 parts |= {f"{key}.{name}": tensor for name, tensor in found.tensors.items()}
     if len({name.partition(".")[0] for name in parts}) > 1:  # a file of parts, as encoder, decoder
         yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """A tensor, quantized too, or an array of numbers as a tensor."""
+    if isinstance(value, NumpyArray | QuantizedTensor):
+        return value.tensor()
+    return value if isinstance(value, Tensor) else None
 
 
 def _sets_in_object(content: Inert, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
@@ -136,6 +144,54 @@ def _split(tensors: Tensors, label: str, averaged: bool) -> Iterator[WeightSet]:
     yield WeightSet(f"{label}.{head}".lstrip("."), weights, True)
 
 
+# ---------------------------------------------------------------------- averages without names
+
+
+def in_order(content: Any, own: Tensors | None, source: object, *, needed: bool) -> list[WeightSet]:
+    """The averages of torch_ema, `shadow_params`, which are those of a model's parameters in order.
+
+    Raises:
+        UserError: if they are not, and are `needed`, as there is nothing else in the file.
+    """
+    found = dict(_shadows(content, "", 0))
+    sets = []
+    for label, tensors in found.items():
+        if own is not None and (names := _parameters_like(tensors, own)):
+            sets.append(WeightSet(label, dict(zip(names, tensors, strict=True)), True))
+        elif needed and own is not None:
+            count = sum(isinstance(tensor, nn.Parameter) for tensor in own.values())
+            raise UserError(
+                f"{source}: '{label}' are {len(tensors)} tensors without names, which are not the "
+                f"{count} parameters of the model in order; save its state_dict() instead"
+            )
+    return sets
+
+
+def _shadows(content: Any, label: str, depth: int) -> Iterator[tuple[str, list[Tensor]]]:
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return
+    for key, value in content.items():
+        place = f"{label}.{key}".lstrip(".")
+        if key == "shadow_params" and isinstance(value, list | tuple) and value:
+            if all(isinstance(each, Tensor) for each in value):
+                yield place, list(value)
+        else:
+            yield from _shadows(value, place, depth + 1)
+
+
+def _parameters_like(tensors: list[Tensor], own: Tensors) -> list[str]:
+    """The names of all parameters, or of the trained ones, or these without the loss, of which
+    number and shapes are those of `tensors`; empty if there are none."""
+    every = {name: tensor for name, tensor in own.items() if isinstance(tensor, nn.Parameter)}
+    trained = {name: tensor for name, tensor in every.items() if tensor.requires_grad}
+    for choice in (trained, every):
+        for left_out in ((), OPTIONAL):
+            names = [name for name in choice if not name.startswith(left_out)]
+            if [own[name].shape for name in names] == [tensor.shape for tensor in tensors]:
+                return names
+    return []
+
+
 # ---------------------------------------------------------------------- the choice among them
 
 
@@ -158,6 +214,7 @@ def choose(
         UserError: if there are no weights, or none of the kind that was asked for.
     """
     sets = [_fitted(each, own) for each in weight_sets(content)]
+    sets += in_order(content, own, source, needed=not sets)
     if not sets:
         entries = f"it has {', '.join(map(repr, content))}" if _has_names(content) else "it is data"
         raise UserError(f"{source} holds no model weights ({entries})")

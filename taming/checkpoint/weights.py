@@ -56,6 +56,9 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
         for name, tensor in own.items()
         if name in state and tensor.is_floating_point() and state[name].dtype != tensor.dtype
     }
+    for name, tensor in own.items():
+        if name in state and tensor.is_floating_point():
+            _check_numbers(name, state[name], source)
     notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
     ignored: list[str] = []
     if parts := choice.parts:
@@ -65,6 +68,17 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     if notes:
         say(str(source), tuple(notes))
     return state, ignored
+
+
+def _check_numbers(name: str, tensor: Tensor, source: str | Path) -> None:
+    """Refuse (`UserError`) what is no weight; masks may be saved as other numbers."""
+    whole = name.endswith(".weight") and not tensor.is_floating_point()
+    if tensor.is_complex() or whole:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{source}: '{name}' is {kind}, and the model's weights are real numbers; save them as "
+            "float32, float16 or bfloat16"
+        )
 
 
 def _only(parts: Sequence[str], state: Tensors, own: Tensors) -> dict[str, Tensor]:
@@ -120,7 +134,7 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
     file's path.
     """
     file = find_run(path).checkpoint
-    own, version = module.state_dict(), _version(file)
+    own, version = module.state_dict(keep_vars=True), _version(file)
     state, ignored = weights_for(own, read_content(file), file)
     names = _common_names(own, state, file, (*ignore_keys, *ignored), OPTIONAL)
     mapped = is_mapped(file)
@@ -159,7 +173,7 @@ def _common_names(
     missing, excess = sorted(own.keys() - kept.keys()), sorted(kept.keys() - own.keys())
     for line in (
         *groups(missing, "not in the checkpoint or ignored: initialized anew"),
-        *groups(excess, "in excess: left out"),
+        *groups(excess, "left out, which only its training needed"),
     ):
         log.info("%s: %s", source, line)
     return [name for name in own if name in kept]

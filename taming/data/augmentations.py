@@ -132,6 +132,9 @@ class Augmentations:
             made, _ = self._run(self._composed([sure]), arrays, boxes, seed=0)
         except UserError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
+            if isinstance(error.__cause__, KeyError):
+                what = {"'bboxes'": "boxes", "'mask'": "a mask"}.get(reason, reason)
+                reason = f"it needs {what}, which the items do not have; leave it out"
             raise self._refusal(f"the augmentation {name} cannot be used here: {reason}") from None
         image = made["image"]
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -30,6 +30,7 @@ from taming.errors import DamagedImage, UserError
 from taming.pictures import to_values_array
 
 Item = dict[str, Any]
+Preprocessor = Callable[..., Mapping[str, Any]]  # (image=pixels) -> {"image": pixels}
 REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
 DEEP_DECODED = 8  # at start, of images with more than 8 bits
@@ -58,6 +59,7 @@ class ImageFiles(Dataset[Item]):
 
     fast_decode = False  # these two are set by `set_loading`
     image_bytes = False
+    _preprocessor: Preprocessor | None = None  # in place of `transform`
     reducible = True  # JPEGs may be decoded at a part of their size
 
     def __init__(
@@ -78,7 +80,8 @@ class ImageFiles(Dataset[Item]):
         self._warned_of_dark = False
         low, high = options.value_range or (0, 0)
         value_range = (low, high) if options.value_range else None
-        self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark)
+        upright, on_dark = options.exif == "apply", self._warn_of_dark
+        self.reading = Reading(upright, value_range, on_dark, of_dataset=True)
         self.check_all()
 
     @property
@@ -87,9 +90,22 @@ class ImageFiles(Dataset[Item]):
         return self.options.source
 
     @property
-    def preprocessor(self) -> JointTransform:
-        """The transform, by its published name: `self.preprocessor(image=pixels)["image"]`."""
-        return self.transform
+    def preprocessor(self) -> Preprocessor:
+        """The transform, by its published name: `self.preprocessor(image=pixels)["image"]`.
+
+        Another one may be set, such as a pipeline of albumentations, if there are no maps beside
+        the images: these would have to be cropped alike.
+        """
+        return self._preprocessor or self.transform
+
+    @preprocessor.setter
+    def preprocessor(self, preprocessor: Preprocessor) -> None:
+        if maps := self.smooth_maps():
+            raise UserError(
+                f"{self.source}: preprocessor cannot be set beside maps ({', '.join(maps)}); use "
+                "augmentations, which change all of them alike"
+            )
+        self._preprocessor = preprocessor
 
     def smooth_maps(self) -> dict[str, bool]:
         """The maps beside the images, and whether they are resized like these."""
@@ -193,7 +209,7 @@ class ImageFiles(Dataset[Item]):
 
         Subclasses may read files of any kind here.
         """
-        return self.finish_image(self.transform(self.whole(image_path))["image"])
+        return self.finish_image(self.preprocessor(image=self.whole(image_path))["image"])
 
     def finish_image(self, pixels: np.ndarray) -> np.ndarray:
         """From uint8 (H, W, 3) to float32 in [-1, 1]; unchanged with `image_bytes`."""

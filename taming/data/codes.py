@@ -27,6 +27,7 @@ from taming.config_values import FilePath
 from taming.data.base import Item
 from taming.data.from_config import SPLITS
 from taming.errors import UserError
+from taming.user_code import name_of
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # the folder of what an encoding has so far
@@ -211,7 +212,7 @@ class CodeDataset(Dataset[Item]):
 def code_datasets(folder: str, splits: Iterable[str] = ()) -> dict[str, Any]:
     """Configs of the codes in `folder`, for these splits or, without any, for all that it has."""
     chosen: Sequence[str] = list(splits) or list(read_manifest(Path(folder)).splits)
-    target = f"{CodeDataset.__module__}.{CodeDataset.__name__}"
+    target = name_of(CodeDataset)
     return {s: {"target": target, "params": {"folder": folder, "split": s}} for s in chosen}
 
 

@@ -9,16 +9,19 @@ import contextlib
 import hashlib
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from taming.data.readings import Readings
 from taming.errors import UserError
+from taming.limits import memory_limit
+from taming.user_code import calling, name_of
 
+_MANY = 2**27  # items of which even the numbers take much memory
 BLOCKS_MIXED = 16  # shards that are shuffled together
 T = TypeVar("T")
 
@@ -129,6 +132,21 @@ class PositionSampler(Sampler[Position]):
         return np.concatenate(groups)
 
 
+def length_of(dataset: object) -> int:
+    """The number of a map-style dataset's items; `UserError` if it has none of use."""
+    name = name_of(type(dataset))
+    if not isinstance(dataset, Sized):
+        raise UserError(
+            f"{name} has no __len__, which gives the number of items; define it, or inherit from "
+            "torch.utils.data.IterableDataset"
+        )
+    with calling(type(dataset), f"len() of {name}"):
+        length = len(dataset)
+    if length > _MANY and 8 * length > memory_limit():
+        raise UserError(f"{name} has {length:,} items, whose order alone needs too much memory")
+    return length
+
+
 class SeededDataset(Dataset[Any]):
     """Any map-style dataset, with the global generators seeded around the loading of each item.
 
@@ -145,10 +163,20 @@ class SeededDataset(Dataset[Any]):
         self._pipelines = parts_of(dataset, _Pipeline)  # type: ignore[type-abstract]
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return length_of(self.dataset)
 
     def __getitem__(self, position: int) -> Any:
         return self.__getitems__([position])[0]
+
+    def entries(self, position: int) -> Mapping[str, Any]:
+        """An item by its entries' names; `UserError` if it is no mapping."""
+        item = self[position]
+        if not isinstance(item, Mapping):
+            raise UserError(
+                f"item {int(position)} of {name_of(type(self.dataset))} is a {type(item).__name__}"
+                "; items must be dicts such as {'image': pixels}"
+            )
+        return item
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         """A batch at once (torch's loader asks for it): states are saved and restored once."""
@@ -164,10 +192,25 @@ class SeededDataset(Dataset[Any]):
         torch.default_generator.manual_seed(pytorch)  # not torch.manual_seed: that starts CUDA's
         for compose in self._pipelines:
             compose.set_random_seed(pipeline % 2**32)
-        if self.readings is None:
-            return self.dataset[int(position)]
-        with self.readings.item(int(position)):
-            return self.dataset[int(position)]
+        kind, number = type(self.dataset), int(position)
+        reading = contextlib.nullcontext() if self.readings is None else self.readings.item(number)
+        with reading, calling(kind, f"item {number} of {name_of(kind)}"):
+            return self.dataset[number]
+
+
+class NamedStream(IterableDataset[Any]):
+    """An iterable dataset that is named in what it raises."""
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # a TypeError says that it has none
+
+    def __iter__(self) -> Iterator[Any]:
+        kind = type(self.dataset)
+        with calling(kind, name_of(kind)):
+            yield from self.dataset
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,33 +125,63 @@ def custom_collate(batch: list[Any]) -> Any:
     Raises `UserError` for images of several sizes, entries that only some items have, and what
     makes no batch.
     """
+    if all(isinstance(item, Mapping) for item in batch):
+        _check_keys(batch)
     try:
         return collate(batch, collate_fn_map=_BY_TYPE)
-    except KeyError as error:
-        raise UserError(f"some items of the data have no {error}, which others have") from None
-    except (RuntimeError, TypeError):
-        for key in batch[0] if isinstance(batch[0], Mapping) else ():
-            _check_shapes(key, [item[key] for item in batch])
-            _check_type(key, batch[0][key])
-        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+        raise _why_no_batch(batch, error) from error
 
 
-def _check_type(key: str, value: Any) -> None:
-    if not isinstance(value, np.ndarray | Tensor | int | float | str | Mapping | Sequence):
-        raise UserError(
-            f"the entries {key!r} of the data are of type {type(value).__name__}, of which no "
-            "batch can be made; give arrays, tensors, numbers or texts"
-        ) from None
+def _check_keys(batch: Sequence[Mapping[Any, Any]]) -> None:
+    for item in batch[1:]:
+        if missing := batch[0].keys() ^ item.keys():
+            key = min(missing, key=str)
+            raise UserError(f"some items of the data have no {key!r}, which others have")
 
 
-def _check_shapes(key: str, values: list[Any]) -> None:
+def _why_no_batch(batch: Sequence[Any], error: Exception) -> UserError:
+    """The error for items of which `collate` makes nothing, naming the entry that is the reason."""
+    if not all(isinstance(item, Mapping) for item in batch):
+        kinds = _named({type(item).__name__ for item in batch})
+        return UserError(
+            f"items of the data must be dicts such as {{'image': pixels}}; there are items of type "
+            f"{kinds} ({error})"
+        )
+    for key in batch[0]:
+        values = [item[key] for item in batch]
+        try:
+            collate(values, collate_fn_map=_BY_TYPE)
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as reason:
+            return UserError(f"the entries {key!r} of {_why(values, reason)}")
+    return UserError(f"no batch can be made of the items of the data ({error})")
+
+
+def _why(values: Sequence[Any], reason: Exception) -> str:
     shapes = {tuple(value.shape) for value in values if isinstance(value, np.ndarray | Tensor)}
     if len(shapes) > 1:
         named = " and ".join(map(str, sorted(shapes)[:2]))
-        raise UserError(
-            f"the entries {key!r} of a batch have several shapes, {named}; give a crop_size, or "
-            "data.params.batch_size=1"
-        ) from None
+        return (
+            f"a batch have several shapes, {named}; give a crop_size, or data.params.batch_size=1"
+        )
+    kinds = {_kind(value) for value in values}
+    if len(kinds) > 1:
+        return f"a batch are of several types, {_named(kinds)}; they must be of one"
+    if not isinstance(values[0], Tensor | int | float | str | Mapping | Sequence):
+        return (
+            f"the data are of type {kinds.pop()}, of which no batch can be made; give arrays, "
+            "tensors, numbers or texts"
+        )
+    return f"the data make no batch ({reason})"
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of {value.dtype}" if isinstance(value, np.ndarray) else name
+
+
+def _named(kinds: Collection[str]) -> str:
+    return " and ".join(sorted(kinds))
 
 
 def _collate_lists(batch: list[list[Any]], *, collate_fn_map: Any = None) -> list[Any]:
@@ -163,4 +193,14 @@ def _collate_lists(batch: list[list[Any]], *, collate_fn_map: Any = None) -> lis
     return [collate(list(entries), collate_fn_map=collate_fn_map) for entries in columns]
 
 
-_BY_TYPE: dict[Any, Callable[..., Any]] = {**default_collate_fn_map, list: _collate_lists}
+def _collate_arrays(batch: list[np.ndarray], *, collate_fn_map: Any = None) -> Any:
+    """Mirrored arrays have negative strides, which tensors have not."""
+    arrays = [x.copy() if any(s < 0 for s in x.strides) else x for x in batch]
+    return default_collate_fn_map[np.ndarray](arrays, collate_fn_map=collate_fn_map)
+
+
+_BY_TYPE: dict[Any, Callable[..., Any]] = {
+    **default_collate_fn_map,
+    list: _collate_lists,
+    np.ndarray: _collate_arrays,
+}

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from taming.checkpoint import Run, find_run
 from taming.command_line import (
     Parser,
     add_flags,
@@ -31,7 +32,7 @@ from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
@@ -169,10 +170,11 @@ class SetArguments:
         make_plan: Callable[[], SamplingPlan] = SamplingPlan,
         overrides: Sequence[str] = (),
         workers: int | None = None,
+        runs: Sequence[Run] = (),
     ) -> ImageSet:
         """The set of images that `text` names: a folder of images, a run's folder or checkpoint
         (its samples, by the plan that is made), a config's dataset, or statistics (`.npz`) of
-        images that need not be here.
+        images that need not be here. What a config leaves open is taken from `runs`.
 
         Raises UserError if it is none of these.
         """
@@ -186,13 +188,19 @@ class SetArguments:
             statistics = Statistics.load(path)
             return replace(statistics, protocol=statistics.protocol | {"file": text})
         if path.suffix in CONFIGS:
-            return DatasetSource(path, self.split, self.image_key, overrides, workers)
-        if path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt")):
+            return DatasetSource(path, self.split, self.image_key, overrides, workers, runs=runs)
+        if _is_run(path):
             plan = make_plan()
             if needs_data_conditions(path, plan):
                 return ConditionedRunSource(path, plan, self.split, workers)
             return RunSource(path, plan)
         return FolderSource(path, self.deep or None, workers)
+
+
+def _is_run(path: Path) -> bool:
+    if path.suffix in (*CONFIGS, ".npz"):
+        return False
+    return path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +240,14 @@ def open_sets(
 ) -> list[ImageSet]:
     """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
 
+    A config beside a run need not say what the run knows, such as its lists of images.
+
     Raises UserError for names of no set, and flags of a run's samples that are out of range.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
-    return [own.open(name, make_plan, overrides, workers) for name in names]
+    runs = [find_run(name) for name in names if _is_run(Path(name))]
+    return [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
 
 
 def sampling_plan(
@@ -250,7 +261,7 @@ def sampling_plan(
 
 
 def parse_sets(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, most: int
+    parser: Parser, argv: Sequence[str] | None, most: int
 ) -> tuple[argparse.Namespace, list[str], list[str]]:
     """The flags, the positional arguments, of which there are up to `most`, and the overrides.
 
@@ -264,7 +275,7 @@ def parse_sets(
     overrides = [word for word in words if is_override(word)]
     sets = [word for word in words if word not in overrides]
     if unknown := [word for word in words if word.startswith("-")] or sets[most:]:
-        parser.error(f"unknown argument {unknown[0]}")
+        parser.refuse(unknown[0])
     return args, sets, overrides
 
 

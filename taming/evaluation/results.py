@@ -20,7 +20,7 @@ import torch
 import taming
 from taming.atomic_files import write_text
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 from taming.evaluation.tasks.fidelity import flattened
 
 Result = dict[str, Any]
@@ -111,7 +111,7 @@ def read_result(path: str | Path) -> Result:
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     except ValueError:
         raise UserError(f"{path} is no JSON; give the .json of an evaluation") from None
     missing = [key for key in SECTIONS if not isinstance(result, dict) or key not in result]

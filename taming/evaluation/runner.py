@@ -11,7 +11,7 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,20 +23,18 @@ from taming.atomic_files import atomic_path
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
-from taming.evaluation.damage import gather_damage, leave_out, of_rank_0, recall_damage
-from taming.evaluation.metrics.base import FeatureAccumulator, ImageAccumulator
-from taming.evaluation.metrics.features import FeatureRequest, joined_states, part_of
+from taming.evaluation.metrics.base import ImageAccumulator
+from taming.evaluation.metrics.features import FeatureAccumulators, Requests, SetFeatures
 from taming.evaluation.sources.images import (
     ImageSource,
     Manifest,
-    SourceImage,
     State,
+    joined_states,
     key_of,
-    stack_pixels,
+    part_of,
 )
 
 A = TypeVar("A", bound=ImageAccumulator)
-Requests = Sequence[FeatureRequest]
 SAVE_EVERY = 30.0  # seconds between the saves of an unfinished evaluation ...
 SHARE_OF_TIME = 0.05  # ... which may take this share of the time at most
 log = logging.getLogger(__name__)
@@ -94,6 +92,11 @@ class Cache:
             return None
 
 
+def _of_rank_0(value: Any) -> Any:
+    """The value that the process of rank 0 has."""
+    return gather_objects(value)[0] if own_share()[1] > 1 else value
+
+
 class Timer:
     """When to save next: not too often, and more rarely if saving takes long."""
 
@@ -108,36 +111,6 @@ class Timer:
         """Record how long the last save took."""
         self.last = time.monotonic()
         self.wait = max(self.every, seconds / SHARE_OF_TIME) if self.every else 0.0
-
-
-class FeatureAccumulators:
-    """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
-
-    def __init__(self, requests: Requests, images: int) -> None:
-        self.parts = {request: request.make(images) for request in requests}
-
-    def update(self, images: Sequence[SourceImage]) -> None:
-        pixels = stack_pixels(images)
-        extractors = dict.fromkeys(request.extractor for request in self.parts)
-        features = {extractor: extractor(pixels) for extractor in extractors}
-        for request, accumulator in self.parts.items():
-            request.update(accumulator, images, features[request.extractor])
-
-    def state_dict(self) -> State:
-        parts = enumerate(self.parts.values())
-        return joined_states({str(number): part.state_dict() for number, part in parts})
-
-    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
-        for number, part in enumerate(self.parts.values()):
-            part.merge_state(part_of(state, str(number)))
-
-
-@dataclass(frozen=True)
-class SetFeatures:
-    """Which images a set has, and what was counted of their features, by request."""
-
-    manifest: Manifest
-    parts: dict[FeatureRequest, FeatureAccumulator] = field(default_factory=dict)
 
 
 @dataclass
@@ -184,11 +157,10 @@ class Runner:
         that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
         remembered under `damage_key`.
         """
-        key = of_rank_0(key)
-        source.pass_over_damage()
-        recall_damage(self.cache, source, damage_key or key)
+        key = _of_rank_0(key)
+        self._recall_damage(source, damage_key or key)
         while True:
-            self.left_out += leave_out(self.cache, source, damage_key or key)
+            self._leave_out_damaged(source, damage_key or key)
             counted = self._pass(source, make_accumulator, key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator
@@ -205,7 +177,7 @@ class Runner:
             return _Part(Manifest(images), make_accumulator())
 
         part = self._continued(key, empty)
-        done = set(of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
+        done = set(_of_rank_0(np.flatnonzero(part.manifest.seen).tolist()))
         timer = Timer(self.save_every)
         with tqdm(
             total=images, initial=len(done), desc=label, unit="image", disable=rank > 0
@@ -217,7 +189,7 @@ class Runner:
                 if timer.due():
                     timer.saved(self._save(key, part))
         self._save(key, part)
-        gather_damage(source)
+        source.gather_damage()
         return None if source.damaged else self._joined(part, empty)
 
     def finish(self) -> None:
@@ -245,14 +217,13 @@ class Runner:
         """
         requests, rank = list(dict.fromkeys(requests)), own_share()[0]
         source.pass_over_damage()
-        key = of_rank_0(source.content_key() if rank == 0 else None)
-        recall_damage(self.cache, source, key)
-        if sentences := leave_out(self.cache, source, key):
-            self.left_out += sentences
-            key = of_rank_0(source.content_key() if rank == 0 else None)
+        key = _of_rank_0(source.content_key() if rank == 0 else None)
+        self._recall_damage(source, key)
+        if self._leave_out_damaged(source, key):
+            key = _of_rank_0(source.content_key() if rank == 0 else None)
         cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]
-        missing = [requests[place] for place in of_rank_0(places)]
+        missing = [requests[place] for place in _of_rank_0(places)]
         if not missing:
             return cached
         manifest, counted = self.run(
@@ -266,6 +237,27 @@ class Runner:
             key = source.content_key()  # of what is left
             self._keep(key, SetFeatures(manifest, counted.parts))
         return SetFeatures(manifest, cached.parts | counted.parts)
+
+    def _recall_damage(self, source: ImageSource, key: str) -> None:
+        """Note as damaged what an earlier evaluation of the same set, by `key`, found to be so."""
+        source.pass_over_damage()
+        state = self.cache.load(key_of(damaged=key)) if own_share()[0] == 0 else None
+        if state is not None:
+            source.merge_damage(state)
+
+    def _leave_out_damaged(self, source: ImageSource, key: str) -> bool:
+        """Leave out, in all processes, what is damaged, if anything is; UserError if all is.
+
+        Numbers are then those of the set without these files, whatever depends on its size.
+        """
+        source.gather_damage()
+        if source.damaged and own_share()[0] == 0:
+            self.cache.save(key_of(damaged=key), source.damage_state())
+        sentences = source.leave_out_damaged()
+        self.left_out += sentences
+        if sentences and not len(source):
+            raise UserError(f"none of the images can be used; {sentences[0]}")
+        return bool(sentences)
 
     def _cached(self, key: str, requests: Requests, images: int) -> SetFeatures:
         found = SetFeatures(Manifest(images))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without
 from taming.lr_scheduler import make_schedule
 from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram, CodesInterface
-from taming.models.published_steps import adapted
+from taming.models.published_steps import PublishedSteps
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import (
@@ -37,7 +36,7 @@ SPLITS = ("train", "val")
 GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
 
 
-class AutoencoderTraining(CodesInterface, pl.LightningModule):
+class AutoencoderTraining(CodesInterface, PublishedSteps):
     """Steps, logged values and optimizers of a model with `encode`, `decode` and a `loss`.
 
     Subclasses call `_prepare_training()` at the end of `__init__`. Optimization is manual, as
@@ -84,7 +83,7 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
         x = self.get_input(batch, self.image_key)
-        check_images(self, x, self.image_key)
+        check_images(self, x, batch, self.image_key)
         check_outputs(self.decoder, x, self.image_key)
         if isinstance(self.loss, FirstStageLoss):
             self.loss.check_shape(x.shape)
@@ -106,11 +105,6 @@ class AutoencoderTraining(CodesInterface, pl.LightningModule):
         if self.discriminator is not None and world_size() > 1:
             for parameter in self.discriminator.parameters():
                 same_on_all_ranks(parameter.data)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if (step := vars(cls).get("training_step")) is not None:
-            cls.training_step = adapted(step)  # type: ignore[method-assign]
 
     @property
     def global_step(self) -> int:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from taming.errors import UserError
@@ -11,14 +17,61 @@ from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
 
+log = logging.getLogger(__name__)
 
-def check_images(stage: FirstStage, x: Tensor, key: str) -> None:
-    """Refuse images [B, C, H, W], the entry `key` of a batch, that `stage` cannot encode.
+_LARGEST_SCALED = 10.0  # beyond this, values are no images that were divided by something
+
+
+@lru_cache  # of the first batches of several splits, one line
+def _say(level: int, message: str) -> None:
+    log.log(level, "%s", message)
+
+
+def check_values(values: Tensor, key: str) -> None:
+    """Look at the range of images as a batch holds them, in its entry `key`.
+
+    A warning says what is outside of [-1, 1], and what seems to be in [0, 1]; other domains than
+    photographs may have reasons for it.
 
     Raises:
-        UserError: for another number of channels, and sides that its factor does not divide.
+        UserError: for bytes that were made numbers of another type, which nobody means.
+    """
+    if values.dtype == torch.uint8:
+        _say(logging.INFO, f"'{key}' of the data is uint8: 0 to 255 is taken as [-1, 1]")
+        return
+    finite = values[torch.isfinite(values)].double()
+    if not len(finite):
+        return
+    low, high = float(finite.min()), float(finite.max())
+    seen = f"'{key}' of the data has values from {low:.4g} to {high:.4g}"
+    advice = "images are expected in [-1, 1], as by pixels / 127.5 - 1"
+    whole = not values.is_floating_point() and high > 1
+    if whole or (low >= 0 and _LARGEST_SCALED < high <= 255):
+        raise UserError(f"{seen}; {advice}, or as uint8")
+    if low < -1.01 or high > 1.01:
+        _say(logging.WARNING, f"{seen}; {advice}")
+    elif low >= 0 and high > low:
+        _say(
+            logging.WARNING,
+            f"{seen}; {advice}: if these are pixels / 255, double them and subtract 1",
+        )
+
+
+def check_images(stage: FirstStage, x: Tensor, batch: Mapping[str, Any], key: str) -> None:
+    """Refuse images [B, C, H, W], as `stage` reads `batch[key]`, that it cannot encode.
+
+    Raises:
+        UserError: for another number of channels, sides that its factor does not divide, and what
+            `check_values` refuses.
     """
     channels, factor = x.shape[1], stage.downsampling_factor
+    if channels != stage.channels == x.shape[2]:  # the batch was taken for [B, H, W, C]
+        sides = f"{x.shape[2]}, {x.shape[3]}, {channels}"
+        raise UserError(
+            f"'{key}' of the data has the shape ({sides}), as if (channels, height, width); it "
+            "must be (height, width, channels): use x.transpose(1, 2, 0) of arrays, "
+            "x.permute(1, 2, 0) of tensors"
+        )
     if channels != stage.channels:
         raise UserError(
             f"in_channels of the model is {stage.channels}, but '{key}' of the data has {channels} "
@@ -30,6 +83,8 @@ def check_images(stage: FirstStage, x: Tensor, key: str) -> None:
             f"'{key}' of the data has {height} x {width} pixels, which are no multiples of "
             f"{factor}, the pixels per code and side; choose another size for the data"
         )
+    if not stage.reads_labels:
+        check_values(batch[key], key)
 
 
 def check_outputs(decoder: Decoder, x: Tensor, key: str) -> None:

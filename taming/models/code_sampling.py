@@ -18,6 +18,7 @@ from taming.models.codes import (
     CodesInterface,
     as_grid,
     channels_first,
+    entry_of,
     in_colors,
     to_one_hot,
 )
@@ -85,10 +86,7 @@ class CodeSampling(pl.LightningModule):
     def get_input(self, key: str, batch: Mapping[str, Any]) -> Tensor:
         """`batch[key]`: images [B, H, W(, C)] -> [B, C, H, W], bytes scaled to [-1, 1]; labels [B],
         tokens [B, n] as is."""
-        if key not in batch:
-            known = ", ".join(batch)
-            raise UserError(f"the data has no '{key}' (it has {known}); set the model's stage keys")
-        x: Tensor = batch[key]
+        x = entry_of(batch, key, "the model's stage keys")
         if x.dim() in (3, 4):
             return channels_first(x)
         return x.float() if x.is_floating_point() else x

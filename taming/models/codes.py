@@ -22,6 +22,30 @@ from taming.pictures import to_values
 CACHED, CACHED_CONDITION = "codes", "condition_codes"
 
 
+def entry_of(batch: object, key: str, setting: str) -> Tensor:
+    """`batch[key]`, a tensor of real numbers.
+
+    Raises:
+        UserError: for anything else; `setting` is where the model's key is set.
+    """
+    if not isinstance(batch, Mapping):
+        raise UserError(
+            f"items of the data must be dicts with an entry '{key}', as {{'{key}': pixels}}; their "
+            f"batch is a {type(batch).__name__}"
+        )
+    if key not in batch:
+        named = ", ".join(map(str, batch))
+        raise UserError(f"the data has no '{key}' (it has {named}); set {setting}")
+    value = batch[key]
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_meta:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(
+            f"'{key}' of the data must be arrays or tensors, of images (height, width, channels) "
+            f"in [-1, 1]; a batch of it is a {kind}"
+        )
+    return value
+
+
 def channels_first(x: Tensor) -> Tensor:
     """Images of a batch, [B, H, W, C] or [B, H, W] -> float32 [B, C, H, W].
 
@@ -66,20 +90,13 @@ class CodesInterface(nn.Module):
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """`batch[k]`, [B, H, W, C] or [B, H, W] -> float [B, C, H, W], bytes scaled to [-1, 1]."""
-        if not isinstance(batch, Mapping):
+        x = entry_of(batch, k, "image_key")
+        if x.dim() not in (3, 4):
             raise UserError(
-                f"items of the data must be dicts with an entry '{k}', as {{'{k}': pixels}}; their "
-                f"batch is a {type(batch).__name__}"
+                f"'{k}' of the data must be images (height, width, channels); its items have the "
+                f"shape {tuple(x.shape[1:])}"
             )
-        if k not in batch:
-            named = ", ".join(map(str, batch))
-            raise UserError(f"the data has no '{k}' (it has {named}); set image_key")
-        if not isinstance(batch[k], Tensor):
-            raise UserError(
-                f"'{k}' of the data must be arrays or tensors, (height, width, channels) in "
-                f"[-1, 1]; a batch of it is a {type(batch[k]).__name__}"
-            )
-        return channels_first(batch[k])
+        return channels_first(x)
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         quant, _, (_, _, indices) = self.encode(x)

@@ -24,7 +24,12 @@ from taming.config_values import (
 )
 from taming.errors import UserError
 from taming.lr_scheduler import make_schedule
-from taming.models.batch_checks import check_images, condition_length, token_count
+from taming.models.batch_checks import (
+    check_images,
+    check_values,
+    condition_length,
+    token_count,
+)
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
@@ -164,7 +169,10 @@ class Net2NetTransformer(CodeSampling):
             self._check_tokens(int(c_indices.max()))
             return self._check_length(z_indices.shape[1], c_indices.shape[1])
         x, c = self.get_xc(batch)
-        check_images(self.first_stage_model, x, self.first_stage_key)
+        check_images(self.first_stage_model, x, batch, self.first_stage_key)
+        stage = self.cond_stage_model
+        if isinstance(stage, CodesInterface) and not stage.reads_labels:
+            check_values(batch[self.cond_stage_key], self.cond_stage_key)
         factor = self.first_stage_model.downsampling_factor
         codes = (x.shape[2] // factor) * (x.shape[3] // factor)
         if isinstance(self.permuter, Permuter):

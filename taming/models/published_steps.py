@@ -11,7 +11,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import pytorch_lightning as pl
 from torch import Tensor
+
+from taming.user_code import is_ours
 
 Step = Callable[..., Any]
 
@@ -22,18 +25,50 @@ class TwoSided(Protocol):
     @property
     def global_step(self) -> int: ...
 
+    @property
+    def automatic_optimization(self) -> bool: ...
+
     def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None: ...
 
     def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None: ...
 
 
+class PublishedSteps(pl.LightningModule):
+    """A first stage, of which subclasses may define the step as for the original."""
+
+    _gives_one_loss = False  # whether `training_step` is a subclass's, for one optimizer
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (step := vars(cls).get("training_step")) is not None:
+            cls.training_step = adapted(step)  # type: ignore[method-assign]
+            cls._gives_one_loss = gives_one_loss(step)
+
+    @property
+    def automatic_optimization(self) -> bool:
+        """As set, in a subclass whose step and `configure_optimizers` are for one optimizer; False
+        where one step trains two sides."""
+        own = not is_ours(type(self).configure_optimizers)
+        return own and self._gives_one_loss and self._automatic_optimization
+
+    @automatic_optimization.setter
+    def automatic_optimization(self, automatic: bool) -> None:
+        self._automatic_optimization = automatic
+
+
+def gives_one_loss(step: Step) -> bool:
+    """Whether a subclass's step is written for one optimizer, of whichever kind."""
+    parameters = inspect.signature(step).parameters
+    varied = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    return "optimizer_idx" not in parameters and not varied
+
+
 def adapted(step: Step) -> Step:
     """A subclass's `training_step`, such that what it returns is what is trained with."""
-    parameters = inspect.signature(step).parameters
-    index = parameters.get("optimizer_idx")
-    if index is None:
-        return step if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()) else _one(step)
-    return _two(step) if index.default is index.empty else step
+    if gives_one_loss(step):
+        return _one(step)
+    index = inspect.signature(step).parameters.get("optimizer_idx")
+    return step if index is None or index.default is None else _two(step)
 
 
 def _two(step: Step) -> Step:
@@ -57,6 +92,8 @@ def _one(step: Step) -> Step:
     def training_step(self: TwoSided, batch: Mapping[str, Any], batch_idx: int) -> Any:
         before = self.global_step
         loss = step(self, batch, batch_idx)
+        if self.automatic_optimization:
+            return loss
         # One that optimizes by itself, as Lightning asks today, has counted a step.
         if isinstance(loss, Tensor) and loss.requires_grad and self.global_step == before:
             self.train_generator(batch_idx, lambda _: loss)

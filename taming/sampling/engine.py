@@ -35,11 +35,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a batch is: `done` of `total` indices of each of its images."""
+    """How far a batch is: `done` of `total` indices that are sampled of each of its images.
+
+    Those that are known in all images of the batch do not count.
+    """
 
     done: int
     total: int
-    indices: Tensor  # int64 (B, total), in the transformer's order; what is not done is arbitrary
+    indices: Tensor  # int64 (B, H * W), in the transformer's order; what is not done is arbitrary
 
 
 OnStep = Callable[[Progress], None]
@@ -161,13 +164,15 @@ class TokenSampler:
         guided = self.settings.guide(codes, n / uniform.shape[1])  # (B, n_codes)
         return self.settings.pick(guided, uniform[:, n])
 
-    def _report(self, done: int, indices: Tensor) -> None:
-        if self.on_step is not None:
-            self.on_step(Progress(done, indices.shape[1], indices))
+    def _report(self, done: int, sampled: Sequence[int], indices: Tensor) -> None:
+        """`done` indices are there, of which `sampled[done]` had to be sampled."""
+        if self.on_step is not None and sampled[-1]:
+            self.on_step(Progress(sampled[done], sampled[-1], indices))
 
     def _sample_in_order(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
         """One token after the other; `prompt` is (copies * B, n)."""
         steps = uniform.shape[1]
+        sampled = _sampled_of_first(known, range(steps))
         if self._decoder is None:
             rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
             # Of this length, as nothing reads the last token.
@@ -179,7 +184,7 @@ class TokenSampler:
             prompt,
             steps,
             lambda logits, n: self._pick(logits, n, uniform),
-            lambda tokens, n: self._report(n + 1, tokens),
+            lambda tokens, n: self._report(n + 1, sampled, tokens),
             known=known,
             copies=self.copies,
         )
@@ -205,13 +210,26 @@ class TokenSampler:
 
         layout, width = layout_for(self.gpt, condition, self.shape, self.window), self.shape[1]
         by_window = condition_in if prompts else None
+        order = [row * width + column for step in layout.steps() for row, column in step]
+        sampled = _sampled_of_first(None if known is None else known.flatten(1), order)
         sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
         grid = sampler.sample(  # (B, H, W)
             lambda logits, row, column: self._pick(logits, row * width + column, uniform),
             known,
-            lambda grid, done: self._report(done, grid.flatten(1)),
+            lambda grid, done: self._report(done, sampled, grid.flatten(1)),
         )
         return grid.flatten(1).clone()  # a copy that is no inference tensor
+
+
+def _sampled_of_first(known: Tensor | None, order: Sequence[int]) -> list[int]:
+    """How many of the first n positions of `order` are sampled in any image, for n from 0.
+
+    `known` (B, H * W) is -1 there. For known = [[5, -1, 7, -1]], in order: [0, 0, 1, 1, 2].
+    """
+    if known is None:
+        return list(range(len(order) + 1))
+    sampled = (known < 0).any(0)[list(order)]  # (H * W,)
+    return [0, *sampled.cumsum(0).tolist()]
 
 
 def _known(batch: Sequence[Request], shape: tuple[int, int]) -> Tensor | None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import mean
 
 import torch
 
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.decoding import segment_at
+from taming.modules.transformer.inference import Weights
 from taming.sampling.engine import Progress, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
+from taming.sampling.sliding_window import Corner, Layout
 
-MEASURED_TOKENS = 8  # at the training size, where all tokens take about as long
+MEASURED_TOKENS = 8  # at the training size, where all tokens but the first take about as long
 
 
 class _Enough(Exception):
@@ -31,53 +35,93 @@ def estimated_seconds(
     if not requests:
         return 0.0
     first, batches = requests[:batch_size], -(-len(requests) // batch_size)
+    if shape != trained_shape(model):
+        return batches * _seconds_by_windows(model, first, settings, shape)
     known = first[0].known
     tokens = shape[0] * shape[1] if known is None else int((known < 0).sum())
-    if shape == trained_shape(model):
-        return batches * tokens * _seconds_per_token(model, first, settings, shape)
-    rows = len(first) * (2 if settings.guided else 1)
-    return batches * tokens * _seconds_per_window(model, rows)
+    seconds = _seconds_of_steps(model, first, settings)
+    # The first step also reads the condition, and what is known before it.
+    return batches * (seconds[0] + (tokens - 1) * mean(seconds[1:] or [0.0]))
 
 
-def _seconds_per_token(
+def _seconds_of_steps(
+    model: Net2NetTransformer, requests: Sequence[Request], settings: SampleSettings
+) -> list[float]:
+    """Of the first steps at the training size; of all at once, if the model takes no steps."""
+    seconds: list[float] = []
+    before, done = time.monotonic(), 0
+
+    def note(progress: Progress) -> None:
+        nonlocal before, done
+        progress.indices[0, 0].item()  # the device is waited for
+        now = time.monotonic()
+        if progress.done > done:
+            seconds.append(now - before)
+        before, done = now, progress.done
+        if len(seconds) == MEASURED_TOKENS:
+            raise _Enough
+
+    try:
+        for _ in sample_images(model, requests, settings, batch_size=len(requests), on_step=note):
+            pass
+    except _Enough:
+        pass
+    return seconds or [time.monotonic() - before]
+
+
+def _seconds_by_windows(
     model: Net2NetTransformer,
     requests: Sequence[Request],
     settings: SampleSettings,
     shape: tuple[int, int],
 ) -> float:
-    done = 0
-
-    def count(progress: Progress) -> None:
-        nonlocal done
-        done = progress.done
-        if done >= MEASURED_TOKENS:
-            raise _Enough
-
-    start = time.monotonic()
-    try:
-        for _ in sample_images(
-            model, requests, settings, batch_size=len(requests), shape=shape, on_step=count
-        ):
-            pass
-    except _Enough:
-        pass
-    return (time.monotonic() - start) / max(done, 1)
+    """The tokens that all steps will read, times the seconds that a token and a step take."""
+    first, layout = requests[0], Layout(shape, trained_shape(model))
+    h, w = layout.window
+    if first.condition is not None:
+        before = h * w
+    else:
+        whole = (0.0, 0.0, 1.0, 1.0)
+        before = len(first.prompt_in(whole) if first.prompt_in else first.prompt)
+    unknown = torch.ones(shape) if first.known is None else first.known < 0
+    tokens = list(tokens_of_steps(layout, before, unknown.tolist()))
+    weights, rows = Weights(model.transformer), len(requests) * (2 if settings.guided else 1)
+    length = before + h * w - 1
+    short, long = (_seconds_of_pass(weights, rows, n) for n in (1, length))
+    slope = max(0.0, long - short) / max(1, length - 1)
+    return sum(short + slope * (n - 1) for n in tokens)
 
 
-@torch.no_grad()
-def _seconds_per_window(model: Net2NetTransformer, rows: int) -> float:
-    """One pass over the tokens of a whole window, as most positions of a large image need it."""
-    gpt, (height, width) = model.transformer, trained_shape(model)
-    length = min(gpt.get_block_size(), 2 * height * width)
-    tokens = torch.zeros(rows, length, dtype=torch.int64, device=gpt.pos_emb.device)
-    gpt(tokens[:, :1])  # the first pass also prepares kernels
-    start = time.monotonic()
-    gpt(tokens)[0].sum().item()  # the number is waited for
-    return time.monotonic() - start
+def tokens_of_steps(
+    layout: Layout, before: int, unknown: Sequence[Sequence[bool]]
+) -> Iterator[int]:
+    """Tokens that the transformer reads of an image in each step of a `SlidingWindow`.
+
+    `before` of them are the condition's in every window. Windows that serve one position are read
+    from their start, others go on where they were left.
+    """
+    read: dict[Corner, int] = {}
+    for step in layout.steps():
+        tokens = 0
+        for row, column in step:
+            if unknown[row][column]:
+                top, left = corner = layout.corner(row, column)
+                seen = before + (row - top) * layout.window[1] + column - left
+                tokens += seen - read.get(corner, 0)
+                if max(map(len, layout.served(corner))) > 1:
+                    read[corner] = seen
+        if tokens:
+            yield tokens
 
 
-def in_words(seconds: float) -> str:
-    """A time such as "40 s", "12 min" or "3.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+@torch.inference_mode()
+def _seconds_of_pass(weights: Weights, rows: int, length: int) -> float:
+    """Seconds in which `rows` of `length` tokens are read: the faster of two, as one warms up."""
+    tokens = torch.zeros(rows, length, dtype=torch.int64, device=weights.device)
+    columns = torch.arange(length, device=weights.device)
+    seconds = []
+    for _ in range(2):
+        start = time.monotonic()
+        weights.logits([segment_at(tokens, 0, columns, weights.config.n_unmasked)])[0, 0].item()
+        seconds.append(time.monotonic() - start)
+    return min(seconds)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from taming.atomic_files import atomic_path, check_place, sole_user
 from taming.distributed import is_first_process
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.engine import Progress, Sample
 from taming.sampling.plan import SamplingJob
@@ -85,7 +85,7 @@ class SampleFolder:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make {self.root} ({error.strerror}); {ADVICE}") from None
+            raise UserError(f"cannot make {self.root} ({reason_of(error)}); {ADVICE}") from None
 
     def path(self, label: int | None, number: int) -> Path:
         """Where a sample is, or will be."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from taming.data.base import ImageFiles
 from taming.data.seeding import SeededDataset
+from taming.data.utils import custom_collate
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
@@ -40,7 +40,7 @@ class SampleInputs:
 
 def inputs_of_item(model: Net2NetTransformer, dataset: SeededDataset, number: int) -> SampleInputs:
     """A dataset's item as the model reads it in training."""
-    x, c = model.get_xc(default_collate([dataset[number]]))
+    x, c = model.get_xc(custom_collate([dataset.entries(number)]))
     cut, shape = _cut(model, x)
     if c.dim() == 4 and c.shape[2:] == x.shape[2:]:
         c = c[:, :, : cut.shape[2], : cut.shape[3]]

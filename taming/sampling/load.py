@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from taming.checkpoint import Run, load_run, run_config
+from taming.checkpoint import Run, complete_data, load_run, run_config
 from taming.config import instantiate_from_config, load_config
 from taming.data.seeding import SeededDataset
 from taming.devices import choose_device
@@ -62,11 +62,13 @@ def data_config(
     run: Run, base: Paths = (), overrides: Sequence[str] = (), ignore_base_data: bool = False
 ) -> DictConfig:
     """The `data` section of a run's configs, `base` and `overrides` merged over them, or of these
-    alone."""
+    alone, with what they leave open taken from the run."""
     if ignore_base_data:
         config = load_config(base, overrides, used=["data"])
     else:
         config = run_config(run, base, overrides, ["data"])
+    if base:
+        complete_data(config, run)
     if "data" not in config:
         raise UserError("the configs have no 'data' section; name a YAML with one")
     data: DictConfig = config.data

@@ -32,7 +32,12 @@ class SampleSettings:
     """
 
     temperature: float = flag(1.0, "divides the logits; 0: always the likeliest token", "-t")
-    top_k: int | None = flag(None, "sample among the k likeliest tokens only", "-k")
+    top_k: int | None = flag(
+        None,
+        "sample among the k likeliest tokens only; as published, sample_fast.py begins with more "
+        "of them than scripts for conditions of data",
+        "-k",
+    )
     top_p: float = flag(1.0, "sample among the likeliest tokens that make up p only", "-p")
     guidance: float = flag(1.0, "scale of the guidance, for models trained with cond_drop")
     guidance_schedule: str = flag("constant", f"of the scale: {', '.join(SCHEDULES)}")

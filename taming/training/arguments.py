@@ -16,14 +16,12 @@ from taming.command_line import (
     is_override,
     parse_switch,
 )
-from taming.config import did_you_mean
-from taming.errors import UserError
 from taming.training.trainer_options import parse_option, trainer_options
 
 SWITCHES = ("-t", "--train", "--no-test", "-d", "--debug", "--scale_lr")
 
 
-def get_parser(**options: Any) -> argparse.ArgumentParser:
+def get_parser(**options: Any) -> Parser:
     """The flags of main.py; `split_arguments` reads the Trainer's arguments and the overrides.
 
     `options` are argparse's, such as `description`.
@@ -100,9 +98,7 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         name, equals, value = word[2:].partition("=")
         if name not in trainer_options():
-            flags = [action.dest for action in get_parser()._actions]
-            hint = did_you_mean(name, [*trainer_options(), *flags])
-            raise UserError(f"there is no argument --{name}{hint}")
+            get_parser().refuse(f"--{name}", [f"--{option}" for option in trainer_options()])
         if not equals:
             bare = not words or words[0].startswith("--") or "=" in words[0]
             value = "true" if bare else words.pop(0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +22,7 @@ from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
 from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
@@ -86,8 +87,11 @@ class LogsImages(Protocol):
 
     def train(self, mode: bool = ...) -> Any: ...
 
-    def log_images(self, batch: Any, *, max_images: int) -> Mapping[str, Tensor]:
-        """Pictures by name, each [B, 1 or 3, H, W] in [-1, 1]."""
+    def log_images(self, batch: Any, **options: Any) -> Mapping[str, Tensor]:
+        """Pictures by name, each [B, 1 or 3, H, W] in [-1, 1].
+
+        Of `max_images`, `split` and `pl_module`, those are given that the signature takes.
+        """
 
 
 class ImageLogger(Callback):
@@ -156,7 +160,7 @@ class ImageLogger(Callback):
             return
         trainer = self._trainer or pl_module.trainer
         batch = _first(batch, self.max_images)
-        pictures = self._pictures(pl_module, batch)
+        pictures = self._pictures(pl_module, batch, split)
         if isinstance(pl_module, Net2NetTransformer) and "inputs" in pictures:
             height, width = pictures["inputs"].shape[-2:]
             dataset = _dataset(trainer, split)
@@ -173,7 +177,7 @@ class ImageLogger(Callback):
                 _send_to_loggers(trainer, f"{split}/{key}", picture)
         except OSError as error:
             path = error.filename or trainer.default_root_dir
-            log.warning("%s cannot be written (%s): training goes on", path, error.strerror)
+            log.warning("%s cannot be written (%s): training goes on", path, reason_of(error))
 
     def log_local(
         self,
@@ -189,15 +193,23 @@ class ImageLogger(Callback):
         for key, pictures in images.items():
             _save(_in_rows_of_four(pictures), _path(folder, key, place))
 
-    def _pictures(self, model: LogsImages, batch: Any) -> dict[str, Tensor]:
+    def _pictures(self, model: LogsImages, batch: Any, split: str) -> dict[str, Tensor]:
+        offered = {"max_images": self.max_images, "split": split, "pl_module": model}
         training = model.training
         model.eval()
         # Pictures must not change what is trained: their random numbers are their own.
         with torch.no_grad(), torch.random.fork_rng():
-            pictures = model.log_images(batch, max_images=self.max_images)
+            pictures = model.log_images(batch, **_accepted(model.log_images, offered))
         model.train(training)
         images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}
         return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
+
+
+def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function takes by name."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
 
 
 def _path(folder: Path, key: str, place: tuple[int, int, int]) -> Path:

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import CheckpointWriter
 from taming.config_values import CountOrZero, NonNegative
-from taming.errors import NonFiniteError, Stopped, UserError
+from taming.errors import NonFiniteError, Stopped, UserError, is_full
 from taming.lightning_internals import (
     batches_begun,
     dump_checkpoint,
@@ -245,7 +245,8 @@ class Checkpoints(ModelCheckpoint):
             self._saved_step = -1
             self._next_time = time.monotonic() + min(self.interval, _RETRY)
             if not self._failing:
-                log.warning("%s: training goes on, and saves again when there is room", failure)
+                room = "there is room" if is_full(failure.__cause__) else "that is possible"
+                log.warning("%s: training goes on, and saves again when %s", failure, room)
             self._failing = True
         elif self._unannounced and not self.writer.busy and not self.writer.failed:
             self._unannounced = False

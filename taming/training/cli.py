@@ -26,12 +26,18 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.config_before import keep_dataset_defaults
+from taming.config_files import as_key, entries
 from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.arguments import parse_arguments
 from taming.training.code_checks import check_codes
-from taming.training.data_module import DataModuleFromConfig
+from taming.training.data_module import (
+    DataModuleFromConfig,
+    batch_size_of,
+    build_data,
+    splits_of,
+)
 from taming.training.ends import fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
@@ -53,6 +59,7 @@ from taming.training.trainer_options import (
     move_manual_options,
     resolve_devices,
 )
+from taming.trust import canonical_name
 
 
 def learning_rate(
@@ -97,7 +104,25 @@ def _read_configs(
         check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
     plain(config.get("lightning"))  # all of it is used
+    if run.stored and (base or overrides):
+        _say_changes(config, run)
     return config, OmegaConf.create(config.pop("lightning", None) or {})
+
+
+def _say_changes(config: DictConfig, run: RunFolder) -> None:
+    """One line: which keys of a resumed run's config are now others, by YAMLs and overrides."""
+    stored = load_config((), stored=run.stored, used=("model",))
+    keep_dataset_defaults(stored, new=False)
+    before, now = _values(stored), _values(config)
+    changes = [f"{key}={now.get(key)}" for key in now | before if now.get(key) != before.get(key)]
+    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
+    text = f"with {', '.join(changes[:8])}{more}" if changes else "with its own config, unchanged"
+    rank_zero_info(f"{run.path} goes on {text}")
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    pairs = entries(plain(config, allow_missing=True))
+    return {as_key(place): value for place, value in pairs if not isinstance(value, dict | list)}
 
 
 # Flags that a resumed run keeps: in the section `lightning` of its configs.
@@ -133,6 +158,28 @@ def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
 
 
+# What no model of this project can do with its loss.
+_CONDITIONAL = "disc_conditional"
+
+
+def _check_trainable(config: DictConfig, train: bool) -> None:
+    """Refuse, before anything is built, what only the first step of training would find."""
+    if train and _is_ours(config.get("data")) and not OmegaConf.select(config, "data.params.train"):
+        raise UserError("data.params.train is missing: it names the dataset to train on")
+    loss = OmegaConf.select(config, "model.params.lossconfig")
+    if _is_ours(config.model) and _is_ours(loss) and (loss.get("params") or {}).get(_CONDITIONAL):
+        raise UserError(
+            f"model.params.lossconfig.params.{_CONDITIONAL}: {config.model.target} gives its loss "
+            "no condition; set it to false"
+        )
+
+
+def _is_ours(node: Any) -> bool:
+    """Whether a config is of a class of this project, of which it is known what it does."""
+    target = str(node.get("target")) if isinstance(node, DictConfig) else ""
+    return canonical_name(target).startswith("taming.")
+
+
 def _model_config(config: DictConfig, run: RunFolder) -> Any:
     return without_checkpoint_paths(config.model) if run.resume_from else config.model
 
@@ -143,18 +190,15 @@ def _data_config(config: DictConfig) -> Any:
     return with_codes(config).data
 
 
-def _build_data(config: DictConfig) -> DataModuleFromConfig:
-    data = instantiate_from_config(_data_config(config), "data", "data module")
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 # Warnings of Lightning about what is intended here.
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen stages
     r"Checkpoint directory .* exists and is not empty",  # a resumed run
+    # Steps count on from epoch to epoch: values are logged in small sets, too.
+    r"The number of training batches .* is smaller than the logging interval",
+    r"This DataLoader will create .* worker processes",  # as many as the config says
+    r"The '.*' does not have many workers",
 )
 
 
@@ -188,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_lightning(lightning_config, run)
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")
-        data = _build_data(config)
+        _check_trainable(config, args.train)
+        data = build_data(_data_config(config))
         model = instantiate_from_config(_model_config(config, run), "model", "module")
         if run.resume_from and args.train:
             _check_unchanged(config, run)
@@ -204,8 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
                 check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
+            batch_size = batch_size_of(data) if args.scale_lr else 1
             model.learning_rate = learning_rate(
-                config.model, accumulate, trainer.world_size, data.batch_size, args.scale_lr
+                config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
             )
             try:
                 _train_and_test(args, trainer, model, data, run)
@@ -218,7 +264,7 @@ def _train_and_test(
     args: argparse.Namespace,
     trainer: pl.Trainer,
     model: pl.LightningModule,
-    data: DataModuleFromConfig,
+    data: pl.LightningDataModule,
     run: RunFolder,
 ) -> None:
     last = run.resume_from
@@ -234,7 +280,7 @@ def _train_and_test(
     elif args.train:
         fit(trainer, model, data, run)
         last = None
-    tests = not args.no_test and "test" in data.datasets
+    tests = not args.no_test and "test" in splits_of(data)
     if tests and requests.stop is None:
         trainer.test(model, data, ckpt_path=str(last) if last else None)
     if not args.train:

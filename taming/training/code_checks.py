@@ -17,6 +17,7 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage, index_count
 from taming.training.data_module import DataModuleFromConfig
+from taming.user_code import name_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -24,8 +25,11 @@ Tensors = Mapping[str, Tensor]
 def describe_first_stage(stage: FirstStage, weights: Tensors | None = None) -> dict[str, Any]:
     """What decides the codes of images; `weights` are the stage's own by default."""
     state = stage.state_dict() if weights is None else weights
-    kind = f"{type(stage).__module__}.{type(stage).__name__}"
-    return {"class": kind, "n_codes": index_count(stage), "weights": weights_hash(state)}
+    return {
+        "class": name_of(type(stage)),
+        "n_codes": index_count(stage),
+        "weights": weights_hash(state),
+    }
 
 
 def describe_condition(
@@ -42,7 +46,7 @@ def describe_condition(
     return {
         "key": model.cond_stage_key,
         "kind": model.condition_kind,
-        "class": f"{type(stage).__module__}.{type(stage).__name__}",
+        "class": name_of(type(stage)),
         "weights": weights_hash(state) if state else None,
         "settings": {} if state else _settings(stage),
         "downsample_cond_size": model.downsample_cond_size,

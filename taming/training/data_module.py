@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
@@ -15,7 +16,7 @@ from taming.data.base import ImageFiles, set_loading
 from taming.data.codes import code_datasets
 from taming.data.custom import CustomBase
 from taming.data.readings import Readings
-from taming.data.seeding import PositionSampler, SeededDataset
+from taming.data.seeding import NamedStream, PositionSampler, SeededDataset, length_of
 from taming.data.shards import Shards
 from taming.data.utils import custom_collate
 from taming.devices import available_cpus
@@ -24,6 +25,7 @@ from taming.errors import UserError
 from taming.lightning_internals import place_of
 from taming.limits import check_sizes
 from taming.training.stopping import start_worker
+from taming.user_code import calling, name_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -112,6 +114,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             if split not in self.datasets:
                 dataset = instantiate_from_config(config, f"data.params.{split}", "dataset")
                 self._set_loading(dataset)
+                _check_length(dataset, f"data.params.{split}")
                 self.datasets[split] = WrappedDataset(dataset) if self.wrap else dataset
         self._check_size()
         self._check_sizes_of_images()
@@ -173,7 +176,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "collate_fn": custom_collate,
         }
         if isinstance(dataset, IterableDataset):
-            return DataLoader(dataset, **options)
+            return DataLoader(NamedStream(dataset), **options)
         sampler = self._sampler(split, shuffle)
         if shuffle and self.trainer is not None:
             sampler.set_position(*self._position(sampler.world_size))
@@ -222,6 +225,49 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if place.complete:
             return place.epoch + 1, 0
         return place.epoch, place.batches * self.batch_size * processes
+
+
+@runtime_checkable
+class HasBatchSize(Protocol):
+    """A data module that says how large its batches are, as Lightning's own tuner expects."""
+
+    batch_size: int
+
+
+def build_data(config: Any) -> pl.LightningDataModule:
+    """The data module of a config, its datasets made; it may be a class of the user's."""
+    data: pl.LightningDataModule = instantiate_from_config(config, "data", "data module")
+    kind = type(data)
+    with calling(kind, f"data: {name_of(kind)}"):
+        data.prepare_data()
+        data.setup("fit")
+    return data
+
+
+def batch_size_of(data: pl.LightningDataModule) -> int:
+    """Items of a batch and process, by which the learning rate is scaled."""
+    if isinstance(data, HasBatchSize) and isinstance(data.batch_size, int):
+        return data.batch_size
+    raise UserError(
+        f"data: {name_of(type(data))} has no batch_size, by which the learning rate is scaled; set "
+        "self.batch_size in it, or give --scale_lr False"
+    )
+
+
+def splits_of(data: pl.LightningDataModule) -> set[str]:
+    """Which of `SPLITS` there are data for."""
+    if isinstance(data, DataModuleFromConfig):
+        return set(data.datasets)
+    hooks = {"train": "train_dataloader", "validation": "val_dataloader", "test": "test_dataloader"}
+    return {split for split, hook in hooks.items() if is_overridden(hook, data)}
+
+
+def _check_length(dataset: object, place: str) -> None:
+    if not isinstance(dataset, IterableDataset):
+        try:
+            length_of(dataset)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
 
 
 def _hands_on(dataset: CustomBase | WrappedDataset) -> bool:

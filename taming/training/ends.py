@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Sequence, Sized
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from taming.checkpoint import read_checkpoint
 from taming.distributed import disconnect, is_first_process
 from taming.errors import Stopped, UserError
 from taming.lightning_internals import end_loaders
@@ -20,6 +21,7 @@ from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
+from taming.user_code import described, is_ours, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
@@ -28,7 +30,7 @@ _DEAD_WORKER = re.compile(
 
 
 def fit(
-    trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig, run: RunFolder
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, run: RunFolder
 ) -> None:
     """Train, from the run's checkpoint if there is one.
 
@@ -36,6 +38,7 @@ def fit(
         UserError: also if a process of the run, or of its loaders, has died.
         Stopped: after a signal; its message says how to go on.
     """
+    start = read_checkpoint(run.resume_from).get("global_step", 0) if run.resume_from else 0
     try:
         trainer.fit(model, data, ckpt_path=str(run.resume_from) if run.resume_from else None)
     except Stopped as stop:
@@ -48,16 +51,33 @@ def fit(
         if sentence is None:
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
+    rank_zero_info(_what_was_done(trainer, run, start))
+
+
+def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
+    """The last line of a training that began at step `start`."""
     reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
-    where = f"the run is in {run.path}, go on with -r {run.path}"
-    rank_zero_info(f"trained to step {trainer.global_step}{reason}; {where}")
+    if batches := int(trainer.fast_dev_run):  # type: ignore[attr-defined]
+        return (
+            f"fast_dev_run: tried {'1 batch' if batches == 1 else f'{batches} batches'}, and saved "
+            "no checkpoint; to train, leave it out"
+        )
+    if trainer.global_step > start:
+        where = f"the run is in {run.path}, go on with -r {run.path}"
+        return f"trained to step {trainer.global_step}{reason}; {where}"
+    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    limits["limit_train_batches"] = trainer.limit_train_batches  # type: ignore[attr-defined]
+    zero = [name for name, limit in limits.items() if limit == 0]
+    because = f", as {' and '.join(zero)} is 0" if zero else reason
+    return f"nothing was trained{because}; {run.path} has no new checkpoint"
 
 
 def say_what_was_checked(
-    model: pl.LightningModule, data: DataModuleFromConfig, command: str, overrides: Sequence[str]
+    model: pl.LightningModule, data: pl.LightningDataModule, command: str, overrides: Sequence[str]
 ) -> None:
     """The last line of a start without `-t`; `command` names its configs or run."""
-    sized = {split: one for split, one in data.datasets.items() if isinstance(one, Sized)}
+    datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
+    sized = {split: one for split, one in datasets.items() if isinstance(one, Sized)}
     parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
     parts.append(f"{count_params(model):,} weights of the model")
     changes = "".join(f" {shlex.quote(text)}" for text in overrides)
@@ -84,6 +104,20 @@ def _is_raised_by_lightning(error: Exception) -> bool:
     return bool(inside) and isinstance(error, ValueError | RuntimeError | NotImplementedError)
 
 
+def _raising_callback(error: Exception) -> Callback | None:
+    """The callback of Lightning's or the user's that an exception comes from, if it does.
+
+    Some of them train: what the model raises then is not the callback's.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Callback):
+            return None if is_ours(type(caller)) else caller
+        if str(frame.f_globals.get("__name__")).startswith("taming."):
+            return None
+    return None
+
+
 def _command(run: RunFolder) -> str:
     return f"python main.py -r {run.path} -t"
 
@@ -107,6 +141,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, DataModuleFromConfig) and loader_timed_out(error):
         return hang(data)
+    if (callback := _raising_callback(error)) is not None:
+        return f"the callback {name_of(type(callback))} cannot be used here: {described(error)}"
     if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
 from torch.utils.data import IterableDataset
 
 from taming.data.seeding import SeededDataset
 from taming.data.utils import custom_collate
+from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
+from taming.user_code import is_ours
 
 _FIRST = 4  # items of each split; one where batches are of one
 
@@ -27,20 +30,61 @@ def check_first_items(data: pl.LightningDataModule, model: pl.LightningModule) -
     """Look at items of each split, without effect on random numbers.
 
     Raises:
-        UserError: for images of several sizes, if batches have several items; for what a model of
-            this project cannot read. Subclasses elsewhere may read other things.
+        UserError: for images of several sizes, if batches have several items; for what code of the
+            user's raises; for what a model of this project cannot read. Subclasses elsewhere may
+            read other things.
     """
     if not isinstance(data, DataModuleFromConfig):
         return
-    ours = type(model).__module__.startswith("taming.")
     for dataset in data.datasets.values():
         if isinstance(dataset, IterableDataset) or not len(dataset):
             continue
         count = min(len(dataset), _FIRST) if data.batch_size > 1 else 1
         try:
             items = SeededDataset(dataset, data.seed).__getitems__(range(count))
+        except UserError as error:
+            if isinstance(error, DamagedImage):
+                continue
+            raise
         except Exception:  # the loader will say which item cannot be read, and in training
             continue
-        batch = custom_collate(items)
-        if ours and isinstance(model, ChecksBatches) and isinstance(batch, Mapping):
-            model.check_batch(batch)
+        _check(custom_collate(items), model)
+
+
+def _check(batch: Any, model: pl.LightningModule) -> None:
+    if is_ours(type(model)) and isinstance(model, ChecksBatches):
+        model.check_batch(batch)
+
+
+class FirstOfStreams(Callback):
+    """Checks the first batch of an iterable dataset, which is not looked at before training, as
+    its items may come only once; and that there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._checked: set[str] = set()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._check("train", trainer, batch)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
+    ) -> None:
+        self._check("validation", trainer, batch)
+
+    def _check(self, split: str, trainer: pl.Trainer, batch: Any) -> None:
+        if split not in self._checked and _is_stream(trainer, split):
+            _check(batch, trainer.lightning_module)
+        self._checked.add(split)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "train" not in self._checked and _is_stream(trainer, "train"):
+            raise UserError("data.params.train gives no items: nothing can be trained on")
+
+
+def _is_stream(trainer: pl.Trainer, split: str) -> bool:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    streams = isinstance(data, DataModuleFromConfig)
+    return streams and isinstance(data.datasets.get(split), IterableDataset)

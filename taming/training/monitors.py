@@ -12,7 +12,8 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.lightning_internals import names_logged
-from taming.training.data_module import DataModuleFromConfig
+from taming.training.data_module import splits_of
+from taming.user_code import is_ours
 
 _ALWAYS = {"epoch", "step"}
 
@@ -35,9 +36,9 @@ def check_monitors(
     Raises:
         UserError: also for values of a validation that there are no data for.
     """
-    ours = type(model).__module__.startswith("taming.") and isinstance(model, KnowsLogged)
+    ours = is_ours(type(model)) and isinstance(model, KnowsLogged)
     names = model.logged_names() if ours else None  # type: ignore[operator]
-    validates = not isinstance(data, DataModuleFromConfig) or "validation" in data.datasets
+    validates = "validation" in splits_of(data)
     for monitor in _monitors(callbacks):
         if not validates and monitor.startswith("val/"):
             raise UserError(

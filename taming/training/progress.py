@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from taming.limits import readable_size
+from taming.limits import readable_size, readable_time
 from taming.models.autoencoder_training import AutoencoderTraining
 
 BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
@@ -109,25 +109,16 @@ class Pace(Callback):
         # The first batch warms up, and pictures are logged after many of the others.
         fastest = sorted(self._durations[1:] or self._durations)[: len(self._durations) // 2 or 1]
         seconds, end = median(fastest) * _accumulated(trainer), steps_of_run(trainer)
-        text = f"a step takes about {duration(seconds)}"
+        text = f"a step takes about {readable_time(seconds)}"
         left = 0 if end is None else end - trainer.global_step
         if end is not None:
-            text += f", the {left:,} steps to come {duration(left * seconds)} without validation"
+            text += (
+                f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
+            )
         text += f"; memory: {memory_in_use(device)}"
         if device.type == "cpu" and left * seconds > LONG_ON_A_CPU:
             text += f"; {SMALLER}"
         rank_zero_info(text)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "0.42 s", "35 min", "3 h 20 min", "12 days"."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{round(seconds / 86400)} days"
 
 
 def memory_in_use(device: torch.device) -> str:

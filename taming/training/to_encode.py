@@ -29,8 +29,9 @@ from taming.config_values import Count
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
-from taming.training.data_module import DataModuleFromConfig
+from taming.training.data_module import DataModuleFromConfig, build_data
 from taming.training.encoding import Encoding, EncodingOptions
+from taming.user_code import name_of
 
 _MOST = 2**31 - 1
 
@@ -51,13 +52,12 @@ def load_encoding(
     is_run = Path(base[0]).suffix not in (".yaml", ".yml")
     model, config = (_of_run if is_run else _of_config)(base, overrides)
     OmegaConf.update(config, "data.params.codes", None)  # the images are wanted
-    data = instantiate_from_config(config.data, "data", "data module")
+    data = build_data(config.data)
     if not isinstance(data, DataModuleFromConfig):
         raise UserError(
             f"data.target is {config.data.target}; only the data of main.DataModuleFromConfig can "
             "be encoded"
         )
-    data.setup()
     plain_config = without_checkpoint_paths(config)
     return Encoding(model.eval().requires_grad_(False), data, plain_config, options, folder)
 
@@ -121,7 +121,7 @@ def _stand_in(transformer_config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a `StandIn` for a transformer of any size."""
     params = transformer_config.get("params") or {}
     sizes = {name: params[name] for name in ("vocab_size", "block_size") if name in params}
-    return {"target": f"{__name__}.{StandIn.__name__}", "params": sizes}
+    return {"target": name_of(StandIn), "params": sizes}
 
 
 def _around_first_stage(path: str, config: DictConfig) -> Net2NetTransformer:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, ModelPruning, ProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -20,6 +20,7 @@ from taming.models.autoencoder_training import AutoencoderTraining
 from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
+from taming.training.first_items import FirstOfStreams
 from taming.training.logged_rows import free_version
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
@@ -33,12 +34,7 @@ from taming.training.run_folder import RunFolder, run_time
 def prepare_loss(model: pl.LightningModule) -> None:
     """Load what a loss needs of its own, or refuse, before the run has a folder."""
     if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
-        try:
-            model.loss.prepare()
-        except UserError as error:
-            key = "model.params.lossconfig.params.perceptual_weight"
-            hint = f" ({key}=0)" if "perceptual_weight" in str(error) else ""
-            raise UserError(f"{error}{hint}") from None
+        model.loss.prepare()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -193,6 +189,7 @@ def _callbacks(
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         LoggedNames(),
+        FirstOfStreams(),
     ]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
@@ -207,6 +204,8 @@ def _callback(key: str, node: Any) -> Callback:
         callback: Callback = instantiate_from_config(node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
+    if isinstance(callback, ModelPruning):  # masked weights are no parameters, which ours need
+        raise UserError(f"{key}: ModelPruning cannot be used in training; prune the trained model")
     return callback
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taming.checkpoint import find_run, read_checkpoint, save_atomic
+from taming.checkpoint import checksum, find_run, read_checkpoint, save_atomic
 from taming.checkpoint.checksum import verify
 from taming.errors import UserError
 
@@ -77,7 +77,9 @@ def test_every_cut_and_bit_of_the_end_is_recognized(tmp_path: Path) -> None:
             read_checkpoint(path)
 
 
-def test_torch_reads_files_with_a_checksum_and_we_read_those_without(tmp_path: Path) -> None:
+def test_torch_reads_files_with_a_checksum_and_we_read_those_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = {"state_dict": {"weight": torch.randn(7)}, "global_step": 2}
     save_atomic(content, tmp_path / "ours.ckpt")
     for mapped in (True, False):
@@ -85,6 +87,8 @@ def test_torch_reads_files_with_a_checksum_and_we_read_those_without(tmp_path: P
         assert torch.equal(read["state_dict"]["weight"], content["state_dict"]["weight"])
     torch.save(content, tmp_path / "plain.ckpt")
     verify(tmp_path / "plain.ckpt")
+    monkeypatch.setattr(checksum, "_PART", 100)
+    verify(tmp_path / "ours.ckpt")
     assert read_checkpoint(tmp_path / "plain.ckpt")["global_step"] == 2
 
 
@@ -124,6 +128,8 @@ def test_any_first_byte_is_damage(tmp_path: Path) -> None:
     data = last.read_bytes()
     os.remove(last)
     last.write_bytes(b"\x80" + data[1:])
+    with pytest.raises(UserError, match="last.ckpt is damaged"):
+        verify(last)
     assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
 
 
@@ -160,6 +166,11 @@ def test_a_file_that_was_written_after_last_is_used(tmp_path: Path) -> None:
     os.replace(tmp_path / "kept.ckpt", last.parent / "epoch=000010.ckpt")
     assert find_run(tmp_path).checkpoint.name == "epoch=000010.ckpt"
     os.utime(last)  # gone on with from an older file since then
+    assert find_run(tmp_path).checkpoint == last
+    newest = last.parent / "epoch=000003.ckpt"
+    newest.write_bytes(last.read_bytes())  # of the same step, where there are no links
+    os.utime(last, (1, 1))
+    os.remove(last.parent / "epoch=000010.ckpt")
     assert find_run(tmp_path).checkpoint == last
 
 

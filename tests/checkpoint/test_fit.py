@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from taming.checkpoint import load_run, load_weights
+from taming.checkpoint.fit import misfit
+from taming.checkpoint.weights import LargeTensorsUnset
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from tests.kit.datasets import images
@@ -81,6 +84,37 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
         load_weights(other, state)
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes", "expected"),
+    [
+        ("quantize.used", ((5,), (7,)), "the number of codes in remap is 7, but 5 in the "),
+        ("first_stage_model.C", ((3, 9), (4, 9)), "first_stage_config.params.ncluster is 4, but 3"),
+        (
+            "cond_stage_model.quantize.embedding.weight",
+            ((12, 4), (20, 4)),
+            "cond_stage_config.params.n_embed is 20, but 12",
+        ),
+        ("quantize.embedding.weight", ((), (20, 4)), "embed is 20, but something else in the "),
+        (
+            "loss.discriminator.main.5.weight",
+            ((8, 4), (16, 4)),
+            "a width by lossconfig.params.disc_num_layers and disc_ndf is 16, but 8",
+        ),
+    ],
+)
+def test_shapes_are_named(name: str, shapes: tuple[Any, Any], expected: str) -> None:
+    file, model = ({name: torch.zeros(shape)} for shape in shapes)
+    assert expected in str(misfit("a.ckpt", file, model, [], []))
+
+
+def test_whole_parts_alone_can_be_loaded() -> None:
+    model = {f"{part}.{name}": torch.zeros(1) for part in ("encoder", "decoder") for name in "ab"}
+    for names, advised in ((["encoder.a", "encoder.b"], True), (["encoder.a"], False)):
+        missing = sorted(model.keys() - set(names))
+        error = misfit("a.ckpt", {name: model[name] for name in names}, model, missing, [])
+        assert ("--parts encoder" in str(error)) is advised
+
+
 def test_the_other_stages_checkpoint_is_recognized() -> None:
     first, second = build(first_stage_config()), build(unconditional_config())
     with pytest.raises(UserError, match="x.ckpt .*it is a first stage.*ckpt_path"):
@@ -95,7 +129,10 @@ def test_what_starts_anew_is_told_by_part(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.INFO):
         missing = load_weights(model, state, source="a.ckpt", ignore_keys=["loss.discriminator"])
     assert len(missing) == 10
-    assert "a.ckpt: logvar: 1 key in excess: left out (loss.logvar)" in caplog.text
+    assert (
+        "a.ckpt: logvar: 1 key left out, which only its training needed (loss.logvar)"
+        in caplog.text
+    )
     assert "a.ckpt: discriminator: 10 keys" in caplog.text and "initialized anew" in caplog.text
 
 
@@ -105,6 +142,15 @@ def test_layers_for_other_channels_can_start_anew() -> None:
     missing = load_weights(gray, color.state_dict(), ignore_keys=anew)
     assert {name.rpartition(".")[0] for name in missing if "loss" not in name} == set(anew[:2])
     assert torch.equal(gray.quantize.embedding.weight, color.quantize.embedding.weight)
+
+
+def file_at(address: int) -> str:
+    """The file that is mapped there."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= address < end:
+            return " ".join(line.split()[5:])
+    return ""
 
 
 def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
@@ -118,16 +164,23 @@ def test_a_run_is_loaded_without_its_stale_paths(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert not any(p.requires_grad for p in loaded.first_stage_model.parameters())
+    if os.path.exists("/proc/self/maps"):  # weights stay in the file until they are used
+        weight = loaded.transformer.tok_emb.weight
+        assert file_at(weight.data_ptr()) == str(run.checkpoint)
     x = images(2).permute(0, 3, 1, 2)
     torch.testing.assert_close(loaded(x, x)[0], model(x, x)[0])
 
 
 def test_a_run_that_lacks_its_loss_gets_a_new_one(tmp_path: Path) -> None:
-    model = build(first_stage_config(n_embed=20000))  # large enough to be left unset at first
+    config = first_stage_config(n_embed=20000)  # large enough to be left unset at first, as is:
+    config = set_in(config, "lossconfig.params.disc_ndf", 64)
+    model = build(config)
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("loss.")}
-    loaded, _, _ = load_run(write_run(tmp_path / "run", first_stage_config(n_embed=20000), state))
+    loaded, _, _ = load_run(write_run(tmp_path / "run", config, state))
     assert torch.equal(loaded.quantize.embedding.weight, model.quantize.embedding.weight)
-    assert loaded.loss.discriminator.main[0].weight.std() > 0
+    weights = [w for w in loaded.loss.discriminator.parameters() if w.dim() == 4]
+    assert max(weight.numel() for weight in weights) > LargeTensorsUnset.LARGE
+    assert all(0.015 < weight.std() < 0.025 for weight in weights)
 
 
 def test_half_precision_checkpoints_load_in_the_models_precision(tmp_path: Path) -> None:

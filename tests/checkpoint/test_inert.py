@@ -15,6 +15,7 @@ import sys
 import types
 import uuid
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
@@ -26,7 +27,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from taming.checkpoint import read_checkpoint, read_content
+from taming.checkpoint import inert, read_checkpoint, read_content
 from taming.checkpoint.stand_ins import Inert
 from taming.errors import UserError
 
@@ -269,6 +270,64 @@ def test_pickles_take_no_more_memory_than_they_have_objects(tmp_path: Path) -> N
     path.write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
     with pytest.raises(UserError, match="it says that it remembers 2147483647 objects"):
         read_checkpoint(path)
+
+
+DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16)
+DTYPES += (torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128)
+DTYPES += (torch.uint16, torch.uint64, torch.float8_e4m3fn)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_of_all_types(tmp_path: Path, zipped: bool, dtype: torch.dtype) -> None:
+    tensor = torch.arange(6.0).to(dtype)
+    read = read_content(save({"a": tensor[2:]}, tmp_path / "x.pt", zipped))["a"]
+    assert read.dtype == dtype and read.tolist() == tensor[2:].tolist()
+
+
+class Kept:
+    """Stands for a storage, of which pickles of torch's hold a reference."""
+
+
+class Rebuilt:
+    def __reduce__(self) -> Any:
+        arguments = (Kept(), 1, (2,), (1,), False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+class OldestPickler(pickle.Pickler):
+    """Writes references to a part of a storage, as torch did before 0.4."""
+
+    def persistent_id(self, obj: object) -> Any:
+        part = ("1", 2, 3)  # its own key, start and length
+        return ("storage", torch.FloatStorage, "0", "cpu", 10, part) if type(obj) is Kept else None
+
+
+def test_parts_of_storages_in_the_oldest_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    for stored in (10, 9):
+        with path.open("wb") as file:
+            for head in (inert._MAGIC, 1001, {"little_endian": True}):
+                pickle.dump(head, file, protocol=2)
+            OldestPickler(file, protocol=2).dump({"a": Rebuilt()})
+            pickle.dump(["0"], file, protocol=2)
+            file.write(stored.to_bytes(8, "little") + np.arange(10, dtype="<f4").tobytes())
+        if stored == 10:
+            assert read_content(path)["a"].tolist() == [3, 4]
+        else:  # another length than the content says
+            with pytest.raises(UserError, match="x.pt is .*fetch or save it again"):
+                read_content(path)
+
+
+def test_tensors_end_where_their_records_do(tmp_path: Path) -> None:
+    whole = save({"a": torch.arange(8.0), "b": torch.zeros(99)}, tmp_path / "a.pt", True)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / "b.pt", "w") as other:
+        for name in archive.namelist():
+            data = archive.read(name)
+            data = data.replace(b"K\x08", b"K\x09") if name.endswith("data.pkl") else data
+            other.writestr(name, data)
+    with pytest.raises(UserError, match="it ends within a tensor"):
+        read_content(tmp_path / "b.pt")
 
 
 def test_programs_of_torchscript_are_called_so(tmp_path: Path) -> None:

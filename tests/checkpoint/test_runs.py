@@ -48,6 +48,12 @@ def test_runs_that_cannot_be_used_are_explained(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="stopped before its first save"):
         find_run(tmp_path / "empty")
+    for name in ("a.pt", "b.pt"):
+        torch.save({"weight": torch.ones(2)}, tmp_path / "empty" / name)
+    with pytest.raises(UserError, match="holds no checkpoints/last.ckpt"):
+        find_run(tmp_path / "empty")
+    (tmp_path / "empty/b.pt").unlink()
+    assert find_run(tmp_path / "empty").checkpoint.name == "a.pt"
     with pytest.raises(UserError, match="own.yaml is a config, not a run or checkpoint"):
         (tmp_path / "own.yaml").write_text("model: {}")
         find_run(tmp_path / "own.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import pytest
@@ -29,12 +31,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_names_share_one_write(tmp_path: Path) -> None:
+def test_two_names_share_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[bool] = []  # whether it was a folder
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(S_ISDIR(os.fstat(file).st_mode)))
     paths = [tmp_path / "epoch=1.ckpt", tmp_path / "last.ckpt"]
     for value in (1.0, 2.0):
         save_atomic(state(value), paths[0], also=paths[1:])
     assert os.path.samefile(*paths) and read_checkpoint(paths[1])["global_step"] == 2
     assert names(tmp_path) == ["epoch=1.ckpt", "last.ckpt"]
+    assert flushed.count(True) == 4 and not flushed[0]  # names are on the disk as well
 
 
 def test_a_copy_where_there_are_no_hard_links(
@@ -47,6 +52,15 @@ def test_a_copy_where_there_are_no_hard_links(
     paths = [tmp_path / "epoch=1.ckpt", tmp_path / "last.ckpt"]
     save_atomic(state(1.0), paths[0], also=paths[1:])
     assert not os.path.samefile(*paths) and paths[0].read_bytes() == paths[1].read_bytes()
+
+    def copy_badly(source: Path, target: Path) -> None:
+        data = source.read_bytes()
+        target.write_bytes(data[:900] + b"x" + data[901:])
+
+    monkeypatch.setattr(shutil, "copyfile", copy_badly)
+    with pytest.raises(UserError, match="the disk does not give back"):
+        save_atomic(state(2.0), paths[0], also=paths[1:])
+    assert read_checkpoint(paths[1])["global_step"] == 1
 
 
 def test_what_the_disk_does_not_give_back_gets_no_name(
@@ -65,14 +79,49 @@ def test_what_the_disk_does_not_give_back_gets_no_name(
     assert names(tmp_path) == ["last.ckpt"]
 
 
-def test_the_state_of_the_call_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, save = threading.Event(), saving.save_atomic
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nothing is written before it is set."""
+    event, save = threading.Event(), saving.save_atomic
 
     def wait_and_save(*arguments: Any, **options: Any) -> None:
-        assert go_on.wait(20)
+        assert event.wait(20)
         save(*arguments, **options)
 
     monkeypatch.setattr(saving, "save_atomic", wait_and_save)
+    return event
+
+
+def test_the_newest_takes_the_place_of_one_that_waits(
+    tmp_path: Path, go_on: threading.Event
+) -> None:
+    writer, last, old = CheckpointWriter(), tmp_path / "last.ckpt", tmp_path / "old.ckpt"
+    old.touch()
+    writer.save(state(1.0), [last])
+    writer.save(state(2.0), [last], outdated=[old])
+    writer.save(state(3.0), [tmp_path / "epoch=3.ckpt", last])
+    threading.Timer(0.1, go_on.set).start()
+    writer.save(state(4.0), [last])  # waits: one that waits has another name, too
+    writer.wait()
+    assert not writer.busy
+    assert names(tmp_path) == ["epoch=3.ckpt", "last.ckpt"]  # what the second would have removed
+    assert read_checkpoint(last)["global_step"] == 4
+
+
+def test_without_memory_for_a_copy_it_is_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Snapshots, "take", take)
+    writer = CheckpointWriter()
+    writer.save(state(1.0), [tmp_path / "last.ckpt"])
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 1
+    assert not writer.in_background and not writer.failed
+
+
+def test_the_state_of_the_call_is_written(tmp_path: Path, go_on: threading.Event) -> None:
     writer, content = CheckpointWriter(), state(1.0)
     writer.reserve(content)
     for value in (1.0, 2.0):
@@ -99,24 +148,37 @@ def test_outdated_files_stay_until_a_write_succeeds(
     def fill_up(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    older = tmp_path / "older.ckpt"
+    older.touch()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fill_up)
-        writer.save(state(2.0), [new], outdated=[old])
-        writer.wait()
+        for outdated in (older, old, new):
+            writer.save(state(2.0), [new], outdated=[outdated])
+            writer.wait()
     failure = writer.failure()
     assert isinstance(failure, UserError) and "No space left" in str(failure)
-    assert names(tmp_path) == ["old.ckpt"] and writer.failure() is None
+    assert names(tmp_path) == ["old.ckpt", "older.ckpt"] and writer.failed
+    assert writer.failure() is None
     writer.save(state(3.0), [new])
     writer.wait()
-    assert names(tmp_path) == ["new.ckpt"] and writer.failure() is None
+    assert names(tmp_path) == ["new.ckpt"] and writer.failure() is None and not writer.failed
 
 
-def test_a_file_that_cannot_grow_is_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's own refusal, which reaches us through torch's writer."""
     if not os.path.exists("/dev/full"):
         pytest.skip("needs Linux")
     with pytest.raises(OSError, match="No space left"):
         saving._write({"weight": torch.randn(100_000)}, Path("/dev/full"))
+
+    def save(content: object, file: Any) -> None:
+        with contextlib.suppress(OSError):
+            file.write(bytes(100_000))
+        raise RuntimeError("unexpected position 0")  # as some versions of torch say
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        saving._write({}, Path("/dev/full"))
 
 
 def test_failures_that_are_not_the_disks_are_told_as_they_are(tmp_path: Path) -> None:
@@ -136,6 +198,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
         "sparse": torch.eye(3).to_sparse(),
         "half": torch.ones(3, dtype=torch.bfloat16, requires_grad=True),
         "text": "x",
+        "others": {1},
     }
     snapshots = Snapshots()
     snapshot = snapshots.take(content)
@@ -144,6 +207,8 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     torch.save(copied, tmp_path / "b.ckpt")
     assert (tmp_path / "a.ckpt").stat().st_size == (tmp_path / "b.ckpt").stat().st_size
     whole.zero_()
+    content["others"].add(2)  # type: ignore[attr-defined]
+    assert copied["others"] == {1}
     assert type(copied["state_dict"]) is OrderedDict
     assert copied["state_dict"]._metadata == weights._metadata
     assert torch.equal(copied["state_dict"]["part"], torch.arange(3.0, 9.0).view(2, 3).t())

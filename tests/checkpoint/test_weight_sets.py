@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taming.checkpoint import load_file, read_checkpoint
+from taming.checkpoint import load_file, read_checkpoint, read_content
+from taming.checkpoint.names import WRAPPERS, renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
 from taming.weight_choice import choosing_weights
@@ -89,7 +90,8 @@ def test_prefixes_of_all_names_are_left_out_and_said(
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 @pytest.mark.parametrize("prefix", [(), ("module", "model")], ids=str)
 @pytest.mark.parametrize(
-    "place", ["state_dict", "model", "module", "params", "model_state_dict", "ema", "my_own", "a.b"]
+    "place",
+    ["state_dict", "model", "module", "params", "model_state_dict", "ema", "my_own", "a.b.c.d"],
 )
 def test_containers(tmp_path: Path, place: str, prefix: tuple[str, ...], kind: str) -> None:
     content: Any = prefixed(RAW, *prefix)
@@ -99,8 +101,30 @@ def test_containers(tmp_path: Path, place: str, prefix: tuple[str, ...], kind: s
 
 
 def test_names_within_names_are_left_out(tmp_path: Path) -> None:
-    inner = {name.replace("encoder.", "encoder._orig_mod."): t for name, t in RAW.items()}
-    loads_as(save(inner, tmp_path), RAW)
+    for wrapper in WRAPPERS:
+        inner = {name.replace("encoder.", f"encoder.{wrapper}."): t for name, t in RAW.items()}
+        loads_as(save(inner, tmp_path), RAW)
+
+
+def test_prefixes_and_wrappers_that_tell_weights_apart_stay() -> None:
+    one = torch.ones(2, 2)
+    state = dict.fromkeys(["module.a.w", "module.b.w", "loss.w", "model_ema.w"], one)
+    assert renamed(state, None).tensors.keys() == {"a.w", "b.w", "loss.w", "model_ema.w"}
+    state = dict.fromkeys(["a.module.w", "a.w"], one)
+    assert renamed(state, ["a.w"]).tensors.keys() == state.keys()
+
+
+def test_the_set_that_has_most_of_the_model_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = {"head.0.weight": torch.ones(2, 2)}
+    loads_as(save({"model": other, "mine": RAW}, tmp_path), RAW)
+    caplog.clear()
+    averages = {"model_ema.diffusion_modelw": torch.ones(2, 2), "model_ema.decay": torch.ones(())}
+    beside = {"diffusion_model.w": torch.ones(2, 2), **averages}
+    path = save({"state_dict": {**prefixed(RAW, "first_stage_model"), **beside}}, tmp_path)
+    choosing = choose(read_content(path), path, {**prefixed(RAW, "first_stage_model")})
+    assert not any("average" in note for note in choosing.notes)
 
 
 def test_a_prefix_of_some_names_is_not_guessed_at(tmp_path: Path) -> None:
@@ -174,6 +198,12 @@ BOTH: dict[str, tuple[Callable[[], Any], bool, str, str]] = {
         "model",
         "ema.shadow",
     ),
+    "within": (
+        lambda: {"model": RAW, "ema": {"decay": 0.9, "model": AVERAGE}},
+        True,
+        "model",
+        "ema.model",
+    ),
     "lucidrains": (
         lambda: {**prefixed(RAW, "online_model"), **prefixed(AVERAGE, "ema_model")},
         True,
@@ -196,6 +226,14 @@ def test_averages_are_preferred_named_and_left_on_demand(
     assert average in line and f"(--weights raw takes '{raw}')" in line
     loads_as(path, RAW, kind="raw")
     loads_as(path, AVERAGE if whole else {**AVERAGE, **buffers}, kind="ema")
+
+
+def test_an_average_of_another_shape_is_not_taken(tmp_path: Path) -> None:
+    average = {**AVERAGE, "decoder.bias": torch.ones(7)}
+    loads_as(
+        save({"model": RAW, "ema": average}, tmp_path),
+        AVERAGE | {"decoder.bias": RAW["decoder.bias"]},
+    )
 
 
 def test_an_average_alone_is_known_without_dots(tmp_path: Path) -> None:
@@ -315,8 +353,14 @@ def test_training_goes_on_from_all_that_was_saved(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_beside_weights_is_kept(tmp_path: Path) -> None:
+    read = read_checkpoint(save({"model": RAW, "global_step": 3}, tmp_path))
+    assert read["global_step"] == 3 and read["state_dict"].keys() == RAW.keys()
+
+
 def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> None:
-    for content in ({"epoch": 1}, {"optimizer": {"state": {0: RAW}}}, [3], {"state_dict": {}}):
+    of_others: Any = ({"optimizer": {"state": {0: RAW}}}, {"callbacks": {"Best": {"model": RAW}}})
+    for content in (*of_others, {"epoch": 1}, [3], {"state_dict": {}}):
         with pytest.raises(UserError, match="x.pt holds no model weights"):
             loads_as(save(content, tmp_path), RAW)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from taming.checkpoint import load_weights, save_atomic
+from taming.checkpoint import load_file, load_weights, save_atomic
+from taming.checkpoint.weights import _parts
 from taming.errors import UserError
 
 
@@ -26,6 +27,27 @@ def test_weights_must_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="b: 1 key unknown"):
         load_weights(model, {**state, "b.weight": torch.zeros(1)})
     assert "a.weight" in load_weights(model, state, ignore_keys=["a.weight"])
+
+
+def test_parts_of_a_file_are_small_and_some_names_are_left_as_they_are(tmp_path: Path) -> None:
+    assert list(_parts({"a": 2**24, "b": 1, "c": 2**24, "d": 0})) == [["a"], ["b"], ["c", "d"]]
+    assert next(_parts(dict.fromkeys("abc", 2**28))) == ["a"]
+    model = nn.Linear(2, 3)
+    state = {name: value + 1 for name, value in model.state_dict().items()}
+    save_atomic({"state_dict": state}, tmp_path / "x.ckpt")
+    before = model.weight.clone()
+    load_file(model, tmp_path / "x.ckpt", ["weight"])
+    assert torch.equal(model.bias, state["bias"]) and torch.equal(model.weight, before)
+
+
+def test_tensors_that_share_memory_go_on_sharing_it() -> None:
+    model = nn.Module()
+    model.register_buffer("whole", torch.zeros(4))
+    model.register_buffer("part", model.whole[1:3])
+    load_weights(model, {"whole": torch.arange(4.0), "part": torch.tensor([1.0, 2.0])}, assign=True)
+    assert model.whole.tolist() == [0, 1, 2, 3]
+    model.whole[1] = 9
+    assert model.part.tolist() == [9, 2]
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:

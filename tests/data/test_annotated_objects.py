@@ -57,7 +57,10 @@ def test_coco_annotations_and_numbers(tmp_path: Path) -> None:
     person, light, sky = data[0]["annotations"]
     assert person.bbox == (0.25, 0.25, 0.5, 0.5) and person.area == 0.25
     assert (person.category_id, person.category_no, person.id, person.image_id) == ("1", 0, 1, "5")
-    assert (person.is_group_of, light.is_group_of) == (False, True)
+    assert (person.is_group_of, light.is_group_of) == (0, 1)
+    assert type(light.is_group_of) is int  # as when published models were trained
+    light = coco(tmp_path, mark_crowds=True)[0]["annotations"][1]
+    assert light.is_group_of is True
     assert person.is_occluded is None and sky.category_no == 3
 
 
@@ -127,6 +130,21 @@ def test_shipped_lists_of_open_images() -> None:
     assert top_300_classes_plus_coco_compatibility[0] == ("Man", 1060962)
     assert len(open_images_unify_categories_for_coco) == 12
     assert open_images_unify_categories_for_coco["/m/03bt1vf"] == "/m/01g317"
+
+
+def test_builders_have_the_dataset_s_options(tmp_path: Path) -> None:
+    write_open_images(tmp_path)
+    for count in (4, 9):
+        data = open_images(
+            tmp_path, no_object_classes=count, use_group_parameter=False, encode_crop=False
+        )
+        for builder in data.conditional_builders.values():
+            assert builder.no_object_classes == count and builder.no_max_objects == 3
+            assert builder.no_tokens == 1024 and builder.use_additional_parameters
+            assert not builder.use_group_parameter and not builder.encode_crop
+    plain = open_images(tmp_path, use_additional_parameters=False).conditional_builders
+    assert not plain["objects_bbox"].use_additional_parameters
+    assert plain["objects_bbox"].use_group_parameter and plain["objects_bbox"].encode_crop
 
 
 def test_images_with_too_few_or_too_many_objects_are_left_out(tmp_path: Path) -> None:

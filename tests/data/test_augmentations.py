@@ -216,6 +216,10 @@ def test_there_and_back_in_a_crop() -> None:
         ([one("Normalize")], r"Normalize makes float32 .* uint8 .* is needed; leave it out"),
         ([one("ToTensorV2")], "ToTensorV2 makes"),
         ([one("MaskDropout")], "MaskDropout cannot be used here"),
+        (
+            [one("RandomSizedBBoxSafeCrop", height=32, width=32)],
+            "RandomSizedBBoxSafeCrop cannot be used here: it needs boxes, which the items do not",
+        ),
         ([one("RandomScale", p=0.01)], "which fit into no batch; .* albumentations.Resize"),
         ([one("RandomCrop", height=16, width=16, p=0.3)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=99, width=99)], "RandomCrop cannot be used here: Crop size"),
@@ -277,3 +281,18 @@ def test_errors_of_a_config_say_where_they_are(tmp_path: Path) -> None:
 
 def test_the_library_is_kept_from_looking_for_news() -> None:
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
+
+def test_boxes_without_an_area_are_left_out() -> None:
+    flip = Augmentations(FLIP, boxes=True, side=8)
+    boxes = [(0.5, 0.5, 0.5, 0.7), (0.25, 0.5, 0.5, 1 + 1e-9)]
+    _, [(number, box)] = flip({"image": ramps(8, 8)}, boxes)
+    assert number == 1 and box == pytest.approx((0.5, 0.5, 0.75, 1))
+
+
+def test_images_without_a_fixed_size_may_change_theirs() -> None:
+    described = [one("RandomScale", scale_limit=[1.0, 1.0], p=0.5)]
+    made = Augmentations(described)({"image": ramps(8, 8)})[0]["image"]
+    assert made.shape in {(8, 8, 3), (16, 16, 3)}
+    with pytest.raises(UserError, match="have .* pixels, which fit into no batch"):
+        Augmentations(described, side=8)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
+from taming.data import base
 from taming.data.base import (
     HEADERS_CHECKED,
     ConcatDatasetWithIndex,
@@ -133,6 +134,21 @@ def test_image_that_shrinks_later_is_named_while_loading(tmp_path: Path) -> None
         dataset[1]
 
 
+def test_bad_files_are_replaced_by_the_next_good_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_images(tmp_path, 6)
+    dataset = ImagePaths(paths, on_error="skip")
+    for number in (2, 3, 5):
+        Path(paths[number]).write_text("hello")
+    found = [dataset[index]["file_path_"] for index in range(6)]
+    assert found == [paths[index] for index in (0, 1, 4, 4, 4, 0)]
+    monkeypatch.setattr(base, "REPLACEMENTS_TRIED", 2)
+    assert dataset[3]["file_path_"] == paths[4]
+    with pytest.raises(UserError, match="2 files in a row cannot be used, the last ones"):
+        dataset[2]
+
+
 def test_truncated_jpeg_is_named_while_loading(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.jpg", 100, 100)
     truncate(path, 0.7)
@@ -176,9 +192,9 @@ def test_the_dataset_of_the_docs(tmp_path: Path) -> None:
     assert items[0]["image"].shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("base", [ImagePaths, NumpyPaths])
-def test_subclasses_read_files_of_any_kind(tmp_path: Path, base: type[ImagePaths]) -> None:
-    class Own(base):  # type: ignore[misc, valid-type]
+@pytest.mark.parametrize("kind", [ImagePaths, NumpyPaths])
+def test_subclasses_read_files_of_any_kind(tmp_path: Path, kind: type[ImagePaths]) -> None:
+    class Own(kind):  # type: ignore[misc, valid-type]
         def preprocess_image(self, image_path: str) -> Any:
             pixels = np.full((24, 32, 3), int(Path(image_path).read_text()), np.uint8)
             return self.preprocessor(image=pixels)["image"] / 255
@@ -213,3 +229,16 @@ def test_joined_datasets_say_whose_an_item_is() -> None:
     data = ConcatDatasetWithIndex([["a"], ["b", "c"]])  # type: ignore[list-item]
     assert [data[i] for i in range(3)] == [("a", 0), ("b", 1), ("c", 1)]
     assert data[-1] == ("c", 1)
+
+
+def test_another_preprocessor_may_be_set(tmp_path: Path) -> None:
+    """As users of the original do, with what is called as albumentations are."""
+    path = write_image(tmp_path / "a.png")
+    dataset = ImagePaths([path], size=16)
+
+    def mirrored(image: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": image[:8, ::-1]}
+
+    dataset.preprocessor = mirrored
+    np.testing.assert_allclose(dataset[0]["image"], ramps(24, 32)[:8, ::-1] / 127.5 - 1, atol=1e-6)
+    assert ImagePaths([path], size=16)[0]["image"].shape == (16, 16, 3)

@@ -32,7 +32,7 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             path = Path(f"data/{folder}/{identity:012}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             labels = np.full((24, 48), identity, dtype=np.uint8)
-            labels[:12] = 255
+            labels[:11] = 255  # so that other ways of resizing mix rows
             Image.fromarray(labels).save(path)
         annotations += [{"image_id": identity, "caption": f"{identity} {i}"} for i in range(5)]
     images = [{"id": i, "file_name": f"{i:012}.jpg"} for i in (7, 3, 5)]
@@ -67,6 +67,18 @@ def test_picture_of_pixelmaps(content: dict[str, Any]) -> None:
     assert item["segmentation"].shape == (16, 16, 3)
     values = np.unique(item["segmentation"])
     np.testing.assert_allclose(values, [7 / 127.5 - 1, 1], atol=1e-6)  # nothing in between
+
+
+def test_the_validation_s_own_folders(content: dict[str, Any]) -> None:
+    Path(JSON.replace("train", "val")).write_text(json.dumps(content))
+    places = ["coco/train2017", "cocostuffthings/train2017"]
+    places += ["coco/annotations/stuff_train2017_pixelmaps"]
+    for place in places:
+        Path("data", place).rename(Path("data", place.replace("train", "val")))
+    for use_stuffthing, place in ((True, places[1]), (False, places[2])):
+        item = CocoImagesAndCaptionsValidation(16, use_stuffthing=use_stuffthing)[0]
+        assert item["img_path"] == "data/coco/val2017/000000000007.jpg"
+        assert item["seg_path"] == f"data/{place.replace('train', 'val')}/000000000007.png"
 
 
 def test_crops(content: dict[str, Any]) -> None:

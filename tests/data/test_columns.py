@@ -49,9 +49,10 @@ def test_names_of_classes_take_little() -> None:
 
 def test_columns_give_the_same_values_back() -> None:
     object_values = [None, {"a": 1}]
-    for values in (["a", "b"], [1, 2], [0.5, 1.5], [True, False], object_values):
+    for values in (["a", "b"], ["a", 1], [1, 2], [0.5, 1.5], [True, False], object_values):
         assert [entry(column(values), i) for i in range(2)] == values
     assert type(entry(column(np.array([3, 4])), 1)) is int
-    vectors = np.arange(6).reshape(3, 2)
-    np.testing.assert_array_equal(entry(column(vectors), 1), [2, 3])
+    vectors = column(np.arange(6).reshape(3, 2))
+    entry(vectors, 1)[:] = -1  # an array of its own
+    np.testing.assert_array_equal(entry(vectors, 1), [2, 3])
     assert isinstance(column(np.array(["a", "b"])), StringTable)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming.data.condition_maps import Depth, ImageMap, Labels, one_hot, read_palette
-from taming.data.files.images import BadImage
+from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind, one_hot, read_palette
+from taming.data.files.images import ORIENTATION_TAG, BadImage, Reading
 from taming.errors import UserError
 from tests.kit.images import write_image
 
@@ -42,8 +42,8 @@ def test_labels_of_palette_images_and_16_bits(tmp_path: Path) -> None:
     image.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7])
     image.save(tmp_path / "p.png")
     np.testing.assert_array_equal(Labels(3).read(str(tmp_path / "p.png")), [[0, 2], [1, 1]])
-    path = save(tmp_path / "w.png", np.array([[300, 0]], dtype=np.uint16))
-    np.testing.assert_array_equal(Labels(301).read(path), [[300, 0]])
+    path = save(tmp_path / "w.png", np.array([[256, 0]], dtype=np.uint16))
+    np.testing.assert_array_equal(Labels(257).read(path), [[256, 0]])
 
 
 def test_labels_out_of_range(tmp_path: Path) -> None:
@@ -52,6 +52,9 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
         Labels(182).read(path)
     with pytest.raises(BadImage, match=r"label 182, .* go from 0 to 181 \(and 255, unlabeled\)"):
         Labels(183, shift=True).read(path)
+    with pytest.raises(UserError, match="label 3, but n_labels is 3; give it another fill_mask"):
+        Labels(3).finish(labels([0, 3]))
+    assert not Labels(3).smooth and Depth().smooth  # no labels between those that are there
 
 
 def test_colors_are_no_labels_without_a_palette(tmp_path: Path) -> None:
@@ -63,16 +66,16 @@ def test_colors_are_no_labels_without_a_palette(tmp_path: Path) -> None:
 
 def test_palette(tmp_path: Path) -> None:
     file = tmp_path / "palette.txt"
-    file.write_text("# sky and sea\n0 0 255 sky\n\n10, 20, 30\n255 255 255 snow\n")
+    file.write_text("# sky and sea\n0 0 255 sky\n\n1, 0, 0\n0 128 0 grass\n255 255 255 snow\n")
     palette = read_palette(file)
-    rgb = np.array([[[255, 255, 255], [10, 20, 30], [0, 0, 255]]], dtype=np.uint8)
+    rgb = np.array([[[255, 255, 255], [1, 0, 0], [0, 128, 0], [0, 0, 255]]], dtype=np.uint8)
     path = save(tmp_path / "a.png", rgb)
-    np.testing.assert_array_equal(Labels(3, palette=palette).read(path), [[2, 1, 0]])
+    np.testing.assert_array_equal(Labels(4, palette=palette).read(path), [[3, 1, 2, 0]])
     rgb[0, 1] = (1, 2, 3)
     with pytest.raises(
         BadImage, match=r"color 1 2 3 at row 0, column 1, which .*palette.txt lacks"
     ):
-        Labels(3, palette=palette).read(save(tmp_path / "b.png", rgb))
+        Labels(4, palette=palette).read(save(tmp_path / "b.png", rgb))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_palette(tmp_path: Path) -> None:
     [
         ("0 0 0\n1 2\n", "line 2 of the palette .* is no color"),
         ("0 0 256\n", "line 1 .* is no color"),
-        ("0 0 0 a\n1 1 1\n0 0 0 b", "line 3 .* repeats label 0's color"),
+        ("# sky\n0 0 0 a\n1 1 1\n0 0 0 b", "line 4 .* repeats label 0's color"),
         ("# nothing\n", "has no colors"),
     ],
 )
@@ -114,9 +117,24 @@ def test_depth_of_plain_values(tmp_path: Path) -> None:
 def test_depth_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="mode RGB"):
         Depth().header_size(write_image(tmp_path / "a.png"))
-    broken = np.array([[np.nan, 1.0]], dtype="<f4").view(np.uint8).reshape(1, 2, 4)
-    with pytest.raises(BadImage, match="no finite numbers"):
-        Depth().read(save(tmp_path / "b.png", broken))
+    for value in (np.nan, np.inf):
+        broken = np.array([[value, 1.0]], dtype="<f4").view(np.uint8).reshape(1, 2, 4)
+        with pytest.raises(BadImage, match="no finite numbers"):
+            Depth().read(save(tmp_path / "b.png", broken))
+
+
+@pytest.mark.parametrize("kind", [Labels(7), Depth(), ImageMap()])
+def test_maps_are_turned_as_their_images_are(tmp_path: Path, kind: MapKind) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 6  # to be turned to the right
+    stored = labels([1, 2, 3], [4, 5, 6])
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.rot90(stored, -1)).save(tmp_path / "upright.png")
+    Image.fromarray(stored).save(tmp_path / "plain.png")
+    for upright, same in ((True, "upright.png"), (False, "plain.png")):
+        read = kind.read(str(tmp_path / "a.png"), Reading(upright))
+        np.testing.assert_array_equal(read, kind.read(str(tmp_path / same)))
+        assert kind.header_size(str(tmp_path / "a.png"), Reading(upright)) == read.shape[:2]
 
 
 def test_image_map(tmp_path: Path) -> None:

@@ -30,8 +30,11 @@ def test_train_and_test_items(tmp_path: Path) -> None:
 def test_random_crop_is_an_option(tmp_path: Path) -> None:
     write_images(tmp_path, 1, 16, 64)
     file = write_list(tmp_path, ["000.png"])
-    dataset = CustomTrain(16, file, random_crop=True, random_flip=True)
+    dataset = CustomTrain(16, file, random_crop=True)
     assert len({dataset[0]["image"].tobytes() for _ in range(20)}) > 3
+    for kind in (CustomTrain, CustomTest):
+        dataset = kind(16, file, random_flip=True)
+        assert len({dataset[0]["image"].tobytes() for _ in range(20)}) == 2
 
 
 def test_own_subclasses_may_set_data_themselves(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from taming.data.digits import DigitsTrain, DigitsValidation
@@ -16,6 +17,9 @@ def test_items() -> None:
     assert item["image"].min() >= -1 and item["image"].max() <= 1
     assert item["human_label"] == str(item["class_label"])
     assert (item["image"][..., 0] == item["image"][..., 2]).all()
+    small = Image.fromarray(DigitsTrain(size=8).images[0])
+    large = np.asarray(small.resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_allclose(item["image"][..., 0], large / 127.5 - 1, atol=1e-6)
 
 
 def test_split_is_complete_disjoint_and_stratified() -> None:

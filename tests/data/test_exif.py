@@ -210,6 +210,11 @@ def keep_default(cls: type) -> str:
     return str(config.data.params.validation.params.exif)
 
 
+class Stored(CustomTrain):
+    def __init__(self, list_file: str, exif: Any = "ignore", **options: Any) -> None:
+        super().__init__(8, list_file, exif=exif, **options)
+
+
 def test_runs_keep_the_way_that_they_were_trained() -> None:
     def config() -> Any:
         data = {"train": section(CustomTrain, size=8), "test": section(CustomTest, exif="apply")}
@@ -225,6 +230,9 @@ def test_runs_keep_the_way_that_they_were_trained() -> None:
         assert kept.data.params.test.params.exif == "apply"
         assert kept.data.params.validation.params == {"size": 8}
     keep_dataset_defaults(OmegaConf.create({"model": {}}), new=True)
+    own = OmegaConf.create({"data": {"params": {"test": section(Stored, list_file="a.txt")}}})
+    keep_dataset_defaults(own, new=True)
+    assert own.data.params.test.params.exif == "ignore"  # as the subclass says
     assert is_of_run("logs/x/configs/2026-01-01T00-00-00-project.yaml")
     assert not is_of_run("configs/custom_vqgan.yaml")
 

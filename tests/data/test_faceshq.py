@@ -47,6 +47,8 @@ def test_lists_are_made_once_in_the_published_proportions(
     }
     assert all(name.startswith("imgHQ") for name in lists["celebahqtrain.txt"])
     assert not list(faces.glob(".*"))
+    shares = [kind.lists.validation_fraction for kind in (CelebAHQTrain, FFHQTrain)]
+    assert shares == [5_000 / 30_000, 10_000 / 70_000]
 
 
 def test_lists_that_are_there_are_used(faces: Path) -> None:
@@ -97,6 +99,12 @@ def test_coordinates_are_cropped_with_the_image(faces: Path) -> None:
 def test_validation_crops_at_the_center(faces: Path) -> None:
     item = FacesHQValidation(32, crop_size=16, coord=True)[0]
     np.testing.assert_array_equal(item["coord"], coordinates(32, 32)[8:24, 8:24])
+
+
+def test_images_of_both_are_mirrored_if_asked(faces: Path) -> None:
+    data = FacesHQTrain(32, random_flip=True)
+    for index in (0, 11):
+        assert len({data[index]["image"].tobytes() for _ in range(20)}) == 2
 
 
 def test_wrong_options(faces: Path) -> None:

@@ -21,6 +21,8 @@ def test_one_folder_is_divided_within_each_class(tmp_path: Path) -> None:
     assert names(train) | names(validation) == set(paths["dog"] + paths["cat"])
     assert (len(train), len(validation)) == (16, 4)
     assert sorted(item["class_label"] for item in validation) == [0, 0, 1, 1]
+    cats, dogs = ({Path(p).name for p in validation.paths if name in p} for name in ("cat", "dog"))
+    assert cats != dogs  # each class is divided in its own way
     for item in (*train, *validation):
         name = Path(item["file_path_"]).parent.name
         assert (item["human_label"], item["class_label"]) == (name, ["cat", "dog"].index(name))
@@ -76,8 +78,11 @@ def test_only_the_extensions_asked_for(tmp_path: Path) -> None:
 
 def test_random_crop_and_flip(tmp_path: Path) -> None:
     write_images(tmp_path / "a", 1, 16, 64)
-    dataset = ImageFolderTrain(tmp_path, 16, random_crop=True, random_flip=True)
+    dataset = ImageFolderTrain(tmp_path, 16, random_crop=True)
     assert len({np.asarray(dataset[0]["image"]).tobytes() for _ in range(20)}) > 3
+    dataset = ImageFolderTrain(tmp_path, 16, random_flip=True)
+    assert len({np.asarray(dataset[0]["image"]).tobytes() for _ in range(20)}) == 2
+    assert ImageFolderTrain(tmp_path, 16, crop_size=8)[0]["image"].shape == (8, 8, 3)
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from taming.data.image_transforms import (
     CenterCropReturnCoordinates,
+    CropReturnCoordinates,
     Random2dCropReturnCoordinates,
     RandomCrop1dReturnCoordinates,
     RandomHorizontalFlipReturn,
@@ -47,6 +48,18 @@ def test_coordinates_are_those_of_the_crop(crop: Any, make: Any) -> None:
         sides.add(side)
     assert {0, 16} <= lefts <= set(range(29)) and len(lefts) > 8
     assert sides == {32} if crop.size == (32, 32) else {20, 32} <= sides <= set(range(20, 33))
+
+
+def test_crops_of_two_sides_reach_all_edges() -> None:
+    random.seed(0)
+    corners = set()
+    for _ in range(400):
+        (x, y, width, height), image = CropReturnCoordinates((30, 44))(as_tensor(PICTURE))
+        left, top = round(x * 48), round(y * 32)
+        assert (width * 48, height * 32) == pytest.approx((44, 30))
+        np.testing.assert_array_equal(pixels_of(image), PICTURE[top : top + 30, left : left + 44])
+        corners.add((left, top))
+    assert corners == {(left, top) for left in range(5) for top in range(3)}
 
 
 def test_center_crop() -> None:

@@ -79,6 +79,31 @@ def test_item(imagenet: Path) -> None:
     assert default_collate(list(data))["class_label"].tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_the_config_of_images_with_depth_is_heard(imagenet: Path) -> None:
+    data = ImageNetTrainWithDepth({"size": 16, "sub_indices": "30"})
+    assert len(data) == 2 and data[0]["synsets"] == "n01641577"
+    assert data[0]["image"].shape == (16, 16, 3) and data[0]["depth"].shape == (16, 16)
+    assert ImageNetTrainWithDepth({"size": 16}, size=20)[0]["image"].shape == (20, 20, 3)
+
+
+def test_the_damaged_image_is_not_used(imagenet: Path) -> None:
+    for number in (1, 2):
+        folder = imagenet / "ILSVRC2012_train/data/n06596364"
+        write_image(folder / f"n06596364_959{number}.JPEG", 32, 48)
+    names = ImageNetTrain({"size": 16}).labels["relpath"]
+    assert [name for name in names if "n06596364" in name] == ["n06596364/n06596364_9592.JPEG"]
+
+
+def test_depth_of_a_subclass_is_turned_as_asked(imagenet: Path) -> None:
+    path = imagenet / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramps(8, 12)[..., 0]).save(path, exif=exif)
+    for exif_option, shape in (("ignore", (8, 12)), ("apply", (12, 8))):
+        data = ImageNetTrainWithDepth(size=16, exif=exif_option)
+        assert data.preprocess_depth(str(path)).shape == shape
+
+
 def test_crops_are_random_in_training_unless_the_config_says_otherwise(imagenet: Path) -> None:
     cases = [
         (ImageNetTrain, {}, True),
@@ -318,6 +343,9 @@ def test_published_transform_of_images_and_depth() -> None:
     assert get_preprocessor(crop_size=20)(image=image)["image"].shape == (20, 20, 3)
     assert get_preprocessor(16, crop_size=99)(image=image)["image"].shape == (16, 16, 3)
     np.testing.assert_array_equal(get_preprocessor()(image=image)["image"], image)
+    cropped = get_preprocessor(random_crop=True, crop_size=32)
+    rows = {cropped(image=image)["image"][0].tobytes() for _ in range(60)}
+    assert rows <= {image[0, left : left + 32].tobytes() for left in range(17)}  # no flips
 
 
 def test_pairs_from_any_dataset() -> None:

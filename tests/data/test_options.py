@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import pytest
 
-from taming.data.options import ImageOptions
+from taming.data.options import INTERPOLATIONS, ImageOptions
 from taming.errors import UserError
 
 
@@ -23,3 +24,14 @@ from taming.errors import UserError
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ImageOptions(**arguments)
+
+
+def test_right_arguments() -> None:
+    assert ImageOptions(16, crop_size=16).crop_size == 16
+    assert ImageOptions(-1, crop_size=2**15).size == 0
+
+
+def test_interpolations_are_opencvs() -> None:
+    ways = {name: vars(cv2)[f"INTER_{name.upper()}"] for name in ("nearest", "area")}
+    ways |= {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+    assert ways | {"lanczos": cv2.INTER_LANCZOS4} == INTERPOLATIONS

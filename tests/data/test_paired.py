@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import default_collate
 
+from taming.data.degradation import canny_edges
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.errors import UserError
 from tests.kit.images import write_image, write_images
@@ -49,6 +50,14 @@ def test_labels_however_they_are_stored(pairs: Path, folder: str) -> None:
     assert default_collate([data[0], data[1]])["segmentation"].shape == (2, 24, 32, 3)
 
 
+def test_labels_may_be_shifted(pairs: Path) -> None:
+    plain, shifted = (
+        build(pairs, "gray", n_labels=4, shift_segmentation=shift)[3]["segmentation"].argmax(-1)
+        for shift in (False, True)
+    )
+    np.testing.assert_array_equal(shifted, plain + 1)
+
+
 def test_some_pairs_are_set_aside(pairs: Path) -> None:
     options = {"validation_fraction": 0.2}
     train, validation = (
@@ -57,6 +66,8 @@ def test_some_pairs_are_set_aside(pairs: Path) -> None:
     )
     assert (len(train), len(validation)) == (8, 2)
     assert len({*train.paths, *validation.paths}) == 10
+    other = build(pairs, "gray", PairedValidation, split_seed=1, **options)
+    assert set(other.paths) != set(validation.paths)
 
 
 def test_folders_of_splits(tmp_path: Path) -> None:
@@ -97,9 +108,13 @@ def test_other_kinds(pairs: Path, kind: str, key: str, shape: tuple[int, ...]) -
 
 
 def test_edges_are_found_where_there_are_none(pairs: Path) -> None:
-    pytest.importorskip("skimage")
+    skimage = pytest.importorskip("skimage")
     item = build(pairs, None, kind="edges", size=16)[0]
     assert item["edges"].shape == (16, 16, 3) and set(np.unique(item["edges"])) <= {-1.0, 1.0}
+    image = np.random.RandomState(0).randint(0, 256, (32, 48, 3)).astype(np.uint8)
+    expected = skimage.feature.canny(skimage.color.rgb2gray(image), sigma=2)
+    assert expected.any()
+    np.testing.assert_array_equal(canny_edges(image)[..., 0], expected * 2.0 - 1)
     with pytest.raises(UserError, match="depth cannot be computed from images; give the folder"):
         build(pairs, None, kind="depth")
 

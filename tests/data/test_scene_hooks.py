@@ -248,3 +248,9 @@ def test_batches_of_a_whole_dataset(root: Path) -> None:
     data.datasets["train"] = Own(**params)
     [batch] = data.train_dataloader()
     assert sorted(len(annotations) for annotations in batch["annotations"]) == [1, 3]
+
+
+def test_objects_of_exactly_the_least_area_are_left_out() -> None:
+    objects = {str(n): [Annotation(0.1 * n, str(n), (0, 0, 1, 1), 0, "a")] * n for n in (1, 2, 3)}
+    kept = AnnotatedObjectsDataset.filter_object_number(objects, 0.1, 1, 2)
+    assert kept == {"2": objects["2"]}

@@ -41,7 +41,8 @@ def test_boxes_that_stick_out_a_little_are_cut_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[0.9, 0, 0.2, 1], [-0.5, 0, 1, 1], [0, 0, -0.1, 1], [float("nan"), 0, 1, 1]]
+    "box",
+    [[0.9, 0, 0.2, 1], [0, 0, 1, 1.03], [-0.5, 0, 1, 1], [0, 0, -0.1, 1], [float("nan"), 0, 1, 1]],
 )
 def test_impossible_boxes(box: list[float], caplog: pytest.LogCaptureFixture) -> None:
     boxes = [[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 0.5, 0.5], box]
@@ -50,6 +51,11 @@ def test_impossible_boxes(box: list[float], caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING):
         assert len(collect(boxes, "skip").annotations(0, "", ["a"])) == 3
     assert "left out 1 objects, the first because line 3" in caplog.text
+
+
+def test_objects_are_larger_than_the_least_area() -> None:
+    table = collect([[0, 0, 0.5, 0.5], [0, 0, 0.5, 0.6]], area=0.25)
+    assert [one.id for one in table.annotations(0, "", ["a"])] == [1]
 
 
 def test_no_objects() -> None:

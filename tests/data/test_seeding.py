@@ -104,6 +104,7 @@ def test_set_epoch_keeps_the_position_of_its_own_epoch_only() -> None:
     assert list(sampler) == whole[7:] and len(sampler) == 10
     sampler.set_epoch(3)
     assert len(list(sampler)) == 10
+    assert sampler.share(10) == sampler.share(30) == 0  # of a dataset that has become smaller
 
 
 @pytest.mark.parametrize("length", [8, 9, 10, 11])
@@ -116,6 +117,9 @@ def test_ranks_share_without_overlap(length: int) -> None:
     padded = [list(PositionSampler(length, 1, rank=r, world_size=4)) for r in range(4)]
     assert {len(rank) for rank in padded} == {-(-length // 4)}
     assert set().union(*padded) == set(range(length))
+    order = list(PositionSampler(length, 1))
+    together = [item for step in zip(*padded, strict=True) for item in step]
+    assert together == order + order[: len(together) - length]
 
 
 def test_more_ranks_than_items() -> None:
@@ -141,7 +145,7 @@ def test_the_caller_s_generators_are_left_alone() -> None:
     np.random.randn()  # numpy now holds a second normal number back
     before = states()
     dataset[3], dataset[Position(2, 1)]
-    with pytest.raises(ValueError, match="broken item"):
+    with pytest.raises(UserError, match="item 11 of .*Noise raises ValueError: broken item"):
         dataset[11]
     assert states() == before
 
@@ -155,9 +159,10 @@ def test_plain_index_is_epoch_zero() -> None:
 
 def test_pipelines_inside_other_datasets_are_found() -> None:
     nested = SeededDataset(ConcatDataset([Noise(), Noise()]), 0)
-    first = [nested[index]["crop"].tolist() for index in range(11)]
-    assert first == [nested[index]["crop"].tolist() for index in range(11)]
-    assert first != [nested[Position(1, index)]["crop"].tolist() for index in range(11)]
+    for part in (range(11), range(12, 23)):
+        first = [nested[index]["crop"].tolist() for index in part]
+        assert first == [nested[index]["crop"].tolist() for index in part]
+        assert first != [nested[Position(1, index)]["crop"].tolist() for index in part]
 
 
 def test_datasets_may_refer_to_each_other() -> None:

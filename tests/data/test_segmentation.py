@@ -53,6 +53,23 @@ def test_own_lists(tmp_path: Path) -> None:
     assert item["file_path_"] == str(tmp_path / "im/a/x.jpg")
     assert item["segmentation_path_"] == str(tmp_path / "seg/a/x.png")
     assert default_collate(list(data))["segmentation"].shape == (2, 32, 32, 10)
+    places = (tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg")
+    plain, shifted = (
+        SegmentationBase(*places, n_labels=11, shift_segmentation=shift)[1]["segmentation"]
+        for shift in (False, True)
+    )
+    np.testing.assert_array_equal(shifted.argmax(-1), plain.argmax(-1) + 1)
+
+
+def test_examples_are_of_256_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module, name, highest in ((sflckr, "sflckr", 181), (ade20k, "ade20k", 150)):
+        write_labeled(
+            Path(f"data/{name}_images/a.jpg"), Path(f"data/{name}_segmentations/a.png"), highest
+        )
+        Path(f"data/{name}_examples.txt").write_text("a.jpg\n")
+        item = module.Examples()[0]
+        assert item["segmentation"].shape == (256, 256, highest + 1)
 
 
 def test_own_lists_with_mistakes(tmp_path: Path) -> None:
@@ -78,17 +95,23 @@ def test_ade20k_lists_are_made_by_folder(ade: Path) -> None:
     assert item["segmentation_path_"] == expected
 
 
-@pytest.mark.parametrize("form", ["training/{}", "images/training/{}", "{}"])
+@pytest.mark.parametrize("form", ["{}/", "images/{}/", ""])
 def test_ade20k_lists_come_in_several_forms(ade: Path, form: str) -> None:
-    line = form.format("ADE_train_00000002.jpg")
-    Path("data/ade20k_train.txt").write_text(line + "\n")
-    paths = [item["relative_file_path_"] for item in ADE20kTrain(size=16)]
-    assert paths == ["training/ADE_train_00000002.jpg"]
+    for kind, file, folder, name in (
+        (ADE20kTrain, "train", "training", "ADE_train_00000002.jpg"),
+        (ADE20kValidation, "test", "validation", "ADE_val_00000001.jpg"),
+    ):
+        Path(f"data/ade20k_{file}.txt").write_text(form.format(folder) + name + "\n")
+        paths = [item["relative_file_path_"] for item in kind(size=16)]
+        assert paths == [f"{folder}/{name}"]
 
 
 def test_ade20k_crops_anywhere_in_training(ade: Path) -> None:
     assert len({ADE20kValidation(size=32)[0]["image"].tobytes() for _ in range(9)}) == 1
     assert len({ADE20kTrain(size=32, crop_size=8)[0]["image"].tobytes() for _ in range(9)}) > 1
+    for options, different in (({"random_crop": False}, 1), ({"random_flip": True}, 2)):
+        data = ADE20kTrain(**{"size": 32, "crop_size": 32, "random_crop": False} | options)
+        assert len({data[0]["image"].tobytes() for _ in range(30)}) == different
 
 
 def test_ade20k_asks_subclasses_for_their_split(ade: Path) -> None:

@@ -157,6 +157,13 @@ def test_shards_of_others(tmp_path: Path) -> None:
         item = Shards(str(tmp_path / "*.tar"), 16, up_factor=4)[1]
         assert (item["__key__"], item["class_label"], item["caption"]) == ("two", 7, "a house")
         assert item["lr"].shape == item["image"].shape == (16, 16, 3)
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        archive.addfile(member, io.BytesIO(content))  # the index is out of date
+        for ending, content in (("cls", b"8"), ("png", image), ("txt", b"a tree" * 999)):
+            member = tarfile.TarInfo(f"three.{ending}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert [item["class_label"] for item in Shards(str(tmp_path / "x.tar"), 16)] == [7, 7, 8]
 
 
 def test_bad_shards(tmp_path: Path) -> None:
@@ -169,6 +176,11 @@ def test_bad_shards(tmp_path: Path) -> None:
         Shards(str(tmp_path / "out"), maps={"depth": {"kind": "depth"}})
     with pytest.raises(UserError, match="no kind 'dept' of map; did you mean 'depth'"):
         Shards(str(tmp_path / "out"), maps={"depth": {"kind": "dept"}})
+    write_shards(NumpyPaths([str(tmp_path / "a.npy")], labels={"x": [3]}), tmp_path / "more", 1)
+    (tmp_path / "more/shard-000000.tar").rename(tmp_path / "out/shard-000001.tar")
+    with pytest.raises(UserError, match="some of the shards beside .* have no 'x'"):
+        Shards(str(tmp_path / "out"))
+    (tmp_path / "out/shard-000001.tar").unlink()
     truncate(tmp_path / "out/shard-000000.tar", 0.05)
     with pytest.raises(UserError, match="shard-000000.tar"):
         Shards(str(tmp_path / "out"))

@@ -92,6 +92,7 @@ def test_maps_get_the_image_s_crop_and_flip() -> None:
         result = transform(image, labels=labels, depth=labels.astype(np.float32) / 100 - 1)
         np.testing.assert_array_equal(result["labels"], result["image"][:, :, 1])
         np.testing.assert_allclose(result["depth"], result["labels"] / np.float32(100) - 1)
+        assert all(values.flags.c_contiguous for values in result.values())
         flips.add(bool(result["labels"][0, 0] > result["labels"][0, -1]))
     assert flips == {False, True}
 

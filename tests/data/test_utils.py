@@ -91,6 +91,7 @@ def test_square_crops() -> None:
     image = ramps(40, 60)
     np.testing.assert_array_equal(utils.quadratic_crop(image, (20, 10, 40, 20)), image[5:25, 20:40])
     assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.5).shape == (10, 10, 3)
+    assert utils.quadratic_crop(image, (20, 10, 21, 10)).shape == (2, 2, 3)  # the smallest
     corner = utils.quadratic_crop(image[..., 0], (0, 0, 10, 10), alpha=2.0)
     padded = np.pad(image[..., 0], 20, mode="reflect")
     np.testing.assert_array_equal(corner, padded[15:35, 15:35])
@@ -119,7 +120,7 @@ def test_batches() -> None:
     items[1]["image"] = np.zeros((4, 2, 3), np.float32)
     with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(2, 2, 3\) and"):
         utils.custom_collate(items)
-    with pytest.raises(RuntimeError, match="equal size"):
+    with pytest.raises(UserError, match="of type list .*equal size"):
         utils.custom_collate([["a"], ["a", "b"]])
 
 

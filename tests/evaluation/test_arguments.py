@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,18 +15,28 @@ from taming.errors import UserError
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
+    RunSetArguments,
     add_metric_flags,
     add_set_flags,
     extractor_dtype,
+    extractor_name,
     fidelity_settings,
     make_parser,
+    open_sets,
     parse_sets,
     sampling_plan,
 )
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
+from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.runner import SAVE_EVERY
+from taming.evaluation.sources.dataset import DatasetSource
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny
+from tests.kit.images import image_folder, write_images
+from tests.kit.runs import tiny_run
+from tests.kit.training import small_vqgan, write_config
+from tests.support import ROOT
 
 CPU = torch.device("cpu")
 CLASS = "tests.kit.extractor:TinyExtractor"
@@ -120,10 +134,53 @@ def test_a_plan_of_samples() -> None:
     assert (plan.num_samples, plan.classes, plan.seed) == (3, (4, 1), 2)
     assert plan.dtype == torch.float32
     assert (plan.size, plan.overrides, plan.base) == ((None, 8), ("model.x=1",), ("more.yaml",))
-    args, _, _ = parsed("A", "--sampler_precision", "bf16", "--size", "8,12")
+    args, _, _ = parsed("A", "--sampler_precision", "bf16", "--size", "8,12", "--compile")
     plan = sampling_plan(args, (), CPU)
-    assert (plan.dtype, plan.size) == (torch.bfloat16, (8, 12))
+    assert (plan.dtype, plan.size, plan.compiled) == (torch.bfloat16, (8, 12), True)
     assert (plan.num_samples, plan.settings.top_k) == (50_000, 250)
+
+
+def test_what_evaluations_keep_and_where() -> None:
+    args, _, _ = parsed("A")
+    common = from_flags(EvaluationArguments, args)
+    assert from_flags(RunSetArguments, args).batch_size == 50
+    runner = common.cache.runner(9)
+    assert (runner.batch_size, runner.cache.enabled, runner.save_every) == (9, True, SAVE_EVERY)
+    args, _, _ = parsed("A", "--no_cache", "--save_every", "7.5", "-o", "elsewhere")
+    common = from_flags(EvaluationArguments, args)
+    runner = common.cache.runner(9)
+    assert (runner.cache.enabled, runner.save_every) == (False, 7.5)
+    statistics = Statistics(np.zeros(1), np.ones((1, 1)))
+    assert common.folder_for(statistics) == Path("elsewhere")
+    assert EvaluationArguments(cache=common.cache).folder_for(statistics) == Path("evaluation")
+
+
+def test_flags_reach_the_sets(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", 1)
+    image_folder(tmp_path / "images" / "more", 2)
+    folder, config = str(tmp_path / "images"), write_config(tmp_path, small_vqgan())
+
+    def opened(*argv: str) -> Any:
+        args, sets, overrides = parsed(*argv)
+        (found,) = open_sets(sets, args, overrides, CPU)
+        return found
+
+    assert (len(opened(folder)), len(opened(folder, "--deep"))) == (1, 3)
+    assert opened(folder, "--workers", "0").workers == 0
+    assert (len(opened(config)), len(opened(config, "--split", "train"))) == (4, 12)
+    assert len(opened(config, "data.params.validation.params.length=3")) == 3
+    assert opened(config, "--image_key", "picture").key == "picture"
+    file = Statistics(np.zeros(1), np.ones((1, 1))).save(tmp_path / "a.npz")
+    assert opened(str(file)).protocol["file"] == str(file)
+
+
+def test_a_class_that_changed_is_registered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("First", "Second"):
+        module = ModuleType("own_extractor")
+        vars(module)["Own"] = type(name, (TinyExtractor,), {})
+        monkeypatch.setitem(sys.modules, "own_extractor", module)
+        assert extractor_name("own_extractor:Own") == "own_extractor:Own"
+        assert type(Extractor("own_extractor:Own").module).__name__ == name
 
 
 def test_metrics_of_flags() -> None:
@@ -137,3 +194,18 @@ def test_metrics_of_flags() -> None:
         {"fid": "16"},
     )
     assert settings.of_metrics == metric_settings(kid_subset_size=7)
+
+
+def test_a_config_beside_a_run_needs_no_lists_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(write_images(tmp_path, 1, 16, 16)))
+    params = {"test_images_list_file": str(tmp_path / "list.txt"), "exif": "ignore"}
+    dataset = {"target": "taming.data.custom.CustomTest", "params": params}
+    run = tiny_run(tmp_path / "run", validation=dataset)
+    parser = make_parser("For tests.", EvaluationArguments)
+    add_set_flags(parser)
+    sets = [str(run), str(ROOT / "configs" / "small" / "transformer.yaml")]
+    args, names, _ = parse_sets(parser, sets, most=2)
+    _, images = open_sets(names, args, (), CPU)
+    assert isinstance(images, DatasetSource) and images.section["params"] == params | {"size": 8}
+    with pytest.raises(UserError, match="test_images_list_file"):
+        open_sets(names[1:], args, (), CPU)

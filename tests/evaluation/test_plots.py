@@ -1,17 +1,32 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from taming.errors import UserError
 from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.plots import images_at, nearest, neighbors_picture, plot_classes
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.plots import (
+    NAMED_CLASSES,
+    images_at,
+    nearest,
+    neighbors_picture,
+    plot_bars,
+    plot_classes,
+    plot_codes,
+    plot_map,
+    plot_sweep,
+    plotted,
+    spread,
+)
+from taming.evaluation.sources.folder import FolderSource
 from taming.pictures import HEAD
 from tests.kit.images import image_folder, noise
 
@@ -64,7 +79,96 @@ def test_bars_of_classes(tmp_path: Path, classes: int) -> None:
         assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """Finds the figure that was saved at a path, without having it drawn."""
+    saved: list[Any] = []
+
+    def keep(self: Any, path: Path, **_: Any) -> None:
+        saved.append(self)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+
+    def find(path: Path) -> Any:
+        assert path.is_file()
+        return saved[-1]
+
+    return find
+
+
+def heights(axes: Any) -> list[float]:
+    return [bar.get_height() for bar in axes.patches]
+
+
+def test_classes_go_from_the_best_to_the_worst(
+    tmp_path: Path, figure: Callable[[Path], Any]
+) -> None:
+    (axes,) = figure(plot_classes({0: 7.0, 3: 2.0, 5: 4.0}, tmp_path / "x.png")).axes
+    assert heights(axes) == [2, 4, 7]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["3", "5", "0"]
+    (axes,) = figure(plot_bars({0: 7.0, 3: 2.0}, tmp_path / "x.png", "share")).axes
+    assert heights(axes) == [7, 2] and axes.get_ylabel() == "share"
+    for count in (NAMED_CLASSES, NAMED_CLASSES + 1):
+        named = count == NAMED_CLASSES
+        numbers = dict.fromkeys(range(100, 100 + count), 1.0)
+        (axes,) = figure(plot_classes(numbers, tmp_path / "x.png")).axes
+        assert (axes.get_xlabel() == "class") == named
+        assert (axes.get_xticklabels()[0].get_text() == "100") == named
+
+
+def test_a_sweep_has_a_chart_per_metric_and_a_line_per_value(
+    tmp_path: Path, figure: Callable[[Path], Any]
+) -> None:
+    rows = [
+        {"top_k": k, "top_p": p, "fid": 10 * k + p, "isc": k - p}
+        for p in (0.5, 1.0)
+        for k in (9, 3, 6)
+    ]
+    charts = figure(plot_sweep(rows, ["top_k", "top_p"], tmp_path / "x.png")).axes
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in charts] == [
+        *(("top_k", "fid"), ("top_k", "isc"))
+    ]
+    for axes, value in zip(charts, (lambda k, p: 10 * k + p, lambda k, p: k - p), strict=True):
+        for line, p in zip(axes.lines, (0.5, 1.0), strict=True):
+            assert line.get_label() == f"top_p {p:g}"
+            assert list(line.get_xdata()) == [3, 6, 9]
+            assert list(line.get_ydata()) == [value(k, p) for k in (3, 6, 9)]
+    assert charts[0].get_legend() is not None
+
+
+def test_codes_go_from_the_commonest_to_the_rarest(
+    tmp_path: Path, figure: Callable[[Path], Any]
+) -> None:
+    counts = {"a": np.array([0, 1, 6, 3, 0]), "b": np.zeros(4, int)}
+    charts = figure(plot_codes(counts, tmp_path / "x.png")).axes
+    (steps,) = charts[0].patches
+    np.testing.assert_allclose(steps.get_data().values, [0.6, 0.3, 0.1])
+    assert charts[0].get_xlim() == (0, 5) and charts[0].lines[0].get_ydata()[0] == 1 / 5
+    assert [axes.get_title() for axes in charts] == ["a", "b"]
+
+
+def test_a_map_has_its_numbers_at_their_places(
+    tmp_path: Path, figure: Callable[[Path], Any]
+) -> None:
+    values = np.array([[3.0, 9.0, 5.0], [4.0, 5.0, 7.0]])
+    axes, bar = figure(plot_map(values, tmp_path / "x.png", "nats")).axes
+    (shown,) = axes.images
+    np.testing.assert_array_equal(shown.get_array(), values)
+    assert shown.get_clim() == (3, 9) and bar.get_ylabel() == "nats"
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first row is on top
+
+
+def test_spread_from_the_first_to_the_last() -> None:
+    assert spread(10, 4) == [0, 3, 6, 9] and spread(8, 3) == [0, 4, 7]
+    assert spread(2, 5) == [0, 1] and spread(9, 1) == [0]
+
+
+def test_without_matplotlib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="pip install"):
         plot_classes({0: 1.0}, tmp_path / "x.png")
+    assert plotted(plot_classes, {0: 1.0}, tmp_path / "x.png") == []
+    assert "plots need matplotlib" in caplog.text

@@ -12,7 +12,9 @@ import torch
 from taming.errors import UserError
 from taming.evaluation import published_numbers as presets
 from taming.evaluation.results import (
+    PACKAGES,
     Result,
+    command_line,
     differences,
     make_result,
     markdown_table,
@@ -30,12 +32,17 @@ def result(**metrics: Any) -> Result:
     )
 
 
-def test_written_and_read(tmp_path: Path) -> None:
-    numbers = {"fid": np.float64(9.6), "kid": {"mean": 0.01, "std": 0.002}, "psnr": float("inf")}
+def test_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    kid = {"mean": torch.tensor(0.25), "std": 0.002}
+    numbers = {"fid": np.float64(9.6), "kid": kid, "psnr": float("inf")}
     path = write_result(result(**numbers), tmp_path / "out" / "fid.json", ["More."])
     found = read_result(path)
-    assert found["metrics"] == {"fid": 9.6, "kid": {"mean": 0.01, "std": 0.002}, "psnr": "inf"}
+    assert found["metrics"] == {"fid": 9.6, "kid": {"mean": 0.25, "std": 0.002}, "psnr": "inf"}
     assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["numpy"] == np.__version__
+    assert found["versions"].keys() >= {"python", "taming", *PACKAGES}
+    assert found["hardware"]["processes"] == 3 and found["time"].endswith("+00:00")
     assert found["hardware"]["device"] == "cpu"
     assert found["seconds"] == 1.2
     assert found["sets"] == SETS
@@ -77,6 +84,14 @@ def test_tables() -> None:
         "| c    |  12 |",
     ]
     assert markdown_table([]) == ""
+    mixed = markdown_table([{"n": 1}, {"n": "none"}]).splitlines()
+    assert mixed == ["| n    |", "| ---- |", "| 1    |", "| none |"]  # no number, not on the right
+
+
+def test_a_command_is_that_of_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/evaluate.py", "A", "-n", "3"])
+    assert command_line(None, "scripts/evaluate.py") == ["scripts/evaluate.py", "A", "-n", "3"]
+    assert command_line(["B"], "scripts/evaluate.py") == ["scripts/evaluate.py", "B"]
 
 
 def test_what_differs() -> None:
@@ -84,16 +99,19 @@ def test_what_differs() -> None:
     same = result(fid=10.0000001, isc={"mean": 3.0})
     assert differences(old, same, 1e-3) == []
     assert differences(result(fid=1e-12), result(fid=3e-9), 1e-3) == []  # a set and itself
+    assert differences(result(kid=0.0), result(kid=1e-5), 1e-3) == ["kid was 0 and is 1e-05"]
     new = copy.deepcopy(result(fid=10.5, isc={"mean": 3.0}, kid=1.0))
     new["sets"]["samples"]["fingerprint"] = "ef"
     new["versions"]["torch"] = "3.0"
     new["protocol"]["isc_splits"] = 5
+    new["hardware"]["threads"] = 999
     assert differences(old, new, 1e-3) == [
         "fid was 10 and is 10.5",
         "kid was not there and is 1",
         "the samples are other images",
         "isc_splits was 10 and is 5",
         f"torch was {torch.__version__} and is 3.0",
+        f"threads was {torch.get_num_threads()} and is 999",
     ]
     assert differences(old, result(fid=10.5, isc={"mean": 3.0}), 0.1) == []
 
@@ -105,6 +123,9 @@ def test_presets() -> None:
     ffhq = presets.preset("ffhq")
     assert presets.flags(ffhq) == {"metrics": "fid", "num_samples": 50000, "split": "train"}
     assert presets.flags(presets.preset("cin_1"))["num_samples"] == 50
+    segmented = presets.flags(presets.preset("ade20k"))
+    assert segmented == {"metrics": "fid", "split": "validation"}
+    assert {e.samples for e in presets.PRESETS if e.name.startswith("rfid")} == {50_000}
     assert presets.SAMPLER["top_k"] == "not published"
     assert len({entry.name for entry in presets.PRESETS}) == len(presets.PRESETS)
     with pytest.raises(UserError, match="did you mean 'ffhq'"):

@@ -16,9 +16,13 @@ import torch
 
 from scripts.evaluate_fid import main
 from taming.errors import UserError
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
+from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import FolderSource, SourceImage, State
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import SourceImage, State
 from taming.evaluation.tasks.fidelity import flattened
+from tests.kit.extractor import register_tiny
 from tests.kit.images import image_folder
 
 
@@ -76,6 +80,59 @@ def test_an_interrupted_run_goes_on(source: FolderSource, tmp_path: Path) -> Non
     assert len(list((tmp_path / "cache").glob("key.partial.*"))) == 1
     last.finish()
     assert not list((tmp_path / "cache").glob("key.partial.*"))
+
+
+def test_a_run_that_goes_on_may_be_interrupted_again(source: FolderSource, tmp_path: Path) -> None:
+    runner = Runner(3, Cache(tmp_path / "cache"), save_every=0)
+    for stop_after in (7, 0):  # the second time before anything is saved
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(source, lambda n=stop_after: Brightness(n), "key", "images")
+    assert runner.run(source, Brightness, "key", "images")[1].seen == [6, 7, 8, 9]
+
+
+def test_keys_are_of_the_images_if_anything_is_kept(source: FolderSource, tmp_path: Path) -> None:
+    runner = Runner(3, Cache(tmp_path / "cache"))
+    other = FolderSource(image_folder(tmp_path / "others", 10, seed=100), workers=0)
+    keys = [runner.key_for(source, a=1), runner.key_for(source, a=2), runner.key_for(other, a=1)]
+    assert len(set(keys)) == 3 and runner.key_for(source, a=1) == keys[0]
+    alone = Runner(3, Cache(enabled=False))
+    assert alone.key_for(source, a=1) == alone.key_for(other, a=1)
+
+
+def test_damaged_images_are_left_out_and_said(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images", 10)
+    (folder / "004.png").write_bytes(b"")
+    for _ in range(2):  # found anew, and remembered
+        source = FolderSource(folder, workers=0)
+        runner = Runner(3, Cache(tmp_path / "cache"))
+        manifest, counted = runner.run(source, Brightness, runner.key_for(source), "images")
+        assert len(manifest.seen) == 9 and sorted(counted.seen) == list(range(9))
+        runner.finish()
+        (text,) = runner.left_out
+        assert text.startswith(f"{folder}/004.png is empty")
+
+
+def test_features_without_a_damaged_image_are_found_again(tmp_path: Path) -> None:
+    class Counting(FolderSource):
+        read = 0
+
+        def load(self, index: int) -> Any:
+            self.read += 1
+            return super().load(index)
+
+    folder = image_folder(tmp_path / "images", 6)
+    (folder / "004.png").write_bytes(b"")
+    request = FeatureRequest(Moments, Extractor(register_tiny(), ["16"]), "16")
+    found = []
+    for read in (11, 0):  # all of them, then without the damaged one, and once and for all
+        source = Counting(folder, workers=0)
+        runner = Runner(3, Cache(tmp_path / "cache"))
+        features = runner.features(source, [request], "images", keep=True)
+        moments = features.parts[request]
+        assert isinstance(moments, Moments) and moments.count == 5
+        assert source.read == read and len(runner.left_out) == 1
+        found.append(moments.mean.tolist())
+    assert found[0] == found[1]
 
 
 def test_parts_that_overlap_count_once(source: FolderSource, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,25 @@ def made(**changes: Any) -> Any:
 def test_there_and_back_is_the_same_model(tmp_path: Path) -> None:
     model = made()
     to_diffusers(model, network(), tmp_path / "theirs")
+    assert json.loads((tmp_path / "theirs" / CONFIG).read_text()) == {
+        "_class_name": "VQModel",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D", *["AttnDownEncoderBlock2D"] * 2],
+        "up_block_types": [*["AttnUpDecoderBlock2D"] * 2, "UpDecoderBlock2D"],
+        "block_out_channels": [32, 32, 64],
+        "layers_per_block": 2,
+        "act_fn": "silu",
+        "latent_channels": 8,
+        "sample_size": 16,
+        "num_vq_embeddings": 12,
+        "norm_num_groups": 32,
+        "vq_embed_dim": 4,
+    }
+    other = diffusers_config(model, network(in_channels=5, num_res_blocks=3, resolution=32))
+    assert (other["in_channels"], other["out_channels"]) == (5, 3)
+    assert (other["layers_per_block"], other["sample_size"]) == (3, 32)
+    assert other["down_block_types"][1:] == ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
     from_diffusers(tmp_path / "theirs", tmp_path / "ours")
     loaded, _, _ = load_run(tmp_path / "ours")
     assert loaded.state_dict().keys() == {
@@ -74,6 +94,13 @@ def test_a_model_of_diffusers_computes_the_same_here(tmp_path: Path) -> None:
 def test_what_has_no_counterpart_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="double_z"):
         diffusers_config(made(double_z=True), network(double_z=True))
+    unsaid = {name: value for name, value in network().items() if name != "double_z"}
+    with pytest.raises(UserError, match="double_z"):
+        diffusers_config(made(), unsaid)
+    np.save(tmp_path / "used.npy", np.arange(1, 12))
+    remapped = first_stage_config(ddconfig=network(), remap=str(tmp_path / "used.npy"))
+    with pytest.raises(UserError, match="without Gumbel or remap"):
+        diffusers_config(build(remapped), network())
     with pytest.raises(UserError, match=r"ch_mult\[0\]"):
         diffusers_config(made(ch_mult=[2, 2]), network(ch_mult=[2, 2]))
     gumbel = first_stage_config(

@@ -60,3 +60,26 @@ def test_graphs_equal_the_model(kind: str, tmp_path: Path) -> None:
     assert torch.equal(run(encoder, "images", x), indices)
     rebuilt = run(decoder, "indices", indices)
     torch.testing.assert_close(rebuilt, model.decode_indices(indices), atol=1e-4, rtol=1e-4)
+
+
+def test_the_size_is_that_of_the_training_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, tuple[int, ...]]] = []
+
+    def export(module: Any, example: tuple[Tensor], path: str, **options: Any) -> None:
+        written.append((Path(path).name, tuple(example[0].shape)))
+        batch = {0: torch.export.Dim.DYNAMIC}
+        assert options["dynamic_shapes"] == (batch,) and not module.training
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    model = first_stage("VQModel")
+    for size, (height, width) in ((None, (16, 16)), ((16, 24), (16, 24))):
+        assert to_onnx(model, tmp_path / "new", size) == (
+            tmp_path / "new" / "encoder.onnx",
+            tmp_path / "new" / "decoder.onnx",
+        )
+        assert written[-2:] == [
+            ("encoder.onnx", (2, 3, height, width)),
+            ("decoder.onnx", (2, height // 2, width // 2)),
+        ]

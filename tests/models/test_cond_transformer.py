@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,8 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.decoding import filter_logits, one_pass_logits, sample_token
-from taming.sampling import requests_for_labels, sample_images
 from tests.kit.models import cosine_config, first_stage_config, tiny_model, transformer_config
 from tests.support import assert_close, defaults, fill_by_name, load_golden
 
@@ -116,6 +115,7 @@ def test_weight_decay_is_for_linear_weights() -> None:
 
 def test_stages_stay_frozen() -> None:
     model, _, _ = golden_model("net2net_coord")
+    assert not model.first_stage_model.training and not model.cond_stage_model.training
     model.train()
     assert model.transformer.training
     assert not model.first_stage_model.training and not model.cond_stage_model.training
@@ -216,44 +216,46 @@ def test_losses_are_logged_of_every_process() -> None:
 
 
 def test_the_start_token_is_the_configs() -> None:
-    model = variant(cond_stage_config="__is_unconditional__", sos_token=7)
-    assert model.encode_to_c(torch.zeros(2, 3, 8, 8))[1].tolist() == [[7], [7]]
+    for kind in ({"cond_stage_config": "__is_unconditional__"}, {"unconditional": True}):
+        model = variant(**kind, sos_token=7)
+        assert model.encode_to_c(torch.zeros(2, 3, 8, 8))[1].tolist() == [[7], [7]]
+        assert model.cond_stage_key == "image" and model.learning_rate == 4.5e-6
 
 
-@pytest.mark.parametrize("pkeep", [1.0, 0.0])
-@torch.no_grad()
-def test_samples_are_what_the_forward_pass_and_their_options_give(pkeep: float) -> None:
-    model = tiny_model(transformer_config(pkeep=pkeep))
-    x, c = torch.tensor([[3, 9], [0, 19]]), torch.tensor([[1], [4]])
-    options: dict[str, Any] = {"temperature": 1.9, "top_k": 9, "top_p": 0.9}
-    told: list[int] = []
-    torch.manual_seed(0)
-    numbers = torch.rand(14, 2)
-    expected = x
-    one_pass = one_pass_logits(model.transformer, torch.cat((c, x), dim=1), 14)
-    for n in range(14):
-        logits = model.transformer(torch.cat((c, expected), dim=1))[0][:, -1]
-        logits = logits if pkeep else one_pass[:, n]
-        token = sample_token(filter_logits(logits[:, :20], **options), numbers[n])
-        expected = torch.cat((expected, token[:, None]), dim=1)
-    torch.manual_seed(0)
-    sampled = model.sample(x, c, 14, sample=True, callback=told.append, **options)
-    assert torch.equal(sampled, expected)
-    assert told == (list(range(14)) if pkeep else [])
-
-
-def test_logged_samples_begin_as_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("resumed", "loaded", "stage", "warned"),
+    [
+        (None, None, None, True),
+        ("last.ckpt", None, None, False),
+        (None, "last.ckpt", None, False),
+        (None, None, "last.ckpt", False),
+    ],
+)
+def test_a_first_stage_that_is_not_trained_is_warned_of(
+    resumed: str | None,
+    loaded: str | None,
+    stage: str | None,
+    warned: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = tiny_model()
-    calls: list[tuple[Any, ...]] = []
+    model.loaded_from, model.first_stage_model.loaded_from = loaded, stage
+    for first in (False, True):  # the first process speaks
+        model._trainer = SimpleNamespace(is_global_zero=first, ckpt_path=resumed)
+        model.on_fit_start()
+        messages = [record.message for record in caplog.records]
+        sentence = "the first_stage is not trained: set model.params.first_stage_config to a run"
+        assert messages == ([sentence] if warned and first else [])
 
-    def sample(x: Tensor, c: Tensor, steps: int, temperature: float, **options: Any) -> Tensor:
-        calls.append((x.shape[1], steps, temperature, options["sample"], options["top_k"]))
-        return Net2NetTransformer.sample(model, x, c, steps, temperature, **options)
 
-    monkeypatch.setattr(model, "sample", sample)
-    images = torch.rand(3, 8, 8, 3) * 2 - 1
-    model.log_images({"image": images, "class_label": torch.arange(3)}, temperature=0.8)
-    assert calls == [(8, 8, 0.8, True, 100), (0, 16, 0.8, True, 100), (0, 16, 0.8, False, 100)]
+def test_weights_are_loaded_but_for_what_is_ignored(tmp_path: Path) -> None:
+    state = tiny_model().state_dict()
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    options = {"ckpt_path": str(tmp_path / "model.ckpt"), "ignore_keys": ["transformer.head"]}
+    model = instantiate_from_config(transformer_config(**options))
+    assert torch.equal(model.transformer.ln_f.weight, state["transformer.ln_f.weight"])
+    assert not torch.equal(model.transformer.head.weight, state["transformer.head.weight"])
+    assert model.loaded_from == str(tmp_path / "model.ckpt")
 
 
 def test_pkeep_replaces_inputs_in_training_only() -> None:
@@ -295,20 +297,6 @@ def test_latent_shape_and_downsampled_condition() -> None:
     assert model.latent_shape() == (8, 16, 16)
     _, indices = model.encode_to_c(model.get_xc(batch_of())[1])
     assert indices.shape == (3, 64)
-
-
-def test_samples_of_random_weights_are_said_to_be_noise(caplog: pytest.LogCaptureFixture) -> None:
-    model = instantiate_from_config(transformer_config())
-    c = torch.tensor([[0]])
-    requests = requests_for_labels(model, [1], 1)
-    list(sample_images(model.eval(), requests))
-    model.sample(c[:, :0], c, 2)
-    (record,) = caplog.records
-    assert "random weights" in record.message and record.levelname == "WARNING"
-    loaded = instantiate_from_config(transformer_config())
-    loaded.load_state_dict(tiny_model().state_dict())
-    loaded.sample(c[:, :0], c, 2)
-    assert len(caplog.records) == 1
 
 
 def test_a_missing_key_is_named() -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming.config import instantiate_from_config
+from taming.errors import UserError
 from taming.models.vqgan import EMAVQ, GumbelVQ, VQModel
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from tests.kit.datasets import images
@@ -84,6 +86,7 @@ def _check_training(model: Any, before: dict[str, Tensor], logged: dict[str, Ten
 
 def _check_pictures(model: Any, data: Tensor) -> None:
     pictures = model.log_images({"image": data[:3]})
+    assert not torch.equal(pictures["inputs"], pictures["reconstructions"])
     for picture in pictures.values():
         assert picture.shape[0] == 3 and picture.shape[1] in (1, 3)
         assert picture.shape[2:] == data.shape[1:3]
@@ -125,6 +128,29 @@ def test_models_hand_their_options_to_their_parts(tmp_path: Path) -> None:
     wide = build(first_stage_config(ddconfig={**ddconfig(), "double_z": True}, monitor="val/x"))
     assert wide.quant_conv.in_channels == 16 and wide.monitor == "val/x"
     assert wide.encode_to_indices(torch.zeros(1, 3, 16, 16)).shape == (1, 8, 8)
+    stage = made["segmentation"]
+    assert stage.colorize.shape == (3, 5, 1, 1) and len(stage.colorize.unique()) == 15
+    options = {
+        "image_key": "photo",
+        "monitor": "val/x",
+        "temperature_scheduler_config": TEMPERATURE,
+    }
+    gumbel = build(first_stage_config(VQGAN + "GumbelVQ", **options))
+    assert (gumbel.image_key, gumbel.monitor) == ("photo", "val/x")
+    assert gumbel.logged_names() == build(first_stage_config()).logged_names() | {"temperature"}
+    torch.save({"state_dict": made["gumbel"].state_dict()}, tmp_path / "gumbel.ckpt")
+    config, _ = configs(tmp_path)["gumbel"]
+    config["params"] |= {"ckpt_path": str(tmp_path / "gumbel.ckpt"), "ignore_keys": ["decoder."]}
+    torch.manual_seed(1)
+    loaded = instantiate_from_config(config)
+    weights = [model.state_dict() for model in (loaded, made["gumbel"])]
+    assert torch.equal(*(each["encoder.conv_in.weight"] for each in weights))
+    assert not torch.equal(*(each["decoder.conv_in.weight"] for each in weights))
+    assert loaded.loaded_from == str(tmp_path / "gumbel.ckpt")
+    cold = {**TEMPERATURE["params"], "lr_start": 0.0, "warm_up_steps": 1}
+    with pytest.raises(UserError, match="begins at 0.0; it must be above 0"):
+        schedule = {**TEMPERATURE, "params": cold}
+        build(first_stage_config(VQGAN + "GumbelVQ", temperature_scheduler_config=schedule))
     logits = torch.randn(2, 5, 4, 4)
     shown = made["segmentation"]._shown(logits)
     assert torch.equal(shown.argmax(dim=1), logits.argmax(dim=1))

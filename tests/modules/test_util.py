@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from taming.errors import UserError
-from taming.modules.util import AbstractEncoder, ActNorm, Labelator, SOSProvider, count_params
+from taming.modules import util
+from taming.modules.util import (
+    AbstractEncoder,
+    ActNorm,
+    Labelator,
+    SOSProvider,
+    count_params,
+    get_timestep_embedding,
+)
 from tests.support import assert_close, load_golden
 
 
@@ -34,6 +42,13 @@ def test_actnorm_initialises_once_and_in_training_only():
     scale = norm.scale.clone()
     norm(100 * x)
     assert torch.equal(norm.scale, scale)
+
+
+def test_actnorm_takes_the_statistics_of_the_first_process(monkeypatch):
+    monkeypatch.setattr(util, "same_on_all_ranks", lambda tensor: torch.full_like(tensor, 7))
+    norm = ActNorm(3)
+    norm(torch.randn(8, 3, 2, 2))
+    assert (norm.loc == 7).all() and (norm.scale == 7).all()
 
 
 def test_actnorm_from_a_checkpoint_is_not_initialised_again():
@@ -73,6 +88,15 @@ def test_start_tokens():
     _, loss, (_, _, indices) = SOSProvider(7).encode(torch.randn(3, 4, 5))
     assert loss is None and indices.tolist() == [[7], [7], [7]] and indices.dtype == torch.long
     assert SOSProvider(7, quantize_interface=False).encode(torch.randn(2)).tolist() == [[7], [7]]
+
+
+def test_timesteps_become_sines_and_cosines():
+    embedded = get_timestep_embedding(torch.tensor([0, 3]), 7)
+    angles = 3 * torch.tensor([1, 1e-2, 1e-4])
+    expected = torch.stack([torch.tensor([0.0] * 3 + [1] * 3 + [0]), torch.zeros(7)])
+    expected[1, :6] = torch.cat((angles.sin(), angles.cos()))
+    assert_close(embedded, expected)
+    assert get_timestep_embedding(torch.tensor([1]), 2).shape == (1, 2)
 
 
 def test_abstract_encoder_and_counting(capsys):

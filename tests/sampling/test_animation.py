@@ -21,7 +21,8 @@ def frames(count: int = 3) -> list[Image.Image]:
 def test_a_recorder_sees_the_image_grow(shape: tuple[int, int]) -> None:
     model, seen = tiny_model(), []
     recorder = Recorder(model, shape, 8, lambda image, progress: seen.append(progress.done))
-    sample = next(sample_images(model, [Request(0, (1,), 1)], on_step=recorder, shape=shape))
+    requests = [Request(0, (1,), 1), Request(1, (1,), 1)]
+    sample, _ = sample_images(model, requests, on_step=recorder, shape=shape)
     assert len(recorder.frames) == len(seen) == 8
     assert seen == sorted(seen)
     assert seen[-1] == shape[0] * shape[1]
@@ -33,6 +34,12 @@ def test_a_recorder_sees_the_image_grow(shape: tuple[int, int]) -> None:
 def test_gif() -> None:
     with Image.open(io.BytesIO(to_gif(frames()))) as film:
         assert (film.size, film.n_frames) == ((9, 7), 3)  # type: ignore[attr-defined]
+        assert film.info["loop"] == 0  # for ever
+        durations = []
+        for number in range(3):
+            film.seek(number)
+            durations.append(film.info["duration"])
+    assert durations == [100, 100, 1000]  # milliseconds
 
 
 def test_mp4() -> None:
@@ -43,4 +50,5 @@ def test_mp4() -> None:
     assert film is not None
     decoded = imageio.imread(io.BytesIO(film), extension=".mp4")
     assert decoded.shape == (5, 8, 10, 3)
+    assert imageio.immeta(io.BytesIO(film), extension=".mp4")["fps"] == 10
     assert decoded[0].mean() < 30 and decoded[-1].mean() > 220

@@ -37,6 +37,7 @@ def test_all_flags() -> None:
     )
     assert (own.sampling.settings.top_k, own.sampling.seed, own.data.config) == (5, 3, ())
     assert read("-r", "run")[1].sampling.settings.top_k == 100
+    assert read("-r", "run")[1].sampling.batch_size == 4
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,14 @@ def test_configs_of_data_change_the_model_unless_they_are_for_data_only(tmp_path
     config.write_text("model: {params: {pkeep: 0.5}}\n" + data.read_text())
     flags = ["-r", str(tiny_run(tmp_path / "run")), "-c", str(config), "--device", "cpu"]
     for ignore, pkeep in (([], 0.5), (["--ignore_base_data"], 1.0)):
-        run, own = read(*flags, "--precision", "bf16", *ignore)
+        run, own = read(*flags, "--precision", "bf16", *ignore, "model.params.sos_token=4")
         model, folder, step, dtype = own.data.load(run)
-        assert (model.pkeep, step, dtype) == (pkeep, 7, torch.bfloat16)
+        assert (model.pkeep, model.sos_token, step, dtype) == (pkeep, 4, 7, torch.bfloat16)
         assert model.transformer.head.weight.dtype == torch.bfloat16
         assert len(own.data.open(folder, run)) == 3
+    base = tmp_path / "base.yaml"
+    base.write_text(config.read_text().replace("count: 3", "count: 5"))
+    both = ["-b", str(base), *flags]  # --config has the last word, but for overrides
+    for more, length in (([], 3), (["data.params.validation.params.count=7"], 7)):
+        run, own = read(*both, *more)
+        assert len(own.data.open(own.data.load(run).run, run)) == length

@@ -41,7 +41,7 @@ def test_boxes_are_in_pixels_of_the_image_before_it_was_reduced() -> None:
     assert torch.equal(kept("8,0,24,16"), ~expected)
 
 
-def test_masks(tmp_path: Path) -> None:
+def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((8, 8), np.uint8)
     values[:4, :3] = 255
     Image.fromarray(values).save(tmp_path / "mask.png")
@@ -49,11 +49,20 @@ def test_masks(tmp_path: Path) -> None:
     assert kept.nonzero().tolist() == [[0, 0], [1, 0]]
     with pytest.raises(UserError, match="--keep takes top-half"):
         keep_mask(str(tmp_path / "mask.png"), (8, 8), 2, read_files=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mask.png").rename("top-half")  # a file goes before a word
+    assert torch.equal(keep_mask("top-half", (8, 8), 2), kept)
+    assert not torch.equal(keep_mask("top-half", (8, 8), 2, read_files=False), kept)
+    (tmp_path / "top-half").rename("mask.png")
     with pytest.raises(UserError, match="8 x 8 pixels, the image 10 x 8"):
         keep_mask(str(tmp_path / "mask.png"), (8, 10), 2)
-    Image.fromarray(values // 2).save(tmp_path / "gray.png")
-    with pytest.raises(UserError, match="it has grays"):
-        keep_mask(str(tmp_path / "gray.png"), (8, 8), 2)
+    Image.fromarray(values // 255 * (224 - 31) + 31).save(tmp_path / "pale.png")
+    assert torch.equal(keep_mask(str(tmp_path / "pale.png"), (8, 8), 2), kept)
+    for black, white in ((0, 223), (32, 255), (0, 127)):
+        gray = values // 255 * (white - black) + black
+        Image.fromarray(gray.astype(np.uint8)).save(tmp_path / "gray.png")
+        with pytest.raises(UserError, match="it has grays"):
+            keep_mask(str(tmp_path / "gray.png"), (8, 8), 2)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="is no image"):
         keep_mask(str(tmp_path / "text.png"), (8, 8), 2)
@@ -65,6 +74,9 @@ def test_masks(tmp_path: Path) -> None:
         ("half", "--keep takes top-half"),
         ("1,2,3", "--keep takes top-half"),
         ("4,0,2,8", "not inside"),
+        ("4,0,4,8", "not inside"),
+        ("4,8,8,8", "not inside"),
+        ("0,0,8,9", "not inside"),
         ("0,0,9,8", "not inside"),
         ("0,0,1,1", "keeps no whole patch of 2 x 2"),
         ("0,0,8,8", "nothing to sample"),

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from taming.data.tools.extraction import depth_picture
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.sampling.conditions import (
     cut_to_tokens,
     read_condition,
@@ -42,8 +42,9 @@ def test_pictures(tmp_path: Path) -> None:
         (tmp_path / "b.png", 3, "b.png is no image .*; give an image file"),
         (file, 5, "5 channels"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             read_picture(path, channels)
+        assert isinstance(caught.value, DamagedImage) == ("b.png is no image" in message)
 
 
 def test_depth_of_extraction(tmp_path: Path) -> None:
@@ -58,6 +59,8 @@ def test_sizes(tmp_path: Path) -> None:
     for size in ((12, 9), (3, 6)):
         assert read_picture(file, 1, size).shape == (1, 1, *size)
     assert torch.equal(read_picture(file, 1, (6, 4)), read_picture(file, 1)[..., 4:8])
+    assert read_picture(file, 1, reduce_to=(3, 3)).shape == (1, 1, 3, 6)
+    assert torch.equal(read_picture(file, 1, reduce_to=(7, 7)), read_picture(file, 1))
     assert cut_to_tokens(ramp, 4).shape == (1, 1, 4, 12)
     with pytest.raises(UserError, match="12 x 6 pixels, fewer than the 8"):
         cut_to_tokens(ramp, 8)
@@ -96,6 +99,9 @@ def test_label_maps(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             read_condition(model, save(tmp_path / f"{name}.png", values), size)
+    Image.fromarray(labels.astype(np.uint16) + 256).save(tmp_path / "many.png")
+    with pytest.raises(UserError, match="labels from 256 to 258"):
+        read_condition(model, str(tmp_path / "many.png"), (8, 8))
     with pytest.raises(UserError, match="there is no segmentation"):
         read_condition(model, "nowhere.png", (8, 8))
 
@@ -105,6 +111,9 @@ def test_pictures_as_conditions(tmp_path: Path) -> None:
     model = tiny_model(transformer_config(**maps))
     c = read_condition(model, save(tmp_path / "a.png", np.zeros((8, 8, 3))), (8, 8))
     assert torch.equal(c, torch.full((1, 3, 8, 8), -1.0))
+    file = save(tmp_path / "b.png", np.zeros((16, 21, 3)))
+    assert read_condition(model, file, (8, 8), reduce_to=(8, 8)).shape == (1, 3, 8, 8)
+    assert read_condition(model, file).shape == (1, 3, 16, 21)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -130,3 +139,6 @@ def test_labels_stay_one_hot_at_other_sizes(tmp_path: Path) -> None:
         expected = torch.tensor([0] * 4 + [1] * 4)[:, None].expand(8, width)
         assert torch.equal(result[0].argmax(0), expected)
         assert torch.equal(result.sum(1), torch.ones(1, 8, width))
+    file = save(tmp_path / "checks.png", np.indices((20, 30)).sum(0) % 2 * 2)  # 0 and 2, never 1
+    for size in ({"size": (8, 8)}, {"reduce_to": (8, 8)}):
+        assert read_input(stage, file, **size)[0].argmax(0).unique().tolist() == [0, 2]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,8 +114,28 @@ def test_steps_are_reported() -> None:
     assert seen == [(n + 1, 16) for n in range(16)] * 2
 
 
-def test_bf16_samples_images_too() -> None:
-    sample = next(iter(sample_images(tiny_model(), REQUESTS, dtype=torch.bfloat16)))
+@pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
+def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        seen.append((progress.done, progress.total))
+
+    known = torch.zeros(shape, dtype=torch.int64)
+    known[1, :2], known[3, 3] = -1, -1
+    requests = [replace(request, known=known) for request in REQUESTS[:2]]
+    model = tiny_model()
+    list(sample_images(model, requests, shape=shape, on_step=note))
+    assert sorted(set(seen)) == [(0, 3), (1, 3), (2, 3), (3, 3)] and seen == sorted(seen)
+    seen.clear()
+    list(sample_images(model, [replace(REQUESTS[0], known=known.abs())], shape=shape, on_step=note))
+    assert not seen  # there is nothing to do
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the first stage
+def test_bf16_samples_images_too(dtype: torch.dtype) -> None:
+    model = tiny_model().to(dtype)
+    sample = next(iter(sample_images(model, REQUESTS, dtype=torch.bfloat16)))
     assert sample.image.dtype == torch.float32
     assert sample.image.isfinite().all()
 
@@ -204,9 +225,11 @@ def test_known_indices_are_kept(changes: dict[str, Any]) -> None:
 
 
 def test_known_indices_of_another_size() -> None:
-    request = Request(0, (1,), 1, known=torch.zeros(3, 4, dtype=torch.long))
-    with pytest.raises(UserError, match=r"known indices are \(3, 4\), but the image is \(4, 4\)"):
-        list(sample_images(tiny_model(), [request]))
+    for height, width in ((3, 4), (2, 8)):
+        request = Request(0, (1,), 1, known=torch.zeros(height, width, dtype=torch.long))
+        message = rf"known indices are \({height}, {width}\), but the image is \(4, 4\)"
+        with pytest.raises(UserError, match=message):
+            list(sample_images(tiny_model(), [request]))
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (5, 6)])
@@ -214,7 +237,9 @@ def test_guidance_goes_beyond_the_condition(shape: tuple[int, int]) -> None:
     model = tiny_model(transformer_config(cond_drop=0.1))
     samples = {
         scale: next(
-            sample_images(model, REQUESTS, SampleSettings(guidance=scale), shape=shape)
+            sample_images(
+                model, REQUESTS[:1], SampleSettings(guidance=scale), shape=shape, batch_size=1
+            )
         ).indices
         for scale in (0.0, 1.0, 1.0001, 4.0)
     }
@@ -265,10 +290,11 @@ def test_windows_of_scenes_have_prompts_of_their_own() -> None:
         return (3,)
 
     scene = Request(0, (1,), 1, prompt_in=prompt_in)
-    sample = next(sample_images(model, [scene], shape=(4, 8)))
-    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(4, 8)))
+    sample = next(sample_images(model, [scene], shape=(6, 8)))
+    other = next(sample_images(model, [Request(0, (3,), 1)], shape=(6, 8)))
     assert torch.equal(sample.indices, other.indices)
-    assert set(seen) == {(left / 8, 0, 0.5, 1) for left in range(5)}
+    boxes = {(left / 8, top / 6, 4 / 8, 4 / 6) for left in range(5) for top in range(3)}
+    assert set(seen) == boxes
     seen.clear()
     next(sample_images(model, [scene]))
     assert not seen

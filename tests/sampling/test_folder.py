@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from taming.errors import UserError
 from taming.pictures import to_pillow
 from taming.sampling import Sample
 from taming.sampling.folder import RECORD, FolderWriter, SampleFolder
+from taming.sampling.plan import SamplingJob, SamplingPlan
+from tests.kit.models import tiny_model
 
 RECORDED = {"seed": 0, "top_k": 5}
 INDICES = torch.arange(4)
@@ -62,8 +65,42 @@ def test_files_of_others_are_kept_but_broken_ones_named(tmp_path: Path) -> None:
 
 def test_unwritable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    folder = SampleFolder(tmp_path / "file" / "samples", RECORDED)
     with pytest.raises(UserError, match="cannot write .*finished samples stay"):
-        SampleFolder(tmp_path / "file" / "samples", RECORDED).save(sample(0))
+        folder.save(sample(0))
+    with pytest.raises(UserError, match="file is a file, not a folder; choose another --outdir"):
+        folder.finished(None)
+
+
+class Broken(SampleFolder):
+    """A folder to which nothing can be written, which shows later than it is asked for."""
+
+    def save(self, sample: Sample) -> None:
+        raise UserError("no room")
+
+
+def test_threads_hide_no_errors(tmp_path: Path) -> None:
+    folder, count = Broken(tmp_path, RECORDED), 0
+    with pytest.raises(UserError, match="no room"):
+        with FolderWriter(folder) as writer:
+            writer.save(sample(0))  # the last
+    with pytest.raises(UserError, match="no room"):
+        with FolderWriter(folder, threads=1) as writer:
+            for count in range(9):
+                writer.save(sample(count))
+    assert count == 4
+
+
+def test_where_batches_decide_a_folder_keeps_its_size(tmp_path: Path) -> None:
+    plan = SamplingPlan(num_samples=9, dtype=torch.bfloat16)
+    job = SamplingJob(plan, tiny_model(), [1, 2], batch_size=25)
+    folder = SampleFolder(tmp_path, RECORDED)
+    assert folder.goes_on_with(job) == job and folder.record["batch_size"] == 25
+    SampleFolder(tmp_path, {**RECORDED, "batch_size": 3}).save(sample(0, label=2))
+    assert folder.goes_on_with(job) == replace(job, batch_size=3)
+    assert folder.record["batch_size"] == 3
+    exact = replace(job, plan=replace(plan, dtype=torch.float32))
+    assert folder.goes_on_with(exact) is exact
 
 
 def test_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

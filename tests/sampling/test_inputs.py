@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
+from taming.data.base import ImagePaths
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.sampling import request_for_inputs
 from taming.sampling.inputs import (
     SampleInputs,
+    class_names,
     condition_images,
     inputs_of_example,
     inputs_of_files,
@@ -34,14 +37,36 @@ def test_an_example_at_other_sizes() -> None:
     assert (inputs.shape, inputs.number) == ((4, 6), 2)
     assert inputs.x is not None and inputs.c is not None
     assert torch.equal(inputs.x[0], Pictures()[2]["image"][:, :12].permute(2, 0, 1))
+    assert torch.equal(inputs.c[0], Pictures()[2]["sketch"][:, :12].permute(2, 0, 1))
     larger = scaled(model, inputs, 1.5)
     assert larger.shape == (6, 9)
-    assert larger.x is not None and larger.x.shape == (1, 3, 12, 18)
+    assert larger.x is not None and larger.c is not None
+    for result, start in ((larger.x, inputs.x), (larger.c, inputs.c)):
+        assert torch.equal(result, interpolate(start, (12, 18), mode="bilinear"))
+    assert scaled(model, inputs, 0.45).shape == (2, 3)
     assert request_for_inputs(model, larger).condition.shape == (6, 9)  # type: ignore[union-attr]
     assert scaled(model, inputs, 0.01).shape == (1, 1)
     pictures = condition_images(model, inputs)
     assert list(pictures) == ["sketch", "sketch, as the transformer knows it"]
     assert torch.equal(pictures["sketch"], inputs.c[0])
+
+
+def test_an_example_without_a_condition_and_one_with_a_class() -> None:
+    dataset = SeededDataset(Pictures())
+    plain = tiny_model(transformer_config(cond_stage_config="__is_unconditional__"))
+    assert inputs_of_example(plain, dataset, 1).c is None
+    inputs = inputs_of_example(tiny_model(), dataset, 1)
+    assert inputs.c is not None and inputs.c.tolist() == [1]
+    assert scaled(tiny_model(), inputs, 2).c is inputs.c
+
+
+def test_classes_are_called_as_their_images_say(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{n}.png", np.zeros((8, 8, 3))) for n in range(4)]
+    labels = {"class_label": [3, 1, 3, 1], "human_label": ["cat", "dog", "cat", "dog"]}
+    assert class_names(SeededDataset(ImagePaths(paths, labels=labels))) == {1: "dog", 3: "cat"}
+    del labels["human_label"]
+    assert class_names(SeededDataset(ImagePaths(paths, labels=labels))) == {}
+    assert class_names(SeededDataset(Pictures())) == {}
 
 
 def test_labels_stay_labels_at_other_sizes() -> None:

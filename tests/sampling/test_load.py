@@ -4,13 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from taming.checkpoint import find_run
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
-from taming.sampling.load import data_config, load_transformer
-from tests.kit.models import FIRST_STAGE, tiny_model
+from taming.models.vqgan import VQModel
+from taming.sampling.load import (
+    data_config,
+    load_first_stage,
+    load_transformer,
+    open_dataset,
+)
+from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
+from tests.support import ROOT
 
 
 def test_run_folder_or_checkpoint(tmp_path: Path) -> None:
@@ -22,6 +30,42 @@ def test_run_folder_or_checkpoint(tmp_path: Path) -> None:
         assert not model.training
         state = model.state_dict()
         assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_changes_and_precision_reach_the_model(tmp_path: Path) -> None:
+    folder, base = tiny_run(tmp_path / "run"), tmp_path / "base.yaml"
+    base.write_text("model: {params: {sos_token: 3}}")
+    changes = ["model.params.pkeep=0.5", "model.params.first_stage_config.params.image_key=photo"]
+    model, _, _ = load_transformer(folder, [base], "cpu", changes, torch.bfloat16)
+    assert (model.pkeep, model.sos_token) == (0.5, 3)
+    assert {p.dtype for p in model.transformer.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.first_stage_model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in model.parameters())
+    stage, run, step = load_first_stage(folder, [base], "cpu", changes)
+    assert isinstance(stage, VQModel) and not any(p.requires_grad for p in stage.parameters())
+    assert (stage.image_key, run.folder, step) == ("photo", folder, 7)
+    own = tiny_run(tmp_path / "own", FIRST_STAGE)
+    own_stage, _, _ = load_first_stage(own, device="cpu", overrides=["model.params.image_key=x"])
+    assert isinstance(own_stage, VQModel) and own_stage.image_key == "x"
+
+
+def test_splits_of_data(tmp_path: Path) -> None:
+    def scenes(length: int) -> dict[str, object]:
+        return {"target": "tests.kit.datasets.Scenes", "params": {"length": length}}
+
+    params: dict[str, object] = {"test": scenes(1), "train": scenes(2), "validation": scenes(3)}
+    data = OmegaConf.create({"params": params})
+    assert len(open_dataset(data)) == len(open_dataset(data, "validation")) == 3
+    assert [len(open_dataset(data, split)) for split in ("train", "test")] == [2, 1]
+    rest = OmegaConf.create({"params": {**params, "validation": None}})
+    assert len(open_dataset(rest)) == 2
+    with pytest.raises(UserError, match=r"no 'validation'; it has \['train', 'test'\]"):
+        open_dataset(rest, "validation")
+    run = find_run(tiny_run(tmp_path / "run", validation=scenes(3)))
+    base = tmp_path / "base.yaml"
+    base.write_text("data: {params: {batch_size: 9}}")
+    changed = data_config(run, [base], ["data.params.validation.params.length=4"])
+    assert changed.params.batch_size == 9 and len(open_dataset(changed)) == 4
 
 
 def test_first_stage(tmp_path: Path) -> None:
@@ -76,3 +120,14 @@ def test_no_data_at_all(tmp_path: Path, overrides: list[str]) -> None:
     run = find_run(tiny_run(tmp_path / "run", validation={"target": "taming.data.coco.Examples"}))
     with pytest.raises(UserError, match="no 'data' section"):
         data_config(run, (), overrides, True)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_lists_that_another_config_leaves_open(tmp_path: Path, alone: bool) -> None:
+    """They are the run's, as is a size that refers to the model."""
+    params = {"test_images_list_file": "list.txt", "on_error": "skip"}
+    dataset = {"target": "taming.data.custom.CustomTest", "params": params}
+    run = find_run(tiny_run(tmp_path / "run", transformer_config(), validation=dataset))
+    data = data_config(run, [ROOT / "configs" / "small" / "transformer.yaml"], (), alone)
+    # Of a run that does not name `exif`, as it was before that was an option.
+    assert data.params.validation.params == {"size": 8, **params, "exif": "ignore"}

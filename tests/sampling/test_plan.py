@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ import torch
 from taming.command_line import Parser, add_flags, add_side_flags, from_flags
 from taming.errors import UserError
 from taming.sampling import SampleSettings
-from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling import plan as plans
+from taming.sampling.plan import TOP_K, SamplingJob, SamplingPlan
 from tests.kit.models import tiny_model
 
 
@@ -66,10 +67,70 @@ def test_impossible_plans(flags: list[str], message: str) -> None:
 
 
 def test_descriptions_are_json() -> None:
-    described = SamplingPlan(classes=(1,), size=(10, None), dtype=torch.bfloat16).describe()
+    plan = SamplingPlan(
+        num_samples=7,
+        seed=3,
+        classes=(1,),
+        size=(10, None),
+        reject_ratio=0.5,
+        classifier="resnet18",
+        base=("a.yaml",),
+        overrides=("b=1",),
+        dtype=torch.bfloat16,
+    )
+    described = plan.describe()
     assert json.loads(json.dumps(described)) == described
-    names = ("top_k", "classes", "height", "width", "precision")
-    assert [described[name] for name in names] == [250, [1], 10, None, "bfloat16"]
+    settings = {"temperature": 1.0, "top_k": 250, "top_p": 1.0, "guidance": 1.0}
+    assert described == {
+        **settings,
+        "guidance_schedule": "constant",
+        "num_samples": 7,
+        "seed": 3,
+        "classes": [1],
+        "height": 10,
+        "width": None,
+        "reject_ratio": 0.5,
+        "classifier": "resnet18",
+        "base": ["a.yaml"],
+        "overrides": ["b=1"],
+        "precision": "bfloat16",
+    }
+    assert SamplingPlan().describe()["classes"] is None
+
+
+def test_jobs_hand_on_all_of_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(plans, "sample_images", lambda *_, **options: given.append(options) or [])
+    settings, model = SampleSettings(top_k=3), tiny_model()
+    plan = SamplingPlan(num_samples=9, settings=settings, seed=3, dtype=torch.bfloat16)
+    for compiled in (True, False):
+        replace(plan, compiled=compiled).job(model, 4).samples(Existing().finished, print)
+    shared = {"batch_size": 4, "seed": 3, "on_step": print, "shape": None, "filled": True}
+    assert given == [{**shared, "compiled": True}, {**shared, "compiled": False}]
+    job = replace(plan, dtype=torch.float32).job(model, 4)
+    assert not job.rounds_by_batch and plan.job(model, 4).rounds_by_batch
+
+
+def test_rejection_takes_whole_groups() -> None:
+    plan = SamplingPlan(num_samples=3, reject_ratio=0.4, classifier="resnet18")  # 2 of 5
+
+    def job(rank: int, processes: int) -> SamplingJob:
+        return SamplingJob(
+            plan,
+            tiny_model(),
+            [1, 2],
+            score=lambda images, _: images.mean((1, 2, 3)),
+            share=(rank, processes),
+        )
+
+    alone = list(job(0, 1).samples(Existing().finished))
+    made = [(s.label, s.number) for s in alone]
+    assert made == [(label, number) for label in (1, 2) for number in range(3)]
+    shared = [s for rank in range(2) for s in job(rank, 2).samples(Existing().finished)]
+    assert sorted((s.label, s.number) for s in shared) == made
+    assert job(0, 1).of_few_samples().batch_size == 25
+    assert job(0, 2).of_few_samples().batch_size == 15
+    assert replace(job(0, 2), score=None).of_few_samples().batch_size == 3
 
 
 def test_jobs_share_a_plan() -> None:

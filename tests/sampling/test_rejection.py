@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def test_the_best_of_every_group_pass() -> None:
     assert [(s.number, s.candidate) for s in chosen] == [(0, 1), (1, 3), (2, 7), (3, 9)]
     assert chosen[0].score == pytest.approx(0.9)
     assert len(list(best_of(samples(), score, 1.0))) == 10
+    many = [replace(s, number=n, image=s.image.round()) for n, s in enumerate(samples() * 20)]
+    assert [s.candidate for s in best_of(many, score, 0.01)] == [1, 101]  # the first of equals
 
 
 def test_classless_samples() -> None:

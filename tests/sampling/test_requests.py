@@ -68,8 +68,10 @@ def test_processes_share_the_samples() -> None:
         assert max(map(len, shares)) <= 5
     done = list(requests_for_labels(model, [4], 6, finished=lambda label: {0, 1, 2}, share=(1, 2)))
     assert [r.number for r in done] == [3, 5]
-    for rank in range(3):  # one sample of each class: every process has work
-        assert len(list(requests_for_labels(model, [4, 0, 2], 1, share=(rank, 3)))) == 1
+    for labels, count in (([4, 0, 2], 1), ([4, 0, 2], 2)):  # every process has work
+        for rank in range(3 * count):
+            share = requests_for_labels(model, labels, count, share=(rank, 3 * count))
+            assert len(list(share)) == 1
 
 
 def test_finished_samples_are_left_out() -> None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
-from taming.sampling import requests_for_scene
-from taming.sampling.scenes import Scene, builder_of, read_scene
-from tests.kit.scenes import OPTIONS, write_coco
+from taming.errors import UserError
+from taming.sampling import request_for_inputs, requests_for_scene
+from taming.sampling.inputs import condition_images, inputs_of_example
+from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene
+from tests.kit.models import scene_config, tiny_model, transformer_config
+from tests.kit.scenes import OPTIONS, coco_content, write_coco
 
 
 @pytest.mark.parametrize("encode_crop", [True, False])
@@ -32,6 +38,22 @@ def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: 
     assert seen == ({True, False} if flip else {False})
 
 
+def test_examples_of_scenes_are_kept_as_such(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][2]["bbox"] = [0, 0, 24, 16]  # of the second scene
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path, content), **OPTIONS)
+    dataset, model = SeededDataset(data), tiny_model(transformer_config(**scene_config(32)))
+    inputs = inputs_of_example(model, dataset, 1)
+    assert (inputs.shape, inputs.number, inputs.c) == ((16, 16), 1, None)
+    known = torch.full((16, 16), -1)
+    request = request_for_inputs(model, inputs, known)
+    assert (request.number, request.label) == (0, 1) and request.known is known
+    pictures = condition_images(model, replace(inputs, shape=(16, 8)), dataset)
+    assert {name: picture.shape for name, picture in pictures.items()} == {
+        "objects_bbox": (3, 384, 192)
+    }
+
+
 def test_windows_see_their_part(tmp_path: Path) -> None:
     data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
     scene = Scene("000000", list(data.annotations(0)))
@@ -46,3 +68,43 @@ def test_windows_see_their_part(tmp_path: Path) -> None:
     assert len(seen) < len(objects)
     assert window == pytest.approx((0.5, 0.5, 0.5, 0.5), abs=0.05)
     assert len(lower_right) == len(request.prompt)
+
+
+def test_windows_of_a_mirrored_scene_see_the_other_side(tmp_path: Path) -> None:
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
+    builder = builder_of(data, "objects_bbox")
+
+    def seen(flipped: bool, window: tuple[float, float, float, float]) -> set[Any]:
+        scene = Scene("000000", list(data.annotations(0)), flipped=flipped)
+        return {thing for thing, _ in builder.inverse_build(scene.tokens(builder, window))[0]}
+
+    left, right = (0.0, 0.0, 0.25, 1.0), (0.75, 0.0, 0.25, 1.0)
+    assert seen(False, left) != seen(False, right)
+    assert seen(True, left) == seen(False, right) and seen(True, right) == seen(False, left)
+
+
+def test_layouts_are_read_as_they_are_written(tmp_path: Path) -> None:
+    data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path), **OPTIONS)
+    layout: list[dict[str, Any]] = [
+        {"class": "person", "box": [0, 0.25, 0.5, 0.75], "group": True, "inside": False},
+        {"class": "sky", "box": [0, 0, 1, 0.5], "occluded": True},
+        {"class": "light", "box": [0.5, 0.5, 0.5, 0.25], "depiction": True, "inside": True},
+    ]
+    path = tmp_path / "street.json"
+    path.write_text(json.dumps(layout))
+    scene = read_layout(path, data, "objects_bbox")
+    assert (scene.name, scene.crop, scene.flipped) == ("street", (0, 0, 1, 1), False)
+    for given, thing in zip(layout, scene.annotations, strict=True):
+        assert data.get_textual_label_for_category_no(thing.category_no) == given["class"]
+        assert list(thing.bbox) == given["box"] and thing.area == given["box"][2] * given["box"][3]
+    flags = [(t.is_group_of, t.is_occluded, t.is_depiction, t.is_inside) for t in scene.annotations]
+    assert [tuple(map(bool, each)) for each in flags] == [
+        (True, False, False, False),
+        (False, True, False, False),
+        (False, False, True, True),
+    ]
+    empty, outside = ([0, 0, 1, 0], [0, 0, 0, 1]), ([0, 0.5, 1, 0.6], [0.5, 0, 0.6, 1])
+    for box in (*empty, *outside, [0, 0, 1], [-1, 0, 1, 1]):
+        path.write_text(json.dumps([{"class": "sky", "box": box}]))
+        with pytest.raises(UserError, match="object 1: the box is"):
+            read_layout(path, data, "objects_bbox")

@@ -16,6 +16,7 @@ def test_numbers_depend_on_seed_and_sample_alone() -> None:
     assert torch.equal(uniforms(3, [7, 5], 40), together[[2, 0]])
     assert torch.equal(uniforms(3, [6], 10), together[1:2, :10])
     assert not torch.equal(uniforms(4, [6], 40), together[1:2])
+    assert not torch.equal(uniforms(2**32 + 3, [6], 40), together[1:2])
     assert len({uniforms(seed, [6], 1).item() for seed in range(-20, 200)}) == 220
 
 

@@ -13,7 +13,7 @@ from taming.sampling.settings import SampleSettings
 from tests.support import fill_by_name, load_golden
 
 
-def small_gpt(block_size: int = 32, n_unmasked: int = 0) -> GPT:
+def small_gpt(block_size: int = 31, n_unmasked: int = 0) -> GPT:
     gpt = GPT(30, block_size, n_layer=2, n_head=2, n_embd=16, n_unmasked=n_unmasked)
     fill_by_name(gpt)
     return gpt.eval()
@@ -73,12 +73,29 @@ def test_greedy_is_the_plain_loops(kind: str, shape: tuple[int, int]) -> None:
     assert torch.equal(sampled, plain_loop(gpt, cond, shape, 4))
 
 
-@pytest.mark.parametrize("limit", [0, 3, 10])
-def test_caches_that_do_not_fit_change_nothing(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    gpt, cond = small_gpt(), condition("map", (9, 11))
+def count_caches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The sizes of the caches that are made from now on."""
+    made: list[tuple[int, int]] = []
+    original = sliding_window.Weights.new_cache
+
+    def new_cache(self: Any, rows: int, length: int) -> Tensor:
+        made.append((rows, length))
+        return original(self, rows, length)
+
+    monkeypatch.setattr(sliding_window.Weights, "new_cache", new_cache)
+    return made
+
+
+# How many fit into the memory, and are made: a row's own caches do not count.
+@pytest.mark.parametrize(("limit", "count"), [(0, 2), (5, 6), (10, 8)])
+def test_caches_that_do_not_fit_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, limit: int, count: int
+) -> None:
+    gpt, cond, made = small_gpt(), condition("map", (9, 11)), count_caches(monkeypatch)
     monkeypatch.setattr(sliding_window, "CACHE_BYTES", limit * 2 * 2 * 2 * 31 * 16 * 4)
     sampled = sample_sliding_window(gpt, cond, (9, 11), 4, temperature=0)
     assert torch.equal(sampled, plain_loop(gpt, cond, (9, 11), 4))
+    assert made == [(2, 31)] * count
 
 
 @pytest.mark.parametrize("n_unmasked", [3, 16, 24])
@@ -86,6 +103,18 @@ def test_positions_that_see_each_other(n_unmasked: int) -> None:
     gpt, cond = small_gpt(n_unmasked=n_unmasked), condition("map", (6, 7))
     sampled = sample_sliding_window(gpt, cond, (6, 7), 4, temperature=0)
     assert torch.equal(sampled, plain_loop(gpt, cond, (6, 7), 4))
+
+
+def test_caches_are_freed_for_the_next_windows_and_the_next_grid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpt, cond, made = small_gpt(), condition("map", (12, 4)), count_caches(monkeypatch)
+    sampler = sliding_window.SlidingWindow(
+        sliding_window.Weights(gpt), cond, sliding_window.Layout((12, 4), (4, 4))
+    )
+    grids = [sampler.sample(lambda logits, row, column: logits.argmax(1)) for _ in range(2)]
+    assert torch.equal(*grids) and torch.equal(grids[0], plain_loop(gpt, cond, (12, 4), 4))
+    assert len(made) == 1  # windows come one after the other
 
 
 def test_odd_and_oblong_windows() -> None:
@@ -150,18 +179,22 @@ def test_filters_apply_in_windows(filters: dict[str, Any]) -> None:
 
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = []
+    counted, dtypes = [], set()
     original = sliding_window.Weights.logits
 
     def count(self: Any, segments: Any) -> Tensor:
+        dtypes.add(self.dtype)
         counted.append(sum(segment.tokens.shape[1] for segment in segments))
         return original(self, segments)
 
     monkeypatch.setattr(sliding_window.Weights, "logits", count)
     sample_sliding_window(small_gpt(), condition("map", (4, 4))[:1], (4, 4), 4)
+    assert dtypes == {torch.float32}
     assert counted == [16] + [1] * 15
     counted.clear()
-    sample_sliding_window(small_gpt(), condition("map", (4, 12))[:1], (4, 12), 4)
+    wide = condition("map", (4, 12))[:1]
+    sample_sliding_window(small_gpt(), wide, (4, 12), 4, dtype=torch.float64)
+    assert dtypes == {torch.float32, torch.float64}
     windows, others = 9, 4 * 12 - 9  # no row above: each window once, then what is new in it
     assert sum(counted) <= windows * (16 + 3) + others * 4
     assert len(counted) == 3 * 4 + 12  # rows run side by side
@@ -174,7 +207,8 @@ def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"cond": torch.full((1, 6, 6), 30)}, "from 30 to 30, but .* from 0 to 29"),
         ({"cond": torch.full((1, 1), -1)}, "from -1 to -1"),
         ({"cond": torch.zeros(1, 0, dtype=torch.long)}, "empty"),
-        ({"window": 5}, "block_size is 32"),
+        ({"window": 5}, "block_size is 31"),
+        ({"cond": torch.zeros(1, 17, dtype=torch.long)}, "block_size is 31"),
         ({"window": 0}, "window"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),

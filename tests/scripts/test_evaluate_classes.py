@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts import evaluate_classes
 from scripts.evaluate_classes import main
+from taming.evaluation import arguments
 from taming.evaluation.metrics.small_classifier import train_small_classifier
 from taming.evaluation.results import read_result
+from taming.evaluation.runner import Runner
 from tests.evaluation.metrics.test_accuracy import stripes
 from tests.kit.images import image_folder
 from tests.kit.processes import in_two_processes
@@ -62,6 +65,37 @@ def test_samples_of_a_folder(samples: Path, judge: str, tmp_path: Path) -> None:
     assert shared["hardware"]["processes"] == 2
     assert shared["by_class"] == alone["by_class"]
     assert shared["sets"] == alone["sets"]
+
+
+def test_the_plot_the_batches_and_the_key_are_the_classifiers(
+    samples: Path, judge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots: list[dict[int, float]] = []
+    keys: list[str] = []
+
+    class Noted(Runner):
+        def run(self, source: Any, make: Any, key: str, *rest: Any, **options: Any) -> Any:
+            assert self.batch_size == 5
+            keys.append(key)
+            return super().run(source, make, key, *rest, **options)
+
+    def plot(values: dict[int, float], path: Path, label: str) -> Path:
+        plots.append(values)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    monkeypatch.setattr(arguments, "Runner", Noted)
+    monkeypatch.setattr(evaluate_classes, "plot_bars", plot)
+    other = tmp_path / "other.pt"
+    train_small_classifier(*stripes(30, seed=1), epochs=1).save(other)
+    for own in (judge, f"small:{other}"):
+        found = evaluate(
+            tmp_path / str(len(keys)), str(samples), "--judge", own, "--batch_size", "5"
+        )
+        top = {int(label): row["top_1"] for label, row in found["by_class"].items()}
+        assert plots[-1] == top
+    assert keys[0] != keys[1] and plots[0] == {0: 0.8, 1: 1.0, 2: 1.0}
 
 
 def test_samples_of_a_run(judge: str, tmp_path: Path) -> None:

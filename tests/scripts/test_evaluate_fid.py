@@ -150,11 +150,12 @@ def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
     assert single["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_reproduced_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reproduced_or_not(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = image_folder(tmp_path / "a", 6), image_folder(tmp_path / "b", 8, seed=100)
-    evaluate(tmp_path / "out", str(a), str(b))
+    evaluate(tmp_path / "out", str(a), str(b), "--no_cache")
     (path,) = (tmp_path / "out").glob("*.json")
     main(["--reproduce", str(path)])
+    assert not list(cache.glob("*"))  # all of it was computed
     assert f"{path} is reproduced within 0.001: fid" in capsys.readouterr().out
     image_folder(b, 8, seed=200)
     with pytest.raises(SystemExit) as stop:
@@ -164,6 +165,7 @@ def test_reproduced_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert last.startswith(f"{path} is not reproduced: fid was ")
     assert last.endswith("the reference are other images")
     assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    main(["--reproduce", str(path), "--tolerance", "1e6"])
     changed = json.loads(path.read_text()) | {"command": ["scripts/evaluate_first_stage.py"]}
     path.write_text(json.dumps(changed))
     assert "is a result of scripts/evaluate_first_stage.py" in fails(
@@ -194,6 +196,9 @@ def test_preset(run: str, classes: tuple[str, str], tmp_path: Path, capsys: Any)
         (("A", "B", "--sweep", "topk=1"), "did you mean 'top_k'"),
         (("A", "B", "--sweep", "top_k=one"), "takes numbers"),
         (("A", "B", "--sweep", "top_k=1", "--per_class"), "goes without --per_class"),
+        (("A", "B", "--sweep", "top_k=1", "--neighbors", "2"), "and --neighbors"),
+        (("A", "B", "--neighbors", "-1"), "--neighbors must be at least 1, not -1"),
+        (("A", "B", "--precision", "fp8"), "--precision takes fp32, bf16 or auto, not 'fp8'"),
         (("A", "B", "--batch_size", "0"), "--batch_size must be at least 1"),
         (("A", "B", "--extractor", "nowhere:Class"), "No module named 'nowhere'"),
         (("A", "B", "--extractor", "taming.errors:UserError"), "is no subclass"),

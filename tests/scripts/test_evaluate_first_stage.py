@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.evaluate_first_stage import main
+from scripts.evaluate_first_stage import Arguments, main
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.prepared import PreparedSource
 from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_sizes, truncate, write_image, write_images
@@ -85,6 +88,13 @@ def test_a_folder_without_any_networks(
     run = tiny_run(tmp_path / "run", FIRST_STAGE)
     main(["-r", str(run), "--images", str(folder), "--size", "16", "-o", str(tmp_path / "out")])
     place, result = written(tmp_path / "out")
+    assert result["protocol"]["precision"] == "float32"
+    picture = np.asarray(Image.open(place / "first_stages.png"))
+    assert picture.shape == (HEAD + 3 * 260 + 4, 2 * 260 + 4, 3)
+    # On the left the images themselves, enlarged from 16 to 256 pixels.
+    pixels = PreparedSource(FolderSource(folder, workers=0), (16, 16)).load(0)[0]
+    enlarged = np.kron(pixels.transpose(1, 2, 0), np.ones((16, 16, 1), np.uint8))
+    np.testing.assert_array_equal(picture[HEAD + 4 : HEAD + 260, 4:260], enlarged)
     assert set(result["left_out"]["run"]) == {"rfid", "lpips_vgg", "lpips_alex", "ms_ssim"}
     assert set(result["metrics"]["run"]) >= {"l1", "psnr", "ssim", "codebook_usage"}
     sentences = [record.getMessage() for record in caplog.records]
@@ -95,11 +105,25 @@ def test_a_folder_without_any_networks(
     assert "rFID is left out" in (place / "first_stages.md").read_text()
 
 
+def test_the_first_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_with_data(tmp_path / "run")
+    (config,) = (run / "configs").iterdir()
+    flags = ["-r", str(run), "--data", str(config), "-n", "2", "--image_key", "depth"]
+    main([*flags, "--precision", "bf16", "-o", str(tmp_path / "out"), "--device", "cpu"])
+    _, result = written(tmp_path / "out")
+    assert result["metrics"]["run"]["images"] == 2
+    assert result["sets"]["images"]["key"] == "depth"
+    assert result["protocol"]["precision"] == "bfloat16"
+    assert Arguments.__dataclass_fields__["rows"].default == 8
+
+
 def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_with_data(tmp_path / "run", SEGMENTATION)
     main(["-r", str(run)])
-    assert "pixel accuracy | mean IoU" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "pixel accuracy | mean IoU" in printed
     place, result = written(run / "evaluation")
+    assert f"| {result['metrics']['run']['mean_iou']:.4f} " in printed
     assert result["metrics"]["run"]["pixel_accuracy"] > 0
     assert (place / "first_stages.png").is_file()
 
@@ -138,6 +162,8 @@ def test_two_processes_find_what_one_finds(
         (["-r", "RUN", "--images", "IMAGES", "--alex_path", "no.pth"], "alex_path: there is no"),
         (["-r", "RUN", "--images", "IMAGES", "--extractor", "vgg"], "no feature extractor vgg"),
         (["-r", "SEGMENTATION", "--images", "IMAGES"], "takes segmentations"),
+        (["-r", "SEGMENTATION", "--size", "16"], "--size resizes images in color"),
+        (["-r", "RUN", "--images", "IMAGES", "--data", "x.yaml"], "both name the images"),
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),
     ],

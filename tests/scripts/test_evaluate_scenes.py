@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from scripts.evaluate_scenes import main
 from scripts.make_scene_samples import main as make_scene_samples
 from taming.evaluation.results import read_result
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import flattened
 from tests.kit.images import truncate
 from tests.kit.processes import in_two_processes
@@ -51,10 +51,10 @@ def test_numbers_of_scenes(run: Path, cache: Path, capsys: pytest.CaptureFixture
 
 
 def test_images_are_those_of_the_other_script(run: Path, tmp_path: Path) -> None:
-    result = evaluate(run, "-N", "2", "-n", "3", "--seed", "5")
-    flags = ["-r", str(run), "-o", str(tmp_path), "-R", "8,8", "-N", "2", "-n", "3"]
-    make_scene_samples([*flags, "--seed", "5", "--device", "cpu"])
-    written = FolderSource(tmp_path / "7_100_1.0" / "samples")
+    own = ["-N", "2", "-n", "3", "--seed", "5", "-k", "3", "-t", "0.7"]
+    result = evaluate(run, *own)
+    make_scene_samples(["-r", str(run), "-o", str(tmp_path), "-R", "8,8", *own, "--device", "cpu"])
+    written = FolderSource(tmp_path / "7_3_0.7" / "samples")
     assert written.fingerprint() == result["sets"]["samples"]["fingerprint"]
 
 
@@ -63,9 +63,14 @@ def test_data_of_another_config(run: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(project)
     config.data.params.train = config.data.params.pop("validation")
     OmegaConf.save(config, tmp_path / "data.yaml")
-    flags = ["-N", "1", "--data", str(tmp_path / "data.yaml"), "--split", "train"]
+    flags = ["--data", str(tmp_path / "data.yaml"), "--split", "train"]
+    flags += ["--sampler_precision", "bf16", "--min_object_side", "3"]
     result = evaluate(run, *flags, "data.params.train.params.max_objects_per_image=9")
     assert result["sets"]["reference"]["images"] == 5
+    sampler = result["sets"]["samples"]["sampler"]
+    assert (sampler["samples_per_layout"], sampler["top_k"]) == (5, 100)
+    assert sampler["precision"] == "bfloat16"
+    assert result["protocol"]["min_object_side"] == 3
 
 
 def test_two_processes_give_the_same(run: Path) -> None:

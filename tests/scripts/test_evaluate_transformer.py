@@ -9,12 +9,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from scripts import evaluate_transformer
 from scripts.evaluate_transformer import main
 from taming.evaluation.metrics.likelihood import ModelLikelihood, measure_likelihood
 from taming.evaluation.results import read_result
-from taming.evaluation.runner import cache_folder
+from taming.evaluation.runner import Runner, cache_folder
+from taming.evaluation.sources.dataset import ItemSource
 from tests.kit.models import tiny_model
 from tests.kit.processes import in_two_processes
 from tests.kit.runs import tiny_run
@@ -123,8 +125,44 @@ def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.Monkey
         assert len(list(cache_folder().glob("*.partial.*"))) == changed
 
 
+def test_what_decides_items_and_numbers_is_in_the_key(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    maps: list[Any] = []
+
+    def stop(self: Any, source: Any, make: Any, key: str, label: str) -> None:
+        keys.append(key)
+        assert isinstance(source, ItemSource) and isinstance(source.dataset, Subset)
+        assert source.dataset.dataset.seed == len(keys) - 1
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "run", stop)
+        for seed, precision in enumerate(("fp32", "bf16", "fp32")):
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(run, "--seed", str(seed), "--precision", precision)
+            if seed == 1:
+                checkpoint = torch.load(run / "checkpoints" / "last.ckpt")
+                torch.save(checkpoint | {"global_step": 8}, run / "checkpoints" / "last.ckpt")
+    assert len(set(keys)) == 3
+
+    def draw(values: Any, path: Path, label: str) -> Path:
+        maps.append(values)
+        return path
+
+    monkeypatch.setattr(evaluate_transformer, "plot_map", draw)
+    result = evaluate(run)
+    assert maps[0].tolist() == result["by_position"]
+
+
 def test_the_first_images_of_a_split(run: Path) -> None:
+    config = run / "configs" / "0-project.yaml"
+    data = OmegaConf.load(config)
+    data.data.params.train.params.count = 5
+    OmegaConf.save(data, config)
     result = evaluate(run, "-n", "4", "--split", "train")
+    assert result["sets"]["images"]["dataset"]["params"]["count"] == 5
     assert result["metrics"]["images"] == 4
     assert result["sets"]["images"]["split"] == "train"
     expected = whole(4).nats_per_token

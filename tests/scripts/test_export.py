@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
@@ -20,11 +21,16 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_a_submodel_becomes_a_checkpoint(run: Path, tmp_path: Path, suffix: str) -> None:
+def test_a_submodel_becomes_a_checkpoint(
+    run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target = run / "checkpoints" / "last.ckpt", tmp_path / f"out{suffix}"
     extract_submodel.main([str(source), str(target), "transformer"])
     part = read_checkpoint(target)["state_dict"]
     whole = read_checkpoint(source)["state_dict"]
+    assert capsys.readouterr().out == f"{len(part)} tensors of transformer are in {target}\n"
+    plain = load_file(target) if suffix == ".safetensors" else torch.load(target)["state_dict"]
+    assert plain.keys() == part.keys()
     assert {f"transformer.{n}" for n in part} == {n for n in whole if n.startswith("transformer.")}
     assert all(torch.equal(tensor, whole[f"transformer.{n}"]) for n, tensor in part.items())
 
@@ -40,7 +46,9 @@ def test_the_first_stage_is_taken_by_default_and_can_be_used(run: Path, tmp_path
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.net._orig_mod."])
-def test_submodels_of_wrapped_models(run: Path, tmp_path: Path, prefix: str) -> None:
+def test_submodels_of_wrapped_models(
+    run: Path, tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
     average = {f"{prefix}{n}": tensor + 1 for n, tensor in whole.items()}
     raw = {f"{prefix}{n}": tensor for n, tensor in whole.items()}
@@ -51,6 +59,8 @@ def test_submodels_of_wrapped_models(run: Path, tmp_path: Path, prefix: str) -> 
         state = read_checkpoint(target)["state_dict"]
         name = "encoder.conv_in.weight"
         assert torch.equal(state[name], whole[f"first_stage_model.{name}"] + shift)
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("in.pt: " in text and "'model" in text for text in texts) == 2
     again = str(tmp_path / "again.ckpt")
     torch.save({f"first_stage_model.{n}": t for n, t in state.items()}, tmp_path / "alone.pt")
     extract_submodel.main([str(tmp_path / "alone.pt"), again])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from scripts import extract_depth, extract_segmentation
 from taming.data.condition_maps import Depth, ImageMap
 from taming.data.files.images import PLAIN, Reading, read_rgb
 from taming.data.tools.extraction import (
@@ -169,6 +171,42 @@ def test_sizes() -> None:
     assert labels_of(network, large, CPU).shape == (100, 1026) and seen[1] == (1, 3, 50, 513)
     with pytest.raises(UserError, match="at most 256 labels"):
         labels_of(lambda x: x[0], image, CPU)
+
+
+def test_published_networks_and_imagenets_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of torch hub, and which images are read as they are in their files."""
+    write_image(tmp_path / "a.png")
+    loaded: list[tuple[str, str, dict[str, Any]]] = []
+    read: list[tuple[Any, ...]] = []
+
+    def load(options: NetworkOptions, device: torch.device, **pretrained: Any) -> None:
+        loaded.append((options.model, options.entry, pretrained))
+
+    def noted(*folders: Any, upright: bool = True) -> None:
+        read.append((*map(str, folders[1:3]), upright))
+
+    for script in (extract_depth, extract_segmentation):
+        monkeypatch.setattr(script, "load_network", load)
+        monkeypatch.setattr(script, "extract", noted)
+    monkeypatch.setattr(extract_depth, "prepare", lambda split, name: [f"{name}.JPEG"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = ["--images", str(tmp_path), "--device", "cpu"]
+    extract_segmentation.main(["labels", *images])
+    extract_depth.main([*images, "-o", "depth"])
+    extract_depth.main(["--device", "cpu", "-o", "depth"])
+    assert read[:2] == [(str(tmp_path), "labels", True), (str(tmp_path), "depth", True)]
+    root = tmp_path / "autoencoders/data"
+    assert read[2:] == [
+        (str(root / "ILSVRC2012_train" / "data"), "depth/train", False),
+        (str(root / "ILSVRC2012_validation" / "data"), "depth/val", False),
+    ]
+    labels = {"pretrained": "cocostuff164k", "n_classes": 182}
+    assert loaded == [
+        ("kazuto1011/deeplab-pytorch", "deeplabv2_resnet101", labels),
+        *[("intel-isl/MiDaS:v2", "MiDaS", {"pretrained": True})] * 2,
+    ]
 
 
 def test_nothing_to_extract(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from PIL import Image
 from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
+from scripts import make_samples as script
 from scripts.make_samples import main
+from taming.sampling import sample_images
 from taming.sampling.conditions import read_picture
 from tests.kit.models import tiny_model, transformer_config
 from tests.kit.runs import tiny_run
@@ -77,17 +79,35 @@ def test_every_kind_of_condition(kind: str, tmp_path: Path) -> None:
         names = [path.name for path in sorted((root / folder).iterdir())]
         assert names == ["000000.png", "000001.png", "000002.png"]
         assert Image.open(root / folder / "000002.png").size == (12, 8)
-    original = read_picture(root / "originals" / "000002.png")
-    expected = Pictures()[2]["image"][:, :12].permute(2, 0, 1)
-    assert (original[0] - expected).abs().max() < 0.005
+    x, sketch = (Pictures()[2][key][:, :12].permute(2, 0, 1) for key in ("image", "sketch"))
+    stage = tiny_model(transformer_config(**changes)).first_stage_model
+    expected = {"originals": x, "reconstructions": stage(x[None])[0][0].clamp(-1, 1)}
+    if kind == "sketch":
+        expected["conditioning"] = sketch
+    for folder, picture in expected.items():
+        written = read_picture(root / folder / "000002.png")[0]
+        assert (written - picture).abs().max() < 0.005, folder
 
 
-def test_it_goes_on_and_batches_change_nothing(tmp_path: Path) -> None:
+def test_it_goes_on_and_batches_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
-    first = make(run, data, tmp_path / "a", "--batch_size", "1")
-    second = make(run, data, tmp_path / "b", "-n", "2")
+    given = []
+
+    def sample(model: Any, requests: Any, settings: Any, **options: Any) -> Any:
+        requests = list(requests)
+        assert [r.label for r in requests] == [r.number for r in requests]  # as the data has it
+        given.append((settings.top_p, options["batch_size"], options["seed"]))
+        return sample_images(model, requests, settings, **options)
+
+    monkeypatch.setattr(script, "sample_images", sample)
+    flags = ("--seed", "3", "-p", "0.95")
+    first = make(run, data, tmp_path / "a", "--batch_size", "1", *flags)
+    assert given == [(0.95, 1, 3)] * 2  # for each of the two sizes
+    second = make(run, data, tmp_path / "b", "-n", "2", *flags)
     assert len(list((second / "samples").iterdir())) == 2
-    make(run, data, tmp_path / "b")
+    make(run, data, tmp_path / "b", "-n", "9", *flags)
     for path in (first / "samples").iterdir():
         assert path.read_bytes() == (second / "samples" / path.name).read_bytes()
 

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from scripts import make_scene_samples as script
 from scripts.make_scene_samples import main
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.seeding import SeededDataset
+from taming.sampling import SampleSettings, sample_images
+from taming.sampling.arguments import DataArguments, SampleArguments
+from taming.sampling.folder import RECORD
 from tests.kit.models import scene_config, transformer_config
 from tests.kit.runs import tiny_run
-from tests.kit.scenes import OPTIONS, write_coco
+from tests.kit.scenes import OPTIONS, coco_content, write_coco
 
 SCENES = scene_config(block_size=32)
 
@@ -52,13 +59,18 @@ def test_scenes_of_data(run: Path, tmp_path: Path, resolution: str) -> None:
     ]
     for name in (names[0], names[-1]):
         assert Image.open(root / name).size == (width, height)
+    with Image.open(root / names[-1]) as image:
+        record = json.loads(image.info[RECORD])
+    assert (record["size"], record["conditional"]) == ([height, width], "objects_bbox")
     before = (root / names[-1]).read_bytes()
     (root / names[-1]).unlink()
     sample(run, tmp_path, "-R", resolution, "-N", "2", "--batch_size", "1")
     assert (root / names[-1]).read_bytes() == before
 
 
-def test_layouts_that_a_person_writes(run: Path, tmp_path: Path) -> None:
+def test_layouts_that_a_person_writes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = [
         {"class": "person", "box": [0, 0.25, 0.5, 0.75], "group": True},
         {"class": "sky", "box": [0, 0, 1, 0.5]},
@@ -66,7 +78,16 @@ def test_layouts_that_a_person_writes(run: Path, tmp_path: Path) -> None:
     (tmp_path / "street.json").write_text(json.dumps(layout))
     (tmp_path / "sea.yaml").write_text("- {class: sky, box: [0, 0, 1, 1]}\n")
     files = [str(tmp_path / name) for name in ("street.json", "sea.yaml")]
-    root = sample(run, tmp_path / "out", "-R", "8,8", "-N", "1", "--layout", *files)
+    given = []
+
+    def sampled(model: Any, requests: Any, settings: Any, **options: Any) -> Any:
+        given.append((requests[0].label, settings.top_p, options["batch_size"], options["seed"]))
+        return sample_images(model, requests, settings, **options)
+
+    monkeypatch.setattr(script, "sample_images", sampled)
+    flags = ("-R", "8,8", "-N", "1", "--seed", "3", "-p", "0.9", "--batch_size", "2")
+    root = sample(run, tmp_path / "out", *flags, "--layout", *files)
+    assert given == [(0, 0.9, 2, 3), (1, 0.9, 2, 3)]  # layouts have random numbers of their own
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     assert names == [
         "layouts/sea.png",
@@ -74,6 +95,20 @@ def test_layouts_that_a_person_writes(run: Path, tmp_path: Path) -> None:
         "samples/sea/000000.png",
         "samples/street/000000.png",
     ]
+
+
+def test_as_many_layouts_of_the_data_as_are_wanted(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][2]["bbox"] = [0, 0, 24, 16]  # of the second scene
+    data = SeededDataset(AnnotatedObjectsCoco(**OPTIONS, data_path=write_coco(tmp_path, content)))
+    for count, made in ((None, 2), (1, 1), (9, 2)):
+        own = script.Arguments(
+            data=DataArguments(),
+            sampling=SampleArguments(settings=SampleSettings()),
+            num_layouts=count,
+        )
+        assert len(list(script.scenes(own, data))) == made
+    assert own.size == (256, 256) and own.samples_per_layout == 4
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts import reconstruct as script
 from scripts.evaluate_first_stage import main as evaluate_first_stage
-from scripts.reconstruct import main
+from scripts.reconstruct import batches, main
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator
+from taming.pictures import grid
 from taming.sampling.conditions import read_picture
+from tests.kit.images import image_sizes
 from tests.kit.models import FIRST_STAGE, tiny_model
 from tests.kit.runs import tiny_run
 
@@ -144,6 +147,7 @@ def test_the_comparison_has_images_beside_their_reconstructions(tmp_path: Path) 
     folder, run = write_images(tmp_path / "images"), tiny_run(tmp_path / "run", FIRST_STAGE)
     main(["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--size", "8"])
     page = np.asarray(Image.open(tmp_path / "out/7/comparison.jpg")).astype(int)
+    assert page.shape[0] > 3 * 256  # all three
     copy = np.asarray(Image.open(tmp_path / "out/7/a.png"))
     original = read_picture(folder / "a.png", size=(8, 8))[0].permute(1, 2, 0).numpy()
     found = []
@@ -157,6 +161,35 @@ def test_the_comparison_has_images_beside_their_reconstructions(tmp_path: Path) 
         ]
         found.append(min(places))
     assert max(found) < 12  # JPEG
+
+
+def test_batches_are_of_one_size_and_pictures_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    rows: list[Any] = []
+
+    def noted(images: Any, size: int) -> Any:
+        for names, x in batches(images, size):
+            shapes.append(tuple(x.shape))
+            yield names, x
+
+    def drawn(cells: Any, *args: Any, **options: Any) -> Any:
+        rows.append([name for (name, _), _ in cells])
+        return grid(cells, *args, **options)
+
+    monkeypatch.setattr(script, "batches", noted)
+    monkeypatch.setattr(script, "grid", drawn)
+    heights = {f"{n}.png": (8, 8 if n < 9 else 6) for n in range(10)}
+    folder = image_sizes(tmp_path / "images", heights)
+    run = tiny_run(tmp_path / "run", FIRST_STAGE)
+    command = ["-r", str(run), str(folder), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    main(command)
+    assert shapes == [(4, 3, 8, 8), (4, 3, 8, 8), (1, 3, 8, 8), (1, 3, 8, 6)]
+    assert rows == [[f"{n}.png" for n in range(8)]]
+    shapes.clear()
+    main([*command, "--batch_size", "7", "-n", "8"])
+    assert shapes == [(7, 3, 8, 8), (1, 3, 8, 8)]
 
 
 def test_damaged_images_are_left_out_and_named(

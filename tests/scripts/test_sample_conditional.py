@@ -10,15 +10,20 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from taming import sampling
 from taming.errors import UserError
+from taming.sampling import Request, SampleSettings
 from taming.sampling.folder import RECORD
+from taming.sampling.inputs import SampleInputs
 from tests.kit.images import write_image
-from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
@@ -70,9 +75,31 @@ def local_server() -> Iterator[None]:
     config.set_option("server.address", before)
 
 
+def script() -> Any:
+    from scripts import sample_conditional
+
+    return sample_conditional
+
+
 def app(monkeypatch: pytest.MonkeyPatch, run: Path, *flags: str) -> Any:
     monkeypatch.setattr("sys.argv", [str(SCRIPT), "-r", str(run), "--device", "cpu", *flags])
     return testing.AppTest.from_file(str(SCRIPT), default_timeout=60).run()
+
+
+Call = tuple[list[Request], SampleSettings, dict[str, Any]]
+
+
+def note_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What `sample_images` is called with from now on."""
+    calls: list[Call] = []
+    original = sampling.sample_images
+
+    def sample(model: Any, requests: Any, settings: Any, **options: Any) -> Any:
+        calls.append((requests, settings, options))
+        return original(model, requests, settings, **options)
+
+    monkeypatch.setattr(sampling, "sample_images", sample)
+    return calls
 
 
 def sampled(page: Any) -> Image.Image:
@@ -95,6 +122,7 @@ def test_every_kind_of_condition(
     run = tiny_run(tmp_path / "run", transformer_config(**changes))
     scenes = kind == "scenes"
     data = write_scenes(tmp_path) if scenes else write_data(tmp_path / "data.yaml")
+    calls = note_calls(monkeypatch)
     page = app(monkeypatch, run, "-b", str(data))
     assert not page.exception and not page.error
     assert "result" not in page.session_state
@@ -115,6 +143,10 @@ def test_every_kind_of_condition(
     assert sampled(page).size == (4, 4)
     assert "what is kept of the image" in captions(page)
     assert "keep top-half" in captions(page)[-1]
+    ((first,), _, _), ((second,), settings, _) = calls
+    assert first.known is None and (second.known >= 0).tolist() == [[True] * 2, [False] * 2]
+    assert settings.temperature == 0.9
+    assert kind != "class" or first.label == second.label == 1  # as the example
 
 
 def test_a_box_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,15 +164,22 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "no examples" in page.caption[0].value
     page.slider(key="guidance").set_value(2.0)
     page.number_input(key="class of 0").set_value(3)
+    page.selectbox(key="schedule").set_value("cosine")
+    page.number_input(key="top_k").set_value(7)
+    page.slider(key="top_p").set_value(0.9)
+    calls = note_calls(monkeypatch)
     assert sampled(page).size == (8, 8)
     assert page.selectbox(key="schedule").options != [] and len(page.selectbox) == 1
+    (((request,), settings, _),) = calls
+    assert request.label == 3 and settings == SampleSettings(1.0, 7, 0.9, 2.0, "cosine")
 
 
 def test_several_images_are_a_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
     page = app(monkeypatch, run, "-b", str(data))
     assert "transformer samples the codes" in page.markdown[0].value
-    first = sampled(page)
+    page.number_input(key="seed").set_value(5)
+    first, calls = sampled(page), note_calls(monkeypatch)
     page.number_input(key="count").set_value(6)
     assert sampled(page).tobytes() == first.tobytes()
     result = page.session_state.result
@@ -152,6 +191,37 @@ def test_several_images_are_a_gallery(tmp_path: Path, monkeypatch: pytest.Monkey
         with Image.open(archive.open("000005.png")) as last:
             assert last.tobytes() == result.images[5].tobytes()
             assert json.loads(last.info[RECORD])["number"] == 5
+    ((requests, _, options),) = calls
+    assert len(requests) == 6 and (options["batch_size"], options["seed"]) == (4, 5)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("not this time")
+
+    monkeypatch.setattr(sampling, "sample_images", fail)
+    page.button(key="sample").click().run()
+    assert error_of(page) == "not this time" and "result" not in page.session_state
+
+
+def test_pictures_of_a_condition_are_kept_for_it_alone() -> None:
+    conditions = [torch.tensor([1]), torch.tensor([2]), None]
+    keys = {script().key_of(SampleInputs((4, 4), c=c)) for c in conditions}
+    assert len(keys | {script().key_of(SampleInputs((4, 5)))}) == 4
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_large_files_are_reduced_if_it_is_asked_for(
+    reduce: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(*arguments: Any) -> Any:
+        given.append(arguments)
+
+    given: list[Any] = []
+    side = SimpleNamespace(file_uploader=lambda *_, **__: None, checkbox=lambda *_, **__: reduce)
+    monkeypatch.setattr(script(), "st", SimpleNamespace(sidebar=side))
+    monkeypatch.setattr(script(), "inputs_of_files", note)
+    model = tiny_model()
+    script().choose_files(model, None)
+    assert given == [(model, None, None, None, reduce)]
 
 
 def test_classes_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,57 +301,6 @@ def test_text_fields_open_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         box.set_value(path).run()
         assert error_of(page).startswith("--keep takes top-half")
         assert "grays" not in error_of(page) and "mask.png has" not in error_of(page)
-
-
-def module() -> Any:
-    import scripts.sample_conditional as script
-
-    return script
-
-
-class Upload:
-    def __init__(self, name: str, content: bytes) -> None:
-        self.name, self.content = name, content
-
-    def getvalue(self) -> bytes:
-        return self.content
-
-
-def png(width: int, height: int) -> bytes:
-    raw = io.BytesIO()
-    Image.new("1", (width, height)).save(raw, "PNG")
-    return raw.getvalue()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../../x.png",
-        "/etc/x.png",
-        "..",
-        "",
-        ".bashrc",
-        "a\\..\\x.png",
-        "x\0.png",
-        "x" * 999 + ".png",
-    ],
-)
-def test_uploads_stay_in_their_folder(name: str) -> None:
-    with module().stored(Upload(name, png(4, 4))) as (path,):
-        folder = Path(path).parent
-        assert folder.name == "0" and Path(path).read_bytes() == png(4, 4)
-        assert Path(path).resolve().parent == folder.resolve()
-    assert not folder.exists()
-
-
-def test_uploads_are_bounded() -> None:
-    for content, words in (
-        (bytes(20 * 2**20 + 1), "^a.png has more than 20 MiB"),
-        (png(5001, 5000), "^a.png has 5001 x 5000 pixels; 25,000,000 are allowed"),
-    ):
-        with pytest.raises(UserError, match=words):
-            with module().stored(None, Upload("a.png", content)):
-                raise AssertionError("it was stored")
 
 
 def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

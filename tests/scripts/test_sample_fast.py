@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from torchvision import models
 
+from scripts import sample_fast as script
 from scripts.sample_fast import main
 from taming.sampling.folder import RECORD
+from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
 
@@ -58,9 +60,10 @@ def test_a_second_run_samples_what_is_missing(
     assert len(files) == 3
     middle = root / "000001.png"
     middle.unlink()
-    sample(run, *flags, out=tmp_path)
+    sample(run, *flags, "-n", "2", out=tmp_path)
     assert {path: path.read_bytes() for path in sorted(root.iterdir())} == files
-    assert "(1 of them new)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "(1 of them new)" in said.out and "1/1" in said.err
 
 
 def test_a_folder_knows_its_model(
@@ -109,8 +112,23 @@ def test_in_bf16_a_folder_goes_on_with_its_batch_size(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
-    sample(run, "-n", "1", "--classes", "0", "model.params.pkeep=0.0", out=tmp_path)
-    assert len(names(tmp_path)) == 1
+    flags = ("-n", "1", "--classes", "0")
+    sample(run, *flags, "model.params.pkeep=0.0", out=tmp_path / "a")
+    sample(run, *flags, out=tmp_path / "b")
+    at_once, in_order = (next((tmp_path / name).rglob("*.png")) for name in "ab")
+    assert at_once.read_bytes() != in_order.read_bytes()
+
+
+def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[SamplingJob] = []
+    monkeypatch.setattr(script, "fill_folder", lambda folder, job: jobs.append(job) or 0)
+    sample(run, "-n", "90", "--classes", "0", out=tmp_path)
+    flags = ("--compile", "--batch_size", "3", "--seed", "4", "--precision", "bf16")
+    sample(run, "-n", "90", *flags, out=tmp_path)
+    first, second = jobs
+    assert (first.batch_size, first.plan.compiled, first.plan.dtype) == (25, False, torch.float32)
+    assert (second.batch_size, second.plan.compiled, second.plan.seed) == (3, True, 4)
+    assert second.plan.dtype == torch.bfloat16 and second.labels == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +208,7 @@ def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         record = json.loads(image.info[RECORD])
     assert record["candidate"] in (4, 5)
     assert 0 < record["score"] < 1
-    assert record["reject_ratio"] == 0.5
+    assert record["reject_ratio"] == 0.5 and record["classifier"] == classifier[1]
     with pytest.raises(SystemExit):
         sample(run, "-n", "1", *classifier)
     assert "needs both --reject_ratio below 1 and --classifier" in capsys.readouterr().err

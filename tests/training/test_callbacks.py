@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.training import callbacks
 from taming.training.callbacks import (
     ImageLogger,
     SetupCallback,
@@ -208,6 +209,35 @@ def test_subclasses_write_and_choose_pictures_themselves(tmp_path: Path) -> None
     callback.on_validation_batch_end(trainer, Shows(), None, batch, 0)
     written = (str(tmp_path), ["inputs"])
     assert seen == ["train", (*written, 3, 2, 7), "val", (*written, 3, 2, 0)]
+
+
+def test_a_start_makes_folders_and_trusts_what_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[Path] = []
+    monkeypatch.setattr(callbacks.trust, "remember", trusted.extend)
+    run, config = tmp_path / "run", OmegaConf.create({"a": 1})
+    left = run / "checkpoints" / ".last.ckpt.4194304.partial"  # no process has such a number
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    folders = run, run / "checkpoints", run / "configs"
+    SetupCallback(None, "now", *folders, config, config).on_fit_start(Mock(), Mock())
+    written = [run / "configs" / f"now-{name}.yaml" for name in ("project", "lightning")]
+    assert trusted == written == sorted(run.glob("configs/*"), reverse=True)
+    assert [path.read_text() for path in written] == ["a: 1\n", "lightning:\n  a: 1\n"]
+    assert not left.exists()
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_part_of_it(tmp_path: Path) -> None:
+    class Picture:
+        def save(self, path: Path) -> None:
+            path.write_bytes(b"part")
+            raise OSError("full")
+
+    picture: Any = Picture()
+    with pytest.raises(OSError, match="full"):
+        callbacks._save(picture, tmp_path / "images" / "x.png")
+    assert not list((tmp_path / "images").iterdir())
 
 
 def test_subclasses_add_to_the_start_of_a_run(tmp_path: Path) -> None:

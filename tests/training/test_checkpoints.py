@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 from taming.checkpoint import CheckpointWriter, read_checkpoint
-from taming.errors import UserError
+from taming.errors import NonFiniteError, Stopped, UserError
 from taming.training import checkpoints, run_folder
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import main as main_command
+from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, TERMINATE
 from tests.kit.resuming import moments, run_config
 from tests.kit.training import write_config
 
@@ -194,6 +196,147 @@ def test_leftovers_of_a_kill_go_at_the_next_start() -> None:
     assert not left.exists()
 
 
+def test_what_cannot_be_saved_at_a_signal_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And at the end of training, where it is tried no further."""
+    callback, calls = Checkpoints(dirpath=tmp_path), list[str]()
+    trainer: Any = SimpleNamespace(max_steps=-1, global_step=3, is_global_zero=False)
+    monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
+    monkeypatch.setattr(checkpoints, "has_checkpoints_of_one_file", lambda _: True)
+    monkeypatch.setattr(checkpoints.requests, "agreed", lambda _: TERMINATE)
+    for name in ("_reserve", "_report"):
+        monkeypatch.setattr(callback, name, lambda *_, **__: None)
+    monkeypatch.setattr(callback, "_write", lambda _: calls.append("write"))
+    monkeypatch.setattr(callback, "_finish", lambda _: "the disk is full")
+    callback._training = True
+    with pytest.raises(Stopped) as stopped:
+        callback.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert stopped.value.message == "the disk is full: the last steps are not saved"
+    with pytest.raises(UserError, match="the last steps are not saved; make room") as caught:
+        callback.on_train_end(trainer, trainer)
+    assert calls == ["write", "write"]
+    callback.on_exception(trainer, trainer, caught.value)
+    assert calls == ["write", "write"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "step", "queued", "written"),
+    [
+        (NOTHING, 2, False, 0),
+        (NOTHING, 3, False, 1),
+        (SAVE_NOW, 2, False, 1),
+        (SAVE_NOW, 2, True, 0),
+    ],
+)
+def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wanted: int,
+    step: int,
+    queued: bool,
+    written: int,
+) -> None:
+    callback = Checkpoints(dirpath=tmp_path)
+    trainer: Any = SimpleNamespace(max_steps=3, global_step=step, is_global_zero=False)
+    monkeypatch.setattr(pl.callbacks.ModelCheckpoint, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
+    monkeypatch.setattr(checkpoints.requests, "agreed", lambda _: wanted)
+    monkeypatch.setattr(checkpoints, "requeue_on_slurm", lambda _: queued)
+    for name in ("_reserve", "_report", "_write"):
+        monkeypatch.setattr(callback, name, lambda *_: None)
+    callback._training = True
+    callback.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert callback._due == [callback.last_path] * written
+
+
+def test_one_of_several_processes_does_not_stop_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(checkpoints, "requests", SimpleNamespace(stop=15))
+    callback = Checkpoints(dirpath=tmp_path)
+    for processes, between in ((2, True), (1, False), (1, True)):
+        monkeypatch.setattr(checkpoints, "between_steps", lambda _, between=between: between)
+        trainer: Any = SimpleNamespace(world_size=processes)
+        if (processes, between) == (1, True):
+            with pytest.raises(Stopped):
+                callback.on_validation_batch_start(trainer, trainer, None, 0)
+        else:
+            callback.on_validation_batch_start(trainer, trainer, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "step", "training", "saves"),
+    [
+        (RuntimeError(), 3, True, True),
+        (KeyboardInterrupt(), 3, True, True),
+        (NonFiniteError(), 3, True, False),
+        (RuntimeError(), 0, True, False),
+        (RuntimeError(), 3, False, False),  # in a test after training
+    ],
+)
+def test_what_breaks_off_training_saves_last_alone(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: BaseException,
+    step: int,
+    training: bool,
+    saves: bool,
+) -> None:
+    """What was due at the end of an epoch goes under: its values are not complete."""
+    callback, written = Checkpoints(dirpath=tmp_path), list[list[Path]]()
+    trainer: Any = SimpleNamespace(global_step=step, loggers=[])
+    monkeypatch.setattr(checkpoints, "between_steps", lambda _: True)
+    monkeypatch.setattr(checkpoints, "has_checkpoints_of_one_file", lambda _: True)
+    monkeypatch.setattr(callback, "_write", lambda _: written.append(callback._due.copy()))
+    callback._training, callback._due = training, [tmp_path / "epoch.ckpt"]
+    callback.on_exception(trainer, trainer, error)
+    assert written == [[callback.last_path]] * saves
+    assert len(callback._due) == saves
+
+
+def test_last_is_due_by_steps_and_minutes_since_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, told, saved = [1000.0], list[Any](), list[list[str]]()
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(checkpoints, "dump_checkpoint", lambda _: {})
+    monkeypatch.setattr(checkpoints, "has_checkpoints_of_one_file", lambda _: True)
+    callback = Checkpoints(dirpath=tmp_path, last_every_n_minutes=1, last_every_n_steps=4)
+    writer: Any = SimpleNamespace(busy=False, failed=False, failure=lambda: None)
+    writer.save = lambda content, paths, outdated: saved.append([path.name for path in paths])
+    callback.writer = writer
+    logger = SimpleNamespace(after_save_checkpoint=told.append)
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger])
+
+    def wish(step: int, seconds: float, busy: bool = False) -> bool:
+        trainer.global_step, clock[0], writer.busy = step, 1000 + seconds, busy
+        return callback._own_wish(trainer) == SAVE
+
+    def save(step: int, seconds: float) -> None:
+        assert wish(step, seconds)
+        callback._add_last(trainer)
+        callback._write(trainer)
+        assert not wish(step, seconds)
+
+    assert [wish(step, 0) for step in (0, 1, 2, 3)] == [False] * 4
+    save(4, 0)
+    assert not wish(5, 59)
+    save(6, 60)
+    assert not wish(7, 119) and not wish(8, 119, busy=True)
+    save(9, 119.5)
+    assert not wish(10, 179)
+    trainer.is_global_zero = False
+    assert not wish(12, 999)
+    assert saved == [["last.ckpt"]] * 3
+    for _ in range(2):
+        assert callback._report(trainer) is None
+    assert len(told) == 1  # though there were three
+
+
 def test_minutes_are_sixty_seconds() -> None:
+    assert Checkpoints().interval == 600 and Checkpoints().writer.in_background
+    assert not Checkpoints(in_background=False).writer.in_background
     intervals = [Checkpoints(last_every_n_minutes=n).interval for n in (2, 0.5, 0)]
     assert intervals == [120, 30, float("inf")]

@@ -132,7 +132,7 @@ def test_resuming_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 
 def test_a_crash_saves_and_is_raised_again(tmp_path: Path) -> None:
     base = write_config(tmp_path, small_vqgan(length=12, fail_at=11))
-    with pytest.raises(RuntimeError, match="item 11 cannot be read"):
+    with pytest.raises(UserError, match=r"item 11 .*Noise raises RuntimeError: .*cannot be read"):
         main(["--base", base, "-t", "-d"])
     [run] = tmp_path.glob("logs/debug_runs/*_small")
     assert 1 <= state(run)["global_step"] <= 2
@@ -217,7 +217,7 @@ def _transformer(folder: Path, first_stage: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--max_stepz", "3"], ["no argument --max_stepz", "did you mean 'max_steps'"]),
+        (["--max_stepz", "3"], ["unknown argument --max_stepz; did you mean --max_steps?"]),
         (["--max_steps", "soon"], ["--max_steps takes int"]),
         (["-t", "perhaps"], ["'perhaps' is neither true nor false"]),
         (["--base", "absent.yaml"], ["no config file absent.yaml"]),
@@ -332,3 +332,9 @@ def test_arguments_are_told_apart() -> None:
 def test_an_override_is_no_switchs_value() -> None:
     args, _, overrides = parse_arguments(["-b", "a.yaml", "-t", "model.z=2", "--no-test", "x.y=1"])
     assert args.train and args.no_test and overrides == ["model.z=2", "x.y=1"]
+    _, options, _ = parse_arguments(["-b", "a.yaml", "--max_steps", "-1", "--detect_anomaly"])
+    assert options == {"max_steps": -1, "detect_anomaly": True}
+    switches = {"-t": "train", "--train": "train", "-d": "debug", "--debug": "debug"}
+    for word, name in {**switches, "--scale_lr": "scale_lr", "--no-test": "no_test"}.items():
+        args, _, overrides = parse_arguments(["-b", "a.yaml", word, "x.y=1"])
+        assert getattr(args, name) is True and overrides == ["x.y=1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
+from taming.lightning_internals import Place
 from taming.training import data_module
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.stopping import start_worker
@@ -77,6 +79,31 @@ def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
         assert loader.worker_init_fn is start_worker and loader.num_workers == workers
         assert loader.timeout == (600 if workers else 0)
         assert loader.pin_memory == torch.cuda.is_available()
+    own = DataModuleFromConfig(2, noise(5), num_workers=workers, timeout=7)
+    own.setup()
+    assert own.train_dataloader().timeout == (7 if workers else 0)
+
+
+def test_batches_of_an_epoch_are_counted_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DataModuleFromConfig(3, noise(11), num_workers=0)
+    assert data.batches_per_epoch(1) is None
+    data.setup()
+    assert [data.batches_per_epoch(processes) for processes in (1, 2, 4)] == [4, 2, 1]
+    # Of 11 items, 4 batches of 3: what is left decides how many of them are done.
+    assert [data.start_at(0, seen) for seen in (0, 2, 3, 5, 6, 11)] == [0, 1, 1, 2, 2, 4]
+    assert data._position(1) == (0, 11)
+    other = DataModuleFromConfig(3, noise(11), num_workers=0)
+    for place, start in ((Place(3, 2), (3, 12)), (Place(3, 2, complete=True), (4, 0))):
+        monkeypatch.setattr(data_module, "place_of", lambda _, place=place: place)
+        assert other._position(processes=2) == start
+
+
+def test_the_slowest_item_of_all_loaders_is_named() -> None:
+    data = DataModuleFromConfig(3, num_workers=0)
+    assert data.slowest_item() == (0.0, "a batch")
+    times = {"train": (1.0, "a.png"), "validation": (3.0, "b.png"), "test": None}
+    data.readings = {n: SimpleNamespace(longest=lambda t=t: t) for n, t in times.items()}  # type: ignore[misc]
+    assert data.slowest_item() == (3.0, "b.png")
 
 
 def test_data_module_hands_bytes_over(tmp_path: Path) -> None:

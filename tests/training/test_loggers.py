@@ -6,9 +6,12 @@ import csv
 import resource
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from taming.training import loggers
 from taming.training.loggers import Table
 
 
@@ -35,3 +38,39 @@ def test_rows_are_whole_on_a_full_disk(
     table.save()
     with path.open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+
+
+def test_rows_stay_when_a_column_comes(tmp_path: Path) -> None:
+    table = Table(tmp_path, name="", version="start")
+    for step, name in enumerate(("loss", "rate", "loss")):
+        table.log_metrics({name: step + 0.5}, step=step)
+        table.save()
+    with (tmp_path / "start" / "metrics.csv").open(newline="") as file:
+        rows = [(row["step"], row["loss"], row["rate"]) for row in csv.DictReader(file)]
+    assert rows == [("0", "0.5", ""), ("1", "", "1.5"), ("2", "2.5", "")]
+
+
+def test_a_board_that_was_refused_is_tried_again_after_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, tried = [5.0], list[float]()
+    monkeypatch.setattr(loggers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(loggers, "forget_event_file", lambda _: None)
+
+    def write(_: Any) -> str:
+        tried.append(clock[0])
+        if clock[0] < 65:
+            raise OSError("full")
+        return "written"
+
+    board: Any = SimpleNamespace(silent_until=0.0)
+    for clock[0] in (5.0, 6.0, 64.0, 65.0, 66.0):
+        result = loggers._enduring(write)(board)
+    assert tried == [5, 65, 66] and result == "written"
+    assert caplog.text.count("training goes on") == 1
+    with pytest.raises(ValueError, match="ours"):
+        loggers._enduring(lambda _: _raise(ValueError("ours")))(board)
+
+
+def _raise(error: Exception) -> None:
+    raise error

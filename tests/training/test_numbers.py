@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from taming.checkpoint import read_checkpoint
 from taming.errors import NonFiniteError, UserError
-from taming.training import run_folder
+from taming.training import numbers, run_folder
 from taming.training.cli import main as main_command
 from taming.training.numbers import FiniteNumbers, gradient_size
 from tests.kit.datasets import Items, images
@@ -145,6 +145,24 @@ def test_a_step_that_is_left_out_is_none() -> None:
     assert other.skipped == 1 and FiniteNumbers().state_dict() == {}
 
 
+def test_all_batches_of_a_step_that_is_left_out_are_forgotten() -> None:
+    callback, module = FiniteNumbers(skip=1), cast(Any, nn.BatchNorm1d(1))
+    module.device = torch.device("cpu")
+    trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
+    for mean in (1.0, 2.0):
+        callback.on_train_batch_start(trainer, module, {}, 0)
+        module.running_mean.fill_(mean)
+        callback.on_before_backward(trainer, module, torch.tensor(float("nan")))
+    callback.on_before_optimizer_step(trainer, module, SGD(module.parameters(), lr=0.1))
+    assert module.running_mean == 0
+
+
+def test_files_of_a_batch_are_named_up_to_eight() -> None:
+    assert numbers._batch([]) == ""
+    assert numbers._batch(list("abcdefgh")) == ", in the batch of a, b, c, d, e, f, g, h"
+    assert numbers._batch(list("abcdefghi")).endswith("f, g, h and 1 more")
+
+
 def test_infinite_gradients_are_a_scalers_own_business() -> None:
     callback, weight = FiniteNumbers(), nn.Parameter(torch.zeros(2))
     trainer: Any = SimpleNamespace(global_step=0, precision_plugin=None)
@@ -158,6 +176,10 @@ def test_infinite_gradients_are_a_scalers_own_business() -> None:
         callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
     with pytest.raises(UserError, match="0 or more"):
         FiniteNumbers(skip=-1)
+    callback = FiniteNumbers(skip=6)
+    callback.skipped = 6
+    with pytest.raises(NonFiniteError, match="leave such batches out with --skip_nonfinite 12"):
+        callback._leave_out("the loss is nan", 1, SGD([weight], lr=0.1))
 
 
 def test_large_gradients_are_finite() -> None:

@@ -9,11 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from taming.errors import Stopped
-from taming.training.processes import ProcessWatch, _manner
+from taming.training import processes
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.processes import LoaderWatch, ProcessWatch, _manner
 from tests.kit.launch import Launcher
 
 # Starts a process that kills itself, looks after it, and waits for it for ever.
@@ -65,6 +69,18 @@ def test_a_parent_that_is_gone_is_named() -> None:
     assert watch.death() == f"rank 0 (process {1 << 22}) has died"
 
 
+def test_ranks_are_counted_from_the_first_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "take_child_processes", lambda _: [])
+    monkeypatch.setattr(processes, "_is_started_by_rank_zero", lambda: False)
+    watch = ProcessWatch(before_exit=lambda: None)
+    trainer: Any = SimpleNamespace(global_rank=5, local_rank=1)
+    watch.setup(trainer, trainer, "fit")
+    watch._parent = 1 << 22
+    assert watch.death() == f"rank 4 (process {1 << 22}) has died"
+
+
 def test_manners_of_death() -> None:
     assert _manner(3) == "has ended with exit code 3"
     assert _manner(-signal.SIGSEGV) == "was ended by SIGSEGV"
@@ -82,3 +98,20 @@ def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path
         for _ in range(100):
             os.kill(int(sleeper[0]), 0)
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "timeout", "stage", "watched"),
+    [(0, 5, "fit", 1), (0, 0, "fit", 0), (1, 5, "fit", 0), (0, 5, "test", 0)],
+)
+def test_items_are_watched_where_no_worker_loads_them(
+    monkeypatch: pytest.MonkeyPatch, workers: int, timeout: float, stage: str, watched: int
+) -> None:
+    started: list[Any] = []
+    thread = SimpleNamespace(start=lambda: started.append(thread))
+    monkeypatch.setattr(processes.threading, "Thread", lambda **_: thread)
+    watch = LoaderWatch(before_exit=lambda: None)
+    data = DataModuleFromConfig(1, num_workers=workers, timeout=timeout)
+    trainer: Any = SimpleNamespace(datamodule=data)
+    watch.setup(trainer, trainer, stage)
+    assert len(started) == watched

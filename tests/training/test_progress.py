@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from taming.training import progress
 from taming.training.cli import main as main_command
-from taming.training.progress import Pace, RunProgress, duration, steps_of_run
+from taming.training.progress import Pace, RunProgress, steps_of_run
 from tests.kit.training import small_vqgan, write_config
 from tests.support import ROOT
 
@@ -20,14 +21,16 @@ main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as excep
 
 
 class Watch(Callback):
-    """Notes the bar's state after every batch, before the bar counts it."""
+    """Notes the bar's state after every batch, before the bar counts it, and where it began."""
 
     seen: list[tuple[int, int | None, str]] = []  # noqa: RUF012  # of all instances
+    initial = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         (bar,) = [one for one in trainer.callbacks if isinstance(one, RunProgress)]  # type: ignore[attr-defined]
         train = bar.train_progress_bar
         self.seen.append((train.n, train.total, train.desc))
+        Watch.initial = train.initial
 
 
 def train(folder: Path, *arguments: str) -> list[tuple[int, int | None, str]]:
@@ -51,6 +54,19 @@ def test_the_bar_is_over_the_whole_run_also_of_a_resumed_one(
     Watch.seen.clear()
     main(["-r", str(run), "-t", "--max_steps", "-1", "--max_epochs", "3"])
     assert [(n, total) for n, total, _ in Watch.seen] == [(n, 9) for n in range(5, 9)]
+    assert Watch.initial == 5  # which the time that remains is not told from
+
+
+def test_the_last_step_is_shown_whatever_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar, shown = RunProgress(refresh_rate=3), list[int]()
+    monkeypatch.setattr(bar, "get_metrics", lambda *_: {})
+    drawn = SimpleNamespace(disable=False, n=3, total=5, set_postfix=lambda *_, **__: None)
+    drawn.update = shown.append
+    monkeypatch.setattr(bar, "_train_progress_bar", drawn)
+    for step in (3, 4, 5, 6):
+        trainer: Any = SimpleNamespace(global_step=step)
+        bar.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert shown == [2, 3]
 
 
 def test_its_pace_is_said_once(
@@ -62,7 +78,7 @@ def test_its_pace_is_said_once(
     main(["--base", base, "-t", "--max_steps", "5"])
     (line,) = [r.message for r in caplog.records if r.message.startswith("a step takes about")]
     assert re.search(r"about [\d.]+ s, the 2 steps to come [\d.e-]+ s .*memory: [\d.]+ \w+", line)
-    assert "small" not in line
+    assert "small" not in line and re.search("memory: .* [MG]iB$", line)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +88,7 @@ def test_its_pace_is_said_once(
         ({"max_steps": 70, "max_epochs": 2}, 1, 20),
         ({"max_steps": -1, "max_epochs": 2}, 4, 6),
         ({"max_steps": -1, "max_epochs": -1}, 1, None),
+        ({"max_steps": 0, "max_epochs": 2}, 1, 0),
     ],
 )
 def test_steps_of_a_run(limits: dict[str, int], accumulate: int, steps: int | None) -> None:
@@ -80,11 +97,6 @@ def test_steps_of_a_run(limits: dict[str, int], accumulate: int, steps: int | No
         max_steps, max_epochs = limits["max_steps"], limits["max_epochs"]
 
     assert steps_of_run(Trainer()) == steps  # type: ignore[arg-type]
-
-
-def test_durations_are_readable() -> None:
-    texts = [duration(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 9 * 86400)]
-    assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "9 days"]
 
 
 def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
@@ -100,7 +112,7 @@ def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
     pace._durations = [99.0, 32.0, 2.0, 32.0, 2.0, 2.0, 2.0, 32.0]
 
     class Trainer:
-        num_training_batches, accumulate_grad_batches, lightning_module = 10, 1, None
+        num_training_batches, accumulate_grad_batches, lightning_module = 10, 3, None
         max_steps, max_epochs, global_step = 109, -1, 9
 
     pace.on_train_start(None, None)  # type: ignore[arg-type]
@@ -110,9 +122,11 @@ def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
 
     with caplog.at_level("INFO"):
         pace.on_train_batch_end(Trainer(), Model(), None, None, 8)  # type: ignore[arg-type]
-        assert "about 2 s, the 100 steps to come 3 min" in caplog.text
+        assert "about 6 s, the 100 steps to come 10 min" in caplog.text
         assert progress.SMALLER not in caplog.text
         Trainer.max_steps = 10**6
+        pace._say(Trainer(), progress.torch.device("mps"))  # type: ignore[arg-type]
+        assert progress.SMALLER not in caplog.text
         pace._say(Trainer(), Model.device)  # type: ignore[arg-type]
     assert caplog.text.strip().endswith(progress.SMALLER)
 

@@ -139,8 +139,8 @@ def trained_on(tmp_path: Path) -> str:
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text("\n".join(files))
     config = small_vqgan()
-    train = {"training_images_list_file": "train.txt", "size": 16}
-    test = {"test_images_list_file": "test.txt", "size": 16}
+    train = {"training_images_list_file": "train.txt", "size": 16, "on_error": "skip"}
+    test = {"test_images_list_file": "test.txt", "size": 16, "exif": "ignore"}
     config.data.params.train = {"target": "taming.data.custom.CustomTrain", "params": train}
     config.data.params.validation = {"target": "taming.data.custom.CustomTest", "params": test}
     config.model.params.ddconfig.resolution = 16
@@ -160,11 +160,12 @@ def test_a_run_is_enough_for_the_data_too(
     main(["--base", str(ROOT / "configs" / f"{config}.yaml"), *flags, stage])
     [project] = Path(SECOND).glob("configs/*-project.yaml")
     data = plain(OmegaConf.load(project))["data"]["params"]
-    assert data["train"]["params"]["training_images_list_file"] == "train.txt"
+    taken = {"training_images_list_file": "train.txt", "on_error": "skip", "exif": "apply"}
+    assert taken.items() <= data["train"]["params"].items()
     assert data["validation"]["params"] == {
         "test_images_list_file": "test.txt",
         "size": 16,
-        "exif": "apply",
+        "exif": "ignore",
     }
     model, _, _ = load_run(SECOND)
     assert model.transformer.config.vocab_size == model.n_codes == 16

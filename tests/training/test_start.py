@@ -12,10 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from taming.config import instantiate_from_config
+from taming.config_keys import OWN_CALLBACKS
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from taming.training import cli
 from taming.training.cli import main as main_command
 from taming.training.run_folder import new_run
 from taming.training.trainer import _callback_configs
@@ -71,6 +73,7 @@ NO_VALIDATION = "data.params.validation=null"
         (["--precision", "bf16-true"], "--precision is bf16-true"),
         (["--limit_val_batches", "-1"], "--limit_val_batches is -1; it must be from 0 on"),
         (["--max_steps", "-7"], "--max_steps is -7; it must be from -1 on"),
+        (["lightning.trainer.max_steps=7", "--max_steps", "-7"], "--max_steps is -7"),
         (["--logger", "csv"], "--logger takes bool, not 'csv'"),
         (["lightning.trainer=0"], "lightning.trainer must have keys"),
         (["lightning.trainer.max_epochs=.nan"], "--max_epochs takes a whole number or null"),
@@ -100,6 +103,9 @@ NO_VALIDATION = "data.params.validation=null"
         ([f"{CALLBACKS}.image_logger.params.max_images=0"], "image_logger.params.max_images is 0"),
         (["model.params.ddconfig.in_channels=1"], "in_channels of the model is 1, .*has 3 chan"),
         (["model.params.ddconfig.out_ch=1"], "ddconfig.out_ch is 1, but 'image' of the data has 3"),
+        ([f"{LOSS}.disc_conditional=true"], "disc_conditional: .*VQModel gives its loss no cond"),
+        (["-t", "data.params.train=null"], "data.params.train is missing: it names the dataset"),
+        ([f"{CALLBACKS}.image_loger=null"], "did you mean 'lightning.callbacks.image_logger'"),
         ([f"{LOSS}.disc_in_channels=1"], "disc_in_channels is 1, but the images have 3"),
         ([f"{LOSS}.disc_num_layers=3"], "disc_num_layers: 3 needs images of at least 24 pixels"),
         (["data.params.train.params.size=9"], "9 x 9 pixels, which are no multiples of 2"),
@@ -165,13 +171,15 @@ def test_what_means_something_is_taken(words: list[str]) -> None:
     main(["--base", "vqgan.yaml", *words])
 
 
-def test_what_is_off_leaves_nothing() -> None:
+def test_what_is_off_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
     off = [f"{CALLBACKS}.{name}=null" for name in ("image_logger", "learning_rate_logger")]
     words = ["-t", "--no-test", "--max_steps", "1", "--logger", "false", "-n", "off"]
     main(["--base", "vqgan.yaml", *off, *words])
     (run,) = Path("logs").iterdir()
     assert not {"csv", "images", "tensorboard"} & {path.name for path in run.iterdir()}
-    main(["-r", str(run), "-t", "--no-test", "--max_steps", "2"])
+    main(["-r", str(run), "-t", "--no-test", "--max_steps", "2", "data.params.num_workers=1"])
+    lines = [record.message for record in caplog.records if "goes on" in record.message]
+    assert lines == [f"{run} goes on with data.params.num_workers=1"]
     frequency = f"{CALLBACKS}.image_logger.params.batch_frequency=0"
     words = ["-t", "--no-test", "--max_epochs", "1", "--limit_train_batches", "2", "-n", "no"]
     main(["--base", "vqgan.yaml", frequency, *words])
@@ -179,8 +187,37 @@ def test_what_is_off_leaves_nothing() -> None:
     assert not (run / "images").exists() and list(run.glob("csv/*/metrics.csv"))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max_steps", "0"], "nothing was trained, as max_steps is 0; "),
+        (["--limit_train_batches", "0"], "nothing was trained, as limit_train_batches is 0; "),
+        (["--fast_dev_run", "True"], "fast_dev_run: tried 1 batch, and saved no checkpoint"),
+    ],
+)
+def test_the_last_line_says_what_was_done(
+    words: list[str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["--base", "vqgan.yaml", "-t", "--no-test", *words])
+    assert caplog.records[-1].message.startswith(said)
+
+
+def test_weights_of_the_loss_are_there_before_a_run_has_a_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prepare(_: Any) -> None:
+        raise UserError("no VGG16")
+
+    monkeypatch.setattr(cli, "prepare_loss", prepare)
+    main(["--base", "vqgan.yaml"])
+    with pytest.raises(UserError, match="no VGG16"):
+        main(["--base", "vqgan.yaml", "-t"])
+    assert not Path("logs").exists()
+
+
 def test_defaults_can_be_off() -> None:
     run = new_run("x", [])
+    assert set(_callback_configs(OmegaConf.create({}), run)) == set(OWN_CALLBACKS)
     config = OmegaConf.create({"callbacks": {"image_logger": None, "own": {"target": "a.b"}}})
     assert isinstance(config, DictConfig)
     assert set(_callback_configs(config, run)) == {"checkpoints", "learning_rate_logger", "own"}

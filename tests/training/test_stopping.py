@@ -125,6 +125,7 @@ def test_our_handlers_are_gone_afterwards(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in numbers]
     train(tmp_path, "vqgan", "--max_epochs", "1")
     assert [signal.getsignal(number) for number in numbers] == before
+    assert not stopping.requests.gentle  # what follows training ends at once
 
 
 def test_the_command_ends_with_the_signals_code(launcher: Launcher, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_run_that_never_saved_starts_over_in_its_folder(
     with pytest.raises(Stopped) as stopped:
         train(tmp_path, "vqgan")
     assert "at step 0" in stopped.value.message and f"-r {RUN}" in stopped.value.message
-    assert not list(Path(RUN).glob("checkpoints/*"))
+    assert not list(Path(RUN).glob("checkpoints/*")) and not stopping.requests.gentle
     run = go_on(monkeypatch)
     assert "stopped before its first save: it starts over" in caplog.text
     assert differences(whole[1], run) == []
@@ -346,3 +347,5 @@ def test_slurm_is_left_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda number, _: called.append(number),
     )
     assert lightning_internals.requeue_on_slurm(trainer) and called == [signal.SIGUSR2]
+    environment.auto_requeue = False
+    assert not lightning_internals.requeue_on_slurm(trainer) and len(called) == 1

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.training import trainer_options
 from taming.training.arguments import get_parser
 from taming.training.trainer_options import (
+    check_validation_interval,
+    checked_options,
     move_manual_options,
     nondefault_trainer_args,
     parse_option,
@@ -82,6 +85,48 @@ def test_accumulation_and_clipping_move_to_models_that_step_themselves() -> None
     assert (model.accumulate_grad_batches, model.gradient_clip_val) == (4, 0.5)
     model.automatic_optimization = True
     assert move_manual_options(options, model) == options
+
+
+def test_options_come_in_the_types_of_their_hints() -> None:
+    options = checked_options({"max_steps": 1e3, "gradient_clip_val": 0.5})
+    assert options == {"max_steps": 1000, "gradient_clip_val": 0.5}
+    assert type(options["max_steps"]) is int
+
+
+def test_processes_that_would_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus, most in ((1, 8), (4, 16)):
+        monkeypatch.setattr(trainer_options, "available_cpus", lambda cpus=cpus: cpus)
+        options = {"accelerator": "cpu", "devices": most}
+        assert checked_options(options) == options
+        with pytest.raises(UserError, match=f"devices is {most + 1}: at most {most}"):
+            checked_options({**options, "devices": most + 1})
+    for name in ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="num_nodes is 2: start main.py on each"):
+        checked_options({"num_nodes": 2})
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    assert checked_options({"num_nodes": 2}) == {"num_nodes": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "most"),
+    [
+        ({}, 10, 10),
+        ({"limit_train_batches": 6}, 10, 6),
+        ({"limit_train_batches": 20}, 10, 10),
+        ({"limit_train_batches": 0.5}, 10, 5),
+        ({}, None, 99),
+        ({"check_val_every_n_epoch": None}, 10, 99),
+    ],
+)
+def test_a_validation_has_to_be_within_the_epoch(
+    options: dict[str, Any], batches: int | None, most: int
+) -> None:
+    check_validation_interval({**options, "val_check_interval": most}, batches)
+    check_validation_interval({**options, "val_check_interval": 1.0}, batches)
+    if most < 99:
+        with pytest.raises(UserError, match=f"--val_check_interval is {most + 1}, but an epoch"):
+            check_validation_interval({**options, "val_check_interval": most + 1}, batches)
 
 
 def test_arguments_that_differ_from_the_trainer_s_defaults() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 
 # What fields of images and categories hold. Of objects, "skip" leaves out those that do not.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -48,7 +48,7 @@ def read_json(
             content = json.loads(Path(file).read_text("utf-8"), object_hook=without_unused)
     except OSError as error:
         raise UserError(
-            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+            f"{dataset}: {file} cannot be read ({reason_of(error)}); put it there"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(
@@ -130,7 +130,7 @@ def read_csv(
         ) from None
     except OSError as error:
         raise UserError(
-            f"{dataset}: {file} cannot be read ({error.strerror}); put it there"
+            f"{dataset}: {file} cannot be read ({reason_of(error)}); put it there"
         ) from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{dataset}: {file} is no valid CSV ({error}); get it anew") from None

@@ -23,7 +23,7 @@ from taming.data.files.find import JPEG_AND_PNG, find_images
 from taming.data.files.list_files import read_pairs, unquoted, write_list
 from taming.data.files.tar_members import require_plain
 from taming.data.imagenet_classes import SYNSETS
-from taming.errors import UserError
+from taming.errors import UserError, is_full
 
 log = logging.getLogger(__name__)
 SYNSET_LIST = "validation_synset.txt"
@@ -108,7 +108,8 @@ def _unpack(split: Split, dataset: str) -> None:
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{tar} is no complete tar file ({error}); get it anew") from None
     except OSError as error:
-        raise UserError(f"{tar} cannot be unpacked ({error}); make room and run again") from None
+        advice = "make room and run again" if is_full(error) else "run again when it can be"
+        raise UserError(f"{tar} cannot be unpacked ({error}); {advice}") from None
     marker.unlink()
 
 

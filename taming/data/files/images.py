@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib import format as npy_format
 from PIL import Image, UnidentifiedImageError
 
+from taming.data.files.bit_depth import ValueRange, deep_pixels, is_deep
 from taming.data.files.tar_members import is_member, opened, read_bytes
-from taming.data.files.value_ranges import ValueRange, deep_pixels, is_deep
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them
@@ -51,6 +51,7 @@ class Reading:
     upright: bool = True  # turned as the camera was held (EXIF)
     value_range: ValueRange | None = None  # of images with more than 8 bits; None: as they say
     on_dark: Callable[[str], None] = log.warning  # gets a sentence if that makes one nearly black
+    of_dataset: bool = False  # whether there is an option `value_range` to name in sentences
 
 
 PLAIN = Reading()
@@ -190,7 +191,8 @@ def _decode_jpeg(content: bytes, image: Image.Image, least_side: int) -> np.ndar
 
 def _to_rgb(image: Image.Image, path: str, reading: Reading) -> np.ndarray:
     if is_deep(image):
-        return deep_pixels(image, path, reading.value_range, reading.on_dark)
+        range_ = reading.value_range
+        return deep_pixels(image, path, range_, reading.on_dark, of_dataset=reading.of_dataset)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -31,7 +31,7 @@ def first_items(
     dataset = dataset_of(config, split)
     order = PositionSampler(len(dataset), seed, shuffle=split == "train")
     seeded = SeededDataset(dataset, seed)
-    return dataset, [seeded[position] for position in islice(order, count)]
+    return dataset, [dict(seeded.entries(position)) for position in islice(order, count)]
 
 
 def pictures(item: Item, dataset: object = None) -> dict[str, Image.Image]:

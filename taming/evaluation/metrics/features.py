@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from taming.devices import computing_in, dtype_name
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
-from taming.evaluation.sources.images import SourceImage, State, indices_and_labels, key_of
+from taming.evaluation.sources.images import (
+    Manifest,
+    SourceImage,
+    State,
+    indices_and_labels,
+    joined_states,
+    key_of,
+    part_of,
+    stack_pixels,
+)
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
@@ -296,12 +305,34 @@ class FeatureRequest:
         accumulator.update(indices, features[self.layer], labels)
 
 
-def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
-    """{"a/b": array} of {"a": {"b": array}}."""
-    return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+Requests = Sequence[FeatureRequest]
 
 
-def part_of(state: Mapping[str, np.ndarray], name: str) -> State:
-    """{"b": array} of {"a/b": array} for the name "a"."""
-    prefix = f"{name}/"
-    return {key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)}
+class FeatureAccumulators:
+    """The accumulators of several requests: an `ImageAccumulator` that extracts features once."""
+
+    def __init__(self, requests: Requests, images: int) -> None:
+        self.parts = {request: request.make(images) for request in requests}
+
+    def update(self, images: Sequence[SourceImage]) -> None:
+        pixels = stack_pixels(images)
+        extractors = dict.fromkeys(request.extractor for request in self.parts)
+        features = {extractor: extractor(pixels) for extractor in extractors}
+        for request, accumulator in self.parts.items():
+            request.update(accumulator, images, features[request.extractor])
+
+    def state_dict(self) -> State:
+        parts = enumerate(self.parts.values())
+        return joined_states({str(number): part.state_dict() for number, part in parts})
+
+    def merge_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for number, part in enumerate(self.parts.values()):
+            part.merge_state(part_of(state, str(number)))
+
+
+@dataclass(frozen=True)
+class SetFeatures:
+    """Which images a set has, and what was counted of their features, by request."""
+
+    manifest: Manifest
+    parts: dict[FeatureRequest, FeatureAccumulator] = field(default_factory=dict)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator, Metric, MetricSettings
-from taming.evaluation.metrics.features import joined_states, part_of
-from taming.evaluation.sources.images import NO_LABEL, State
+from taming.evaluation.sources.images import NO_LABEL, State, joined_states, part_of
 
 
 class Moments(FeatureAccumulator):

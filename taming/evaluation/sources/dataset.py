@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from taming.checkpoint import Run, complete_data
 from taming.config import did_you_mean, instantiate_from_config, load_config
 from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data.checks import damage_found_later
@@ -36,6 +37,7 @@ class DatasetSource(LoadedSource):
         split: "train", "validation" or "test".
         key: the items' entry, float32 (H, W, 1 or 3) in [-1, 1] or uint8.
         overrides: `key.path=value`, merged over the config.
+        runs: what the config leaves open is taken from the first of these that has it.
 
     Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
 
@@ -49,10 +51,13 @@ class DatasetSource(LoadedSource):
         key: str = "image",
         overrides: Sequence[str] = (),
         workers: int | None = None,
+        runs: Sequence[Run] = (),
     ) -> None:
         self.configs = [config] if isinstance(config, str | Path) else list(config)
         self.split, self.key, self.workers = split, key, workers
         loaded = load_config(self.configs, overrides)
+        for run in runs:
+            complete_data(loaded, run)
         if any(map(is_of_run, self.configs)):
             keep_dataset_defaults(loaded, new=False)
         self.section = section_of(loaded, split, self.name)
@@ -83,7 +88,7 @@ class DatasetSource(LoadedSource):
 
     def load(self, index: int) -> Loaded:
         index = self.kept[index]
-        item = self.dataset[index]
+        item = self.dataset.entries(index)
         if self.key not in item:
             raise UserError(
                 f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"

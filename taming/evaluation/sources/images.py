@@ -1,4 +1,4 @@
-"""Images of sets: one image, the manifest of a set, sets loaded by workers, and folders.
+"""Images of sets: one image, the manifest of a set, what a set is, and sets loaded by workers.
 
 Numbers depend on an image's index in its set alone, never on the order of arrival.
 """
@@ -9,11 +9,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,19 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
-from taming.devices import available_cpus
-from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.image_files import (
-    EXTENSIONS,
-    file_digest,
-    folder_labels,
-    image_files,
-)
+from taming.devices import available_cpus, own_share
+from taming.distributed import gather_objects
+from taming.errors import DamagedImage, sentence
 
 NO_LABEL = -1
 SIZES_NAMED = 5
-MOST_WORKERS = HASHING_THREADS = 8
+MOST_WORKERS = 8
 IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
 MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
 
@@ -48,6 +39,17 @@ Loaded = tuple[np.ndarray, int | None, str, str]  # uint8 (3, H, W), label, name
 def key_of(**parts: Any) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def joined_states(states: Mapping[str, Mapping[str, np.ndarray]]) -> State:
+    """{"a/b": array} of {"a": {"b": array}}."""
+    return {f"{name}/{key}": a for name, state in states.items() for key, a in state.items()}
+
+
+def part_of(state: Mapping[str, np.ndarray], name: str) -> State:
+    """{"b": array} of {"a/b": array} for the name "a"."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,23 @@ class ImageSource(Protocol):
             raise DamagedImage(text)
         self.damaged[index] = text
 
+    def damage_state(self) -> State:
+        """What is damaged in the set as it is, for another time."""
+        sentences = np.array(list(self.damaged.values()), dtype=np.str_)
+        state = {"indices": np.array(list(self.damaged)), "sentences": sentences}
+        return {**state, "size": np.array(len(self))}
+
+    def merge_damage(self, state: Mapping[str, np.ndarray]) -> None:
+        """Note as damaged what `damage_state` of the same set had, before anything was left out."""
+        if int(state["size"]) == len(self):
+            found = zip(state["indices"].tolist(), state["sentences"].tolist(), strict=True)
+            self.damaged.update(found)
+
+    def gather_damage(self) -> None:
+        """Note in all processes what each of them found to be damaged."""
+        for damaged in gather_objects(self.damaged) if own_share()[1] > 1 else ():
+            self.damaged.update(damaged)
+
     def leave_out(self, indices: Container[int]) -> None:
         """Be the set without these images from now on; those behind them move up."""
         raise TypeError(f"{type(self).__name__} has no files that could be damaged")
@@ -252,68 +271,3 @@ def loaded(
         data, batch_size, sampler=indices, num_workers=workers, collate_fn=list
     ):
         yield from group
-
-
-class FolderSource(LoadedSource):
-    """The image files of a folder, in the order of torch-fidelity: by path, as text.
-
-    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped. In
-    addition, images are turned as the camera was held (EXIF), and 16 bits become 8.
-
-    Args:
-        path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
-            is the name of its folder if all names are numbers, else their place in sorted order.
-        deep: look into folders below; by default if the folder itself holds no images.
-        workers: processes that decode, see `loaded`.
-
-    Raises UserError if there is no folder or no image; `load` raises `DamagedImage`.
-    """
-
-    def __init__(
-        self, path: str | Path, deep: bool | None = None, workers: int | None = None
-    ) -> None:
-        self.path, self.workers = Path(path), workers
-        if not self.path.is_dir():
-            raise UserError(f"there is no folder {path}")
-        here = [] if deep else image_files(self.path, deep=False)
-        self.deep = not here and deep is not False
-        self.files = image_files(self.path, deep=True) if self.deep else here
-        if not self.files:
-            where = "" if self.deep else " itself (--deep looks into folders below)"
-            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
-        self.labels = folder_labels(self.path, self.files) if self.deep else None
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def describe(self) -> dict[str, Any]:
-        classes = {} if self.labels is None else {"classes": len(set(self.labels))}
-        return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
-
-    def has_classes(self) -> bool:
-        return self.labels is not None
-
-    def load(self, index: int) -> Loaded:
-        path = self.files[index]
-        try:
-            mode, pixels = image_mode_and_size(path)[0], read_rgb(path)  # (H, W, 3)
-        except BadImage as error:
-            raise DamagedImage(f"{path} {error}; replace the file or take it out") from None
-        label = None if self.labels is None else self.labels[index]
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
-
-    def leave_out(self, indices: Container[int]) -> None:
-        kept = [index for index in range(len(self.files)) if index not in indices]
-        self.files = [self.files[index] for index in kept]
-        self.labels = self.labels and [self.labels[index] for index in kept]
-
-    def content_key(self) -> str:
-        """Of the files' bytes and labels: they need not be decoded for it."""
-        digest = hashlib.sha256(b"image files, upright")
-        labels = repeat("") if self.labels is None else iter(self.labels)
-        chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
-        with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
-                for content, label in zip(pool.map(file_digest, chunk), labels, strict=False):
-                    digest.update(content + f"{label};".encode())
-        return digest.hexdigest()

@@ -12,7 +12,7 @@ from torch import Tensor
 from taming.devices import computing_in
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Accumulator
-from taming.evaluation.metrics.features import Extractor, joined_states, part_of
+from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.reconstruction import (
     PAIR_METRICS,
@@ -25,6 +25,8 @@ from taming.evaluation.sources.images import (
     SourceImage,
     State,
     indices_and_labels,
+    joined_states,
+    part_of,
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import model_input

@@ -174,7 +174,9 @@ def evaluate_by_own_classifier(
         labeled: the training images and their classes (-1 for none). Without classes it is one of
             groups of similar images; with too few images the report is empty, with a warning.
     """
-    smallest = min(map(len, (*sets.values(), training)))
+    counts = {name: len(source) for name, source in (*sets.items(), ("training images", training))}
+    scarcest = min(counts, key=counts.__getitem__)
+    smallest = counts[scarcest]
     images, labels = map(torch.from_numpy, labeled)
     images = images.permute(0, 3, 1, 2).contiguous()
     report = ClassifierReport(metrics={"by": BY})
@@ -182,10 +184,17 @@ def evaluate_by_own_classifier(
         labels = similar_groups(images)
         report = ClassifierReport("by_groups_of_images", {"by": BY_GROUPS})
     if smallest < FEWEST or len(labels.unique()) < 2:
+        reason = f"there are {smallest} {scarcest.replace('_', ' ')}, and {FEWEST} are needed"
+        if smallest >= FEWEST:
+            reason, advice = "all training images are alike", "train on images that differ"
+        elif scarcest == "samples":
+            advice = "make more with scripts/sample_fast.py"
+        else:
+            advice = "add images to the run's data"
         log.warning(
-            "with fewer than %d images, or all of them alike, there is no classifier of the run's "
-            "own, and no distances by it",
-            FEWEST,
+            "the report is without distances (FID, KID, IS, precision, recall), for which a "
+            "classifier of the run's own is trained: %s; %s",
+            *(reason, advice),
         )
         return ClassifierReport()
     report.protocol = {"trained_on": "reference", "training_seed": SEED}

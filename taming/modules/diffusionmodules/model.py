@@ -262,8 +262,11 @@ class Decoder(nn.Module):
     """Latents [B, z_channels, h, w] -> images [B, out_ch, H, W].
 
     `give_pre_end` returns the features before the last normalization instead. `z_shape` is the
-    shape of one latent at the training size. Keys it does not know are ignored.
+    shape of one latent at the training size, `last_z_shape` that of the last ones decoded. Keys it
+    does not know are ignored.
     """
+
+    last_z_shape: torch.Size
 
     def __init__(
         self,
@@ -302,6 +305,8 @@ class Decoder(nn.Module):
         self.conv_out = _conv3x3(widths[0], out_ch)
 
     def forward(self, z: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.last_z_shape = z.shape
         h: Tensor = self.mid(self.conv_in(z))  # (B, ch * ch_mult[-1], h, w)
         for level in reversed(self.up):
             h = level(h)

@@ -196,7 +196,7 @@ class LPIPS(nn.Module):
             weights |= {f"net.{name}": tensor for name, tensor in features.items()}
         except UserError as error:
             raise UserError(
-                f"{error}, or train without, by model.params.lossconfig.params.perceptual_weight: 0"
+                f"{error}, or train without, by model.params.lossconfig.params.perceptual_weight=0"
             ) from error
         for name, parameter in self.named_parameters():
             parameter.copy_(weights[name])

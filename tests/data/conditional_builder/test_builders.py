@@ -9,6 +9,7 @@ import torch
 
 from taming.data.conditional_builder.objects_bbox import ObjectsBoundingBoxConditionalBuilder
 from taming.data.conditional_builder.objects_center_points import (
+    Canvas,
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.helper_types import Annotation
@@ -53,6 +54,8 @@ def test_objects_are_shuffled() -> None:
     seen = {tuple(builder.build(objects)[:12:3].tolist()) for _ in range(50)}
     assert len(seen) > 10 and all(sorted(order) == [0, 1, 2, 3] for order in seen)
     assert [a.category_no for a in objects] == [0, 1, 2, 3]
+    many = [*objects, annotation((0, 0, 1, 1), 9)]
+    assert builder.build_in_order(many)[:12:3].tolist() == [0, 1, 2, 3]  # the first ones
 
 
 def test_flags_that_are_not_enabled_or_not_known_do_not_count() -> None:
@@ -84,6 +87,22 @@ def test_plot(name: str) -> None:
     assert picture.min() >= -1 and picture.max() == 1
     drawn = (picture < 1).any(dim=0)
     assert drawn[0, 0] and drawn[40:60, 60:90].any()  # the crop's outline, the object
+    unnamed = builder.plot(builder.build(objects), lambda number: "", (96, 64), line_width=2)
+    assert not torch.equal(picture, unnamed)
+
+
+def test_places_on_a_canvas_are_shares_of_its_sides() -> None:
+    def drawn(x: float, label: str) -> torch.Tensor:
+        canvas = Canvas((200, 64), line_width=1, font_size=12)
+        canvas.box((x, 0.25, 0.1, 0.5), label, "red")
+        return (canvas.tensor() < 1).any(dim=0)
+
+    rows, columns = torch.nonzero(drawn(0.5, ""), as_tuple=True)
+    ends = [rows.min(), rows.max(), columns.min(), columns.max()]
+    expected = [0.25 * 63, 0.75 * 63, 0.5 * 199, 0.6 * 199]
+    assert [int(end) for end in ends] == pytest.approx(expected, abs=1)
+    inside, outside = (int((drawn(x, "category") & ~drawn(x, "")).sum()) for x in (0.2, 0.89))
+    assert outside > 0.8 * inside > 0  # the whole text, moved to the left
 
 
 @pytest.mark.parametrize("flag", [True, 1])
@@ -92,6 +111,10 @@ def test_only_flags_that_are_true_count(flag: Any) -> None:
     builder = ObjectsCenterPointsConditionalBuilder(**OPTIONS)
     token = builder.object_representation(annotation((0, 0, 1, 1), 3, is_group_of=flag))
     assert token == (13 if flag is True else 3)
+    for name, value in (("is_occluded", 2), ("is_depiction", 4), ("is_inside", 8)):
+        other = builder.object_representation(annotation((0, 0, 1, 1), 3, **{name: flag}))
+        assert other == (3 + 10 * value if flag is True else 3)
+        assert builder.representation_to_annotation(other)._asdict()[name] is (flag is True)
     thing = builder.representation_to_annotation(token)
     assert thing.category_no == 3 and thing.is_group_of is (flag is True)
     assert thing.is_occluded is thing.is_inside is False and thing.is_truncated is None
@@ -104,6 +127,11 @@ def test_coordinates_and_their_tokens() -> None:
     assert builder.tokenize_coordinates(1, 0) == 31 and builder.tokenize_coordinates(0, 1) == 992
     assert builder.tokenize_coordinates(7, -1) == 31
     assert builder.coordinates_from_token(31) == (1, 0)
+    uneven = ObjectsBoundingBoxConditionalBuilder(**OPTIONS | {"no_tokens": 1000})
+    assert uneven.coordinates_from_token(999) == (7 / 30, 1)  # beyond the last row of 31
+    relative = ObjectsBoundingBoxConditionalBuilder(**OPTIONS | {"encode_crop": False})
+    tokens = relative.build([annotation((0.5, 0.25, 0.2, 0.1), 3)], (0.25, 0.125, 0.5, 0.25))
+    assert tokens[1:3].tolist() == [16 * 32 + 16, 28 * 32 + 28]
     pair = builder.token_pair_from_bbox((0, 0, 1, 1))
     assert pair == (0, 1023) and builder.bbox_from_token_pair(*pair) == (0, 0, 1, 1)
 

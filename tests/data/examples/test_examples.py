@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from taming.config import instantiate_from_config, load_config
 from taming.data.examples import write_all
-from taming.data.examples.datasets import SYNSETS
+from taming.data.examples.datasets import OPEN_IMAGES_SCENES, STUFF, SYNSETS, THINGS
 from taming.data.examples.rendering import FAR, N_LABELS, SHAPES, SKY, render
 from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 
@@ -59,15 +59,20 @@ def test_scenes_agree_with_themselves() -> None:
     for found in scene.objects:
         x0, y0, width, height = found.box
         inside = scene.labels[y0 : y0 + height, x0 : x0 + width]
-        assert (inside == SHAPES.index(found.shape)).any() and 0 < found.share <= 1
+        own = inside == SHAPES.index(found.shape)
+        assert own.any() and 0 < found.share <= 1
+        assert all(side.any() for side in (own[0], own[-1], own[:, 0], own[:, -1]))  # no larger
+        assert own.sum() == (scene.labels == SHAPES.index(found.shape)).sum()  # and no smaller
         assert f"{found.color} {found.shape}" in scene.caption
     changes = scene.labels[:, 1:] != scene.labels[:, :-1]
     assert (scene.edges[:, :-1][changes] == 255).all() and scene.edges[0, 0] == 0
 
 
 def test_nearer_objects_hide_others() -> None:
-    hidden = [found.share for seed in range(40) for found in render(seed).objects]
+    scenes = [render(seed).objects for seed in range(40)]
+    hidden = [found.share for objects in scenes for found in objects]
     assert 0 < sum(share < 1 for share in hidden) < len(hidden)
+    assert min(objects[0].share for objects in scenes) > 0.5  # of the nearest
 
 
 def test_tars_hold_what_the_folders_do(
@@ -93,6 +98,24 @@ def test_pairs_are_pairs(examples: Path) -> None:
     palette = np.loadtxt(folder / "palette.txt", dtype=np.uint8)
     colors = np.asarray(Image.open(folder / "colors/0001.png"))
     np.testing.assert_array_equal(palette[labels], colors)
+
+
+def test_annotations_say_what_is_in_the_scenes(examples: Path) -> None:
+    png = examples / "data/cocostuffthings/train2017/000000000001.png"
+    scene = render(50_000)  # the first of COCO's
+    stored = np.asarray(Image.open(png))
+    ids = np.array([identity for identity, _ in (*THINGS, *STUFF)])
+    np.testing.assert_array_equal(stored + 1, ids[scene.labels])
+    table = (examples / OPEN_IMAGES_SCENES[0] / "oidv6-train-annotations-bbox.csv").read_text()
+    rows = [row.split(",") for row in table.splitlines()[1:]]
+    objects = [one for seed in range(60_000, 60_005) for one in render(seed).objects]
+    occluded = [one.share < 0.95 for one in objects]
+    assert [row[8] == "1" for row in rows] == occluded and 0 < sum(occluded) < len(occluded)
+    ends = [
+        [x0 / 128, (x0 + w) / 128, y0 / 96, (y0 + h) / 96]
+        for x0, y0, w, h in (o.box for o in objects)
+    ]
+    np.testing.assert_allclose(np.array([row[4:8] for row in rows], float), ends, atol=1e-6)
 
 
 def test_script(

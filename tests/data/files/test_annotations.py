@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taming.data.files.annotations import all_fields, identity_of
+from taming.data.files.annotations import all_fields, identity_of, read_csv
 from taming.errors import UserError
 
 GOOD = [{"id": 5, "width": 48, "name": "a"}, {"id": 6, "width": 48.5, "name": "b"}]
@@ -43,3 +44,12 @@ def test_entries_that_lack_a_field(records: Any) -> None:
 
 def test_ids_can_be_looked_up() -> None:
     assert [identity_of(value) for value in (5, "a", [1], {"b": 2})] == [5, "a", "[1]", "{'b': 2}"]
+
+
+def test_columns_by_name_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text('\ufeffa,b,c\n1,2,3\n\n4,"5,\n6",7\n')
+    assert list(read_csv(file, ("c", "b"), "x")) == [(2, ("3", "2")), (5, ("7", "5,\n6"))]
+    assert next(read_csv(file, ("b",), "x")) == (2, ("2",))
+    rows = read_csv(file, ("first", "second"), "x", header=False)
+    assert [values for _, values in rows][:2] == [("a", "b"), ("1", "2")]

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from taming.data.files.find import find_images, split_off
+from taming.data.files.find import THREADS, find_images, in_threads, split_off
 from tests.kit.images import touch
 
 
@@ -28,3 +29,17 @@ def test_split_leaves_something_on_both_sides_where_it_can() -> None:
     assert len(split_off(["a", "b"], 0.01, 0)) == 1
     assert len(split_off(["a", "b"], 0.99, 0)) == 1
     assert split_off(["a"], 0.5, 0) == set() == split_off(["a", "b"], 0.0, 0)
+
+
+def test_work_in_threads_is_in_order_and_not_far_ahead() -> None:
+    taken = 0
+
+    def numbers() -> Iterator[int]:
+        nonlocal taken
+        while taken < 30_000:
+            taken += 1
+            yield taken
+
+    doubled = in_threads(numbers(), lambda number: 2 * number, "doubling")
+    assert next(doubled) == 2 and taken < 256 * (2 * THREADS + 2)
+    assert list(doubled) == list(range(4, 60_001, 2))

@@ -115,6 +115,8 @@ def test_interrupted_anywhere_ends_the_same(
         with pytest.raises(KeyboardInterrupt):
             prepare(TRAIN, "x")
     assert not (root / ".ready").exists()
+    for path in (root / "data").rglob("*.JPEG"):
+        path.write_bytes(b"of another size")
     assert list(prepare(TRAIN, "x")) == NAMES
     found = tree(root)
     assert {name: found[f"data/{name}"] for name in NAMES} == {
@@ -160,9 +162,10 @@ def test_tars_cut_short(tmp_path: Path) -> None:
     put(TRAIN, pack({"n01440764.tar": inner}))
     with pytest.raises(UserError, match="ILSVRC2012_img_train.tar is no complete tar file"):
         prepare(TRAIN, "x")
-    put(TRAIN, b"")
-    with pytest.raises(UserError, match="no complete tar file"):
-        prepare(TRAIN, "x")
+    for content in (b"", bytes(512)):
+        put(TRAIN, content)
+        with pytest.raises(UserError, match="no complete tar file"):
+            prepare(TRAIN, "x")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
@@ -176,9 +179,10 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_synset_list_with_mistakes(tmp_path: Path) -> None:
     put(VALIDATION, validation_tar(tmp_path, VALIDATION.root))
     file = VALIDATION.root / "validation_synset.txt"
-    file.write_text(f"{FLAT[0]} n01443537\n{FLAT[1]} cat\n")
-    with pytest.raises(UserError, match="line 2 of .*validation_synset.txt is not 'image synset'"):
-        prepare(VALIDATION, "x")
+    for wrong in ("cat", "1000"):
+        file.write_text(f"{FLAT[0]} 999\n{FLAT[1]} {wrong}\n")
+        with pytest.raises(UserError, match="line 2 of .*synset.txt is not 'image synset'"):
+            prepare(VALIDATION, "x")
     file.write_text(f"{FLAT[0]} n01443537\n")
     with pytest.raises(UserError, match=f"lacks {FLAT[1]}, which is in ILSVRC2012_img_val.tar"):
         prepare(VALIDATION, "x")

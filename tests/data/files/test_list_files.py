@@ -59,6 +59,8 @@ def test_written_lists_are_read_back(tmp_path: Path) -> None:
         list(read_image_list(tmp_path / f"lists/{n}.txt", "x")) for n in ("train", "test")
     )
     assert sorted(train + test) == images and len(test) == 2
+    write_image_lists(tmp_path / "images", tmp_path / "lists", 0.1, seed=4)
+    assert list(read_image_list(tmp_path / "lists/test.txt", "x")) != test
 
 
 def test_lists_need_two_images(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from taming.data.files.shard_index import read_index, scan
+from taming.data.files.tar_members import add_member
 from taming.errors import UserError
 from tests.kit.archives import sparse_tar
 
@@ -30,3 +32,12 @@ def test_damaged_indices_are_named(tmp_path: Path, row: str) -> None:
     index.write_text(f"10\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
     with pytest.raises(UserError, match="a.tar.index is damaged"):
         list(read_index(str(tar)))
+
+
+def test_samples_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("x/1.jpg", "x/1.cls", "y/1.jpg", "y/1.cls"):
+            add_member(archive, name, b"7")
+    samples = list(scan(str(tmp_path / "a.tar")))
+    assert [one.key for one in samples] == ["x/1", "y/1"]
+    assert all(one.metadata == {"class_label": 7} and list(one.files) == ["jpg"] for one in samples)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from taming.config import load_config
+from taming.data.seeding import PositionSampler
 from taming.data.tools.preview import CELL, first_items, label_colors, pictures, texts
 from tests.kit.images import write_images
 from tests.kit.scenes import OPTIONS, write_coco
@@ -46,6 +47,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 def test_items_are_those_that_training_sees_first(base: Path) -> None:
     config = load_config([base])
     dataset, items = first_items(config, "train", 3, seed=5)
+    order = list(PositionSampler(10, seed=5))[:3]
+    assert [item["file_path_"] for item in items] == [dataset.paths[index] for index in order]
     again = first_items(config, "train", 3, seed=5)[1]
     assert len(dataset) == 10 and len(items) == 3
     for item, other in zip(items, again, strict=True):

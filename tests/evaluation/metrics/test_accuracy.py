@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.metrics import small_classifier
 from taming.evaluation.metrics.accuracy import (
     ClassificationAccuracy,
     Probabilities,
@@ -25,6 +27,8 @@ from taming.evaluation.metrics.small_classifier import (
     register_small_classifier,
     train_small_classifier,
 )
+from taming.pictures import to_values
+from taming.sampling.rejection import Classifier
 from tests.evaluation.features import moments_of
 
 CPU = torch.device("cpu")
@@ -73,6 +77,11 @@ def test_accuracies_are_counted_by_class() -> None:
     for part in parts:
         merged.merge_state(part.state_dict())
     assert merged.by_class() == accuracy.by_class()
+    fifth_and_sixth = ClassificationAccuracy()
+    fifth_and_sixth.add(probabilities[:1].repeat(2, 1), torch.tensor([5, 4]))
+    assert fifth_and_sixth.state_dict()["labels"].tolist() == [4, 5]
+    assert fifth_and_sixth.by_class()[4]["top_5"] == 1
+    assert fifth_and_sixth.by_class()[5] == {"images": 1, "top_1": 0, "top_5": 0}
 
 
 def test_labels_that_cannot_be_classified() -> None:
@@ -90,10 +99,12 @@ def test_a_torchvision_classifier(tmp_path: Path) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=6).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = load_classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
-    assert len(classifier.description["weights_sha256"]) == 64
+    assert classifier.description["weights_sha256"] == file_hash(tmp_path / "own.pth")
     assert "224" in classifier.description["preprocessing"]
     images, _ = stripes(4, seed=1, side=32)
     probabilities = classifier.probabilities(images)
+    expected = Classifier(f"squeezenet1_1:{tmp_path / 'own.pth'}", CPU)
+    assert torch.equal(probabilities, expected.probabilities(to_values(images)))
     right = accuracy_of(classifier.probabilities, images, probabilities.argmax(1))
     assert right == {"images": 4, "top_1": 1.0, "top_5": 1.0}
     wrong = accuracy_of(classifier.probabilities, images, probabilities.argmin(1))
@@ -111,6 +122,34 @@ def test_training_is_seeded_and_learns(trained: SmallClassifier) -> None:
     # The classes of shuffled labels are not there to be learned.
     shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     assert accuracy_of(trained.probabilities, images, shuffled)["top_1"] < 0.6
+
+
+def test_training_goes_through_its_schedule_in_an_order_of_its_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders: list[list[int]] = []
+    schedules: list[Any] = []
+
+    class Noted(SmallClassifier):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            orders[-1] += images[:, 0, 0, 0].tolist()
+            return super().forward(images)
+
+    class Schedule(torch.optim.lr_scheduler.OneCycleLR):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            schedules.append(self)
+
+    monkeypatch.setattr(small_classifier, "SmallClassifier", Noted)
+    monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", Schedule)
+    images = torch.arange(10).byte().view(10, 1, 1, 1).expand(-1, 3, 8, 8)
+    for seed in (0, 1):
+        orders.append([])
+        train_small_classifier(images, torch.arange(10) % 2, seed, epochs=2, batch_size=4)
+        assert sorted(orders[-1][:10]) == sorted(orders[-1][10:]) == list(range(10))
+        assert orders[-1][:10] != orders[-1][10:]
+    assert orders[0] != orders[1]
+    assert [schedule.last_epoch for schedule in schedules] == [6, 6]  # 3 batches an epoch
 
 
 def test_it_is_an_extractor_that_torch_fidelity_knows(
@@ -176,8 +215,9 @@ def test_weights_that_are_none(trained: SmallClassifier, tmp_path: Path) -> None
         SmallClassifier.load(tmp_path / "b.pt")
     with pytest.raises(UserError, match="give --weights"):
         Extractor(register_small_classifier())
-    with pytest.raises(UserError, match="two classes or more"):
-        train_small_classifier(images, torch.zeros(6, dtype=torch.int64))
+    for labels in ([0] * 6, [-1, 0, 1, 0, 1, 0]):
+        with pytest.raises(UserError, match="two classes or more, labeled from 0 on"):
+            train_small_classifier(images, torch.tensor(labels))
 
 
 def test_neighbors_name_what_lies_near() -> None:
@@ -187,5 +227,8 @@ def test_neighbors_name_what_lies_near() -> None:
     near = images[[0, 19]], np.array([0, 1])
     assert neighbor_accuracy((images, labels), near) == 1.0
     assert neighbor_accuracy((images, labels), (near[0], np.array([1, 1]))) == 0.5
+    # Of five, one that is named wrong has no say.
+    labels[0] = 1
+    assert neighbor_accuracy((images, labels), (images[:1], np.array([0]))) == 1.0
     with pytest.raises(UserError, match="images of one size"):
         neighbor_accuracy((images, labels), (near[0][:, :2], near[1]))

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +17,17 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import (
     INCEPTION,
     WEIGHTS_VARIABLE,
     Extractor,
+    FeatureRequest,
     default_layers,
     weights_file,
 )
 from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
 from taming.evaluation.metrics.precision_recall import precision_recall
 from tests.evaluation.features import bank_of, moments_of, scores_of
@@ -135,10 +140,14 @@ def test_options_change_features_little_and_are_said() -> None:
 
 
 def test_inceptions_half_precision_starts_behind_its_stem(weights: Path) -> None:
-    pair = [
-        Extractor(weights=weights, layers=["192", "768"], dtype=dtype)(PICTURES[:1])
-        for dtype in (torch.float32, torch.float16)
-    ]
+    pair, normalized = [], []
+    for dtype in (torch.float32, torch.float16):
+        extractor = Extractor(weights=weights, layers=["192", "768"], dtype=dtype)
+        extractor.module.Mixed_6a.branch3x3.bn.register_forward_hook(
+            lambda *call: normalized.append(call[2].dtype)
+        )
+        pair.append(extractor(PICTURES[:1]))
+    assert normalized == [torch.float32] * 2  # not in half precision, anywhere
     assert torch.equal(pair[0]["192"], pair[1]["192"])
     assert not torch.equal(pair[0]["768"], pair[1]["768"])
     torch.testing.assert_close(pair[0]["768"], pair[1]["768"], rtol=0.002, atol=0.002)
@@ -173,12 +182,40 @@ def test_the_hash_without_a_file_is_of_the_weights(monkeypatch: pytest.MonkeyPat
     assert Extractor("tiny").weights_hash == before and len(before) == 64
     build = TinyExtractor.__init__
 
-    def other(self: TinyExtractor, *args: object, **kwargs: object) -> None:
-        build(self, *args, **kwargs)  # type: ignore[arg-type]
+    def shifted(self: TinyExtractor) -> None:
         self.fc.bias.data[0] += 1e-3
 
-    monkeypatch.setattr(TinyExtractor, "__init__", other)
-    assert Extractor("tiny").weights_hash != before
+    def of_another_shape(self: TinyExtractor) -> None:
+        self.fc.bias.data = self.fc.bias.data.view(2, 5)
+
+    for change in (shifted, of_another_shape):
+
+        def other(self: TinyExtractor, *args: object, _change: Any = change, **kw: object) -> None:
+            build(self, *args, **kw)  # type: ignore[arg-type]
+            _change(self)
+
+        monkeypatch.setattr(TinyExtractor, "__init__", other)
+        assert Extractor("tiny").weights_hash != before
+
+
+def test_keys_are_of_all_that_decides_what_is_counted(tmp_path: Path) -> None:
+    tiny = Extractor(register_tiny())
+    state = {name: -tensor for name, tensor in tiny.module.state_dict().items()}
+    torch.save(state, tmp_path / "other.pth")
+    request = FeatureRequest(InceptionScores, tiny, "logits", (("splits", 3),))
+    others = [
+        replace(request, accumulator=FeatureBank),
+        replace(request, layer="16"),
+        replace(request, options=(("splits", 4),)),
+        replace(request, extractor=Extractor("tiny", weights=tmp_path / "other.pth")),
+        replace(request, extractor=Extractor("tiny", dtype=torch.float16)),
+    ]
+    keys = {one.key("images") for one in (request, *others)} | {request.key("other images")}
+    assert len(keys) == 7
+    assert replace(request, extractor=Extractor("tiny")).key("images") == request.key("images")
+    scores = request.make(20)
+    assert isinstance(scores, InceptionScores) and (scores.images, scores.splits) == (20, 3)
+    assert isinstance(FeatureRequest(FeatureBank, tiny, "16").make(20), FeatureBank)
 
 
 def test_weights_are_looked_for_in_order(

@@ -15,17 +15,23 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
+from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 from taming.errors import UserError
-from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.base import SEED, FeatureAccumulator
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, PerClass, frechet_distance
-from taming.evaluation.metrics.inception_score import InceptionScores
-from taming.evaluation.metrics.kid import kernel_distance
-from taming.evaluation.metrics.precision_recall import precision_recall
+from taming.evaluation.metrics.fid import Moments, PerClass, class_distances, frechet_distance
+from taming.evaluation.metrics.inception_score import INCEPTION_SCORE, InceptionScores
+from taming.evaluation.metrics.kid import KID, KernelSettings, kernel_distance
+from taming.evaluation.metrics.precision_recall import (
+    PRECISION_RECALL,
+    PrecisionRecallSettings,
+    precision_recall,
+)
 from taming.evaluation.sources.images import NO_LABEL
 from tests.evaluation.features import bank_of, moments_of, scores_of, updated
 from tests.kit.extractor import register_tiny
@@ -111,6 +117,12 @@ def test_gaussians_without_variance_in_some_directions() -> None:
         found = frechet_distance(Known(zero, a, count), Known(zero, b, count))
         assert found == pytest.approx(expected, rel=1e-12)
     assert frechet_distance(Known(zero + 1, np.zeros((4, 4))), Known(zero, a)) == 9
+    # Some of these have a Cholesky factor by luck, of rounding errors that would be 1e-8 off.
+    for seed in range(60):
+        rows = np.random.RandomState(seed).randn(6, 8)
+        flat, round_ = Known(np.zeros(8), rows.T @ rows), Known(np.zeros(8), np.eye(8))
+        expected = np.square(rows).sum() + 8 - 2 * np.linalg.svd(rows, compute_uv=False).sum()
+        assert frechet_distance(flat, round_) == pytest.approx(expected, rel=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +138,26 @@ def test_frechet_distance_equals_torch_fidelitys(
     expected = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
     moments = [moments_of(features) for features in pair]
     assert frechet_distance(*moments) == pytest.approx(expected, rel=tolerance)
-    known = [Known(one.mean, one.covariance, one.count) for one in moments]
-    assert frechet_distance(*known) == pytest.approx(frechet_distance(*moments), rel=1e-9)
+    for known_counts in (counts, (None, None)):
+        known = [
+            Known(one.mean, one.covariance, count)
+            for one, count in zip(moments, known_counts, strict=True)
+        ]
+        assert frechet_distance(*known) == pytest.approx(frechet_distance(*moments), rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [5, 60])
 def test_a_set_has_no_distance_from_itself(count: int) -> None:
     features = features_of(0, count, 24) * torch.logspace(0, -6, 24)
     moments = moments_of(features)
-    assert frechet_distance(moments, moments) < 1e-12
+    assert 0 <= frechet_distance(moments, moments) < 1e-12
     same = Known(moments.mean, moments.covariance, count)
     assert frechet_distance(same, moments) < 1e-9
     shifted = moments_of(features.double() + torch.eye(24)[0])
     assert frechet_distance(moments, shifted) == pytest.approx(1, rel=1e-4)
+    for seed in range(30):  # rounding goes both ways
+        few = moments_of(features_of(seed, 12, 3))
+        assert frechet_distance(few, few) >= 0
 
 
 def test_moments_are_those_of_all_features() -> None:
@@ -207,7 +226,9 @@ def test_moments_merge_alike_with_and_without_a_state() -> None:
 
 def test_scores_of_other_sets_are_not_merged() -> None:
     scores = scores_of(features_of(0, 30, 5))
-    for other in (scores_of(features_of(0, 31, 5)), scores_of(features_of(0, 30, 6))):
+    otherwise = updated(InceptionScores(30, seed=1), features_of(0, 30, 5))
+    apart = scores_of(features_of(0, 31, 5)), scores_of(features_of(0, 30, 6)), otherwise
+    for other in apart:
         with pytest.raises(ValueError, match="cannot be merged"):
             scores.merge_state(other.state_dict())
 
@@ -263,6 +284,55 @@ def test_classes_have_distances_of_their_own() -> None:
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+def test_distances_are_of_classes_with_two_images_in_both_sets() -> None:
+    counts = {"samples": {0: 5, 1: 1, 2: 4, 3: 6}, "reference": {0: 6, 1: 5, 2: 1, 4: 5}}
+    labels = {
+        role: torch.tensor([n for n, times in own.items() for _ in range(times)])
+        for role, own in counts.items()
+    }
+    features = [features_of(seed, len(own), 4) for seed, own in enumerate(labels.values())]
+    both = [updated(PerClass(), *pair) for pair in zip(features, labels.values(), strict=True)]
+    own = [
+        moments_of(values[of == 0]) for values, of in zip(features, labels.values(), strict=True)
+    ]
+    assert class_distances(*both) == {0: pytest.approx(frechet_distance(*own), rel=1e-12)}
+    only = updated(PerClass(), features[0][-6:], labels["samples"][-6:])
+    with pytest.raises(UserError, match="no class has 2 images in both sets"):
+        class_distances(only, both[1])
+
+
+def test_settings_reach_the_numbers_and_are_torch_fidelitys_by_default() -> None:
+    pair = features_of(0, 30, 6), features_of(1, 40, 6, 0.3)
+    banks = [bank_of(features) for features in pair]
+    own = KernelSettings(kid_subsets=7, kid_subset_size=12)
+    found = KID.compute(*banks, own)
+    theirs = kid_features_to_metric(
+        *pair, kid_subsets=7, kid_subset_size=12, rng_seed=2020, verbose=False
+    )
+    for name in ("mean", "std"):
+        assert found[name] == pytest.approx(theirs[f"kernel_inception_distance_{name}"], rel=1e-9)
+    wide = PRECISION_RECALL.compute(*banks, PrecisionRecallSettings(6))
+    assert tuple(wide.values()) == precision_recall(*banks, neighbors=6)
+    assert tuple(wide.values()) != precision_recall(*banks)
+    defaults: dict[str, int] = {"rng_seed": SEED}
+    for metric in (KID, PRECISION_RECALL, INCEPTION_SCORE):
+        defaults |= vars(metric.settings())
+    defaults["prc_neighborhood"] = defaults.pop("prc_neighbours")
+    assert defaults == {name: DEFAULTS[name] for name in defaults}
+    least = [metric.smallest_set for metric in (KID, PRECISION_RECALL, INCEPTION_SCORE)]
+    settings = own, PrecisionRecallSettings(6), INCEPTION_SCORE.settings(4)
+    assert [of(one) for of, one in zip(least, settings, strict=True) if of] == [12, 7, 4]
+
+
+def test_what_was_counted_does_not_change_with_the_tensor() -> None:
+    features = features_of(0, 6, 8)
+    bank, moments = bank_of(features), moments_of(features)
+    before = bank.compute().copy(), moments.mean
+    features.zero_()
+    for kept, now in zip(before, (bank.compute(), moments.mean), strict=True):
+        np.testing.assert_array_equal(now, kept)
+
+
 def test_images_without_a_class_are_passed_over() -> None:
     labels = torch.tensor([NO_LABEL, 5, NO_LABEL])
     per_class = updated(PerClass(), features_of(0, 3, 4), labels)
@@ -298,6 +368,10 @@ few, many = features_of(0, 3, 4), features_of(1, 30, 4)
         ),
         (lambda: kernel_distance(bank_of(few[:1]), bank_of(many)), "; give more images"),
         (lambda: kernel_distance(bank_of(few), bank_of(many), subset_size=1), "2 to 3"),
+        (
+            lambda: kernel_distance(bank_of(few), bank_of(many[:, :2]), subset_size=2),
+            "of 4 and 2 numbers",
+        ),
         (
             lambda: precision_recall(bank_of(many), bank_of(few)),
             "3 neighbors .* are 30 and 3; .* --prc_neighbours",

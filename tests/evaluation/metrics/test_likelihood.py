@@ -101,3 +101,6 @@ def test_what_cannot_be_evaluated_is_said() -> None:
     small["image"] = small["image"][:, :4]
     with pytest.raises(UserError, match="likelihoods are of images of one size"):
         measure_likelihood(model, [tiny_batch([0]), small])
+    turned = small | {"image": small["image"].transpose(1, 2)}  # as many values
+    with pytest.raises(UserError, match="likelihoods are of images of one size"):
+        measure_likelihood(model, [turned, small])

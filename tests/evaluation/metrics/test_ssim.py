@@ -76,3 +76,4 @@ def test_unlike_images_are_not_negative() -> None:
     assert ssim(first, 255 - first).max() < 0
     assert ms_ssim(first, 255 - first).tolist() == [0, 0]
     assert SMALLEST_SSIM == 11 and SMALLEST_MS_SSIM == 176
+    assert SCALES == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the paper

@@ -69,6 +69,10 @@ def test_files_of_other_tools_are_taken_with_a_note(tmp_path: Path) -> None:
     loaded = Statistics.load(tmp_path / "other.npz")
     assert loaded.extractor == "" and loaded.count is None and loaded.fingerprint is None
     assert "another tool" in loaded.protocol["note"]
+    single = {"mu": statistics.mean.astype("f4"), "sigma": statistics.covariance.astype("f4")}
+    np.savez(tmp_path / "single.npz", **single)
+    exact = Statistics.load(tmp_path / "single.npz")
+    assert exact.mean.dtype == exact.covariance.dtype == np.float64
     loaded.check(EXTRACTOR, "16")
     assert frechet_distance(loaded, moments) < 1e-9
     narrow = replace(loaded, mean=loaded.mean[:4], covariance=loaded.covariance[:4, :4])
@@ -100,6 +104,7 @@ def archive_without_arrays() -> bytes:
         (lambda: arrays(images=np.zeros(3)), "lacks mu and sigma"),
         (lambda: arrays(mu=np.zeros(3), sigma=np.zeros((2, 2))), r"covariance of \(2, 2\)"),
         (lambda: arrays(mu=np.array([np.nan]), sigma=np.ones((1, 1))), "NaN"),
+        (lambda: arrays(mu=np.zeros(1), sigma=np.full((1, 1), np.inf)), "NaN or infinity"),
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="{"), "is damaged"),
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="[1]"), "is damaged"),
         (lambda: arrays(mu=np.array(["a"]), sigma=np.ones((1, 1))), "is no statistics file"),

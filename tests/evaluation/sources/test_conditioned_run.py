@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from omegaconf import OmegaConf
 
 from scripts.evaluate_fid import main as evaluate_fid
 from scripts.make_samples import main as make_samples
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.evaluation.arguments import SetArguments
 from taming.evaluation.results import read_result
+from taming.evaluation.sources import conditioned_run
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
-from taming.evaluation.sources.images import FolderSource, Manifest
-from taming.sampling import SampleSettings
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import Manifest
+from taming.sampling import SampleSettings, sample_images
 from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
@@ -70,8 +73,39 @@ def test_keys_are_of_the_conditions_as_well(run: Path) -> None:
     assert ConditionedRunSource(run, fewer).content_key() != source.content_key()
 
 
+def test_the_first_items_without_those_that_are_left_out(run: Path, monkeypatch: Any) -> None:
+    options: list[dict[str, Any]] = []
+
+    def noted(*args: Any, **own: Any) -> Any:
+        options.append(own)
+        return sample_images(*args, **own | {"compiled": False})
+
+    monkeypatch.setattr(conditioned_run, "sample_images", noted)
+    source = ConditionedRunSource(run, replace(plan(2), compiled=True))
+    assert len(source) == 2
+    found = {image.index: image for images in source.batches(2) for image in images}
+    assert [found[n].name for n in (0, 1)] == ["sample 0", "sample 1"]
+    assert all(own["compiled"] for own in options)
+    source.leave_out({0})
+    source.leave_out({0})
+    found = {image.index: image for images in source.batches(2) for image in images}
+    assert [found[n].name for n in (0, 1)] == ["sample 2", "sample 3"]
+
+    def damaged(model: Any, dataset: Any, number: int) -> Any:
+        raise DamagedImage(f"item {number} is damaged")
+
+    monkeypatch.setattr(conditioned_run, "inputs_of_item", damaged)
+    source.pass_over_damage()
+    assert not list(source.batches(2))
+    assert source.damaged == {0: "item 2 is damaged", 1: "item 3 is damaged"}
+
+
 def test_which_runs_take_conditions_from_data(run: Path, tmp_path: Path) -> None:
     assert needs_data_conditions(run)
+    coordinates = {"target": "taming.modules.misc.coord.CoordStage"}
+    coordinates |= {"params": {"n_embed": 3, "down_factor": 2}}  # type: ignore[dict-item]
+    placed = transformer_config(cond_stage_config=coordinates, cond_stage_key="coord")
+    assert not needs_data_conditions(tiny_run(tmp_path / "placed", placed))
     assert not needs_data_conditions(tiny_run(tmp_path / "classes"))
     free = transformer_config(cond_stage_config="__is_unconditional__")
     assert not needs_data_conditions(tiny_run(tmp_path / "free", free))
@@ -83,8 +117,10 @@ def test_which_runs_take_conditions_from_data(run: Path, tmp_path: Path) -> None
 def test_flags_of_classes_are_refused(run: Path) -> None:
     with pytest.raises(UserError, match="leave out --classes"):
         ConditionedRunSource(run, SamplingPlan(classes=(1,)))
+    with pytest.raises(UserError, match="leave out --size"):
+        ConditionedRunSource(run, SamplingPlan(size=(8, 8)))
     with pytest.raises(UserError, match="no 'test'"):
-        ConditionedRunSource(run, plan(), "test")
+        SetArguments(split="test").open(str(run), plan)
 
 
 def test_fid_of_a_segmentation_model(run: Path, tmp_path: Path, monkeypatch: Any) -> None:

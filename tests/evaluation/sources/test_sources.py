@@ -11,19 +11,24 @@ import pytest
 import torch
 from PIL import Image
 from torch_fidelity.utils import glob_samples_paths
-from torchvision import models
 
-from scripts.sample_fast import main as sample_fast
+from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import SetArguments
-from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource, Manifest, SourceImage, by_size
+from taming.evaluation.sources import images as images_module
+from taming.evaluation.sources.dataset import DatasetSource, ItemSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import (
+    Manifest,
+    SourceImage,
+    by_size,
+    loaded,
+    pixel_digest,
+)
 from taming.evaluation.sources.run import RunSource
-from taming.sampling import SampleSettings
-from taming.sampling.plan import SamplingPlan
-from tests.kit.datasets import Noise
+from tests.kit.datasets import Items, Noise
 from tests.kit.images import image_classes, image_folder, noise, ramps, write_turned
-from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.models import FIRST_STAGE
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
 
@@ -66,6 +71,9 @@ def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
     everything = FolderSource(tmp_path, deep=True)
     assert len(everything) == 5
     assert everything.labels is None
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a.png").symlink_to(tmp_path / "more" / "000.png")
+    assert FolderSource(tmp_path / "links").has_classes() is False
     with pytest.raises(UserError, match="--deep"):
         FolderSource(tmp_path.parent, deep=False)
 
@@ -155,6 +163,45 @@ def test_hashes_follow_pixels_and_order_not_names(tmp_path: Path) -> None:
     assert first.fingerprint() != FolderSource(tmp_path / "c", workers=0).fingerprint()
 
 
+def test_hashes_are_of_the_size_as_well() -> None:
+    flat = np.arange(36, dtype=np.uint8)
+    shapes = [(3, 2, 6), (3, 6, 2), (3, 3, 4)]
+    assert len({pixel_digest(flat.reshape(shape)) for shape in shapes}) == 3
+
+
+def test_images_that_are_left_out_take_their_labels_along(tmp_path: Path, config: str) -> None:
+    folder = FolderSource(image_classes(tmp_path, {"3": 2, "5": 2}), workers=0)
+    dataset = DatasetSource(config, "train", workers=0)
+    names = [folder.files[3], dataset.load(7)[2]]
+    for source in (folder, dataset):
+        for _ in range(2):  # those behind move up
+            source.leave_out({0, 3})
+    assert [folder.load(n)[1:3] for n in range(len(folder))] == [(5, folder.files[0])]
+    assert len(dataset) == 8 and dataset.load(3)[2] == names[1] == "item 7"
+    assert torch.equal(
+        torch.from_numpy(dataset.load(3)[0]),
+        torch.from_numpy(DatasetSource(config, "train").load(7)[0]),
+    )
+
+
+@pytest.mark.parametrize(("count", "workers"), [(31, 0), (64, 2), (100, 3), (10_000, 4)])
+def test_few_images_are_loaded_without_processes(
+    monkeypatch: pytest.MonkeyPatch, config: str, count: int, workers: int
+) -> None:
+    asked: list[int] = []
+
+    def loader(*_: Any, num_workers: int, **__: Any) -> list[Any]:
+        asked.append(num_workers)
+        return []
+
+    monkeypatch.setattr(images_module, "DataLoader", loader)
+    monkeypatch.setattr(images_module, "available_cpus", lambda: 4)
+    assert list(loaded(Noise(count), range(count), 4, None)) == []
+    assert list(loaded(Noise(count), range(count), 4, 1)) == []
+    assert list(DatasetSource(config, workers=3).images([0, 1], 4)) == []
+    assert asked == [workers, 1, 3]
+
+
 def test_labels_are_part_of_the_key(tmp_path: Path) -> None:
     sources = [FolderSource(image_classes(tmp_path / n, {n: 2})) for n in ("3", "4")]
     assert sources[0].content_key() != sources[1].content_key()
@@ -170,6 +217,11 @@ def test_batches_hold_one_size_and_shares_cover_the_set(tmp_path: Path) -> None:
         assert len(batch) <= 3
     shares = [set(images_of(source, share=(rank, 3), skip={4, 5})) for rank in range(3)]
     assert shares == [{0, 3, 6, 9}, {1, 7, 10}, {2, 8, 11}]
+
+
+def test_batches_are_full_where_there_are_enough_of_a_size() -> None:
+    images = (SourceImage(n, torch.zeros(3, 1, 1 + n % 7, dtype=torch.uint8)) for n in range(84))
+    assert [len(batch) for batch in by_size(images, 4)] == [4] * 21
 
 
 def test_few_images_wait_for_others_of_their_size() -> None:
@@ -208,6 +260,54 @@ def test_dataset_of_a_config(config: str) -> None:
     assert DatasetSource(config).content_key() != source.content_key()
 
 
+class Endless(torch.utils.data.Dataset[Any]):
+    """Nobody knows how many items it has."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __getitem__(self, index: int) -> Any:
+        return Noise(self.length)[index]
+
+
+NO_LENGTH = f"data.params.validation.target={__name__}.Endless"
+EMPTY = "data.params.validation.params.length=0"
+
+
+def test_gray_images_are_of_three_equal_channels(config: str) -> None:
+    source = DatasetSource(config, workers=0)
+    gray = np.linspace(-1, 1, 20, dtype=np.float32).reshape(4, 5)
+    for image in (gray, gray[..., None]):
+        pixels = source.to_pixels(image, "a")
+        assert pixels.shape == (3, 4, 5) and (pixels == pixels[0]).all()
+        np.testing.assert_array_equal(pixels[0], ((gray + 1) * 127.5).round())
+
+
+def test_items_are_hashed_with_what_the_model_reads() -> None:
+    columns = {
+        "image": torch.rand(3, 4, 4, 3),
+        "depth": torch.rand(3, 4, 4),
+        "class_label": torch.tensor([4, 5, 6]),
+        "other": torch.rand(3),
+    }
+
+    def source(**changes: torch.Tensor) -> ItemSource:
+        data = SeededDataset(Items(columns | changes))
+        return ItemSource(data, ("image", "depth"), workers=0)
+
+    key = source().content_key()
+    assert source(other=torch.zeros(3)).content_key() == key
+    changed = [{"image": columns["image"].flip(0)}, {"depth": columns["depth"].transpose(1, 2)}]
+    assert len({key, *(source(**change).content_key() for change in changed)}) == 3
+    whole = source()
+    found = images_of(whole)
+    assert torch.equal(found[2].pixels, columns["image"][2].permute(2, 0, 1))
+    assert [found[n].label for n in range(3)] == [4, 5, 6]
+    whole.leave_out({0})
+    whole.leave_out({0})
+    assert len(whole) == 1 and images_of(whole)[0].label == 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -215,6 +315,8 @@ def test_dataset_of_a_config(config: str) -> None:
         ({"split": "validatoin"}, "give --split train or validation"),
         ({"key": "picture"}, "have no 'picture'"),
         ({"key": "class_label"}, r"is \(\)"),
+        ({"overrides": [NO_LENGTH]}, "a stream without a length"),
+        ({"overrides": [EMPTY]}, "data.params.validation is empty"),
     ],
 )
 def test_wrong_choices_of_a_dataset(config: str, options: Any, message: str) -> None:
@@ -225,80 +327,6 @@ def test_wrong_choices_of_a_dataset(config: str, options: Any, message: str) -> 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_run(tmp_path_factory.mktemp("logs") / "run")
-
-
-PLAN = SamplingPlan(3, SampleSettings(0.9, 10, 0.95), seed=5, classes=(1, 4))
-
-
-def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) -> None:
-    flags = ["-n", "3", "--classes", "1,4", "-k", "10", "-t", "0.9", "-p", "0.95", "--seed", "5"]
-    sample_fast(["-r", str(run), "-o", str(tmp_path), "--device", "cpu", *flags])
-    (folder,) = tmp_path.glob("samples/*/7")
-    written = images_of(FolderSource(folder, workers=0))
-    sampled = images_of(RunSource(run, PLAN))
-    assert sorted(sampled) == list(range(6))
-    for index, picture in sampled.items():
-        assert torch.equal(picture.pixels, written[index].pixels)
-        assert (picture.label, picture.digest) == (written[index].label, written[index].digest)
-    part = images_of(RunSource(run, PLAN), share=(1, 2), skip={3})
-    assert sorted(part) == [1, 5]
-    assert torch.equal(part[5].pixels, sampled[5].pixels)
-    assert sampled[5].name == "class 4, sample 2"
-
-
-def test_what_a_run_says_and_what_its_key_follows(run: Path, tmp_path: Path) -> None:
-    source = RunSource(run, PLAN)
-    about = source.describe()
-    assert about["global_step"] == 7
-    assert about["sampler"]["top_k"] == 10
-    assert about["sampler"]["classes"] == [1, 4]
-    other = SamplingPlan(3, PLAN.settings, seed=6, classes=(1, 4))
-    assert source.with_plan(other).content_key() != source.content_key()
-    same = shutil.copytree(run, tmp_path / "copy")
-    assert RunSource(same, PLAN).content_key() == source.content_key()
-    checkpoint = torch.load(same / "checkpoints" / "last.ckpt")
-    checkpoint["state_dict"]["transformer.pos_emb"] += 1
-    torch.save(checkpoint, same / "checkpoints" / "last.ckpt")
-    assert RunSource(same, PLAN).content_key() != source.content_key()
-    assert RunSource(same, PLAN).describe()["checkpoint_hash"] != about["checkpoint_hash"]
-
-
-def test_rejection(run: Path, tmp_path: Path) -> None:
-    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
-    torch.save(network.state_dict(), tmp_path / "own.pth")
-    classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
-    source = RunSource(run, replace(PLAN, reject_ratio=0.5, classifier=classifier))
-    whole = images_of(source)
-    assert sorted(whole) == list(range(6))
-    plain = images_of(RunSource(run, PLAN))
-    assert any(not torch.equal(whole[n].pixels, plain[n].pixels) for n in range(6))
-    part = images_of(source, share=(1, 2), skip={1})
-    assert part and 1 not in part
-    assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
-    assert sorted([*part, 1, *images_of(source, share=(0, 2))]) == list(range(6))
-    key = source.content_key()
-    torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
-    assert RunSource(run, source.plan).content_key() != key
-
-
-def test_unconditional_run(tmp_path: Path) -> None:
-    config = transformer_config(cond_stage_config="__is_unconditional__")
-    source = RunSource(tiny_run(tmp_path / "run", config), SamplingPlan(3))
-    found = images_of(source)
-    assert [found[n].label for n in range(3)] == [None] * 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_samples": 0}, "--num_samples must be at least 1"),
-        ({"settings": SampleSettings(0.0)}, "--temperature 0"),
-        ({"reject_ratio": 0.5}, "rejection needs both"),
-    ],
-)
-def test_wrong_plans(options: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        SamplingPlan(**options)
 
 
 def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
@@ -323,6 +351,21 @@ def test_a_manifest_in_parts() -> None:
     part = Manifest(4)
     part.update(images[::2])
     assert part.fingerprint() != whole.fingerprint()
+    two = Manifest(2)
+    two.update(replace(image, index=n) for n, image in enumerate(images[::2]))
+    assert part.fingerprint() == two.fingerprint()  # of those that were seen
     part.merge_state(odd.state_dict())
     assert part.describe() == whole.describe()
     assert part.labels.tolist() == [0, 1, 2, 3]
+    assert part.describe()["sizes"] == {"5x4": 4} and "converted_to_rgb" not in part.describe()
+
+
+def test_the_commonest_sizes_are_named() -> None:
+    widths = [n for n in range(1, 9) for _ in range(n)]
+    manifest = Manifest(len(widths))
+    manifest.update(
+        SourceImage(n, torch.zeros(3, 2, width, dtype=torch.uint8))
+        for n, width in enumerate(widths)
+    )
+    named = {"4x2": 4, "5x2": 5, "6x2": 6, "7x2": 7, "8x2": 8}
+    assert manifest.describe()["sizes"] == named | {"3 other sizes": 1 + 2 + 3}

@@ -17,7 +17,7 @@ from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Cache, Runner
-from taming.evaluation.sources.images import FolderSource
+from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
@@ -252,6 +252,30 @@ def test_wrong_settings_of_metrics() -> None:
         FidelitySettings(of_metrics=metric_settings(kid_subsets=0))
     with pytest.raises(TypeError, match="no metric has the setting splits"):
         metric_settings(splits=3)
+
+
+def test_the_least_number_of_images_is_enough(sets: tuple[Path, Path], tiny: Extractor) -> None:
+    for least in (settings("isc", isc_splits=30), settings("prc", prc_neighbours=29)):
+        found = evaluate(*map(FolderSource, sets), tiny, least)
+        assert found.sets["samples"]["images"] == 30
+
+
+def test_some_images_without_a_class(tiny: Extractor, tmp_path: Path) -> None:
+    """Which shows only when they are read."""
+
+    class PartlyLabeled(FolderSource):
+        def has_classes(self) -> bool | None:  # type: ignore[override]
+            return None
+
+        def load(self, index: int) -> Any:
+            pixels, label, *rest = super().load(index)
+            return pixels, label if index else None, *rest
+
+    root = image_classes(tmp_path, {"0": 4, "1": 3})
+    whole, part = FolderSource(root, workers=0), PartlyLabeled(root, workers=0)
+    for pair, role in (((part, whole), "samples"), ((whole, part), "reference")):
+        with pytest.raises(UserError, match=f"the {role} have none"):
+            evaluate(*pair, tiny, FidelitySettings(per_class=True))
 
 
 def test_no_reference(sets: tuple[Path, Path], tiny: Extractor) -> None:

@@ -16,8 +16,8 @@ from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.images import FolderSource
-from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.prepared import LabelSource, PreparedSource, model_input
 from taming.evaluation.tasks.first_stage import (
     FirstStageEvaluator,
     FirstStageResult,
@@ -26,6 +26,7 @@ from taming.evaluation.tasks.first_stage import (
 )
 from taming.pictures import to_gray, to_values
 from taming.sampling.load import load_first_stage
+from taming.weight_choice import choosing_weights
 from tests.evaluation.features import moments_of
 from tests.kit.datasets import Scenes
 from tests.kit.extractor import register_tiny
@@ -131,9 +132,13 @@ def test_several_first_stages_share_the_originals(run: Path, tmp_path: Path) -> 
     other = tiny_run(tmp_path / "dalle", DALLE)
     stages = load_first_stages([run, other])
     images = PreparedSource(validation(run), multiple=8)
-    evaluate = evaluator(tmp_path)
+    evaluate = evaluator(tmp_path, batch_size=6)
+    assert evaluate.extractor is not None
+    counted: list[int] = []
+    evaluate.extractor.module.register_forward_hook(lambda *call: counted.append(len(call[2][0])))
     first, second = [evaluate(stage, images) for stage in stages]
     assert first is not None and second is not None
+    assert counted == [6, 6, 6]  # the originals once
     alone = evaluator(tmp_path / "alone")(LoadedFirstStage.load(other), images)
     assert alone is not None
     assert second.metrics == pytest.approx(alone.metrics, rel=CLOSE)
@@ -183,8 +188,11 @@ def test_segmentations_keep_their_labels_or_not(tmp_path: Path) -> None:
     assert result.metrics["pixel_accuracy"] == pytest.approx(right)
     assert 0 < result.metrics["mean_iou"] < 1 and "psnr" not in result.metrics
     assert result.left_out["rfid"] == "segmentations have no colors"
-    original, _ = evaluate.pictures(stage, PreparedSource(source), [0])[0]
-    assert original.shape == (16, 16, 3)
+    pictures = evaluate.pictures(stage, PreparedSource(source), [0])[0]
+    labels = x[:1].permute(0, 3, 1, 2), torch.eye(LABELS)[found[:1]].permute(0, 3, 1, 2)
+    for picture, one_hot in zip(pictures, labels, strict=True):
+        colored = to_pixels(stage.model.to_rgb(one_hot))[0]
+        assert (picture == colored.permute(1, 2, 0).numpy()).all()
     with pytest.raises(UserError, match="'image' is .*takes .height, width, 5 labels"):
         LabelSource(LABELS, config, "validation", "image", workers=0).load(0)
 
@@ -198,12 +206,96 @@ def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
     squares = PreparedSource(source, size=(10, 10), multiple=4, limit=2)
     assert len(squares) == 2
     assert [squares.load(index)[0].shape for index in range(2)] == [(3, 8, 8)] * 2
-    assert squares.content_key() != PreparedSource(source, size=(10, 10), multiple=4).content_key()
+    others = [
+        PreparedSource(source, size=(10, 10), multiple=4),
+        PreparedSource(source, size=(10, 11), multiple=4, limit=2),
+        PreparedSource(source, size=(10, 10), multiple=5, limit=2),
+    ]
+    assert len({one.content_key() for one in (squares, *others)}) == 4
+    assert (len(others[0]), others[0].workers) == (3, 0)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"--num_images must be at least 1, not {count}"):
+            PreparedSource(source, limit=count)
     result = evaluator(tmp_path)(LoadedFirstStage.load(run), as_they_are)
     assert result is not None and result.images["sizes"] == {"12x8": 1, "8x12": 1, "8x8": 1}
     assert "ssim" in result.left_out
     with pytest.raises(UserError, match="c.png has 8 x 8 pixels, fewer than the 16"):
         PreparedSource(source, multiple=16).load(2)
+
+
+def test_images_that_are_left_out_make_another_set(tmp_path: Path) -> None:
+    folder = image_sizes(tmp_path / "1", {"a.png": (8, 8), "b.png": (9, 8), "c.png": (8, 9)})
+    images = PreparedSource(FolderSource(folder, workers=0))
+    key = images.content_key()
+    for _ in range(2):  # those behind move up
+        images.leave_out({0})
+    assert len(images) == 1 and images.load(0)[0].shape == (3, 8, 9)
+    assert images.content_key() != key
+    assert images.has_classes() is False
+    labeled = PreparedSource(FolderSource(tmp_path, workers=0))
+    assert labeled.has_classes() is True
+    labeled.leave_out({0, 1})
+    assert labeled.load(0)[1] == 1
+
+
+def test_gray_images_are_those_of_all_colors() -> None:
+    pixels = scenes(2)
+    assert torch.equal(model_input(pixels, 1), to_values(to_gray(pixels)))
+    assert torch.equal(model_input(pixels, 3), to_values(pixels))
+    labels = torch.tensor([[[[0, 2], [1, 0]]]], dtype=torch.uint8)
+    one_hot = model_input(labels, 4)
+    assert one_hot.shape == (1, 4, 2, 2) and torch.equal(one_hot.argmax(1), labels[:, 0].long())
+
+
+def test_labels_that_one_byte_can_tell_apart(run: Path) -> None:
+    config = next((run / "configs").glob("*.yaml"))
+    assert len(LabelSource(256, config)) == 6
+    with pytest.raises(UserError, match="of 257 labels cannot be evaluated; 256 at most"):
+        LabelSource(257, config)
+
+
+def test_what_is_cached_is_of_all_that_decides_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+
+    def noted(self: Runner, source: Any, make: Any, key: str, label: str) -> None:
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", noted)
+    images, few = PreparedSource(validation(run)), PreparedSource(validation(run), limit=3)
+    stage = LoadedFirstStage.load(run)
+
+    def key(stage: LoadedFirstStage = stage, images: Any = images, **options: Any) -> str:
+        with pytest.raises(KeyboardInterrupt):
+            evaluator(tmp_path, **options)(stage, images)
+        return keys[-1]
+
+    first = key()
+    assert key(LoadedFirstStage.load(run)) == first
+    other = LoadedFirstStage.load(run)
+    other.config.model.params.n_embed = 21
+    different = [key(other), key(images=few), key(dtype=torch.bfloat16)]
+    different.append(key(_originals={3: moments_of(torch.rand(4, 16))}))
+    with choosing_weights("raw", ()):
+        different.append(key())
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt")
+    torch.save(checkpoint | {"global_step": 8}, run / "checkpoints" / "last.ckpt")
+    different.append(key(LoadedFirstStage.load(run)))
+    assert len({first, *different}) == 7
+
+
+def test_precision_is_that_of_numbers_and_pictures(run: Path, tmp_path: Path) -> None:
+    stage, images = LoadedFirstStage.load(run), PreparedSource(validation(run), limit=2)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        evaluate = evaluator(tmp_path / str(dtype), dtype=dtype)
+        result = evaluate(stage, images)
+        assert result is not None
+        found[dtype] = result.metrics["l1"], evaluate.pictures(stage, images, [0])[0][1].tobytes()
+    for exact, rounded in zip(*found.values(), strict=True):
+        assert exact != rounded
 
 
 def test_one_image_has_no_covariance(run: Path, tmp_path: Path) -> None:

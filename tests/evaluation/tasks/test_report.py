@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scripts.report import main
+from taming.errors import UserError
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
-from taming.evaluation.tasks.report import class_grid
+from taming.evaluation.tasks.report import _settings, class_grid, newest_samples, similar_groups
 from taming.pictures import HEAD
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
+from tests.kit.images import touch
 from tests.kit.models import CLASSES, transformer_config
 from tests.kit.runs import tiny_run
 
@@ -86,6 +90,8 @@ def test_all_of_it_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFi
     assert all(len(about["fingerprint"]) == 64 for about in result["sets"].values())
     assert result["protocol"]["checkpoint_hash"] and result["command"][0] == "scripts/report.py"
     assert sum(row["images"] for row in result["by_class"].values()) == 24
+    protocol = result["protocol"]["by_own_classifier"]
+    assert (protocol["isc_splits"], protocol["kid_subset_size"]) == (1, 12)  # of 24 samples
     printed = capsys.readouterr().out
     assert "by a classifier of the training images" in printed and "class right" in printed
     main(["-r", str(run), "--device", "cpu", "-o", str(tmp_path / "again")])
@@ -95,13 +101,16 @@ def test_all_of_it_says_how_it_was_made(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_distance_is_that_of_the_saved_classifier(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    write_samples(run)
+    root = write_samples(run)
+    (root / "0" / "000000.png").rename(root / "1" / "000000.png")  # the wrong class
     main(["-r", str(run), "--device", "cpu"])
     classifier = SmallClassifier.load(run / "report" / "classifier.pt")
     with torch.no_grad():
         images = [stripes(*options, side=8)[0] for options in ((24, 2), (120, 0))]
         moments = [moments_of(classifier(pixels)[0]) for pixels in images]
     result = json.loads((run / "report" / "report.json").read_text())
+    assert result["samples"]["named_right_by_5_neighbours"] == pytest.approx(23 / 24)
+    assert result["by_class"]["1"]["images"] == 9 and result["by_class"]["1"]["top_1"] < 1
     found = result["by_own_classifier"]["samples"]["fid"]
     assert found == pytest.approx(frechet_distance(*moments), rel=1e-4)
 
@@ -110,13 +119,16 @@ def test_with_few_images_there_is_the_rest(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = write_run(tmp_path / "run")
-    write_samples(run, 6)
+    write_samples(run, 7)
     main(["-r", str(run), "--device", "cpu"])
     result = read_result(run / "report" / "report.json")
     assert "by_own_classifier" not in result
-    assert result["samples"]["images"] == 6
+    assert result["samples"]["images"] == 7
     assert result["first_stage"]["images"] == result["transformer"]["images"] == 30
-    assert "no classifier of the run's own" in caplog.text
+    said = (
+        "without distances .*: there are 7 samples, and 8 are needed; make more with scripts/samp"
+    )
+    assert re.search(said, caplog.text)
     assert (run / "report" / "samples.png").is_file()
 
 
@@ -155,6 +167,33 @@ def test_pictures_are_spread_over_their_sets() -> None:
     labeled = pixels, np.arange(100) // 50
     page = np.asarray(class_grid(labeled, labeled, scale=1))
     assert {0, 49, 50, 99} <= set(np.unique(page[HEAD:])) and len(np.unique(page[HEAD:])) <= 22
+
+
+def test_the_newest_samples_are_taken(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no samples yet"):
+        newest_samples(tmp_path)
+    image = tmp_path / "samples/top_k_250/7/0/000000.png"
+    for place, age in ((image, 1), (tmp_path / "samples/top_k_100/8/000000.png", 2)):
+        touch(place)
+        os.utime(place, (1e9 - age, 1e9 - age))
+    assert newest_samples(tmp_path) == tmp_path / "samples/top_k_250/7"
+
+
+@pytest.mark.parametrize(
+    ("images", "splits", "subset"), [(8, 1, 4), (99, 1, 49), (100, 10, 50), (5000, 10, 1000)]
+)
+def test_settings_fit_the_smallest_set(images: int, splits: int, subset: int) -> None:
+    settings = _settings(images)
+    expected = {"isc_splits": splits, "kid_subset_size": subset, "kid_subsets": 100}
+    assert settings.describe("isc", "kid").items() >= expected.items()
+
+
+def test_groups_are_of_images_that_look_alike() -> None:
+    levels = torch.arange(10).repeat(4) * 25
+    images = levels.to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    groups = similar_groups(images)
+    assert all(len(groups[levels == level].unique()) == 1 for level in levels.unique())
+    assert len(groups.unique()) > 4 and torch.equal(groups, similar_groups(images))
 
 
 def test_samples_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

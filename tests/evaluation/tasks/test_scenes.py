@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from taming.evaluation.sources.scenes import (
     visible_boxes,
 )
 from taming.evaluation.tasks.fidelity import FidelitySettings
-from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
+from taming.evaluation.tasks.scenes import SceneEvaluation, SceneRequest, evaluate_scenes
 from taming.sampling import SampleSettings
 from taming.sampling.scenes import Scene
-from tests.evaluation.features import moments_of
+from tests.evaluation.features import moments_of, scores_of
 from tests.kit.extractor import register_tiny
 from tests.kit.models import tiny_model, transformer_config
 from tests.kit.scenes import SCENES, layouts, write_scenes
@@ -104,6 +105,15 @@ def test_objects_are_cut_at_their_boxes() -> None:
     boxes = [(0.0, 0.0, 1.9 / 32, 1.0), (0.0, 0.0, 2 / 32, 2 / 16), (0.5, 0.5, 0.6, 0.6)]
     assert len(cut_objects(image, boxes, 2.0)) == 2
     assert cut_objects(image, boxes, 17.0).shape == (0, 3, 224, 224)
+    assert len(cut_objects(image, [(0.0, 0.0, 1.0, 1.9 / 16)], 2.0)) == 0  # not high enough
+    # All pixels that a box touches, by a hair not those that it ends at, and smoothly resized.
+    image[2] = torch.arange(32)
+    (touched,) = cut_objects(image, [(1.5 / 32, 0.0, 1 / 32, 1.0)], 1.0)
+    assert touched[2].unique().tolist() == [1, 2]
+    (ends,) = cut_objects(image[..., :10], [(0.1, 0.0, 0.2, 1.0)], 1.0)
+    assert ends[2].unique().tolist() == [1, 2]
+    (ramp,) = cut_objects(image * 8, [(0.0, 0.0, 1.0, 1.0)], 1.0)
+    assert len(ramp[2].unique()) > 100
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -142,6 +152,9 @@ def test_numbers_are_those_of_the_images(data: Path) -> None:
         assert row["fid"] == pytest.approx(frechet_distance(images, whole), rel=1e-6)
         distance = frechet_distance(object_moments(own), object_moments(truth))
         assert row["scene_fid"] == pytest.approx(distance, rel=1e-6)
+        logits = torch.stack([p.pixels for p in own])
+        scores = scores_of(Extractor(register_tiny())(logits)["logits"], 2)
+        assert row["isc"] == pytest.approx(scores.compute()[0], rel=1e-6)
     everything = list(made.values())
     distance = frechet_distance(object_moments(everything), object_moments(truth))
     assert found.metrics["scene_fid"] == pytest.approx(distance, rel=1e-6)
@@ -184,10 +197,25 @@ def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
     assert layouts(copied, 3).key == key  # another place, the same content
     assert layouts(data, 4).key != key
     assert layouts(data, 3, crop_method="none").key != key
+    tokens = layouts(data, 3, encode_crop=False)
+    assert tokens.key != key  # the same images
+    assert sampled(tokens).content_key() != sampled(layouts(data, 3)).content_key()
     own = sampled(layouts(data, 3)).content_key()
     assert sampled(layouts(copied, 3)).content_key() == own
     assert sampled(layouts(data, 3), per_layout=3).content_key() != own
     assert sampled(layouts(data, 3), seed=1).content_key() != own
+    there = [replace(sampled(layouts(data, 3)), identity={"path": path}) for path in "ab"]
+    assert there[0].content_key() == there[1].content_key()
+    request = SceneRequest(Moments, Extractor(register_tiny()), "16", number=0, of=2)
+    changes: list[dict[str, Any]] = [{}, {"number": 1}, {"of": 3}, {"min_side": 1.0}]
+    changes += [{"min_side": 2.0}, {"layer": "logits"}]
+    assert len({replace(request, **change).key("a") for change in changes}) == 6
+
+
+def test_sampled_images_have_the_wanted_size(data: Path) -> None:
+    samples = sampled(layouts(data, 2), per_layout=1, shape=(3, 5))
+    assert {tuple(p.pixels.shape) for p in scene_images(samples).values()} == {(3, 6, 10)}
+    assert samples.describe()["sampler"]["tokens"] == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,11 @@ def test_attention_sits_at_the_given_resolutions():
     decoder = Decoder(**small(ch_mult=[1, 1, 1], num_res_blocks=2))
     assert [len(level.attn) for level in encoder.down] == [0, 1, 0]
     assert [len(level.attn) for level in decoder.up] == [0, 3, 0]
+    highest = small(ch_mult=[1, 1, 1], attn_resolutions=[16])
+    assert [len(level.attn) for level in Encoder(**highest).down] == [1, 0, 0]
+    assert [len(level.attn) for level in Decoder(**highest).up] == [2, 0, 0]
+    for network in (Encoder(**small(attn_type="none")), Decoder(**small(attn_type="none"))):
+        assert not any(isinstance(module, AttnBlock) for module in network.modules())
 
 
 def test_unknown_keys_are_ignored_and_pre_end_is_given():
@@ -85,8 +90,9 @@ def test_unknown_keys_are_ignored_and_pre_end_is_given():
 
 
 def test_widths_that_cannot_be_normalised_are_named():
-    with pytest.raises(UserError, match="ch=20.*multiple of 32"):
-        Encoder(**small(ch=20))
+    for ch, ch_mult in ((20, [1, 2]), (16, [2])):  # ch itself is a width, too
+        with pytest.raises(UserError, match=f"ch={ch}.*multiple of 32"):
+            Encoder(**small(ch=ch, ch_mult=ch_mult))
 
 
 @pytest.mark.parametrize("size", [(3, 5), (32, 32), (41, 25)])
@@ -131,6 +137,9 @@ def test_resampling_with_and_without_convolution():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
     torch.testing.assert_close(Upsample(1, with_conv=False)(x)[..., ::2, ::2], x)
     torch.testing.assert_close(Downsample(1, with_conv=False)(x)[0, 0, 0, 0], x[..., :2, :2].mean())
+    for network in (Encoder, Decoder):
+        names = network(**small(resamp_with_conv=False)).state_dict()
+        assert not any("sample" in name for name in names)
     down = Downsample(1, with_conv=True)
     nn.init.ones_(down.conv.weight)
     nn.init.zeros_(down.conv.bias)

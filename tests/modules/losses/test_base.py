@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taming.modules.losses.base import DummyLoss, FirstStageLoss, Logged, has_entry_points
+from taming.modules.losses.base import (
+    DummyLoss,
+    FirstStageLoss,
+    Logged,
+    has_entry_points,
+    names_of_terms,
+)
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 
@@ -46,6 +52,17 @@ def assert_same(entry: tuple[Tensor, Logged], published: tuple[Tensor, Logged], 
     assert {f"{split}/{name}" for name in entry[1]} == published[1].keys()
     for name, term in entry[1].items():
         assert torch.equal(term, published[1][f"{split}/{name}"]), name
+
+
+def test_losses_of_ours_say_what_they_log() -> None:
+    loss = VQLPIPSWithDiscriminator(disc_start=0, **GAN)
+    inputs, outputs, layer = images()
+    of_generator = loss.generator_loss(inputs, outputs, torch.ones(()), 0, last_layer=layer)[1]
+    of_discriminator = loss.discriminator_loss(inputs, outputs, 0)[1]
+    names = {"aeloss", "discloss", *of_generator, *of_discriminator}
+    assert names_of_terms(loss) == names
+    assert names_of_terms(BCELossWithQuant()) == {"aeloss", *BCELossWithQuant.generator_terms}
+    assert names_of_terms(DummyLoss()) is None
 
 
 def test_segmentations_have_the_original_call() -> None:

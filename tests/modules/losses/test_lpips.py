@@ -116,7 +116,7 @@ def test_averages():
 def test_never_works_without_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TAMING_VGG16", str(tmp_path / "missing.pth"))
     loss, images = LPIPS(), torch.rand(1, 3, 16, 16)
-    with pytest.raises(UserError, match="missing.pth.*lossconfig.params.perceptual_weight: 0"):
+    with pytest.raises(UserError, match="missing.pth.*lossconfig.params.perceptual_weight=0"):
         loss(images, images)
     # A checkpoint of a model that was never prepared does not count either.
     other = filled()
@@ -144,6 +144,8 @@ def test_prepare_finds_the_backbone(vgg_file, monkeypatch, tmp_path, way):
         vgg_file.rename(place)
     if way == "variable":
         monkeypatch.setenv("TAMING_VGG16", str(vgg_file))
+    if way == "argument":  # which comes before the variable
+        monkeypatch.setenv("TAMING_VGG16", "/nowhere/vgg.pth")
     loss = LPIPS()
     loss.prepare(str(vgg_file) if way == "argument" else None)
     assert loss.ready and not loss.lin0.model[0].weight.requires_grad
@@ -227,4 +229,4 @@ def test_offline_there_are_three_ways_out(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="vgg16-397923af.pth") as caught:
         LPIPS().prepare()
     message = str(caught.value)
-    assert "vgg_path" in message and "TAMING_VGG16" in message and "perceptual_weight: 0" in message
+    assert "vgg_path" in message and "TAMING_VGG16" in message and "perceptual_weight=0" in message

@@ -113,6 +113,8 @@ def test_one_backward_pass_equals_the_written_out_loss(perceptual):
     assert_close(logged["train/d_weight"], d_weight)
     assert_close(logged["train/g_loss"], g_loss)
     assert_close(logged["train/nll_loss"], nll)
+    p_loss = (nll - (model.images - reconstructions).abs().mean()) / 0.5
+    assert_close(logged["train/p_loss"], p_loss)
     for gradient, reference in zip(actual, model.grads(), strict=True):
         torch.testing.assert_close(gradient, reference, atol=1e-7, rtol=1e-4)
     assert_close(at_codebook, torch.tensor([2.0]))
@@ -237,11 +239,42 @@ def test_zero_gradients_give_zero_norm():
 
 def test_conditional_discriminator():
     model = LastConv(disc_conditional=True, disc_in_channels=5)
+    seen, cond = [], torch.rand(2, 2, 16, 16)
+    model.loss.discriminator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for index in (0, 1):
-        loss, _ = model.step(index, cond=torch.rand(2, 2, 16, 16))
+        loss, _ = model.step(index, cond=cond)
         loss.backward()
+    images = [model.reconstruct(), model.images, model.reconstruct()]
+    for joined, shown in zip(seen, images, strict=True):
+        assert_close(joined, torch.cat((shown, cond), dim=1))
+    model.loss.check_shape((2, 3, 16, 16))
     with pytest.raises(UserError, match="disc_conditional"):
         model.step(0)
+
+
+def test_images_are_compared_with_what_the_loss_takes():
+    loss = VQLPIPSWithDiscriminator(**{**SMALL, "perceptual_weight": 1.0})
+    for shape, message in (
+        ((1, 4, 16, 16), "1 or 3 channels, not 4"),
+        ((1, 3, 16, 8), "at least 12 pixels"),
+        ((1, 1, 16, 16), "disc_in_channels is 3, but the images have 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loss.check_shape(shape)
+    loss.check_shape((1, 3, 16, 12))
+
+
+class OwnWeight(VQLPIPSWithDiscriminator):
+    def calculate_adaptive_weight(self, nll_loss, g_loss, last_layer=None):
+        return torch.tensor(3.0)
+
+
+def test_a_weight_of_ones_own_joins_the_factor():
+    model = LastConv()
+    model.loss = OwnWeight(**SMALL, disc_factor=0.5)
+    loss, logged = model.step(0)
+    nll, g_loss = logged["train/nll_loss"], logged["train/g_loss"]
+    assert_close(loss, nll + 3 * 0.5 * g_loss + 0.25)
 
 
 def test_any_number_of_channels_without_lpips():

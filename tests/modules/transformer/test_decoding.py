@@ -179,6 +179,20 @@ def test_draw_inverts_the_distribution() -> None:
     assert sample_token(probabilities.log()[None]).tolist() == [3]
 
 
+def test_the_nucleus_has_just_above_its_share() -> None:
+    logits = torch.tensor([[1, 0.75, 0.25]]).double().log()
+    assert logits.softmax(-1)[0, 0] == 0.5
+    kept = filter_logits(logits, top_p=0.5).isfinite()
+    assert kept.tolist() == [[True, True, False]]
+
+
+def test_a_rounding_error_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum in parallel may rise where a probability is 0."""
+    monkeypatch.setattr(Tensor, "cumsum", lambda *_: torch.tensor([[0.5, 0.6, 1.0]]))
+    logits = torch.tensor([[0.5, 0, 0.5]]).log()
+    assert sample_token(logits, torch.tensor([0.55])).tolist() == [2]
+
+
 def test_draw_follows_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, generator=generator)

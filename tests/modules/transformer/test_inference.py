@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taming.modules.transformer.decoding import CachedDecoder
-from taming.modules.transformer.inference import Layer, Weights
+from taming.modules.transformer.inference import Layer, Weights, gelu, linear
 from taming.modules.transformer.mingpt import GPT
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 64, 65, 128, 129])
+def test_products_of_any_number_of_rows(rows: int, dtype: torch.dtype) -> None:
+    x, weight, bias = (torch.randn(*size).to(dtype) for size in ((rows, 8), (6, 8), (6,)))
+    for added in (bias, None):
+        torch.testing.assert_close(linear(x, weight, added), F.linear(x, weight, added))
+    torch.testing.assert_close(gelu(x), F.gelu(x))
 
 
 def storages(tensors: list[Tensor]) -> dict[int, int]:

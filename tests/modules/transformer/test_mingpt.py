@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.modules.transformer.mingpt import (
     GPT,
+    GPT1Config,
     KMeans,
     sample,
     sample_with_past,
@@ -63,6 +64,28 @@ def test_sample_extends_its_input() -> None:
     assert torch.equal(extended, torch.cat((c, TENSORS["greedy.out"]), 1))
     assert model.training
     assert sample(model, c, 30, sample=True, top_k=5).shape == (3, 31)  # beyond block_size 24
+    longer = sample(model.eval(), c, 30)
+    assert not model.training
+    assert torch.equal(longer[:, -1], model(longer[:, -25:-1])[0][:, -1].argmax(1))
+
+
+@pytest.mark.parametrize("name", ["gpt", "gpt_unmasked"])
+def test_tokens_after_others_see_them(name: str) -> None:
+    model = golden_gpt(name)
+    idx, targets = TENSORS[f"{name}.idx"], TENSORS[f"{name}.targets"]
+    expected = model(idx)[0]
+    first, loss, past = model.forward_with_past(idx[:, :8])
+    assert loss is None
+    second, _, more = model.forward_with_past(idx[:, 8:10], past=past, past_length=8)
+    logits, loss, _ = model.forward_with_past(idx[:, 10:], None, targets[:, 10:], [past, more])
+    torch.testing.assert_close(torch.cat((first, second, logits), 1), expected)
+    of_targets = F.cross_entropy(expected[:, 10:].flatten(0, 1), targets[:, 10:].flatten())
+    torch.testing.assert_close(loss, of_targets)
+    embeddings = TENSORS[f"{name}.embeddings"]
+    after_embeddings = model.forward_with_past(idx, embeddings)[0]
+    torch.testing.assert_close(after_embeddings, TENSORS[f"{name}.logits_with_embeddings"])
+    with pytest.raises(UserError, match="past_length is 9, but `past` has 8 tokens"):
+        model.forward_with_past(idx[:, 8:], past=past, past_length=9)
 
 
 def test_golden_top_k() -> None:
@@ -105,6 +128,7 @@ def test_weight_decay_groups_of_the_golden_run() -> None:
     sizes = [[sum(p.numel() for p in g["params"]), g["weight_decay"]] for g in groups]
     assert sizes == spec["weight_decay_groups"]
     torch.optim.AdamW(groups)
+    assert [group["weight_decay"] for group in model.parameter_groups(0.5)] == [0.5, 0]
 
 
 def test_masks_share_memory() -> None:
@@ -175,6 +199,15 @@ def test_too_long() -> None:
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(UserError, match="n_embd"):
         GPT(10, 8, n_head=3, n_embd=16)
+
+
+def test_all_positions_may_be_unmasked_but_no_more() -> None:
+    sizes: dict[str, int] = {"n_layer": 1, "n_head": 1, "n_embd": 4}
+    assert GPT(10, 8, n_unmasked=8, **sizes).get_buffer("blocks.0.attn.mask").all()
+    with pytest.raises(UserError, match="n_unmasked is 9, beyond block_size: 8"):
+        GPT(10, 8, n_unmasked=9, **sizes)
+    config = GPT1Config(10, 8)
+    assert (config.n_layer, config.n_head, config.n_embd) == (12, 12, 768)
 
 
 def test_key_bias_has_no_gradient() -> None:

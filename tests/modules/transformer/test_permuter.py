@@ -36,6 +36,11 @@ def test_spiral_of_a_rectangle_walks_to_neighbors() -> None:
     assert steps == [1] * 14
 
 
+def test_coarse_to_fine_takes_the_longer_sides_bits_too() -> None:
+    assert permuter.Subsample(1, 4).forward_shuffle_idx.tolist() == [0, 2, 1, 3]
+    assert permuter.Subsample(4, 1).forward_shuffle_idx.tolist() == [0, 2, 1, 3]
+
+
 def test_identity_has_no_state() -> None:
     x = torch.arange(6).view(2, 3)
     assert torch.equal(permuter.Identity()(x, reverse=True), x)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from taming.errors import UserError
-from taming.modules.vqvae import codebook
+from taming.modules.vqvae import codebook, ema
 from taming.modules.vqvae.codebook import nearest_code
 from taming.modules.vqvae.ema import EmbeddingEMA
 from taming.modules.vqvae.quantize import (
@@ -23,6 +24,10 @@ VARIANTS = {
     "vq2_sane": lambda: VectorQuantizer2(40, 8, 0.25, sane_index_shape=True),
     "vq2_remap": lambda: VectorQuantizer2(40, 8, 0.25, remap=USED, unknown_index="extra"),
 }
+
+
+def averaged():
+    return EMAVectorQuantizer(40, 8, 0.25)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -68,6 +73,10 @@ def test_golden_gumbel():
     assert_close(loss / quantizer.kl_weight, golden["gumbel.kl"] / quantizer.kl_weight)
     entry = quantizer.get_codebook_entry(torch.arange(40), (2, 4, 5, 8))
     assert_close(entry, golden["gumbel.entry"])
+    uniform = GumbelQuantize(16, 8, 40, remap=USED)
+    nn.init.zeros_(uniform.proj.weight)
+    nn.init.zeros_(uniform.proj.bias)
+    assert_close(uniform(golden["gumbel.z"])[1], torch.zeros(()))  # over the codes that are used
 
 
 def test_gumbel_in_evaluation_takes_the_most_probable_code():
@@ -112,12 +121,15 @@ def test_first_quantizer_returns_encodings():
     assert indices.shape == (40, 1)
     assert encodings.shape == (40, 40)
     assert torch.equal(encodings, F.one_hot(indices[:, 0], 40).float())
+    assert_close(codebook.perplexity(torch.tensor([[0, 0], [3, 5]]), 9), torch.tensor(2**1.5))
 
 
 def test_published_defaults():
     assert GumbelQuantize(4, 4, 9).kl_weight == 5e-4 and GumbelQuantize(4, 4, 9).temperature == 1
-    averaged = EMAVectorQuantizer(9, 4, 0.25)
-    assert (averaged.decay, averaged.embedding.eps, averaged.revive_after) == (0.99, 1e-5, 0)
+    quantizer = averaged()
+    assert (quantizer.decay, quantizer.embedding.eps, quantizer.revive_after) == (0.99, 1e-5, 0)
+    embedding = EMAVectorQuantizer(9, 4, 0.25, decay=0.5, eps=0.1).embedding
+    assert (embedding.decay, embedding.eps) == (0.5, 0.1)
 
 
 @pytest.mark.parametrize("options", [{}, {"unknown_index": "extra"}, {"unknown_index": 3}])
@@ -240,7 +252,7 @@ def test_distances_are_computed_in_full_precision_on_any_processor(monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("make", [*VARIANTS.values(), lambda: EMAVectorQuantizer(40, 8, 0.25)])
+@pytest.mark.parametrize("make", [*VARIANTS.values(), averaged, lambda: GumbelQuantize(8, 8, 40)])
 def test_autocast_changes_nothing(make):
     quantizer = make().eval()
     z = torch.randn(2, 8, 4, 5).bfloat16()
@@ -310,9 +322,27 @@ def test_a_revived_code_weighs_as_much_as_a_new_one():
     embedding.revive(rows, threshold=0.5)
     assert embedding.cluster_size.tolist() == [0.5, 1, 2, 1]
     assert torch.equal(embedding.weight[[0, 2]], before[[0, 2]])
+    many = EmbeddingEMA(50, 2)
+    many.revive(torch.arange(2000.0).reshape(1000, 2), threshold=2)
+    assert many.weight.max() > 1000  # any latent may be taken
     for code in (1, 3):
         assert (rows == embedding.weight[code]).all(dim=1).any()
         assert torch.equal(embedding.embed_avg[code], embedding.weight[code])
+
+
+def test_moving_averages_count_all_processes_and_revive_alike(monkeypatch):
+    one, two = (EmbeddingEMA(4, 2) for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    rows, indices = torch.randn(5, 2), torch.tensor([0, 0, 2, 0, 2])
+    one.follow(rows.repeat(2, 1), indices.repeat(2))
+    monkeypatch.setattr(ema, "sum_over_ranks", lambda tensor: 2 * tensor)
+    monkeypatch.setattr(ema, "same_on_all_ranks", lambda tensor: torch.full_like(tensor, 7))
+    two.follow(rows, indices)
+    for name, tensor in one.state_dict().items():
+        assert_close(two.state_dict()[name], tensor)
+    two.cluster_size[1] = 0
+    two.revive(rows, threshold=0.5)
+    assert (two.weight == 7).all(dim=1).tolist() == [False, True, False, False]
 
 
 def test_ema_state_names_and_frozen_evaluation():
@@ -323,6 +353,10 @@ def test_ema_state_names_and_frozen_evaluation():
         "embedding.cluster_size": (40,),
         "embedding.embed_avg": (40, 8),
     }
+    quantizer(torch.randn(2, 8, 4, 5))
+    with torch.no_grad():  # the discriminator's turn
+        quantizer.train()(torch.randn(2, 8, 4, 5))
+    quantizer.embedding.update = False
     quantizer(torch.randn(2, 8, 4, 5))
     assert all(torch.equal(quantizer.state_dict()[name], old) for name, old in state.items())
 

@@ -14,8 +14,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from taming.data.base import ImagePaths
+from taming.data.files.bit_depth import to_bytes
 from taming.data.files.images import BadImage, Reading, read_rgb
-from taming.data.files.value_ranges import to_bytes
 from taming.errors import UserError
 
 STEPS = np.linspace(0, 4095, 24).round().astype(np.uint16).reshape(4, 6)  # 12 bits
@@ -81,6 +81,12 @@ def test_pngs_keep_their_high_byte_or_have_the_range_that_they_declare(
     np.testing.assert_array_equal(
         read_rgb(png(tmp_path / "c.png", layered(standard), declared)), expected(standard, 16)
     )
+    rounded = standard + (np.arange(6, dtype=np.uint16) % 2)[:, None]
+    above = np.maximum(COLORS, 4096 * (COLORS == 4095)).astype(np.uint16)  # more than 12 bits
+    for other in (rounded, above):
+        np.testing.assert_array_equal(
+            read_rgb(png(tmp_path / "d.png", layered(other), declared)), expected(other, 16)
+        )
 
 
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
@@ -99,6 +105,9 @@ def test_floats_and_wide_integers_need_a_range(tmp_path: Path) -> None:
     shares = (STEPS / 4095).astype(np.float32)
     path = tiff(tmp_path / "a.tif", shares)
     with pytest.raises(BadImage, match=r"floating-point pixels .* go from 0 to 1: .*value_range"):
+        read_rgb(path, Reading(of_dataset=True))
+    # Scripts that take an image have no such option.
+    with pytest.raises(BadImage, match=r"go from 0 to 1: save them with 8 or 16 bits"):
         read_rgb(path)
     found = read_rgb(path, Reading(value_range=(0, 1)))
     np.testing.assert_array_equal(found[..., 0], np.rint(shares.astype(float) * 255))
@@ -140,7 +149,8 @@ def test_black_images_and_dark_ones_of_8_bits_are_no_reason_for_a_warning(
 ) -> None:
     Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(tmp_path / "a.png")
     black = png(tmp_path / "b.png", np.zeros((4, 6), np.uint16))
-    assert len(list(ImagePaths([str(tmp_path / "a.png"), black]))) == 2
+    gray = png(tmp_path / "c.png", np.full((4, 6), 4096, np.uint16))
+    assert len(list(ImagePaths([str(tmp_path / "a.png"), black, gray]))) == 3
     assert not caplog.records
 
 

@@ -130,12 +130,15 @@ def deep_pixels(
     path: str,
     value_range: ValueRange | None,
     on_dark: Callable[[str], None],
+    *,
+    of_dataset: bool = False,
 ) -> np.ndarray:
     """An image for which `is_deep` holds as pixels uint8 (H, W, 3); not turned.
 
     Args:
         value_range: by default what the file declares, else all 16 bits.
         on_dark: gets a sentence "<path> is nearly black: ..." if 16 bits make it so.
+        of_dataset: whether sentences name the option of datasets that says the range.
 
     Raises:
         ValueError: for numbers without an agreed range.
@@ -144,26 +147,34 @@ def deep_pixels(
     if not np.isfinite(values).all():
         raise ValueError("it has values that are no finite numbers")
     chosen = value_range or declared_range(image, path, values)
-    pixels = to_bytes(values, chosen or _agreed(values))
+    pixels = to_bytes(values, chosen or _agreed(values, of_dataset))
     if chosen is None and pixels.max(initial=0) < DARK and values.max(initial=0) > 0:
-        on_dark(_dark(path, int(values.max())))
+        on_dark(_dark(path, int(values.max()), of_dataset))
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def _agreed(values: np.ndarray) -> ValueRange:
+def _agreed(values: np.ndarray, of_dataset: bool) -> ValueRange:
     low, high = values.min(initial=0), values.max(initial=0)
     if values.dtype.kind == "f" or not FULL[0] <= low <= high <= FULL[1]:
         kind = "floating-point pixels" if values.dtype.kind == "f" else "pixels of 32 bits"
+        advice = "save them with 8 or 16 bits"
+        if of_dataset:
+            advice = (
+                "say with the dataset's value_range: [low, high] what is black and what white, or "
+                "save 8 or 16 bits"
+            )
         raise ValueError(
-            f"{kind} have no agreed range, and these go from {low:g} to {high:g}: say with the "
-            "dataset's value_range: [low, high] what is black and what white, or save 8 or 16 bits"
+            f"{kind} have no agreed range, and these go from {low:g} to {high:g}: {advice}"
         )
     return FULL
 
 
-def _dark(path: str, highest: int) -> str:
+def _dark(path: str, highest: int, of_dataset: bool) -> str:
     likely = 2 ** highest.bit_length() - 1
+    advice = "scale them to 16 bits"
+    if of_dataset:
+        advice = f"set value_range: [0, {likely}] in the dataset's params"
     return (
         f"{path} is nearly black: its 16-bit values go up to {highest} of 65535; if fewer bits are "
-        f"used on purpose, set value_range: [0, {likely}] in the dataset's params"
+        f"used on purpose, {advice}"
     )

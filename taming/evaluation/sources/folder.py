@@ -1,0 +1,125 @@
+"""The image files of a folder, as a set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
+from taming.errors import DamagedImage, UserError
+from taming.evaluation.sources.images import Loaded, LoadedSource
+
+EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
+HASHING_THREADS = 8
+
+
+class FolderSource(LoadedSource):
+    """The image files of a folder, in the order of torch-fidelity: by path, as text.
+
+    Any mode becomes RGB by Pillow's `convert`, as torch-fidelity's do: transparency is dropped. In
+    addition, images are turned as the camera was held (EXIF), and 16 bits become 8.
+
+    Args:
+        path: the folder. In class folders, as scripts/sample_fast.py makes them, an image's label
+            is the name of its folder if all names are numbers, else their place in sorted order.
+        deep: look into folders below; by default if the folder itself holds no images.
+        workers: processes that decode, see `loaded`.
+
+    Raises UserError if there is no folder or no image; `load` raises `DamagedImage`.
+    """
+
+    def __init__(
+        self, path: str | Path, deep: bool | None = None, workers: int | None = None
+    ) -> None:
+        self.path, self.workers = Path(path), workers
+        if not self.path.is_dir():
+            raise UserError(f"there is no folder {path}")
+        here = [] if deep else image_files(self.path, deep=False)
+        self.deep = not here and deep is not False
+        self.files = image_files(self.path, deep=True) if self.deep else here
+        if not self.files:
+            where = "" if self.deep else " itself (--deep looks into folders below)"
+            raise UserError(f"{path} holds no images ({', '.join(EXTENSIONS)}){where}")
+        self.labels = folder_labels(self.path, self.files) if self.deep else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def describe(self) -> dict[str, Any]:
+        classes = {} if self.labels is None else {"classes": len(set(self.labels))}
+        return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+
+    def has_classes(self) -> bool:
+        return self.labels is not None
+
+    def load(self, index: int) -> Loaded:
+        path = self.files[index]
+        try:
+            mode, pixels = image_mode_and_size(path)[0], read_rgb(path)  # (H, W, 3)
+        except BadImage as error:
+            raise DamagedImage(f"{path} {error}; replace the file or take it out") from None
+        label = None if self.labels is None else self.labels[index]
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
+
+    def leave_out(self, indices: Container[int]) -> None:
+        kept = [index for index in range(len(self.files)) if index not in indices]
+        self.files = [self.files[index] for index in kept]
+        self.labels = self.labels and [self.labels[index] for index in kept]
+
+    def content_key(self) -> str:
+        """Of the files' bytes and labels: they need not be decoded for it."""
+        digest = hashlib.sha256(b"image files, upright")
+        labels = repeat("") if self.labels is None else iter(self.labels)
+        chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            for chunk in tqdm(chunks, f"hashing {self.path}", delay=2, disable=None, leave=False):
+                for content, label in zip(pool.map(file_digest, chunk), labels, strict=False):
+                    digest.update(content + f"{label};".encode())
+        return digest.hexdigest()
+
+
+def image_files(folder: Path, deep: bool) -> list[str]:
+    """Real paths of the image files in a folder, and with `deep` below it, sorted as text."""
+    paths = []
+    for parent, below, names in os.walk(folder):
+        below[:] = [name for name in below if deep and not name.startswith(".")]
+        for name in names:
+            ending = os.path.splitext(name)[1].lower().removeprefix(".")
+            if ending in EXTENSIONS and not name.startswith("."):
+                paths.append(os.path.realpath(os.path.join(parent, name)))
+    return sorted(paths)
+
+
+def folder_labels(root: Path, files: Sequence[str]) -> list[int] | None:
+    """The class of each file by its folder's name; None if some are in `root` itself."""
+    parents = [os.path.dirname(path) for path in files]
+    if os.path.realpath(root) in parents:
+        return None
+    names = [os.path.basename(parent) for parent in parents]
+    if all(name.isdecimal() for name in set(names)):
+        return [int(name) for name in names]
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    return [places[name] for name in names]
+
+
+def file_digest(path: str) -> bytes:
+    """SHA-256 of a file's bytes, read once for each version of it."""
+    try:
+        status = os.stat(path)
+        return _version_digest(path, status.st_mtime_ns, status.st_size)
+    except OSError:  # it counts as damaged when it is loaded
+        return hashlib.sha256(f"unreadable: {path}".encode(errors="surrogateescape")).digest()
+
+
+@cache
+def _version_digest(path: str, changed: int, size: int) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()

@@ -1,0 +1,70 @@
+"""Code that users bring: what it raises is said in one sentence, with the line it comes from."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from taming.errors import REFUSALS, Stopped, UserError
+
+_OURS = str(Path(__file__).parent)
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+
+
+def is_ours(kind: Any) -> bool:
+    """Whether a class or function is one of this project, not a subclass of the user's."""
+    return str(kind.__module__).partition(".")[0] == "taming"
+
+
+def name_of(kind: type) -> str:
+    """The dotted name of a class, as in configs."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def described(error: BaseException) -> str:
+    """`KeyError: 'a' (my_data.py, line 12)`: an exception, and the user's line that it is from."""
+    text = f"{type(error).__name__}: {error}".strip(": \n")
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({_shown(str(error.filename))}, line {error.lineno})"
+    line = _line_of(error)
+    return f"{text} ({_shown(line.filename)}, line {line.lineno})" if line else text
+
+
+def _line_of(error: BaseException) -> traceback.FrameSummary | None:
+    """The last line in no installed package, on the way from where it is caught."""
+    frames = traceback.extract_tb(error.__traceback__)
+    installed = (_OURS, *_INSTALLED)
+    return next((f for f in reversed(frames) if not _is_in(f.filename, installed)), None)
+
+
+def _is_in(file: str, folders: Sequence[str]) -> bool:
+    return file.startswith(("<", *(f"{folder}{os.sep}" for folder in folders)))
+
+
+def _shown(file: str) -> str:
+    """The path from the working directory, if it leads down from there."""
+    relative = os.path.relpath(file)
+    return file if relative.startswith(os.pardir) else relative
+
+
+@contextmanager
+def calling(target: Any, name: str) -> Iterator[None]:
+    """A block that calls `target`; what code of the user's raises is a `UserError` about `name`.
+
+    What has a sentence of its own stays, and so does the end of the process by a signal; likewise
+    errors on whose way there is nothing but this project and what it uses.
+    """
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except (Exception, SystemExit) as error:
+        refused = isinstance(error, OSError) and error.errno in REFUSALS and error.filename
+        if refused or (is_ours(target) and _line_of(error) is None):
+            raise
+        raise UserError(f"{name} raises {described(error)}") from error

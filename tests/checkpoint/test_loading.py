@@ -1,0 +1,67 @@
+"""Configs of runs, and runs as stages of models, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from taming.checkpoint.loading import check_complete, expand_stages, run_as_stage
+from taming.errors import UserError
+from tests.kit.models import first_stage_config, unconditional_config
+from tests.support import write_run
+
+STAGE = "model.params.first_stage_config"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_run(Path("logs/first"), first_stage_config(ckpt_path="start.ckpt"), {})
+
+
+def config(**params: Any) -> Any:
+    return OmegaConf.create({"model": {"target": "taming.x.Y", "params": params}})
+
+
+def test_a_run_as_a_stage_begins_at_its_own_checkpoint(run: Path) -> None:
+    for path in (run, run / "checkpoints/last.ckpt"):
+        stage = run_as_stage(path, STAGE)
+        assert stage["target"] == first_stage_config()["target"]
+        assert stage["params"]["ckpt_path"] == "logs/first/checkpoints/last.ckpt"
+    other = write_run(Path("logs/second"), unconditional_config(), {})
+    with pytest.raises(UserError, match=f"^{STAGE}: logs/second is a transformer"):
+        run_as_stage(other, STAGE)
+
+
+def test_stages_are_written_out(run: Path) -> None:
+    changes = {"params": {"ckpt_path": str(run), "embed_dim": 9}}
+    whole = config(
+        first_stage_config=changes, cond_stage_config="__is_unconditional__", other=str(run)
+    )
+    expand_stages(whole)
+    params = whole.model.params
+    assert params.first_stage_config.target == first_stage_config()["target"]
+    assert params.first_stage_config.params.embed_dim == 9
+    assert params.first_stage_config.params.n_embed == 12
+    assert params.first_stage_config.params.ckpt_path.endswith("first/checkpoints/last.ckpt")
+    assert (params.cond_stage_config, params.other) == ("__is_unconditional__", str(run))
+
+
+def test_what_weights_start_from_has_to_be_there(run: Path) -> None:
+    def stage(target: str, path: str) -> dict[str, Any]:
+        return {"target": target, "params": {"ckpt_path": path}}
+
+    check_complete(config(ckpt_path=str(run), first_stage_config=stage("own.Model", "gone")))
+    for wrong, place in (
+        (config(ckpt_path="gone"), "model"),
+        (config(first_stage_config=stage("taming.x.Y", "gone")), STAGE),
+    ):
+        with pytest.raises(UserError, match=rf"^{place}.params.ckpt_path: there is no run .* gone"):
+            check_complete(wrong)
+    with pytest.raises(
+        UserError, match=f"^{STAGE}.params.ckpt_path is left to you: add {STAGE}=lo"
+    ):
+        check_complete(config(first_stage_config=stage("taming.x.Y", "???")))

@@ -1,0 +1,80 @@
+"""Tables and files of first stages side by side, of numbers made up by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from taming.evaluation.tasks.first_stage import FirstStageResult
+from taming.evaluation.tasks.first_stage_comparison import (
+    file_name,
+    reasons,
+    table_rows,
+    write_codes,
+    write_pairs,
+)
+
+COUNTS = np.array([3, 0, 7, 1])
+
+
+def result(name: str, metrics: dict[str, Any], left_out: dict[str, str]) -> FirstStageResult:
+    values = {"index": np.arange(2), "label": np.array([-1, 4]), "l1": np.array([0.5, 0.25])}
+    return FirstStageResult(
+        name,
+        {"images": 2, **metrics},
+        left_out=left_out,
+        classes={},
+        counts=COUNTS,
+        values=values,
+        images={},
+        reconstructions={"f": 8, "codes": 4},
+    )
+
+
+COLORS = {"l1": 0.12344, "psnr": 21.456, "rfid": 3.456, "codebook_usage": 0.75}
+LABELS = {"pixel_accuracy": 0.98765, "mean_iou": 0.43216, "codebook_perplexity": 2.345}
+
+
+def test_columns_are_those_that_any_of_them_has() -> None:
+    first, second = table_rows([result("a", COLORS, {}), result("b", LABELS, {})])
+    assert list(first.items()) == [
+        *(("first stage", "a"), ("f", 8), ("codes", 4), ("images", 2)),
+        *(("L1", "0.1234"), ("PSNR", "21.46"), ("rFID", "3.46"), ("pixel accuracy", "-")),
+        *(("mean IoU", "-"), ("codes used", "75.0%"), ("perplexity", "-")),
+    ]
+    assert [second[name] for name in ("L1", "pixel accuracy", "mean IoU", "perplexity")] == [
+        *("-", "98.77%", "0.4322", "2.3")
+    ]
+
+
+def test_reasons_name_those_that_they_are_of() -> None:
+    small = {"ssim": "too small"}
+    stages = [
+        result("a", {}, small),
+        result("b", {}, small | {"rfid": "no colors"}),
+        result("c", {}, small),
+    ]
+    assert reasons(stages) == [
+        "SSIM is left out: too small.",
+        "rFID is left out for b: no colors.",
+    ]
+
+
+def test_what_is_written_of_codes_and_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
+    made = result("a run/2", {}, {})
+    write_codes([made], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes-a_run_2.csv", "codes.png"]
+    lines = (tmp_path / "codes-a_run_2.csv").read_text().splitlines()
+    assert lines == ["code,count", "0,3", "1,0", "2,7", "3,1"]
+    write_pairs(made.values, tmp_path / "pairs.csv")
+    assert (tmp_path / "pairs.csv").read_text().splitlines() == [
+        *("index,label,l1", "0,-1,0.5", "1,4,0.25")
+    ]
+    assert file_name("a-b_c.d (2)/é") == "a-b_c.d_(2)_é"

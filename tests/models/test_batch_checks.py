@@ -1,0 +1,82 @@
+"""What is said of a batch before training; see also tests/training/test_start.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from taming.errors import UserError
+from taming.models.batch_checks import check_images, check_outputs, condition_length, token_count
+from taming.modules.misc.coord import CoordStage
+from taming.modules.transformer.kmeans import KMeans
+from taming.modules.util import Labelator
+from tests.kit.models import build, first_stage_config, transformer_config
+
+
+def test_images_are_of_the_models_channels_and_whole_codes() -> None:
+    stage = build(first_stage_config())
+    check_images(stage, torch.zeros(1, 3, 6, 10), "image")
+    check_outputs(stage.decoder, torch.zeros(1, 3, 6, 10), "image")
+    for channels in (1, 4):
+        x = torch.zeros(1, channels, 6, 10)
+        with pytest.raises(UserError, match=f"in_channels .* is 3, but 'image' .* has {channels}"):
+            check_images(stage, x, "image")
+        with pytest.raises(UserError, match=f"out_ch is 3, but 'image' .* has {channels}"):
+            check_outputs(stage.decoder, x, "image")
+    for height, width in ((7, 10), (6, 9)):
+        with pytest.raises(UserError, match=f"{height} x {width} pixels, which are no multiples"):
+            check_images(stage, torch.zeros(1, 3, height, width), "image")
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "length", "tokens"),
+    [
+        (lambda: Labelator(5), (7,), 1, 0),
+        (nn.Identity, (7, 4), 4, 0),
+        (lambda: CoordStage(20, 4), (7, 1, 8, 12), 6, 20),
+        (lambda: build(first_stage_config()), (7, 3, 8, 12), 24, 12),
+        (lambda: KMeans(9), (7, 3, 8, 12), 96, 9),
+        (nn.Identity, (7, 3, 8, 12), None, 0),
+    ],
+)
+def test_conditions_become_so_many_tokens(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], length: int | None, tokens: int
+) -> None:
+    stage = make()
+    assert condition_length(stage, torch.zeros(shape)) == length
+    assert token_count(stage) == tokens
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+def test_sequences_may_be_as_long_as_the_block(unconditional: bool) -> None:
+    batch = {"image": torch.zeros(2, 8, 12, 3), "class_label": torch.zeros(2)}
+    changes = {"unconditional": unconditional}
+    build(transformer_config({"block_size": 24}, **changes)).check_batch(batch)
+    with pytest.raises(UserError, match="for 24 tokens of an image and 1 of .* at least 24"):
+        build(transformer_config({"block_size": 23}, **changes)).check_batch(batch)
+
+
+def stage_of(target: str, **params: Any) -> dict[str, Any]:
+    return {"cond_stage_config": {"target": f"taming.modules.{target}", "params": params}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({}, 20),
+        ({"cond_stage_config": "__is_unconditional__", "sos_token": 22}, 23),
+        (stage_of("util.Labelator", n_classes=24), 24),
+        (stage_of("misc.coord.CoordStage", n_embed=25, down_factor=2), 25),
+        ({"cond_stage_config": first_stage_config(n_embed=26)}, 26),
+    ],
+)
+def test_the_vocabulary_holds_all_tokens_and_needs_no_more(
+    changes: dict[str, Any], needed: int
+) -> None:
+    build(transformer_config({"vocab_size": needed}, **changes))
+    with pytest.raises(UserError, match=f"too small for the .*; make it at least {needed}"):
+        build(transformer_config({"vocab_size": needed - 1}, **changes))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from taming.modules.transformer.inference import Segment, Weights
+from taming.sampling import Request, SampleSettings, sample_images
+from taming.sampling import estimate as module
+from taming.sampling.estimate import estimated_seconds
+from tests.kit.models import tiny_model
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock on which the transformer takes 5 seconds per pass and one per token that it reads."""
+    logits, now = Weights.logits, [0.0]
+
+    def counted(self: Weights, segments: Sequence[Segment]) -> Tensor:
+        now[0] += 5 + sum(segment.tokens.numel() for segment in segments)
+        return logits(self, segments)
+
+    monkeypatch.setattr(Weights, "logits", counted)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def kept(rows: int, columns: int, *sampled: slice) -> Tensor:
+    known = torch.zeros(rows, columns, dtype=torch.int64)
+    known[sampled] = -1
+    return known
+
+
+@pytest.mark.parametrize(
+    ("shape", "known", "count"),
+    [
+        ((4, 4), None, 4),
+        ((4, 4), kept(4, 4, slice(2, 4)), 2),  # the lower half
+        ((4, 4), kept(4, 4, slice(None), slice(3, 4)), 1),  # a column
+        ((11, 14), None, 2),
+        ((11, 14), kept(11, 14, slice(None), slice(7, 14)), 1),
+        ((11, 14), kept(11, 14, slice(5, 6), slice(6, 7)), 1),  # a single position
+        ((5, 4), None, 1),
+    ],
+)
+def test_time_is_that_of_what_is_sampled(
+    clock: list[float], shape: tuple[int, int], known: Tensor | None, count: int
+) -> None:
+    model, settings = tiny_model(), SampleSettings()
+    requests = [Request(n, (3,), 3, known=known) for n in range(count)]
+    estimated = estimated_seconds(model, requests, settings, 2, shape)
+    before = clock[0]
+    list(sample_images(model, requests, settings, batch_size=2, shape=shape))
+    actual = clock[0] - before
+    assert estimated == pytest.approx(actual)
+
+
+def test_all_tokens_at_once_take_the_time_of_one_batch(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    model.pkeep = 0.0
+    decode = model.decode_to_img
+
+    def slow(*args: object) -> Tensor:
+        clock[0] += 3
+        return decode(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "decode_to_img", slow)
+    requests = [Request(n, (3,), 3) for n in range(4)]
+    assert estimated_seconds(model, requests, SampleSettings(), 2, (4, 4)) == 6
+
+
+def test_nothing_to_sample_takes_no_time() -> None:
+    assert estimated_seconds(tiny_model(), [], SampleSettings(), 2, (4, 4)) == 0

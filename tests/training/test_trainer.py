@@ -1,0 +1,161 @@
+"""The Trainer that a config makes: its callbacks, and what they are given."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from taming.training import cli, run_folder
+from taming.training.callbacks import SetupCallback
+from taming.training.checkpoints import Checkpoints
+from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
+from taming.training.monitors import LoggedNames
+from taming.training.noise import PositionedNoise
+from taming.training.numbers import FiniteNumbers
+from taming.training.position import ExactResume
+from taming.training.processes import LoaderWatch, ProcessWatch
+from taming.training.progress import Pace, RunProgress
+from taming.training.run_folder import RunFolder
+from taming.training.trainer import _callback_configs, _callbacks, _check_monitor, make_trainer
+from tests.kit.models import build, first_stage_config
+
+CPU = {"accelerator": "cpu", "devices": 1, "logger": False}
+
+
+def conf(**sections: Any) -> DictConfig:
+    config = OmegaConf.create(sections)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setenv(run_folder._TIME_VARIABLE, "now")
+    return RunFolder(tmp_path / "logs" / "now_x", ())
+
+
+def callbacks_of(run: RunFolder, **lightning: Any) -> list[Any]:
+    config = conf(**lightning)
+    return list(_callbacks(_callback_configs(config, run), config, conf(), run))
+
+
+def test_the_callbacks_of_every_run(run: RunFolder) -> None:
+    ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, PositionedNoise]
+    found = callbacks_of(run, skip_nonfinite=7)
+    assert [type(one) for one in found[:8]] == [*ours, FiniteNumbers, LoggedNames]
+    assert found[4].tables == run.tables and found[6].skip == 7
+    (checkpoints,) = [one for one in found if isinstance(one, Checkpoints)]
+    assert Path(checkpoints.dirpath or "") == run.checkpoints
+    assert found[2]._before_exit == found[3]._before_exit == checkpoints.writer.wait
+    setup = found[0]
+    assert (setup.logdir, setup.ckptdir) == (run.path, run.checkpoints)
+    assert (setup.cfgdir, setup.now) == (run.config_folder, "now")
+
+
+def test_a_callback_in_the_place_of_ours_keeps_no_epochs_of_it(run: RunFolder) -> None:
+    other = {"checkpoints": {"target": "pytorch_lightning.callbacks.ModelCheckpoint"}}
+    other["checkpoints"]["params"] = {"save_top_k": 1}  # type: ignore[assignment]
+    *_, own, last = callbacks_of(run, callbacks={**other, "image_logger": None})
+    assert isinstance(last, Checkpoints) and (last.save_top_k, last.save_last) == (0, True)
+    assert not isinstance(own, Checkpoints)
+
+
+def test_defaults_of_callbacks(run: RunFolder) -> None:
+    model: Any = build(first_stage_config(monitor="val/rec_loss"))
+    chosen = _callback_configs(conf(), run, model)
+    assert chosen["image_logger"]["params"] == {"batch_frequency": 750, "max_images": 4}
+    assert chosen["learning_rate_logger"]["params"] == {"logging_interval": "step"}
+    assert chosen["checkpoints"]["params"] == {
+        "dirpath": str(run.checkpoints),
+        "filename": "{epoch:06}",
+        "enable_version_counter": False,
+        "monitor": "val/rec_loss",
+        "save_top_k": 3,
+    }
+    assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
+
+
+def test_without_validation_the_newest_epoch_is_kept() -> None:
+    monitored = {"monitor": "val/x", "save_top_k": 3}
+    params = monitored.copy()
+    _check_monitor(params, conf(data={"params": {"validation": {"target": "x"}}}))
+    assert params == monitored
+    _check_monitor(params, conf(data={"params": {"train": {"target": "x"}}}))
+    assert params == {"monitor": None, "save_top_k": 1}
+    params = {"monitor": "train/x", "save_top_k": 3}
+    _check_monitor(params, conf())
+    assert params["monitor"] == "train/x"
+
+
+def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder) -> None:
+    model: Any = build(first_stage_config())
+    trainer = make_trainer(CPU, conf(), conf(), run, model)
+    bars = [one for one in trainer.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
+    assert [type(bar) for bar in bars] == [RunProgress]
+    assert trainer.default_root_dir == str(run.path)
+    assert not trainer._accelerator_connector.use_distributed_sampler
+    own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
+    trainer = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
+    bars = [one for one in trainer.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
+    assert [type(bar) for bar in bars] == [TQDMProgressBar]
+    assert Path(trainer.default_root_dir).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("flags", "finished", "expected"),
+    [
+        ({"train": True}, False, ["fit", None]),
+        ({"train": True}, True, ["last.ckpt"]),
+        ({"train": False}, False, ["last.ckpt", "checked"]),
+        ({"train": False, "no_test": True}, False, ["checked"]),
+    ],
+)
+def test_what_is_tested_is_what_was_trained(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], finished: bool, expected: list[Any]
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(cli, "is_finished", lambda *_: finished)
+    monkeypatch.setattr(cli, "fit", lambda *_: done.append("fit"))
+    monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
+    args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
+    trainer: Any = SimpleNamespace(max_epochs=None, max_steps=3)
+    trainer.test = lambda *_, ckpt_path: done.append(ckpt_path)
+    data: Any = SimpleNamespace(datasets={"test": []})
+    model: Any = None
+    run = RunFolder(Path("x"), (), Path("last.ckpt"))
+    cli._train_and_test(args, trainer, model, data, run)
+    assert done == expected
+    done.clear()
+    monkeypatch.setattr(cli, "requests", SimpleNamespace(stop=15))
+    cli._train_and_test(args, trainer, model, data, run)
+    monkeypatch.undo()
+    assert done == [one for one in expected if one in ("fit", "checked")]
+
+
+def test_rates_are_scaled_by_all_items_of_a_step() -> None:
+    base = conf(base_learning_rate=1e-4)
+    assert learning_rate(base, 2, 3, 5, scale=True) == pytest.approx(30e-4)
+    assert learning_rate(base, 2, 3, 5, scale=False) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "expected"),
+    [
+        ((None, None, None), {}, (23, True, 0)),
+        ((None, None, None), {"seed": 5, "scale_lr": False, "skip_nonfinite": 4}, (5, False, 4)),
+        ((0, True, 0), {"seed": 5, "scale_lr": False, "skip_nonfinite": 4}, (0, True, 0)),
+    ],
+)
+def test_flags_come_before_those_of_the_run(
+    run: RunFolder, given: tuple[Any, ...], kept: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    args = Namespace(**dict(zip(KEPT_FLAGS, given, strict=True)))
+    config = conf(**kept)
+    _keep_flags(args, config, run)
+    assert tuple(vars(args).values()) == tuple(config[name] for name in KEPT_FLAGS) == expected
