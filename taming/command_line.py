@@ -68,10 +68,10 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
-        if "extractor_weights" in values and values["weights"] not in (None, RAW, EMA):
-            values["extractor_weights"] = Path(values["weights"])  # as it was called before
-            values["weights"] = None
         weights, parts = values.get("weights"), tuple(values.get("parts", ()))
+        if "extractor_weights" in values and weights not in (None, RAW, EMA):
+            values.update(extractor_weights=Path(weights), weights=None)  # as it was called before
+            weights = None
         chosen_weights.set(WeightChoice(weights, parts) if weights or parts else None)
         return namespace, rest
 
@@ -82,10 +82,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
     def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
-        """Raise `UserError` for a word that is no argument, with the nearest flag.
-
-        `more` are flags besides those of the parser.
-        """
+        """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
         flag = word.partition("=")[0]
         shown = [a for a in self._actions if a.help != argparse.SUPPRESS and a.option_strings]
         flags = [name for action in shown for name in action.option_strings] + list(more)
@@ -97,11 +94,7 @@ class Parser(argparse.ArgumentParser):
 def parse(
     parser: Parser, argv: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the `key.path=value` overrides among the rest.
-
-    Raises:
-        UserError: for an unknown flag, or a value that a flag does not take.
-    """
+    """The flags, and the `key.path=value` overrides among the rest; `UserError` for others."""
     args, rest = parser.parse_known_args(argv)
     rest = [*take_overrides(args), *rest]
     unknown = [text for text in rest if text.startswith("-") or not is_override(text)]
@@ -130,7 +123,7 @@ def add_trust_flag(parser: Arguments) -> None:
     """`--trust`, for programs that read configs: what these may name, see `taming.trust`."""
     parser.add_argument(
         "--trust",
-        type=_parse_packages,
+        type=lambda text: checked_names(_parse_names(text)),
         action="extend",
         default=[],
         metavar="PACKAGE",
@@ -160,10 +153,6 @@ def add_weight_flags(parser: Arguments) -> None:
 
 def _parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _parse_packages(text: str) -> tuple[str, ...]:
-    return checked_names(_parse_names(text))
 
 
 def parse_switch(text: str) -> bool:

@@ -5,11 +5,14 @@ Also which share of a script's work `torchrun` gave to this process.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from taming.errors import UserError
 
@@ -74,6 +77,26 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     full = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=False, allow_tf32=False)
     with full, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield
+
+
+def keep_precise(module: nn.Module, names: Sequence[str]) -> None:
+    """Have a module's parts of these names, and its batch normalizations, run in float32 for good.
+
+    Scales of normalizations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
+    """
+
+    def precise(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        @functools.wraps(forward)
+        def run(x: Tensor) -> Tensor:
+            with without_autocast(x.device):
+                return forward(x.float())
+
+        return run
+
+    parts: list[Any] = [module.get_submodule(name) for name in names]
+    parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for part in parts:
+        part.forward = precise(part.forward)
 
 
 def available_cpus() -> int:

@@ -13,14 +13,9 @@ P = ParamSpec("P")
 
 # What the system says of files and disks that only their owner can mend. Not that a file is
 # missing: users' files are looked for, so that would be a bug.
-REFUSALS = {
-    getattr(errno, name)
-    for name in ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
-    if hasattr(errno, name)
-}
-
-
-FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
+_REFUSED = ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
+REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSED}
+FULL = {number for number, name in errno.errorcode.items() if name in ("ENOSPC", "EDQUOT")}
 
 
 class UserError(Exception):

@@ -75,3 +75,8 @@ def test_retrieve_expands_callables_in_place():
         retrieve(config, "data/size", expand=False)
     assert retrieve(config, "data/size") == 9
     assert config == {"data": {"size": 9}}
+
+
+@pytest.mark.parametrize("default", [0, "", False])
+def test_defaults_may_be_nothing(default: object) -> None:
+    assert retrieve({"a": 1}, "b", default=default) == default

@@ -23,7 +23,7 @@ _DEFAULT_PLACES = (
 )
 # What belongs to files, however they are cropped: which of them are of the split, and how they are
 # read. It goes with the places that are taken.
-_OF_FILES = ("on_error", "exif", "value_range", "extensions", "suffix", "palette")
+_OF_FILES: tuple[str, ...] = ("on_error", "exif", "value_range", "extensions", "suffix", "palette")
 _OF_FILES += ("shift_segmentation", "validation_fraction", "split_seed")
 
 
@@ -108,13 +108,13 @@ def _take(config: DictConfig, data: Any, places: list[tuple[str, str]], run: Run
         own, dataset = config.data.params[split], datasets.get(split)
         if not isinstance(dataset, Mapping) or own.get("target") != dataset.get("target"):
             continue
-        theirs = dataset.get("params") or {}
-        if own.params.get("kind") != theirs.get("kind"):
+        given = dataset.get("params") or {}
+        if own.params.get("kind") != given.get("kind"):
             continue
-        value = theirs.get(name)
+        value = given.get(name)
         if value == "???" or not isinstance(value, int | float | str):
             continue
-        more = [key for key in _OF_FILES if key in theirs and key not in own.params]
+        more = [key for key in _OF_FILES if key in given and key not in own.params]
         for key in (name, *more):
-            OmegaConf.update(own.params, key, theirs[key], force_add=True)
-            yield f"data.params.{split}.params.{key}={theirs[key]} from {run.folder}"
+            OmegaConf.update(own.params, key, given[key], force_add=True)
+            yield f"data.params.{split}.params.{key}={given[key]} from {run.folder}"

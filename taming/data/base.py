@@ -80,8 +80,7 @@ class ImageFiles(Dataset[Item]):
         self._warned_of_dark = False
         low, high = options.value_range or (0, 0)
         value_range = (low, high) if options.value_range else None
-        upright, on_dark = options.exif == "apply", self._warn_of_dark
-        self.reading = Reading(upright, value_range, on_dark, of_dataset=True)
+        self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark, True)
         self.check_all()
 
     @property

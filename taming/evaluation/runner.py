@@ -155,12 +155,13 @@ class Runner:
 
         `key` is the hash of all that decides the result, under which an unfinished one is kept;
         that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
-        remembered under `damage_key`.
+        remembered under `damage_key`, by default `key`.
         """
         key = _of_rank_0(key)
-        self._recall_damage(source, damage_key or key)
+        damage_key = damage_key or key
+        self._recall_damage(source, damage_key)
         while True:
-            self._leave_out_damaged(source, damage_key or key)
+            self._leave_out_damaged(source, damage_key)
             counted = self._pass(source, make_accumulator, key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -113,7 +112,7 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
 
 
 def read_arguments(
-    parser: argparse.ArgumentParser, settings: type[T], argv: Sequence[str] | None
+    parser: Parser, settings: type[T], argv: Sequence[str] | None
 ) -> tuple[RunArguments, T]:
     """What the flags of a `make_parser` say: of the run, and of one of its dataclasses."""
     args, overrides = parse(parser, argv)

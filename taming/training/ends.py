@@ -65,8 +65,11 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
     if trainer.global_step > start:
         where = f"the run is in {run.path}, go on with -r {run.path}"
         return f"trained to step {trainer.global_step}{reason}; {where}"
-    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
-    limits["limit_train_batches"] = trainer.limit_train_batches  # type: ignore[attr-defined]
+    limits = {
+        "max_steps": trainer.max_steps,
+        "max_epochs": trainer.max_epochs,
+        "limit_train_batches": trainer.limit_train_batches,
+    }
     zero = [name for name, limit in limits.items() if limit == 0]
     because = f", as {' and '.join(zero)} is 0" if zero else reason
     return f"nothing was trained{because}; {run.path} has no new checkpoint"

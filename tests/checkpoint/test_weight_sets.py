@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taming.checkpoint import load_file, read_checkpoint, read_content
-from taming.checkpoint.names import WRAPPERS, renamed
+from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import choosing_weights
+from taming.weight_choice import choosing_weights, weight_choice
 
 State = dict[str, Tensor]
 
@@ -101,7 +101,8 @@ def test_containers(tmp_path: Path, place: str, prefix: tuple[str, ...], kind: s
 
 
 def test_names_within_names_are_left_out(tmp_path: Path) -> None:
-    for wrapper in WRAPPERS:
+    wrappers = ("module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module")
+    for wrapper in (*wrappers, "_checkpoint_wrapped_module"):
         inner = {name.replace("encoder.", f"encoder.{wrapper}."): t for name, t in RAW.items()}
         loads_as(save(inner, tmp_path), RAW)
 
@@ -374,3 +375,12 @@ def test_weights_in_a_list() -> None:
     state = {"encoder.conv.weight": torch.ones(2, 2), "decoder.conv.weight": torch.ones(2, 2)}
     for content in ([state, 3], (state,), {"models": [state]}):
         assert choose(content, "x").tensors.keys() == state.keys()
+
+
+def test_what_was_chosen_before_holds_where_nothing_is_chosen() -> None:
+    with choosing_weights("raw", ["encoder"]):
+        with choosing_weights(None, ()):
+            assert (weight_choice().kind, weight_choice().parts) == ("raw", ("encoder",))
+        with choosing_weights("ema", ()):
+            assert (weight_choice().kind, weight_choice().parts) == ("ema", ())
+    assert weight_choice().kind is None

@@ -65,7 +65,14 @@ def test_coco_annotations_and_numbers(tmp_path: Path) -> None:
 
 
 def test_things_and_stuff_are_options(tmp_path: Path) -> None:
-    write_coco(tmp_path)
+    data = coco(write_coco(tmp_path))
+    data.split = "validation"
+    assert data.get_path_structure() == {
+        "top_level": "",
+        "instances_annotations": "annotations/instances_val2017.json",
+        "stuff_annotations": "annotations/stuff_val2017.json",
+        "files": "val2017",
+    }
     assert [a.id for a in coco(tmp_path, use_stuff=False)[0]["annotations"]] == [1, 2]
     assert [a.id for a in coco(tmp_path, use_things=False)[0]["annotations"]] == [9]
     with pytest.raises(UserError, match="use_things and use_stuff are both false"):

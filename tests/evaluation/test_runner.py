@@ -105,11 +105,15 @@ def test_damaged_images_are_left_out_and_said(tmp_path: Path) -> None:
     for _ in range(2):  # found anew, and remembered
         source = FolderSource(folder, workers=0)
         runner = Runner(3, Cache(tmp_path / "cache"))
-        manifest, counted = runner.run(source, Brightness, runner.key_for(source), "images")
+        manifest, counted = runner.run(source, Brightness, "key", "images")
         assert len(manifest.seen) == 9 and sorted(counted.seen) == list(range(9))
         runner.finish()
         (text,) = runner.left_out
         assert text.startswith(f"{folder}/004.png is empty")
+    fewer = FolderSource(image_folder(tmp_path / "fewer", 6), workers=0)  # not what is remembered
+    runner = Runner(3, Cache(tmp_path / "cache"))
+    assert len(runner.run(fewer, Brightness, "key", "images")[0].seen) == 6
+    assert not runner.left_out
 
 
 def test_features_without_a_damaged_image_are_found_again(tmp_path: Path) -> None:

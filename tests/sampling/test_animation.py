@@ -51,4 +51,7 @@ def test_mp4() -> None:
     decoded = imageio.imread(io.BytesIO(film), extension=".mp4")
     assert decoded.shape == (5, 8, 10, 3)
     assert imageio.immeta(io.BytesIO(film), extension=".mp4")["fps"] == 10
+    wide = to_mp4([Image.new("RGB", (10, 7))])
+    assert wide is not None
+    assert imageio.imread(io.BytesIO(wide), extension=".mp4").shape == (1, 8, 10, 3)
     assert decoded[0].mean() < 30 and decoded[-1].mean() > 220

@@ -14,6 +14,7 @@ from taming.sampling.arguments import (
     make_parser,
     read_arguments,
 )
+from taming.sampling.settings import SampleSettings
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import write_data
 
@@ -36,8 +37,16 @@ def test_all_flags() -> None:
         resume="logs/run", base=("a.yaml", "b.yaml"), overrides=("model.x=1",)
     )
     assert (own.sampling.settings.top_k, own.sampling.seed, own.data.config) == (5, 3, ())
-    assert read("-r", "run")[1].sampling.settings.top_k == 100
-    assert read("-r", "run")[1].sampling.batch_size == 4
+
+
+def test_defaults() -> None:
+    run, own = read("-r", "run")
+    assert (run.base, run.outdir, run.overrides) == ((), None, ())
+    assert (run.device, run.precision) == ("auto", "fp32")
+    assert (own.data.config, own.data.ignore_base_data, own.data.split) == ((), False, None)
+    assert own.sampling.settings == SampleSettings(1.0, 100, 1.0, 1.0, "constant")
+    assert (own.sampling.seed, own.sampling.batch_size) == (0, 4)
+    assert SampleSettings() == SampleSettings(1.0, None, 1.0, 1.0, "constant")
 
 
 @pytest.mark.parametrize(

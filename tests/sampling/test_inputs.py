@@ -19,6 +19,7 @@ from taming.sampling.inputs import (
     condition_images,
     inputs_of_example,
     inputs_of_files,
+    reads_files,
     scaled,
 )
 from tests.kit.models import tiny_model, transformer_config
@@ -80,6 +81,7 @@ def test_labels_stay_labels_at_other_sizes() -> None:
 
 def test_files(tmp_path: Path) -> None:
     model = segmentation_model()
+    assert reads_files(model, None) and not reads_files(tiny_model(), None)
     inputs = inputs_of_files(model, None, None, None)
     assert (inputs.shape, inputs.x, inputs.c) == ((4, 4), None, None)
     labels = np.arange(20)[:, None].repeat(30, 1) % 2

@@ -10,6 +10,7 @@ from taming.checkpoint import find_run
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
+from taming.sampling import load
 from taming.sampling.load import (
     data_config,
     load_first_stage,
@@ -47,6 +48,14 @@ def test_changes_and_precision_reach_the_model(tmp_path: Path) -> None:
     own = tiny_run(tmp_path / "own", FIRST_STAGE)
     own_stage, _, _ = load_first_stage(own, device="cpu", overrides=["model.params.image_key=x"])
     assert isinstance(own_stage, VQModel) and own_stage.image_key == "x"
+
+
+def test_models_are_put_on_their_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_run(tmp_path / "run")
+    monkeypatch.setattr(load, "choose_device", torch.device)
+    model, _, _ = load_transformer(folder, device="meta")
+    stage, _, _ = load_first_stage(folder, device="meta")
+    assert {p.device.type for p in (*model.parameters(), *stage.parameters())} == {"meta"}
 
 
 def test_splits_of_data(tmp_path: Path) -> None:

@@ -95,7 +95,21 @@ def test_descriptions_are_json() -> None:
         "overrides": ["b=1"],
         "precision": "bfloat16",
     }
-    assert SamplingPlan().describe()["classes"] is None
+    assert SamplingPlan().describe() == {
+        **settings,
+        "guidance_schedule": "constant",
+        "num_samples": 50_000,
+        "seed": 0,
+        "classes": None,
+        "height": None,
+        "width": None,
+        "reject_ratio": 1.0,
+        "classifier": None,
+        "base": [],
+        "overrides": [],
+        "precision": "float32",
+    }
+    assert SamplingPlan(num_samples=10**9).num_samples == 10**9
 
 
 def test_jobs_hand_on_all_of_their_plan(monkeypatch: pytest.MonkeyPatch) -> None:

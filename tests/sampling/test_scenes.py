@@ -12,7 +12,7 @@ from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.sampling import request_for_inputs, requests_for_scene
-from taming.sampling.inputs import condition_images, inputs_of_example
+from taming.sampling.inputs import condition_images, inputs_of_example, reads_files
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene
 from tests.kit.models import scene_config, tiny_model, transformer_config
 from tests.kit.scenes import OPTIONS, coco_content, write_coco
@@ -43,6 +43,7 @@ def test_examples_of_scenes_are_kept_as_such(tmp_path: Path) -> None:
     content["annotations"][2]["bbox"] = [0, 0, 24, 16]  # of the second scene
     data = AnnotatedObjectsCoco(data_path=write_coco(tmp_path, content), **OPTIONS)
     dataset, model = SeededDataset(data), tiny_model(transformer_config(**scene_config(32)))
+    assert reads_files(model, dataset) and not reads_files(model, None)
     inputs = inputs_of_example(model, dataset, 1)
     assert (inputs.shape, inputs.number, inputs.c) == ((16, 16), 1, None)
     known = torch.full((16, 16), -1)

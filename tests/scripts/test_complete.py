@@ -52,8 +52,8 @@ def test_kept_codes_are_kept(
     assert given == [(0.9, 2, 3)]
     with Image.open(root / "000002.png") as written:
         record = json.loads(written.info[RECORD])
-    made = {"keep": "top-half", "pad": "0,0,0,0", "condition": "2", "size": [8, 12], "seed": 3}
-    assert record.items() >= {**made, "image": str(image), "number": 2}.items()
+    made = {"keep": "top-half", "pad": "0,0,0,0", "condition": "2", "size": [8, 12], "top_k": 100}
+    assert record.items() >= {**made, "image": str(image), "number": 2, "seed": 3}.items()
     names = sorted(path.name for path in root.iterdir())
     assert names == ["000000.png", "000001.png", "000002.png", "input.png", "kept.png"]
     assert Image.open(root / "000000.png").size == (12, 8)
@@ -71,6 +71,7 @@ def test_kept_codes_are_kept(
 def test_resized_and_extended(run: Path, image: Path, tmp_path: Path) -> None:
     sizes = ("--height", "8", "--width", "8")
     root = complete(run, image, tmp_path / "a", *sizes, "--keep", "0,0,4,8", "--condition", "1")
+    assert len(list(root.glob("0*.png"))) == 4
     assert Image.open(root / "000003.png").size == (8, 8)
     root = complete(
         run, image, tmp_path / "b", *sizes, "--pad", "2,0,4,6", "--condition", "1", "-n", "1"

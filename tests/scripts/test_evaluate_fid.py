@@ -152,7 +152,9 @@ def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
 
 def test_reproduced_or_not(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = image_folder(tmp_path / "a", 6), image_folder(tmp_path / "b", 8, seed=100)
-    evaluate(tmp_path / "out", str(a), str(b), "--no_cache")
+    evaluate(tmp_path / "out", str(a), str(b))
+    for path in cache.iterdir():
+        path.unlink()
     (path,) = (tmp_path / "out").glob("*.json")
     main(["--reproduce", str(path)])
     assert not list(cache.glob("*"))  # all of it was computed

@@ -168,7 +168,7 @@ def test_training_goes_on_and_saves_again(caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         train_on_a_full_disk(full_from=8, until=14)
     said = [text for text in caplog.messages if "epoch=000001.ckpt" in text]
-    assert len(said) == 1 and "training goes on, and saves again when there is room" in said[0]
+    assert len(said) == 1 and "training goes on, and saves again when that is possible" in said[0]
     assert "checkpoints can be written again" in caplog.text
     assert steps() == {"epoch=000000.ckpt": 6, "epoch=000002.ckpt": 18, "last.ckpt": 18}
 
@@ -249,6 +249,9 @@ def test_last_is_written_at_the_last_step_and_when_it_is_asked_for(
     callback._training = True
     callback.on_train_batch_end(trainer, trainer, None, None, 0)
     assert callback._due == [callback.last_path] * written
+    callback._due, callback._saved_step = [], step
+    callback.on_train_batch_end(trainer, trainer, None, None, 0)
+    assert callback._due == []  # it is there
 
 
 def test_one_of_several_processes_does_not_stop_alone(

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import IterableDataset
 
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.first_items import check_first_items
 from tests.kit.datasets import Noise
@@ -71,8 +71,19 @@ def test_random_numbers_are_those_of_training_and_go_on_as_they_were() -> None:
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index,union-attr]
 
 
-def test_what_cannot_be_read_is_left_to_the_loader() -> None:
-    assert checked(2, train=Noise(9, fail_at=3), validation=Noise(1)) == [[0]]
+class Damaged(Noise):
+    """Its third item is."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 2:
+            raise DamagedImage("cut off")
+        return super().__getitem__(index)
+
+
+def test_damaged_images_are_left_to_the_loader_but_not_errors_of_code() -> None:
+    assert checked(2, train=Damaged(9), validation=Noise(1)) == [[0]]
+    with pytest.raises(UserError, match="item 3 cannot be read"):
+        checked(2, train=Noise(9, fail_at=3))
 
 
 def test_images_of_two_sizes_are_refused_whosever_the_model_is() -> None:

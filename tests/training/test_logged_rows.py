@@ -56,3 +56,6 @@ def test_whole_tables_stay_and_parts_of_rows_go(tmp_path: Path) -> None:
         cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
         assert path.read_text() == "loss,step\n0.0,0\n0.1,1\n0.2,2\n"
     assert not (tmp_path / "a" / "cut_x.csv").exists()
+    path = write(tmp_path / "a", range(3), "0.3,3,9\n0.4,4\n")  # a cell too many
+    cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
+    assert steps(path) == [0, 1, 2, 3]

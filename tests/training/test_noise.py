@@ -57,6 +57,22 @@ def test_validation_and_test_have_noise_of_their_own() -> None:
     assert len({*found, numbers()}) == 6
 
 
+@pytest.mark.parametrize(
+    ("hook", "expected"),
+    [
+        ("train", (0.161064, 0.719773, 0.208001)),
+        ("validation", (0.922022, 0.141622, 0.654005)),
+        ("test", (0.485408, 0.421016, 0.057013)),
+    ],
+)
+def test_noise_is_that_of_earlier_versions(hook: str, expected: tuple[float, ...]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "3")
+        callback = PositionedNoise()
+    getattr(callback, f"on_{hook}_batch_start")(Place(1, 2, 5), None, None, 4)
+    assert numbers() == pytest.approx(expected, abs=1e-6)
+
+
 def test_seeding_takes_less_than_a_thousandth_of_a_step_of_a_tenth_of_a_second() -> None:
     times = []
     for number in range(50):

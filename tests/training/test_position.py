@@ -127,6 +127,10 @@ def test_what_an_exception_interrupts_is_done_again(tmp_path: Path, trainer: Any
     """A validation, or the hooks of an epoch's end, and what they log."""
     callback = ExactResume(tmp_path, "x")
     write(tmp_path / "a", [0, 1])
+    trainer.sanity_checking = True
+    callback.on_validation_start(trainer, trainer)
+    assert callback._rows == {}
+    trainer.sanity_checking = False
     callback.on_validation_end(trainer, trainer)
     found = saved(callback, trainer, Place(0, 2))
     assert (found.validated, found.epoch_ends, found.rows) == (True, False, {"a": 2})

@@ -11,10 +11,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from taming.training import cli, run_folder
+from taming.training import cli, run_folder, trainer
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
+from taming.training.data_module import DataModuleFromConfig
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
@@ -22,7 +23,13 @@ from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder
-from taming.training.trainer import _callback_configs, _callbacks, _check_monitor, make_trainer
+from taming.training.trainer import (
+    _callback_configs,
+    _callbacks,
+    _check_monitor,
+    _logger_config,
+    make_trainer,
+)
 from tests.kit.models import build, first_stage_config
 
 CPU = {"accelerator": "cpu", "devices": 1, "logger": False}
@@ -81,7 +88,16 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
 
-def test_without_validation_the_newest_epoch_is_kept() -> None:
+def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
+    board = _logger_config(conf(logger={"params": {"version": "v"}}), run)
+    assert board["target"] == "taming.training.loggers.Board"
+    assert board["params"] == {"save_dir": str(run.path), "name": "", "version": "v"}
+    assert _logger_config(conf(logger={"target": "a.b"}), run) == {"target": "a.b"}
+
+
+def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trainer, "rank_zero_info", said.append)
     monitored = {"monitor": "val/x", "save_top_k": 3}
     params = monitored.copy()
     _check_monitor(params, conf(data={"params": {"validation": {"target": "x"}}}))
@@ -91,20 +107,25 @@ def test_without_validation_the_newest_epoch_is_kept() -> None:
     params = {"monitor": "train/x", "save_top_k": 3}
     _check_monitor(params, conf())
     assert params["monitor"] == "train/x"
+    said.clear()
+    for count in (0, 1, 3):
+        _check_monitor({"monitor": "train/x", "save_top_k": count}, conf())
+    best = "checkpoints with the best train/x"
+    assert said == [f"keeping the 1 {best}", f"keeping the 3 {best}"]
 
 
 def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder) -> None:
     model: Any = build(first_stage_config())
-    trainer = make_trainer(CPU, conf(), conf(), run, model)
-    bars = [one for one in trainer.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
+    made = make_trainer(CPU, conf(), conf(), run, model)
+    bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [RunProgress]
-    assert trainer.default_root_dir == str(run.path)
-    assert not trainer._accelerator_connector.use_distributed_sampler
+    assert made.default_root_dir == str(run.path)
+    assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
-    trainer = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
-    bars = [one for one in trainer.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
+    made = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
+    bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [TQDMProgressBar]
-    assert Path(trainer.default_root_dir).name == "x"
+    assert Path(made.default_root_dir).name == "x"
 
 
 @pytest.mark.parametrize(
@@ -124,16 +145,17 @@ def test_what_is_tested_is_what_was_trained(
     monkeypatch.setattr(cli, "fit", lambda *_: done.append("fit"))
     monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
     args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
-    trainer: Any = SimpleNamespace(max_epochs=None, max_steps=3)
-    trainer.test = lambda *_, ckpt_path: done.append(ckpt_path)
-    data: Any = SimpleNamespace(datasets={"test": []})
+    lightning: Any = SimpleNamespace(max_epochs=None, max_steps=3)
+    lightning.test = lambda *_, ckpt_path: done.append(ckpt_path)
+    data = DataModuleFromConfig(1, num_workers=0)
+    data.datasets = {"test": []}
     model: Any = None
     run = RunFolder(Path("x"), (), Path("last.ckpt"))
-    cli._train_and_test(args, trainer, model, data, run)
+    cli._train_and_test(args, lightning, model, data, run)
     assert done == expected
     done.clear()
     monkeypatch.setattr(cli, "requests", SimpleNamespace(stop=15))
-    cli._train_and_test(args, trainer, model, data, run)
+    cli._train_and_test(args, lightning, model, data, run)
     monkeypatch.undo()
     assert done == [one for one in expected if one in ("fit", "checked")]
 

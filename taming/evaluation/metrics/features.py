@@ -5,12 +5,11 @@ A `FeatureRequest` says which accumulator counts the features of a layer.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
-from taming.devices import computing_in, dtype_name
+from taming.devices import computing_in, dtype_name, keep_precise
 from taming.downloads import Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
@@ -187,7 +186,7 @@ class Extractor:
         self.module = _build(name, self.layers, path).to(self.device)
         self.weights_hash = file_hash(path) if path else _module_hash(self.module)
         if dtype != torch.float32:
-            _keep_precise(self.module, PRECISE.get(name, ()))
+            keep_precise(self.module, PRECISE.get(name, ()))
         self._forward: Any = torch.compile(self.module) if compiled else self.module
 
     @torch.no_grad()
@@ -248,22 +247,6 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
             f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
             "copy that folder from a machine on which it was"
         ) from error
-
-
-def _keep_precise(module: nn.Module, names: Sequence[str]) -> None:
-    def precise(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        @functools.wraps(forward)
-        def run(x: Tensor) -> Tensor:
-            with torch.autocast(x.device.type, enabled=False):
-                return forward(x.float())
-
-        return run
-
-    parts: list[Any] = [getattr(module, name) for name in names]
-    # The scales of normalizations are near 1, where bfloat16 is off by up to 0.4 %, and always so.
-    parts += [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    for part in parts:
-        part.forward = precise(part.forward)
 
 
 def _is_torch_fidelitys(kind: type) -> bool:

@@ -271,6 +271,8 @@ def test_precision_and_recall_by_brute_force(neighbors: int) -> None:
     found = precision_recall(bank_of(generated), bank_of(real), neighbors, block=26)
     assert found[:2] == pytest.approx(expected, rel=1e-6)
     assert 0 < found[0] < 1 and found[0] != found[1]
+    apart = precision_recall(bank_of(generated), bank_of(real + 100), neighbors)
+    assert apart == (0, 0, 0)
     harmonic = 2 * expected[0] * expected[1] / (expected[0] + expected[1])
     assert found[2] == pytest.approx(harmonic, rel=1e-6)
 

@@ -129,7 +129,7 @@ def test_a_metric_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = PairMetric("brightness", "brighter by", "{:+.1f}", 20, brightness)
     monkeypatch.setitem(PAIR_METRICS, "brightness", metric)
     accumulator = PairAccumulator(("brightness",))
-    images = torch.full((2, 3, 24, 24), 100, dtype=torch.uint8)
+    images = torch.full((2, 3, 24, 20), 100, dtype=torch.uint8)  # just large enough
     accumulator.update([0, 1], images, images + torch.tensor([1, 5]).byte().view(2, 1, 1, 1))
     assert accumulator.values()["brightness"].tolist() == [1, 5]
     assert accumulator.compute()["brightness"] == 3

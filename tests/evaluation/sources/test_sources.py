@@ -62,6 +62,12 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
 def test_class_folders_with_names(tmp_path: Path) -> None:
     source = FolderSource(image_classes(tmp_path, {"dog": 1, "cat": 2}), workers=0)
     assert source.labels == [0, 0, 1]
+    image_folder(tmp_path / ".hidden", 1)
+    image_folder(tmp_path / "3", 1)
+    for ending in ("JPEG", "Jpg", "jpeg"):
+        Image.fromarray(noise()).save(tmp_path / "cat" / f"more.{ending}")
+    source = FolderSource(tmp_path, workers=0)
+    assert source.labels == [0, *[1] * 5, 2]  # not by numbers, as some have none
 
 
 def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ def test_the_reference_is_read_once(
         == (expected.metrics["fid"])
     )
     assert third.read == 40
+    alone = Counting(sets[1])  # without a cache, for several sets of samples
+    evaluator = FidelityEvaluator(alone, tiny, runner=runner())
+    for path in sets:
+        assert evaluator(FolderSource(path)) is not None
+    assert alone.read == 40
 
 
 def test_changed_images_are_not_taken_from_the_cache(tiny: Extractor, tmp_path: Path) -> None:

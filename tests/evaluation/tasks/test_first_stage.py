@@ -213,6 +213,7 @@ def test_images_of_a_folder_are_prepared(tmp_path: Path, run: Path) -> None:
     ]
     assert len({one.content_key() for one in (squares, *others)}) == 4
     assert (len(others[0]), others[0].workers) == (3, 0)
+    assert len(PreparedSource(source, limit=50)) == 3
     for count in (0, -1):
         with pytest.raises(UserError, match=f"--num_images must be at least 1, not {count}"):
             PreparedSource(source, limit=count)

@@ -191,6 +191,8 @@ def test_a_rounding_error_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "cumsum", lambda *_: torch.tensor([[0.5, 0.6, 1.0]]))
     logits = torch.tensor([[0.5, 0, 0.5]]).log()
     assert sample_token(logits, torch.tensor([0.55])).tolist() == [2]
+    monkeypatch.setattr(Tensor, "cumsum", lambda *_: torch.tensor([[0.5, 0.5, 0.99]]))
+    assert sample_token(logits, torch.tensor([0.995])).tolist() == [2]
 
 
 def test_draw_follows_the_distribution() -> None:

@@ -56,6 +56,8 @@ def test_golden_forward(name: str) -> None:
 def test_golden_greedy() -> None:
     tokens = sample_with_past(TENSORS["greedy.c"], golden_gpt(), 20, sample_logits=False)
     assert torch.equal(tokens, TENSORS["greedy.out"])
+    longest = sample_with_past(TENSORS["greedy.c"], golden_gpt(), 24)  # the last one is not fed
+    assert longest.shape == (3, 24)
 
 
 def test_sample_extends_its_input() -> None:
