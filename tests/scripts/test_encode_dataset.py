@@ -113,7 +113,7 @@ def losses(run: Path) -> list[tuple[str, str]]:
 
 def test_training_on_codes_is_training_on_images(home: Path) -> None:
     """To the bit, through a stop; and the run goes on to be evaluated on its images."""
-    images = train(home, name="images")
+    images = train(home, "lightning.callbacks.image_logger=null", name="images")
     codes = train(home, f"data.params.codes={home / 'codes'}", name="codes", steps=2)
     assert losses(codes) == losses(images)[:2] and len(losses(images)) == 5
     main(["-r", str(codes), "-t", "--max_steps", "4"])
