@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.files.list_files import write_image_lists
-from taming.errors import command
+from taming.errors import UserError, command
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,12 @@ class Options:
     outdir: str = flag("data/own", "folder for the two lists", "-o", hidden=("--output",))
     test_fraction: float = flag(0.05, "share of the test list")
     seed: int = flag(0, "which images are for testing", "-s")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.test_fraction < 1:
+            raise UserError(
+                f"--test_fraction is a share, from 0 to below 1, not {self.test_fraction}"
+            )
 
 
 @command

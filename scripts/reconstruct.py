@@ -28,6 +28,7 @@ from taming.data.files.find import find_images
 from taming.errors import UserError, command, end_with_damaged, sentence
 from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
+from taming.limits import check_picture
 from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
@@ -53,6 +54,8 @@ class Arguments:
 
     def __post_init__(self) -> None:
         require_positive(num_images=self.num_images, batch_size=self.batch_size)
+        if self.size is not None:
+            check_picture(*self.size)
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, Arguments, Path]:

@@ -151,6 +151,23 @@ def check_memory(elements: float, **sizes: int) -> None:
         )
 
 
+CHANNELS = 64  # of the layers of a small model at full resolution
+
+
+def check_picture(height: int, width: int) -> None:
+    """Refuse images of which memory does not even hold one layer of a network.
+
+    Raises:
+        UserError: naming the size.
+    """
+    size, limit = 4 * CHANNELS * height * width, memory_limit()
+    if size > limit:
+        raise UserError(
+            f"images of {width} x {height} pixels are too large: a layer of {CHANNELS} channels "
+            f"takes {readable_size(size)}; {_machine(limit)}"
+        )
+
+
 def memory_limit() -> int:
     """Bytes that the tensors of a model may take: what is free, or of the container if fewer.
 

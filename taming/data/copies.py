@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from taming.config_values import CountOrZero
 from taming.data.cropped_images import CroppedImageFiles
 from taming.data.image_transforms import RandomHorizontalFlipReturn
 from taming.data.scene_crops import SceneCrop
@@ -37,7 +38,9 @@ class Copies(Dataset[Any]):
         UserError: if nothing is cropped, and nothing else is random either.
     """
 
-    def __init__(self, dataset: Dataset[Any], crops: int, flips: bool, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], crops: CountOrZero, flips: bool, seed: CountOrZero
+    ) -> None:
         self._transforms = parts_of(dataset, JointTransform)
         self._scene_crops = parts_of(dataset, SceneCrop)
         self._scene_flips = parts_of(dataset, RandomHorizontalFlipReturn)

@@ -15,6 +15,7 @@ from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import (
     Reconstruction,
+    checked_result,
     has_entry_points,
     names_of_terms,
 )
@@ -70,26 +71,25 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         x, outputs, step = images.inputs, images.outputs, images.global_step
         prefix = f"{split}/"
         if not has_entry_points(self.loss):
-            loss, terms = self._published_loss(images, side, split)
+            result: Any = self._published_loss(images, side, split)
             prefix = ""  # it is part of their names
         elif side == GENERATOR:
             last, codebook_loss = self.get_last_layer(), images.codebook_loss
-            loss, terms = self.loss.generator_loss(x, outputs, codebook_loss, step, last_layer=last)
+            result = self.loss.generator_loss(x, outputs, codebook_loss, step, last_layer=last)
         else:
-            loss, terms = self.loss.discriminator_loss(x, outputs, step)
+            result = self.loss.discriminator_loss(x, outputs, step)
+        trained = torch.is_grad_enabled() and self.training
+        loss, terms = checked_result(self.loss, result, trained=trained)
         terms = {f"{prefix}{name}": term for name, term in terms.items()}
         name = "aeloss" if side == GENERATOR else "discloss"
         self._log_losses(f"{split}/{name}", loss, terms, len(x))
         return loss
 
-    def _published_loss(
-        self, images: Reconstruction, side: int, split: str
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _published_loss(self, images: Reconstruction, side: int, split: str) -> Any:
         """The loss, and terms by the names under which they are logged, of the original's kind."""
         x, outputs, step = images.inputs, images.outputs, images.global_step
         options = {"last_layer": self.get_last_layer(), "split": split}
-        loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
-        return loss, terms
+        return self.loss(images.codebook_loss, x, outputs, side, step, **options)
 
     def _log_losses(
         self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int

@@ -170,11 +170,8 @@ class VQSegmentationModel(VQModel):
         # The base class makes the colors, which have to be there before it loads a checkpoint.
         super().__init__(*args, **{**kwargs, "colorize_nlabels": n_labels})
 
-    def _published_loss(
-        self, images: Reconstruction, side: int, split: str
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, terms = self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
-        return loss, terms
+    def _published_loss(self, images: Reconstruction, side: int, split: str) -> Any:
+        return self.loss(images.codebook_loss, images.inputs, images.outputs, split=split)
 
     def _shown(self, outputs: Tensor) -> Tensor:
         return to_one_hot(outputs)

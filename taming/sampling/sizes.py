@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taming.errors import UserError
+from taming.limits import check_picture
 from taming.models.cond_transformer import Net2NetTransformer
 
 Sides = tuple[int | None, int | None]
@@ -31,4 +32,5 @@ def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int]
                 f"the {name} must be a multiple of {factor} pixels for this model, not {pixels}"
             )
         shape[place] = shape[place] if pixels is None else pixels // factor
+    check_picture(shape[0] * factor, shape[1] * factor)
     return shape[0], shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Callback, ModelPruning, ProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
@@ -29,6 +31,7 @@ from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
+from taming.user_code import name_of
 
 
 def prepare_loss(model: pl.LightningModule) -> None:
@@ -83,6 +86,7 @@ def make_trainer(
         ValueError,
         TypeError,
         OverflowError,
+        AttributeError,
         ImportError,
     ) as error:
         raise UserError(f"the Trainer refuses its arguments: {error}") from error
@@ -129,6 +133,8 @@ def _loggers(lightning_config: DictConfig, run: RunFolder) -> list[Any]:
     }
     own = _logger_config(lightning_config, run)
     chosen = instantiate_from_config(own, "lightning.logger", "logger")
+    if not isinstance(chosen, Logger):
+        raise UserError(f"lightning.logger: {own['target']} is no logger of Lightning's")
     return [chosen, instantiate_from_config(table)]
 
 
@@ -204,9 +210,27 @@ def _callback(key: str, node: Any) -> Callback:
         callback: Callback = instantiate_from_config(node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
+    _check_hooks(key, callback)
     if isinstance(callback, ModelPruning):  # masked weights are no parameters, which ours need
         raise UserError(f"{key}: ModelPruning cannot be used in training; prune the trained model")
     return callback
+
+
+def _check_hooks(key: str, callback: Any) -> None:
+    """Refuse (`UserError`) what is no callback, and hooks that Lightning cannot call."""
+    name = name_of(type(callback))
+    if not isinstance(callback, Callback):
+        raise UserError(f"{key}: {name} is no pytorch_lightning.callbacks.Callback")
+    for hook, original in vars(Callback).items():
+        if not hook.startswith("on_") or not callable(own := vars(type(callback)).get(hook)):
+            continue
+        arguments = inspect.signature(original).parameters
+        try:
+            inspect.signature(own).bind(*arguments)
+        except TypeError:
+            raise UserError(
+                f"{key}: {name}.{hook} must take ({', '.join(arguments)}), as Lightning calls it"
+            ) from None
 
 
 def _check_monitor(params: dict[str, Any], config: DictConfig) -> None:

@@ -6,9 +6,9 @@ YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -116,6 +116,27 @@ class FirstStageLoss(nn.Module):
         else:
             loss, terms = self.discriminator_loss(x, x_rec, global_step, cond=cond)
         return loss, {f"{split}/{name}": term for name, term in terms.items()}
+
+
+def checked_result(loss: nn.Module, result: Any, *, trained: bool) -> tuple[Tensor, Logged]:
+    """What a loss returned; `UserError` if it is no scalar with its terms, or none to train by."""
+    name = f"{type(loss).__module__}.{type(loss).__qualname__}"
+    if isinstance(result, tuple) and len(result) == 2:
+        value, terms = result
+        if isinstance(value, Tensor) and value.numel() == 1 and isinstance(terms, Mapping):
+            if trained and not value.requires_grad:
+                raise UserError(f"the loss {name} has no gradient for what is trained by it")
+            return value, dict(terms)
+    raise UserError(
+        f"the loss {name} must return (loss, terms), a tensor of one number and a dict of numbers "
+        f"by name; it returned {_kind(result)}"
+    )
+
+
+def _kind(result: Any) -> str:
+    if isinstance(result, tuple):
+        return f"({', '.join(map(_kind, result))})"
+    return f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else str(type(result))
 
 
 def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
