@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import default_collate
 
+from taming.data.base import ImagePaths
 from taming.data.imagenet import (
     NOT_USED,
     RESTRICTED,
@@ -102,6 +103,7 @@ def test_depth_of_a_subclass_is_turned_as_asked(imagenet: Path) -> None:
     for exif_option, shape in (("ignore", (8, 12)), ("apply", (12, 8))):
         data = ImageNetTrainWithDepth(size=16, exif=exif_option)
         assert data.preprocess_depth(str(path)).shape == shape
+        assert data.base_dset.options.exif == exif_option  # type: ignore[attr-defined]
 
 
 def test_crops_are_random_in_training_unless_the_config_says_otherwise(imagenet: Path) -> None:
@@ -192,6 +194,10 @@ def test_pairs_for_super_resolution(imagenet: Path) -> None:
     resized = cv2.resize(expected, (16, 16), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(halves["lr"], resized, atol=2 / 127.5)
     assert "lr" not in ImageNetScaleTrain(size=32)[0]
+    mirrored = ImageNetScaleTrain(size=32, random_crop=False, random_flip=True, value_range=[0, 9])
+    assert len({mirrored[0]["image"].tobytes() for _ in range(20)}) == 2
+    assert mirrored.data.options.value_range == [0, 9]  # type: ignore[attr-defined]
+    assert mirrored.data.options.exif == "ignore"  # type: ignore[attr-defined]
     assert len(ImageNetScaleValidation(size=32, up_factor=2)) == 3
 
 
@@ -219,6 +225,13 @@ def test_enlargement_and_size_of_the_target(imagenet: Path) -> None:
 def test_images_smaller_than_the_crop_are_enlarged(imagenet: Path, hr_factor: int | None) -> None:
     item = ImageNetScaleTrain(crop_size=64, up_factor=2, hr_factor=hr_factor)[0]
     assert item["image"].shape == item["lr"].shape == (64, 64, 3)
+    options = {"size": 32, "crop_size": 16, "random_crop": False, "up_factor": 2}
+    item = ImageNetScaleTrain(**options, hr_factor=4)[0]  # to `size`, before `lr` is made
+    small = np.asarray(first_image().resize((12, 8), Image.Resampling.BICUBIC))
+    target = cv2.resize(small, (48, 32), interpolation=cv2.INTER_LINEAR)
+    lr = Image.fromarray(target).resize((24, 16), Image.Resampling.BICUBIC)
+    expected = values(lr.resize((48, 32), Image.Resampling.BICUBIC))[8:24, 16:32]
+    np.testing.assert_allclose(item["lr"], expected, atol=1e-6)
 
 
 def test_reduced_values() -> None:
@@ -249,12 +262,14 @@ def test_edges(imagenet: Path) -> None:
     halves = ImageNetEdgesTrain(2, crop_size=64, random_crop=False)[0]["lr"]
     columns = np.flatnonzero(halves[32, :, 0])
     assert len(columns) and columns.min() >= 29 and columns.max() <= 35
+    np.testing.assert_array_equal(halves[::2, ::2], halves[1::2, 1::2])  # found at half the size
 
 
 def test_settings_of_a_split_may_be_nested(imagenet: Path) -> None:
     for config in ({"ImageNetTrain": {"random_crop": False}}, {"ImageNetTrain/random_crop": False}):
         for settings in (config, OmegaConf.create(config)):
-            assert ImageNetTrain({"size": 16, **settings}).random_crop is False
+            data = ImageNetTrain({"size": 16, **settings})
+            assert data.random_crop is False and data.size == 16
             assert ImageNetValidation({"size": 16, **settings}).random_crop is False
     nested = {"ImageNetValidation": {"random_crop": True}, "size": 16}
     assert ImageNetValidation(nested).random_crop and ImageNetTrain(nested).random_crop
@@ -311,6 +326,11 @@ def test_depth_beside_any_dataset(imagenet: Path) -> None:
         def get_depth_path(self, e: Any) -> str:
             return f"{self.data_root}/train/{e['depth_file']}"
 
+    depth = BaseWithDepth.preprocess_depth
+    center = Own(size=16)[0]["depth"]
+    whole = depth(Own(), "data/imagenet_depth/train/n01440764/n01440764_0.png")
+    expected = cv2.resize(whole, (24, 16), interpolation=cv2.INTER_LINEAR)[:, 4:20]
+    np.testing.assert_allclose(center, expected, atol=1e-6)
     item = Own(size=16, random_crop=True, random_flip=False)[0]
     assert item["image"].shape == (16, 16, 3) and item["depth"].shape == (16, 16)
     Path("data/imagenet_depth/train/n01440764/n01440764_0.png").write_text("no image")
@@ -318,6 +338,31 @@ def test_depth_beside_any_dataset(imagenet: Path) -> None:
         Own(size=16)[0]
     with pytest.raises(UserError, match="BaseWithDepth is a base class; .* define get_base_dset"):
         BaseWithDepth()
+
+
+def test_depth_beside_images_that_are_changed_before(imagenet: Path) -> None:
+    """Cropped or loaded in their own way, they are taken as their dataset gives them."""
+    path = str(next(imagenet.rglob("n01440764_0.JPEG")))
+
+    class Negative(ImagePaths):
+        def load(self, index: int) -> dict[str, Any]:
+            return {"image": -super().load(index)["image"]}
+
+    def beside(images: Any) -> Any:
+        class Own(BaseWithDepth):
+            def get_base_dset(self) -> Any:
+                return images
+
+            def get_depth_path(self, e: Any) -> str:
+                return f"{self.data_root}/train/n01440764/n01440764_0.png"
+
+        return Own()[0]
+
+    whole = beside(ImagePaths([path]))
+    np.testing.assert_array_equal(beside(Negative([path]))["image"], -whole["image"])
+    assert whole["image"].shape == (32, 48, 3)
+    assert beside(ImagePaths([path], 16))["image"].shape == (16, 16, 3)
+    assert beside(ImagePaths([path], crop_size=20))["image"].shape == (20, 20, 3)
 
 
 def test_random_crops_of_resized_images_are_mirrored_with_their_depth(imagenet: Path) -> None:
@@ -381,6 +426,13 @@ def test_hooks_of_the_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for key in ("image", "depth"):
         np.testing.assert_array_equal(own[key], -usual[key])
     assert usual["depth"].shape == (256, 256) and usual["depth"].dtype == np.float32
+
+    class Text(DRINExamples):
+        def preprocess_depth(self, path: str) -> np.ndarray:
+            return np.full((32, 48), float(Path(path).read_text()), np.float32)
+
+    Path("data/drin_depth/a/b.png").write_text("7")  # no image, which is nobody's business
+    assert Text()[0]["depth"].max() == 7
 
 
 @needs_real_data

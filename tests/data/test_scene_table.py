@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,14 @@ def test_rows_that_cannot_be_right_are_named_or_left_out(row: Row, message: str)
     with pytest.raises(UserError, match=message):
         collected("raise")
     assert [one.id for one in collected("skip").annotations(0, "a", ["x"])] == [1]
+
+
+def test_flags_keep_their_bits_where_only_some_are_known() -> None:
+    known = ("is_occluded", "is_inside")
+    collector = SceneCollector(Limits(0, 0, 9), known, "raise", "data")
+    objects = lengths([(1, ("a", "x", "0.5")), (2, ("a", "x", "0.5"))])
+    collector.add(replace(objects, flags=[0b00100, 0b10001]))
+    found = collector.table(1)[0].annotations(0, "a", ["x"])
+    assert [one.is_occluded for one in found] == [True, False]
+    assert [one.is_inside for one in found] == [False, True]
+    assert found[0].is_group_of is None

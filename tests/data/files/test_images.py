@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from taming.data.files.images import (
     BadImage,
@@ -72,6 +72,23 @@ def test_images_stand_upright(tmp_path: Path, orientation: int, ending: str) -> 
         np.testing.assert_array_equal(read(path), expected)
     assert image_mode_and_size(path)[1] == expected.shape[:2]
     assert expected.shape[:2] == ((32, 24) if orientation > 4 else (24, 32))
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def test_orientations_of_xmp_count_but_in_tiffs(tmp_path: Path) -> None:
+    """Pillow turns those itself."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    Image.fromarray(ramps(24, 32)).save(tmp_path / "a.png", pnginfo=info)
+    exif = Image.Exif()
+    exif[0x0112], exif[700] = 6, XMP
+    Image.fromarray(ramps(24, 32)).save(tmp_path / "a.tif", exif=exif)
+    for name in ("a.png", "a.tif"):
+        assert image_mode_and_size(str(tmp_path / name))[1] == (32, 24)
+        expected = np.rot90(ramps(24, 32), -1)
+        np.testing.assert_array_equal(read_rgb(str(tmp_path / name)), expected)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
@@ -209,6 +226,8 @@ def test_reduced_decoding_stays_large_enough(
     assert reduced.shape == (*shape, 3)
     resized = Image.fromarray(read_rgb(path)).resize(shape[::-1], Image.Resampling.BOX)
     assert np.abs(reduced.astype(int) - np.asarray(resized)).max() <= 4
+    Image.open(path).convert("L").save(tmp_path / "gray.jpg")
+    assert read_rgb_fast(str(tmp_path / "gray.jpg"), least_side).shape == (*shape, 3)
 
 
 @pytest.mark.parametrize("size", [(0, 32), (24, 0), (1, 60_000)])
