@@ -56,6 +56,12 @@ def test_missing_file_and_bad_override(tmp_path: Path) -> None:
         load_config([], ["max_steps"])
 
 
+def test_number_signs_in_overrides_are_no_comments() -> None:
+    texts = ["a # b", '"a # b"', "'a # b'"]
+    config = load_config([], [f"model.params.p{n}={text}" for n, text in enumerate(texts)])
+    assert list(config.model.params.values()) == ["a # b"] * 3
+
+
 @pytest.mark.parametrize(
     ("target", "hint"),
     [
@@ -90,6 +96,20 @@ def test_parameters_are_checked_where_they_stand() -> None:
         instantiate_from_config({"target": "taming.modules.util.Labelator"})
     with pytest.raises(UserError, match="unknown key 'param'; did you mean 'params'"):
         instantiate_from_config({"target": "taming.modules.util.Labelator", "param": {}})
+
+
+class Strict:
+    def __init__(self, text: str) -> None:
+        raise UserError(text)
+
+
+@pytest.mark.parametrize("text", ["it is wrong", "model.params.text is wrong"])
+def test_the_place_is_said_once(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        instantiate_from_config(
+            {"target": "tests.test_config.Strict", "params": {"text": text}}, "model"
+        )
+    assert str(caught.value) == (text if "." in text else f"model.params: {text}")
 
 
 def test_nested_errors_carry_the_whole_path() -> None:

@@ -247,6 +247,8 @@ def test_references_to_sections_that_are_not_used_bring_no_targets() -> None:
     for text in refusals(doors()):
         assert "cond_stage_config.target" in text or "data.params.node.target" in text
         assert "canary.Model is not trusted" in text
+    Path("own.yaml").write_text("model: {base_learning_rate: 1.0}\n")
+    refusals({"taming.load": lambda: taming.load("run", base=["own.yaml"])})
 
 
 @pytest.mark.parametrize(
@@ -256,6 +258,7 @@ def test_references_to_sections_that_are_not_used_bring_no_targets() -> None:
         ("lightning.trainer.default_root_dir", "."),
         ("lightning.callbacks.image_logger.params.x", "../ran"),
         ("lightning.logger.params.name", "/ran"),
+        ("lightning.logger.params.version", "\\ran"),
     ],
 )
 def test_strangers_do_not_say_where_files_are_written(place: str, value: str) -> None:
