@@ -19,17 +19,21 @@ from tests.kit.models import build, first_stage_config, transformer_config
 
 def test_images_are_of_the_models_channels_and_whole_codes() -> None:
     stage = build(first_stage_config())
-    check_images(stage, torch.zeros(1, 3, 6, 10), "image")
+
+    def check(x: torch.Tensor) -> None:
+        check_images(stage, x, {"image": x.permute(0, 2, 3, 1)}, "image")
+
+    check(torch.zeros(1, 3, 6, 10))
     check_outputs(stage.decoder, torch.zeros(1, 3, 6, 10), "image")
     for channels in (1, 4):
         x = torch.zeros(1, channels, 6, 10)
         with pytest.raises(UserError, match=f"in_channels .* is 3, but 'image' .* has {channels}"):
-            check_images(stage, x, "image")
+            check(x)
         with pytest.raises(UserError, match=f"out_ch is 3, but 'image' .* has {channels}"):
             check_outputs(stage.decoder, x, "image")
     for height, width in ((7, 10), (6, 9)):
         with pytest.raises(UserError, match=f"{height} x {width} pixels, which are no multiples"):
-            check_images(stage, torch.zeros(1, 3, height, width), "image")
+            check(torch.zeros(1, 3, height, width))
 
 
 @pytest.mark.parametrize(
