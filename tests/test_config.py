@@ -16,6 +16,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError
+from taming.trust import trusting
 
 
 def write(path: Path, text: str) -> Path:
@@ -229,3 +230,50 @@ def test_arguments_of_a_call_come_before_the_config_s() -> None:
     config = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
     made = instantiate_from_config(config, out_features=5, bias=False)
     assert (made.in_features, made.out_features, made.bias) == (2, 5, None)
+
+
+class Plain:
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def make_plain() -> Plain:
+    return Plain()
+
+
+def test_classes_of_one_s_own_inherit_from_nothing_and_functions_are_trusted_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TAMING_TRUST")
+    for name in ("Plain", "make_plain"):
+        node = {"target": f"tests.test_config.{name}"}
+        for expects in ("dataset", "module"):  # from Python
+            assert isinstance(instantiate_from_config(node, expects=expects), Plain)
+    with trusting(["tests"]):  # of a program
+        assert instantiate_from_config({"target": "tests.test_config.Plain"}, expects="module")
+        with pytest.raises(UserError, match="make_plain is no class of the kind .* a dataset; a f"):
+            instantiate_from_config(node, expects="dataset")
+    with trusting(["tests.test_config.make_plain"]):
+        assert instantiate_from_config(node, expects="dataset")[3] == 3
+
+
+def test_modules_are_read_anew_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "read_anew.py", "NUMBER = 1\n")
+    assert get_obj_from_str("read_anew.NUMBER") == 1
+    write(tmp_path / "read_anew.py", "NUMBER = 22\n")
+    assert get_obj_from_str("read_anew.NUMBER") == 1
+    assert get_obj_from_str("read_anew.NUMBER", reload=True) == 22
+
+
+def test_what_the_import_of_our_own_modules_raises_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(name: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ZeroDivisionError):
+        get_obj_from_str("taming.models.vqgan.VQModel")
+    with pytest.raises(UserError, match="the import of somebodys.own raises ZeroDivisionError"):
+        get_obj_from_str("somebodys.own.Model")

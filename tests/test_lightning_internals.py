@@ -151,6 +151,8 @@ def test_written_places_are_read(place: Place, tmp_path: Path) -> None:
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7
     lightning_internals.write_place(state, place, steps=9)
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7  # counted already
+    progress = state["epoch_loop.batch_progress"]
+    assert progress["is_last_batch"] == (place.batches == 0 or place.complete)
     trainer.fit_loop.load_state_dict(state)
     assert place_of(trainer) == place and trainer.current_epoch == place.epoch
 

@@ -147,6 +147,8 @@ def test_what_does_not_fit_is_cut_off_at_both_ends() -> None:
     assert np.array_equal(cropped, columns[:, 15:25])
     assert np.array_equal(resize_and_crop(columns.T, (10, 10)), cropped.T)
     assert resize_and_crop(noise(10, 40), (5, 7)).shape == (5, 7, 3)
+    wide = noise(30, 50)  # 26.7 columns are 27
+    assert np.array_equal(resize_and_crop(wide, (16, 16)), resize(wide, (16, 27))[:, 5:21])
     assert resize_and_crop(noise(4, 3), (9, 9)).shape == (9, 9, 3)
 
 
