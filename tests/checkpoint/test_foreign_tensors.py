@@ -69,6 +69,9 @@ def test_quantized_tensors_are_the_numbers_that_they_stand_for(save: Any, tmp_pa
     expected["0.weight"] = torch.quantize_per_channel(
         expected["0.weight"].dequantize(), scales, zeros, 0, torch.quint8
     )
+    expected["2.weight"] = torch.quantize_per_channel(
+        expected["2.weight"].dequantize(), scales, zeros, 1, torch.qint8
+    )
     found = loaded(expected, tmp_path, save)
     for name in ("0.weight", "2.weight"):
         torch.testing.assert_close(found[name], expected[name].dequantize())
@@ -107,6 +110,9 @@ def test_weights_are_real_numbers(kind: torch.dtype, tmp_path: Path) -> None:
     content = weights()
     content["0.weight"] = content["0.weight"].to(kind)
     with pytest.raises(UserError, match=rf"'0.weight' is {kind}".replace("torch.", "")):
+        loaded(content, tmp_path)
+    content = weights() | {"0.bias": torch.ones(2, dtype=torch.complex64)}
+    with pytest.raises(UserError, match="'0.bias' is complex64"):
         loaded(content, tmp_path)
 
 

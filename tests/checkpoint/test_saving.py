@@ -93,8 +93,11 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def test_the_newest_takes_the_place_of_one_that_waits(
-    tmp_path: Path, go_on: threading.Event
+    tmp_path: Path, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes: list[int] = []  # of memory that is taken for copies
+    buffer = saving._buffer
+    monkeypatch.setattr(saving, "_buffer", lambda *a: (sizes.append(a[0]), buffer(*a))[1])
     writer, last, old = CheckpointWriter(), tmp_path / "last.ckpt", tmp_path / "old.ckpt"
     old.touch()
     writer.save(state(1.0), [last])
@@ -106,6 +109,7 @@ def test_the_newest_takes_the_place_of_one_that_waits(
     assert not writer.busy
     assert names(tmp_path) == ["epoch=3.ckpt", "last.ckpt"]  # what the second would have removed
     assert read_checkpoint(last)["global_step"] == 4
+    assert sizes == [4000, 4000]  # of one that is written and one that waits
 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(
