@@ -83,8 +83,9 @@ def test_servers_that_cannot_continue_start_anew(site: Site, tmp_path: Path) -> 
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA
 
 
-def test_a_lie_about_the_position_is_noticed(site: Site, tmp_path: Path) -> None:
-    site.shift, site.drops = 5, [50_000]
+@pytest.mark.parametrize("shift", [5, -5])
+def test_a_lie_about_the_position_is_noticed(site: Site, tmp_path: Path, shift: int) -> None:
+    site.shift, site.drops = shift, [50_000]
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA
     assert [asked for _, asked in site.requests] == [None, "bytes=50000-", None]
 
