@@ -187,7 +187,12 @@ def test_sides_may_be_given_apart() -> None:
 def test_lists_of_numbers() -> None:
     assert parse_numbers("0, 1,7,") == (0, 1, 7)
     assert parse_numbers("3,1,3") == (3, 1)  # without repetitions, in the order of the user
-    for text, message in (("0,x", "not 'x'"), ("-1", "not '-1'"), (",", "is empty")):
+    for text, message in (
+        ("0,x", "not 'x'"),
+        ("-1", "not '-1'"),
+        (",", "is empty"),
+        ("\u00b2", "not"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_numbers(text)
 

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from taming.config import (
+    did_you_mean,
     get_obj_from_str,
     instantiate_from_config,
     load_config,
@@ -139,6 +140,13 @@ def test_parameters_of_base_classes_are_known() -> None:
     }
     with pytest.raises(UserError, match="did you mean 'image_key'"):
         instantiate_from_config(node)
+
+
+def test_what_there_is_is_said_up_to_twenty_names() -> None:
+    names = [f"name{n:02}" for n in range(21)]
+    assert did_you_mean("zzz", names[:20]) == f"; known are {', '.join(names[:20])}"
+    assert did_you_mean("zzz", names) == did_you_mean("zzz", []) == ""
+    assert did_you_mean("name021", names) == "; did you mean 'name02'?"
 
 
 def test_published_names_resolve_without_main() -> None:

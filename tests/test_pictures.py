@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.pictures import (
+    _shortened,
     bar_picture,
     code_picture,
     enlarged,
@@ -233,6 +234,12 @@ def test_long_titles_lose_their_middle() -> None:
     page = np.asarray(grid([[square(1, 50), square(1, 50)]], ["a very long title " * 4, "b"]))
     between = page[:22, 58:66]  # nothing is written over the gap
     assert between.min() == 255
+    font = ImageFont.load_default(size=12)
+    text = "".join(map(chr, range(97, 123)))
+    shown = _shortened(text, 60, font)
+    head, tail = shown.split("…")
+    assert text.startswith(head) and text.endswith(tail) and 0 <= len(head) - len(tail) <= 1
+    assert font.getlength(shown) <= 60 and _shortened(text, 999, font) == text
 
 
 def test_a_text_is_a_cell() -> None:

@@ -174,7 +174,8 @@ def test_bare_state_dicts_and_safetensors_are_read(tmp_path: Path) -> None:
     state = {"weight": torch.arange(3.0)}
     torch.save(state, tmp_path / "a.pt")
     save_file(state, tmp_path / "a.safetensors")
-    for name in ("a.pt", "a.safetensors"):
+    save(state, tmp_path / "old.safetensors", zipped=False)  # of another kind than its name
+    for name in ("a.pt", "a.safetensors", "old.safetensors"):
         content = read_checkpoint(tmp_path / name)
         assert torch.equal(content["state_dict"]["weight"], state["weight"])
         assert list(content) == ["state_dict"]

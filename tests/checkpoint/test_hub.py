@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from taming.checkpoint.hub import is_own_config, model_section
+from taming.checkpoint.names import names_from_diffusers
 from taming.errors import UserError
 from tests.kit.models import ddconfig
 
@@ -50,5 +52,16 @@ def test_other_autoencoders_have_no_codebook(tmp_path: Path, lacking: str) -> No
 
 def test_configs_of_our_own() -> None:
     assert is_own_config({"model": {"target": "x"}})
-    for other in ({}, {"model": "x"}, {"model": {"params": {}}}):
+    others: tuple[dict[str, Any], ...] = ({}, {"model": "x"}, {"model": {"params": {}}})
+    for other in others:
         assert not is_own_config(other)
+
+
+def test_attention_as_diffusers_calls_it_and_called_it() -> None:
+    place, own = "encoder.mid_block.attentions.0", "encoder.mid.attn_1"
+    today = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    before = {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
+    for names in (today, before):
+        tensors = {f"{place}.{name}.weight": torch.ones(2, 2) for name in names}
+        expected = {f"{own}.{name}.weight" for name in names.values()}
+        assert names_from_diffusers(tensors).keys() == expected

@@ -55,6 +55,10 @@ def test_stages_are_written_out(run: Path) -> None:
     assert params.first_stage_config.params.n_embed == 12
     assert params.first_stage_config.params.ckpt_path.endswith("first/checkpoints/last.ckpt")
     assert (params.cond_stage_config, params.other) == ("__is_unconditional__", str(run))
+    own = {"target": "own.Model", "params": {"ckpt_path": str(run)}}
+    whole = config(first_stage_config=own)
+    expand_stages(whole)
+    assert whole == config(first_stage_config=own)
 
 
 def test_what_weights_start_from_has_to_be_there(run: Path) -> None:

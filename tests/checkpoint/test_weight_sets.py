@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from taming.checkpoint import load_file, read_checkpoint, read_content
 from taming.checkpoint.names import renamed
-from taming.checkpoint.weight_sets import choose, in_order, say
+from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
 from taming.weight_choice import choosing_weights, weight_choice
 
@@ -121,23 +121,7 @@ def test_of_several_sets_the_usual_one_is_taken() -> None:
     for first, second in itertools.combinations(("state_dict", "model", "module", "net", "g"), 2):
         content = {second: RAW, "zzz": {**RAW, "a.more": RAW["decoder.bias"]}, first: AVERAGE}
         assert choose(content, "x").tensors == AVERAGE
-
-
-@pytest.mark.parametrize("names", ["ac", "a", "abc", "ab"])
-def test_averages_in_the_order_of_parameters(names: str) -> None:
-    """Of the trained ones, or of all; with the loss or without."""
-    own: State = {
-        "a.w": nn.Parameter(torch.ones(1)),
-        "b.w": nn.Parameter(torch.ones(2), requires_grad=False),
-        "loss.w": nn.Parameter(torch.ones(3)),
-        "buffer": torch.ones(4),
-    }
-    known = {"a": "a.w", "b": "b.w", "c": "loss.w"}
-    shadows = [torch.full_like(own[known[name]], 7.0) for name in names]
-    [found] = in_order({"shadow_params": shadows}, own, "x", needed=True)
-    assert list(found.tensors) == [known[name] for name in names] and found.averaged
-    with pytest.raises(UserError, match="which are not the 3 parameters of the model in order"):
-        in_order({"shadow_params": [*shadows, torch.ones(9)]}, own, "x", needed=True)
+    assert choose({"model": RAW, "schema": AVERAGE}, "x").tensors == RAW  # no "ema"
 
 
 def test_the_set_that_has_most_of_the_model_is_taken(

@@ -36,6 +36,8 @@ def test_item(tmp_path: Path) -> None:
     assert item["image"].shape == (16, 16, 3) and item["image"].dtype == np.float32
     assert (item["file_path_"], item["class_label"], item["name"]) == (paths[1], 6, "b")
     assert [item["class_label"] for item in dataset] == [5, 6, 7]
+    named = ImagePaths(paths, labels={"file_path_": ["a", "b", "c"]})
+    assert named[1]["file_path_"] == paths[1]  # always where the image is
 
 
 def test_unchanged_image_is_its_pixels(tmp_path: Path) -> None:

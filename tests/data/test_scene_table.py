@@ -35,6 +35,7 @@ def collect(boxes: list[list[float]], on_error: str = "raise", area: float = 0.0
 def test_boxes_that_stick_out_a_little_are_cut_off() -> None:
     table = collect([[0.1, 0.7, 0.3, 0.2], [-0.01, 0.5, 0.31, 0.51], [0.9, 0.9, 0.01, 0.01]])
     inside, cut = table.annotations(0, "7", ["a"])
+    np.testing.assert_allclose((inside.area, cut.area), (0.06, 0.15))
     assert inside.bbox == (0.1, 0.7, 0.3, 0.2)  # exactly: 0.1 + 0.3 - 0.1 would be another number
     np.testing.assert_allclose(cut.bbox, (0, 0.5, 0.3, 0.5))
     assert (inside.source, cut.source, inside.image_id) == (None, "drawn", "7")

@@ -93,6 +93,9 @@ def test_square_crops() -> None:
     np.testing.assert_array_equal(utils.quadratic_crop(image, (20, 10, 40, 20)), image[5:25, 20:40])
     assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.5).shape == (10, 10, 3)
     assert utils.quadratic_crop(image, (20, 10, 21, 10)).shape == (2, 2, 3)  # the smallest
+    assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.99).shape == (19, 19, 3)
+    for box in ((50, 10, 60, 20), (10, 30, 20, 40), (0, 10, 10, 20), (10, 0, 20, 10)):
+        assert utils.quadratic_crop(image, box, alpha=2.0).shape == (20, 20, 3)
     corner = utils.quadratic_crop(image[..., 0], (0, 0, 10, 10), alpha=2.0)
     padded = np.pad(image[..., 0], 20, mode="reflect")
     np.testing.assert_array_equal(corner, padded[15:35, 15:35])

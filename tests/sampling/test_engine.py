@@ -131,6 +131,8 @@ def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
     seen.clear()
     list(sample_images(model, [replace(REQUESTS[0], known=known.abs())], shape=shape, on_step=note))
     assert not seen  # there is nothing to do
+    for sample in sample_images(model, requests, shape=shape):
+        sample.indices.add_(1)  # as any tensor
 
 
 def test_positions_that_any_image_lacks_are_steps() -> None:

@@ -111,3 +111,6 @@ def test_layouts_are_read_as_they_are_written(tmp_path: Path) -> None:
         path.write_text(json.dumps([{"class": "sky", "box": box}]))
         with pytest.raises(UserError, match="object 1: the box is"):
             read_layout(path, data, "objects_bbox")
+    path.write_text(json.dumps([{"class": "sky", "box": [0, 0, 1, 1], "grup": True}]))
+    with pytest.raises(UserError, match="object 1 must have a class and a box, and perhaps group"):
+        read_layout(path, data, "objects_bbox")

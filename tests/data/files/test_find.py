@@ -31,6 +31,7 @@ def test_class_folders_are_sorted_as_numbers_if_they_are(tmp_path: Path) -> None
 def test_split_is_fixed_and_barely_moves_when_files_are_added() -> None:
     names = [f"{i}.png" for i in range(200)]
     first = split_off(names, 0.1, seed=0)
+    assert len(split_off(names[:196], 0.1, seed=0)) == 20  # rounded
     assert len(first) == 20 and first == split_off(names[::-1], 0.1, seed=0)
     assert first != split_off(names, 0.1, seed=1) != split_off(names, 0.1, seed=1, key="cat")
     grown = split_off([*names, *(f"new{i}.png" for i in range(200))], 0.1, seed=0)

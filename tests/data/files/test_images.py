@@ -17,6 +17,7 @@ from taming.data.files.images import (
     read_npy,
     read_rgb,
     read_rgb_fast,
+    read_with_orientation,
 )
 from tests.kit.images import ramps, truncate, write_image, write_turned
 
@@ -104,6 +105,7 @@ def test_images_can_be_read_as_they_are_in_the_file(tmp_path: Path, ending: str)
 def test_orientations_that_do_not_exist_change_nothing(tmp_path: Path, orientation: int) -> None:
     path = write_turned(tmp_path / "a.jpg", orientation)
     np.testing.assert_array_equal(read_rgb(path), read_rgb(write_turned(tmp_path / "b.jpg", 1)))
+    assert image_mode_and_size(path)[1] == (24, 32) and read_with_orientation(path)[1] == 1
 
 
 def test_damaged_exif_data_are_no_reason_to_refuse_a_photograph(
