@@ -18,7 +18,7 @@ from taming.checkpoint import load_file, read_checkpoint, read_content
 from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import choosing_weights, weight_choice
+from taming.weight_choice import WeightChoice, choosing_weights, weight_choice
 
 State = dict[str, Tensor]
 
@@ -258,8 +258,9 @@ def test_what_is_not_there_is_not_taken(tmp_path: Path) -> None:
         loads_as(save({"model": RAW}, tmp_path), RAW, kind="ema")
     with pytest.raises(UserError, match="x.pt holds no raw weights, only 'ema'"):
         loads_as(save({"ema": AVERAGE}, tmp_path), RAW, kind="raw")
-    with pytest.raises(UserError, match="--weights takes raw or ema, not 'best'"):
-        loads_as(save(RAW, tmp_path), RAW, kind="best")
+    for kind in ("best", ""):
+        with pytest.raises(UserError, match=f"--weights takes raw or ema, not '{kind}'"):
+            WeightChoice(kind)
 
 
 # ---------------------------------------------------------------------- parts
