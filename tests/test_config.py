@@ -257,6 +257,8 @@ def test_classes_of_one_s_own_inherit_from_nothing_and_functions_are_trusted_by_
         node = {"target": f"tests.test_config.{name}"}
         for expects in ("dataset", "module"):  # from Python
             assert isinstance(instantiate_from_config(node, expects=expects), Plain)
+    with trusting([]), pytest.raises(UserError, match="make_plain is no class of the kind"):
+        instantiate_from_config(node, expects="dataset")
     with trusting(["tests"]):  # of a program
         assert instantiate_from_config({"target": "tests.test_config.Plain"}, expects="module")
         with pytest.raises(UserError, match="make_plain is no class of the kind .* a dataset; a f"):
