@@ -54,8 +54,9 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
 def test_missing_file_and_bad_override(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config file .*gone.yaml"):
         load_config([tmp_path / "gone.yaml"])
-    with pytest.raises(UserError, match="'max_steps' is not an override"):
-        load_config([], ["max_steps"])
+    for text in ("max_steps", "=3", "-x=3"):
+        with pytest.raises(UserError, match=f"'{text}' is not an override"):
+            load_config([], [text])
 
 
 def test_number_signs_in_overrides_are_no_comments() -> None:

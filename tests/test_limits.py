@@ -213,7 +213,11 @@ def test_bytes_are_counted_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> N
                 make()
         with torch.device("meta"), limits.within_memory("model", {"n": 5}):
             make()
-    for make in (lambda: torch.empty(1).repeat(251, 1), lambda: torch.zeros(4).new_ones(251)):
+    for make in (
+        lambda: torch.empty(1).repeat(251, 1),
+        lambda: torch.zeros(4).new_ones(251),
+        lambda: torch.arange(3, 254),
+    ):
         with pytest.raises(UserError, match="it makes a tensor of 251"):
             with limits.within_memory("model", {"n": 5}):
                 make()

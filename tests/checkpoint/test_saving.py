@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -192,6 +192,11 @@ def test_failures_that_are_not_the_disks_are_told_as_they_are(tmp_path: Path) ->
     assert names(tmp_path) == []
 
 
+class Point(NamedTuple):
+    x: torch.Tensor
+    y: int
+
+
 def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     weights: OrderedDict[str, Any] = OrderedDict(whole=whole, part=whole[3:9].view(2, 3).t())
@@ -202,6 +207,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
         "sparse": torch.eye(3).to_sparse(),
         "half": torch.ones(3, dtype=torch.bfloat16, requires_grad=True),
         "text": "x",
+        "point": Point(torch.ones(1), 2),
         "others": {1},
     }
     snapshots = Snapshots()
@@ -212,7 +218,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     assert (tmp_path / "a.ckpt").stat().st_size == (tmp_path / "b.ckpt").stat().st_size
     whole.zero_()
     content["others"].add(2)  # type: ignore[attr-defined]
-    assert copied["others"] == {1}
+    assert copied["others"] == {1} and type(copied["point"]) is Point
     assert type(copied["state_dict"]) is OrderedDict
     assert copied["state_dict"]._metadata == weights._metadata
     assert torch.equal(copied["state_dict"]["part"], torch.arange(3.0, 9.0).view(2, 3).t())

@@ -112,3 +112,9 @@ def test_a_model_that_is_complete_stays_beside_a_run(run: Path) -> None:
         complete_data(config, find_run(run))
         assert config.model.target == expected
         assert config.data.params.train.params.training_images_list_file == "mine.txt"
+
+
+def test_lone_checkpoints_have_no_data(run: Path) -> None:
+    Path("lone").mkdir()
+    (run / "checkpoints/last.ckpt").rename("lone/lone.ckpt")
+    assert inherit_data(over(Path("lone/lone.ckpt"))) == []

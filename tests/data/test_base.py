@@ -17,13 +17,14 @@ from taming.data.base import (
     NumpyPaths,
     set_loading,
 )
+from taming.data.checks import damage_found_later
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.models.codes import channels_first
 from tests.kit.images import ramps, truncate, write_deep, write_image, write_images
 
@@ -122,6 +123,18 @@ def test_file_that_is_no_image_is_found_at_start(tmp_path: Path) -> None:
     Path(paths[1]).write_text("hello")
     with pytest.raises(UserError, match=r"001\.png, from my list, is no image"):
         ImagePaths(paths, size=16, source="my list")
+
+
+def test_damage_may_be_found_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_images(tmp_path, 2)
+    Path(paths[1]).write_text("hello")
+    with damage_found_later():
+        dataset = ImagePaths(paths, size=16)
+    assert not caplog.records and dataset[0]["image"].shape == (16, 16, 3)
+    with pytest.raises(DamagedImage, match="001.png, from ImagePaths, is no image"):
+        dataset[1]
+    with pytest.raises(UserError, match="001.png"):  # the context has ended
+        ImagePaths(paths, size=16)
 
 
 def test_absent_file_is_found_at_start(tmp_path: Path) -> None:
