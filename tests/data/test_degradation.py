@@ -75,7 +75,7 @@ def test_enlargement_and_size_of_the_target(imagenet: Path) -> None:
 def test_images_smaller_than_the_crop_are_enlarged(imagenet: Path, hr_factor: int | None) -> None:
     item = ImageNetScaleTrain(crop_size=64, up_factor=2, hr_factor=hr_factor)[0]
     assert item["image"].shape == item["lr"].shape == (64, 64, 3)
-    options = {"size": 32, "crop_size": 16, "random_crop": False, "up_factor": 2}
+    options: dict[str, Any] = {"size": 32, "crop_size": 16, "random_crop": False, "up_factor": 2}
     item = ImageNetScaleTrain(**options, hr_factor=4)[0]  # to `size`, before `lr` is made
     small = np.asarray(first_image().resize((12, 8), Image.Resampling.BICUBIC))
     target = cv2.resize(small, (48, 32), interpolation=cv2.INTER_LINEAR)
