@@ -131,6 +131,9 @@ def test_two_processes_do_not_share_a_partial_file(
 ) -> None:
     with atomic_path(tmp_path / "file") as first:
         first.write_text("first")
+        with atomic_path(tmp_path / "file") as other:  # of a thread
+            other.write_text("other")
+        assert other != first and (tmp_path / "file").read_text() == "other"
         monkeypatch.setattr(os, "getpid", lambda: 1)
         with atomic_path(tmp_path / "file") as second:
             second.write_text("second")
@@ -218,6 +221,6 @@ def test_processes_of_other_users_are_running(monkeypatch: pytest.MonkeyPatch) -
     def kill(process: int, signal: int) -> None:
         raise PermissionError
 
-    assert is_running(os.getpid())
+    assert is_running(os.getpid()) and not is_running(10**30)
     monkeypatch.setattr(os, "kill", kill)
     assert is_running(1)

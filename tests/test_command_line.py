@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextvars
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from taming.command_line import (
     Parser,
     add_flags,
     add_side_flags,
+    add_weight_flags,
     flag,
     from_flags,
     parse,
@@ -21,6 +23,7 @@ from taming.command_line import (
     parse_switch,
 )
 from taming.errors import UserError
+from taming.weight_choice import WeightChoice, weight_choice
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,12 @@ def test_sides_may_be_given_apart() -> None:
 def test_lists_of_numbers() -> None:
     assert parse_numbers("0, 1,7,") == (0, 1, 7)
     assert parse_numbers("3,1,3") == (3, 1)  # without repetitions, in the order of the user
-    for text, message in (("0,x", "not 'x'"), ("-1", "not '-1'"), (",", "is empty")):
+    for text, message in (
+        ("0,x", "not 'x'"),
+        ("-1", "not '-1'"),
+        (",", "is empty"),
+        ("\u00b2", "not"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_numbers(text)
 
@@ -198,6 +206,34 @@ def test_flags_with_several_values_may_be_given_several_times() -> None:
     assert from_flags(Plan, parse(parser, ["--files", "d"])[0]).files == ("d",)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    points: tuple[str, ...] = flag(("z",), "each is tried", repeated=True)
+
+
+def test_flags_that_are_repeated() -> None:
+    def points(*argv: str) -> tuple[str, ...]:
+        return from_flags(Sweep, parser_for(Sweep).parse_args(argv)).points
+
+    assert points() == ("z",) and points("--points", "a", "--points", "b,c") == ("z", "a", "b,c")
+
+
+def test_which_weights_are_loaded_holds_from_the_parsing_on() -> None:
+    def chosen(*argv: str) -> WeightChoice:
+        parser = Parser()
+        add_weight_flags(parser)
+        parser.parse_args(argv)
+        return weight_choice()
+
+    for argv, expected in (
+        ((), WeightChoice()),
+        (("--weights", "raw"), WeightChoice("raw")),
+        (("--parts", "encoder, quant_conv", "--parts", "x"), ("encoder", "quant_conv", "x")),
+    ):
+        found = contextvars.copy_context().run(chosen, *argv)
+        assert expected in (found, found.parts)
+
+
 def test_overrides_may_follow_the_files_of_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +243,9 @@ def test_overrides_may_follow_the_files_of_base(
     parser.add_argument("-b", "--base", nargs="*", action=Extend, default=[])
     args, overrides = parse(parser, ["-b", "a.yaml", "b=c.yaml", "x.y=1", "-b", "./d=e.yaml"])
     assert args.base == ["a.yaml", "b=c.yaml", "./d=e.yaml"]
+    parser.add_argument("-c", "--config", nargs="+", action=Extend, default=[])
+    args, more = parse(parser, ["-c", "a.yaml", "x.y=1"])
+    assert args.config == ["a.yaml"] and more == ["x.y=1"]
     parser.add_argument("--keys", nargs="*", action=Extend, default=["all"])
     assert parse(parser, [])[0].keys == ["all"]
     assert parse(parser, ["--keys", "b", "--keys", "c"])[0].keys == ["b", "c"]

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from taming.config import (
+    did_you_mean,
     get_obj_from_str,
     instantiate_from_config,
     load_config,
@@ -16,6 +17,7 @@ from taming.config import (
     without_checkpoint_paths,
 )
 from taming.errors import UserError
+from taming.trust import trusting
 
 
 def write(path: Path, text: str) -> Path:
@@ -52,8 +54,15 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
 def test_missing_file_and_bad_override(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config file .*gone.yaml"):
         load_config([tmp_path / "gone.yaml"])
-    with pytest.raises(UserError, match="'max_steps' is not an override"):
-        load_config([], ["max_steps"])
+    for text in ("max_steps", "=3", "-x=3"):
+        with pytest.raises(UserError, match=f"'{text}' is not an override"):
+            load_config([], [text])
+
+
+def test_number_signs_in_overrides_are_no_comments() -> None:
+    texts = ["a # b", '"a # b"', "'a # b'"]
+    config = load_config([], [f"model.params.p{n}={text}" for n, text in enumerate(texts)])
+    assert list(config.model.params.values()) == ["a # b"] * 3
 
 
 @pytest.mark.parametrize(
@@ -92,6 +101,20 @@ def test_parameters_are_checked_where_they_stand() -> None:
         instantiate_from_config({"target": "taming.modules.util.Labelator", "param": {}})
 
 
+class Strict:
+    def __init__(self, text: str) -> None:
+        raise UserError(text)
+
+
+@pytest.mark.parametrize("text", ["it is wrong", "model.params.text is wrong"])
+def test_the_place_is_said_once(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        instantiate_from_config(
+            {"target": "tests.test_config.Strict", "params": {"text": text}}, "model"
+        )
+    assert str(caught.value) == (text if "." in text else f"model.params: {text}")
+
+
 def test_nested_errors_carry_the_whole_path() -> None:
     stage = {"target": "taming.models.vqgan.VQModel", "params": {"n_embd": 8}}
     gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": {}}
@@ -118,6 +141,13 @@ def test_parameters_of_base_classes_are_known() -> None:
     }
     with pytest.raises(UserError, match="did you mean 'image_key'"):
         instantiate_from_config(node)
+
+
+def test_what_there_is_is_said_up_to_twenty_names() -> None:
+    names = [f"name{n:02}" for n in range(21)]
+    assert did_you_mean("zzz", names[:20]) == f"; known are {', '.join(names[:20])}"
+    assert did_you_mean("zzz", names) == did_you_mean("zzz", []) == ""
+    assert did_you_mean("name021", names) == "; did you mean 'name02'?"
 
 
 def test_published_names_resolve_without_main() -> None:
@@ -209,3 +239,52 @@ def test_arguments_of_a_call_come_before_the_config_s() -> None:
     config = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
     made = instantiate_from_config(config, out_features=5, bias=False)
     assert (made.in_features, made.out_features, made.bias) == (2, 5, None)
+
+
+class Plain:
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def make_plain() -> Plain:
+    return Plain()
+
+
+def test_classes_of_one_s_own_inherit_from_nothing_and_functions_are_trusted_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TAMING_TRUST")
+    for name in ("Plain", "make_plain"):
+        node = {"target": f"tests.test_config.{name}"}
+        for expects in ("dataset", "module"):  # from Python
+            assert isinstance(instantiate_from_config(node, expects=expects), Plain)
+    with trusting([]), pytest.raises(UserError, match="make_plain is no class of the kind"):
+        instantiate_from_config(node, expects="dataset")
+    with trusting(["tests"]):  # of a program
+        assert instantiate_from_config({"target": "tests.test_config.Plain"}, expects="module")
+        with pytest.raises(UserError, match="make_plain is no class of the kind .* a dataset; a f"):
+            instantiate_from_config(node, expects="dataset")
+    with trusting(["tests.test_config.make_plain"]):
+        assert instantiate_from_config(node, expects="dataset")[3] == 3
+
+
+def test_modules_are_read_anew_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "read_anew.py", "NUMBER = 1\n")
+    assert get_obj_from_str("read_anew.NUMBER") == 1
+    write(tmp_path / "read_anew.py", "NUMBER = 22\n")
+    assert get_obj_from_str("read_anew.NUMBER") == 1
+    assert get_obj_from_str("read_anew.NUMBER", reload=True) == 22
+
+
+def test_what_the_import_of_our_own_modules_raises_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(name: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(ZeroDivisionError):
+        get_obj_from_str("taming.models.vqgan.VQModel")
+    with pytest.raises(UserError, match="the import of somebodys.own raises ZeroDivisionError"):
+        get_obj_from_str("somebodys.own.Model")

@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
         "params": {
             "batch_size": 2,
             "train": {"target": "taming.data.custom.CustomTrain", "params": IMAGES},
+            "test": {"target": "taming.data.custom.CustomTrain", "params": IMAGES},
         },
     },
     "lightning": {
@@ -48,6 +49,7 @@ NEAREST = [
     ("data.num_workers", "data.params.num_workers"),
     ("data.train.params.size", "data.params.train.params.size"),
     ("data.params.train.size", "data.params.train.params.size"),
+    ("data.params.test.size", "data.params.test.params.size"),
     ("data.params.train.sise", "data.params.train.params.size"),
     ("data.params.train.param.size", "data.params.train.params.size"),
     ("lightning.trainr.max_steps", "lightning.trainer.max_steps"),
@@ -94,6 +96,7 @@ def test_keys_that_mean_something_are_taken(tmp_path: Path) -> None:
     OmegaConf.save(OmegaConf.create(CONFIG), tmp_path / "base.yaml")
     flags = [f"lightning.{name}={value}" for name, value in KEPT_FLAGS.items()]
     overrides = ["model.params.ddconfig.somebody_elses=1", "lightning.callbacks.x.target=a.b"]
+    overrides += ["lightning.callbacks.y=???"]
     load_config([tmp_path / "base.yaml"], [*flags, *overrides])
     own = {"target": "own.Model", "params": {"part": {"target": "own.Part", "sise": 3}}}
     OmegaConf.save(OmegaConf.create({"model": own}), tmp_path / "own.yaml")

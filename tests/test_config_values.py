@@ -93,6 +93,7 @@ def test_values_that_fit(value: Any, hint: Any, result: Any) -> None:
         (-1, Annotated[float, Range(0)], "from 0 on"),
         ([1, 0], Sequence[Count], "a list of whole numbers from 1 to 2,147,483,647"),
         ([], Annotated[Sequence[int], Length(1, 2)], "of 1 to 2 entries"),
+        ([1, 2, 3], Annotated[Sequence[int], Length(1, 2)], "of 1 to 2 entries"),
         ("x", Annotated[Sequence[int], Length(1, 2)], "a list of whole numbers of 1 to 2 entries"),
     ],
 )

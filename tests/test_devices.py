@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from taming import devices
 from taming.devices import (
@@ -16,6 +17,7 @@ from taming.devices import (
     choose_dtype,
     computing_in,
     dtype_name,
+    keep_precise,
     without_autocast,
 )
 from taming.errors import UserError
@@ -95,6 +97,15 @@ def test_computing_in_a_dtype() -> None:
         warnings.simplefilter("error")  # of torch, about what autocast cannot do
         assert product().dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     assert product().dtype == torch.float32
+
+
+def test_parts_that_stay_precise() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm2d(1)), nn.Linear(2, 2))
+    keep_precise(net, ["2"])
+    x = torch.ones(1, 2, dtype=torch.bfloat16)
+    with computing_in(torch.bfloat16, CPU):
+        assert net[0](x).dtype == torch.bfloat16 and net[2](x).dtype == torch.float32
+        assert net[1](x.expand(3, 1, 2, 2)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("benchmark", [True, False])

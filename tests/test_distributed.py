@@ -69,6 +69,10 @@ def exchange(folder: Path) -> None:
     gathered += gather_objects({"rank": -number})
     mine = torch.tensor([1.0, 10.0 * (number + 1)])
     total, first = sum_over_ranks(mine.clone()), same_on_all_ranks(mine.clone())
+    scale = nn.Parameter(torch.zeros(()))
+    scale.grad = torch.tensor(2.0 * number)
+    average_gradients([scale])
+    assert scale.grad.item() == 1.0
     parts = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
     for part in parts[:2]:
         part.grad = mine.clone()

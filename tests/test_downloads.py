@@ -53,8 +53,9 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(site: Site, tmp_path:
     assert site.requests[-1][1] == "bytes=50000-"
 
 
-def test_another_version_starts_anew(site: Site, tmp_path: Path) -> None:
-    site.drops = [50_000, 0, 0, 0]
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_another_version_starts_anew(site: Site, tmp_path: Path, header: str) -> None:
+    site.drops, site.version_header = [50_000, 0, 0, 0], header
     with pytest.raises(UserError):
         fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK)
     site.files["/a"], site.version = DATA[::-1], '"2"'
@@ -82,8 +83,9 @@ def test_servers_that_cannot_continue_start_anew(site: Site, tmp_path: Path) -> 
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA
 
 
-def test_a_lie_about_the_position_is_noticed(site: Site, tmp_path: Path) -> None:
-    site.shift, site.drops = 5, [50_000]
+@pytest.mark.parametrize("shift", [5, -5])
+def test_a_lie_about_the_position_is_noticed(site: Site, tmp_path: Path, shift: int) -> None:
+    site.shift, site.drops = shift, [50_000]
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA
     assert [asked for _, asked in site.requests] == [None, "bytes=50000-", None]
 
@@ -93,6 +95,13 @@ def test_a_complete_part_is_taken(site: Site, tmp_path: Path) -> None:
     assert fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK).read_bytes() == DATA
     (tmp_path / "b.part").write_bytes(DATA + b"more")
     assert fetch(f"{site.url}/a", tmp_path / "b", patience=QUICK).read_bytes() == DATA
+
+
+def test_nothing_is_left_of_what_never_began(site: Site, tmp_path: Path) -> None:
+    site.drops = [0, 0, 0]
+    with pytest.raises(UserError, match="only 0 of 102,400 bytes arrived$"):
+        fetch(f"{site.url}/a", tmp_path / "a", patience=QUICK)
+    assert names(tmp_path) == []
 
 
 def test_a_wrong_size_is_not_kept(site: Site, tmp_path: Path) -> None:

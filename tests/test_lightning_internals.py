@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,21 @@ def test_places_in_all_hooks(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("automatic", [True, False])
+def test_nothing_is_logged_of_batches_between_updates(automatic: bool) -> None:
+    current = SimpleNamespace(processed=2, completed=1)
+    loop = SimpleNamespace(batch_progress=SimpleNamespace(current=current))
+    values = {"loss": torch.tensor(0.5)}
+    trainer: Any = SimpleNamespace(
+        fit_loop=SimpleNamespace(epoch_loop=loop, _should_accumulate=lambda: True),
+        _logger_connector=SimpleNamespace(should_update_logs=True, metrics={"log": values}),
+        lightning_module=SimpleNamespace(automatic_optimization=automatic),
+        current_epoch=3,
+    )
+    found = lightning_internals.unlogged_values(trainer)
+    assert found == (None if automatic else {"epoch": 3, "loss": 0.5})
+
+
 @pytest.mark.parametrize("place", [Place(0, 0), Place(2, 0), Place(0, 3), Place(2, 3, True)])
 def test_written_places_are_read(place: Place, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path)
@@ -151,6 +167,8 @@ def test_written_places_are_read(place: Place, tmp_path: Path) -> None:
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7
     lightning_internals.write_place(state, place, steps=9)
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7  # counted already
+    progress = state["epoch_loop.batch_progress"]
+    assert progress["is_last_batch"] == (place.batches == 0 or place.complete)
     trainer.fit_loop.load_state_dict(state)
     assert place_of(trainer) == place and trainer.current_epoch == place.epoch
 

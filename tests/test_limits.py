@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from taming import limits
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.limits import memory_limit, readable_time, weights_from_file
+from taming.limits import memory_limit, readable_size, readable_time, weights_from_file
 from tests.kit.models import GAN_LOSS, ddconfig, first_stage_config, transformer_config
 
 GPT = "model.params.transformer_config.params."
@@ -180,6 +181,26 @@ def test_models_that_are_read_from_files_may_be_larger() -> None:
 def test_durations_are_readable() -> None:
     texts = [readable_time(seconds) for seconds in (0.1234, 42, 300, 2 * 3600 + 60, 108000, 777600)]
     assert texts == ["0.12 s", "42 s", "5 min", "2 h 1 min", "30 h 0 min", "9 days"]
+    assert [readable_time(seconds) for seconds in (9.96, 75, 90, 5399)] == [
+        *("10 s", "75 s", "2 min", "1 h 30 min")
+    ]
+    sizes = [readable_size(size) for size in (1023, 1024, 2**20 - 1, 2**20, 5 * 2**30, 2**50)]
+    assert sizes == ["1023 bytes", "1 KiB", "1023 KiB", "1 MiB", "5 GiB", "1 PiB"]
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_containers_may_have_less_memory(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"/sys/fs/cgroup/{file}": "4096\n", "/proc/meminfo": "MemAvailable: 8 kB\n"}
+
+    def read_text(path: Path) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert memory_limit() == 4096
+    files[f"/sys/fs/cgroup/{file}"] = "max\n"
+    assert memory_limit() == 8192
 
 
 def test_bytes_are_counted_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +211,20 @@ def test_bytes_are_counted_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(UserError, match=r"it makes a tensor of (251|126) \(100"):
             with limits.within_memory("model", {"n": 5}):
                 make()
+        with torch.device("meta"), limits.within_memory("model", {"n": 5}):
+            make()
+    for make in (
+        lambda: torch.empty(1).repeat(251, 1),
+        lambda: torch.zeros(4).new_ones(251),
+        lambda: torch.arange(3, 254),
+    ):
+        with pytest.raises(UserError, match="it makes a tensor of 251"):
+            with limits.within_memory("model", {"n": 5}):
+                make()
+    with pytest.raises(UserError, match="^model.part.m is 3000, which is too large"):
+        with limits.within_memory("model", {"n": 2000}):
+            with limits.within_memory("model.part", {"m": 3000}):  # the nearest
+                torch.empty(6000)
     limits.check_memory(250, n=250, m=3)
     with pytest.raises(UserError, match="n is 251, which is too large: it makes 1004 bytes"):
         limits.check_memory(251, n=251, m=3)

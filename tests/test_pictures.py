@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.pictures import (
+    _shortened,
     bar_picture,
     code_picture,
     enlarged,
@@ -147,6 +148,8 @@ def test_what_does_not_fit_is_cut_off_at_both_ends() -> None:
     assert np.array_equal(cropped, columns[:, 15:25])
     assert np.array_equal(resize_and_crop(columns.T, (10, 10)), cropped.T)
     assert resize_and_crop(noise(10, 40), (5, 7)).shape == (5, 7, 3)
+    wide = noise(30, 50)  # 26.7 columns are 27
+    assert np.array_equal(resize_and_crop(wide, (16, 16)), resize(wide, (16, 27))[:, 5:21])
     assert resize_and_crop(noise(4, 3), (9, 9)).shape == (9, 9, 3)
 
 
@@ -231,6 +234,12 @@ def test_long_titles_lose_their_middle() -> None:
     page = np.asarray(grid([[square(1, 50), square(1, 50)]], ["a very long title " * 4, "b"]))
     between = page[:22, 58:66]  # nothing is written over the gap
     assert between.min() == 255
+    font = ImageFont.load_default(size=12)
+    text = "".join(map(chr, range(97, 123)))
+    shown = _shortened(text, 60, font)
+    head, tail = shown.split("…")
+    assert text.startswith(head) and text.endswith(tail) and 0 <= len(head) - len(tail) <= 1
+    assert font.getlength(shown) <= 60 and _shortened(text, 999, font) == text
 
 
 def test_a_text_is_a_cell() -> None:

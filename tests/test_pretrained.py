@@ -141,6 +141,7 @@ def test_what_differs_from_the_first_download_is_refused(site: Site, tmp_path: P
     ("data", "message"),
     [
         (b"<!DOCTYPE html><p>log in", "web page instead of last.ckpt"),
+        (b"\n <HTML><p>log in", "web page instead of last.ckpt; fetch it with a browser"),
         (b"hello", "is a text file"),
         (b"", "is an empty file"),
         (checkpoint()[:-50], "is cut short"),
@@ -160,7 +161,8 @@ def test_an_archive_is_unpacked(site: Site, tmp_path: Path) -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("model.ckpt", checkpoint())
         archive.writestr("config.yaml", "model: {}")
-        archive.writestr("readme.txt", "not wanted")
+        for name in ("readme.txt", "data.pickle.pkl", "more.zip"):
+            archive.writestr(name, "not wanted")
     site.files["/vq.zip"] = buffer.getvalue()
     model = model_at(f"{site.url}/vq.zip")
     folder = download_model(model, tmp_path, patience=QUICK)
@@ -274,7 +276,9 @@ def test_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_addresses_of_single_files(site: Site) -> None:
     drive = "https://drive.google.com/file/d/1AbC-d_9/view"
-    assert "drive.usercontent.google.com/download?id=1AbC-d_9&" in remote_files(drive)[0].url
+    query = "id=1AbC-d_9&export=download&confirm=t"  # or a page asks whether one is sure
+    [file] = remote_files(drive)
+    assert file.url == f"https://drive.usercontent.google.com/download?{query}"
     site.files["/f/abc/"] = b"<html>"
     [file] = remote_files(f"{site.url}/f/abc/")
     assert (file.url, file.path) == (f"{site.url}/f/abc/?dl=1", "checkpoints/last.ckpt")

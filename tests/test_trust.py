@@ -207,6 +207,25 @@ def test_augmentations_may_be_named_and_functions_beside_them_not() -> None:
     assert not stranger().allows("albumentations.core.serialization.from_dict")
 
 
+def test_what_ends_in_target_and_what_lies_in_lists_is_checked_too() -> None:
+    before = config_file().read_text()
+    change("data.params.validation.params.category_mapping_target", "canary.names")
+    (text,) = refusals({"main.py": doors()["main.py"]})
+    assert "params.category_mapping_target in run" in text and "canary.names is not trusted" in text
+    config_file().write_text(before)
+    timer = {"target": "pytorch_lightning.callbacks.Timer"}
+    change("lightning.callbacks.mine", timer | {"params": {"x": [1, {"target": "canary.Model"}]}})
+    (text,) = refusals({"main.py": doors()["main.py"]})
+    assert text.startswith("lightning.callbacks.mine.params.x.1.target in run")
+
+
+def test_functions_of_torchs_modules_are_no_classes() -> None:
+    for name in ("torch.nn.Linear", "torch.nn.modules.linear.Linear"):
+        assert stranger().allows(name)
+    for name in ("torch.nn.functional.relu", "torch.nn.init.zeros_", "torch.nn.utils.x.Y"):
+        assert not stranger().allows(name) and own_trust().allows(name)
+
+
 def test_harmless_classes_of_other_packages_may_be_named() -> None:
     change("model.params.permuter_config", {"target": "torch.nn.Identity"})
     taming.load("run")
@@ -247,6 +266,8 @@ def test_references_to_sections_that_are_not_used_bring_no_targets() -> None:
     for text in refusals(doors()):
         assert "cond_stage_config.target" in text or "data.params.node.target" in text
         assert "canary.Model is not trusted" in text
+    Path("own.yaml").write_text("model: {base_learning_rate: 1.0}\n")
+    refusals({"taming.load": lambda: taming.load("run", base=["own.yaml"])})
 
 
 @pytest.mark.parametrize(
@@ -256,6 +277,7 @@ def test_references_to_sections_that_are_not_used_bring_no_targets() -> None:
         ("lightning.trainer.default_root_dir", "."),
         ("lightning.callbacks.image_logger.params.x", "../ran"),
         ("lightning.logger.params.name", "/ran"),
+        ("lightning.logger.params.version", "\\ran"),
     ],
 )
 def test_strangers_do_not_say_where_files_are_written(place: str, value: str) -> None:

@@ -75,6 +75,7 @@ def test_retrieve_expands_callables_in_place():
         retrieve(config, "data/size", expand=False)
     assert retrieve(config, "data/size") == 9
     assert config == {"data": {"size": 9}}
+    assert retrieve({"data": lambda: lambda: {7: "seven"}}, "data/7") == "seven"
 
 
 @pytest.mark.parametrize("default", [0, "", False])

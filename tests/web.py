@@ -27,6 +27,7 @@ class Site:
     ranges: bool = True
     shift: int = 0
     version: str = '"1"'
+    version_header: str = "ETag"
     url: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -60,7 +61,7 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:  # noqa: C901
             if start:
                 told = start + site.shift
                 self.send_header("Content-Range", f"bytes {told}-{len(data) - 1}/{len(data)}")
-            self.send_header("ETag", site.version)
+            self.send_header(site.version_header, site.version)
             self.send_header("Content-Length", str(len(data) - start))
             self.end_headers()
             rest = data[start:]

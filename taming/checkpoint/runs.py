@@ -75,7 +75,7 @@ def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
 def normal_path(path: str | Path) -> Path:
     """`path` with `~` replaced; the current folder and those above it by their names."""
     path = Path(os.path.normpath(Path(path).expanduser()))
-    return path.absolute() if path.name in ("", "..") else path
+    return Path(os.path.abspath(path)) if path.name in ("", "..") else path
 
 
 def run_folder_of(path: Path) -> Path:

@@ -84,6 +84,28 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
         load_weights(other, state)
 
 
+def test_what_the_file_has_more_of_is_named() -> None:
+    larger = build(unconditional_config(gpt={"n_layer": 2})).state_dict()
+    with pytest.raises(UserError, match="params.n_layer is 1, but 2 in the checkpoint"):
+        load_weights(build(unconditional_config()), larger)
+    one = torch.zeros(1)
+    assert "x: 1 key unknown" in str(
+        misfit("a", {"x.a": one, "x.b": one}, {"x.a": one}, [], ["x.b"])
+    )
+
+
+def test_half_of_a_model_is_neither_kind(tmp_path: Path) -> None:
+    one = torch.zeros(1)
+    second = {"transformer.a": one, "first_stage_model.b": one}
+    missing = sorted(second)
+    text = str(misfit("a", {"encoder.a": one}, second, missing, ["encoder.a"]))
+    assert "it is a first stage" not in text and "1 key missing" in text
+    # Counts are compared of stages that both have.
+    model = {"encoder.down.0.block.0.a": one, "decoder.a": one}
+    text = str(misfit("a", {"decoder.a": one}, model, ["encoder.down.0.block.0.a"], []))
+    assert "encoder: 1 key missing" in text and "--parts decoder" in text
+
+
 @pytest.mark.parametrize(
     ("name", "shapes", "expected"),
     [

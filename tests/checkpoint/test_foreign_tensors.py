@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taming.checkpoint.weight_sets import in_order
 from taming.checkpoint.weights import load_file
 from taming.errors import UserError
 from tests.support import Malicious
@@ -69,6 +70,9 @@ def test_quantized_tensors_are_the_numbers_that_they_stand_for(save: Any, tmp_pa
     expected["0.weight"] = torch.quantize_per_channel(
         expected["0.weight"].dequantize(), scales, zeros, 0, torch.quint8
     )
+    expected["2.weight"] = torch.quantize_per_channel(
+        expected["2.weight"].dequantize(), scales, zeros, 1, torch.qint8
+    )
     found = loaded(expected, tmp_path, save)
     for name in ("0.weight", "2.weight"):
         torch.testing.assert_close(found[name], expected[name].dequantize())
@@ -108,6 +112,9 @@ def test_weights_are_real_numbers(kind: torch.dtype, tmp_path: Path) -> None:
     content["0.weight"] = content["0.weight"].to(kind)
     with pytest.raises(UserError, match=rf"'0.weight' is {kind}".replace("torch.", "")):
         loaded(content, tmp_path)
+    content = weights() | {"0.bias": torch.ones(2, dtype=torch.complex64)}
+    with pytest.raises(UserError, match="'0.bias' is complex64"):
+        loaded(content, tmp_path)
 
 
 def test_layouts_and_places_do_not_matter(tmp_path: Path) -> None:
@@ -119,3 +126,20 @@ def test_layouts_and_places_do_not_matter(tmp_path: Path) -> None:
     beside = {"epoch": torch.empty(0), "x": torch.eye(2).to_sparse(), "y": torch.eye(2).to("meta")}
     for name, tensor in loaded({"model": {"module": content}, **beside}, tmp_path).items():
         assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("names", ["ac", "a", "abc", "ab"])
+def test_averages_in_the_order_of_parameters(names: str) -> None:
+    """Of the trained ones, or of all; with the loss or without."""
+    own: dict[str, Tensor] = {
+        "a.w": nn.Parameter(torch.ones(1)),
+        "b.w": nn.Parameter(torch.ones(2), requires_grad=False),
+        "loss.w": nn.Parameter(torch.ones(3)),
+        "buffer": torch.ones(4),
+    }
+    known = {"a": "a.w", "b": "b.w", "c": "loss.w"}
+    shadows = [torch.full_like(own[known[name]], 7.0) for name in names]
+    [found] = in_order({"shadow_params": shadows}, own, "x", needed=True)
+    assert list(found.tensors) == [known[name] for name in names] and found.averaged
+    with pytest.raises(UserError, match="which are not the 3 parameters of the model in order"):
+        in_order({"shadow_params": [*shadows, torch.ones(9)]}, own, "x", needed=True)

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint.formats import index_of, read_checkpoint
 from taming.errors import UserError
 from tests.kit.archives import zeros_in_zip
 from tests.support import Malicious
@@ -174,9 +174,26 @@ def test_bare_state_dicts_and_safetensors_are_read(tmp_path: Path) -> None:
     state = {"weight": torch.arange(3.0)}
     torch.save(state, tmp_path / "a.pt")
     save_file(state, tmp_path / "a.safetensors")
-    for name in ("a.pt", "a.safetensors"):
-        read = read_checkpoint(tmp_path / name)["state_dict"]
-        assert torch.equal(read["weight"], state["weight"])
+    save(state, tmp_path / "old.safetensors", zipped=False)  # of another kind than its name
+    for name in ("a.pt", "a.safetensors", "old.safetensors"):
+        content = read_checkpoint(tmp_path / name)
+        assert torch.equal(content["state_dict"]["weight"], state["weight"])
+        assert list(content) == ["state_dict"]
+    torch.save({"state_dict": None, "model": state, "step": 3}, tmp_path / "b.pt")
+    content = read_checkpoint(tmp_path / "b.pt")
+    assert content["step"] == 3 and content["state_dict"].keys() == state.keys()
+
+
+@pytest.mark.parametrize("ending", [".bin", ".safetensors"])
+def test_shards_are_read_by_their_index(tmp_path: Path, ending: str) -> None:
+    shard = tmp_path / f"model-00001-of-00002{ending}"
+    assert index_of(shard) == shard
+    index = tmp_path / f"model{ending}.index.json"
+    for content in ('{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}', "[]"):
+        index.write_text(content)
+        assert index_of(shard) == index
+        with pytest.raises(UserError, match="is no index of weights: it has no 'weight_map'"):
+            read_checkpoint(shard)
 
 
 def test_compressed_checkpoints_are_refused(tmp_path: Path) -> None:

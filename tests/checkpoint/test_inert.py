@@ -10,6 +10,7 @@ import datetime
 import enum
 import fractions
 import functools
+import io
 import pickle
 import sys
 import types
@@ -28,7 +29,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from taming.checkpoint import inert, read_checkpoint, read_content
-from taming.checkpoint.stand_ins import Inert
+from taming.checkpoint.stand_ins import RUNS_CODE, Inert
 from taming.errors import UserError
 
 BOTH = pytest.mark.parametrize("zipped", [True, False])
@@ -337,3 +338,42 @@ def test_programs_of_torchscript_are_called_so(tmp_path: Path) -> None:
         torch.jit.save(torch.jit.script(nn.Linear(1, 1)), path)
     with pytest.raises(UserError, match="x.pt is a TorchScript program, not weights"):
         read_checkpoint(path)
+
+
+def test_parts_of_a_model_that_are_one_are_there_by_both_names(tmp_path: Path) -> None:
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, nn.Sequential(nn.ReLU(), shared))
+    torch.save(model, tmp_path / "a.pt")
+    state = read_checkpoint(tmp_path / "a.pt")["state_dict"]
+    assert state.keys() == model.state_dict().keys() and len(state) == 4
+
+
+@pytest.mark.parametrize("content", [b"(lp100000\n.", b"\x80\x02]r\xa0\x86\x01\0."])
+def test_numbers_of_objects_that_cannot_be(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="it remembers 100000 objects"):
+        inert.read_stream(tmp_path, io.BytesIO(content))
+
+
+def test_texts_of_old_pythons_need_not_be_utf8(tmp_path: Path) -> None:
+    assert inert.read_stream(tmp_path, io.BytesIO(b"\x80\x02U\x02\xc3\xa9.")) == "é"
+    assert inert.read_stream(tmp_path, io.BytesIO(b"\x80\x02U\x02\xff\xfe.")) == "\udcff\udcfe"
+
+
+def test_archives_hold_no_more_than_they_are(tmp_path: Path) -> None:
+    """Not even a little: torch compresses nothing."""
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(1, protocol=2))
+        archive.writestr("a/noise", np.random.RandomState(0).bytes(2000) + bytes(1500))
+    with pytest.raises(ValueError, match="it says that it holds 3,5"):
+        inert.read_zip(tmp_path / "a.pt")
+
+
+def test_names_that_run_code() -> None:
+    for name in (
+        *("builtins.eval", "builtins.exec", "builtins.execfile", "builtins.open"),
+        *("os.system", "posix.system", "nt.system", "subprocess.Popen", "runpy.run_path"),
+        *("torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load"),
+    ):
+        assert RUNS_CODE.fullmatch(name), name
+    for name in ("builtins.set", "osmium.x", "torch.nn.Linear", "collections.OrderedDict"):
+        assert not RUNS_CODE.fullmatch(name), name

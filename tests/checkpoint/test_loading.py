@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from taming.checkpoint.loading import check_complete, expand_stages, run_as_stage
+from taming.checkpoint import find_run
+from taming.checkpoint.loading import (
+    check_complete,
+    expand_stages,
+    load_run,
+    run_as_stage,
+    run_config,
+)
 from taming.errors import UserError
 from tests.kit.models import first_stage_config, unconditional_config
 from tests.support import write_run
@@ -48,6 +55,10 @@ def test_stages_are_written_out(run: Path) -> None:
     assert params.first_stage_config.params.n_embed == 12
     assert params.first_stage_config.params.ckpt_path.endswith("first/checkpoints/last.ckpt")
     assert (params.cond_stage_config, params.other) == ("__is_unconditional__", str(run))
+    own = {"target": "own.Model", "params": {"ckpt_path": str(run)}}
+    whole = config(first_stage_config=own)
+    expand_stages(whole)
+    assert whole == config(first_stage_config=own)
 
 
 def test_what_weights_start_from_has_to_be_there(run: Path) -> None:
@@ -65,3 +76,21 @@ def test_what_weights_start_from_has_to_be_there(run: Path) -> None:
         UserError, match=f"^{STAGE}.params.ckpt_path is left to you: add {STAGE}=lo"
     ):
         check_complete(config(first_stage_config=stage("taming.x.Y", "???")))
+
+
+def test_the_step_of_a_run(tmp_path: Path) -> None:
+    _, run, step = load_run(write_run(tmp_path / "run", first_stage_config(lossconfig=None)))
+    assert step == 5 and run.model is not None and run.model["params"]["n_embed"] == 12
+
+
+def test_defaults_of_before_are_those_of_runs_alone(run: Path) -> None:
+    params = {"size": 8, "training_images_list_file": "x.txt"}
+    train = {"target": "taming.data.custom.CustomTrain", "params": params}
+    whole = {"model": first_stage_config(), "data": {"params": {"train": train}}}
+    Path("configs").mkdir()
+    OmegaConf.save(OmegaConf.create(whole), "configs/own.yaml")
+    changed = run_config(find_run(run), ["configs/own.yaml"])
+    assert changed.data.params.train.params.exif == "ignore"
+    lone = Path("logs/lone.ckpt")
+    (run / "checkpoints/last.ckpt").rename(lone)
+    assert "exif" not in run_config(find_run(lone), ["configs/own.yaml"]).data.params.train.params

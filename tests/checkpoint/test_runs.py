@@ -23,6 +23,7 @@ def make_run(folder: Path, checkpoint: str = "last.ckpt") -> Path:
 def test_a_run_is_found_by_folder_or_checkpoint(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     last = folder / "checkpoints" / "last.ckpt"
+    save_atomic({"state_dict": {"weight": torch.zeros(2)}}, folder / "last.ckpt")  # a copy
     for path in (folder, last):
         run = find_run(path)
         assert (run.folder, run.checkpoint) == (folder, last)
@@ -30,6 +31,22 @@ def test_a_run_is_found_by_folder_or_checkpoint(tmp_path: Path) -> None:
             "2021-01-01-project.yaml",
             "2022-01-01-project.yaml",
         ]
+
+
+def test_runs_are_found_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "run")
+    monkeypatch.chdir(folder / "checkpoints")
+    for path in (".", "..", "last.ckpt"):
+        assert find_run(path).folder.resolve() == folder
+        assert find_run(path).folder.name == "run"
+
+
+def test_a_damaged_beginning_does_not_hide_that_it_is_ours(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    save_atomic({"state_dict": {}, "global_step": 8}, folder / "checkpoints" / "epoch=1.ckpt")
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(b"\x80" + last.read_bytes()[1:])  # as files of torch before 1.6 begin
+    assert find_run(folder).checkpoint.name == "epoch=1.ckpt"
 
 
 def test_downloads_of_published_models_are_runs(tmp_path: Path) -> None:
@@ -76,3 +93,6 @@ def test_a_missing_run_names_the_nearest(tmp_path: Path) -> None:
             find_run(tmp_path / name)
     with pytest.raises(UserError, match="xyz$"):
         find_run(tmp_path / "xyz")
+    owls = make_run(tmp_path / "2021-01-01T00:00:00_owls")
+    with pytest.raises(UserError, match=f"did you mean '{owls}'"):
+        find_run(tmp_path / "owlz")

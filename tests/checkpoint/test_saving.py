@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -93,8 +93,11 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def test_the_newest_takes_the_place_of_one_that_waits(
-    tmp_path: Path, go_on: threading.Event
+    tmp_path: Path, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sizes: list[int] = []  # of memory that is taken for copies
+    buffer = saving._buffer
+    monkeypatch.setattr(saving, "_buffer", lambda *a: (sizes.append(a[0]), buffer(*a))[1])
     writer, last, old = CheckpointWriter(), tmp_path / "last.ckpt", tmp_path / "old.ckpt"
     old.touch()
     writer.save(state(1.0), [last])
@@ -106,6 +109,7 @@ def test_the_newest_takes_the_place_of_one_that_waits(
     assert not writer.busy
     assert names(tmp_path) == ["epoch=3.ckpt", "last.ckpt"]  # what the second would have removed
     assert read_checkpoint(last)["global_step"] == 4
+    assert sizes == [4000, 4000]  # of one that is written and one that waits
 
 
 def test_without_memory_for_a_copy_it_is_written_at_once(
@@ -188,6 +192,11 @@ def test_failures_that_are_not_the_disks_are_told_as_they_are(tmp_path: Path) ->
     assert names(tmp_path) == []
 
 
+class Point(NamedTuple):
+    x: torch.Tensor
+    y: int
+
+
 def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     whole = torch.arange(12.0)
     weights: OrderedDict[str, Any] = OrderedDict(whole=whole, part=whole[3:9].view(2, 3).t())
@@ -198,6 +207,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
         "sparse": torch.eye(3).to_sparse(),
         "half": torch.ones(3, dtype=torch.bfloat16, requires_grad=True),
         "text": "x",
+        "point": Point(torch.ones(1), 2),
         "others": {1},
     }
     snapshots = Snapshots()
@@ -208,7 +218,7 @@ def test_copies_are_like_what_they_copy(tmp_path: Path) -> None:
     assert (tmp_path / "a.ckpt").stat().st_size == (tmp_path / "b.ckpt").stat().st_size
     whole.zero_()
     content["others"].add(2)  # type: ignore[attr-defined]
-    assert copied["others"] == {1}
+    assert copied["others"] == {1} and type(copied["point"]) is Point
     assert type(copied["state_dict"]) is OrderedDict
     assert copied["state_dict"]._metadata == weights._metadata
     assert torch.equal(copied["state_dict"]["part"], torch.arange(3.0, 9.0).view(2, 3).t())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from taming.checkpoint import save_atomic
-from taming.checkpoint.stage_data import inherit_data
+from taming.checkpoint import find_run, save_atomic
+from taming.checkpoint.stage_data import complete_data, inherit_data
 
 CUSTOM = "taming.data.custom.CustomTrain"
 OPEN = "data/own/train.txt"  # of our YAMLs
@@ -74,3 +74,47 @@ def test_what_somebody_chose_or_another_class_has_stays(run: Path) -> None:
         config = over(run, data=section)
         assert inherit_data(config) == []
         assert OmegaConf.to_container(config.data) == section
+
+
+PAIRED = "taming.data.paired.PairedTrain"
+
+
+def paired(run: Path, kind: str) -> None:
+    """Let a run be one of pairs."""
+    params = {"images": "a", "conditions": "b", "kind": kind, "split_seed": 3, "suffix": "_x"}
+    config = {"model": {"target": "x.First"}, "data": data(PAIRED, **params, size=99)}
+    OmegaConf.save(OmegaConf.create(config), run / "configs/2021-project.yaml")
+
+
+def test_how_files_are_divided_and_read_goes_with_their_places(run: Path) -> None:
+    paired(run, "depth")
+    left_open = {"images": "data/pairs/images", "kind": "depth", "suffix": ""}
+    config = over(run, data=data(PAIRED, **left_open))
+    place = "data.params.train.params"
+    assert inherit_data(config) == [
+        f"{place}.images=a from logs/first",
+        f"{place}.exif=ignore from logs/first",
+        f"{place}.split_seed=3 from logs/first",
+    ]
+    assert config.data.params.train.params.suffix == ""  # somebody chose it
+
+
+def test_pairs_of_another_kind_are_others(run: Path) -> None:
+    paired(run, "depth")
+    config = over(run, data=data(PAIRED, images="???", kind="segmentation"))
+    assert inherit_data(config) == []
+
+
+def test_a_model_that_is_complete_stays_beside_a_run(run: Path) -> None:
+    for n, expected in ((1, "x.Y"), ("???", "taming.models.vqgan.VQModel")):
+        config = OmegaConf.create({"model": {"target": "x.Y", "params": {"n": n}}})
+        config.data = data(CUSTOM, size=8, training_images_list_file=OPEN)
+        complete_data(config, find_run(run))
+        assert config.model.target == expected
+        assert config.data.params.train.params.training_images_list_file == "mine.txt"
+
+
+def test_lone_checkpoints_have_no_data(run: Path) -> None:
+    Path("lone").mkdir()
+    (run / "checkpoints/last.ckpt").rename("lone/lone.ckpt")
+    assert inherit_data(over(Path("lone/lone.ckpt"))) == []

@@ -18,7 +18,7 @@ from taming.checkpoint import load_file, read_checkpoint, read_content
 from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import choosing_weights, weight_choice
+from taming.weight_choice import WeightChoice, choosing_weights, weight_choice
 
 State = dict[str, Tensor]
 
@@ -113,6 +113,15 @@ def test_prefixes_and_wrappers_that_tell_weights_apart_stay() -> None:
     assert renamed(state, None).tensors.keys() == {"a.w", "b.w", "loss.w", "model_ema.w"}
     state = dict.fromkeys(["a.module.w", "a.w"], one)
     assert renamed(state, ["a.w"]).tensors.keys() == state.keys()
+    state = dict.fromkeys(["a.module.w", "b.w"], one)  # of a model with a part of that name
+    assert renamed(state, ["a.module.w", "b.w"]).tensors.keys() == state.keys()
+
+
+def test_of_several_sets_the_usual_one_is_taken() -> None:
+    for first, second in itertools.combinations(("state_dict", "model", "module", "net", "g"), 2):
+        content = {second: RAW, "zzz": {**RAW, "a.more": RAW["decoder.bias"]}, first: AVERAGE}
+        assert choose(content, "x").tensors == AVERAGE
+    assert choose({"model": RAW, "schema": AVERAGE}, "x").tensors == RAW  # no "ema"
 
 
 def test_the_set_that_has_most_of_the_model_is_taken(
@@ -249,8 +258,9 @@ def test_what_is_not_there_is_not_taken(tmp_path: Path) -> None:
         loads_as(save({"model": RAW}, tmp_path), RAW, kind="ema")
     with pytest.raises(UserError, match="x.pt holds no raw weights, only 'ema'"):
         loads_as(save({"ema": AVERAGE}, tmp_path), RAW, kind="raw")
-    with pytest.raises(UserError, match="--weights takes raw or ema, not 'best'"):
-        loads_as(save(RAW, tmp_path), RAW, kind="best")
+    for kind in ("best", ""):
+        with pytest.raises(UserError, match=f"--weights takes raw or ema, not '{kind}'"):
+            WeightChoice(kind)
 
 
 # ---------------------------------------------------------------------- parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from taming.checkpoint import load_file, load_weights, save_atomic
-from taming.checkpoint.weights import _parts
+from taming.checkpoint.weights import _parts, _version
 from taming.errors import UserError
 
 
@@ -44,10 +45,19 @@ def test_tensors_that_share_memory_go_on_sharing_it() -> None:
     model = nn.Module()
     model.register_buffer("whole", torch.zeros(4))
     model.register_buffer("part", model.whole[1:3])
-    load_weights(model, {"whole": torch.arange(4.0), "part": torch.tensor([1.0, 2.0])}, assign=True)
+    model.register_buffer("later", model.whole[3:])
+    state = {"whole": torch.arange(4.0), "part": torch.tensor([1.0, 2.0])}
+    load_weights(model, {**state, "later": torch.tensor([3.0])}, assign=True)
     assert model.whole.tolist() == [0, 1, 2, 3]
-    model.whole[1] = 9
-    assert model.part.tolist() == [9, 2]
+    model.whole[1] = model.whole[3] = 9
+    assert model.part.tolist() == [9, 2] and model.later.tolist() == [9]
+
+
+def test_another_file_of_the_same_size_and_time_is_another_version(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (1, 1))
+    assert _version(tmp_path / "a") == _version(tmp_path / "a") != _version(tmp_path / "b")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_open_images_categories_are_allowed_and_mapped(
     assert data.category_ids == ["/m/0a"]
     found = [(a.category_id, a.category_no) for item in data for a in item["annotations"]]
     assert found == [("/m/0a", 0), ("/m/0a", 0)]
+    # Names alone; an id that is replaced by one which is not allowed is not used either.
+    monkeypatch.setattr(f"{HELPER}.top_300_classes_plus_coco_compatibility", ["Suitcase"])
+    data = open_images(
+        tmp_path,
+        category_allow_list_target=f"{HELPER}.top_300_classes_plus_coco_compatibility",
+        category_mapping_target=f"{HELPER}.open_images_unify_categories_for_coco",
+    )
+    assert data.category_ids == ["/m/01s55n"]
+    assert [one.category_id for item in data for one in item["annotations"]] == ["/m/01s55n"]
 
 
 def test_shipped_lists_of_open_images() -> None:

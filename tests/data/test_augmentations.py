@@ -221,6 +221,8 @@ def test_there_and_back_in_a_crop() -> None:
             "RandomSizedBBoxSafeCrop cannot be used here: it needs boxes, which the items do not",
         ),
         ([one("RandomScale", p=0.01)], "which fit into no batch; .* albumentations.Resize"),
+        ([one("RandomScale", p=1)], "which fit into no batch; .* albumentations.Resize"),
+        ([one("RandomCrop", height=16, width=16, p=0.9999)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=16, width=16, p=0.3)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=99, width=99)], "RandomCrop cannot be used here: Crop size"),
         ([{"target": "torch.nn.ReLU"}], "torch.nn.ReLU is no transform of albumentations"),

@@ -12,21 +12,21 @@ from torch.utils.data import ConcatDataset, DataLoader, default_collate
 
 from taming.data import base
 from taming.data.base import (
-    HEADERS_CHECKED,
     ConcatDatasetWithIndex,
     ImagePaths,
     NumpyPaths,
     set_loading,
 )
+from taming.data.checks import damage_found_later
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
-from taming.errors import UserError
+from taming.errors import DamagedImage, UserError
 from taming.models.codes import channels_first
-from tests.kit.images import ramps, truncate, write_image, write_images
+from tests.kit.images import ramps, truncate, write_deep, write_image, write_images
 
 
 def test_item(tmp_path: Path) -> None:
@@ -37,6 +37,8 @@ def test_item(tmp_path: Path) -> None:
     assert item["image"].shape == (16, 16, 3) and item["image"].dtype == np.float32
     assert (item["file_path_"], item["class_label"], item["name"]) == (paths[1], 6, "b")
     assert [item["class_label"] for item in dataset] == [5, 6, 7]
+    named = ImagePaths(paths, labels={"file_path_": ["a", "b", "c"]})
+    assert named[1]["file_path_"] == paths[1]  # always where the image is
 
 
 def test_unchanged_image_is_its_pixels(tmp_path: Path) -> None:
@@ -101,10 +103,19 @@ def test_headers_are_checked_evenly_in_long_lists(
 ) -> None:
     checked: list[int] = []
     monkeypatch.setattr(ImagePaths, "check", lambda self, index: checked.append(index))
-    for count, step in ((1000, 1), (3 * HEADERS_CHECKED, 3)):
+    for count, step in ((1000, 1), (60_000, 3)):
         ImagePaths(["a.png"] * count)
         assert sorted(checked) == list(range(0, count, step))
         checked.clear()
+
+
+def test_dark_images_are_looked_for_evenly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_images(tmp_path, 16)
+    write_deep(Path(paths[14]), 900)
+    ImagePaths(paths)
+    assert "014.png is nearly black" in caplog.text
 
 
 def test_file_that_is_no_image_is_found_at_start(tmp_path: Path) -> None:
@@ -112,6 +123,18 @@ def test_file_that_is_no_image_is_found_at_start(tmp_path: Path) -> None:
     Path(paths[1]).write_text("hello")
     with pytest.raises(UserError, match=r"001\.png, from my list, is no image"):
         ImagePaths(paths, size=16, source="my list")
+
+
+def test_damage_may_be_found_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_images(tmp_path, 2)
+    Path(paths[1]).write_text("hello")
+    with damage_found_later():
+        dataset = ImagePaths(paths, size=16)
+    assert not caplog.records and dataset[0]["image"].shape == (16, 16, 3)
+    with pytest.raises(DamagedImage, match="001.png, from ImagePaths, is no image"):
+        dataset[1]
+    with pytest.raises(UserError, match="001.png"):  # the context has ended
+        ImagePaths(paths, size=16)
 
 
 def test_absent_file_is_found_at_start(tmp_path: Path) -> None:
@@ -166,6 +189,9 @@ def test_bytes_become_the_same_floats_in_the_model(tmp_path: Path) -> None:
     expected = default_collate([plain[0], plain[1]])["image"].permute(0, 3, 1, 2)
     assert torch.equal(channels_first(batch), expected)
     assert channels_first(batch).is_contiguous()
+    whole = ImagePaths(paths)
+    set_loading(whole, fast_decode=False, image_bytes=True)
+    assert whole[0]["image"].flags.writeable  # or collating warns
 
 
 def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
@@ -174,6 +200,8 @@ def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
     paired = ImagesWithMaps([image], maps, ImageOptions(16))
     set_loading(CustomBase(paired), fast_decode=True, image_bytes=True)
     assert paired.pixels(0).shape == (64, 64, 3)
+    with pytest.raises(UserError, match="preprocessor cannot be set beside maps .condition."):
+        paired.preprocessor = paired.transform
     item = paired[0]
     assert item["image"].dtype == np.uint8 and item["condition"].dtype == np.float32
 

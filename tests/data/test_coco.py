@@ -130,6 +130,8 @@ def test_captions_of_unknown_images_are_left_out_if_asked(
 ) -> None:
     unknown = {"image_id": 99, "caption": "?"}
     write(content | {"annotations": [unknown, *content["annotations"]]})
+    with pytest.raises(UserError, match="entry 0 of annotations is for image 99, which is not"):
+        CocoImagesAndCaptionsTrain(16)
     assert len(CocoImagesAndCaptionsTrain(16, on_error="skip")) == 2
     assert "left out 1 captions, the first because entry 0 of annotations is for" in caplog.text
 
@@ -149,3 +151,11 @@ def test_mistakes_in_the_annotations(content: dict[str, Any]) -> None:
         CocoImagesAndCaptionsTrain(16)
     with pytest.raises(UserError, match=r"captions_val2017.json cannot be read \(No such file"):
         CocoImagesAndCaptionsValidation(16)
+
+
+def test_damaged_images_are_passed_over_if_asked(content: dict[str, Any]) -> None:
+    Path("data/coco/train2017/000000000003.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="000000000003.jpg, from .* is empty"):
+        CocoImagesAndCaptionsTrain(16)
+    data = CocoImagesAndCaptionsTrain(16, on_error="skip")
+    assert [item["filename_"] for item in data] == ["000000000007.jpg"] * 2

@@ -42,6 +42,8 @@ def test_labels_of_palette_images_and_16_bits(tmp_path: Path) -> None:
     image.putpalette([9, 9, 9, 8, 8, 8, 7, 7, 7])
     image.save(tmp_path / "p.png")
     np.testing.assert_array_equal(Labels(3).read(str(tmp_path / "p.png")), [[0, 2], [1, 1]])
+    path = save(tmp_path / "b.png", labels([0, 255], [255, 0]), "1")
+    np.testing.assert_array_equal(Labels(2).read(path), [[0, 1], [1, 0]])
     path = save(tmp_path / "w.png", np.array([[256, 0]], dtype=np.uint16))
     np.testing.assert_array_equal(Labels(257).read(path), [[256, 0]])
 
@@ -66,7 +68,9 @@ def test_colors_are_no_labels_without_a_palette(tmp_path: Path) -> None:
 
 def test_palette(tmp_path: Path) -> None:
     file = tmp_path / "palette.txt"
-    file.write_text("# sky and sea\n0 0 255 sky\n\n1, 0, 0\n0 128 0 grass\n255 255 255 snow\n")
+    file.write_text(
+        "# sky and sea\n0 0 255 sky\n\n1, 0, 0\n0 128 0 grass\n255 255 255 snow\n", "utf-8-sig"
+    )
     palette = read_palette(file)
     rgb = np.array([[[255, 255, 255], [1, 0, 0], [0, 128, 0], [0, 0, 255]]], dtype=np.uint8)
     path = save(tmp_path / "a.png", rgb)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from taming.data.base import ImagePaths
 from taming.data.custom import CustomBase, CustomTest, CustomTrain
 from taming.errors import UserError, sentence
-from tests.kit.images import truncate, write_image, write_images
+from tests.kit.images import truncate, write_deep, write_image, write_images
 
 
 def write_list(folder: Path, names: list[str]) -> Path:
@@ -80,3 +80,10 @@ def test_damage_found_by_a_worker_is_one_sentence(tmp_path: Path, workers: int) 
         list(loader)
     assert sentence(caught.value).startswith(str(tmp_path / "a.jpg") + ", from CustomTrain's list")
     assert "\n" not in sentence(caught.value)
+
+
+@pytest.mark.parametrize("kind", [CustomTrain, CustomTest])
+def test_what_is_black_and_white_is_an_option(tmp_path: Path, kind: type[CustomTrain]) -> None:
+    write_deep(tmp_path / "000.png", 100)
+    image = kind(None, write_list(tmp_path, ["000.png"]), value_range=[0, 100])[0]["image"]
+    assert image.min() == -1 and image.max() == 1

@@ -107,6 +107,12 @@ def test_images_of_both_are_mirrored_if_asked(faces: Path) -> None:
         assert len({data[index]["image"].tobytes() for _ in range(20)}) == 2
 
 
+def test_what_is_black_and_white_is_said_to_both(faces: Path) -> None:
+    whole = FacesHQTrain(16, value_range=[0, 9])
+    ranges = [part.data.options.value_range for part in whole.data.datasets]  # type: ignore[attr-defined]
+    assert ranges == [[0, 9], [0, 9]]
+
+
 def test_wrong_options(faces: Path) -> None:
     with pytest.raises(UserError, match="crop_size 64 is larger than size 32"):
         FacesHQTrain(32, crop_size=64)
@@ -132,8 +138,10 @@ def test_bad_files_are_skipped_if_asked(faces: Path, caplog: pytest.LogCaptureFi
     (faces / "ffhq/002.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"002.png, from FFHQTrain, is empty \(0 bytes\)"):
         FFHQTrain(16)
+    (faces / "ffhqtrain.txt").write_text("001.png\n002.png\nabsent.png\n003.png\n")
     with caplog.at_level(logging.WARNING):
         data = FFHQTrain(16, on_error="skip")
+    assert "1 of the 4 listed files are missing" in caplog.text
     assert "1 of the 3 files looked at cannot be used" in caplog.text
     assert [item["file_path_"][-7:] for item in data] == ["001.png", "003.png", "003.png"]
 

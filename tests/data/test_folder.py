@@ -105,6 +105,11 @@ def test_nothing_left_for_validation(tmp_path: Path) -> None:
 def test_splits_must_have_the_same_classes(tmp_path: Path) -> None:
     for place in ("train/a", "train/b", "val/a"):
         write_images(tmp_path / place, 1)
+    write_images(tmp_path / "other/train/a", 1)
+    for name in "ab":
+        write_images(tmp_path / "other/val" / name, 1)
+    with pytest.raises(UserError, match="train lacks the class folder 'b' that .*val has"):
+        ImageFolderTrain(tmp_path / "other", 8)
     with pytest.raises(UserError, match="val lacks the class folder 'b' that .*train has"):
         ImageFolderTrain(tmp_path, 8)
 

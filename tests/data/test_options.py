@@ -19,6 +19,8 @@ from taming.errors import UserError
         ({"size": 10**9}, "size is 1000000000; images may have 32,768 pixels a side"),
         ({"on_error": "ignore"}, "on_error 'ignore' is not known; use raise or skip"),
         ({"size": 16, "interpolation": "cubic"}, "interpolation 'cubic' is not known"),
+        ({"value_range": [0, float("inf")]}, "value_range .* is no range"),
+        ({"value_range": [float("nan"), 1]}, "value_range .* is no range"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

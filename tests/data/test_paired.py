@@ -70,7 +70,7 @@ def test_some_pairs_are_set_aside(pairs: Path) -> None:
     assert set(other.paths) != set(validation.paths)
 
 
-def test_folders_of_splits(tmp_path: Path) -> None:
+def test_folders_of_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split, count in (("train", 3), ("val", 1)):
         write_images(tmp_path / "images" / split / "deep", count)
         write_images(tmp_path / "other" / split / "deep", count)
@@ -80,6 +80,8 @@ def test_folders_of_splits(tmp_path: Path) -> None:
     assert [item["condition_path_"] for item in validation] == [
         str(tmp_path / "other/val/deep/000.png")
     ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(PairedTrain("~/images", "~/other", "image")) == 3
 
 
 def test_endings_and_suffixes_may_differ(tmp_path: Path) -> None:
@@ -87,6 +89,7 @@ def test_endings_and_suffixes_may_differ(tmp_path: Path) -> None:
         write_image(tmp_path / f"images/a/{i}.jpg", seed=i)
         write_image(tmp_path / f"other/a/{i}_mask.png", seed=i)
         write_image(tmp_path / f"other/a/{i}_unused.png", seed=i)
+        write_image(tmp_path / f"other/a/{i}.png", seed=i + 1)
     data = build(tmp_path, "other", kind="image", suffix="_mask", validation_fraction=0)
     item = data[2]
     assert item["condition_path_"].endswith("a/2_mask.png")

@@ -17,6 +17,7 @@ from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
+from taming.data.files.images import BadImage
 from taming.data.helper_types import Annotation, Category
 from taming.data.image_transforms import CenterCropReturnCoordinates, RandomHorizontalFlipReturn
 from taming.errors import UserError
@@ -110,6 +111,14 @@ def test_images_of_any_kind(root: Path) -> None:
         file.write_bytes(b"no image")
     image = coco(root, Own)[0]["image"]
     np.testing.assert_allclose(image, ramps(32, 48, 4)[:, 8:40] / 127.5 - 1, atol=1e-6)
+
+    class Broken(AnnotatedObjectsCoco):
+        @staticmethod
+        def load_image_from_disk(path: Any) -> Any:
+            raise BadImage("is of no kind")
+
+    with pytest.raises(UserError, match=r"5.jpg, from Broken of .*, is of no kind; replace"):
+        coco(root, Broken)[0]
 
 
 def test_own_transforms(root: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def collect(boxes: list[list[float]], on_error: str = "raise", area: float = 0.0
 def test_boxes_that_stick_out_a_little_are_cut_off() -> None:
     table = collect([[0.1, 0.7, 0.3, 0.2], [-0.01, 0.5, 0.31, 0.51], [0.9, 0.9, 0.01, 0.01]])
     inside, cut = table.annotations(0, "7", ["a"])
+    np.testing.assert_allclose((inside.area, cut.area), (0.06, 0.15))
     assert inside.bbox == (0.1, 0.7, 0.3, 0.2)  # exactly: 0.1 + 0.3 - 0.1 would be another number
     np.testing.assert_allclose(cut.bbox, (0, 0.5, 0.3, 0.5))
     assert (inside.source, cut.source, inside.image_id) == (None, "drawn", "7")
@@ -98,3 +100,14 @@ def test_rows_that_cannot_be_right_are_named_or_left_out(row: Row, message: str)
     with pytest.raises(UserError, match=message):
         collected("raise")
     assert [one.id for one in collected("skip").annotations(0, "a", ["x"])] == [1]
+
+
+def test_flags_keep_their_bits_where_only_some_are_known() -> None:
+    known = ("is_occluded", "is_inside")
+    collector = SceneCollector(Limits(0, 0, 9), known, "raise", "data")
+    objects = lengths([(1, ("a", "x", "0.5")), (2, ("a", "x", "0.5"))])
+    collector.add(replace(objects, flags=[0b00100, 0b10001]))
+    found = collector.table(1)[0].annotations(0, "a", ["x"])
+    assert [one.is_occluded for one in found] == [True, False]
+    assert [one.is_inside for one in found] == [False, True]
+    assert found[0].is_group_of is None

@@ -91,6 +91,12 @@ def test_order_stays_what_it_is() -> None:
     assert list(shards) == expected
 
 
+def test_what_is_drawn_for_an_item_stays_what_it_is() -> None:
+    item = SeededDataset(Noise(), 5)[Position(2, 3)]
+    assert (item["python"], item["numpy"]) == (0.7855646513028925, -1.4681173797690956)
+    assert item["torch"].item() == pytest.approx(0.5931739807128906, abs=1e-7)
+
+
 def test_without_shuffling_items_come_in_order() -> None:
     assert list(PositionSampler(5, shuffle=False)) == [0, 1, 2, 3, 4]
 
@@ -169,6 +175,8 @@ def test_datasets_may_refer_to_each_other() -> None:
     first, second = Noise(), Noise()
     first.other, second.other = second, first  # type: ignore[attr-defined]
     assert len(SeededDataset(first, 0)._pipelines) == 2
+    first.more = (albumentations.Compose([]), [albumentations.Compose([])])  # type: ignore[attr-defined]
+    assert len(SeededDataset(first, 0)._pipelines) == 4
 
 
 def test_order_stays_among_a_few_shards_and_is_resumed() -> None:

@@ -47,7 +47,7 @@ def test_own_lists(tmp_path: Path) -> None:
         tmp_path / "list.txt", tmp_path / "im", tmp_path / "seg", 32, n_labels=10
     )
     item = data[0]
-    assert set(item) == KEYS and len(data) == 2
+    assert set(item) == KEYS and len(data) == 2 and data.n_labels == 10
     assert item["image"].shape == (32, 32, 3) and item["segmentation"].shape == (32, 32, 10)
     assert item["relative_file_path_"] == "a/x.jpg"
     assert item["file_path_"] == str(tmp_path / "im/a/x.jpg")
@@ -81,6 +81,7 @@ def test_own_lists_with_mistakes(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("x.jpg\nz.jpg\n")
     with pytest.raises(UserError, match=r"line 2 of .*list.txt: z.jpg does not exist"):
         SegmentationBase(*arguments, n_labels=10)
+    assert len(SegmentationBase(*arguments, n_labels=10, on_error="skip")) == 1
 
 
 def test_ade20k_lists_are_made_by_folder(ade: Path) -> None:

@@ -16,18 +16,22 @@ import pytest
 from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.base import NumpyPaths
+from taming.data.base import NumpyPaths, set_loading
 from taming.data.coco import CocoImagesAndCaptionsTrain
+from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomTrain
 from taming.data.examples import write_all
 from taming.data.faceshq import FacesHQTrain
+from taming.data.files.tar_members import add_member
 from taming.data.folder import ImageFolderTrain
+from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.imagenet import (
     ImageNetEdgesTrain,
     ImageNetScaleTrain,
     ImageNetTrain,
     ImageNetTrainWithDepth,
 )
+from taming.data.options import ImageOptions
 from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase
 from taming.data.shards import Shards
@@ -164,6 +168,22 @@ def test_shards_of_others(tmp_path: Path) -> None:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     assert [item["class_label"] for item in Shards(str(tmp_path / "x.tar"), 16)] == [7, 7, 8]
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        for ending, content in (("cls", b"9"), ("png", b"no image" * 2000), ("txt", b"?")):
+            add_member(archive, f"four.{ending}", content)
+    with pytest.raises(UserError, match="png, from Shards of .*x.tar, cannot be"):
+        Shards(str(tmp_path / "x.tar"), 16)
+    data = Shards(str(tmp_path / "x.tar"), 16, on_error="skip")
+    assert data[3]["class_label"] == 7  # of the next one that can be used
+
+
+def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
+    image, other = (write_image(tmp_path / f"a.{e}", 64, 64) for e in ("jpg", "png"))
+    maps = {"condition": MapFiles([other], ImageMap())}
+    write_shards(ImagesWithMaps([image], maps, ImageOptions(16)), tmp_path / "out", 1)
+    data = Shards(str(tmp_path / "out"), 16)
+    set_loading(data, fast_decode=True, image_bytes=False)
+    assert data[0]["image"].shape == data[0]["condition"].shape == (16, 16, 3)
 
 
 def test_bad_shards(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from taming.data.options import INTERPOLATIONS, ImageOptions
-from taming.data.transforms import JointTransform
+from taming.data.transforms import JointTransform, get_preprocessor
 from taming.errors import UserError
 from tests.kit.images import ramps
 
@@ -136,3 +136,24 @@ def test_fits() -> None:
 def test_transform_travels_to_spawned_workers() -> None:
     transform = pickle.loads(pickle.dumps(joint(8, random_crop=True)))
     assert transform(ramps(30, 50))["image"].shape == (8, 8, 3)
+
+
+def test_the_order_of_random_numbers_stays() -> None:
+    """The crop's row, its column, then the flip: items of runs depend on it."""
+    places = np.arange(30 * 40).reshape(30, 40, 1)
+    transform = joint(None, crop_size=8, random_crop=True, random_flip=True)
+    for seed in range(4):
+        random.seed(seed)
+        found = transform(places)["image"][..., 0]
+        random.seed(seed)
+        row, column = int(23 * random.random()), int(33 * random.random())
+        expected = places[row : row + 8, column : column + 8, 0]
+        step = -1 if random.random() < 0.5 else 1
+        np.testing.assert_array_equal(found, expected[:, ::step])
+
+
+def test_the_published_transform_resizes_or_crops() -> None:
+    for options, shape in (((16,), (16, 16, 3)), ((16, False, None, 99), (16, 16, 3))):
+        assert get_preprocessor(*options)(image=ramps(24, 32))["image"].shape == shape
+    assert get_preprocessor(crop_size=20)(image=ramps(24, 32))["image"].shape == (20, 20, 3)
+    assert get_preprocessor()(image=ramps(24, 32))["image"].shape == (24, 32, 3)

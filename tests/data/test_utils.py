@@ -61,6 +61,7 @@ def test_people_are_asked_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def answer(text: str) -> str:
         asked.append(text)
+        assert len(asked) <= 2, "asked for what is there"
         (tmp_path / "a.tar").touch() if len(asked) == 2 else None
         return ""
 
@@ -92,6 +93,9 @@ def test_square_crops() -> None:
     np.testing.assert_array_equal(utils.quadratic_crop(image, (20, 10, 40, 20)), image[5:25, 20:40])
     assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.5).shape == (10, 10, 3)
     assert utils.quadratic_crop(image, (20, 10, 21, 10)).shape == (2, 2, 3)  # the smallest
+    assert utils.quadratic_crop(image, (20, 10, 40, 20), alpha=0.99).shape == (19, 19, 3)
+    for box in ((50, 10, 60, 20), (10, 30, 20, 40), (0, 10, 10, 20), (10, 0, 20, 10)):
+        assert utils.quadratic_crop(image, box, alpha=2.0).shape == (20, 20, 3)
     corner = utils.quadratic_crop(image[..., 0], (0, 0, 10, 10), alpha=2.0)
     padded = np.pad(image[..., 0], 20, mode="reflect")
     np.testing.assert_array_equal(corner, padded[15:35, 15:35])
@@ -108,6 +112,7 @@ def test_batches() -> None:
             "annotations": [thing(number) for number in range(i)],
             "caption": ["a", "b"],
             "point": (i, 2.0),
+            "mirrored": np.array([[1, 2], [3, 4]])[:, ::-1],
         }
         for i in range(3)
     ]
@@ -117,6 +122,7 @@ def test_batches() -> None:
     assert batch["annotations"][2][1] == thing(1)
     assert batch["caption"] == [["a"] * 3, ["b"] * 3]
     assert batch["point"][0].tolist() == [0, 1, 2]
+    assert batch["mirrored"].tolist() == [[[2, 1], [4, 3]]] * 3
     items[1]["image"] = np.zeros((4, 2, 3), np.float32)
     with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(2, 2, 3\) and"):
         utils.custom_collate(items)
@@ -126,6 +132,6 @@ def test_batches() -> None:
 
 def test_what_makes_no_batch() -> None:
     with pytest.raises(UserError, match="some items of the data have no 'b'"):
-        utils.custom_collate([{"a": 1, "b": 2}, {"a": 1}])
+        utils.custom_collate([{"a": 1, "b": 2}, {"a": 1, "b": 2}, {"a": 1}])
     with pytest.raises(UserError, match="'a' of the data are of type NoneType, of which no batch"):
         utils.custom_collate([{"a": None}, {"a": None}])

@@ -108,6 +108,8 @@ def test_weights_of_one_name_apart(other: str) -> None:
     assert first.weights_hash != second.weights_hash
     _, second = extractors("--extractor", CLASS, "--weights", other, "--metrics", "fid,prc")
     assert second.weights_hash != first.weights_hash
+    first, second = extractors(*flags, "--weights", other)  # and once, if they are the same
+    assert first is second
 
 
 def parsed(*argv: str) -> tuple[Namespace, list[str], list[str]]:

@@ -40,6 +40,14 @@ def write_image(
     return str(path)
 
 
+def write_deep(path: Path, highest: int = 4095) -> str:
+    """Save a gray image of 16 bits, whose values go from 0 to `highest`; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.linspace(0, highest, 24 * 32).round().astype(np.uint16)
+    Image.fromarray(values.reshape(24, 32)).save(path)
+    return str(path)
+
+
 def write_turned(path: Path, orientation: int, height: int = 24, width: int = 32) -> str:
     """Save ramps as a camera does that was held in an EXIF orientation; returns the path."""
     exif = Image.Exif()

@@ -102,6 +102,9 @@ def test_label_maps(tmp_path: Path) -> None:
     Image.fromarray(labels.astype(np.uint16) + 256).save(tmp_path / "many.png")
     with pytest.raises(UserError, match="labels from 256 to 258"):
         read_condition(model, str(tmp_path / "many.png"), (8, 8))
+    Image.fromarray(labels.astype(np.int32) - 1).save(tmp_path / "below.tif")
+    with pytest.raises(UserError, match="labels from -1 to 1, but the model has 0 to 2"):
+        read_condition(model, str(tmp_path / "below.tif"), (8, 8))
     with pytest.raises(UserError, match="there is no segmentation"):
         read_condition(model, "nowhere.png", (8, 8))
 

@@ -17,6 +17,7 @@ from taming.sampling import (
     sample_sliding_window,
     uniforms,
 )
+from taming.sampling.engine import _sampled_of_first
 from taming.sampling.requests import condition_indices
 from tests.kit.models import SPIRAL, tiny_model, transformer_config
 from tests.support import assert_close
@@ -130,6 +131,15 @@ def test_steps_count_what_is_sampled(shape: tuple[int, int]) -> None:
     seen.clear()
     list(sample_images(model, [replace(REQUESTS[0], known=known.abs())], shape=shape, on_step=note))
     assert not seen  # there is nothing to do
+    for sample in sample_images(model, requests, shape=shape):
+        sample.indices.add_(1)  # as any tensor
+
+
+def test_positions_that_any_image_lacks_are_steps() -> None:
+    known = torch.tensor([[5, -1, 7, -1], [5, 1, -1, -1]])
+    assert _sampled_of_first(known, range(4)) == [0, 0, 1, 2, 3]
+    assert _sampled_of_first(known, [3, 0, 1, 2]) == [0, 1, 1, 2, 3]
+    assert _sampled_of_first(None, range(3)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # of the first stage

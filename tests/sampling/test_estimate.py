@@ -76,3 +76,9 @@ def test_all_tokens_at_once_take_the_time_of_one_batch(
 
 def test_nothing_to_sample_takes_no_time() -> None:
     assert estimated_seconds(tiny_model(), [], SampleSettings(), 2, (4, 4)) == 0
+
+
+def test_the_faster_of_two_passes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 9.0, 20.0, 21.0])  # the first one warms up
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    assert module._seconds_of_pass(Weights(tiny_model().transformer), 1, 2) == 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from PIL import Image
 
 from taming.errors import UserError
 from taming.pictures import to_pillow
-from taming.sampling import Sample
-from taming.sampling.folder import RECORD, FolderWriter, SampleFolder
+from taming.sampling import Sample, SampleSettings
+from taming.sampling.folder import RECORD, FolderWriter, SampleFolder, make_record
 from taming.sampling.plan import SamplingJob, SamplingPlan
 from tests.kit.models import tiny_model
 
@@ -31,8 +31,15 @@ def test_files_and_their_records(tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples" / "7" / "000003.png") as image:
         assert json.loads(image.info[RECORD]) == {**RECORDED, "class": 7, "number": 3}
         assert image.size == (3, 2)
-    assert folder.finished(None) == {12}
+    folder.save(sample(1_000_000))
+    assert folder.finished(None) == {12, 1_000_000}
     assert folder.finished(7) == {3}
+
+
+def test_what_decides_samples_is_recorded() -> None:
+    record = make_record(3, 70, torch.bfloat16, SampleSettings(top_k=5), {"weights": "1a"})
+    expected = {"seed": 3, "global_step": 70, "dtype": "torch.bfloat16", "weights": "1a"}
+    assert record == {**expected, **asdict(SampleSettings(top_k=5))}
 
 
 def test_unfinished_and_other_files_do_not_count(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from taming.sampling.inputs import (
     condition_images,
     inputs_of_example,
     inputs_of_files,
+    inputs_of_item,
     reads_files,
     scaled,
 )
@@ -50,6 +52,31 @@ def test_an_example_at_other_sizes() -> None:
     pictures = condition_images(model, inputs)
     assert list(pictures) == ["sketch", "sketch, as the transformer knows it"]
     assert torch.equal(pictures["sketch"], inputs.c[0])
+
+
+def test_conditions_of_another_size_than_their_image_are_not_cut() -> None:
+    x, c = torch.zeros(1, 5, 7), torch.zeros(1, 9, 9)
+    model: Any = SimpleNamespace(
+        get_xc=lambda batch: (batch["x"], batch["c"]),
+        condition_kind="image",
+        first_stage_model=SimpleNamespace(downsampling_factor=2),
+    )
+    for condition, shape in ((c, (1, 1, 9, 9)), (x, (1, 1, 4, 6))):
+        dataset = SeededDataset([{"x": x, "c": condition}])  # type: ignore[arg-type]
+        inputs = inputs_of_item(model, dataset, 0)
+        assert inputs.shape == (2, 3) and inputs.x is not None and inputs.c is not None
+        assert inputs.x.shape == (1, 1, 4, 6) and inputs.c.shape == shape
+
+
+def test_images_are_reduced_to_the_trained_height_and_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taming.sampling.inputs.trained_shape", lambda _: (2, 8))
+    image = write(tmp_path / "image.png", np.zeros((32, 32, 3)))
+    assert inputs_of_files(tiny_model(), None, image, None).shape == (8, 8)
+    assert inputs_of_files(tiny_model(), None, image, None, reduce=False).shape == (16, 16)
+    wide = write(tmp_path / "wide.png", np.zeros((8, 48, 3)))
+    assert inputs_of_files(tiny_model(), None, wide, None).shape == (2, 12)
 
 
 def test_an_example_without_a_condition_and_one_with_a_class() -> None:

@@ -48,6 +48,7 @@ def test_changes_and_precision_reach_the_model(tmp_path: Path) -> None:
     own = tiny_run(tmp_path / "own", FIRST_STAGE)
     own_stage, _, _ = load_first_stage(own, device="cpu", overrides=["model.params.image_key=x"])
     assert isinstance(own_stage, VQModel) and own_stage.image_key == "x"
+    assert not any(parameter.requires_grad for parameter in own_stage.parameters())
 
 
 def test_models_are_put_on_their_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

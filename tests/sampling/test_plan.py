@@ -125,6 +125,13 @@ def test_jobs_hand_on_all_of_their_plan(monkeypatch: pytest.MonkeyPatch) -> None
     assert not job.rounds_by_batch and plan.job(model, 4).rounds_by_batch
 
 
+def test_the_share_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert SamplingPlan(num_samples=9).job(tiny_model(), 4).share == (1, 2)
+    assert SamplingPlan(num_samples=9).job(tiny_model(), 4, (0, 3)).share == (0, 3)
+
+
 def test_rejection_takes_whole_groups() -> None:
     plan = SamplingPlan(num_samples=3, reject_ratio=0.4, classifier="resnet18")  # 2 of 5
 

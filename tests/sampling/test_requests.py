@@ -5,7 +5,7 @@ import torch
 
 from taming.errors import UserError
 from taming.sampling import Request, labels_for, requests_for_labels, sample_images
-from taming.sampling.requests import request_for_condition
+from taming.sampling.requests import condition_indices, request_for_condition
 from tests.kit.models import tiny_model, transformer_config
 
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__", "sos_token": 2}
@@ -40,6 +40,16 @@ def test_other_conditions_need_another_script() -> None:
     maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
     with pytest.raises(UserError, match="given 'sketch'.*make_samples"):
         labels_for(tiny_model(transformer_config(**maps)))
+
+
+def test_coordinates_of_an_item_are_those_of_its_crop() -> None:
+    model = tiny_model(transformer_config(**COORD))
+    c = torch.linspace(0.5, 0.6, 64).view(1, 1, 8, 8)
+    request = request_for_condition(model, c, 0, (4, 4))
+    assert request.condition is not None
+    assert torch.equal(request.condition, condition_indices(model, c)[0])
+    whole = request_for_condition(model, None, 0, (4, 4)).condition
+    assert whole is not None and not torch.equal(whole, request.condition)
 
 
 def test_coordinates_are_known_for_every_size() -> None:

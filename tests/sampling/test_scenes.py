@@ -36,6 +36,8 @@ def test_scenes_are_those_of_the_items(tmp_path: Path, encode_crop: bool, flip: 
         assert crop == expected_crop
         seen.add(item["flipped"])
     assert seen == ({True, False} if flip else {False})
+    data.keys = []  # whatever its items held before
+    assert read_scene(SeededDataset(data), 0)[1].shape == (1, 32, 32, 3)
 
 
 def test_examples_of_scenes_are_kept_as_such(tmp_path: Path) -> None:
@@ -109,3 +111,6 @@ def test_layouts_are_read_as_they_are_written(tmp_path: Path) -> None:
         path.write_text(json.dumps([{"class": "sky", "box": box}]))
         with pytest.raises(UserError, match="object 1: the box is"):
             read_layout(path, data, "objects_bbox")
+    path.write_text(json.dumps([{"class": "sky", "box": [0, 0, 1, 1], "grup": True}]))
+    with pytest.raises(UserError, match="object 1 must have a class and a box, and perhaps group"):
+        read_layout(path, data, "objects_bbox")

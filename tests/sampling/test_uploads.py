@@ -46,6 +46,14 @@ def test_uploads_stay_in_their_folder(name: str) -> None:
     assert not folder.exists()
 
 
+def test_two_uploads_of_one_name_are_two_files() -> None:
+    uploads = (Upload("a.png", png(4, 4)), None, Upload("a.png", png(8, 8)))
+    with stored(*uploads) as (first, nothing, second):
+        assert nothing is None and first is not None and second is not None
+        assert (Path(first).name, Path(second).name) == ("a.png", "a.png")
+        assert [Path(path).read_bytes() for path in (first, second)] == [png(4, 4), png(8, 8)]
+
+
 def test_uploads_are_bounded() -> None:
     for content, words in (
         (bytes(20 * 2**20 + 1), "^a.PNG has more than 20 MiB"),

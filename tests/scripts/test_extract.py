@@ -148,6 +148,25 @@ def test_hub_without_a_network(model: str, tmp_path: Path, monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
+def test_weights_of_one_s_own_are_not_fetched_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(*names: str, **options: Any) -> nn.Module:
+        asked.append((names, options))
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr("torch.hub.load", load)
+    weights = {"weight": torch.full((1, 1), 3.0), "bias": torch.zeros(1)}
+    torch.save({"state_dict": weights}, tmp_path / "w.pt")
+    for file in (None, str(tmp_path / "w.pt")):
+        network = load_network(NetworkOptions("a/b", "f", file), CPU, pretrained=True)
+    assert network.weight.item() == 3 and not network.training
+    common = {"trust_repo": True}
+    assert asked == [(("a/b", "f"), common | {"pretrained": True}), (("a/b", "f"), common)]
+
+
 def test_wrong_devices_and_folders_are_named(run: Callable[..., Ended], tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     for script, args in (("depth", ["-o", "x"]), ("segmentation", ["x"])):
@@ -169,6 +188,9 @@ def test_sizes() -> None:
     assert depth_of(network, image, CPU).shape == (375, 500) and seen == [(1, 3, 288, 384)]
     large = ramps(100, 1026)
     assert labels_of(network, large, CPU).shape == (100, 1026) and seen[1] == (1, 3, 50, 513)
+    small = labels_of(lambda x: {"aux": -network(x), "out": x}, ramps(10, 20), CPU)
+    assert seen[2] == (1, 3, 10, 20)  # never enlarged
+    np.testing.assert_array_equal(small, labels_of(lambda x: x, ramps(10, 20), CPU))
     with pytest.raises(UserError, match="at most 256 labels"):
         labels_of(lambda x: x[0], image, CPU)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from taming.data.files.find import THREADS, find_images, in_threads, split_off
+from taming.data.files.find import THREADS, class_folders, find_images, in_threads, split_off
 from tests.kit.images import touch
 
 
@@ -12,13 +12,26 @@ def test_find_images_is_sorted_recursive_and_skips_the_rest(tmp_path: Path) -> N
     wanted = [tmp_path / name for name in ("B.JPG", "a.png", "deep/c.webp")]
     touch(*wanted, tmp_path / "Thumbs.db", tmp_path / ".a.png", tmp_path / ".ipynb/d.png")
     os.symlink(tmp_path, tmp_path / "deep/up")
+    touch(tmp_path / "__MACOSX/e.png")
     assert list(find_images(tmp_path)) == list(map(str, wanted))
     assert list(find_images(tmp_path, [".webp"])) == [str(wanted[2])]
+    os.symlink(tmp_path / "deep", tmp_path / "__MACOSX/link")
+    assert list(find_images(tmp_path / "__MACOSX", ["webp"])) == [
+        str(tmp_path / "__MACOSX/link/c.webp")
+    ]
+
+
+def test_class_folders_are_sorted_as_numbers_if_they_are(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("10/a", "9/a", ".git/a", "__pycache__/a", "file")))
+    assert class_folders(tmp_path) == ["9", "10"]
+    touch(tmp_path / "b/a")
+    assert class_folders(tmp_path) == ["10", "9", "b"] and class_folders(tmp_path / "no") == []
 
 
 def test_split_is_fixed_and_barely_moves_when_files_are_added() -> None:
     names = [f"{i}.png" for i in range(200)]
     first = split_off(names, 0.1, seed=0)
+    assert len(split_off(names[:196], 0.1, seed=0)) == 20  # rounded
     assert len(first) == 20 and first == split_off(names[::-1], 0.1, seed=0)
     assert first != split_off(names, 0.1, seed=1) != split_off(names, 0.1, seed=1, key="cat")
     grown = split_off([*names, *(f"new{i}.png" for i in range(200))], 0.1, seed=0)

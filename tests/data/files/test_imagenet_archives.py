@@ -45,6 +45,7 @@ def train_tar(tmp_path: Path) -> bytes:
     inner: dict[str, dict[str, bytes]] = {}
     for seed, name in enumerate(NAMES):
         synset, file = name.split("/")
+        file = f"./{file}" if seed % 2 else file  # as `tar c .` names them
         inner.setdefault(synset, {})[file] = jpeg(tmp_path, seed)
     return pack({f"{synset}.tar": pack(files) for synset, files in inner.items()})
 
@@ -88,6 +89,9 @@ def test_training_tar_of_tars(tmp_path: Path) -> None:
     root = put(TRAIN, train_tar(tmp_path))
     assert list(prepare(TRAIN, "x")) == NAMES
     assert (root / "data" / NAMES[4]).read_bytes() == jpeg(tmp_path, 4)
+    for name in (".ready", TRAIN.tar):  # the tar is no longer needed, also to list them again
+        (root / name).unlink()
+    assert list(prepare(TRAIN, "x")) == NAMES
 
 
 def test_validation_tar_is_sorted_by_the_synset_list(tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 def test_synset_list_with_mistakes(tmp_path: Path) -> None:
     put(VALIDATION, validation_tar(tmp_path, VALIDATION.root))
     file = VALIDATION.root / "validation_synset.txt"
-    for wrong in ("cat", "1000"):
+    for wrong in ("cat", "1000", "n0144353", "n01443537 x"):
         file.write_text(f"{FLAT[0]} 999\n{FLAT[1]} {wrong}\n")
         with pytest.raises(UserError, match="line 2 of .*synset.txt is not 'image synset'"):
             prepare(VALIDATION, "x")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from taming.data.files.images import (
     BadImage,
@@ -17,6 +17,7 @@ from taming.data.files.images import (
     read_npy,
     read_rgb,
     read_rgb_fast,
+    read_with_orientation,
 )
 from tests.kit.images import ramps, truncate, write_image, write_turned
 
@@ -74,6 +75,23 @@ def test_images_stand_upright(tmp_path: Path, orientation: int, ending: str) -> 
     assert expected.shape[:2] == ((32, 24) if orientation > 4 else (24, 32))
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def test_orientations_of_xmp_count_but_in_tiffs(tmp_path: Path) -> None:
+    """Pillow turns those itself."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    Image.fromarray(ramps(24, 32)).save(tmp_path / "a.png", pnginfo=info)
+    exif = Image.Exif()
+    exif[0x0112], exif[700] = 6, XMP
+    Image.fromarray(ramps(24, 32)).save(tmp_path / "a.tif", exif=exif)
+    for name in ("a.png", "a.tif"):
+        assert image_mode_and_size(str(tmp_path / name))[1] == (32, 24)
+        expected = np.rot90(ramps(24, 32), -1)
+        np.testing.assert_array_equal(read_rgb(str(tmp_path / name)), expected)
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
 def test_images_can_be_read_as_they_are_in_the_file(tmp_path: Path, ending: str) -> None:
     turned, plain = (write_turned(tmp_path / f"{n}.{ending}", n) for n in (6, 1))
@@ -87,6 +105,7 @@ def test_images_can_be_read_as_they_are_in_the_file(tmp_path: Path, ending: str)
 def test_orientations_that_do_not_exist_change_nothing(tmp_path: Path, orientation: int) -> None:
     path = write_turned(tmp_path / "a.jpg", orientation)
     np.testing.assert_array_equal(read_rgb(path), read_rgb(write_turned(tmp_path / "b.jpg", 1)))
+    assert image_mode_and_size(path)[1] == (24, 32) and read_with_orientation(path)[1] == 1
 
 
 def test_damaged_exif_data_are_no_reason_to_refuse_a_photograph(
@@ -209,6 +228,8 @@ def test_reduced_decoding_stays_large_enough(
     assert reduced.shape == (*shape, 3)
     resized = Image.fromarray(read_rgb(path)).resize(shape[::-1], Image.Resampling.BOX)
     assert np.abs(reduced.astype(int) - np.asarray(resized)).max() <= 4
+    Image.open(path).convert("L").save(tmp_path / "gray.jpg")
+    assert read_rgb_fast(str(tmp_path / "gray.jpg"), least_side).shape == (*shape, 3)
 
 
 @pytest.mark.parametrize("size", [(0, 32), (24, 0), (1, 60_000)])

@@ -124,6 +124,17 @@ def test_lists_that_are_made_once_hold_any_name(
     assert sorted(pair.read(True, "x", "raise").names) == sorted(listed[0])
 
 
+def test_the_folder_of_validation_is_the_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["training/validation/a.png", "validation/b.png", "validation.png"]
+    touch(*(tmp_path / "images" / name for name in names))
+    pair = ListPair("t.txt", "v.txt", "images", ("png",), val_folder="validation")
+    assert list(pair.read(False, "x", "raise").names) == [names[1]]
+    assert sorted(pair.read(True, "x", "raise").names) == sorted({*names} - {names[1]})
+
+
 def test_lines_may_begin_at_the_users_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from taming.data.files.shard_index import read_index, scan
-from taming.data.files.tar_members import add_member
+from taming.data.files.shard_index import ShardColumns, find_shards, read_index, scan
+from taming.data.files.tar_members import add_member, read_bytes
 from taming.errors import UserError
 from tests.kit.archives import sparse_tar
 
@@ -41,3 +41,16 @@ def test_samples_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     samples = list(scan(str(tmp_path / "a.tar")))
     assert [one.key for one in samples] == ["x/1", "y/1"]
     assert all(one.metadata == {"class_label": 7} and list(one.files) == ["jpg"] for one in samples)
+
+
+def test_columns_of_several_shards(tmp_path: Path) -> None:
+    fields = {"depth.png": b"dd", "JPG": b"jjj", "cls": b"7\n", "txt": b"a house\n"}
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for field, content in fields.items():
+                add_member(archive, f"{name}.{field}", content)
+    columns = ShardColumns(find_shards([f"{tmp_path}/a.tar", f"{tmp_path}/b*"]), ["depth"])
+    assert list(columns.metadata["__key__"]) == ["a", "b"] and list(columns.lengths) == [1, 1]
+    assert [read_bytes(path) for path in columns.paths["image"]] == [b"jjj"] * 2
+    assert [read_bytes(path) for path in columns.paths["depth"]] == [b"dd"] * 2
+    assert list(columns.metadata["caption"]) == ["a house"] * 2

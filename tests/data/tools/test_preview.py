@@ -64,6 +64,10 @@ def test_pictures_of_maps(base: Path) -> None:
     np.testing.assert_array_equal(np.asarray(shown["segmentation"]), label_colors(3)[labels])
     assert np.asarray(shown["depth"]).max() == 128 and np.asarray(shown["coord"]).min() == 255
     assert any(line.startswith("file_path_:") for line in texts(item))
+    assert label_colors(3)[0].tolist() == [0, 0, 0]
+    colors = np.eye(3, dtype=np.float32)[:, None]  # one-hot, and an image of these values
+    colors[0, 0] = 1
+    assert np.asarray(pictures({"image": colors})["image"])[:, 0].min() == 128
 
 
 def test_pictures_of_scenes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,22 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
     (tmp_path / "out/.shard-000001.tar.1.partial").write_bytes(b"cut short")
     write_shards(dataset, tmp_path / "out", 2)
     assert [tar.read_bytes() for tar in tars] == before and len(tars) == 3
-    with pytest.raises(UserError, match="another size; give an empty folder"):
-        write_shards(dataset, tmp_path / "out", 3)
+    fewer = ImagePaths(list(dataset.paths)[:4], 16)
+    for data, per_shard in ((dataset, 3), (fewer, 2)):
+        with pytest.raises(UserError, match="another size; give an empty folder"):
+            write_shards(data, tmp_path / "out", per_shard)
+
+
+def test_folders_of_earlier_versions_go_on(tmp_path: Path) -> None:
+    """Their description has no `exif`, which was ignored."""
+    dataset = ImagePaths(write_images(tmp_path / "in", 2), 16, exif="ignore")
+    write_shards(dataset, tmp_path / "out", 2)
+    file = tmp_path / "out/shards.json"
+    content = json.loads(file.read_text())
+    del content["exif"]
+    file.write_text(json.dumps(content))
+    assert Shards(str(tmp_path / "out")).options.exif == "ignore"
+    assert write_shards(dataset, tmp_path / "out", 2) == 2
 
 
 def test_bad_files_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

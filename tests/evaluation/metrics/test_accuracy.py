@@ -118,6 +118,7 @@ def test_training_is_seeded_and_learns(trained: SmallClassifier) -> None:
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     images, labels = stripes(60, seed=1)
+    assert torch.allclose(trained.probabilities(images).sum(1), torch.ones(60), atol=1e-5)
     assert accuracy_of(trained.probabilities, images, labels)["top_1"] > 0.95
     # The classes of shuffled labels are not there to be learned.
     shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))]

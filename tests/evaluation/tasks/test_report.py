@@ -20,11 +20,18 @@ from taming.errors import UserError
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.results import differences, read_result
-from taming.evaluation.tasks.report import _settings, class_grid, newest_samples, similar_groups
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.tasks.report import (
+    _settings,
+    class_grid,
+    newest_samples,
+    read_labeled,
+    similar_groups,
+)
 from taming.pictures import HEAD
 from tests.evaluation.features import moments_of
 from tests.evaluation.metrics.test_accuracy import stripes
-from tests.kit.images import touch
+from tests.kit.images import image_folder, touch
 from tests.kit.models import CLASSES, transformer_config
 from tests.kit.runs import tiny_run
 
@@ -154,6 +161,16 @@ def test_without_classes_distances_are_by_groups_of_similar_images(
     main(["-r", str(run), "--device", "cpu", "-o", str(tmp_path / "noise")])
     noise = read_result(tmp_path / "noise" / "report.json")["metrics"]["by_groups_of_images"]
     assert noise["samples"]["fid"] > 2 * own["samples"]["fid"]
+
+
+def test_images_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """However they come: sizes and workers may mix them."""
+    source = FolderSource(image_folder(tmp_path / "a", 5))
+    pixels, _ = read_labeled(source, "images")
+    batches = [image for batch in source.batches(64) for image in batch][::-1]
+    source.batches = lambda *_, **__: iter([batches])  # type: ignore[method-assign]
+    np.testing.assert_array_equal(read_labeled(source, "images")[0], pixels)
+    assert not (pixels[0] == pixels[-1]).all()
 
 
 def test_pictures_are_spread_over_their_sets() -> None:

@@ -1,0 +1,83 @@
+"""What becomes of errors at the end of a command."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from taming.errors import (
+    DamagedImage,
+    Stopped,
+    UserError,
+    command,
+    end_with_damaged,
+    is_full,
+    reason_of,
+    sentence,
+)
+
+
+def said(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """The exit code of a command that raises this, and its last words."""
+
+    @command
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        fail()
+    return caught.value.code, capsys.readouterr().err
+
+
+def of_system(name: str, file: str | None = "x.txt") -> OSError:
+    number = vars(errno)[name]
+    return OSError(number, os.strerror(number), file)
+
+
+def test_mistakes_of_users_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(UserError("no\nsuch thing"), capsys) == (2, "error: no such thing\n")
+    assert said(Stopped(15, "saved"), capsys) == (143, "saved\n")
+    assert said(Stopped(2), capsys) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "name", ["EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS"]
+)
+def test_what_users_can_mend_about_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = of_system(name)
+    expected = f"error: x.txt cannot be used ({error.strerror})\n"
+    assert said(error, capsys) == (2, expected)
+    assert is_full(error) == (name in ("EDQUOT", "ENOSPC")) and not is_full(ValueError())
+
+
+@pytest.mark.parametrize("error", [of_system("ENOENT"), of_system("EACCES", None), KeyError("a")])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    @command
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        fail()
+
+
+@pytest.mark.parametrize("kind", [UserError, DamagedImage])
+def test_sentences_out_of_the_traceback_of_a_worker(kind: type[UserError]) -> None:
+    name = kind.__name__
+    text = f"Caught {name} in DataLoader worker 0. Traceback: taming.errors.{name}: a is b"
+    assert sentence(kind(text)) == "a is b" and sentence(kind("plain: text")) == "plain: text"
+
+
+def test_reasons_without_a_number() -> None:
+    assert reason_of(OSError("it is so")) == "it is so" and reason_of(OSError()) == "OSError"
+
+
+def test_images_that_were_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    end_with_damaged([])
+    for names, count in ((["a"], "1 image"), (["a", "b"], "2 images")):
+        with pytest.raises(SystemExit) as caught:
+            end_with_damaged(names)
+        *listed, last = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 1 and listed == [f"left out: {name}" for name in names]
+        assert last == f"error: {count} could not be used; all others were"
