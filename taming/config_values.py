@@ -266,8 +266,8 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     passes_on = True
     signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
     for function in signatures:
-        if (function.__module__, function.__qualname__) == MODULE:
-            return accepted, required, False
+        if (function.__module__, function.__qualname__) == MODULE and function is signatures[0]:
+            return {}, [], False
         parameters = list(inspect.signature(function).parameters.values())
         parameters = parameters[1:] if inspect.isclass(target) else parameters
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -108,6 +108,7 @@ WRONG: list[tuple[Any, str, Any, str]] = [
     (VQ, f"{LOSS}.disc_num_layers", {"target": "os.getcwd"}, "a whole number"),
     (VQ, f"{LOSS}.disc_start", MISSING, "needs the parameter 'disc_start'"),
     (VQ, f"{LOSS}.disc_loss", "hing", "hinge or vanilla is expected"),
+    (VQ, "lossconfig.target", "taming.modules.losses.DummyLoss", "DummyLoss has no parameter"),
     (VQ, f"{LOSS}.disc_strat", 3, "no parameter 'disc_strat'; did you mean 'disc_start'"),
     (VQ, "scheduler_config.params.lr_max", None, "a number"),
     (VQ, "scheduler_config.target", "taming.lr_scheduler.Cosine", "there is no 'Cosine'"),

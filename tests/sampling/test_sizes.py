@@ -38,3 +38,12 @@ def test_earlier_flags_set_one_side_each(
     parser.add_argument("--size", type=parse_size)
     add_side_flags(parser)
     assert parser.parse_args(flags).size == size
+
+
+def test_images_that_no_memory_holds() -> None:
+    model = tiny_model()
+    assert tokens_for(model, (2**10, None)) == (2**9, 4)
+    with pytest.raises(
+        UserError, match="images of 2097152 x 2097152 pixels are too large: a layer"
+    ):
+        tokens_for(model, (2**21, 2**21))

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from torch import nn
 
+from taming.errors import UserError
 from taming.training import cli, run_folder, trainer
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
@@ -181,3 +183,44 @@ def test_flags_come_before_those_of_the_run(
     config = conf(**kept)
     _keep_flags(args, config, run)
     assert tuple(vars(args).values()) == tuple(config[name] for name in KEPT_FLAGS) == expected
+
+
+class OfEarlierLightning(Callback):
+    def on_train_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader: int,
+    ) -> None:
+        """As before Lightning 2."""
+
+
+class Fits(Callback):
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Of any arguments."""
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "OfEarlierLightning",
+            r"on_train_batch_end must take \(self, trainer, .*, batch_idx\), as",
+        ),
+        ("NoCallback", "is no pytorch_lightning.callbacks.Callback"),
+    ],
+)
+def test_callbacks_that_lightning_cannot_call(run: RunFolder, name: str, sentence: str) -> None:
+    def callbacks(name: str) -> list[Any]:
+        return callbacks_of(run, callbacks={"mine": {"target": f"{__name__}.{name}"}})
+
+    assert any(isinstance(one, Fits) for one in callbacks("Fits"))
+    with pytest.raises(UserError, match=f"lightning.callbacks.mine: {__name__}.{name}.*{sentence}"):
+        callbacks(name)
+
+
+class NoCallback(nn.Module):
+    pass

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taming.errors import UserError
 from taming.modules.losses.base import (
     DummyLoss,
     FirstStageLoss,
     Logged,
+    checked_result,
     has_entry_points,
     names_of_terms,
 )
@@ -127,3 +129,23 @@ class Published(nn.Module):
 )
 def test_the_most_derived_class_says_how_it_is_called(loss: type, expected: bool) -> None:
     assert has_entry_points(loss.__new__(loss)) == expected
+
+
+@pytest.mark.parametrize(
+    ("result", "returned"),
+    [
+        (None, "<class 'NoneType'>"),
+        (torch.ones(()), r"a tensor \[\]"),
+        ((torch.ones(2), {}), r"\(a tensor \[2\], <class 'dict'>\)"),
+        ((1.0, {}), r"\(<class 'float'>, <class 'dict'>\)"),
+        ((torch.ones(()), []), r"\(a tensor \[\], <class 'list'>\)"),
+    ],
+)
+def test_what_a_loss_returns_is_checked(result: Any, returned: str) -> None:
+    loss = nn.MSELoss()
+    with pytest.raises(UserError, match=rf"MSELoss must return \(loss, terms\).* {returned}$"):
+        checked_result(loss, result, trained=False)
+    value = torch.ones(())
+    assert checked_result(loss, (value, {"a": 1}), trained=False) == (value, {"a": 1})
+    with pytest.raises(UserError, match="has no gradient"):
+        checked_result(loss, (value, {}), trained=True)
