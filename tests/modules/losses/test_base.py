@@ -17,6 +17,7 @@ from taming.modules.losses.base import (
 )
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from tests.support import defaults
 
 GAN = {"perceptual_weight": 0.0, "disc_num_layers": 1, "disc_ndf": 8}
 
@@ -81,6 +82,8 @@ def test_a_new_loss_has_the_published_call_as_well() -> None:
             loss = (inputs - reconstructions).square().mean()
             return loss, {"squares": loss.detach()}
 
+    published = {"optimizer_idx": 0, "global_step": 0, "split": "train"}
+    assert defaults(FirstStageLoss.forward) == {**published, "last_layer": None, "cond": None}
     inputs, outputs, _ = images()
     for call in (
         Squares()(torch.zeros(()), inputs, outputs, 0, 3, split="val"),
