@@ -19,6 +19,8 @@ from tests.support import assert_close
     [
         ({"depth": torch.zeros(1, 4, 4, 3)}, r"no 'image' \(it has depth\); set image_key"),
         ([torch.zeros(1, 4, 4, 3)], "must be dicts with an entry 'image'.* batch is a list"),
+        ({"image": torch.zeros(1, 2, 2, 3) + 1j}, "batch of it is a torch.complex64"),
+        ({"image": torch.zeros(1, 2, 2, 3, device="meta")}, "must be arrays or tensors"),
         ({"image": ["a.png"]}, "must be arrays or tensors.* a batch of it is a list"),
     ],
 )
@@ -71,6 +73,6 @@ def test_code_histogram() -> None:
     assert histogram.counts_so_far().tolist() == [2, 2, 2, 0]
     used, perplexity = histogram.summary()
     assert used == 0.75 and math.isclose(perplexity, 3.0)
-    assert histogram.summary()[0] == 0  # starts anew
+    assert histogram.summary() == (0, 1)  # starts anew
     used, perplexity = codebook_use(torch.tensor([1, 3, 0, 0]))
     assert used == 0.5 and math.isclose(perplexity, 4 / 3**0.75)

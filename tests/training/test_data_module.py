@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
@@ -15,7 +16,12 @@ from taming.data.seeding import SeededDataset
 from taming.errors import UserError
 from taming.lightning_internals import Place
 from taming.training import data_module
-from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.data_module import (
+    DataModuleFromConfig,
+    WrappedDataset,
+    batch_size_of,
+    splits_of,
+)
 from taming.training.stopping import start_worker
 from tests.kit.datasets import Noise
 from tests.kit.images import write_images
@@ -122,6 +128,28 @@ def test_default_workers_are_bounded_by_batch_and_cpus(monkeypatch: pytest.Monke
     monkeypatch.setattr(data_module, "available_cpus", lambda: 16)
     assert [DataModuleFromConfig(size).num_workers for size in (1, 7, 8, 9)] == [2, 14, 16, 16]
     assert DataModuleFromConfig(8, num_workers=0).num_workers == 0
+    for cpus, most in ((1, 64), (16, 128)):
+        monkeypatch.setattr(data_module, "available_cpus", lambda cpus=cpus: cpus)
+        assert DataModuleFromConfig(8, num_workers=most).num_workers == most
+        with pytest.raises(UserError, match=f"num_workers is {most + 1}"):
+            DataModuleFromConfig(8, num_workers=most + 1)
+
+
+def test_splits_are_those_that_there_are_data_for() -> None:
+    class Foreign(pl.LightningDataModule):
+        batch_size = 3
+
+        def train_dataloader(self) -> None: ...
+
+        def test_dataloader(self) -> None: ...
+
+    assert splits_of(Foreign()) == {"train", "test"} and batch_size_of(Foreign()) == 3
+    data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=0)
+    assert splits_of(data) == set() and batch_size_of(data) == 2
+    data.setup()
+    assert splits_of(data) == {"train", "validation"}
+    with pytest.raises(UserError, match="LightningDataModule has no batch_size"):
+        batch_size_of(pl.LightningDataModule())
 
 
 def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:

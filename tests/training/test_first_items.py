@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.first_items import check_first_items
+from taming.training.first_items import FirstOfStreams, check_first_items
 from tests.kit.datasets import Noise
 
 
@@ -69,6 +70,32 @@ def test_random_numbers_are_those_of_training_and_go_on_as_they_were() -> None:
     state = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
     assert checked(2, train=Random(9)) == checked(2, train=Random(9))
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index,union-attr]
+
+
+def test_streams_are_checked_at_their_first_batch_alone() -> None:
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": Stream(), "validation": Noise(3)}
+    model, batch = Model(), {"image": torch.zeros(2), "class_label": torch.tensor([5, 6])}
+    trainer: Any = SimpleNamespace(datamodule=data, lightning_module=model)
+    callback = FirstOfStreams()
+    with pytest.raises(UserError, match="data.params.train gives no items"):
+        callback.on_train_epoch_end(trainer, model)
+    callback.on_validation_batch_start(trainer, model, batch)
+    assert model.checked == []  # it is no stream, and was looked at before
+    for number in range(2):
+        callback.on_train_batch_start(trainer, model, batch, number)
+        callback.on_train_epoch_end(trainer, model)
+    assert model.checked == [[5, 6]]
+    data.datasets = {"train": Noise(3), "validation": Stream()}
+    callback = FirstOfStreams()
+    callback.on_train_epoch_end(trainer, model)
+    for number in range(2):
+        callback.on_train_batch_start(trainer, model, batch, number)
+        callback.on_validation_batch_start(trainer, model, batch)
+    assert model.checked == [[5, 6]] * 2
+    trainer.datamodule = None
+    FirstOfStreams().on_train_batch_start(trainer, model, batch, 0)
+    assert model.checked == [[5, 6]] * 2
 
 
 class Damaged(Noise):
