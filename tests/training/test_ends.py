@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from pytorch_lightning.callbacks import Callback, Timer
+from torch import nn
 
 from taming.errors import Stopped, UserError
 from taming.training import ends
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.processes import ProcessWatch
 from taming.training.run_folder import RunFolder
 
 RUN = RunFolder(Path("logs/x"), ())
@@ -49,6 +52,98 @@ def test_loaders_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.message.startswith(expected)
     bug = KeyError("a bug")
     assert broken_off(monkeypatch, bug) == (bug, ["loaders"])
+
+
+@pytest.mark.parametrize(
+    ("start", "changes", "expected"),
+    [
+        (2, {}, "trained to step 3; the run is in logs/x, go on with -r logs/x"),
+        (3, {}, "nothing was trained; logs/x has no new checkpoint"),
+        (3, {"max_epochs": 0}, "nothing was trained, as max_epochs is 0; logs/x has no new"),
+        (
+            3,
+            {"max_steps": 0, "limit_train_batches": 0},
+            "nothing was trained, as max_steps and limit_train_batches is 0; logs/x",
+        ),
+        (0, {"fast_dev_run": 1}, "fast_dev_run: tried 1 batch, and saved no checkpoint"),
+        (0, {"fast_dev_run": 2}, "fast_dev_run: tried 2 batches, and saved no checkpoint"),
+    ],
+)
+def test_the_last_line_says_what_was_done(
+    start: int, changes: dict[str, Any], expected: str
+) -> None:
+    limits = {"max_steps": -1, "max_epochs": 2, "limit_train_batches": 1.0}
+    trainer: Any = SimpleNamespace(
+        **{"fast_dev_run": False, "global_step": 3, "callbacks": [], **limits, **changes}
+    )
+    assert ends._what_was_done(trainer, RUN, start).startswith(expected)
+
+
+def test_what_was_checked_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ends, "rank_zero_info", said.append)
+    data, model = DataModuleFromConfig(1, num_workers=0), nn.Linear(1000, 2)
+    data.datasets = {"train": range(1234), "test": range(5)}
+    ends.say_what_was_checked(model, data, "--base a.yaml", ["x.y=a b", "z=1"])  # type: ignore[arg-type]
+    counts = "1,234 items of train, 5 items of test, 2,002 weights of the model"
+    assert said[0].startswith(f"checked: the config, {counts}; nothing was trained")
+    assert said[0].endswith(" --base a.yaml -t True 'x.y=a b' z=1")
+
+
+def test_a_process_that_has_died_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, ended = ProcessWatch(lambda: None), list[str]()
+    monkeypatch.setattr(watch, "explain", lambda _: "rank 1 has died")
+    monkeypatch.setattr(watch, "end_others", lambda: ended.append("others"))
+    trainer: Any = SimpleNamespace(callbacks=[Callback(), watch], datamodule=None)
+    assert ends._death(trainer, RuntimeError("lost")) == "rank 1 has died"
+    assert ends._death(trainer, UserError("of this one")) is None
+    assert ended == ["others"] * 2
+
+
+class Failing(Callback):
+    """Of the user's, as is what it may call."""
+
+    def __init__(self, other: Callback | None = None) -> None:
+        self.other = other
+
+    def on_train_start(self, *_: Any) -> None:
+        if self.other is None:
+            raise KeyError("mine")
+        self.other.on_train_start(None, None)  # type: ignore[arg-type]
+
+
+class Inner(Failing):
+    pass
+
+
+def caught(call: Any) -> Exception:
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def test_the_callback_that_failed_is_named() -> None:
+    trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
+    error = caught(lambda: Failing(Inner()).on_train_start())
+    sentence = f"the callback {__name__}.Inner cannot be used here: KeyError: 'mine'"
+    assert str(ends._death(trainer, error)).startswith(sentence)
+
+    class Ours(Inner):
+        __module__ = "taming.training.ours"
+
+    assert ends._death(trainer, caught(lambda: Failing(Ours()).on_train_start())) is None
+    code = compile("def check():\n    raise ValueError('no   such\\nmode')", "x", "exec")
+    for place, said in (
+        ("/lib/pytorch_lightning/a.py", "the Trainer refuses this: no such mode"),
+        ("/lib/lightning_fabric/a.py", "the Trainer refuses this: no such mode"),
+        ("/home/lightnin/a.py", None),
+    ):
+        scope: dict[str, Any] = {}
+        exec(code.replace(co_filename=place), scope)
+        scope["check"].__code__ = scope["check"].__code__.replace(co_filename=place)
+        assert ends._death(trainer, caught(scope["check"])) == said
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def watch() -> Iterator[ProcessWatch]:
 
 def test_the_dead_are_named(watch: ProcessWatch) -> None:
     assert watch.death() is None
+    done = subprocess.Popen(["true"])
+    done.wait()
+    watch._children.insert(0, done)  # one that has ended well
+    assert watch.death() is None
+    watch._children.remove(done)
     assert watch.explain(RuntimeError("a bug of ours")) is None
     watch._children[1].kill()
     lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
@@ -79,6 +84,13 @@ def test_ranks_are_counted_from_the_first_of_this_machine(
     watch.setup(trainer, trainer, "fit")
     watch._parent = 1 << 22
     assert watch.death() == f"rank 4 (process {1 << 22}) has died"
+
+
+def test_what_hangs_is_named_with_the_time_that_it_takes() -> None:
+    data: Any = SimpleNamespace(slowest_item=lambda: (12.4, "a.png"), timeout=10)
+    assert processes.hang(data).startswith("the loading of a.png hangs, for 12 seconds now")
+    data.timeout = 20  # the clock of the loader may be behind
+    assert processes.hang(data).startswith("the loading of a.png hangs, for 20 seconds now")
 
 
 def test_manners_of_death() -> None:

@@ -16,6 +16,8 @@ from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
 from taming.training.data_module import DataModuleFromConfig
+from taming.training.first_items import FirstOfStreams
+from taming.training.loggers import Board, Table
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
@@ -28,6 +30,7 @@ from taming.training.trainer import (
     _callbacks,
     _check_monitor,
     _logger_config,
+    _loggers,
     make_trainer,
 )
 from tests.kit.models import build, first_stage_config
@@ -55,7 +58,8 @@ def callbacks_of(run: RunFolder, **lightning: Any) -> list[Any]:
 def test_the_callbacks_of_every_run(run: RunFolder) -> None:
     ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, PositionedNoise]
     found = callbacks_of(run, skip_nonfinite=7)
-    assert [type(one) for one in found[:8]] == [*ours, FiniteNumbers, LoggedNames]
+    ours += [FiniteNumbers, LoggedNames, FirstOfStreams]
+    assert [type(one) for one in found[:9]] == ours
     assert found[4].tables == run.tables and found[6].skip == 7
     (checkpoints,) = [one for one in found if isinstance(one, Checkpoints)]
     assert Path(checkpoints.dirpath or "") == run.checkpoints
@@ -85,6 +89,7 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
         "monitor": "val/rec_loss",
         "save_top_k": 3,
     }
+    assert "learning_rate_logger" not in _callback_configs(conf(), run, model, logs=False)
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
 
@@ -93,6 +98,21 @@ def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
     assert board["target"] == "taming.training.loggers.Board"
     assert board["params"] == {"save_dir": str(run.path), "name": "", "version": "v"}
     assert _logger_config(conf(logger={"target": "a.b"}), run) == {"target": "a.b"}
+    for version in ("now", "now_2"):  # a table of its own for each start
+        found = _loggers(conf(), run)
+        assert [type(one) for one in found] == [Board, Table]
+        assert Path(found[1].log_dir) == run.tables / version
+        (run.tables / version).mkdir(parents=True)
+
+
+def test_checkpoints_are_written_and_read_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(trainer, "save_atomic", lambda *what: written.append(what))
+    monkeypatch.setattr(trainer, "read_checkpoint", lambda path: {"of": path})
+    files = trainer.AtomicCheckpointIO()
+    files.save_checkpoint({"a": 1}, "x.ckpt")
+    assert written == [({"a": 1}, "x.ckpt")]
+    assert files.load_checkpoint("x.ckpt", weights_only=False) == {"of": "x.ckpt"}
 
 
 def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +139,7 @@ def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder)
     made = make_trainer(CPU, conf(), conf(), run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [RunProgress]
-    assert made.default_root_dir == str(run.path)
+    assert made.default_root_dir == str(run.path) and made.loggers == []
     assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
     made = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
