@@ -113,6 +113,42 @@ def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("local_rank", "started_by_us", "watches"), [(0, True, False), (1, True, True), (1, False, False)]
+)
+def test_a_parent_is_looked_after_if_it_is_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, started_by_us: bool, watches: bool
+) -> None:
+    started: list[str] = []
+    thread = SimpleNamespace(start=lambda: started.append("thread"))
+    monkeypatch.setattr(processes.threading, "Thread", lambda **_: thread)
+    monkeypatch.setattr(processes, "take_child_processes", lambda _: [])
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    if not started_by_us:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    trainer: Any = SimpleNamespace(global_rank=local_rank, local_rank=local_rank)
+    watch = ProcessWatch(before_exit=lambda: None)
+    watch.setup(trainer, trainer, "validate")
+    assert watch._parent is None
+    watch.setup(trainer, trainer, "fit")
+    assert watch._parent == (os.getppid() if watches else None)
+    assert started == ["thread"] * watches
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(4.9, False), (5.0, True), (7.0, True)])
+def test_an_item_that_takes_too_long_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, ends: bool
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(processes.os, "_exit", done.append)
+    watch = LoaderWatch(before_exit=lambda: done.append("saved"))
+    watch._over.set()
+    data: Any = SimpleNamespace(slowest_item=lambda: (seconds, "a.png"), timeout=5.0)
+    watch._look(data)
+    assert done == (["saved", 2] if ends else [])
+
+
+@pytest.mark.parametrize(
     ("workers", "timeout", "stage", "watched"),
     [(0, 5, "fit", 1), (0, 0, "fit", 0), (1, 5, "fit", 0), (0, 5, "test", 0)],
 )
