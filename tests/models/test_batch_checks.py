@@ -75,6 +75,8 @@ HALVED = f"{OUTSIDE}: if these are pixels / 255, double them and subtract 1"
         ([0.5, 0.5], torch.float32, None),
         ([math.nan, math.nan], torch.float32, None),
         ([math.nan, math.inf, -0.5, 0.5], torch.float32, None),
+        ([math.nan, -3, 0.5], torch.float32, ("WARNING", f"-3 to 0.5{OUTSIDE}")),
+        ([math.inf, 0, 200], torch.float32, UserError),
         ([0, 10.5], torch.float32, UserError),
         ([0, 255], torch.float32, UserError),
         ([-1, 2], torch.int64, UserError),

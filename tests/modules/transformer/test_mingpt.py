@@ -207,6 +207,22 @@ def test_too_long() -> None:
         sample_with_past(TENSORS["greedy.c"], model, 25)
 
 
+@pytest.mark.parametrize("name", ["block_size", "vocab_size", "n_embd"])
+def test_sizes_beyond_memory_are_named(name: str) -> None:
+    sizes = {"vocab_size": 10, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 32}
+    size = {"vocab_size": 10**11}.get(name, 10**6)
+    with pytest.raises(UserError, match=f"{name} is {size}, which is too large"):
+        GPT(**{**sizes, name: size})
+
+
+def test_all_weights_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(gpt_module, "check_memory", lambda count, **_: counted.append(count))
+    model = GPT(10, 8, n_layer=3, n_head=1, n_embd=4)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert counted == [8 * 8, 2 * 10 * 4, matrices]
+
+
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(UserError, match="n_embd"):
         GPT(10, 8, n_head=3, n_embd=16)
