@@ -34,8 +34,8 @@ test-gpu: install
 gpu: test-gpu
 	$(BIN)/python benchmarks/first_stage.py --device cuda
 	$(BIN)/python benchmarks/first_stage.py --device cuda --dtype bf16 --batch_size 16
-	$(BIN)/python benchmarks/training.py --device cuda --stage paper --precision fp32 --batch_size 8
-	$(BIN)/python benchmarks/training.py --device cuda --stage paper --precision bf16 --batch_size 8
+	$(BIN)/python benchmarks/training.py --device cuda --stage paper --batch_size 8 --fast
+	$(BIN)/python benchmarks/codes.py --device cuda --precision bf16 --batch_size 16
 	$(BIN)/python benchmarks/sampling.py --device cuda --size cpu --precision bf16
 	$(BIN)/python benchmarks/sampling.py --device cuda --size gpu --precision bf16 --compile
 	$(BIN)/python benchmarks/saving.py --device cuda

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +56,21 @@ def interleaved(
         name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
         for name, t in times.items()
     }
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes that `run` takes at most, beyond what the process has before it.
+
+    On a processor it is the process's, and it should have run nothing before.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,153 +1,218 @@
-"""Seconds per training step of both stages and per 64 samples, against the textbook ways.
+"""Seconds and memory of a training step of both stages, against steps as the original wrote them.
 
-    python benchmarks/training.py [--device cuda --precision bf16] [--stage digits|paper]
+    python benchmarks/training.py [--device cuda] [--stage digits|paper] [--size 128]
 
-The baselines: a VQGAN step whose adaptive weight takes backward passes of its own through the whole
-loss, and sampling that runs the transformer over the whole sequence for every token.
+In turn and in one process: the textbook step, the step as it is by default, and with the options
+that change what is computed. `--fast` adds options that only change how. Memory is measured in a
+process for each.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from contextlib import nullcontext
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, write_results
-from torch import Tensor
+from measure import interleaved, peak_memory, write_results
+from textbook import first_stage_step, transformer_step
+from torch import Tensor, nn
 
-from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.config import instantiate_from_config, load_config
 from taming.devices import choose_device
 from taming.errors import command
-from taming.modules.losses.vqperceptual import hinge_d_loss
-from taming.modules.transformer.mingpt import sample, sample_with_past
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STAGES = {
-    "digits": ("digits_vqgan", "digits_transformer"),
-    "paper": ("custom_vqgan", "class_transformer"),
-}
-PAPER_OVERRIDES = ["model.params.lossconfig.params.perceptual_weight=0.0"]
+FIRST_STAGES = {"digits": "digits_vqgan", "paper": "custom_vqgan"}
+# Layers, heads, width, codes, tokens of the condition and of the image.
+TRANSFORMERS = {"digits": (2, 4, 64, 64, 1, 64), "paper": (12, 12, 768, 1024, 256, 256)}
+FIRST, SECOND = "first stage", "transformer"
+REUSE = {"reuse_reconstruction": True}
+FAST = {"channels_last": True, "fused_optimizer": True}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Step = Callable[[], None]
 
 
-def first_stage_steps(model: Any, x: Tensor, cast: Any) -> dict[str, Callable[[], None]]:
-    """A step of both optimizers: the project's, and with a backward pass per use of the loss."""
-    loss, optimizers = model.loss, model.configure_optimizers()
+class Bench:
+    """The steps that are compared, by name: "<way>, <precision>"."""
 
-    def generator() -> Tensor:
-        reconstruction, codebook_loss = model(x)
-        last = model.get_last_layer()
-        return loss.generator_loss(x, reconstruction, codebook_loss, 10**6, last_layer=last)[0]
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        self.args, self.device = args, device
 
-    def textbook_generator() -> Tensor:
-        reconstruction, codebook_loss = model(x)
-        nll = (x - reconstruction.float()).abs().mean()
-        g = -loss.discriminator(reconstruction.float()).mean()
-        last = model.get_last_layer()
-        at_nll, at_g = (torch.autograd.grad(part, last, retain_graph=True)[0] for part in (nll, g))
-        weight = (at_nll.norm() / (at_g.norm() + 1e-4)).clamp(0, 1e4).detach()
-        return nll + weight * g + codebook_loss.mean()
+    def ways(self, what: str) -> dict[str, dict[str, bool] | None]:
+        """Options by the name of each way; None for the textbook's."""
+        if what == SECOND:
+            return {"textbook": None, "ours": {}}
+        fast = {**FAST, "compile": True} if self.args.compile else FAST
+        ways: dict[str, dict[str, bool] | None] = {"textbook": None, "ours": {}, "reuse": REUSE}
+        return {**ways, "fast": fast, "fast, reuse": fast | REUSE} if self.args.fast else ways
 
-    def discriminator(backward_graph: bool) -> Tensor:
-        with nullcontext() if backward_graph else torch.no_grad():
-            reconstruction, _ = model(x)
-        fake = loss.discriminator(reconstruction.detach().float())
-        return hinge_d_loss(loss.discriminator(x), fake)
+    def names(self) -> list[tuple[str, str, str]]:
+        """All (stage, way, precision)."""
+        stages = [one for one in (FIRST, SECOND) if self.args.only in (None, one)]
+        return [(s, way, p) for s in stages for way in self.ways(s) for p in PRECISIONS]
 
-    def step(objectives: tuple[Callable[[], Tensor], ...]) -> None:
-        for optimizer, objective in zip(optimizers, objectives, strict=True):
-            optimizer.zero_grad()
-            with cast():
-                value = objective()
-            value.backward()
-            optimizer.step()
+    def cast(self, precision: str) -> Callable[[], Any]:
+        dtype = PRECISIONS[precision]
+        enabled = dtype != torch.float32
+        return lambda: torch.autocast(self.device.type, dtype, enabled=enabled)
 
-    return {
-        "ours": lambda: step((generator, lambda: discriminator(False))),
-        "textbook": lambda: step((textbook_generator, lambda: discriminator(True))),
-    }
+    def step(self, what: str, way: str, precision: str) -> Step:
+        """A step with a model of its own, made from the same random numbers."""
+        torch.manual_seed(0)
+        options = self.ways(what)[way]
+        make = self._first_stage if what == FIRST else self._transformer
+        return make(options, self.cast(precision))
+
+    def _first_stage(self, options: Mapping[str, bool] | None, cast: Callable[[], Any]) -> Step:
+        config = load_config([CONFIGS / f"{FIRST_STAGES[self.args.stage]}.yaml"]).model
+        config.params.update(options or {})
+        model = instantiate_from_config(config).train()
+        _make_up_lpips(model.loss.perceptual_loss)
+        model = model.to(self.device)
+        side = self.args.size or config.params.ddconfig.resolution
+        x = torch.rand(self.args.batch_size, 3, side, side, device=self.device) * 2 - 1
+        if options is None:
+            return first_stage_step(model, x, cast)
+        return our_first_stage_step(model, x, cast)
+
+    def _transformer(self, options: Mapping[str, bool] | None, cast: Callable[[], Any]) -> Step:
+        layers, heads, width, codes, condition, image = TRANSFORMERS[self.args.stage]
+        params = {"vocab_size": codes, "block_size": condition + image, "n_layer": layers}
+        params |= {"n_head": heads, "n_embd": width}
+        target = "taming.modules.transformer.mingpt.GPT"
+        gpt = instantiate_from_config({"target": target, "params": params}).to(self.device).train()
+        shape = (self.args.batch_size, condition + image)
+        tokens = torch.randint(codes, shape, device=self.device)
+        if options is None:
+            return transformer_step(gpt, tokens, condition, cast)
+        return our_transformer_step(gpt, tokens, condition, cast)
 
 
-def transformer_step(model: Any, batch: dict[str, Tensor], cast: Any) -> Callable[[], None]:
-    optimizer = model.train().configure_optimizers()
+def _make_up_lpips(network: Any) -> None:
+    """Random weights: LPIPS takes the same time with them, and nothing has to be downloaded."""
+    if network is not None:
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+
+
+def our_first_stage_step(model: Any, x: Tensor, cast: Callable[[], Any]) -> Step:
+    """What `VQModel.training_step` does, without a Trainer."""
+    model.ways.prepare(model)
+    (for_autoencoder, for_discriminator), _ = model.configure_optimizers()
+    x = x.contiguous(memory_format=torch.channels_last) if model.ways.channels_last else x
+    loss, last, late = model.loss, model.get_last_layer(), 10**6
+
+    def update(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
     def step() -> None:
-        optimizer.zero_grad()
         with cast():
-            loss = model.shared_step(batch)
-        loss.backward()
-        optimizer.step()
+            images, codebook_loss = model(x)
+            value, _ = loss.generator_loss(x, images, codebook_loss, late, last_layer=last)
+        update(for_autoencoder, value)
+        with cast():
+            if not model.ways.reuse_reconstruction:
+                with torch.no_grad():
+                    images, _ = model(x)
+            value, _ = loss.discriminator_loss(x, images.detach(), late)
+        update(for_discriminator, value)
 
     return step
 
 
-def samplers(model: Any, device: torch.device, count: int) -> dict[str, Callable[[], Any]]:
-    _, height, width = model.latent_shape()
-    prompt, steps = torch.zeros(count, 1, dtype=torch.long, device=device), height * width
-    gpt = model.eval().transformer
-    return {
-        "ours": lambda: sample_with_past(prompt, gpt, steps, top_k=100),
-        "no cache": lambda: sample(gpt, prompt, steps, sample=True, top_k=100),
+def our_transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Callable[[], Any]) -> Step:
+    """What `Net2NetTransformer.training_step` does, from indices."""
+    groups = gpt.parameter_groups(weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
+
+    def step() -> None:
+        with cast():
+            logits = gpt.logits(tokens[:, :-1], start - 1)
+            value = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _memory_of(args: argparse.Namespace, name: tuple[str, str, str]) -> int:
+    """Peak bytes of two steps, in a process of their own."""
+    command_line = [sys.executable, *sys.argv, "--memory_of", ",,".join(name)]
+    done = subprocess.run(command_line, check=True, stdout=subprocess.PIPE, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _print_memory(bench: Bench, name: str) -> None:
+    what, way, precision = name.split(",,")
+
+    def two_steps() -> None:
+        step = bench.step(what, way, precision)
+        step()
+        step()
+
+    print(json.dumps(peak_memory(two_steps, bench.device)))
+
+
+def measured(bench: Bench, what: str) -> dict[str, Any]:
+    """Seconds, ratios and memory of the ways of one stage."""
+    names = [name for name in bench.names() if name[0] == what]
+    steps = {", ".join(name[1:]): bench.step(*name) for name in names}
+    seconds = interleaved(steps, bench.device, bench.args.rounds, 1)
+    memory = {}
+    if not bench.args.no_memory:
+        memory = {", ".join(name[1:]): _memory_of(bench.args, name) for name in names}
+    medians = {name: row["median"] for name, row in seconds.items()}
+    ratios = {
+        name: {
+            "over the textbook's of its precision": _over(medians, name),
+            "over the textbook's in fp32": round(medians["textbook, fp32"] / medians[name], 3),
+        }
+        for name in medians
     }
+    return {"seconds": seconds, "ratios": ratios, "peak_bytes": memory}
+
+
+def _over(medians: Mapping[str, float], name: str) -> float:
+    precision = name.rpartition(", ")[2]
+    return round(medians[f"textbook, {precision}"] / medians[name], 3)
 
 
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--stage", choices=tuple(STAGES), default="digits")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--stage", choices=tuple(FIRST_STAGES), default="digits")
+    parser.add_argument("--only", choices=(FIRST, SECOND))
+    parser.add_argument("--size", type=int, help="side of the images (default: the config's)")
+    parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--fast", action="store_true", help="with options that change the how, too")
+    parser.add_argument("--compile", action="store_true", help="one of them, which takes minutes")
+    parser.add_argument("--no_memory", action="store_true")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    device = choose_device(args.device)
-    first_name, second_name = STAGES[args.stage]
-    overrides = PAPER_OVERRIDES if args.stage == "paper" else []
-    first = load_config([CONFIGS / f"{first_name}.yaml"], overrides)
-    second = load_config([CONFIGS / f"{second_name}.yaml"])
-
-    def cast() -> Any:
-        return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
-
-    torch.manual_seed(0)
-    model = instantiate_from_config(first.model).to(device)
-    size = first.model.params.ddconfig.resolution
-    images = torch.rand(args.batch_size, size, size, 3, device=device) * 2 - 1
-    x = images.permute(0, 3, 1, 2).contiguous()
-    results = {
-        "first_stage_step": interleaved(first_stage_steps(model, x, cast), device, args.rounds)
-    }
-    transformer = instantiate_from_config(without_checkpoint_paths(second.model)).to(device)
-    labels = torch.arange(args.batch_size, device=device) % 10
-    batch = {"image": images, "class_label": labels}
-    step = {"ours": transformer_step(transformer, batch, cast)}
-    results["transformer_step"] = interleaved(step, device, args.rounds)
-    sampling = interleaved(samplers(transformer, device, 64), device, max(args.rounds // 3, 1), 1)
-    results["sample_64"] = sampling
-    report = {
-        "stage": args.stage,
-        "precision": args.precision,
-        "batch_size": args.batch_size,
-        "image_size": size,
-        "seconds": results,
-        "ratios": _ratios(results),
-    }
-    path = write_results(f"training-{args.stage}-{args.precision}", device, report)
-    for name, rows in results.items():
-        told = ", ".join(f"{who} {row['median']:.4f} s" for who, row in rows.items())
-        print(f"{name}: {told}")
-    print(f"ratios {report['ratios']}; written to {path}")
-
-
-def _ratios(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    return {
-        f"{name}, {who} over ours": round(row["median"] / rows["ours"]["median"], 3)
-        for name, rows in results.items()
-        for who, row in rows.items()
-        if who != "ours"
-    }
+    bench = Bench(args, choose_device(args.device))
+    if args.memory_of:
+        return _print_memory(bench, args.memory_of)
+    stages = dict.fromkeys(name[0] for name in bench.names())
+    report = {what.replace(" ", "_"): measured(bench, what) for what in stages}
+    facts = {name: vars(args)[name] for name in ("stage", "size", "batch_size", "rounds")}
+    path = write_results(f"training-{args.stage}", bench.device, {**facts, **report})
+    for what, figures in report.items():
+        for name, ratio in figures["ratios"].items():
+            told = f"{figures['seconds'][name]['median']:.4f} s, " + ", ".join(
+                f"{value} x {of}" for of, value in ratio.items()
+            )
+            print(f"{what}, {name}: {told}")
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":

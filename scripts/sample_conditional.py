@@ -10,9 +10,7 @@ import io
 import sys
 import zipfile
 from dataclasses import asdict, dataclass, replace
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 # Streamlit puts the script's own folder on the path, not the one that the package is in.
@@ -28,27 +26,10 @@ smaller *top k* make images more alike and cleaner, a larger *scale* makes them 
 training.
 """
 
-
-def leave_out_metrics() -> None:
-    """Have Lightning begin without torchmetrics, which this page has no use for.
-
-    It only tells two of its classes from others, and importing them takes as long as torch, as they
-    come with scipy, matplotlib and torchvision.
-    """
-    if {"torchmetrics", "pytorch_lightning"} & sys.modules.keys():
-        return
-    empty = ModuleType("torchmetrics")
-    empty.__spec__ = ModuleSpec("torchmetrics", None)
-    classes = {name: type(name, (), {}) for name in ("Metric", "MetricCollection")}
-    vars(empty).update(classes, __version__="1.0.0")
-    sys.modules["torchmetrics"] = empty
-
-
 if __name__ == "__main__":  # before the imports below, which take seconds
     st.set_page_config(page_title="Sample an image", layout="wide")
     st.title("Sample an image")
     st.markdown(ABOUT)
-    leave_out_metrics()
 
 from PIL import Image
 from torch import Tensor

@@ -162,10 +162,10 @@ class Buggy(nn.Module):
         raise RuntimeError("a mistake")
 
 
-def test_allocators_errors_are_sentences_and_bugs_are_not() -> None:
+def test_errors_of_the_allocator_and_of_the_models_own_code() -> None:
     text = refusal({"target": "tests.test_limits.Hungry", "params": {"size": 5}})
     assert text.startswith("model.params.size is 5, which is too large: there is not enough memory")
-    with pytest.raises(RuntimeError, match="a mistake"):
+    with pytest.raises(UserError, match=r"Buggy raises RuntimeError: a mistake \(.*, line \d+\)"):
         config = {"target": "tests.test_limits.Buggy", "params": {"size": 5}}
         instantiate_from_config(config, "model", "module")
 

@@ -24,18 +24,18 @@ def model_hashes(model: nn.Module, config: Mapping[str, Any] | None) -> dict[str
     section = {key: (config or {}).get(key) for key in ("target", "params")}
     text = json.dumps(_for_use(section), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"weights": weights_hash(model)[:_LENGTH], "config": digest[:_LENGTH]}
+    return {"weights": weights_hash(model.state_dict()), "config": digest[:_LENGTH]}
 
 
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of all tensors, by name, that are there for more than training."""
-    tensors = {n: t for n, t in sorted(model.state_dict().items()) if not _for_training(n)}
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all tensors, by name, that are there for more than training; its beginning."""
+    tensors = {n: t for n, t in sorted(state.items()) if not _for_training(n)}
     with ThreadPoolExecutor(4) as pool:  # hashing large tensors lets other threads run
         digests = list(pool.map(_tensor_hash, tensors.values()))
     whole = hashlib.sha256()
     for name, digest in zip(tensors, digests, strict=True):
         whole.update(f"{name} {digest} ".encode())
-    return whole.hexdigest()
+    return whole.hexdigest()[:_LENGTH]
 
 
 def _for_training(name: str) -> bool:

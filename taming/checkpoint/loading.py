@@ -80,6 +80,8 @@ def expand_stages(config: DictConfig) -> None:
         if isinstance(stage, str) and not stage.startswith("__"):
             params[key] = run_as_stage(stage, f"model.params.{key}")
         elif isinstance(stage, DictConfig) and "target" not in stage:
+            if OmegaConf.missing_keys(stage):
+                continue  # `check_complete` asks for these
             changes = dict(stage.get("params") or {})
             if path := changes.pop("ckpt_path", None):
                 whole = run_as_stage(path, f"model.params.{key}.params.ckpt_path")

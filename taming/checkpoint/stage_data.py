@@ -30,9 +30,10 @@ _OF_FILES += ("shift_segmentation", "validation_fraction", "split_seed")
 def inherit_data(config: DictConfig) -> list[str]:
     """Take, in place, what the `data` section leaves open from the runs of the model's stages.
 
-    That is all of it, if there is none. Otherwise it is, in the params of datasets of the same
-    class, what is left open (`???`), and the places that our YAMLs name, if nothing is there;
-    with them go the options of how files are read, such as `on_error`, unless they are given.
+    That is all of it, if there is none, or none but overrides. Otherwise it is, in the params of
+    datasets of the same class, what is left open (`???`), and the places that our YAMLs name, if
+    nothing is there; with them go the options of how files are read, such as `on_error`, unless
+    they are given.
     Returns what was taken, as `key=value`, and from where.
 
     Raises:
@@ -40,10 +41,11 @@ def inherit_data(config: DictConfig) -> list[str]:
     """
     taken: list[str] = []
     for run in _runs_of_stages(config):
-        if "data" not in config:
+        if "target" not in (config.get("data") or {}):
             data = run_config(run, used=["data"]).get("data")
             if data is not None:
-                config.data = plain(data, allow_missing=True)
+                own = config.get("data") or {}
+                config.data = OmegaConf.merge(plain(data, allow_missing=True), own)
                 return [f"data=... from {run.folder}"]
         else:
             with suppress(UserError):  # then places stay open, which is an error of its own

@@ -232,8 +232,10 @@ def _transform(node: Any, place: str) -> Any:
         warnings.simplefilter("always")
         try:
             made = instantiate_from_config({**node, "params": params}, place)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{place}: {node.get('target')}: {_reason(error)}") from None
+        except UserError as error:
+            if not isinstance(error.__cause__, ValueError | TypeError | KeyError):
+                raise
+            raise UserError(f"{place}: {node.get('target')}: {_reason(error.__cause__)}") from None
     if wrong := [str(one.message) for one in caught if "not valid for" in str(one.message)]:
         raise UserError(f"{place}: {wrong[0]}")
     if not isinstance(made, library.BasicTransform | library.BaseCompose):

@@ -73,7 +73,8 @@ class SceneCrop:
             raise UserError(f"crop_method {method!r} is not known{hint}")
         if not isinstance(target_size, int) or target_size < 1:
             raise UserError(f"target_image_size {target_size!r} is no number of pixels; give 256")
-        self.method, self.crop_size, self.random_flip = method, target_size, random_flip
+        self.method, self.crop_size = method, target_size
+        self.flip_share = 0.5 if random_flip else 0.0  # of the images; 1 mirrors all
 
     def __call__(self, image: np.ndarray | Image.Image) -> View:
         """Crop an image, uint8 (H, W, 3) or RGB of Pillow's."""
@@ -83,7 +84,7 @@ class SceneCrop:
         size = (self.crop_size, self.crop_size)
         box = (x0, y0, x0 + w, y0 + h)
         pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box))
-        flipped = self.random_flip and random.random() < 0.5
+        flipped = self.flip_share > 0 and random.random() < self.flip_share
         crop = None if self.method == "none" else (x0 / width, y0 / height, w / width, h / height)
         return View(pixels[:, ::-1] if flipped else pixels, crop, flipped, (width, height))
 

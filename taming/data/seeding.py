@@ -10,7 +10,7 @@ import hashlib
 import random
 import struct
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from taming.user_code import calling, name_of
 
 _MANY = 2**27  # items of which even the numbers take much memory
 BLOCKS_MIXED = 16  # shards that are shuffled together
+T = TypeVar("T")
 
 
 class Position(int):
@@ -159,7 +160,7 @@ class SeededDataset(Dataset[Any]):
         self, dataset: Dataset[Any], seed: int = 0, readings: Readings | None = None
     ) -> None:
         self.dataset, self.seed, self.readings = dataset, seed, readings
-        self._pipelines = _pipelines(dataset)
+        self._pipelines = parts_of(dataset, _Pipeline)  # type: ignore[type-abstract]
 
     def __len__(self) -> int:
         return length_of(self.dataset)
@@ -230,17 +231,17 @@ class _Pipeline(Protocol):
     def set_random_seed(self, seed: int) -> None: ...
 
 
-def _pipelines(value: object, seen: set[int] | None = None) -> list[_Pipeline]:
-    """albumentations pipelines among the attributes of `value` and of the datasets inside it."""
+def parts_of(value: object, kind: type[T], seen: set[int] | None = None) -> list[T]:
+    """What is of a kind among the attributes of `value` and of the datasets inside it."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return []
     seen.add(id(value))
-    if isinstance(value, _Pipeline):
+    if isinstance(value, kind):
         return [value]
     children: Sequence[object] = ()
     if isinstance(value, Dataset):
         children = list(vars(value).values())
     elif isinstance(value, list | tuple) and len(value) < 100:  # longer ones are lists of files
         children = value
-    return [pipeline for child in children for pipeline in _pipelines(child, seen)]
+    return [part for child in children for part in parts_of(child, kind, seen)]

@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.errors import UserError
 from taming.models.codes import (
+    CACHED,
+    CACHED_CONDITION,
     CodesInterface,
     as_grid,
     channels_first,
@@ -107,6 +110,18 @@ class CodeSampling(pl.LightningModule):
         quant, _, (_, _, indices) = self.cond_stage_model.encode(c)
         return quant, indices.reshape(len(c), -1)
 
+    def cached_indices(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Of a batch of codes: the indices that its images and conditions would be encoded to."""
+        z_indices = self.permuter(batch[CACHED].flatten(1))
+        if self.be_unconditional:
+            return z_indices, self.cond_stage_model.encode(z_indices)[2][2]
+        if CACHED_CONDITION not in batch:
+            raise UserError(
+                f"the codes are without conditions, and the model has '{self.cond_stage_key}'; "
+                "encode the data with the config of this model"
+            )
+        return z_indices, batch[CACHED_CONDITION].flatten(1)
+
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
         """Indices [B, h*w] in predicted order, and (b, c, h, w) of the codes -> images."""
@@ -178,12 +193,16 @@ class CodeSampling(pl.LightningModule):
         `inputs`, `reconstructions`, those of `condition_images`, and `samples_half` (lower half
         sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax).
         """
-        x, c = (part.to(self.device) for part in self.get_xc(batch, max_images))
-        quant_z, z_indices = self.encode_to_z(x)
-        quant_c, c_indices = self.encode_to_c(c)
+        if CACHED in batch:
+            images, z_indices, c_indices, z_shape = self._decoded(batch, max_images)
+        else:
+            x, c = (part.to(self.device) for part in self.get_xc(batch, max_images))
+            quant_z, z_indices = self.encode_to_z(x)
+            quant_c, c_indices = self.encode_to_c(c)
+            z_shape = quant_z.shape
+            images = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, z_shape)}
+            images |= self.condition_images(c, quant_c, (x.shape[2], x.shape[3]))
         half, nothing = z_indices[:, : z_indices.shape[1] // 2], z_indices[:, :0]
-        images = {"inputs": x, "reconstructions": self.decode_to_img(z_indices, quant_z.shape)}
-        images |= self.condition_images(c, quant_c, (x.shape[2], x.shape[3]))
         for name, start, random in (
             ("samples_half", half, True),
             ("samples_nopix", nothing, True),
@@ -191,8 +210,28 @@ class CodeSampling(pl.LightningModule):
         ):
             steps = z_indices.shape[1] - start.shape[1]
             indices = self.sample(start, c_indices, steps, temperature, sample=random, top_k=top_k)
-            images[name] = self.decode_to_img(indices, quant_z.shape)
+            images[name] = self.decode_to_img(indices, z_shape)
         return images
+
+    def _decoded(
+        self, batch: Mapping[str, Any], count: int
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Sequence[int]]:
+        """What `log_images` needs, of the first of a batch of codes, of which there are no images:
+        pictures by name, indices of images and conditions, and the shape of the codes."""
+        entries = (CACHED, CACHED_CONDITION)
+        batch = {key: batch[key][:count].to(self.device) for key in entries if key in batch}
+        z_indices, c_indices = self.cached_indices(batch)
+        grid = batch[CACHED].shape  # (B, h, w)
+        z_shape = (grid[0], self.first_stage_model.quantize.e_dim, *grid[1:])
+        reconstructions = self.decode_to_img(z_indices, z_shape)
+        images = {"reconstructions": reconstructions}
+        tokens, stage = batch.get(CACHED_CONDITION), self.cond_stage_model
+        if self.condition_kind == "class":
+            height, width = reconstructions.shape[2:]
+            images |= self.condition_images(c_indices[:, 0], reconstructions, (height, width))
+        elif tokens is not None and tokens.dim() == 3 and isinstance(stage, CodesInterface):
+            images["conditioning_rec"] = self._as_rgb(stage.decode_indices(tokens))
+        return images, z_indices, c_indices, z_shape
 
     def condition_images(
         self, c: Tensor, quant: Tensor, size: tuple[int, int]

@@ -18,6 +18,9 @@ from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
 from taming.pictures import to_values
 
+# Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
+CACHED, CACHED_CONDITION = "codes", "condition_codes"
+
 
 def entry_of(batch: object, key: str, setting: str) -> Tensor:
     """`batch[key]`, a tensor of real numbers.

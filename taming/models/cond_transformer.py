@@ -31,7 +31,7 @@ from taming.models.batch_checks import (
     token_count,
 )
 from taming.models.code_sampling import CodeSampling
-from taming.models.codes import CodesInterface
+from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
 from taming.modules.losses.base import DummyLoss
@@ -164,6 +164,10 @@ class Net2NetTransformer(CodeSampling):
         Raises:
             UserError: for images that the first stage cannot encode, and for too many tokens.
         """
+        if CACHED in batch:
+            z_indices, c_indices = self.cached_indices(batch)
+            self._check_tokens(int(c_indices.max()))
+            return self._check_length(z_indices.shape[1], c_indices.shape[1])
         x, c = self.get_xc(batch)
         check_images(self.first_stage_model, x, batch, self.first_stage_key)
         stage = self.cond_stage_model
@@ -180,11 +184,21 @@ class Net2NetTransformer(CodeSampling):
             length = condition_length(self.cond_stage_model, c.new_empty(1, 1, side, side))
         else:
             length = condition_length(self.cond_stage_model, c)
-        needed = (length or 1) + codes - 1  # the last code predicts nothing
+        self._check_length(codes, length or 1)
+
+    def _check_tokens(self, highest: int) -> None:
+        if highest >= (size := self.transformer.config.vocab_size):
+            raise UserError(
+                f"transformer_config.params.vocab_size is {size}, and the conditions of the codes "
+                f"have token {highest}; make it at least {highest + 1}"
+            )
+
+    def _check_length(self, codes: int, length: int) -> None:
+        needed = length + codes - 1  # the last code predicts nothing
         if needed > (size := self.transformer.get_block_size()):
             raise UserError(
                 f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
-                f"an image and {length or 1} of its condition; make it at least {needed}"
+                f"an image and {length} of its condition; make it at least {needed}"
             )
 
     def logged_names(self) -> set[str]:
@@ -204,8 +218,10 @@ class Net2NetTransformer(CodeSampling):
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
-        _, target = self.encode_to_z(x)
-        _, c_indices = self.encode_to_c(c)
+        return self.predict(self.encode_to_z(x)[1], self.encode_to_c(c)[1])
+
+    def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` from indices of images, in predicted order, and of conditions."""
         if self.training and self.cond_drop:
             dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
             c_indices = c_indices.masked_fill(dropped, self.null_token)
@@ -223,7 +239,10 @@ class Net2NetTransformer(CodeSampling):
 
     def shared_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross-entropy in nats per index, over the image's indices only (equation 10)."""
-        logits, target = self(*self.get_xc(batch))
+        if CACHED in batch:
+            logits, target = self.predict(*self.cached_indices(batch))
+        else:
+            logits, target = self(*self.get_xc(batch))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     def on_fit_start(self) -> None:
@@ -256,7 +275,7 @@ class Net2NetTransformer(CodeSampling):
         return loss
 
     def _batch_size(self, batch: Mapping[str, Any]) -> int:
-        return len(batch[self.first_stage_key])
+        return len(batch[CACHED if CACHED in batch else self.first_stage_key])
 
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule, if there is one."""

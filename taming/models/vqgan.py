@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from taming import published_names
 from taming.checkpoint import load_file
@@ -28,6 +29,7 @@ from taming.config_values import (
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
+from taming.models.training_options import TrainingOptions
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import DummyLoss, MissingLoss, Reconstruction
@@ -62,6 +64,7 @@ class VQModel(AutoencoderTraining):
             random multiple of 16 pixels more than the smallest, the first five to the largest.
         lr_g_factor: of the autoencoder's learning rate; the discriminator's has none.
         use_ema: keep a moving average of the weights, see `taming.modules.ema`.
+        training: see `taming.models.training_options`.
 
     Raises:
         UserError: if the sizes of `ddconfig` do not fit together, or options of the model's own
@@ -87,8 +90,9 @@ class VQModel(AutoencoderTraining):
         batch_resize_range: Annotated[Sequence[Pixels], Length(2, 2)] | None = None,
         lr_g_factor: NonNegative = 1.0,
         use_ema: bool = False,
+        **training: Unpack[TrainingOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**training)
         self.learning_rate, self.lr_g_factor = 4.5e-6, lr_g_factor
         self.scheduler_config = scheduler_config
         self.batch_resize_range = _checked_range(batch_resize_range)
@@ -228,6 +232,7 @@ class GumbelVQ(VQModel):
         kl_weight: Weight = 1e-8,
         remap: str | None = None,
         scheduler_config: ScheduleConfig | None = None,
+        **training: Unpack[TrainingOptions],
     ) -> None:
         hiddens = ddconfig.get("z_channels", 0)  # without them, the encoder is refused below
         self._gumbel_options = {"num_hiddens": hiddens, "kl_weight": kl_weight}
@@ -241,6 +246,7 @@ class GumbelVQ(VQModel):
             monitor=monitor,
             remap=remap,
             scheduler_config=scheduler_config,
+            **training,
         )
         if temperature_scheduler_config is None:
             raise UserError("GumbelVQ needs temperature_scheduler_config")

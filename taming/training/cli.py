@@ -27,9 +27,11 @@ from taming.config import (
 )
 from taming.config_before import keep_dataset_defaults
 from taming.config_files import as_key, entries
+from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.training.arguments import parse_arguments
+from taming.training.code_checks import check_codes
 from taming.training.data_module import (
     DataModuleFromConfig,
     batch_size_of,
@@ -99,7 +101,7 @@ def _read_configs(
     if run.resume_from is None:  # a checkpoint has the weights of all parts
         if taken := inherit_data(config):
             rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
-        check_complete(config)
+        check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
     plain(config.get("lightning"))  # all of it is used
     if run.stored and (base or overrides):
@@ -185,7 +187,7 @@ def _model_config(config: DictConfig, run: RunFolder) -> Any:
 def _data_config(config: DictConfig) -> Any:
     if "data" not in config:
         raise UserError("the configs have no 'data' section: add data.target and data.params")
-    return config.data
+    return with_codes(config).data
 
 
 # Warnings of Lightning about what is intended here.
@@ -236,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
+        check_codes(data, model, run.resume_from)
         check_first_items(data, model)
         if args.train and not run.resume_from:
             prepare_loss(model)

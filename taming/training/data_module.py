@@ -11,8 +11,9 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
-from taming.config_values import Count, CountOrZero, DatasetConfig, NonNegative
+from taming.config_values import Count, CountOrZero, DatasetConfig, FilePath, NonNegative
 from taming.data.base import ImageFiles, set_loading
+from taming.data.codes import code_datasets
 from taming.data.custom import CustomBase
 from taming.data.readings import Readings
 from taming.data.seeding import NamedStream, PositionSampler, SeededDataset, length_of
@@ -68,6 +69,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
             of the work (and slightly other pixels).
         timeout: seconds that an item may take, before the run ends and names its file; 0: for ever.
         image_bytes: hand images over as bytes, which the models scale to [-1, 1] on their device.
+        codes: a folder that `scripts/encode_dataset.py` has written; transformers are trained on
+            its codes, in place of the images of the same splits.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         fast_decode: bool = False,
         image_bytes: bool = False,
         timeout: NonNegative = 600.0,
+        codes: FilePath | None = None,
     ) -> None:
         super().__init__()
         check_sizes("data.params", batch_size=batch_size)  # from Python, too
@@ -88,6 +92,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         check_sizes("data.params", least=0, most=most, num_workers=num_workers or 0)
         configs = zip(SPLITS, (train, validation, test), strict=True)
         self.dataset_configs = {split: config for split, config in configs if config}
+        if codes is not None:
+            self.dataset_configs = code_datasets(codes, self.dataset_configs)
+            wrap = fast_decode = image_bytes = False  # these are about the images
         self.batch_size = batch_size
         self.wrap = wrap
         self.loading = {"fast_decode": fast_decode, "image_bytes": image_bytes}

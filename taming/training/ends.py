@@ -21,7 +21,7 @@ from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
-from taming.user_code import described, is_ours, name_of
+from taming.user_code import described, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
@@ -56,7 +56,6 @@ def fit(
 
 def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
     """The last line of a training that began at step `start`."""
-    reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
     if batches := int(trainer.fast_dev_run):  # type: ignore[attr-defined]
         return (
             f"fast_dev_run: tried {'1 batch' if batches == 1 else f'{batches} batches'}, and saved "
@@ -64,14 +63,16 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
         )
     if trainer.global_step > start:
         where = f"the run is in {run.path}, go on with -r {run.path}"
+        reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
         return f"trained to step {trainer.global_step}{reason}; {where}"
     limits = {
         "max_steps": trainer.max_steps,
         "max_epochs": trainer.max_epochs,
         "limit_train_batches": trainer.limit_train_batches,
     }
-    zero = [name for name, limit in limits.items() if limit == 0]
-    because = f", as {' and '.join(zero)} is 0" if zero else reason
+    reasons = [f"{name} is 0" for name, limit in limits.items() if limit == 0]
+    reasons += ["its max_time was over"] if _is_out_of_time(trainer) else []
+    because = f", as {' and '.join(reasons)}" if reasons else ""
     return f"nothing was trained{because}; {run.path} has no new checkpoint"
 
 
@@ -108,15 +109,16 @@ def _is_raised_by_lightning(error: Exception) -> bool:
 
 
 def _raising_callback(error: Exception) -> Callback | None:
-    """The callback of Lightning's or the user's that an exception comes from, if it does.
+    """The callback of Lightning's that an exception comes from, if it does.
 
-    Some of them train: what the model raises then is not the callback's.
+    Some of them train: what the model raises then is not the callback's. One's own raise what they
+    raise, with the way to it.
     """
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        caller = frame.f_locals.get("self")
+        caller, module = frame.f_locals.get("self"), str(frame.f_globals.get("__name__"))
         if isinstance(caller, Callback):
-            return None if is_ours(type(caller)) else caller
-        if str(frame.f_globals.get("__name__")).startswith("taming."):
+            return caller if module.startswith(("pytorch_lightning.", "lightning.")) else None
+        if module.startswith("taming."):
             return None
     return None
 

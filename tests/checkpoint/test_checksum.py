@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,9 +175,14 @@ def test_a_file_that_was_written_after_last_is_used(tmp_path: Path) -> None:
     assert find_run(tmp_path).checkpoint == last
 
 
+class Calling:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
 def test_hostile_files_are_refused_not_passed_over(tmp_path: Path) -> None:
     last = write_run(tmp_path, (3,))
     os.remove(last)
-    torch.save({"state_dict": {}, "run": os.system}, last)
+    torch.save({"state_dict": {}, "run": Calling()}, last)
     with pytest.raises(UserError, match="refused as unsafe"):
         find_run(tmp_path)

@@ -10,9 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint import save_atomic
-from taming.checkpoint.stage_data import DEFAULT_LISTS, inherit_data
+from taming.checkpoint.stage_data import inherit_data
 
 CUSTOM = "taming.data.custom.CustomTrain"
+OPEN = "data/own/train.txt"  # of our YAMLs
 OWN = {"size": 16, "training_images_list_file": "mine.txt", "crop_size": "???"}
 
 
@@ -48,11 +49,12 @@ def test_without_data_all_of_the_runs_are_taken(run: Path) -> None:
 
 
 def test_what_is_left_open_is_taken_from_the_same_class(run: Path) -> None:
-    open_list = {"training_images_list_file": DEFAULT_LISTS[0]}
+    open_list = {"training_images_list_file": OPEN}
     config = over(run, data=data(CUSTOM, size="???", crop_size="???", **open_list))
     place = "data.params.train.params"
     assert inherit_data(config) == [
         f"{place}.size=16 from logs/first",
+        f"{place}.exif=ignore from logs/first",  # that run's, which is of before that option
         f"{place}.training_images_list_file=mine.txt from logs/first",
     ]
     params = config.data.params.train.params
@@ -64,10 +66,10 @@ def test_what_somebody_chose_or_another_class_has_stays(run: Path) -> None:
     others = (
         data("taming.data.custom.CustomTest", size="???"),
         data(CUSTOM, size=8, training_images_list_file="own.txt"),
-        data(CUSTOM, training_images_list_file=DEFAULT_LISTS[0]),
+        data(CUSTOM, training_images_list_file=OPEN),
     )
-    Path(DEFAULT_LISTS[0]).parent.mkdir(parents=True)
-    Path(DEFAULT_LISTS[0]).touch()  # the user's, where the YAML looks for it
+    Path(OPEN).parent.mkdir(parents=True)
+    Path(OPEN).touch()  # the user's, where the YAML looks for it
     for section in others:
         config = over(run, data=section)
         assert inherit_data(config) == []

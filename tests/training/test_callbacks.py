@@ -107,8 +107,10 @@ def test_models_get_the_first_entries_alone() -> None:
             return {"inputs": 3 * batch["image"]}
 
     batch = {"image": torch.ones(5, 3, 4, 4), "names": ["a", "b", "c", "d", "e"]}
-    pictures = callback._pictures(Keeps(), _first(batch, 2))
-    assert seen == [(["a", "b"], 2, {"max_images": 2})]
+    model = Keeps()
+    pictures = callback._pictures(model, _first(batch, 2), "val")
+    options = {"max_images": 2, "split": "val", "pl_module": model}
+    assert seen == [(["a", "b"], 2, options)]
     assert pictures["inputs"].max() == 3
 
 
@@ -138,7 +140,7 @@ def test_pictures_leave_training_as_it_is() -> None:
     generator = torch.get_rng_state()
     for training in (True, False):
         model.train(training)
-        pictures = ImageLogger(1, max_images=1)._pictures(model, batch)
+        pictures = ImageLogger(1, max_images=1)._pictures(model, batch, "train")
         assert model.training is model.norm.training is training
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())

@@ -117,7 +117,7 @@ def test_a_signal_stops_between_steps(
 
 def test_a_run_whose_time_is_over_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path, "vqgan", "--max_time", "00:00:00:00")
-    assert ", where its max_time was over; the run is in logs" in caplog.text
+    assert "nothing was trained, as its max_time was over; logs/" in caplog.text
 
 
 def test_our_handlers_are_gone_afterwards(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
-"""What a ddconfig says of the levels of encoder and decoder, and whether that can be."""
+"""The levels of encoder and decoder: what a ddconfig says of them, and how their blocks are run."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from taming.errors import UserError
 
@@ -36,3 +40,19 @@ def warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None
         if resolution not in resolutions:
             text = "attn_resolutions: no level has a resolution of %s; the levels have %s"
             log.warning(text, resolution, ", ".join(map(str, resolutions)))
+
+
+def runner(checkpoints: bool) -> Callable[[nn.Module, Tensor], Tensor]:
+    """How a level runs its blocks; with `checkpoints` they keep nothing for the backward pass but
+    their input, and are run again there."""
+    return _run_again if checkpoints and torch.is_grad_enabled() else _run
+
+
+def _run(module: nn.Module, h: Tensor) -> Tensor:
+    out: Tensor = module(h)
+    return out
+
+
+def _run_again(module: nn.Module, h: Tensor) -> Tensor:
+    out: Tensor = checkpoint(module, h, use_reentrant=False)
+    return out

@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, warn_of_unused
+from taming.modules.diffusionmodules.levels import (
+    GROUPS,
+    attends,
+    level_widths,
+    runner,
+    warn_of_unused,
+)
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -160,6 +166,8 @@ class Level(nn.Module):
     follows each. The way to the next resolution has the name that it has in checkpoints.
     """
 
+    checkpoints = False  # whether blocks keep their inputs alone for the backward pass
+
     def __init__(
         self,
         widths: Sequence[int],
@@ -178,10 +186,11 @@ class Level(nn.Module):
         self.downsample, self.upsample = downsample, upsample
 
     def forward(self, h: Tensor) -> Tensor:
+        run = runner(self.checkpoints)
         for number, block in enumerate(self.block):
-            h = block(h)  # (B, widths[number + 1], H, W)
+            h = run(block, h)  # (B, widths[number + 1], H, W)
             if len(self.attn) > 0:
-                h = self.attn[number](h)
+                h = run(self.attn[number], h)
         if self.downsample is not None:
             h = self.downsample(h)  # (B, C, H / 2, W / 2)
         if self.upsample is not None:
@@ -192,6 +201,8 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """The lowest resolution's block, attention (if any), block."""
 
+    checkpoints = False  # as in `Level`
+
     def __init__(self, width: int, dropout: float, attention: bool = True) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(in_channels=width, dropout=dropout)
@@ -199,8 +210,10 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(in_channels=width, dropout=dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.block_2(self.attn_1(self.block_1(h)))
-        return out
+        run = runner(self.checkpoints)
+        for part in (self.block_1, self.attn_1, self.block_2):
+            h = run(part, h)
+        return h
 
 
 class Encoder(nn.Module):

@@ -27,6 +27,11 @@ class Reconstruction:
     outputs: Tensor  # (B, C, H, W)
     codebook_loss: Tensor
 
+    def detached(self) -> Reconstruction:
+        """The same without gradients."""
+        tensors = (self.inputs, self.outputs, self.codebook_loss)
+        return Reconstruction(self.global_step, *(tensor.detach() for tensor in tensors))
+
 
 class DummyLoss(nn.Module):
     """Takes the place of a loss in models that are used but not trained."""
@@ -60,6 +65,10 @@ class FirstStageLoss(nn.Module):
 
     def prepare(self) -> None:
         """Load weights that the loss itself needs; called once, before training starts."""
+
+    def idles(self, global_step: int) -> bool:
+        """Whether a step of training passes without the discriminator, which is left as it is."""
+        return False
 
     def generator_loss(
         self,

@@ -17,6 +17,7 @@ from taming.config_values import Count, CountOrZero, FilePath, Pixels, Range, We
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.losses.adaptive_weight import Differentiated, gradient_at, norm_at
 from taming.modules.losses.base import Condition, DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
 
@@ -50,52 +51,14 @@ def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 D_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
 
 
-class _Differentiated(torch.autograd.Function):
-    """A loss whose `value` (scalar) and `gradient` at `images` [B, C, H, W] are known already.
-
-    Backward hands the gradient on, times the factor by which later operations scaled the loss: the
-    backward pass that the adaptive weight needs is thus also the one that trains the generator.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = images.dtype
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (grad_outputs[0] * gradient).to(ctx.dtype), None, None
-
-
-def _gradient(loss: Tensor, images: Tensor) -> Tensor:
-    if not images.requires_grad:
-        return torch.zeros_like(images)
-    (gradient,) = torch.autograd.grad(loss, images)  # frees the graph behind `images`
-    return gradient
-
-
-def _norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> Tensor:
-    """L2 norm of a loss's gradient at `last_layer`, from its `gradient` at `reconstructions`.
-
-    By the chain rule this is the gradient through one convolution; LPIPS and the discriminator are
-    not passed again. The graph is kept for the other norm and for training.
-    """
-    length: Tensor = gradient.norm()
-    # Of unit length, it neither underflows nor overflows if the layer ran in half precision.
-    direction = (gradient / length.clamp_min(1e-30)).to(reconstructions.dtype)
-    (at_layer,) = torch.autograd.grad(reconstructions, last_layer, direction, retain_graph=True)
-    norm: Tensor = length * at_layer.float().norm()
-    return norm
-
-
 class VQLPIPSWithDiscriminator(FirstStageLoss):
     """Losses of the autoencoder (optimizer 0) and of its discriminator (optimizer 1).
 
     Beyond the published options: the discriminator trains alone for `disc_warmup_steps` after
     `disc_start`, then its weight on the generator rises linearly over `disc_ramp_steps`;
-    `vgg_path` names the VGG16 file of LPIPS. `pixelloss_weight` has no effect, as in the original.
+    with `skip_idle_discriminator`, training leaves the discriminator out where it has no weight on
+    a loss: it is neither run nor updated, nor are its terms logged; `vgg_path` names the VGG16 file
+    of LPIPS. `pixelloss_weight` has no effect, as in the original.
     """
 
     generator_terms = (
@@ -122,6 +85,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         vgg_path: FilePath | None = None,
         disc_warmup_steps: CountOrZero = 0,
         disc_ramp_steps: CountOrZero = 0,
+        skip_idle_discriminator: bool = False,
     ) -> None:
         super().__init__()
         if disc_loss not in D_LOSSES:
@@ -132,6 +96,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         self.discriminator_iter_start, self.disc_factor = disc_start, disc_factor
         self.disc_warmup_steps, self.disc_ramp_steps = disc_warmup_steps, disc_ramp_steps
         self.discriminator_weight, self.disc_conditional = disc_weight, disc_conditional
+        self.skip_idle_discriminator = skip_idle_discriminator
         self.perceptual_loss = LPIPS() if perceptual_weight > 0 else None
         self.discriminator = NLayerDiscriminator(
             disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
@@ -151,6 +116,9 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
                 f"disc_in_channels is {taken}, but the images have {channels} channels; they must "
                 "be equal"
             )
+
+    def idles(self, global_step: int) -> bool:
+        return self.skip_idle_discriminator and not self._discriminator_factor(global_step)
 
     def prepare(self) -> None:
         if self.perceptual_loss is not None:
@@ -195,8 +163,9 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             # of reconstructed images apart.
             logits_real = self._discriminator_logits(inputs.detach().float(), cond)
             logits_fake = self._discriminator_logits(reconstructions.detach().float(), cond)
-            factor = adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
-            loss = factor * self.disc_loss(logits_real, logits_fake)
+            loss = self._discriminator_factor(global_step) * self.disc_loss(
+                logits_real, logits_fake
+            )
         terms = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
         return loss, _detached({"disc_loss": loss, **terms})
 
@@ -216,14 +185,18 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         Nothing is differentiated, and d_weight is 0, in evaluation without gradients.
         """
         differentiate = torch.is_grad_enabled() and x_rec.requires_grad
+        if differentiate and self.training and self.skip_idle_discriminator and not factor:
+            nll_loss, p_loss = self._reconstruction_terms(x, x_rec.float())
+            terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss}
+            return nll_loss, {**terms, "disc_factor": torch.zeros_like(nll_loss)}
         if differentiate and self.training and self._has_own_weight():
             return self._published_terms(x, x_rec, last, cond, factor=factor)
         # A leaf, so that both passes end here and the autoencoder's graph is left for training.
         images = x_rec.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(x, images)
-        nll_grad = _gradient(nll_loss, images)  # (B, C, H, W)
+        nll_grad = gradient_at(nll_loss, images)  # (B, C, H, W)
         g_loss = -self._discriminator_logits(images, cond).mean()
-        g_grad = _gradient(g_loss, images)
+        g_grad = gradient_at(g_loss, images)
 
         d_weight = torch.zeros_like(g_loss)
         if differentiate and self.training:
@@ -231,7 +204,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         weight = d_weight * factor
         loss = nll_loss.detach() + weight * g_loss.detach()
         if differentiate:
-            loss = _Differentiated.apply(x_rec, loss, nll_grad + weight * g_grad)
+            loss = Differentiated.apply(x_rec, loss, nll_grad + weight * g_grad)
         terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss, "d_weight": d_weight}
         return loss, {**terms, "disc_factor": torch.full_like(loss, factor), "g_loss": g_loss}
 
@@ -294,8 +267,12 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         """Equation 7: the weight at which both losses pull equally hard at the last layer."""
         if last_layer is None:
             raise ValueError("the generator's loss needs `last_layer` in training")
-        nll_norm, g_norm = (_norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
+        nll_norm, g_norm = (norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
         return self._ratio(nll_norm, g_norm)
+
+    def _discriminator_factor(self, global_step: int) -> float:
+        """`disc_factor`, 0 before `disc_start`."""
+        return adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
 
     def _generator_factor(self, global_step: int) -> float:
         """`disc_factor`, 0 before the discriminator counts; with a ramp of 3 steps from step 10 on:

@@ -6,11 +6,11 @@ from torch import nn
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules import losses
+from taming.modules.losses.adaptive_weight import norm_at
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import (
     DummyLoss,
     VQLPIPSWithDiscriminator,
-    _norm_at,
     adopt_weight,
     hinge_d_loss,
     vanilla_d_loss,
@@ -230,13 +230,13 @@ def test_gradient_norm_survives_half_precision(scale):
     gradient = scale * torch.randn(16 * 16, 3)
     expected = (features.T @ gradient).norm()
     in_half = features.half() @ weight.half()
-    torch.testing.assert_close(_norm_at(weight, in_half, gradient), expected, atol=0, rtol=1e-2)
+    torch.testing.assert_close(norm_at(weight, in_half, gradient), expected, atol=0, rtol=1e-2)
 
 
 def test_zero_gradients_give_zero_norm():
     weight = torch.randn(8, 3, requires_grad=True)
     output = torch.randn(5, 8) @ weight
-    assert _norm_at(weight, output, torch.zeros(5, 3)) == 0
+    assert norm_at(weight, output, torch.zeros(5, 3)) == 0
 
 
 def test_conditional_discriminator():
@@ -344,6 +344,7 @@ def test_published_defaults():
         "vgg_path": None,
         "disc_warmup_steps": 0,
         "disc_ramp_steps": 0,
+        "skip_idle_discriminator": False,
     }
     assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
     assert defaults(BCELossWithQuant) == {"codebook_weight": 1}

@@ -1,0 +1,117 @@
+"""Seconds per training step of a transformer on cached codes, against the same step on images.
+
+    python benchmarks/codes.py [--config configs/class_transformer.yaml] [--device cuda]
+
+In turn: the step on codes and on images in this --precision, and the textbook step on images, in
+fp32 and with written-out attention. All begin with a batch in memory, so that reading and decoding
+of image files, which codes do away with as well, is in none. The first stage has random weights,
+which are as fast as trained ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from measure import interleaved, write_results
+from torch import Tensor
+
+from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.devices import choose_device
+from taming.errors import command
+from taming.models.cond_transformer import Net2NetTransformer
+
+CONFIG = Path(__file__).parents[1] / "configs" / "class_transformer.yaml"
+Batch = dict[str, Tensor]
+
+
+def batches(model: Net2NetTransformer, size: int, count: int) -> tuple[Batch, Batch]:
+    """Images, and the codes that the model's first stage makes of them."""
+    images = torch.rand(count, size, size, 3, device=model.device) * 2 - 1
+    labels = torch.arange(count, device=model.device) % (model.n_classes or 1)
+    with torch.no_grad():
+        codes = model.encode_to_indices(model.get_input("image", {"image": images}))
+    return (
+        {"image": images, "class_label": labels},
+        {"codes": codes, "condition_codes": labels[:, None]},
+    )
+
+
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Any, dropout: float, *, is_causal: bool
+) -> Tensor:
+    """Attention as in textbooks, with the signature of torch's."""
+    if is_causal:
+        allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, T)
+    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+    return F.dropout(weights, dropout) @ v
+
+
+def training_step(model: Net2NetTransformer, batch: Batch, cast: Any) -> Callable[[], None]:
+    optimizer = model.train().configure_optimizers()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with cast():
+            loss = model.shared_step(batch)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def textbook(step: Callable[[], None]) -> Callable[[], None]:
+    def slow_step() -> None:
+        with patch.object(F, "scaled_dot_product_attention", written_out):
+            step()
+
+    return slow_step
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", default=str(CONFIG), help="class-conditional or unconditional")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--image_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--no_results", action="store_true", help="print, and write no file")
+    parser.add_argument("overrides", nargs="*", help="key.path=value")
+    args = parser.parse_args()
+    device = choose_device(args.device)
+
+    def cast() -> Any:
+        return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
+
+    torch.manual_seed(0)
+    config = without_checkpoint_paths(load_config([args.config], args.overrides).model)
+    model = instantiate_from_config(config, "model", "module").to(device)
+    images, codes = batches(model, args.image_size, args.batch_size)
+    steps = {
+        "codes": training_step(model, codes, cast),
+        "images": training_step(model, images, cast),
+        "textbook on images, fp32": textbook(training_step(model, images, nullcontext)),
+    }
+    seconds = interleaved(steps, device, args.rounds)
+    medians = {name: row["median"] for name, row in seconds.items()}
+    ratios = {name: round(median / medians["codes"], 3) for name, median in medians.items()}
+    for name, median in medians.items():
+        print(f"{name}: {median:.4f} s, {ratios[name]} times that of codes")
+    if not args.no_results:
+        report = {**vars(args), "config": Path(args.config).name, "seconds": seconds}
+        name = f"codes-{Path(args.config).stem}-{args.precision}"
+        print(f"written to {write_results(name, device, {**report, 'ratios': ratios})}")
+
+
+if __name__ == "__main__":
+    main()

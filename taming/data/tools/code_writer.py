@@ -1,0 +1,163 @@
+"""Writing folders of codes in parts, which are joined at the end (the format: `taming.data.codes`).
+
+A part has the codes of so many images, in a file of its own. Processes share the parts, and an
+interrupted encoding goes on with those that are missing: the bytes of the whole are always those of
+one process that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from taming.atomic_files import atomic_path, remove_leftovers, write_text
+from taming.data.codes import (
+    CODES,
+    CONDITION,
+    MANIFEST,
+    UNFINISHED,
+    ArrayFile,
+    Manifest,
+    Settings,
+    SplitFiles,
+    read_manifest,
+)
+from taming.errors import UserError
+
+PART = 256  # images of a part
+ADVICE = "make room and run again"
+Arrays = dict[str, np.ndarray]  # by `CODES` and `CONDITION`, (images, copies, ...)
+Part = tuple[str, int]  # of a split
+
+
+class CodeWriter:
+    """What is in a folder so far, of the codes that `settings` decide.
+
+    Raises:
+        UserError: if it holds other codes.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder, self.settings = folder, settings
+        self.unfinished = folder / UNFINISHED
+        for file in (folder / MANIFEST, self.unfinished / MANIFEST):
+            if file.is_file():
+                self._check_same(file)
+
+    def _check_same(self, file: Path) -> None:
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{file} is damaged; give an empty folder by --out") from None
+        for name, value in self.settings.as_json().items():
+            if stored.get(name) != value:
+                raise UserError(
+                    f"{self.folder} has codes of another {name.replace('_', ' ')}: "
+                    f"{_difference(stored.get(name), value)}; give another folder by --out"
+                )
+
+    def finished(self) -> Manifest | None:
+        """The manifest, if all is done."""
+        return read_manifest(self.folder) if (self.folder / MANIFEST).is_file() else None
+
+    def begin(self) -> None:
+        """Note the settings, and remove what a killed process has left behind."""
+        remove_leftovers(self.folder)
+        text = json.dumps(self.settings.as_json(), indent=1)
+        write_text(self.unfinished / MANIFEST, text)
+
+    # ------------------------------------------------------------------ parts
+
+    def parts(self) -> list[Part]:
+        """All parts of all splits, finished or not."""
+        return [(split, number) for split in self.settings.datasets for number in self._of(split)]
+
+    def _of(self, split: str) -> range:
+        return range(-(-self.settings.datasets[split]["images"] // PART))
+
+    def images(self, part: Part) -> range:
+        """The indices of a part's images."""
+        split, number = part
+        return range(
+            number * PART, min((number + 1) * PART, self.settings.datasets[split]["images"])
+        )
+
+    def has(self, part: Part) -> bool:
+        return self._path(part).is_file()
+
+    def save(self, part: Part, arrays: Arrays) -> None:
+        """Keep a part; its file is whole or not there."""
+        with atomic_path(self._path(part), advice=ADVICE) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def _path(self, part: Part) -> Path:
+        return self.unfinished / "{}-{:06}.npz".format(*part)
+
+    def _read(self, part: Part) -> Arrays:
+        path = self._path(part)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; run again") from None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            path.unlink(missing_ok=True)
+            raise UserError(f"{path} is damaged, and was removed; run again") from None
+
+    # ------------------------------------------------------------------ the whole
+
+    def join(self) -> Manifest:
+        """Make of the parts what they are for, and remove them."""
+        splits = {split: self._join_split(split) for split in self.settings.datasets}
+        manifest = Manifest(self.settings, splits)
+        write_text(self.folder / MANIFEST, json.dumps(manifest.as_json(), indent=1) + "\n")
+        self.remove_parts()
+        return manifest
+
+    def remove_parts(self) -> None:
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def _join_split(self, split: str) -> SplitFiles:
+        dataset = self.settings.datasets[split]
+        names = {CODES: f"{split}.codes.npy", CONDITION: f"{split}.conditions.npy"}
+        files = {}
+        for key, array in self._read((split, 0)).items():
+            shape = (dataset["images"], *array.shape[1:])
+            files[key] = ArrayFile(names[key], str(array.dtype), shape)
+            path = self.folder / names[key]
+            with (
+                atomic_path(path, durable=True, advice=ADVICE) as partial,
+                partial.open("wb") as file,
+            ):
+                _write(file, files[key], (self._read((split, n))[key] for n in self._of(split)))
+        return SplitFiles(dataset["images"], dataset["copies"], files[CODES], files.get(CONDITION))
+
+
+def _write(file: BinaryIO, whole: ArrayFile, parts: Iterator[np.ndarray]) -> None:
+    """A .npy file from its parts, one after another: what a full disk ends is an error, while it
+    would end the process in writing to a memory map."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(whole.dtype))
+    header = {"descr": descr, "fortran_order": False, "shape": whole.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for part in parts:
+        if part.shape[1:] != whole.shape[1:]:
+            raise UserError(
+                f"{whole.file}: images or conditions have several sizes, {whole.shape[2:]} and "
+                f"{part.shape[2:]} in codes; give a crop_size"
+            )
+        file.write(part.tobytes())
+
+
+def _difference(stored: Any, own: Any) -> str:
+    """The first entry that differs, as a clause."""
+    if isinstance(stored, Mapping) and isinstance(own, Mapping):
+        for name in [*own, *stored]:
+            if stored.get(name) != own.get(name):
+                return f"{name}: {_difference(stored.get(name), own.get(name))}"
+    return f"{stored} before, and {own} now"

@@ -1,0 +1,140 @@
+"""What the losses of a first stage are computed from, and what is logged of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from taming.distributed import same_on_all_ranks, world_size
+from taming.models.codes import CodeHistogram, CodesInterface
+from taming.modules.diffusionmodules.model import Decoder
+from taming.modules.ema import LitEma
+from taming.modules.losses.base import (
+    Reconstruction,
+    has_entry_points,
+    names_of_terms,
+)
+from taming.modules.vqvae.codebook import Quantized, Quantizer
+
+SPLITS = ("train", "val")
+GENERATOR, DISCRIMINATOR = 0, 1  # the sides of the game, the number of the optimizer of each
+
+
+class AutoencoderLosses(CodesInterface, pl.LightningModule):
+    """The losses of both sides, their terms and the use of the codebook, in all splits."""
+
+    loss: nn.Module  # a FirstStageLoss, or one with the published `forward`
+    quantize: Quantizer
+    decoder: Decoder
+    image_key: str
+    use_ema: bool = False
+    model_ema: LitEma
+    _used_codes: CodeHistogram
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training, and its terms
+
+    def get_last_layer(self) -> Tensor:
+        """The weight at which the adaptive weight compares gradients (equation 7)."""
+        return self.decoder.conv_out.weight
+
+    @property
+    def discriminator(self) -> nn.Module | None:
+        """The loss's discriminator, None without the adversarial game (section 3.1)."""
+        network: nn.Module | None = getattr(self.loss, "discriminator", None)
+        return network
+
+    def quantized(self, x: Tensor) -> Quantized:
+        """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
+        quantized: Quantized = self.encode(x)  # type: ignore[assignment]
+        return quantized
+
+    def images_of(self, quant: Tensor) -> Tensor:
+        """Codes -> images: what `decode` of most models gives."""
+        return self.decode(quant)
+
+    def logged_names(self) -> set[str] | None:
+        """What is logged in training and validation; None if the loss is no part of this project,
+        or does not say."""
+        terms = names_of_terms(self.loss)
+        of_codebook = {"val/codebook_usage", "val/codebook_perplexity"}
+        return None if terms is None else {f"{s}/{t}" for s in SPLITS for t in terms} | of_codebook
+
+    def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
+        """The loss of a side of the game, which is logged with its terms."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        prefix = f"{split}/"
+        if not has_entry_points(self.loss):
+            loss, terms = self._published_loss(images, side, split)
+            prefix = ""  # it is part of their names
+        elif side == GENERATOR:
+            last, codebook_loss = self.get_last_layer(), images.codebook_loss
+            loss, terms = self.loss.generator_loss(x, outputs, codebook_loss, step, last_layer=last)
+        else:
+            loss, terms = self.loss.discriminator_loss(x, outputs, step)
+        terms = {f"{prefix}{name}": term for name, term in terms.items()}
+        name = "aeloss" if side == GENERATOR else "discloss"
+        self._log_losses(f"{split}/{name}", loss, terms, len(x))
+        return loss
+
+    def _published_loss(
+        self, images: Reconstruction, side: int, split: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and terms by the names under which they are logged, of the original's kind."""
+        x, outputs, step = images.inputs, images.outputs, images.global_step
+        options = {"last_layer": self.get_last_layer(), "split": split}
+        loss, terms = self.loss(images.codebook_loss, x, outputs, side, step, **options)
+        return loss, terms
+
+    def _log_losses(
+        self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int
+    ) -> None:
+        training = name.startswith("train/")
+        if training:
+            parts = {key: torch.as_tensor(term).detach() for key, term in terms.items()}
+            self.loss_terms = {name: loss.detach(), **parts}
+        how: dict[str, Any] = {
+            "on_step": training,
+            "on_epoch": not training,
+            "sync_dist": not training,
+            "batch_size": batch_size,
+        }
+        self.log(name, loss.detach(), prog_bar=True, **how)
+        self.log_dict(dict(terms), **how)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The losses of both sides and the use of the codebook, of one batch."""
+        self._evaluate(batch, "val")
+        if self.use_ema:
+            with self.model_ema.swapped_in(self):
+                self._evaluate(batch, "val_ema")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The losses of both sides, of one batch."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
+        x = self.get_input(batch, self.image_key)
+        quant, codebook_loss, (_, _, indices) = self.quantized(x)
+        if split != "val_ema":
+            self._used_codes.add(indices)
+        images = Reconstruction(self.global_step, x, self.images_of(quant), codebook_loss)
+        self._loss_of(images, GENERATOR, split)
+        if self.discriminator is not None:
+            self._loss_of(images, DISCRIMINATOR, split)
+
+    def on_validation_start(self) -> None:
+        """Validate with the first process's running means, which are those of a checkpoint."""
+        if self.discriminator is not None and world_size() > 1:
+            for buffer in self.discriminator.buffers():
+                same_on_all_ranks(buffer)
+
+    def on_validation_epoch_end(self) -> None:
+        used, perplexity = self._used_codes.summary()
+        self.log("val/codebook_usage", used, rank_zero_only=True)
+        self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)

@@ -1,0 +1,52 @@
+"""Gradients that the adaptive weight compares and the generator trains by (equation 7), taken once.
+
+See `VQLPIPSWithDiscriminator._generator_terms` for how they go together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Differentiated(torch.autograd.Function):
+    """A loss whose `value` (scalar) and `gradient` at `images` [B, C, H, W] are known already.
+
+    Backward hands the gradient on, times the factor by which later operations scaled the loss: the
+    backward pass that the adaptive weight needs is thus also the one that trains the generator.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = images.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (grad_outputs[0] * gradient).to(ctx.dtype), None, None
+
+
+def gradient_at(loss: Tensor, images: Tensor) -> Tensor:
+    """Of a loss at `images`, whose graph ends there and is freed; 0 if they ask for none."""
+    if not images.requires_grad:
+        return torch.zeros_like(images)
+    (gradient,) = torch.autograd.grad(loss, images)  # frees the graph behind `images`
+    return gradient
+
+
+def norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> Tensor:
+    """L2 norm of a loss's gradient at `last_layer`, from its `gradient` at `reconstructions`.
+
+    By the chain rule this is the gradient through one convolution; LPIPS and the discriminator are
+    not passed again. The graph is kept for the other norm and for training.
+    """
+    length: Tensor = gradient.norm()
+    # Of unit length, it neither underflows nor overflows if the layer ran in half precision.
+    direction = (gradient / length.clamp_min(1e-30)).to(reconstructions.dtype)
+    (at_layer,) = torch.autograd.grad(reconstructions, last_layer, direction, retain_graph=True)
+    norm: Tensor = length * at_layer.float().norm()
+    return norm

@@ -1,0 +1,439 @@
+"""Codes in place of images: written, refused, and trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from scripts.encode_dataset import main as encode_command
+from scripts.evaluate_transformer import main as evaluate
+from taming.checkpoint import expand_stages, load_run, read_checkpoint
+from taming.config import instantiate_from_config, load_config
+from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
+from taming.data.base import ImageFiles
+from taming.data.codes import CodeDataset
+from taming.data.options import ImageOptions
+from taming.data.seeding import Position, SeededDataset
+from taming.data.tools import code_writer
+from taming.data.utils import custom_collate
+from taming.errors import UserError
+from taming.evaluation.results import read_result
+from taming.training import DataModuleFromConfig
+from taming.training.cli import main as main_command
+from taming.training.encoding import Encoding, _narrow
+from tests.kit.datasets import Noise
+from tests.kit.images import write_images
+from tests.kit.models import first_stage_config, scene_config
+from tests.kit.processes import in_two_processes
+from tests.kit.scenes import OPTIONS, write_coco
+from tests.kit.training import small_vqgan, write_config, write_transformer
+from tests.support import write_run
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+encode = encode_command.__wrapped__  # type: ignore[attr-defined]
+NOISE = {"target": "tests.kit.datasets.Noise", "params": {"length": 12}}
+CODES = "data.params.codes=codes"
+FIRST = "model.params.first_stage_config="
+COORDINATES = {
+    "target": "taming.modules.misc.coord.CoordStage",
+    "params": {"n_embed": 12, "down_factor": 2},
+}
+
+
+class Pairs(Noise):
+    """`Noise`, its mirror image and coordinates as conditions."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        rows = np.linspace(0, 0.9, self.size**2, dtype=np.float32).reshape(self.size, self.size)
+        return item | {"other": item["image"][:, ::-1].copy(), "coord": rows}
+
+
+def write_base(folder: Path, target: str = "tests.kit.datasets.Noise", **params: Any) -> str:
+    """A transformer's config over 12 codes, 8 x 8 an image, on 12 and 4 images."""
+    base = write_transformer(folder, **params)
+    config = OmegaConf.load(base)
+    for split in ("train", "validation"):
+        config.data.params[split].target = target
+    return write_config(folder, config, "transformer.yaml")  # type: ignore[arg-type]
+
+
+def arrays(folder: str | Path) -> dict[str, np.ndarray]:
+    return {path.name: np.load(path) for path in sorted(Path(folder).glob("*.npy"))}
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of two first stages, a config, and codes of the first."""
+    folder = tmp_path_factory.mktemp("codes")
+    torch.manual_seed(0)
+    for name, size in (("first", 12), ("other", 12), ("larger", 16)):
+        write_run(folder / name, first_stage_config(n_embed=size))
+    base = write_base(folder)
+    encode(["--base", base, "--out", str(folder / "codes"), f"{FIRST}{folder / 'first'}"])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(home: Path, *arguments: str, steps: int = 4, name: str = "run") -> Path:
+    """Train and return the run's folder."""
+    base = ["--base", str(home / "transformer.yaml"), "-n", name, f"{FIRST}{home / 'first'}"]
+    main([*base, "-t", "--max_steps", str(steps), *arguments])
+    return next(Path("logs").glob(f"*_{name}"))
+
+
+def losses(run: Path) -> list[tuple[str, str]]:
+    """(step, loss) of training and validation, as they are written."""
+    tables = sorted(run.glob("csv/*/metrics.csv"))
+    rows = [row for table in tables for row in csv.DictReader(table.open())]
+    return [
+        (row["step"], row[key])
+        for row in rows
+        for key in ("train/loss", "val/loss")
+        if row.get(key)
+    ]
+
+
+def test_training_on_codes_is_training_on_images(home: Path) -> None:
+    """To the bit, through a stop; and the run goes on to be evaluated on its images."""
+    images = train(home, "lightning.callbacks.image_logger=null", name="images")
+    codes = train(home, f"data.params.codes={home / 'codes'}", name="codes", steps=2)
+    assert losses(codes) == losses(images)[:2] and len(losses(images)) == 5
+    main(["-r", str(codes), "-t", "--max_steps", "4"])
+    assert losses(codes) == losses(images)
+    before, after = (
+        read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in (images, codes)
+    )
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    kinds = {path.name.partition("_gs-")[0] for path in codes.glob("images/train/*.png")}
+    assert kinds == {"reconstructions", "conditioning", "side_by_side"} | {
+        f"samples_{kind}" for kind in ("half", "nopix", "det")
+    }
+    evaluate(["-r", str(codes), "--device", "cpu", "--workers", "0", "--no_cache"])
+    assert read_result(codes / "evaluation/transformer.json")["metrics"]["images"] == 4
+
+    # The weights to compare with are those of the run's checkpoint.
+    others = changed(home, first_stage={"n_codes": 12, "weights": "0" * 16})
+    with pytest.raises(UserError, match=r"of another first stage \(weights 0{16}, the model's are"):
+        main(["-r", str(codes), "-t", "--max_steps", "5", f"data.params.codes={others}"])
+
+
+def changed(home: Path, **settings: Any) -> Path:
+    """A copy of the codes whose manifest says something else."""
+    shutil.rmtree("changed", ignore_errors=True)
+    shutil.copytree(home / "codes", "changed")
+    path = Path("changed", "manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return path.parent
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:length])
+
+    return apply
+
+
+def begun(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "unfinished").mkdir()
+
+
+def larger_codes(folder: Path) -> None:
+    np.save(folder / "train.codes.npy", np.full((12, 1, 8, 8), 12, np.uint16))
+
+
+def without_train(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["splits"]["train"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut("train.codes.npy", 700), "train.codes.npy is cut short or damaged; copy it again"),
+        (cut("validation.conditions.npy", 50), "validation.conditions.npy is cut short or damaged"),
+        (cut("train.codes.npy", 0), "train.codes.npy is cut short or damaged"),
+        (cut("manifest.json", 100), "manifest.json is damaged; copy it again, or write it anew"),
+        (lambda folder: (folder / "train.codes.npy").unlink(), "train.codes.npy is missing"),
+        (lambda folder: shutil.copy(folder / "validation.codes.npy", folder / "train.codes.npy"),
+         "train.codes.npy holds uint16 [4, 1, 8, 8], and manifest.json says uint16 [12, 1, 8, 8]"),
+        (begun, "are incomplete; go on with the same scripts/encode_dataset.py"),
+        (without_train, "has no codes of data.params.train, only of validation; encode it"),
+        (shutil.rmtree, "changed has no codes (manifest.json); write them with"),
+    ],
+)  # fmt: skip
+def test_damaged_folders_are_refused(home: Path, damage: Any, message: str) -> None:
+    damage(changed(home))
+    with pytest.raises(UserError) as caught:
+        DataModuleFromConfig(4, train=NOISE, validation=NOISE, codes="changed").setup()
+    assert message in str(caught.value)
+
+
+def test_codes_that_there_are_not_are_refused_while_loading(home: Path) -> None:
+    larger_codes(changed(home))
+    with pytest.raises(UserError, match="train.codes.npy is damaged: image 3 has code 12 of 12"):
+        CodeDataset("changed", "train")[3]
+
+
+CONDITION = {"key": "class_label", "kind": "class", "class": "taming.modules.util.Labelator",
+             "weights": None, "settings": {"n_classes": 5, "quantize_interface": True},
+             "downsample_cond_size": -1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        ({}, ["{larger}"], "are of a codebook of 12 entries, and n_embed of the model's first "
+         "stage is 16; encode the data"),
+        ({}, ["{other}"], "are of another first stage (weights"),
+        ({"condition": None}, [], "are without conditions, and the model has 'class_label'"),
+        ({"condition": CONDITION}, [], "have other conditions than the model: their settings is "
+         "{'n_classes': 5"),
+        ({}, ["model.params.cond_stage_key=label"], "their key is class_label, and the model's "
+         "label"),
+        ({"version": 2}, [], "is of version 2 of the format, and this is version 1"),
+        ({}, ["model.params.transformer_config.params.block_size=60"], "block_size is 60, too "
+         "small for 64 tokens"),
+    ],
+)  # fmt: skip
+def test_codes_of_another_model_are_refused_before_training(
+    home: Path, settings: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    folder = changed(home, **settings)
+    stages = {name: f"{FIRST}{home / name}" for name in ("larger", "other")}
+    own = [text.format(**stages) for text in overrides]
+    with pytest.raises(UserError) as caught:
+        train(home, f"data.params.codes={folder}", *own)
+    assert message in str(caught.value) and not Path("logs").exists()
+
+
+def test_first_stages_do_not_train_on_codes(home: Path) -> None:
+    base = write_config(Path(), small_vqgan())
+    with pytest.raises(UserError, match="codes are for transformers, and this model reads images"):
+        main(["--base", base, "-t", f"data.params.codes={home / 'codes'}"])
+
+
+# ---------------------------------------------------------------------- how they are written
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_writer, "PART", 5)
+
+
+def test_an_interrupted_encoding_goes_on(
+    home: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--base", str(home / "transformer.yaml"), f"{FIRST}{home / 'first'}"]
+    command += ["--batch_size", "2", "--flips"]
+    encode([*command, "--out", "whole"])
+    calls, encode_batch = [], Encoding._encode_batch
+
+    def killed(self: Encoding, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return encode_batch(self, *args)
+
+    monkeypatch.setattr(Encoding, "_encode_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        encode([*command, "--out", "parts"])
+    assert [path.name for path in Path("parts/unfinished").glob("*.npz")] == ["train-000000.npz"]
+    with pytest.raises(UserError, match="parts are incomplete"):
+        CodeDataset("parts")
+    with pytest.raises(UserError, match="codes of another protocol: seed: 23 before, and 1 now"):
+        encode([*command, "--out", "parts", "--seed", "1"])
+    encode([*command, "--out", "parts"])
+    assert len(calls) == 5 + 9 - 3  # three batches were kept
+    assert contents("parts") == contents("whole")
+    encode([*command, "--out", "parts"])
+    assert len(calls) == 11
+    with pytest.raises(UserError, match="another protocol: crops: 0 before, and 1 now; give anoth"):
+        encode([*command, "--out", "parts", "--crops", "1"])
+
+
+def test_processes_share_the_work(home: Path, small_parts: None) -> None:
+    command = ["--base", str(home / "transformer.yaml"), f"{FIRST}{home / 'first'}", "--out"]
+    in_two_processes(encode, [*command, "two"])
+    assert contents("two") == contents(home / "codes")
+
+
+def first_stage(home: Path) -> Any:
+    return load_run(home / "first")[0]
+
+
+def test_mirrored_copies_and_their_conditions(home: Path) -> None:
+    """Conditions that are images are mirrored, coordinates are not."""
+    model = first_stage(home)
+    items = [Pairs(12)[index] for index in range(12)]
+    values = np.stack([item["image"] for item in items])
+    for name, stage in (("other", "__is_first_stage__"), ("coord", COORDINATES)):
+        base = write_base(Path(), f"{__name__}.Pairs", cond_stage_key=name, cond_stage_config=stage)
+        encode(["--base", base, "--out", name, "--flips", f"{FIRST}{home / 'first'}"])
+        made = arrays(name)
+        expected = [values, values[:, :, ::-1]]
+        codes = [encoded(model, views) for views in expected]
+        assert np.array_equal(made["train.codes.npy"], np.stack(codes, axis=1))
+        assert np.array_equal(made["validation.codes.npy"][:, 0], codes[0][:4])
+        conditions = made["train.conditions.npy"]
+        if name == "other":
+            assert np.array_equal(conditions, np.stack(codes[::-1], axis=1))
+        else:
+            assert conditions.shape == (12, 2, 8, 8) and len(np.unique(conditions)) > 8
+            assert np.array_equal(conditions[:, 0], conditions[:, 1])
+        pictures = logged(base, name, home)
+        assert ("conditioning_rec" in pictures) == (name == "other")
+
+
+def encoded(model: Any, images: np.ndarray) -> np.ndarray:
+    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).contiguous()
+    return model.encode_to_indices(x).numpy()
+
+
+def logged(base: str, codes: str, home: Path) -> dict[str, torch.Tensor]:
+    config = load_config([base], [f"{FIRST}{home / 'first'}"])
+    expand_stages(config)
+    model = instantiate_from_config(config.model)
+    batch = custom_collate([CodeDataset(codes)[index] for index in range(2)])
+    pictures = model.log_images(batch)
+    expected = model.first_stage_model.decode_indices(batch["codes"])
+    assert torch.equal(pictures["reconstructions"], expected)
+    return pictures
+
+
+def test_scenes_are_mirrored_with_their_boxes(home: Path) -> None:
+    root = write_coco(Path("data"))
+    model = {"cond_stage_config": scene_config(1)["cond_stage_config"]}
+    gpt = {"vocab_size": 1024, "block_size": 400, "n_layer": 1, "n_head": 1, "n_embd": 8}
+    base = write_transformer(Path(), cond_stage_key="objects_bbox", **model)
+    config = OmegaConf.load(base)
+    config.model.params.transformer_config.params = gpt
+    params = {**OPTIONS, "data_path": str(root), "random_flip": True, "target_image_size": 16}
+    scenes = {"target": "taming.data.annotated_objects_coco.AnnotatedObjectsCoco"}
+    config.data.params.batch_size, config.data.params.validation = 1, None
+    config.data.params.train = {**scenes, "params": params}
+    OmegaConf.save(config, base)
+    encode(["--base", base, "--out", "codes", "--flips", f"{FIRST}{home / 'first'}"])
+    items = {
+        mirrored: AnnotatedObjectsCoco(**{**params, "random_flip": False})
+        for mirrored in (False, True)
+    }
+    items[True].transform_functions[0].flip_share = 1.0
+    for copy, (mirrored, dataset) in enumerate(items.items()):
+        item = SeededDataset(dataset, 23)[0]
+        assert item["image"].shape == (16, 16, 3)
+        assert np.array_equal(
+            arrays("codes")["train.conditions.npy"][0, copy], item["objects_bbox"].numpy()
+        ), mirrored
+        expected = encoded(first_stage(home), item["image"][None])
+        assert np.array_equal(arrays("codes")["train.codes.npy"][:1, copy], expected)
+
+
+def test_random_crops_and_the_choice_among_them(home: Path) -> None:
+    """Of data that crop at the center, by themselves; each epoch chooses by its position."""
+    files = write_images(Path("images"), 6, 16, 64)
+    Path("list.txt").write_text("\n".join(files))
+    unconditional = {"cond_stage_config": "__is_unconditional__"}
+    base = write_base(Path(), "taming.data.custom.CustomTrain", **unconditional)
+    config = OmegaConf.load(base)
+    for split in ("train", "validation"):
+        params = {"size": 16, "training_images_list_file": "list.txt"}
+        config.data.params[split].params = params
+    OmegaConf.save(config, base)
+    command = ["--base", base, "--crops", "3", "--flips", f"{FIRST}{home / 'first'}"]
+    encode([*command, "--out", "codes"])
+    made = arrays("codes")["train.codes.npy"]
+    assert made.shape == (6, 6, 8, 8) and made.dtype == np.uint16
+    assert arrays("codes")["validation.codes.npy"].shape == (6, 1, 8, 8)
+    options = ImageOptions(16, random_crop=True)
+    dataset = SeededDataset(ImageFiles(files, options), 23)
+    crops = np.stack([dataset[Position(epoch, 2)]["image"] for epoch in range(3)])
+    assert np.array_equal(made[2, ::2], encoded(first_stage(home), crops))
+    assert np.array_equal(made[2, 1::2], encoded(first_stage(home), crops[:, :, ::-1]))
+
+    chosen = SeededDataset(CodeDataset("codes"), 5)
+    epochs = [chosen[Position(epoch, 2)]["codes"] for epoch in range(40)]
+    assert all(np.array_equal(chosen[Position(7, 2)]["codes"], epochs[7]) for _ in range(3))
+    assert len({codes.tobytes() for codes in epochs}) == len({one.tobytes() for one in made[2]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--crops", "2"], "--crops 2: Noise crops nothing, so that all 2 copies would be the "),
+        (["--crops", "-1"], "--crops and --seed are at least 0, and --batch_size at least 1"),
+        (["model.params.cond_stage_key=depth"], "the data has no 'depth'"),
+        (["model.params.transformer_config.params.vocab_size=8"], "too small for the 12 codes"),
+        (["data=null"], "the configs have no 'data' section"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_encoded_is_refused(home: Path, arguments: list[str], message: str) -> None:
+    base = str(home / "transformer.yaml")
+    with pytest.raises(UserError) as caught:
+        encode(["--base", base, "--out", "x", f"{FIRST}{home / 'first'}", *arguments])
+    assert message in str(caught.value) and not Path("x").exists()
+
+
+def test_untrained_first_stages_are_not_encoded_with(home: Path) -> None:
+    untrained = ["model.params.first_stage_config.params.ckpt_path=null"]
+    untrained += ["model.params.transformer_config.params.vocab_size=64"]
+    with pytest.raises(UserError, match="the first stage is not trained: set model.params.first_"):
+        encode(["--base", str(home / "transformer.yaml"), "--out", "x", *untrained])
+
+
+def test_codes_need_neither_images_nor_a_data_section(home: Path) -> None:
+    """A first stage's run is enough to encode its data, and then a transformer without any."""
+    files = write_images(Path("images"), 6, 16, 16)
+    Path("list.txt").write_text("\n".join(files))
+    config = small_vqgan()
+    for split in ("train", "validation"):
+        params = {"size": 16, "training_images_list_file": "list.txt"}
+        config.data.params[split] = {"target": "taming.data.custom.CustomTrain", "params": params}
+    run = write_run(Path("logs/first"), first_stage_config())
+    OmegaConf.save({"data": config.data}, run / "configs" / "2020-project.yaml")
+    encode(["--base", str(run), "--out", "codes"])
+    shutil.rmtree("images")
+    whole = OmegaConf.load(write_base(Path(), cond_stage_config="__is_unconditional__"))
+    del whole["data"]
+    base = write_config(Path(), whole)  # type: ignore[arg-type]
+    main(["--base", base, "-t", "-n", "run", "--max_steps", "1", f"{FIRST}{run}", CODES])
+    [stored] = Path("logs").glob("*_run/configs/*-project.yaml")
+    data = OmegaConf.load(stored).data.params
+    assert (data.codes, data.train.params.training_images_list_file) == ("codes", "list.txt")
+
+    # Values that a config leaves to the user are those of images, too.
+    whole.data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2}}
+    whole.data.params.train = {"target": "taming.data.custom.CustomTrain", "params": {"size": 16}}
+    whole.data.params.train.params.training_images_list_file = "???"
+    base = write_config(Path(), whole)  # type: ignore[arg-type]
+    main(["--base", base, "-t", "-n", "open", "--max_steps", "1", f"{FIRST}{run}", CODES])
+    assert list(Path("logs").glob("*_open/checkpoints/last.ckpt"))
+
+
+def test_indices_take_as_many_bytes_as_they_need() -> None:
+    codes = torch.tensor([[65_535]])
+    assert [_narrow([codes], count).dtype for count in (2**16, 2**16 + 1)] == [np.uint16, np.int32]
+    assert _narrow([codes], 2**16).item() == 65_535
