@@ -353,6 +353,18 @@ def test_each_side_has_its_loss_and_the_autoencoder_alone_a_graph() -> None:
     for options in ({}, {"optimizer_idx": 0}, {"optimizer_idx": 1}):
         assert model.training_step({"image": IMAGES}, 0, **options).requires_grad
     assert graphs == [(0, True), (0, True), (1, False)]
+    how = {"on_step": True, "on_epoch": False, "sync_dist": False, "batch_size": 2}
+    assert all(how.items() <= call.kwargs.items() for call in model.log.call_args_list)
+
+
+def test_gradients_are_clipped_if_there_is_a_limit() -> None:
+    model, optimizer = made(VQModel), Mock()
+    model.clip_gradients = Mock()
+    model.on_before_optimizer_step(optimizer)
+    model.clip_gradients.assert_not_called()
+    model.gradient_clip_val = 0.5
+    model.on_before_optimizer_step(optimizer)
+    model.clip_gradients.assert_called_once_with(optimizer, 0.5, "norm")
 
 
 def test_averages_are_validated_in_the_weights_place() -> None:

@@ -360,6 +360,19 @@ def test_conditions_that_are_images_are_looked_at_as_images() -> None:
             model.check_batch(batch)
 
 
+def test_sequences_are_measured_before_training() -> None:
+    """Of 16 codes, and a condition that is made smaller: 4 x 4 pixels are 2 x 2 codes."""
+    batch = {"image": torch.rand(1, 8, 8, 3) * 2 - 1, "class_label": torch.zeros(1)}
+    stage = {"cond_stage_config": first_stage_config(n_embed=20), "cond_stage_key": "image"}
+    stage["downsample_cond_size"] = 4
+    tiny_model(transformer_config({"block_size": 19}, **stage)).check_batch(batch)
+    with pytest.raises(UserError, match="16 tokens of an image and 4 of its .* at least 19"):
+        tiny_model(transformer_config({"block_size": 18}, **stage)).check_batch(batch)
+    order = {**CONDITIONS["spiral"]["permuter_config"], "params": {"H": 4, "W": 5}}
+    with pytest.raises(UserError, match="permuter orders 20 positions, but the latent has 16"):
+        tiny_model(transformer_config(permuter_config=order)).check_batch(batch)
+
+
 def test_the_vocabulary_holds_the_condition_stages_codes() -> None:
     for needed in (23, 24):  # of which there are 23 tokens
         stage = {"cond_stage_config": first_stage_config(n_embed=needed)}

@@ -8,7 +8,7 @@ import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -262,11 +262,12 @@ def test_one_of_several_processes_does_not_stop_alone(
     for processes, between in ((2, True), (1, False), (1, True)):
         monkeypatch.setattr(checkpoints, "between_steps", lambda _, between=between: between)
         trainer: Any = SimpleNamespace(world_size=processes)
-        if (processes, between) == (1, True):
-            with pytest.raises(Stopped):
-                callback.on_validation_batch_start(trainer, trainer, None, 0)
-        else:
-            callback.on_validation_batch_start(trainer, trainer, None, 0)
+        for hook in (callback.on_train_batch_start, callback.on_validation_batch_start):
+            if (processes, between) == (1, True):
+                with pytest.raises(Stopped):
+                    hook(trainer, trainer, None, 0)
+            else:
+                hook(trainer, trainer, None, 0)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +381,13 @@ def test_what_failed_is_tried_again_soon(
     callback._unannounced = True
     callback._report(trainer)
     assert caplog.messages[1:] == ["checkpoints can be written again"]
+
+
+def test_files_that_are_due_count_as_saved_at_this_step() -> None:
+    callback, trainer = Checkpoints(), cast(Any, SimpleNamespace(global_step=7))
+    callback._save_checkpoint(trainer, "a/x.ckpt")
+    assert callback._due == [Path("a/x.ckpt")]
+    assert (callback._last_global_step_saved, callback._last_checkpoint_saved) == (7, "a/x.ckpt")
 
 
 @pytest.mark.parametrize("tried", [0, 2])

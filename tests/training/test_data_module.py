@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -102,6 +102,15 @@ def test_batches_of_an_epoch_are_counted_in_each_process(monkeypatch: pytest.Mon
     for place, start in ((Place(3, 2), (3, 12)), (Place(3, 2, complete=True), (4, 0))):
         monkeypatch.setattr(data_module, "place_of", lambda _, place=place: place)
         assert other._position(processes=2) == start
+
+
+def test_training_alone_begins_at_a_place() -> None:
+    data = DataModuleFromConfig(2, noise(6), noise(6), num_workers=0)
+    data.setup()
+    data.trainer = cast(Any, SimpleNamespace())
+    data.start_at(0, 4)
+    loaders = (data.train_dataloader(), data.val_dataloader())
+    assert [len(list(loader.sampler)) for loader in loaders] == [2, 6]  # type: ignore[union-attr]
 
 
 def test_the_slowest_item_of_all_loaders_is_named() -> None:

@@ -63,7 +63,7 @@ def test_loaders_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             3,
             {"max_steps": 0, "limit_train_batches": 0},
-            "nothing was trained, as max_steps and limit_train_batches is 0; logs/x",
+            "nothing was trained, as max_steps is 0 and limit_train_batches is 0; logs/x",
         ),
         (0, {"fast_dev_run": 1}, "fast_dev_run: tried 1 batch, and saved no checkpoint"),
         (0, {"fast_dev_run": 2}, "fast_dev_run: tried 2 batches, and saved no checkpoint"),
@@ -100,20 +100,25 @@ def test_a_process_that_has_died_is_what_is_said(monkeypatch: pytest.MonkeyPatch
     assert ended == ["others"] * 2
 
 
-class Failing(Callback):
-    """Of the user's, as is what it may call."""
-
-    def __init__(self, other: Callback | None = None) -> None:
-        self.other = other
-
-    def on_train_start(self, *_: Any) -> None:
-        if self.other is None:
-            raise KeyError("mine")
-        self.other.on_train_start(None, None)  # type: ignore[arg-type]
+def of_module(name: str, line: str) -> Any:
+    """A function in a module of that name, which does that with `self` and `other`."""
+    scope: dict[str, Any] = {"__name__": name}
+    exec(f"def call(self, other=None):\n    {line}", scope)
+    return scope["call"]
 
 
-class Inner(Failing):
+class Theirs(Callback):
+    fail = of_module("pytorch_lightning.callbacks.theirs", "raise KeyError('theirs')")
+    call = of_module("pytorch_lightning.callbacks.theirs", "other()")
+
+
+class Inner(Theirs):
     pass
+
+
+class Own(Callback):
+    def fail(self) -> None:
+        raise KeyError("mine")
 
 
 def caught(call: Any) -> Exception:
@@ -124,16 +129,15 @@ def caught(call: Any) -> Exception:
     raise AssertionError
 
 
-def test_the_callback_that_failed_is_named() -> None:
+def test_a_callback_of_lightnings_that_failed_is_named() -> None:
     trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
-    error = caught(lambda: Failing(Inner()).on_train_start())
-    sentence = f"the callback {__name__}.Inner cannot be used here: KeyError: 'mine'"
-    assert str(ends._death(trainer, error)).startswith(sentence)
-
-    class Ours(Inner):
-        __module__ = "taming.training.ours"
-
-    assert ends._death(trainer, caught(lambda: Failing(Ours()).on_train_start())) is None
+    sentence = f"the callback {__name__}.Theirs cannot be used here: KeyError: 'theirs'"
+    assert str(ends._death(trainer, caught(Theirs().fail))).startswith(sentence)
+    of_model = of_module("taming.models.x", "raise KeyError('a bug')")
+    for other in (Own().fail, lambda: of_model(None)):
+        assert ends._death(trainer, caught(lambda other=other: Theirs().call(other))) is None
+    nested = caught(lambda: Theirs().call(Inner().fail))
+    assert str(ends._death(trainer, nested)).startswith(f"the callback {__name__}.Inner cannot")
     code = compile("def check():\n    raise ValueError('no   such\\nmode')", "x", "exec")
     for place, said in (
         ("/lib/pytorch_lightning/a.py", "the Trainer refuses this: no such mode"),

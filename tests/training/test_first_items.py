@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import IterableDataset
 
+from taming.data.seeding import SeededDataset
 from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.first_items import FirstOfStreams, check_first_items
@@ -66,7 +67,12 @@ def test_the_first_items_of_each_split_are_checked() -> None:
         checked(2, train=Noise(9), validation=Noise(3))
 
 
-def test_random_numbers_are_those_of_training_and_go_on_as_they_were() -> None:
+def test_random_numbers_are_those_of_training_and_go_on_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    seeded = SeededDataset(Random(9), 3).__getitems__(range(4))
+    assert checked(2, train=Random(9)) == [[int(item["class_label"]) for item in seeded]]
     state = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
     assert checked(2, train=Random(9)) == checked(2, train=Random(9))
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index,union-attr]

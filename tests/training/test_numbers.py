@@ -173,6 +173,13 @@ def test_the_whole_loss_is_what_counts() -> None:
     expected = "the loss is inf (train/aeloss, train/x) at step 4, in the batch of a.png; "
     assert str(caught.value).startswith(expected)
     assert "--skip_nonfinite 10" in str(caught.value)
+    callback, terms["train/aeloss"] = FiniteNumbers(), torch.tensor(1.0)
+    for name in ("a.png", "b.png"):  # two batches of a step
+        callback.on_train_batch_start(trainer, module, {"file_path_": [name]}, 0)
+        callback.on_before_backward(trainer, module, torch.tensor(0.0))
+    weight.grad = torch.tensor([0.0, float("inf")])
+    with pytest.raises(NonFiniteError, match="the gradient is inf at .* of a.png, b.png; "):
+        callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
 
 
 def test_statistics_are_what_forward_passes_change() -> None:

@@ -106,7 +106,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Where Lightning's loops are looked into."""
     monkeypatch.setattr(position, "read_place", lambda place: place)
     monkeypatch.setattr(position, "unlogged_values", lambda _: {"loss": 0.5})
-    monkeypatch.setattr(position, "monitored_values", lambda _: {})
+    monkeypatch.setattr(position, "monitored_values", lambda _: {"val/x": 1})
     monkeypatch.setattr(position, "is_at_epoch_end", lambda _: True)
     return monkeypatch
 
@@ -119,6 +119,9 @@ def test_items_are_counted_of_all_processes(tmp_path: Path, trainer: Any) -> Non
     assert saved(callback, trainer, Place(1, 4)).samples == 5 + 2 * 3 * 2
     later = saved(callback, trainer, Place(2, 1))
     assert (later.samples, later.batch_size, later.devices) == (6, 3, 2)
+    assert (later.monitored, later.unlogged, later.accumulate) == ({"val/x": 1}, {"loss": 0.5}, 1)
+    callback._rates = [[0.25]]
+    assert saved(callback, trainer, Place(2, 1)).rates == [[0.25]]
     assert Position.read({}) is None
 
 

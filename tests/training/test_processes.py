@@ -113,7 +113,8 @@ def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("local_rank", "started_by_us", "watches"), [(0, True, False), (1, True, True), (1, False, False)]
+    ("local_rank", "started_by_us", "watches"),
+    [(0, True, False), (1, True, True), (1, False, False)],
 )
 def test_a_parent_is_looked_after_if_it_is_the_first_process(
     monkeypatch: pytest.MonkeyPatch, local_rank: int, started_by_us: bool, watches: bool

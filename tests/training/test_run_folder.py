@@ -52,6 +52,13 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             new_run(name, configs)
     with pytest.raises(UserError, match="nothing to do"):
         new_run(None, [])
+    run = new_run("own", configs)
+    folders = (run.checkpoints, run.config_folder, run.tables)
+    assert folders == tuple(run.path / name for name in ("checkpoints", "configs", "csv"))
+    assert run.last_checkpoint == run.checkpoints / "last.ckpt" and run.is_new
+    Path("logs").touch()
+    with pytest.raises(UserError, match="choose another folder to start in"):
+        new_run("own", configs)
 
 
 def test_the_processes_of_a_start_agree_on_its_time_and_folder(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from taming.errors import UserError
 from taming.training import cli, run_folder, trainer
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
@@ -184,6 +185,51 @@ def test_rates_are_scaled_by_all_items_of_a_step() -> None:
     base = conf(base_learning_rate=1e-4)
     assert learning_rate(base, 2, 3, 5, scale=True) == pytest.approx(30e-4)
     assert learning_rate(base, 2, 3, 5, scale=False) == 1e-4
+    for rate in (0, 1):
+        assert learning_rate(conf(base_learning_rate=rate), 2, 3, 5, scale=False) == rate
+    for bad in (-0.1, 1.1, "fast", None):
+        with pytest.raises(UserError, match="model.base_learning_rate must be a number from 0 to"):
+            learning_rate(conf(base_learning_rate=bad), 1, 1, 1, scale=False)
+
+
+@pytest.mark.parametrize(("count", "end"), [(0, "with its own config, unchanged"), (1, "k0=1")])
+def test_changes_of_a_resumed_run_are_said(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, count: int, end: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", said.append)
+    monkeypatch.setattr(cli, "keep_dataset_defaults", lambda *_, **__: None)
+    before = {f"k{number}": 0 for number in range(10)}
+    monkeypatch.setattr(cli, "load_config", lambda *_, **__: conf(model=before))
+    for changed, more in ((count, None), (8, None), (9, "and 1 more"), (10, "and 2 more")):
+        said.clear()
+        now = before | {f"k{number}": 1 for number in range(changed)}
+        cli._say_changes(conf(model=now), run)
+        assert said[0].startswith(f"{run.path} goes on with ")
+        assert said[0].endswith(more or (end if changed < 2 else "=1"))
+        assert said[0].count("=1") == min(changed, 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "more"),
+    [
+        ((None, 3), "--max_steps 6"),
+        ((None, 0), "--max_steps 2"),
+        ((4, -1), "--max_epochs 8"),
+        ((0, -1), "--max_epochs 1000"),
+    ],
+)
+def test_a_finished_run_says_how_to_train_it_further(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int | None, int], more: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", said.append)
+    monkeypatch.setattr(cli, "is_finished", lambda *_: True)
+    args = Namespace(no_test=True, base=[], overrides=[], train=True)
+    made: Any = SimpleNamespace(max_epochs=limits[0], max_steps=limits[1])
+    data = DataModuleFromConfig(1, num_workers=0)
+    cli._train_and_test(args, made, cast(Any, None), data, RunFolder(Path("x"), (), Path("y")))
+    assert said[0].startswith("x is finished") and said[0].endswith(f"-r x -t True {more}")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taming.errors import UserError
 from taming.modules.losses.base import (
     DummyLoss,
     FirstStageLoss,
     Logged,
+    MissingLoss,
     has_entry_points,
     names_of_terms,
+    require_loss,
 )
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
@@ -64,6 +67,14 @@ def test_losses_of_ours_say_what_they_log() -> None:
     assert names_of_terms(loss) == names
     assert names_of_terms(BCELossWithQuant()) == {"aeloss", *BCELossWithQuant.generator_terms}
     assert names_of_terms(DummyLoss()) is None
+
+
+def test_what_stands_for_a_loss_is_not_trained_with() -> None:
+    with pytest.raises(UserError, match=r"lossconfig: a.Loss is not installed here"):
+        require_loss(MissingLoss("a.Loss"))
+    with pytest.raises(UserError, match="lossconfig: set a loss"):
+        require_loss(DummyLoss())
+    require_loss(BCELossWithQuant())
 
 
 def test_segmentations_have_the_original_call() -> None:
