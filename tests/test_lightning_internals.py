@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -227,6 +229,47 @@ def test_values_are_taken_to_the_cpu_and_back() -> None:
     lightning_internals.restore_monitored_values(trainer, saved)
     assert latest == {"loss": value.detach().cpu().to(device)}
     value.detach().cpu().to.assert_called_with(device)
+
+
+@pytest.mark.parametrize(
+    ("automatic", "accumulates", "processed", "updates", "found"),
+    [
+        (True, False, 1, True, True),
+        (True, True, 1, True, False),
+        (False, True, 1, True, True),
+        (True, False, 0, True, False),
+        (True, False, 1, False, False),
+    ],
+)
+def test_what_is_not_logged_yet(
+    automatic: bool, accumulates: bool, processed: int, updates: bool, found: bool
+) -> None:
+    current = SimpleNamespace(processed=processed, completed=0)
+    progress = SimpleNamespace(current=current)
+    metrics = {"log": {"a": torch.tensor(0.5)}}
+    connector = SimpleNamespace(should_update_logs=updates, metrics=metrics)
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    fit_loop._should_accumulate = lambda: accumulates
+    trainer: Any = SimpleNamespace(fit_loop=fit_loop, _logger_connector=connector, current_epoch=2)
+    trainer.lightning_module = SimpleNamespace(automatic_optimization=automatic)
+    expected = {"epoch": 2, "a": 0.5} if found else None
+    assert lightning_internals.unlogged_values(trainer) == expected
+    metrics["log"] = {}
+    assert lightning_internals.unlogged_values(trainer) is None
+
+
+@pytest.mark.parametrize("own", [None, signal.SIGUSR2])
+def test_slurm_requeues_where_it_is_asked_to(own: signal.Signals | None) -> None:
+    handled: list[Any] = []
+    connector = SimpleNamespace(cluster_environment=None)
+    handler = SimpleNamespace(_slurm_sigusr_handler_fn=lambda number, _: handled.append(number))
+    trainer: Any = SimpleNamespace(_accelerator_connector=connector, _signal_connector=handler)
+    assert not lightning_internals.requeue_on_slurm(trainer)
+    connector.cluster_environment = SLURMEnvironment(auto_requeue=False, requeue_signal=own)
+    assert not lightning_internals.requeue_on_slurm(trainer) and not handled
+    connector.cluster_environment = SLURMEnvironment(auto_requeue=True, requeue_signal=own)
+    assert lightning_internals.requeue_on_slurm(trainer)
+    assert handled == [own or signal.SIGUSR1]
 
 
 def test_a_table_is_made_once(tmp_path: Path) -> None:

@@ -161,6 +161,32 @@ def test_a_callback_of_lightnings_that_failed_is_named() -> None:
 def test_the_end_of_a_worker_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    error, ended = broken_off(monkeypatch, RuntimeError(text))
-    assert isinstance(error, UserError) and message in str(error) and ended == ["loaders"]
-    assert str(error).endswith("; go on with python main.py -r logs/x -t")
+    behind = ValueError("something else")
+    behind.__cause__ = RuntimeError(text)
+    for raised in (RuntimeError(text), behind):
+        error, ended = broken_off(monkeypatch, raised)
+        assert isinstance(error, UserError) and message in str(error) and ended == ["loaders"]
+        assert str(error).endswith("; go on with python main.py -r logs/x -t")
+
+
+def test_what_a_worker_cannot_read_is_named() -> None:
+    trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
+    trace = "Caught OSError in DataLoader worker process 0.\nTraceback: x\nOSError: [Errno 5] a.png"
+    expected = "a worker of the data loader cannot read its data ([Errno 5] a.png)"
+    assert ends._death(trainer, OSError(trace)) == expected
+
+
+@pytest.mark.parametrize("resumed", [None, Path("last.ckpt")])
+def test_steps_are_counted_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, resumed: Path | None
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ends, "rank_zero_info", said.append)
+    monkeypatch.setattr(ends, "read_checkpoint", lambda _: {"global_step": 1})
+    limits = {"max_steps": 1, "max_epochs": 2, "limit_train_batches": 1.0, "fast_dev_run": 0}
+    given: list[Any] = []
+    trainer: Any = SimpleNamespace(global_step=1, callbacks=[], **limits)
+    trainer.fit = lambda *_, ckpt_path: given.append(ckpt_path)
+    ends.fit(trainer, trainer, trainer, RunFolder(Path("logs/x"), (), resumed))
+    assert given == [resumed and "last.ckpt"]
+    assert said[0].startswith("nothing was trained" if resumed else "trained to step 1; ")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -91,6 +92,19 @@ def test_what_hangs_is_named_with_the_time_that_it_takes() -> None:
     assert processes.hang(data).startswith("the loading of a.png hangs, for 12 seconds now")
     data.timeout = 20  # the clock of the loader may be behind
     assert processes.hang(data).startswith("the loading of a.png hangs, for 20 seconds now")
+
+
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_workers_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, timed_out: bool) -> None:
+    workers = [Mock(), Mock()]
+    workers[0].kill.side_effect = RuntimeError("torch says that it was killed")
+    monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: workers)
+    watch, trainer = LoaderWatch(before_exit=lambda: None), Mock()
+    text = "DataLoader timed out after 5 seconds" if timed_out else "a bug"
+    watch.on_exception(trainer, trainer, RuntimeError(text))
+    assert watch._over.is_set()
+    assert [worker.kill.call_count for worker in workers] == [timed_out] * 2
+    assert workers[1].join.call_args_list == [call(timeout=1)] * timed_out
 
 
 def test_manners_of_death() -> None:

@@ -28,6 +28,7 @@ from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder
 from taming.training.trainer import (
     _callback_configs,
+    _callback_key,
     _callbacks,
     _check_monitor,
     _logger_config,
@@ -94,7 +95,16 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
 
+def test_callbacks_are_named_by_their_place_in_the_config() -> None:
+    assert _callback_key("checkpoints", conf()) == "lightning.modelcheckpoint"
+    own = conf(callbacks={"checkpoints": {}})
+    assert _callback_key("checkpoints", own) == "lightning.callbacks.checkpoints"
+    assert _callback_key("bar", conf()) == "lightning.callbacks.bar"
+
+
 def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
+    own = {"save_dir": str(run.path), "name": "", "version": "tensorboard"}
+    assert _logger_config(conf(), run)["params"] == own
     board = _logger_config(conf(logger={"params": {"version": "v"}}), run)
     assert board["target"] == "taming.training.loggers.Board"
     assert board["params"] == {"save_dir": str(run.path), "name": "", "version": "v"}

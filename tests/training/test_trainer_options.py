@@ -35,6 +35,8 @@ from taming.training.trainer_options import (
         ("max_epochs", "None", None),
         ("devices", "2", 2),
         ("devices", "0,1", [0, 1]),
+        ("devices", "0,", [0]),
+        ("devices", "0,a", "0,a"),
         ("accelerator", "cpu", "cpu"),
         ("gradient_clip_val", "1", 1),
         ("default_root_dir", "runs/1", "runs/1"),
