@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models import autoencoder_training
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.vqgan import VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.losses.base import Reconstruction
@@ -355,6 +357,18 @@ def test_each_side_has_its_loss_and_the_autoencoder_alone_a_graph() -> None:
     assert graphs == [(0, True), (0, True), (1, False)]
     how = {"on_step": True, "on_epoch": False, "sync_dist": False, "batch_size": 2}
     assert all(how.items() <= call.kwargs.items() for call in model.log.call_args_list)
+
+
+def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_training, "without_gradient_sync", lambda _: nullcontext())
+    model, asked = made(VQModel), []
+    model._trainer = SimpleNamespace(is_last_batch=True, global_step=5)
+    model._backward, model._update = Mock(), Mock()
+    model._all_optimizers = lambda: ["generator", "discriminator"]
+    model.train_both(0, lambda side: asked.append(side) or side)
+    assert asked == [0, 1] == [call.args[0] for call in model._backward.call_args_list]
+    updates = [(call.args[0], call.kwargs["counted"]) for call in model._update.call_args_list]
+    assert updates == [("generator", True), ("discriminator", False)] and model._step is None
 
 
 def test_gradients_are_clipped_if_there_is_a_limit() -> None:

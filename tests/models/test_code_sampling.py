@@ -28,6 +28,7 @@ def pictures(count: int = 2) -> Tensor:
 @torch.no_grad()
 def test_images_become_indices_and_come_back() -> None:
     model, x = tiny_model(), pictures()
+    assert (model.n_codes, model.null_token) == (20, 22)
     stage = model.first_stage_model
     quant, indices = model.encode_to_z(x)
     grid = stage.encode_to_indices(x)

@@ -108,8 +108,8 @@ def test_weight_decay_is_for_linear_weights() -> None:
     groups = model.configure_optimizers().param_groups
     sizes = [[sum(p.numel() for p in group["params"]), group["weight_decay"]] for group in groups]
     assert sizes == spec["weight_decay_groups"]
-    assert {(group["lr"], group["betas"]) for group in groups} == {
-        (model.learning_rate, (0.9, 0.95))
+    assert {(group["lr"], group["betas"], group["eps"]) for group in groups} == {
+        (model.learning_rate, (0.9, 0.95), 1e-8)
     }
 
 

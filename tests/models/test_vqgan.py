@@ -11,6 +11,7 @@ from torch import Tensor
 from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
+from taming.modules.losses.base import MissingLoss
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from tests.kit.models import build, first_stage_config
 from tests.support import assert_close, fill_by_name, load_golden
@@ -100,3 +101,7 @@ def test_loading_a_checkpoint_without_the_loss(tmp_path: Path) -> None:
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
     other = build(first_stage_config(ckpt_path=str(tmp_path / "model.ckpt")))
     assert torch.equal(other.encoder.conv_in.weight, model.encoder.conv_in.weight)
+    averaged = build(first_stage_config(ckpt_path=str(tmp_path / "model.ckpt"), use_ema=True))
+    assert torch.equal(averaged.model_ema.encoderconv_inweight, model.encoder.conv_in.weight)
+    foreign = build(first_stage_config(lossconfig={"target": "not_there.Loss"}))
+    assert isinstance(foreign.loss, MissingLoss) and foreign.loss.target == "not_there.Loss"

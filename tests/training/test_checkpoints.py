@@ -295,7 +295,9 @@ def test_what_breaks_off_training_saves_last_alone(
     monkeypatch.setattr(checkpoints, "has_checkpoints_of_one_file", lambda _: True)
     monkeypatch.setattr(callback, "_write", lambda _: written.append(callback._due.copy()))
     callback._training, callback._due = training, [tmp_path / "epoch.ckpt"]
+    checkpoints.requests.gentle = True
     callback.on_exception(trainer, trainer, error)
+    assert not callback._training and not checkpoints.requests.gentle
     assert written == [[callback.last_path]] * saves
     assert len(callback._due) == saves
 
@@ -328,7 +330,7 @@ def test_last_is_due_by_steps_and_minutes_since_it_was_written(
         assert wish(step, seconds)
         callback._add_last(trainer)
         callback._write(trainer)
-        assert not wish(step, seconds)
+        assert not wish(step, seconds) and callback._due == []
 
     assert [wish(step, 0) for step in (0, 1, 2, 3)] == [False] * 4
     callback._remove_checkpoint(trainer, "old.ckpt")

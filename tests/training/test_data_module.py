@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,9 +11,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from taming.data.seeding import SeededDataset
+from taming.data.seeding import NamedStream, SeededDataset
 from taming.errors import UserError
 from taming.lightning_internals import Place
 from taming.training import data_module
@@ -102,6 +103,20 @@ def test_batches_of_an_epoch_are_counted_in_each_process(monkeypatch: pytest.Mon
     for place, start in ((Place(3, 2), (3, 12)), (Place(3, 2, complete=True), (4, 0))):
         monkeypatch.setattr(data_module, "place_of", lambda _, place=place: place)
         assert other._position(processes=2) == start
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(3))
+
+
+def test_streams_are_loaded_by_name() -> None:
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": Stream()}
+    loader = data.train_dataloader()
+    assert isinstance(loader.dataset, NamedStream) and loader.batch_size == 2
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2]]
+    assert data.batches_per_epoch(1) is None and data.start_at(0, 4) is None
 
 
 def test_training_alone_begins_at_a_place() -> None:

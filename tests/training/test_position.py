@@ -41,11 +41,13 @@ class Logger(TensorBoardLogger):
 
     def __init__(self) -> None:
         self.logged: list[Any] = []
+        self.saved = 0
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self.logged.append((metrics, step))
 
-    def save(self) -> None: ...
+    def save(self) -> None:
+        self.saved += 1
 
 
 @pytest.fixture
@@ -132,8 +134,10 @@ def test_what_an_exception_interrupts_is_done_again(tmp_path: Path, trainer: Any
     write(tmp_path / "a", [0, 1])
     trainer.sanity_checking = True
     callback.on_validation_start(trainer, trainer)
-    assert callback._rows == {}
+    assert callback._rows == {} and trainer.loggers[0].saved == 0
     trainer.sanity_checking = False
+    callback.on_validation_start(trainer, trainer)
+    assert callback._rows == {"a": 2} and trainer.loggers[0].saved == 1
     callback.on_validation_end(trainer, trainer)
     found = saved(callback, trainer, Place(0, 2))
     assert (found.validated, found.epoch_ends, found.rows) == (True, False, {"a": 2})

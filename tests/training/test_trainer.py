@@ -91,6 +91,9 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
         "monitor": "val/rec_loss",
         "save_top_k": 3,
     }
+    own = conf(modelcheckpoint={"params": {"save_top_k": 7}})
+    kept = _callback_configs(own, run, model)["checkpoints"]["params"]
+    assert kept == {**chosen["checkpoints"]["params"], "save_top_k": 7}
     assert "learning_rate_logger" not in _callback_configs(conf(), run, model, logs=False)
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
@@ -150,6 +153,8 @@ def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder)
     made = make_trainer(CPU, conf(), conf(), run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [RunProgress]
+    without = make_trainer(CPU | {"enable_progress_bar": False}, conf(), conf(), run, model)
+    assert not any(isinstance(one, TQDMProgressBar) for one in without.callbacks)  # type: ignore[attr-defined]
     assert made.default_root_dir == str(run.path) and made.loggers == []
     assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})

@@ -87,6 +87,10 @@ def test_accumulation_and_clipping_move_to_models_that_step_themselves() -> None
     options = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "max_steps": 3}
     assert move_manual_options(options, model) == {"max_steps": 3}
     assert (model.accumulate_grad_batches, model.gradient_clip_val) == (4, 0.5)
+    assert move_manual_options({"gradient_clip_algorithm": "value"}, model) == {}
+    assert model.gradient_clip_algorithm == "value"
+    with pytest.raises(UserError, match="'norm' or 'value', not 'size'"):
+        move_manual_options({"gradient_clip_algorithm": "size"}, model)
     model.automatic_optimization = True
     assert move_manual_options(options, model) == options
 

@@ -82,6 +82,8 @@ def test_attention_sits_at_the_given_resolutions():
     assert [len(level.attn) for level in Decoder(**highest).up] == [2, 0, 0]
     for network in (Encoder(**small(attn_type="none")), Decoder(**small(attn_type="none"))):
         assert not any(isinstance(module, AttnBlock) for module in network.modules())
+    with pytest.raises(UserError, match="attn_type is linear; known are vanilla and none"):
+        Encoder(**small(attn_type="linear"))
 
 
 def test_unknown_keys_are_ignored_and_pre_end_is_given():
