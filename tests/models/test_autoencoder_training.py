@@ -383,10 +383,10 @@ def test_gradients_are_clipped_if_there_is_a_limit() -> None:
 
 def test_averages_are_validated_in_the_weights_place() -> None:
     model, seen = made(VQModel, use_ema=True), []
-    own = float(model.encoder.conv_in.bias[0])
+    own = float(model.encoder.conv_in.bias.detach()[0])
     model.model_ema.get_buffer("encoderconv_inbias").fill_(7)
     model._evaluate = lambda batch, split: seen.append(
-        (split, float(model.encoder.conv_in.bias[0]))
+        (split, float(model.encoder.conv_in.bias.detach()[0]))
     )
     model.validation_step({"image": IMAGES}, 0)
     assert seen == [("val", own), ("val_ema", 7)] and model.encoder.conv_in.bias[0] == own
