@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.loops.progress import _BatchProgress
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.strategies import ParallelStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -90,6 +97,8 @@ class Counts(pl.Callback):
             lightning_internals.is_in_step(trainer, with_hooks=True),
         )
         unlogged = lightning_internals.unlogged_values(trainer)
+        if unlogged is not None:
+            assert unlogged["epoch"] == trainer.current_epoch and "train/loss" in unlogged
         self.found[name] = (place_of(trainer), in_step, unlogged is not None)
 
     def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -164,6 +173,8 @@ def test_written_places_are_read(place: Place, tmp_path: Path) -> None:
     state = trainer.fit_loop.state_dict()
     lightning_internals.write_place(state, place, steps=7)
     assert lightning_internals.read_place(state) == place
+    ends = place.complete or place.batches == 0  # as it is between epochs
+    assert state["epoch_loop.batch_progress"]["is_last_batch"] == ends
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7
     lightning_internals.write_place(state, place, steps=9)
     assert state["epoch_loop.batch_progress"]["total"]["completed"] == 7  # counted already
@@ -181,17 +192,130 @@ def test_places_of_old_checkpoints(tmp_path: Path) -> None:
     state["epoch_progress"]["current"] |= {"ready": 4, "started": 4, "processed": 4}
     state["epoch_loop.batch_progress"]["current"] |= {"ready": 2, "started": 2, "processed": 2}
     assert lightning_internals.read_place(state) == Place(3, 2)
+    state["epoch_loop.batch_progress"]["current"] |= {"ready": 0, "started": 0, "processed": 0}
+    assert lightning_internals.read_place(state) == Place(4, 0)
+
+
+def test_rows_are_numbered_by_steps_or_batches() -> None:
+    total = SimpleNamespace(processed=9)
+    loop = SimpleNamespace(batch_progress=SimpleNamespace(total=total))
+    for automatic, row in ((True, 7), (False, 9)):
+        module = SimpleNamespace(automatic_optimization=automatic)
+        fit_loop = SimpleNamespace(epoch_loop=loop)
+        trainer: Any = SimpleNamespace(lightning_module=module, global_step=7, fit_loop=fit_loop)
+        assert next_row(trainer) == row
+
+
+@pytest.mark.parametrize(
+    ("ready", "due", "validated", "last", "expected"),
+    [
+        (0, True, False, True, (False, None, None, 7)),
+        (3, True, False, False, (True, RestartStage.RESTARTED_MID_EVALUATION, None, 6)),
+        (3, True, False, True, (True, RestartStage.RESTARTED_MID_EVALUATION, None, 6)),
+        (3, True, True, True, (True, None, True, 7)),
+        (3, True, True, False, (True, None, None, 6)),
+        (3, False, False, True, (True, None, True, 7)),
+        (3, False, True, False, (True, None, None, 7)),
+    ],
+)
+def test_loops_go_on_at_their_place(
+    ready: int, due: bool, validated: bool, last: bool, expected: tuple[Any, ...]
+) -> None:
+    validation = SimpleNamespace(_restart_stage=None, _has_run=None)
+    progress = SimpleNamespace(current=SimpleNamespace(ready=ready), is_last_batch=last)
+    loop = SimpleNamespace(batch_progress=progress, restarting=True, val_loop=validation)
+    loop._should_check_val_fx = lambda _: due
+    trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=loop, _data_fetcher=1))
+    trainer.lightning_module, trainer.global_step = SimpleNamespace(automatic_optimization=True), 7
+    lightning_internals.continue_from_place(trainer, validated)
+    found = (validation._restart_stage, validation._has_run, loop._batches_that_stepped)
+    assert (loop.restarting, *found) == expected
+    loop.restarting, validation._has_run = ready > 0, None
+    lightning_internals.end_restart(trainer, validated)
+    assert validation._has_run == (validated if ready else None) and not loop.restarting
+
+
+def test_values_are_taken_to_the_cpu_and_back() -> None:
+    value = Mock()
+    device, latest = object(), {"loss": value}
+    strategy = SimpleNamespace(root_device=device)
+    connector = SimpleNamespace(_callback_metrics=latest)
+    trainer: Any = SimpleNamespace(_logger_connector=connector, strategy=strategy)
+    saved = lightning_internals.monitored_values(trainer)
+    assert saved == {"loss": value.detach().cpu()}
+    lightning_internals.restore_monitored_values(trainer, saved)
+    assert latest == {"loss": value.detach().cpu().to(device)}
+    value.detach().cpu().to.assert_called_with(device)
+
+
+@pytest.mark.parametrize(
+    ("automatic", "accumulates", "processed", "updates", "found"),
+    [
+        (True, False, 1, True, True),
+        (True, True, 1, True, False),
+        (False, True, 1, True, True),
+        (True, False, 0, True, False),
+        (True, False, 1, False, False),
+    ],
+)
+def test_what_is_not_logged_yet(
+    automatic: bool, accumulates: bool, processed: int, updates: bool, found: bool
+) -> None:
+    current = SimpleNamespace(processed=processed, completed=0)
+    progress = SimpleNamespace(current=current)
+    metrics = {"log": {"a": torch.tensor(0.5)}}
+    connector = SimpleNamespace(should_update_logs=updates, metrics=metrics)
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    fit_loop._should_accumulate = lambda: accumulates
+    trainer: Any = SimpleNamespace(fit_loop=fit_loop, _logger_connector=connector, current_epoch=2)
+    trainer.lightning_module = SimpleNamespace(automatic_optimization=automatic)
+    expected = {"epoch": 2, "a": 0.5} if found else None
+    assert lightning_internals.unlogged_values(trainer) == expected
+    metrics["log"] = {}
+    assert lightning_internals.unlogged_values(trainer) is None
+
+
+@pytest.mark.parametrize("own", [None, signal.SIGUSR2])
+def test_slurm_requeues_where_it_is_asked_to(own: signal.Signals | None) -> None:
+    handled: list[Any] = []
+    connector = SimpleNamespace(cluster_environment=None)
+    handler = SimpleNamespace(_slurm_sigusr_handler_fn=lambda number, _: handled.append(number))
+    trainer: Any = SimpleNamespace(_accelerator_connector=connector, _signal_connector=handler)
+    assert not lightning_internals.requeue_on_slurm(trainer)
+    connector.cluster_environment = SLURMEnvironment(auto_requeue=False, requeue_signal=own)
+    assert not lightning_internals.requeue_on_slurm(trainer) and not handled
+    connector.cluster_environment = SLURMEnvironment(auto_requeue=True, requeue_signal=own)
+    assert lightning_internals.requeue_on_slurm(trainer)
+    assert handled == [own or signal.SIGUSR1]
+
+
+def test_a_table_is_made_once(tmp_path: Path) -> None:
+    logger, make = CSVLogger(tmp_path, name="", version="x"), Mock(wraps=ExperimentWriter)
+    first = lightning_internals.csv_writer(logger, make)
+    assert lightning_internals.csv_writer(logger, make) is first
+    make.assert_called_once_with(logger.log_dir)
+
+
+def test_child_processes_are_taken_from_lightnings_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher, child = object.__new__(_SubprocessScriptLauncher), Mock()
+    launcher.procs = [child]
+    watch = _ChildProcessObserver(main_pid=1, child_processes=[child])
+    monkeypatch.setattr(lightning_internals.threading, "enumerate", lambda: [watch])
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    assert lightning_internals.take_child_processes(trainer) == [child]
+    assert watch._child_processes == []
 
 
 def test_tensorboard_can_be_told_to_hide_steps(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, name="", version="x")
-    logger.log_metrics({"loss": 1.0}, step=5)
+    for step in (2, 3, 5):
+        logger.log_metrics({"loss": 1.0}, step=step)
     lightning_internals.hide_logged_from(logger, 3)
     logger.log_metrics({"loss": 2.0}, step=4)
     logger.finalize("success")
     accumulator = EventAccumulator(logger.log_dir)
     accumulator.Reload()
-    assert [event.step for event in accumulator.Scalars("loss")] == [4]
+    assert [event.step for event in accumulator.Scalars("loss")] == [2, 4]
 
 
 PRIVATE = {

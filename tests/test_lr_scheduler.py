@@ -25,6 +25,7 @@ def test_golden_schedule():
 
 def test_no_warm_up_and_no_decay():
     scheduler = LambdaWarmUpCosineScheduler(0, 0.1, 1.0, 0.0, 0)
+    assert scheduler.last_lr == 0
     assert scheduler(0) == 1.0
     assert abs(scheduler(1) - 0.1) < 1e-12
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,12 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.models import autoencoder_training
+from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.vqgan import VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.losses.base import Reconstruction
 from tests.kit.first_stages import IMAGES, made
-from tests.kit.models import GAN_LOSS, ddconfig
+from tests.kit.models import GAN_LOSS, cosine_config, ddconfig
 from tests.support import double_precision, fill_by_name, load_golden
 
 OWN_LOSS = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0}}
@@ -272,7 +275,11 @@ def test_optimizers_have_the_published_betas_and_what_is_trained() -> None:
     model.loss.own = nn.Parameter(torch.zeros(2))
     model.encoder.conv_in.requires_grad_(False)
     (generator, discriminator), schedules = model.configure_optimizers()
-    assert schedules == []
+    assert schedules == [] and model.lr_g_factor == AutoencoderTraining.lr_g_factor == 1
+    factored = made(VQModel, lr_g_factor=0.5, scheduler_config=cosine_config())
+    optimizers, schedules = factored.configure_optimizers()
+    assert [one.defaults["lr"] for one in optimizers] == [2.25e-6, 4.5e-6]
+    assert [one.optimizer for one in schedules] == optimizers
     for optimizer in (generator, discriminator):
         assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.9)}
     trained = {id(p) for group in generator.param_groups for p in group["params"]}
@@ -308,17 +315,91 @@ def test_batches_are_resized_as_images_are() -> None:
         model._step = step
         resized = model.get_input({"image": IMAGES}, "image")
         assert torch.equal(resized, nn.functional.interpolate(x, (64, 64), mode="bicubic"))
+    model._step = 5
+    torch.manual_seed(0)
+    sides = {model.get_input({"image": IMAGES}, "image").shape[2:] for _ in range(20)}
+    assert sides == {(32, 32), (48, 48), (64, 64)}
+    assert torch.equal(model.eval().get_input({"image": IMAGES}, "image"), x)
     made(VQModel, batch_resize_range=[32, 32])
     with pytest.raises(UserError, match="from 16 on"):
         made(VQModel, batch_resize_range=[8, 32])
 
 
-def test_losses_are_prepared_before_training() -> None:
+def test_losses_are_prepared_before_training(caplog: pytest.LogCaptureFixture) -> None:
+    said = "beta weighs the codebook's term of the loss, as published (legacy: true)"
+    for legacy, first in ((False, True), (True, False), (True, True)):
+        model = made(VQModel, legacy=legacy)
+        model.loss.prepare = Mock()
+        model._trainer = SimpleNamespace(is_global_zero=first)
+        with caplog.at_level("INFO"):
+            model.on_fit_start()
+        model.loss.prepare.assert_called_once_with()
+        assert caplog.messages == ([said] if legacy and first else [])
+
+
+def test_each_side_has_its_loss_and_the_autoencoder_alone_a_graph() -> None:
+    """A graph in the discriminator's turn would move codebooks of averages a second time."""
+    model = made(VQModel, lossconfig=OWN_LOSS)
+    model.log = model.log_dict = Mock()
+    loss_of, graphs = model._loss_of, []
+
+    def note(images: Reconstruction, side: int, split: str) -> Tensor:
+        graphs.append((side, images.outputs.requires_grad))
+        loss = loss_of(images, side, split)
+        name = ("train/aeloss", "train/discloss")[side]
+        assert next(iter(model.loss_terms)) == name
+        assert torch.equal(model.loss_terms[name], loss) and len(model.loss_terms) > 3
+        return loss
+
+    model._loss_of = note
+    for options in ({}, {"optimizer_idx": 0}, {"optimizer_idx": 1}):
+        assert model.training_step({"image": IMAGES}, 0, **options).requires_grad
+    assert graphs == [(0, True), (0, True), (1, False)]
+    how = {"on_step": True, "on_epoch": False, "sync_dist": False, "batch_size": 2}
+    assert all(how.items() <= call.kwargs.items() for call in model.log.call_args_list)
+
+
+def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_training, "without_gradient_sync", lambda _: nullcontext())
+    model, asked = made(VQModel), []
+    model._trainer = SimpleNamespace(is_last_batch=True, global_step=5)
+    model._backward, model._update = Mock(), Mock()
+    model._all_optimizers = lambda: ["generator", "discriminator"]
+    model.train_both(0, lambda side: asked.append(side) or side)
+    assert asked == [0, 1] == [call.args[0] for call in model._backward.call_args_list]
+    updates = [(call.args[0], call.kwargs["counted"]) for call in model._update.call_args_list]
+    assert updates == [("generator", True), ("discriminator", False)] and model._step is None
+
+
+def test_gradients_are_clipped_if_there_is_a_limit() -> None:
+    model, optimizer = made(VQModel), Mock()
+    model.clip_gradients = Mock()
+    model.on_before_optimizer_step(optimizer)
+    model.clip_gradients.assert_not_called()
+    model.gradient_clip_val = 0.5
+    model.on_before_optimizer_step(optimizer)
+    model.clip_gradients.assert_called_once_with(optimizer, 0.5, "norm")
+
+
+def test_averages_are_validated_in_the_weights_place() -> None:
+    model, seen = made(VQModel, use_ema=True), []
+    own = float(model.encoder.conv_in.bias.detach()[0])
+    model.model_ema.get_buffer("encoderconv_inbias").fill_(7)
+    model._evaluate = lambda batch, split: seen.append(
+        (split, float(model.encoder.conv_in.bias.detach()[0]))
+    )
+    model.validation_step({"image": IMAGES}, 0)
+    assert seen == [("val", own), ("val_ema", 7)] and model.encoder.conv_in.bias[0] == own
+
+
+def test_the_codebooks_use_is_logged_by_the_first_process() -> None:
     model = made(VQModel)
-    model.loss.prepare = Mock()
-    model._trainer = SimpleNamespace(is_global_zero=True)
-    model.on_fit_start()
-    model.loss.prepare.assert_called_once_with()
+    model.log, model._used_codes = Mock(), Mock(summary=lambda: (0.25, 3.0))
+    model.on_validation_epoch_end()
+    assert [(call.args, call.kwargs) for call in model.log.call_args_list] == [
+        (("val/codebook_usage", 0.25), {"rank_zero_only": True}),
+        (("val/codebook_perplexity", 3.0), {"rank_zero_only": True}),
+    ]
 
 
 @pytest.mark.parametrize("cls", [VQNoDiscModel, VQSegmentationModel])

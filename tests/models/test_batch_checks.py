@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from torch import nn
 
 from taming.errors import UserError
-from taming.models.batch_checks import check_images, check_outputs, condition_length, token_count
+from taming.models import batch_checks
+from taming.models.batch_checks import (
+    check_images,
+    check_outputs,
+    check_values,
+    condition_length,
+    token_count,
+)
 from taming.modules.misc.coord import CoordStage
 from taming.modules.transformer.kmeans import KMeans
 from taming.modules.util import Labelator
@@ -20,20 +28,74 @@ from tests.kit.models import build, first_stage_config, transformer_config
 def test_images_are_of_the_models_channels_and_whole_codes() -> None:
     stage = build(first_stage_config())
 
-    def check(x: torch.Tensor) -> None:
-        check_images(stage, x, {"image": x.permute(0, 2, 3, 1)}, "image")
+    def check(channels: int, height: int, width: int) -> None:
+        x = torch.zeros(1, channels, height, width)
+        check_images(stage, x, {"image": x.movedim(1, 3)}, "image")
 
-    check(torch.zeros(1, 3, 6, 10))
+    check(3, 6, 10)
     check_outputs(stage.decoder, torch.zeros(1, 3, 6, 10), "image")
     for channels in (1, 4):
         x = torch.zeros(1, channels, 6, 10)
         with pytest.raises(UserError, match=f"in_channels .* is 3, but 'image' .* has {channels}"):
-            check(x)
+            check(channels, 6, 10)
         with pytest.raises(UserError, match=f"out_ch is 3, but 'image' .* has {channels}"):
             check_outputs(stage.decoder, x, "image")
     for height, width in ((7, 10), (6, 9)):
         with pytest.raises(UserError, match=f"{height} x {width} pixels, which are no multiples"):
-            check(torch.zeros(1, 3, height, width))
+            check(3, height, width)
+    with pytest.raises(UserError, match=r"shape \(3, 10, 6\), as if \(channels, height, width\)"):
+        check(6, 3, 10)
+    with pytest.raises(UserError, match="in_channels"):
+        check(6, 10, 3)
+    with pytest.raises(UserError, match="from 0 to 200"):
+        x = torch.zeros(1, 3, 2, 2)
+        check_images(stage, x, {"image": torch.tensor([0.0, 200])}, "image")
+    labels = build(first_stage_config(colorize_nlabels=3))
+    check_images(labels, x, {"image": torch.tensor([0.0, 200])}, "image")
+
+
+OUTSIDE = "; images are expected in [-1, 1], as by pixels / 127.5 - 1"
+BYTES = "'x' of the data is uint8: 0 to 255 is taken as [-1, 1]"
+HALVED = f"{OUTSIDE}: if these are pixels / 255, double them and subtract 1"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "said"),
+    [
+        ([0, 255], torch.uint8, ("INFO", BYTES)),
+        ([-1, 1], torch.float32, None),
+        ([-1.005, 1.005], torch.float32, None),
+        ([-1.02, 0.5], torch.float32, ("WARNING", f"-1.02 to 0.5{OUTSIDE}")),
+        ([-0.5, 1.02], torch.float32, ("WARNING", f"-0.5 to 1.02{OUTSIDE}")),
+        ([-0.5, 200], torch.float32, ("WARNING", f"-0.5 to 200{OUTSIDE}")),
+        ([0, 10], torch.float32, ("WARNING", f"0 to 10{OUTSIDE}")),
+        ([0, 255.5], torch.float64, ("WARNING", f"0 to 255.5{OUTSIDE}")),
+        ([0, 1], torch.float32, ("WARNING", f"0 to 1{HALVED}")),
+        ([0, 1], torch.int64, ("WARNING", f"0 to 1{HALVED}")),
+        ([0.5, 0.5], torch.float32, None),
+        ([math.nan, math.nan], torch.float32, None),
+        ([math.nan, math.inf, -0.5, 0.5], torch.float32, None),
+        ([math.nan, -3, 0.5], torch.float32, ("WARNING", f"-3 to 0.5{OUTSIDE}")),
+        ([math.inf, 0, 200], torch.float32, UserError),
+        ([0, 10.5], torch.float32, UserError),
+        ([0, 255], torch.float32, UserError),
+        ([-1, 2], torch.int64, UserError),
+    ],
+)
+def test_values_outside_of_images_are_named(
+    values: list[float], dtype: torch.dtype, said: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch_checks._say.cache_clear()
+    tensor = torch.tensor(values).to(dtype)
+    if said is UserError:
+        with pytest.raises(UserError, match="expected in .*, or as uint8"):
+            check_values(tensor, "x")
+        return
+    with caplog.at_level("INFO"):
+        for _ in range(2):  # said once
+            check_values(tensor, "x")
+    found = [(r.levelname, r.message.split(" has values from ")[-1]) for r in caplog.records]
+    assert found == ([said] if said else [])
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from taming.config import instantiate_from_config
+from taming.models.codes import in_colors, to_one_hot
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import filter_logits, one_pass_logits, sample_token
+from taming.pictures import text_images
 from taming.sampling import requests_for_labels, sample_images
 from tests.kit.models import first_stage_config, tiny_model, transformer_config
-from tests.support import assert_close
+from tests.support import assert_close, defaults
 
 SIZES = {"vocab_size": 23, "block_size": 80}
 
@@ -26,6 +28,7 @@ def pictures(count: int = 2) -> Tensor:
 @torch.no_grad()
 def test_images_become_indices_and_come_back() -> None:
     model, x = tiny_model(), pictures()
+    assert (model.n_codes, model.null_token) == (20, 22)
     stage = model.first_stage_model
     quant, indices = model.encode_to_z(x)
     grid = stage.encode_to_indices(x)
@@ -115,6 +118,36 @@ def test_logged_samples_begin_as_they_are_called(monkeypatch: pytest.MonkeyPatch
     images = torch.rand(3, 8, 8, 3) * 2 - 1
     model.log_images({"image": images, "class_label": torch.arange(3)}, temperature=0.8)
     assert calls == [(8, 8, 0.8, True, 100), (0, 16, 0.8, True, 100), (0, 16, 0.8, False, 100)]
+
+
+def test_published_defaults_of_sampling() -> None:
+    options = defaults(Net2NetTransformer.sample)
+    assert options.pop("callback")(1) is None
+    assert options == {"temperature": 1, "sample": False, "top_k": None, "top_p": None}
+    shown = {"max_images": 4, "temperature": 1, "top_k": 100}
+    assert defaults(Net2NetTransformer.log_images) == shown
+
+
+def test_conditions_are_shown() -> None:
+    """Numbers of classes in writing, labels in colors, lists of tokens not at all."""
+    model, quant = tiny_model(), torch.zeros(2, 1)
+    written = model.condition_images(torch.tensor([14, 3]), quant, (24, 32))["conditioning"]
+    assert torch.equal(written, text_images(["14", "3"], (24, 32)))
+    assert model.condition_images(torch.zeros(2, 5), quant, (24, 32)) == {}
+    labels = torch.rand(2, 5, 8, 8)
+    for changes in ({}, {"cond_stage_config": first_stage_config(channels=5, colorize_nlabels=5)}):
+        model = tiny_model(transformer_config(**changes))
+        stage = model.cond_stage_model
+        colors = stage.colorize if changes else None
+        quant = torch.rand(2, 4, 4, 4)
+        shown = model.condition_images(labels, quant, (8, 8))
+        assert torch.equal(shown["conditioning"], in_colors(to_one_hot(labels), colors))
+        assert ("conditioning_rec" in shown) == bool(changes)
+        if changes:
+            again = in_colors(to_one_hot(stage.decode(quant)), colors)
+            assert torch.equal(shown["conditioning_rec"], again)
+    model.be_unconditional = True
+    assert model.condition_images(labels, quant, (8, 8)) == {}
 
 
 def test_samples_of_random_weights_are_said_to_be_noise(caplog: pytest.LogCaptureFixture) -> None:

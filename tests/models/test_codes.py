@@ -19,6 +19,8 @@ from tests.support import assert_close
     [
         ({"depth": torch.zeros(1, 4, 4, 3)}, r"no 'image' \(it has depth\); set image_key"),
         ([torch.zeros(1, 4, 4, 3)], "must be dicts with an entry 'image'.* batch is a list"),
+        ({"image": torch.zeros(1, 2, 2, 3) + 1j}, "batch of it is a torch.complex64"),
+        ({"image": torch.zeros(1, 2, 2, 3, device="meta")}, "must be arrays or tensors"),
         ({"image": ["a.png"]}, "must be arrays or tensors.* a batch of it is a list"),
     ],
 )
@@ -58,7 +60,8 @@ def test_labels_are_shown_in_the_stages_colors() -> None:
     assert torch.equal(x.argmax(1), logits.argmax(1)) and torch.equal(x.sum(1), x[:, 0] * 0 + 1)
     assert torch.equal(stage.to_rgb(x), in_colors(x, stage.colorize))
     assert not torch.equal(stage.to_rgb(x), in_colors(x))
-    assert torch.equal(in_colors(x), in_colors(x))
+    same = torch.randn(3, 5, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(in_colors(x), in_colors(x, same))
     assert in_colors(x).amin() == -1 and in_colors(x).amax() == 1
     assert in_colors(torch.zeros(1, 5, 4, 4)).isfinite().all()
 
@@ -71,6 +74,6 @@ def test_code_histogram() -> None:
     assert histogram.counts_so_far().tolist() == [2, 2, 2, 0]
     used, perplexity = histogram.summary()
     assert used == 0.75 and math.isclose(perplexity, 3.0)
-    assert histogram.summary()[0] == 0  # starts anew
+    assert histogram.summary() == (0, 1)  # starts anew
     used, perplexity = codebook_use(torch.tensor([1, 3, 0, 0]))
     assert used == 0.5 and math.isclose(perplexity, 4 / 3**0.75)

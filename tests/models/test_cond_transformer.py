@@ -108,8 +108,8 @@ def test_weight_decay_is_for_linear_weights() -> None:
     groups = model.configure_optimizers().param_groups
     sizes = [[sum(p.numel() for p in group["params"]), group["weight_decay"]] for group in groups]
     assert sizes == spec["weight_decay_groups"]
-    assert {(group["lr"], group["betas"]) for group in groups} == {
-        (model.learning_rate, (0.9, 0.95))
+    assert {(group["lr"], group["betas"], group["eps"]) for group in groups} == {
+        (model.learning_rate, (0.9, 0.95), 1e-8)
     }
 
 
@@ -118,6 +118,8 @@ def test_stages_stay_frozen() -> None:
     assert not model.first_stage_model.training and not model.cond_stage_model.training
     model.train()
     assert model.transformer.training
+    own = variant(**CONDITIONS["self"])
+    assert own.cond_stage_model is own.first_stage_model
     assert not model.first_stage_model.training and not model.cond_stage_model.training
     assert not any(p.requires_grad for p in model.first_stage_model.parameters())
     with_loss = tiny_model(transformer_config(first_stage_config=first_stage_config()))
@@ -207,6 +209,8 @@ def test_losses_are_logged_of_every_process() -> None:
     losses.append(model.test_step(batch, 0))
     (first, *rest) = model.log.call_args_list
     assert model.loss_terms["train/loss"] == losses[0] == first.args[1]
+    assert first.args[0] == "train/loss" and first.kwargs["batch_size"] == 3
+    assert model.logged_names() == {"train/loss", "val/loss"}
     assert not model.loss_terms["train/loss"].requires_grad
     assert [call.args[0] for call in rest] == ["val/loss", "test/loss"]
     assert all(call.kwargs["sync_dist"] and call.kwargs["batch_size"] == 3 for call in rest)
@@ -327,6 +331,58 @@ def test_conditions_are_dropped_in_training_only() -> None:
     assert torch.equal(seen[1], c)
 
 
+def test_a_condition_is_dropped_as_a_whole() -> None:
+    model = variant(**CONDITIONS["tokens"], cond_drop=0.5).train()
+    seen: list[Tensor] = []
+    model.transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0][:, :4]))
+    torch.manual_seed(0)
+    x, _ = model.get_xc(batch_of())
+    tokens = torch.arange(4).repeat(32, 1)
+    model(x[:1].expand(32, -1, -1, -1), tokens)
+    dropped = seen[0][:, 0] == model.null_token
+    assert 4 < dropped.sum() < 28
+    assert (seen[0][dropped] == model.null_token).all()
+    assert torch.equal(seen[0][~dropped], tokens[~dropped])
+
+
+def test_conditions_that_are_images_are_looked_at_as_images() -> None:
+    """Unless they are segmentations, which may have any numbers."""
+    batch = {"image": torch.rand(1, 8, 8, 3) * 2 - 1, "sketch": torch.full((1, 8, 8, 3), 200.0)}
+    batch["sketch"][0, 0, 0, 0] = 0
+    for labels in (3, None):
+        stage = first_stage_config(n_embed=20, colorize_nlabels=labels)
+        changes = {"cond_stage_config": stage, "cond_stage_key": "sketch"}
+        model = tiny_model(transformer_config({"block_size": 40}, **changes))
+        if labels:
+            model.check_batch(batch)
+            continue
+        with pytest.raises(UserError, match="'sketch' of the data has values from 0 to 200"):
+            model.check_batch(batch)
+
+
+def test_sequences_are_measured_before_training() -> None:
+    """Of 16 codes, and a condition that is made smaller: 4 x 4 pixels are 2 x 2 codes."""
+    batch = {"image": torch.rand(1, 8, 8, 3) * 2 - 1, "class_label": torch.zeros(1)}
+    stage = {"cond_stage_config": first_stage_config(n_embed=20), "cond_stage_key": "image"}
+    stage["downsample_cond_size"] = 4
+    tiny_model(transformer_config({"block_size": 19}, **stage)).check_batch(batch)
+    with pytest.raises(UserError, match="16 tokens of an image and 4 of its .* at least 19"):
+        tiny_model(transformer_config({"block_size": 18}, **stage)).check_batch(batch)
+    order = {**CONDITIONS["spiral"]["permuter_config"], "params": {"H": 4, "W": 5}}
+    with pytest.raises(UserError, match="permuter orders 20 positions, but the latent has 16"):
+        tiny_model(transformer_config(permuter_config=order)).check_batch(batch)
+
+
+def test_the_vocabulary_holds_the_condition_stages_codes() -> None:
+    for needed in (23, 24):  # of which there are 23 tokens
+        stage = {"cond_stage_config": first_stage_config(n_embed=needed)}
+        if needed == 23:
+            tiny_model(transformer_config(**stage))
+            continue
+        with pytest.raises(UserError, match="23, too small for the 24 tokens of the condition"):
+            tiny_model(transformer_config(**stage))
+
+
 def test_condition_dropout_adds_no_weights() -> None:
     assert dropping(0.1).state_dict().keys() == dropping(0.0).state_dict().keys()
 
@@ -336,6 +392,10 @@ def test_condition_dropout_needs_a_condition_and_a_token() -> None:
         dropping(0.1, cond_stage_config="__is_unconditional__")
     with pytest.raises(UserError, match="from 0 to below 1"):
         dropping(1.0)
+    params = load_golden("net2net_class")[1]["model"]["params"]
+    for share in (-0.1, 1.0):
+        with pytest.raises(UserError, match=f"cond_drop is a share, from .*, not {share}"):
+            Net2NetTransformer(**params, cond_drop=share)
     vocabulary = dropping(0.0).transformer.config.vocab_size
     labels = {
         "target": "taming.modules.util.Labelator",

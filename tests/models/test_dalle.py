@@ -80,6 +80,11 @@ def test_something_else_is_refused(tmp_path: Path) -> None:
         torch.save(nn.Sequential(nn.Conv2d(3, 4, 1)), tmp_path / f"{side}.pkl")
     with pytest.raises(UserError, match="are not DALL-E's"):
         convert(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "encoder.pkl")
+    table = {"blocks.input.w": torch.zeros(3), "blocks.input.b": torch.zeros(1)}
+    torch.save({"state_dict": table}, tmp_path / "decoder.pkl")
+    with pytest.raises(UserError, match="are not DALL-E's"):
+        convert(tmp_path)
     (tmp_path / "encoder.pkl").write_text("hello")
     with pytest.raises(UserError, match="encoder.pkl is a text file"):
         convert(tmp_path)

@@ -25,7 +25,7 @@ from tests.modules.losses.backbones import backbone_file
 def test_the_interface_encodes_to_what_diffusion_models_take() -> None:
     model, plain = made(VQModelInterface).eval(), made(VQModel).eval()
     plain.load_state_dict(model.state_dict())
-    x = torch.rand(1, 3, 16, 16)
+    x = torch.rand(1, 3, 16, 24)
     with torch.no_grad():
         latents = model.encode(x)
         assert torch.equal(latents, plain.encode_to_prequant(x))

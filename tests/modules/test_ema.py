@@ -4,13 +4,14 @@ import torch
 from torch import nn
 
 from taming.modules.ema import LitEma
-from tests.support import assert_close
+from tests.support import assert_close, defaults
 
 
 def test_averages_follow_what_is_trained():
     """By 2/11 at first; those of frozen weights are not kept."""
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1).requires_grad_(False))
     averages = LitEma(model)
+    assert defaults(LitEma) == {"decay": 0.9999} and averages.decay == torch.tensor(0.9999)
     assert averages.state_dict().keys() == {"decay", "num_updates", "0weight", "0bias"}
     weight = model[0].weight
     for _ in range(2):

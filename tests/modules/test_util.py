@@ -24,6 +24,8 @@ def test_golden_actnorm():
     assert_close(y, golden["actnorm.y"])
     assert_close(logdet, golden["actnorm.logdet"])
     assert_close(norm(y, reverse=True), golden["actnorm.reverse"])
+    norm.scale.data.neg_()
+    assert_close(norm(golden["actnorm.x"])[1], golden["actnorm.logdet"])
     state = {name: (tuple(t.shape), t.dtype) for name, t in norm.state_dict().items()}
     assert state == {
         "loc": ((1, 5, 1, 1), torch.float32),

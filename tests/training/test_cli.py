@@ -298,6 +298,15 @@ def test_a_logger_by_config(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("logs/*/tensorboard"))
 
 
+def test_the_names_of_main_are_those_of_training() -> None:
+    import main as command
+    from taming import training
+
+    assert set(command.__all__) == set(training.__all__) and command.main is main_command
+    for name in command.__all__:
+        assert getattr(command, name) is getattr(training, name)
+
+
 def test_arguments_are_told_apart() -> None:
     args, options, overrides = parse_arguments(
         [

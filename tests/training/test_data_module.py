@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from taming.data.seeding import SeededDataset
+from taming.data.seeding import NamedStream, SeededDataset
 from taming.errors import UserError
 from taming.lightning_internals import Place
 from taming.training import data_module
-from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.data_module import (
+    DataModuleFromConfig,
+    WrappedDataset,
+    batch_size_of,
+    splits_of,
+)
 from taming.training.stopping import start_worker
 from tests.kit.datasets import Noise
 from tests.kit.images import write_images
@@ -98,6 +105,29 @@ def test_batches_of_an_epoch_are_counted_in_each_process(monkeypatch: pytest.Mon
         assert other._position(processes=2) == start
 
 
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(range(3))
+
+
+def test_streams_are_loaded_by_name() -> None:
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": Stream()}
+    loader = data.train_dataloader()
+    assert isinstance(loader.dataset, NamedStream) and loader.batch_size == 2
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2]]
+    assert data.batches_per_epoch(1) is None and data.start_at(0, 4) is None
+
+
+def test_training_alone_begins_at_a_place() -> None:
+    data = DataModuleFromConfig(2, noise(6), noise(6), num_workers=0)
+    data.setup()
+    data.trainer = cast(Any, SimpleNamespace())
+    data.start_at(0, 4)
+    loaders = (data.train_dataloader(), data.val_dataloader())
+    assert [len(list(loader.sampler)) for loader in loaders] == [2, 6]  # type: ignore[union-attr]
+
+
 def test_the_slowest_item_of_all_loaders_is_named() -> None:
     data = DataModuleFromConfig(3, num_workers=0)
     assert data.slowest_item() == (0.0, "a batch")
@@ -122,6 +152,28 @@ def test_default_workers_are_bounded_by_batch_and_cpus(monkeypatch: pytest.Monke
     monkeypatch.setattr(data_module, "available_cpus", lambda: 16)
     assert [DataModuleFromConfig(size).num_workers for size in (1, 7, 8, 9)] == [2, 14, 16, 16]
     assert DataModuleFromConfig(8, num_workers=0).num_workers == 0
+    for cpus, most in ((1, 64), (16, 128)):
+        monkeypatch.setattr(data_module, "available_cpus", lambda cpus=cpus: cpus)
+        assert DataModuleFromConfig(8, num_workers=most).num_workers == most
+        with pytest.raises(UserError, match=f"num_workers is {most + 1}"):
+            DataModuleFromConfig(8, num_workers=most + 1)
+
+
+def test_splits_are_those_that_there_are_data_for() -> None:
+    class Foreign(pl.LightningDataModule):
+        batch_size = 3
+
+        def train_dataloader(self) -> None: ...
+
+        def test_dataloader(self) -> None: ...
+
+    assert splits_of(Foreign()) == {"train", "test"} and batch_size_of(Foreign()) == 3
+    data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=0)
+    assert splits_of(data) == set() and batch_size_of(data) == 2
+    data.setup()
+    assert splits_of(data) == {"train", "validation"}
+    with pytest.raises(UserError, match="LightningDataModule has no batch_size"):
+        batch_size_of(pl.LightningDataModule())
 
 
 def test_data_that_cannot_be_trained_on(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from pytorch_lightning.callbacks import Callback, Timer
+from torch import nn
 
 from taming.errors import Stopped, UserError
 from taming.training import ends
+from taming.training.data_module import DataModuleFromConfig
+from taming.training.processes import ProcessWatch
 from taming.training.run_folder import RunFolder
 
 RUN = RunFolder(Path("logs/x"), ())
@@ -52,6 +55,102 @@ def test_loaders_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("start", "changes", "expected"),
+    [
+        (2, {}, "trained to step 3; the run is in logs/x, go on with -r logs/x"),
+        (3, {}, "nothing was trained; logs/x has no new checkpoint"),
+        (3, {"max_epochs": 0}, "nothing was trained, as max_epochs is 0; logs/x has no new"),
+        (
+            3,
+            {"max_steps": 0, "limit_train_batches": 0},
+            "nothing was trained, as max_steps is 0 and limit_train_batches is 0; logs/x",
+        ),
+        (0, {"fast_dev_run": 1}, "fast_dev_run: tried 1 batch, and saved no checkpoint"),
+        (0, {"fast_dev_run": 2}, "fast_dev_run: tried 2 batches, and saved no checkpoint"),
+    ],
+)
+def test_the_last_line_says_what_was_done(
+    start: int, changes: dict[str, Any], expected: str
+) -> None:
+    limits = {"max_steps": -1, "max_epochs": 2, "limit_train_batches": 1.0}
+    trainer: Any = SimpleNamespace(
+        **{"fast_dev_run": False, "global_step": 3, "callbacks": [], **limits, **changes}
+    )
+    assert ends._what_was_done(trainer, RUN, start).startswith(expected)
+
+
+def test_what_was_checked_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ends, "rank_zero_info", said.append)
+    data, model = DataModuleFromConfig(1, num_workers=0), nn.Linear(1000, 2)
+    data.datasets = {"train": range(1234), "test": range(5)}
+    ends.say_what_was_checked(model, data, "--base a.yaml", ["x.y=a b", "z=1"])  # type: ignore[arg-type]
+    counts = "1,234 items of train, 5 items of test, 2,002 weights of the model"
+    assert said[0].startswith(f"checked: the config, {counts}; nothing was trained")
+    assert said[0].endswith(" --base a.yaml -t True 'x.y=a b' z=1")
+
+
+def test_a_process_that_has_died_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch, ended = ProcessWatch(lambda: None), list[str]()
+    monkeypatch.setattr(watch, "explain", lambda _: "rank 1 has died")
+    monkeypatch.setattr(watch, "end_others", lambda: ended.append("others"))
+    trainer: Any = SimpleNamespace(callbacks=[Callback(), watch], datamodule=None)
+    assert ends._death(trainer, RuntimeError("lost")) == "rank 1 has died"
+    assert ends._death(trainer, UserError("of this one")) is None
+    assert ended == ["others"] * 2
+
+
+def of_module(name: str, line: str) -> Any:
+    """A function in a module of that name, which does that with `self` and `other`."""
+    scope: dict[str, Any] = {"__name__": name}
+    exec(f"def call(self, other=None):\n    {line}", scope)
+    return scope["call"]
+
+
+class Theirs(Callback):
+    fail = of_module("pytorch_lightning.callbacks.theirs", "raise KeyError('theirs')")
+    call = of_module("pytorch_lightning.callbacks.theirs", "other()")
+
+
+class Inner(Theirs):
+    pass
+
+
+class Own(Callback):
+    def fail(self) -> None:
+        raise KeyError("mine")
+
+
+def caught(call: Any) -> Exception:
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError
+
+
+def test_a_callback_of_lightnings_that_failed_is_named() -> None:
+    trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
+    sentence = f"the callback {__name__}.Theirs cannot be used here: KeyError: 'theirs'"
+    assert str(ends._death(trainer, caught(Theirs().fail))).startswith(sentence)
+    of_model = of_module("taming.models.x", "raise KeyError('a bug')")
+    for other in (Own().fail, lambda: of_model(None)):
+        assert ends._death(trainer, caught(lambda other=other: Theirs().call(other))) is None
+    nested = caught(lambda: Theirs().call(Inner().fail))
+    assert str(ends._death(trainer, nested)).startswith(f"the callback {__name__}.Inner cannot")
+    code = compile("def check():\n    raise ValueError('no   such\\nmode')", "x", "exec")
+    for place, said in (
+        ("/lib/pytorch_lightning/a.py", "the Trainer refuses this: no such mode"),
+        ("/lib/lightning_fabric/a.py", "the Trainer refuses this: no such mode"),
+        ("/home/lightnin/a.py", None),
+    ):
+        scope: dict[str, Any] = {}
+        exec(code.replace(co_filename=place), scope)
+        scope["check"].__code__ = scope["check"].__code__.replace(co_filename=place)
+        assert ends._death(trainer, caught(scope["check"])) == said
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "(process 7) was ended by sig"),
@@ -62,6 +161,32 @@ def test_loaders_end_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_end_of_a_worker_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    error, ended = broken_off(monkeypatch, RuntimeError(text))
-    assert isinstance(error, UserError) and message in str(error) and ended == ["loaders"]
-    assert str(error).endswith("; go on with python main.py -r logs/x -t")
+    behind = ValueError("something else")
+    behind.__cause__ = RuntimeError(text)
+    for raised in (RuntimeError(text), behind):
+        error, ended = broken_off(monkeypatch, raised)
+        assert isinstance(error, UserError) and message in str(error) and ended == ["loaders"]
+        assert str(error).endswith("; go on with python main.py -r logs/x -t")
+
+
+def test_what_a_worker_cannot_read_is_named() -> None:
+    trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
+    trace = "Caught OSError in DataLoader worker process 0.\nTraceback: x\nOSError: [Errno 5] a.png"
+    expected = "a worker of the data loader cannot read its data ([Errno 5] a.png)"
+    assert ends._death(trainer, OSError(trace)) == expected
+
+
+@pytest.mark.parametrize("resumed", [None, Path("last.ckpt")])
+def test_steps_are_counted_from_the_start(
+    monkeypatch: pytest.MonkeyPatch, resumed: Path | None
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(ends, "rank_zero_info", said.append)
+    monkeypatch.setattr(ends, "read_checkpoint", lambda _: {"global_step": 1})
+    limits = {"max_steps": 1, "max_epochs": 2, "limit_train_batches": 1.0, "fast_dev_run": 0}
+    given: list[Any] = []
+    trainer: Any = SimpleNamespace(global_step=1, callbacks=[], **limits)
+    trainer.fit = lambda *_, ckpt_path: given.append(ckpt_path)
+    ends.fit(trainer, trainer, trainer, RunFolder(Path("logs/x"), (), resumed))
+    assert given == [resumed and "last.ckpt"]
+    assert said[0].startswith("nothing was trained" if resumed else "trained to step 1; ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import IterableDataset
 
+from taming.data.seeding import SeededDataset
 from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.first_items import check_first_items
+from taming.training.first_items import FirstOfStreams, check_first_items
 from tests.kit.datasets import Noise
 
 
@@ -65,10 +67,41 @@ def test_the_first_items_of_each_split_are_checked() -> None:
         checked(2, train=Noise(9), validation=Noise(3))
 
 
-def test_random_numbers_are_those_of_training_and_go_on_as_they_were() -> None:
+def test_random_numbers_are_those_of_training_and_go_on_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    seeded = SeededDataset(Random(9), 3).__getitems__(range(4))
+    assert checked(2, train=Random(9)) == [[int(item["class_label"]) for item in seeded]]
     state = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
     assert checked(2, train=Random(9)) == checked(2, train=Random(9))
     assert np.random.get_state()[1].tolist() == state  # type: ignore[index,union-attr]
+
+
+def test_streams_are_checked_at_their_first_batch_alone() -> None:
+    data = DataModuleFromConfig(2, num_workers=0)
+    data.datasets = {"train": Stream(), "validation": Noise(3)}
+    model, batch = Model(), {"image": torch.zeros(2), "class_label": torch.tensor([5, 6])}
+    trainer: Any = SimpleNamespace(datamodule=data, lightning_module=model)
+    callback = FirstOfStreams()
+    with pytest.raises(UserError, match="data.params.train gives no items"):
+        callback.on_train_epoch_end(trainer, model)
+    callback.on_validation_batch_start(trainer, model, batch)
+    assert model.checked == []  # it is no stream, and was looked at before
+    for number in range(2):
+        callback.on_train_batch_start(trainer, model, batch, number)
+        callback.on_train_epoch_end(trainer, model)
+    assert model.checked == [[5, 6]]
+    data.datasets = {"train": Noise(3), "validation": Stream()}
+    callback = FirstOfStreams()
+    callback.on_train_epoch_end(trainer, model)
+    for number in range(2):
+        callback.on_train_batch_start(trainer, model, batch, number)
+        callback.on_validation_batch_start(trainer, model, batch)
+    assert model.checked == [[5, 6]] * 2
+    trainer.datamodule = None
+    FirstOfStreams().on_train_batch_start(trainer, model, batch, 0)
+    assert model.checked == [[5, 6]] * 2
 
 
 class Damaged(Noise):

@@ -30,6 +30,7 @@ def test_a_start_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_what_came_after_the_checkpoint_is_moved(tmp_path: Path) -> None:
     known, unknown = write(tmp_path / "a", range(6)), write(tmp_path / "b", [2, 3])
+    write(tmp_path / "a" / "kept", [9])  # is no start
     assert count_rows(tmp_path) == {"a": 6, "b": 2}
     cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
     assert (steps(known), steps(unknown)) == ([0, 1, 2, 3], [])
@@ -56,6 +57,9 @@ def test_whole_tables_stay_and_parts_of_rows_go(tmp_path: Path) -> None:
         cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
         assert path.read_text() == "loss,step\n0.0,0\n0.1,1\n0.2,2\n"
     assert not (tmp_path / "a" / "cut_x.csv").exists()
+    path = write(tmp_path / "a", range(3), "\0\0" + "0.3,3\n")  # written on after a power cut
+    cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
+    assert path.read_text() == "loss,step\n0.0,0\n0.1,1\n0.2,2\n0.3,3\n"
     path = write(tmp_path / "a", range(3), "0.3,3,9\n0.4,4\n")  # a cell too many
     cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
     assert steps(path) == [0, 1, 2, 3]

@@ -157,6 +157,39 @@ def test_all_batches_of_a_step_that_is_left_out_are_forgotten() -> None:
     assert module.running_mean == 0
 
 
+def test_the_whole_loss_is_what_counts() -> None:
+    """The first of its terms; the others only say where it comes from."""
+    callback, weight = FiniteNumbers(), nn.Parameter(torch.zeros(2))
+    terms = {"train/aeloss": torch.tensor(1.0), "train/x": torch.tensor(float("nan"))}
+    module: Any = SimpleNamespace(device=torch.device("cpu"), loss_terms=terms)
+    trainer: Any = SimpleNamespace(global_step=4, precision_plugin=None)
+    callback.on_train_batch_start(trainer, module, {"file_path_": ["a.png"]}, 0)
+    callback.on_before_backward(trainer, module, torch.tensor(float("nan")))
+    callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
+    terms["train/aeloss"] = torch.tensor(float("inf"))
+    callback.on_before_backward(trainer, module, torch.tensor(0.0))
+    with pytest.raises(NonFiniteError) as caught:
+        callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
+    expected = "the loss is inf (train/aeloss, train/x) at step 4, in the batch of a.png; "
+    assert str(caught.value).startswith(expected)
+    assert "--skip_nonfinite 10" in str(caught.value)
+    callback, terms["train/aeloss"] = FiniteNumbers(), torch.tensor(1.0)
+    for name in ("a.png", "b.png"):  # two batches of a step
+        callback.on_train_batch_start(trainer, module, {"file_path_": [name]}, 0)
+        callback.on_before_backward(trainer, module, torch.tensor(0.0))
+    weight.grad = torch.tensor([0.0, float("inf")])
+    with pytest.raises(NonFiniteError, match="the gradient is inf at .* of a.png, b.png; "):
+        callback.on_before_optimizer_step(trainer, module, SGD([weight], lr=0.1))
+
+
+def test_statistics_are_what_forward_passes_change() -> None:
+    norm, still = nn.BatchNorm1d(1), nn.BatchNorm1d(1).eval()
+    norm.weight.requires_grad_(False)
+    found = [id(one) for one in numbers._statistics(nn.Sequential(norm, still))]
+    own = (norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.weight)
+    assert found == [id(one) for one in own]
+
+
 def test_files_of_a_batch_are_named_up_to_eight() -> None:
     assert numbers._batch([]) == ""
     assert numbers._batch(list("abcdefgh")) == ", in the batch of a, b, c, d, e, f, g, h"

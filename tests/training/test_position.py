@@ -41,11 +41,13 @@ class Logger(TensorBoardLogger):
 
     def __init__(self) -> None:
         self.logged: list[Any] = []
+        self.saved = 0
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         self.logged.append((metrics, step))
 
-    def save(self) -> None: ...
+    def save(self) -> None:
+        self.saved += 1
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Where Lightning's loops are looked into."""
     monkeypatch.setattr(position, "read_place", lambda place: place)
     monkeypatch.setattr(position, "unlogged_values", lambda _: {"loss": 0.5})
-    monkeypatch.setattr(position, "monitored_values", lambda _: {})
+    monkeypatch.setattr(position, "monitored_values", lambda _: {"val/x": 1})
     monkeypatch.setattr(position, "is_at_epoch_end", lambda _: True)
     return monkeypatch
 
@@ -119,6 +121,9 @@ def test_items_are_counted_of_all_processes(tmp_path: Path, trainer: Any) -> Non
     assert saved(callback, trainer, Place(1, 4)).samples == 5 + 2 * 3 * 2
     later = saved(callback, trainer, Place(2, 1))
     assert (later.samples, later.batch_size, later.devices) == (6, 3, 2)
+    assert (later.monitored, later.unlogged, later.accumulate) == ({"val/x": 1}, {"loss": 0.5}, 1)
+    callback._rates = [[0.25]]
+    assert saved(callback, trainer, Place(2, 1)).rates == [[0.25]]
     assert Position.read({}) is None
 
 
@@ -129,8 +134,10 @@ def test_what_an_exception_interrupts_is_done_again(tmp_path: Path, trainer: Any
     write(tmp_path / "a", [0, 1])
     trainer.sanity_checking = True
     callback.on_validation_start(trainer, trainer)
-    assert callback._rows == {}
+    assert callback._rows == {} and trainer.loggers[0].saved == 0
     trainer.sanity_checking = False
+    callback.on_validation_start(trainer, trainer)
+    assert callback._rows == {"a": 2} and trainer.loggers[0].saved == 1
     callback.on_validation_end(trainer, trainer)
     found = saved(callback, trainer, Place(0, 2))
     assert (found.validated, found.epoch_ends, found.rows) == (True, False, {"a": 2})

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -48,6 +49,11 @@ def watch() -> Iterator[ProcessWatch]:
 
 def test_the_dead_are_named(watch: ProcessWatch) -> None:
     assert watch.death() is None
+    done = subprocess.Popen(["true"])
+    done.wait()
+    watch._children.insert(0, done)  # one that has ended well
+    assert watch.death() is None
+    watch._children.remove(done)
     assert watch.explain(RuntimeError("a bug of ours")) is None
     watch._children[1].kill()
     lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1234")
@@ -81,6 +87,26 @@ def test_ranks_are_counted_from_the_first_of_this_machine(
     assert watch.death() == f"rank 4 (process {1 << 22}) has died"
 
 
+def test_what_hangs_is_named_with_the_time_that_it_takes() -> None:
+    data: Any = SimpleNamespace(slowest_item=lambda: (12.4, "a.png"), timeout=10)
+    assert processes.hang(data).startswith("the loading of a.png hangs, for 12 seconds now")
+    data.timeout = 20  # the clock of the loader may be behind
+    assert processes.hang(data).startswith("the loading of a.png hangs, for 20 seconds now")
+
+
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_workers_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, timed_out: bool) -> None:
+    workers = [Mock(), Mock()]
+    workers[0].kill.side_effect = RuntimeError("torch says that it was killed")
+    monkeypatch.setattr(processes.multiprocessing, "active_children", lambda: workers)
+    watch, trainer = LoaderWatch(before_exit=lambda: None), Mock()
+    text = "DataLoader timed out after 5 seconds" if timed_out else "a bug"
+    watch.on_exception(trainer, trainer, RuntimeError(text))
+    assert watch._over.is_set()
+    assert [worker.kill.call_count for worker in workers] == [timed_out] * 2
+    assert workers[1].join.call_args_list == [call(timeout=1)] * timed_out
+
+
 def test_manners_of_death() -> None:
     assert _manner(3) == "has ended with exit code 3"
     assert _manner(-signal.SIGSEGV) == "was ended by SIGSEGV"
@@ -98,6 +124,43 @@ def test_a_process_that_waits_for_the_dead_is_ended(launcher: Launcher, tmp_path
         for _ in range(100):
             os.kill(int(sleeper[0]), 0)
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "started_by_us", "watches"),
+    [(0, True, False), (1, True, True), (1, False, False)],
+)
+def test_a_parent_is_looked_after_if_it_is_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, started_by_us: bool, watches: bool
+) -> None:
+    started: list[str] = []
+    thread = SimpleNamespace(start=lambda: started.append("thread"))
+    monkeypatch.setattr(processes.threading, "Thread", lambda **_: thread)
+    monkeypatch.setattr(processes, "take_child_processes", lambda _: [])
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    if not started_by_us:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    trainer: Any = SimpleNamespace(global_rank=local_rank, local_rank=local_rank)
+    watch = ProcessWatch(before_exit=lambda: None)
+    watch.setup(trainer, trainer, "validate")
+    assert watch._parent is None
+    watch.setup(trainer, trainer, "fit")
+    assert watch._parent == (os.getppid() if watches else None)
+    assert started == ["thread"] * watches
+
+
+@pytest.mark.parametrize(("seconds", "ends"), [(4.9, False), (5.0, True), (7.0, True)])
+def test_an_item_that_takes_too_long_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, ends: bool
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(processes.os, "_exit", done.append)
+    watch = LoaderWatch(before_exit=lambda: done.append("saved"))
+    watch._over.set()
+    data: Any = SimpleNamespace(slowest_item=lambda: (seconds, "a.png"), timeout=5.0)
+    watch._look(data)
+    assert done == (["saved", 2] if ends else [])
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_its_pace_is_said_once(
         ({"max_steps": -1, "max_epochs": 2}, 4, 6),
         ({"max_steps": -1, "max_epochs": -1}, 1, None),
         ({"max_steps": 0, "max_epochs": 2}, 1, 0),
+        ({"max_steps": 70, "max_epochs": 0}, 1, 0),
     ],
 )
 def test_steps_of_a_run(limits: dict[str, int], accumulate: int, steps: int | None) -> None:
@@ -124,11 +125,25 @@ def test_pictures_and_the_first_batch_are_left_out_of_a_pace(
         pace.on_train_batch_end(Trainer(), Model(), None, None, 8)  # type: ignore[arg-type]
         assert "about 6 s, the 100 steps to come 10 min" in caplog.text
         assert progress.SMALLER not in caplog.text
-        Trainer.max_steps = 10**6
+        for Trainer.max_steps in (9 + 7199, 9 + 7201):  # of 6 seconds: 12 hours, nearly
+            assert progress.SMALLER not in caplog.text
+            pace._say(Trainer(), Model.device)  # type: ignore[arg-type]
+        assert caplog.text.strip().endswith(progress.SMALLER)
+        caplog.clear()
         pace._say(Trainer(), progress.torch.device("mps"))  # type: ignore[arg-type]
         assert progress.SMALLER not in caplog.text
         pace._say(Trainer(), Model.device)  # type: ignore[arg-type]
     assert caplog.text.strip().endswith(progress.SMALLER)
+
+
+def test_each_batch_is_timed_from_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 3.0, 4.0, 8.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    pace, trainer = Pace(), SimpleNamespace()
+    pace.on_train_start(trainer, trainer)  # type: ignore[arg-type]
+    for number in range(3):
+        pace.on_train_batch_end(trainer, trainer, None, None, number)  # type: ignore[arg-type]
+    assert pace._durations == [2, 1, 4]
 
 
 def test_small_configs_are_where_it_is_said() -> None:

@@ -31,6 +31,21 @@ def test_the_highest_of_what_signals_ask_for_counts(monkeypatch: pytest.MonkeyPa
         requests._handle(signal.SIGTERM, None)
 
 
+def test_handlers_are_ours_within_a_start_which_begins_afresh() -> None:
+    requests = Requests()
+    requests.gentle, requests._wanted = True, TERMINATE
+    numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(KeyError), requests.handled():
+        assert [signal.getsignal(number) for number in numbers] == [requests._handle] * 3
+        assert requests.stop is None and not requests.gentle
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Lightning does
+        requests.take_over()
+        assert requests.gentle and signal.getsignal(signal.SIGTERM) == requests._handle
+        raise KeyError
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def test_nothing_is_exchanged_after_the_agreement_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "world_size", lambda: 2)
     requests, sent = Requests(), list[int]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +18,8 @@ from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
 from taming.training.data_module import DataModuleFromConfig
+from taming.training.first_items import FirstOfStreams
+from taming.training.loggers import Board, Table
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
@@ -27,9 +29,11 @@ from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder
 from taming.training.trainer import (
     _callback_configs,
+    _callback_key,
     _callbacks,
     _check_monitor,
     _logger_config,
+    _loggers,
     make_trainer,
 )
 from tests.kit.models import build, first_stage_config
@@ -57,7 +61,8 @@ def callbacks_of(run: RunFolder, **lightning: Any) -> list[Any]:
 def test_the_callbacks_of_every_run(run: RunFolder) -> None:
     ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, PositionedNoise]
     found = callbacks_of(run, skip_nonfinite=7)
-    assert [type(one) for one in found[:8]] == [*ours, FiniteNumbers, LoggedNames]
+    ours += [FiniteNumbers, LoggedNames, FirstOfStreams]
+    assert [type(one) for one in found[:9]] == ours
     assert found[4].tables == run.tables and found[6].skip == 7
     (checkpoints,) = [one for one in found if isinstance(one, Checkpoints)]
     assert Path(checkpoints.dirpath or "") == run.checkpoints
@@ -87,14 +92,42 @@ def test_defaults_of_callbacks(run: RunFolder) -> None:
         "monitor": "val/rec_loss",
         "save_top_k": 3,
     }
+    own = conf(modelcheckpoint={"params": {"save_top_k": 7}})
+    kept = _callback_configs(own, run, model)["checkpoints"]["params"]
+    assert kept == {**chosen["checkpoints"]["params"], "save_top_k": 7}
+    assert "learning_rate_logger" not in _callback_configs(conf(), run, model, logs=False)
     assert "monitor" not in _callback_configs(conf(), run, None)["checkpoints"]["params"]
 
 
+def test_callbacks_are_named_by_their_place_in_the_config() -> None:
+    assert _callback_key("checkpoints", conf()) == "lightning.modelcheckpoint"
+    own = conf(callbacks={"checkpoints": {}})
+    assert _callback_key("checkpoints", own) == "lightning.callbacks.checkpoints"
+    assert _callback_key("bar", conf()) == "lightning.callbacks.bar"
+
+
 def test_a_logger_without_a_class_is_a_board(run: RunFolder) -> None:
+    own = {"save_dir": str(run.path), "name": "", "version": "tensorboard"}
+    assert _logger_config(conf(), run)["params"] == own
     board = _logger_config(conf(logger={"params": {"version": "v"}}), run)
     assert board["target"] == "taming.training.loggers.Board"
     assert board["params"] == {"save_dir": str(run.path), "name": "", "version": "v"}
     assert _logger_config(conf(logger={"target": "a.b"}), run) == {"target": "a.b"}
+    for version in ("now", "now_2"):  # a table of its own for each start
+        found = _loggers(conf(), run)
+        assert [type(one) for one in found] == [Board, Table]
+        assert Path(found[1].log_dir) == run.tables / version
+        (run.tables / version).mkdir(parents=True)
+
+
+def test_checkpoints_are_written_and_read_by_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Any] = []
+    monkeypatch.setattr(trainer, "save_atomic", lambda *what: written.append(what))
+    monkeypatch.setattr(trainer, "read_checkpoint", lambda path: {"of": path})
+    files = trainer.AtomicCheckpointIO()
+    files.save_checkpoint({"a": 1}, "x.ckpt")
+    assert written == [({"a": 1}, "x.ckpt")]
+    assert files.load_checkpoint("x.ckpt", weights_only=False) == {"of": "x.ckpt"}
 
 
 def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +154,9 @@ def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder)
     made = make_trainer(CPU, conf(), conf(), run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [RunProgress]
-    assert made.default_root_dir == str(run.path)
+    without = make_trainer(CPU | {"enable_progress_bar": False}, conf(), conf(), run, model)
+    assert not any(isinstance(one, TQDMProgressBar) for one in without.callbacks)  # type: ignore[attr-defined]
+    assert made.default_root_dir == str(run.path) and made.loggers == []
     assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
     made = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
@@ -166,6 +201,51 @@ def test_rates_are_scaled_by_all_items_of_a_step() -> None:
     base = conf(base_learning_rate=1e-4)
     assert learning_rate(base, 2, 3, 5, scale=True) == pytest.approx(30e-4)
     assert learning_rate(base, 2, 3, 5, scale=False) == 1e-4
+    for rate in (0, 1):
+        assert learning_rate(conf(base_learning_rate=rate), 2, 3, 5, scale=False) == rate
+    for bad in (-0.1, 1.1, "fast", None):
+        with pytest.raises(UserError, match="model.base_learning_rate must be a number from 0 to"):
+            learning_rate(conf(base_learning_rate=bad), 1, 1, 1, scale=False)
+
+
+@pytest.mark.parametrize(("count", "end"), [(0, "with its own config, unchanged"), (1, "k0=1")])
+def test_changes_of_a_resumed_run_are_said(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, count: int, end: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", said.append)
+    monkeypatch.setattr(cli, "keep_dataset_defaults", lambda *_, **__: None)
+    before = {f"k{number}": 0 for number in range(10)}
+    monkeypatch.setattr(cli, "load_config", lambda *_, **__: conf(model=before))
+    for changed, more in ((count, None), (8, None), (9, "and 1 more"), (10, "and 2 more")):
+        said.clear()
+        now = before | {f"k{number}": 1 for number in range(changed)}
+        cli._say_changes(conf(model=now), run)
+        assert said[0].startswith(f"{run.path} goes on with ")
+        assert said[0].endswith(more or (end if changed < 2 else "=1"))
+        assert said[0].count("=1") == min(changed, 8)
+
+
+@pytest.mark.parametrize(
+    ("limits", "more"),
+    [
+        ((None, 3), "--max_steps 6"),
+        ((None, 0), "--max_steps 2"),
+        ((4, -1), "--max_epochs 8"),
+        ((0, -1), "--max_epochs 1000"),
+    ],
+)
+def test_a_finished_run_says_how_to_train_it_further(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int | None, int], more: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cli, "rank_zero_info", said.append)
+    monkeypatch.setattr(cli, "is_finished", lambda *_: True)
+    args = Namespace(no_test=True, base=[], overrides=[], train=True)
+    made: Any = SimpleNamespace(max_epochs=limits[0], max_steps=limits[1])
+    data = DataModuleFromConfig(1, num_workers=0)
+    cli._train_and_test(args, made, cast(Any, None), data, RunFolder(Path("x"), (), Path("y")))
+    assert said[0].startswith("x is finished") and said[0].endswith(f"-r x -t True {more}")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,12 @@ from taming.training.trainer_options import (
         ("precision", "bf16-mixed", "bf16-mixed"),
         ("precision", "32", 32),
         ("fast_dev_run", "true", True),
+        ("fast_dev_run", "True", True),
+        ("max_epochs", "None", None),
         ("devices", "2", 2),
         ("devices", "0,1", [0, 1]),
+        ("devices", "0,", [0]),
+        ("devices", "0,a", "0,a"),
         ("accelerator", "cpu", "cpu"),
         ("gradient_clip_val", "1", 1),
         ("default_root_dir", "runs/1", "runs/1"),
@@ -83,6 +87,10 @@ def test_accumulation_and_clipping_move_to_models_that_step_themselves() -> None
     options = {"accumulate_grad_batches": 4, "gradient_clip_val": 0.5, "max_steps": 3}
     assert move_manual_options(options, model) == {"max_steps": 3}
     assert (model.accumulate_grad_batches, model.gradient_clip_val) == (4, 0.5)
+    assert move_manual_options({"gradient_clip_algorithm": "value"}, model) == {}
+    assert model.gradient_clip_algorithm == "value"
+    with pytest.raises(UserError, match="'norm' or 'value', not 'size'"):
+        move_manual_options({"gradient_clip_algorithm": "size"}, model)
     model.automatic_optimization = True
     assert move_manual_options(options, model) == options
 
@@ -91,6 +99,41 @@ def test_options_come_in_the_types_of_their_hints() -> None:
     options = checked_options({"max_steps": 1e3, "gradient_clip_val": 0.5})
     assert options == {"max_steps": 1000, "gradient_clip_val": 0.5}
     assert type(options["max_steps"]) is int
+    with pytest.raises(UserError, match=r"lightning.trainer.max_step: .*did you mean 'max_steps'"):
+        checked_options({"max_step": 3})
+    with pytest.raises(UserError, match="lightning.trainer.max_steps is a mapping"):
+        checked_options({"max_steps": {}})
+
+
+LEAST = {
+    **dict.fromkeys(("accumulate_grad_batches", "check_val_every_n_epoch", "num_nodes"), 1),
+    **dict.fromkeys(("max_epochs", "max_steps", "num_sanity_val_steps"), -1),
+    **dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps", "gradient_clip_val"), 0),
+    **dict.fromkeys((f"limit_{n}_batches" for n in ("train", "val", "test", "predict")), 0),
+    **dict.fromkeys(("overfit_batches", "fast_dev_run", "reload_dataloaders_every_n_epochs"), 0),
+}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_numbers_have_a_least(name: str) -> None:
+    least = LEAST[name]
+    assert checked_options({name: least}) == {name: least}
+    with pytest.raises(UserError, match=f"--{name} is {least - 1}; it must be"):
+        checked_options({name: least - 1})
+
+
+def test_what_ends_in_errors_is_refused() -> None:
+    assert checked_options({"val_check_interval": 0.1}) == {"val_check_interval": 0.1}
+    with pytest.raises(UserError, match="--val_check_interval is 0; it must be above 0"):
+        checked_options({"val_check_interval": 0})
+    for strategy in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+        with pytest.raises(UserError, match=f"--strategy is {strategy}; .* ddp or auto"):
+            checked_options({"strategy": strategy})
+    for precision in ("64", "64-true", "16-true", "bf16-true", 64):
+        with pytest.raises(UserError, match=f"--precision is {precision}; it is 32, bf16-mixed"):
+            checked_options({"precision": precision})
+    for options in ({"strategy": "ddp"}, {"precision": "bf16-mixed"}, {"precision": "32-true"}):
+        assert checked_options(options) == options
 
 
 def test_processes_that_would_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +143,12 @@ def test_processes_that_would_wait_are_refused(monkeypatch: pytest.MonkeyPatch) 
         assert checked_options(options) == options
         with pytest.raises(UserError, match=f"devices is {most + 1}: at most {most}"):
             checked_options({**options, "devices": most + 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        for accelerator in ("gpu", "auto"):
+            assert checked_options({"accelerator": accelerator, "devices": 17})
+        with pytest.raises(UserError, match="devices is 17: at most 16"):
+            checked_options({"accelerator": "cpu", "devices": 17})
     for name in ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="num_nodes is 2: start main.py on each"):

@@ -164,6 +164,8 @@ class GPT(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        check_memory(block_size**2, block_size=block_size)  # of the mask
+        check_memory(2 * vocab_size * n_embd, vocab_size=vocab_size, n_embd=n_embd)
         weights = n_embd * (12 * n_layer * n_embd + 2 * vocab_size + block_size)
         check_memory(weights, n_embd=n_embd, n_layer=n_layer)
         if n_embd % n_head:

@@ -82,6 +82,8 @@ def test_attention_sits_at_the_given_resolutions():
     assert [len(level.attn) for level in Decoder(**highest).up] == [2, 0, 0]
     for network in (Encoder(**small(attn_type="none")), Decoder(**small(attn_type="none"))):
         assert not any(isinstance(module, AttnBlock) for module in network.modules())
+    with pytest.raises(UserError, match="attn_type is linear; known are vanilla and none"):
+        Encoder(**small(attn_type="linear"))
 
 
 def test_unknown_keys_are_ignored_and_pre_end_is_given():
@@ -93,6 +95,14 @@ def test_widths_that_cannot_be_normalised_are_named():
     for ch, ch_mult in ((20, [1, 2]), (16, [2])):  # ch itself is a width, too
         with pytest.raises(UserError, match=f"ch={ch}.*multiple of 32"):
             Encoder(**small(ch=ch, ch_mult=ch_mult))
+    with pytest.raises(UserError, match="ddconfig.ch.*320000"):
+        Encoder(**small(ch=320_000))
+
+
+def test_resolutions_without_a_level_are_named(caplog):
+    Encoder(**small(attn_resolutions=[8, 7]))
+    expected = "attn_resolutions: no level has a resolution of 7; the levels have 16, 8"
+    assert caplog.messages == [expected]
 
 
 @pytest.mark.parametrize("size", [(3, 5), (32, 32), (41, 25)])

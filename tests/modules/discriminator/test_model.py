@@ -63,3 +63,4 @@ def test_initialisation():
     conv, norm = discriminator.main[5].weight, discriminator.main[6]
     assert abs(conv.std().item() - 0.02) < 1e-3 and abs(conv.mean().item()) < 1e-3
     assert abs(norm.weight.mean().item() - 1) < 0.02 and norm.bias.abs().max() == 0
+    assert 0.015 < norm.weight.std().item() < 0.025

@@ -13,12 +13,15 @@ from taming.modules.losses.base import (
     DummyLoss,
     FirstStageLoss,
     Logged,
+    MissingLoss,
     checked_result,
     has_entry_points,
     names_of_terms,
+    require_loss,
 )
 from taming.modules.losses.segmentation import BCELossWithQuant
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from tests.support import defaults
 
 GAN = {"perceptual_weight": 0.0, "disc_num_layers": 1, "disc_ndf": 8}
 
@@ -67,6 +70,14 @@ def test_losses_of_ours_say_what_they_log() -> None:
     assert names_of_terms(DummyLoss()) is None
 
 
+def test_what_stands_for_a_loss_is_not_trained_with() -> None:
+    with pytest.raises(UserError, match=r"lossconfig: a.Loss is not installed here"):
+        require_loss(MissingLoss("a.Loss"))
+    with pytest.raises(UserError, match="lossconfig: set a loss"):
+        require_loss(DummyLoss())
+    require_loss(BCELossWithQuant())
+
+
 def test_segmentations_have_the_original_call() -> None:
     inputs, outputs, _ = images()
     loss, codebook_loss = BCELossWithQuant(2.0), torch.tensor([0.1, 0.3])
@@ -83,6 +94,8 @@ def test_a_new_loss_has_the_published_call_as_well() -> None:
             loss = (inputs - reconstructions).square().mean()
             return loss, {"squares": loss.detach()}
 
+    published = {"optimizer_idx": 0, "global_step": 0, "split": "train"}
+    assert defaults(FirstStageLoss.forward) == {**published, "last_layer": None, "cond": None}
     inputs, outputs, _ = images()
     for call in (
         Squares()(torch.zeros(()), inputs, outputs, 0, 3, split="val"),

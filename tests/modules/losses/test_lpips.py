@@ -1,11 +1,14 @@
 import copy
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
+from torchvision.models import get_model_weights
 
 from taming.errors import UserError
 from taming.modules.losses.lpips import (
+    BACKBONES,
     LPIPS,
     NetLinLayer,
     calibrated_layers,
@@ -104,6 +107,7 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         distance = loss(first, second)
     assert torch.equal(distance, loss(first, second))
+    assert torch.equal(loss(first.double(), second.double()), distance)
 
 
 def test_averages():
@@ -201,6 +205,12 @@ def test_prepare_finds_alexnet(monkeypatch, tmp_path):
         assert torch.equal(state[f"net.{place}.weight"], weights[f"features.{name}.weight"])
 
 
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_files_are_known_by_the_hashes_in_their_published_names(net):
+    name, digest, *_ = BACKBONES[net]
+    assert f"-{digest}.pth" in str(get_model_weights(name.lower())["IMAGENET1K_V1"].url)
+
+
 def test_prepare_keeps_what_a_checkpoint_brought():
     loss = filled()
     before = loss.lin0.model[0].weight.clone()
@@ -219,7 +229,8 @@ def test_wrong_and_missing_files_are_named(tmp_path, monkeypatch):
 
 
 def test_offline_there_are_three_ways_out(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
+    def offline(url, path, **options):
+        assert Path(path).parent.is_dir() and options == {"hash_prefix": "397923af"}
         raise URLError("no network")
 
     monkeypatch.delenv("TAMING_VGG16", raising=False)

@@ -112,7 +112,9 @@ def test_one_backward_pass_equals_the_written_out_loss(perceptual):
     assert_close(loss, expected)
     assert_close(logged["train/d_weight"], d_weight)
     assert_close(logged["train/g_loss"], g_loss)
-    assert_close(logged["train/nll_loss"], nll)
+    for name, term in (("nll_loss", nll), ("rec_loss", nll), ("total_loss", expected)):
+        assert_close(logged[f"train/{name}"], term)
+    assert_close(logged["train/quant_loss"], model.codebook_loss.mean())
     p_loss = (nll - (model.images - reconstructions).abs().mean()) / 0.5
     assert_close(logged["train/p_loss"], p_loss)
     for gradient, reference in zip(actual, model.grads(), strict=True):
@@ -275,6 +277,7 @@ def test_a_weight_of_ones_own_joins_the_factor():
     loss, logged = model.step(0)
     nll, g_loss = logged["train/nll_loss"], logged["train/g_loss"]
     assert_close(loss, nll + 3 * 0.5 * g_loss + 0.25)
+    assert (logged["train/d_weight"], logged["train/disc_factor"]) == (3, 0.5)
 
 
 def test_any_number_of_channels_without_lpips():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from taming.modules.transformer.decoding import (
     CachedDecoder,
     filter_logits,
     generate,
+    known_or,
     one_pass_logits,
     sample_token,
 )
@@ -79,7 +82,7 @@ def test_steps_recorded_as_a_graph(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_known_tokens_are_fed_together(static: bool) -> None:
+def test_known_tokens_are_fed_together(static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, out = golden_gpt(), TENSORS["greedy.out"]
     known = torch.full_like(out, -1)
     known[:, :4], known[:, 9:12], known[1, 15] = out[:, :4], out[:, 9:12], out[1, 15]
@@ -91,10 +94,14 @@ def test_known_tokens_are_fed_together(static: bool) -> None:
         return sample_token(logits)
 
     decoder = CachedDecoder(model, 3, 20, static=static)
+    prefill = Mock(wraps=decoder.prefill)
+    monkeypatch.setattr(decoder, "prefill", prefill)
     tokens = generate(
         decoder, TENSORS["greedy.c"], 20, pick, lambda _, n: told.append(n), known=known
     )
     assert torch.equal(tokens, out)
+    generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: sample_token(logits))
+    assert prefill.call_count == 2  # every position is read once
     assert picked == [n for n in range(20) if n >= 4 and n not in (9, 10, 11)]
     assert told == list(range(20))
 
@@ -106,6 +113,8 @@ def test_known_tokens_are_kept_whatever_they_are() -> None:
     decoder = CachedDecoder(model, 3, 5)
     tokens = generate(decoder, prompt, 4, lambda logits, n: sample_token(logits), known=known)
     assert torch.equal(tokens[:, [0, 2]], known[:, [0, 2]])
+    of_one = known_or(torch.tensor([5, 6]), torch.tensor([[0], [-1]]), 0)
+    assert of_one.tolist() == [0, 6]
     for n in (1, 3):
         logits = model(torch.cat((prompt, tokens[:, :n]), dim=1))[0][:, -1]
         assert torch.equal(tokens[:, n], logits.argmax(dim=1))
@@ -132,6 +141,7 @@ def test_prompts_that_go_on_alike() -> None:
 def test_limits() -> None:
     with pytest.raises(UserError, match="block_size is 24"):
         CachedDecoder(golden_gpt(), 1, 25)
+    assert CachedDecoder(golden_gpt(), 1, 24).max_length == 24
     decoder = CachedDecoder(golden_gpt("gpt_unmasked"), 1, 8)
     decoder.prefill(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(UserError, match="first 6 positions"):

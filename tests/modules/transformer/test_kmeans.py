@@ -47,13 +47,13 @@ def test_every_iteration_and_a_random_start_count(monkeypatch: pytest.MonkeyPatc
         return colors + 1
 
     monkeypatch.setattr(KMeans, "_moved", add_one)
-    kmeans, pixels = KMeans(ncluster=2, nc=1, niter=3), torch.arange(9.0)[:, None]
+    kmeans, pixels = KMeans(ncluster=2, nc=1, niter=7), torch.arange(9.0)[:, None]
     kmeans.initialize(pixels, torch.Generator().manual_seed(0))
-    assert len(starts) == 3 and KMeans().niter == 10
+    assert len(starts) == 7 and KMeans().niter == 10
     first = torch.tensor(starts[0])
-    assert torch.equal(kmeans.C.flatten(), first + 3)
+    assert torch.equal(kmeans.C.flatten(), first + 7)
     kmeans.initialize(pixels, torch.Generator().manual_seed(1))
-    assert starts[0] != starts[3] and len(set(starts[0])) == 2
+    assert starts[0] != starts[7] and len(set(starts[0])) == 2
 
 
 def test_state_survives() -> None:
@@ -92,4 +92,4 @@ def test_as_a_first_stage_it_takes_its_colours_from_the_first_batch() -> None:
     assert torch.equal(kmeans.C, colours)
     assert torch.equal(kmeans.decode_code(kmeans.encode_to_indices(image)), quant)
     assert kmeans.decode_indices(indices[:, :16]).shape == (2, 3, 4, 4)
-    assert kmeans.latent_shape() == (3, 4, 4)
+    assert KMeans(ncluster=5, resolution=4).latent_shape() == (3, 4, 4)

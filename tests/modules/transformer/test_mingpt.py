@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.modules.transformer import gpt as gpt_module
 from taming.modules.transformer.mingpt import (
     GPT,
     GPT1Config,
+    GPTConfig,
     KMeans,
     sample,
     sample_with_past,
@@ -66,6 +68,8 @@ def test_sample_extends_its_input() -> None:
     assert torch.equal(extended, torch.cat((c, TENSORS["greedy.out"]), 1))
     assert model.training
     assert sample(model, c, 30, sample=True, top_k=5).shape == (3, 31)  # beyond block_size 24
+    cold = sample(model, c, 20, temperature=1e-6, sample=True)
+    assert torch.equal(cold, extended)
     longer = sample(model.eval(), c, 30)
     assert not model.training
     assert torch.equal(longer[:, -1], model(longer[:, -25:-1])[0][:, -1].argmax(1))
@@ -79,7 +83,9 @@ def test_tokens_after_others_see_them(name: str) -> None:
     first, loss, past = model.forward_with_past(idx[:, :8])
     assert loss is None
     second, _, more = model.forward_with_past(idx[:, 8:10], past=past, past_length=8)
-    logits, loss, _ = model.forward_with_past(idx[:, 10:], None, targets[:, 10:], [past, more])
+    of_both = (past, more)  # what `list` makes of it is taken, too
+    model.forward_with_past(idx[:, 10:], past=list(of_both))
+    logits, loss, _ = model.forward_with_past(idx[:, 10:], None, targets[:, 10:], of_both)
     torch.testing.assert_close(torch.cat((first, second, logits), 1), expected)
     of_targets = F.cross_entropy(expected[:, 10:].flatten(0, 1), targets[:, 10:].flatten())
     torch.testing.assert_close(loss, of_targets)
@@ -92,6 +98,7 @@ def test_tokens_after_others_see_them(name: str) -> None:
 
 def test_golden_top_k() -> None:
     assert_close(top_k_logits(TENSORS["filter.logits"], 7), TENSORS["filter.top_k_logits_7"])
+    assert top_k_logits(TENSORS["filter.logits"], 1).isfinite().sum(-1).eq(1).all()
 
 
 def test_sampling_follows_the_global_seed_and_its_filters() -> None:
@@ -138,12 +145,14 @@ def test_masks_share_memory() -> None:
     assert len({mask.data_ptr() for name, mask in model.named_buffers()}) == 1
 
 
-def test_checkpointing_changes_nothing_but_memory() -> None:
-    grads = []
+def test_checkpointing_changes_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    again, grads = Mock(wraps=gpt_module.checkpoint), []
+    monkeypatch.setattr(gpt_module, "checkpoint", again)
     for checkpointing in (False, True):
         model = golden_gpt("gpt_unmasked", gradient_checkpointing=checkpointing).train()
         model(TENSORS["gpt_unmasked.idx"], targets=TENSORS["gpt_unmasked.targets"])[1].backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert again.call_count == len(model.blocks) * checkpointing
     assert torch.equal(*grads)
 
 
@@ -198,6 +207,22 @@ def test_too_long() -> None:
         sample_with_past(TENSORS["greedy.c"], model, 25)
 
 
+@pytest.mark.parametrize("name", ["block_size", "vocab_size", "n_embd"])
+def test_sizes_beyond_memory_are_named(name: str) -> None:
+    sizes = {"vocab_size": 10, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 32}
+    size = {"vocab_size": 10**11}.get(name, 10**6)
+    with pytest.raises(UserError, match=f"{name} is {size}, which is too large"):
+        GPT(**{**sizes, name: size})
+
+
+def test_all_weights_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(gpt_module, "check_memory", lambda count, **_: counted.append(count))
+    model = GPT(10, 8, n_layer=3, n_head=1, n_embd=4)
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    assert counted == [8 * 8, 2 * 10 * 4, matrices]
+
+
 def test_heads_that_do_not_divide_the_width() -> None:
     with pytest.raises(UserError, match="n_embd"):
         GPT(10, 8, n_head=3, n_embd=16)
@@ -208,7 +233,12 @@ def test_all_positions_may_be_unmasked_but_no_more() -> None:
     assert GPT(10, 8, n_unmasked=8, **sizes).get_buffer("blocks.0.attn.mask").all()
     with pytest.raises(UserError, match="n_unmasked is 9, beyond block_size: 8"):
         GPT(10, 8, n_unmasked=9, **sizes)
-    config = GPT1Config(10, 8)
+    config = GPT1Config(10, 8, own="more", attn_pdrop=0.5)
+    assert (config.own, config.vocab_size, config.block_size) == ("more", 10, 8)  # type: ignore[attr-defined]
+    assert (config.embd_pdrop, config.resid_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.5)
+    published = GPTConfig(10, 8)
+    assert (published.n_layer, published.n_head, published.n_embd) == (12, 8, 256)
+    assert (published.attn_pdrop, published.n_unmasked) == (0.1, 0)
     assert (config.n_layer, config.n_head, config.n_embd) == (12, 12, 768)
 
 

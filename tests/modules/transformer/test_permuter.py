@@ -34,6 +34,9 @@ def test_spiral_of_a_rectangle_walks_to_neighbors() -> None:
     order = permuter.SpiralIn(3, 5).forward_shuffle_idx
     steps = (order.div(5, rounding_mode="floor").diff().abs() + (order % 5).diff().abs()).tolist()
     assert steps == [1] * 14
+    assert torch.equal(permuter.SpiralOut(3, 5).forward_shuffle_idx, order.flip(0))
+    assert permuter.mortonify(2, 3) == 0b1101
+    assert permuter.mortonify(0, 2**30) == 4**30 and permuter.mortonify(2**30, 0) == 2 * 4**30
 
 
 def test_coarse_to_fine_takes_the_longer_sides_bits_too() -> None:

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from taming.modules.vqvae.quantize import (
     VectorQuantizer,
     VectorQuantizer2,
 )
-from tests.support import GOLDEN, assert_close, load_golden
+from tests.support import GOLDEN, assert_close, defaults, load_golden
 
 USED = str(GOLDEN / "used.npy")
 VARIANTS = {
@@ -113,6 +115,8 @@ def test_gumbel_draws_used_codes_only(training):
     z_q, _, indices = quantizer.train(training)(golden["gumbel.z"])
     assert indices.shape == (2, 4, 5) and indices.max() < 13
     assert_close(z_q, quantizer.get_codebook_entry(indices, (2, 4, 5, 8)))
+    if not training:
+        assert_close(indices, golden["gumbel.logits"][:, quantizer.used].argmax(dim=1))
 
 
 def test_first_quantizer_returns_encodings():
@@ -125,7 +129,14 @@ def test_first_quantizer_returns_encodings():
 
 
 def test_published_defaults():
-    assert GumbelQuantize(4, 4, 9).kl_weight == 5e-4 and GumbelQuantize(4, 4, 9).temperature == 1
+    remap = {"remap": None, "unknown_index": "random"}
+    assert defaults(VectorQuantizer2) == {**remap, "sane_index_shape": False, "legacy": True}
+    noise = {"kl_weight": 5e-4, "temp_init": 1, "straight_through": True, "use_vqinterface": True}
+    assert defaults(GumbelQuantize) == {**noise, **remap}
+    averages = {"decay": 0.99, "eps": 1e-5}
+    assert defaults(EmbeddingEMA) == averages
+    own = {"revive_after": 0, "sane_index_shape": False}
+    assert defaults(EMAVectorQuantizer) == {**averages, **remap, **own}
     quantizer = averaged()
     assert (quantizer.decay, quantizer.embedding.eps, quantizer.revive_after) == (0.99, 1e-5, 0)
     embedding = EMAVectorQuantizer(9, 4, 0.25, decay=0.5, eps=0.1).embedding
@@ -182,8 +193,10 @@ def test_bad_remap_is_named(tmp_path):
         with pytest.raises(UserError, match="used.npy must list indices from 0 to 15"):
             VectorQuantizer2(16, 4, 0.25, remap=path)
     np.save(path, np.array([1.5]))
-    with pytest.raises(UserError, match="used.npy is no .npy of used code indices"):
-        VectorQuantizer2(16, 4, 0.25, remap=path)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name in ("used", "empty"):
+        with pytest.raises(UserError, match=f"{name}.npy is no .npy of used code indices"):
+            VectorQuantizer2(16, 4, 0.25, remap=str(tmp_path / f"{name}.npy"))
 
 
 def test_nearest_code_is_exact():
@@ -203,7 +216,10 @@ def test_chunks_do_not_change_indices(monkeypatch):
     latents, codes = torch.randn(500, 16), torch.randn(128, 16)
     whole = nearest_code(latents, codes)
     monkeypatch.setattr(codebook, "MAX_DISTANCES", 128 * 33)
+    split = Mock(wraps=torch.split)
+    monkeypatch.setattr(torch, "split", split)
     assert torch.equal(nearest_code(latents, codes), whole)
+    assert split.call_args.args[1] == 33
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
