@@ -134,7 +134,7 @@ def our_transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Callable[[]
 
     def step() -> None:
         with cast():
-            logits = gpt.logits(tokens[:, :-1], start - 1)
+            logits = gpt(tokens[:, :-1])[0][:, start - 1 :]
             value = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
         value.backward()
         optimizer.step()

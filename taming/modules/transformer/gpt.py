@@ -250,11 +250,6 @@ class GPT(nn.Module):
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    def logits(self, idx: Tensor, start: int = 0) -> Tensor:
-        """Logits (B, T - start, V) of the next token, at the positions from `start` on."""
-        logits: Tensor = self.head(self.hidden(idx)[:, start:])
-        return logits
-
     @torch.no_grad()
     def forward_with_past(
         self,
