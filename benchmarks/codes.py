@@ -11,16 +11,14 @@ which are as fast as trained ones.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from measure import interleaved, write_results
+from textbook import with_written_out_attention
 from torch import Tensor
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
@@ -44,17 +42,6 @@ def batches(model: Net2NetTransformer, size: int, count: int) -> tuple[Batch, Ba
     )
 
 
-def written_out(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Any, dropout: float, *, is_causal: bool
-) -> Tensor:
-    """Attention as in textbooks, with the signature of torch's."""
-    if is_causal:
-        allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, T)
-    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
-    return F.dropout(weights, dropout) @ v
-
-
 def training_step(model: Net2NetTransformer, batch: Batch, cast: Any) -> Callable[[], None]:
     optimizer = model.train().configure_optimizers()
 
@@ -66,14 +53,6 @@ def training_step(model: Net2NetTransformer, batch: Batch, cast: Any) -> Callabl
         optimizer.step()
 
     return step
-
-
-def textbook(step: Callable[[], None]) -> Callable[[], None]:
-    def slow_step() -> None:
-        with patch.object(F, "scaled_dot_product_attention", written_out):
-            step()
-
-    return slow_step
 
 
 @command
@@ -100,7 +79,9 @@ def main() -> None:
     steps = {
         "codes": training_step(model, codes, cast),
         "images": training_step(model, images, cast),
-        "textbook on images, fp32": textbook(training_step(model, images, nullcontext)),
+        "textbook on images, fp32": with_written_out_attention(
+            training_step(model, images, nullcontext)
+        ),
     }
     seconds = interleaved(steps, device, args.rounds)
     medians = {name: row["median"] for name, row in seconds.items()}

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -67,33 +68,29 @@ def _generator_loss(model: Any, x: Tensor) -> Tensor:
     return nll + weight * g + codebook_loss.mean()
 
 
-class WrittenOutAttention(nn.Module):
-    """Causal attention of a block of `GPT` with the matrix of scores in memory, by its weights."""
+def written_out(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Any, dropout: float, *, is_causal: bool
+) -> Tensor:
+    """Attention as in textbooks, with the signature of torch's."""
+    if is_causal:
+        allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    scores = q @ k.mT / math.sqrt(q.shape[3])  # (B, nh, T, T)
+    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+    return F.dropout(weights, dropout) @ v
 
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.of = attention
 
-    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        heads = (layer(x).unflatten(2, (self.of.n_head, -1)).transpose(1, 2) for layer in self._qkv)
-        q, k, v = heads  # (B, nh, T, hs)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(k.shape[-1])  # (B, nh, T, T)
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
-        weights = F.dropout(
-            scores.masked_fill(~seen, -math.inf).softmax(-1), self.of.attn_pdrop, self.training
-        )
-        out: Tensor = self.of.resid_drop(self.of.proj((weights @ v).transpose(1, 2).flatten(2)))
-        return out
+def with_written_out_attention(step: Callable[[], None]) -> Callable[[], None]:
+    """A step of a transformer whose attention is written out."""
 
-    @property
-    def _qkv(self) -> tuple[nn.Module, ...]:
-        return self.of.query, self.of.key, self.of.value
+    def slow_step() -> None:
+        with patch.object(F, "scaled_dot_product_attention", written_out):
+            step()
+
+    return slow_step
 
 
 def transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Cast) -> Callable[[], None]:
     """A step of a GPT on sequences (B, T) whose first `start` tokens are the condition."""
-    for block in gpt.blocks.children():
-        block.attn = WrittenOutAttention(block.attn)
     optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-4, betas=(0.9, 0.95))
 
     def step() -> None:
@@ -103,4 +100,4 @@ def transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Cast) -> Callab
             loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         _update(optimizer, loss)
 
-    return step
+    return with_written_out_attention(step)
