@@ -22,7 +22,7 @@ from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loops.evaluation_loop import RestartStage
-from pytorch_lightning.strategies import ParallelStrategy, Strategy
+from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -257,6 +257,32 @@ def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:
     return (
         strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
     )
+
+
+class DataParallelMesh(ModelParallelStrategy):
+    """All processes along one dimension, "data_parallel", of the mesh that models are divided over.
+
+    The state of model and optimizers is passed on as it is, like that of other strategies; what
+    saves and restores it comes with a subclass.
+    """
+
+    def setup_environment(self) -> None:
+        processes = self.num_nodes * self.num_processes
+        self._data_parallel_size, self._tensor_parallel_size = processes, 1
+        super().setup_environment()
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return Strategy.lightning_module_state_dict(self)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        Strategy.load_optimizer_state_dict(self, checkpoint)
 
 
 def leave_out_of_ddp(module: nn.Module, parameters: Sequence[str]) -> None:

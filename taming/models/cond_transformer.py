@@ -35,8 +35,10 @@ from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
 from taming.modules.losses.base import DummyLoss
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
+from taming.sharding import shard
 
 FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
@@ -244,6 +246,14 @@ class Net2NetTransformer(CodeSampling):
         else:
             logits, target = self(*self.get_xc(batch))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    def configure_model(self) -> None:
+        """With `--strategy fsdp2`, divide the transformer among the processes, block by block; the
+        frozen stages stay whole in each of them."""
+        if self.device_mesh is not None:
+            parts = self.transformer.blocks if isinstance(self.transformer, GPT) else ()
+            dtype = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+            shard(self.transformer, parts, self.device_mesh["data_parallel"], dtype)
 
     def on_fit_start(self) -> None:
         if not self.trainer.is_global_zero:

@@ -17,7 +17,12 @@ from taming.config_values import Count, CountOrZero, FilePath, Pixels, Range, We
 from taming.devices import without_autocast
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
-from taming.modules.losses.adaptive_weight import Differentiated, gradient_at, norm_at
+from taming.modules.losses.adaptive_weight import (
+    Differentiated,
+    gradient_at,
+    length_over_ranks,
+    norm_at,
+)
 from taming.modules.losses.base import Condition, DummyLoss, FirstStageLoss, Logged
 from taming.modules.losses.lpips import LPIPS
 
@@ -236,7 +241,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         if last_layer is None:
             raise ValueError("the generator's loss needs `last_layer` in training")
         norms = [
-            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+            length_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
             for loss in (nll_loss, g_loss)
         ]
         return self._ratio(*norms)
