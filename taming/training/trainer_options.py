@@ -206,9 +206,9 @@ def _check_processes(options: Mapping[str, Any]) -> None:
     started, launcher = _started_processes()
     if started and isinstance(each, int) and each >= 0 and started != each * nodes:
         raise UserError(
-            f"{launcher} has started {started} processes, and the run is for {each} devices on each "
-            f"of {nodes} nodes; set --gpus (or --accelerator and --devices) to those of a node, and "
-            "--num_nodes"
+            f"{launcher} has started {started} processes, and the run is for {each} devices on "
+            f"each of {nodes} nodes; set --gpus (or --accelerator and --devices) to those of a "
+            "node, and --num_nodes"
         )
 
 
