@@ -215,9 +215,9 @@ def _check_processes(options: Mapping[str, Any]) -> None:
 def _check_gpus(options: Mapping[str, Any]) -> None:
     """Refuse GPUs that are not there, or named twice."""
     devices = options.get("devices")
-    if options.get("accelerator") not in ("gpu", "cuda") or not torch.cuda.is_available():
-        return
     present = torch.cuda.device_count()
+    if options.get("accelerator") not in ("gpu", "cuda") or not present:
+        return
     numbers = [int(number) for number in devices] if isinstance(devices, list) else []
     wanted = devices if isinstance(devices, int) else max(numbers, default=0) + 1
     if wanted > present or len(set(numbers)) < len(numbers) or min(numbers, default=0) < 0:
