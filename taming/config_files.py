@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.config_values import shorten
-from taming.errors import UserError, reason_of
+from taming.errors import UserError, absence, reason_of
 from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")
@@ -123,7 +123,7 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path, trust: Trust) -> DictConfig:
     if not os.path.isfile(path):  # False of impossible names, too
-        raise UserError(f"there is no config file {path}")
+        raise UserError(absence("config file", path))
     config = load_yaml(path, OmegaConf.load)
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")

@@ -42,7 +42,12 @@ class Position(int):
 
 def digest(*numbers: int) -> bytes:
     """32 bytes that depend on all of the numbers: generators seeded by them are unrelated."""
-    return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=32).digest()
+    try:
+        packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    except struct.error:
+        largest = max(numbers, key=abs)
+        raise UserError(f"a seed must have at most 63 bits, and {largest} has more") from None
+    return hashlib.blake2b(packed, digest_size=32).digest()
 
 
 class PositionSampler(Sampler[Position]):

@@ -30,7 +30,8 @@ def test_damaged_indices_are_named(tmp_path: Path, row: str) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes(bytes(10))
     index = Path(f"{tar}.index")
-    index.write_text(f"10 {tar.stat().st_mtime_ns}\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
+    version = f"10 {tar.stat().st_mtime_ns}"
+    index.write_text(f"{version}\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
     with pytest.raises(UserError, match="a.tar.index is damaged"):
         list(read_index(str(tar)))
 
