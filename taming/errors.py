@@ -35,7 +35,7 @@ def reason_of(error: OSError) -> str:
 
 
 def absence(kind: str, path: object) -> str:
-    """ "there is no <kind> <path>", or what is there instead."""
+    """A sentence: there is no such file or folder, or what is there instead."""
     place = str(path)
     for other, is_there in (("folder", os.path.isdir), ("file", os.path.isfile)):
         if place and is_there(place):
