@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -38,6 +39,9 @@ from taming.config_values import Arguments
 from taming.errors import UserError
 from taming.limits import within_memory
 from taming.user_code import calling
+
+# In errors of OmegaConf: what an interpolation names.
+_NAMED = re.compile(r"(?:Interpolation key '|trying to access )([\w.]+)")
 
 __all__ = [
     "KINDS",
@@ -152,7 +156,21 @@ def plain(config: Any, allow_missing: bool = False) -> Any:
         above = str(error.full_key).removesuffix(found)
         raise UserError(left_open([above + key for key in keys])) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if nothing := _null_above(config, reason):
+            raise UserError(f"{nothing} is null, and {error.full_key} refers to it") from None
+        raise UserError(f"{error.full_key}: {reason}") from None
+
+
+def _null_above(config: Any, reason: str) -> str:
+    """Of an interpolation of nothing, the place above what it names that is null, or ""."""
+    named = _NAMED.search(reason)
+    keys = named[1].split(".") if named else []
+    for length in range(1, len(keys)):
+        place = ".".join(keys[:length])
+        if OmegaConf.select(config, place, default=0) is None:
+            return place
+    return ""
 
 
 def missing_keys(config: Any) -> list[str]:

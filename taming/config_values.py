@@ -66,6 +66,8 @@ class Length:
         return self.least <= len(value) <= self.most
 
     def __str__(self) -> str:
+        if self.least == self.most:
+            return f"of {self.least} entries"
         return f"of {self.least} to {self.most} entries"
 
 
@@ -107,6 +109,7 @@ AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
 ScheduleConfig = Annotated[Mapping[str, Any], Builds("schedule")]
+TransformConfig = Annotated[Mapping[str, Any], Builds("transform")]
 DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -228,15 +231,23 @@ def _is_finite(value: Any) -> bool:
 def _name_of(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        rules = [str(rule) for rule in parts[1:] if isinstance(rule, Range | Length)]
+        if any(isinstance(rule, Builds) for rule in parts[1:]):
+            return "a mapping of target and params"
+        shown = (rule for rule in parts[1:] if isinstance(rule, Range | Length))
+        rules = [str(rule) for rule in shown if rule != Range()]
         return " ".join([_name_of(parts[0]), *rules])
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
     kind = _ABSTRACT.get(origin or hint, origin or hint)
-    if kind is Sequence and parts and _plain(parts[0]) in _NAMES:
-        noun = _NAMES[_plain(parts[0])]
+    if kind is Sequence and parts and (noun := _noun_of(parts[0])):
         return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
     return _NAMES.get(str if kind is Path else kind, inspect.formatannotation(kind))
+
+
+def _noun_of(hint: Any) -> str:
+    plain = _plain(hint)
+    origin = typing.get_origin(plain) or plain
+    return _NAMES.get(_ABSTRACT.get(origin, origin), "")
 
 
 def rules_of(hint: Any) -> Iterator[Any]:
