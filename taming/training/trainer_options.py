@@ -143,7 +143,7 @@ _RANGES |= dict.fromkeys(("limit_test_batches", "limit_predict_batches"), Range(
 _RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
 _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
 # Of Lightning's, those that do not cast the weights.
-_PRECISIONS = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
+_PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
 _PRECISIONS += ("transformer-engine", "transformer-engine-float16")
 _DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
