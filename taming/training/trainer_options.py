@@ -142,7 +142,10 @@ _RANGES |= dict.fromkeys(("limit_train_batches", "limit_val_batches"), Range(0))
 _RANGES |= dict.fromkeys(("limit_test_batches", "limit_predict_batches"), Range(0))
 _RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
 _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
-_TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
+# Of Lightning's, those that do not cast the weights.
+_PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
+_PRECISIONS += ("transformer-engine", "transformer-engine-float16")
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +174,10 @@ def _checked(name: str, value: Any) -> Any:
         raise UserError(
             f"--strategy is {value}; runs start their processes anew: it is ddp or auto"
         )
-    if name == "precision" and str(value) in _TRUE_PRECISION:
+    if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
+    if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
+        raise UserError(f"--max_time is {value}; it is days:hours:minutes:seconds, as 00:01:30:00")
     try:
         value = fitted(value, trainer_options()[name])
     except Misfit as misfit:
