@@ -137,7 +137,7 @@ class Labelator(AbstractEncoder):
         they are moved asks here first.
         """
         fit = ((labels >= 0) & (labels < self.n_classes)).all()
-        if fit.is_cuda:
+        if fit.is_cuda or torch.compiler.is_compiling():
             torch._assert_async(fit, f"class labels do not fit n_classes: {self.n_classes}")
         elif not fit:
             raise UserError(

@@ -305,8 +305,6 @@ def check_tokens(gpt: GPT, cond: Tensor | Sequence[int]) -> None:
 
 
 def _extremes(tokens: Tensor | Sequence[int]) -> tuple[int, int]:
-    if not len(tokens):
-        return 0, 0
     if isinstance(tokens, Tensor):
-        return int(tokens.min()), int(tokens.max())
-    return min(tokens), max(tokens)
+        return (int(tokens.min()), int(tokens.max())) if tokens.numel() else (0, 0)
+    return min(tokens, default=0), max(tokens, default=0)

@@ -61,6 +61,7 @@ class KMeans(nn.Module):
             colors = self._moved(x, colors, generator)
         self.C.copy_(colors)
         self.initialized.fill_(1)
+        self._known_initialized = True
 
     def _moved(self, x: Tensor, colors: Tensor, generator: torch.Generator | None) -> Tensor:
         """Every color moved to the mean of its pixels; one without pixels to a random pixel."""
