@@ -85,7 +85,9 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
 
 
 # An operation of its own, as switching the precision of products is none that a graph could hold.
-@torch.library.custom_op("taming::nearest_code", mutates_args=())
+@torch.library.custom_op(
+    "taming::nearest_code", mutates_args=(), schema="(Tensor latents, Tensor codebook) -> Tensor"
+)
 def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """The search of `nearest_code`.
 
