@@ -39,7 +39,7 @@ from taming.modules.vqvae.quantize import (
     VectorQuantizer2,
 )
 from taming.sampling import engine, sample_images, sample_sliding_window
-from taming.sampling.requests import Request
+from taming.sampling.requests import Request, condition_indices
 from taming.sampling.settings import SampleSettings
 from tests.kit.models import (
     DALLE,
@@ -343,6 +343,15 @@ def test_measures_of_images() -> None:
     first, second = torch.rand(2, 3, 192, 192, device=GPU), torch.rand(2, 3, 192, 192, device=GPU)
     values = [ssim(first, second), ms_ssim(first, second), *_differences(first, second).values()]
     assert all(value.is_cuda for value in values)
+
+
+def test_labels_to_sample_are_checked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, checked = transformer("classes"), []
+    monkeypatch.setattr(model.cond_stage_model, "check", checked.append)
+    assert condition_indices(model, torch.zeros(2, dtype=torch.long)).is_cpu
+    assert len(checked) == 1 and checked[0].is_cpu
+    maps = transformer("images")
+    assert condition_indices(maps, torch.zeros(1, 3, 8, 8)).is_cuda
 
 
 def test_small_classifiers() -> None:
