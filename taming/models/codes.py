@@ -163,7 +163,9 @@ class CodeHistogram:
 
     def add(self, indices: Tensor) -> None:
         """Count indices of any shape."""
-        self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
+        flat = indices.reshape(-1)
+        # Unlike `bincount`, this does not wait for the device.
+        self.add_counts(flat.new_zeros(self.n_codes).scatter_add_(0, flat, torch.ones_like(flat)))
 
     def add_counts(self, counts: Tensor) -> None:
         """Add counts int64 [n_codes], for example those of another histogram."""

@@ -36,7 +36,7 @@ from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
-from taming.modules.util import SOSProvider
+from taming.modules.util import Labelator, SOSProvider
 
 FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
@@ -256,6 +256,13 @@ class Net2NetTransformer(CodeSampling):
                 log.warning(
                     "the %s is not trained: set model.params.%s_config to a run", name, name
                 )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse wrong labels while they are in the CPU's memory: a GPU would be waited for."""
+        labels = batch.get(self.cond_stage_key) if isinstance(batch, Mapping) else None
+        if isinstance(self.cond_stage_model, Labelator) and isinstance(labels, Tensor):
+            self.cond_stage_model.check(labels)
+        return batch
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self.shared_step(batch, batch_idx)

@@ -256,8 +256,10 @@ def sample_sliding_window(
     weights = Weights(transformer, dtype)
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
-    cond = cond.to(weights.device)
+    elif cond.is_cpu:
+        check_tokens(transformer, cond)
     layout = layout_for(transformer, cond, shape, window)
+    cond = cond.to(weights.device)
     if uniform is None:
         uniform = uniforms(seed, range(len(cond)), shape[0] * shape[1])
     uniform = uniform.to(weights.device)
@@ -280,15 +282,29 @@ def layout_for(
             f"the condition has shape {list(cond.shape)}; for an image of {shape[0]} x {shape[1]} "
             f"tokens it must be a map [B, {shape[0]}, {shape[1]}] or a prefix [B, n]"
         )
-    size = gpt.config.vocab_size
-    if cond.numel() and not 0 <= int(cond.min()) <= int(cond.max()) < size:
-        raise UserError(
-            f"the condition has tokens from {int(cond.min())} to {int(cond.max())}, but the "
-            f"transformer's vocabulary counts from 0 to {size - 1}"
-        )
     h, w = min(sides[0], shape[0]), min(sides[1], shape[1])
     before = h * w if cond.dim() == 3 else cond.shape[1]
     if not before:
         raise UserError("the condition is empty; without one, pass None")
     check_length(gpt, before + h * w - 1)
     return Layout(shape, (h, w))
+
+
+def check_tokens(gpt: GPT, cond: Tensor | Sequence[int]) -> None:
+    """Raise `UserError` if the transformer does not have the tokens of a condition.
+
+    Call it before a condition is moved to a GPU, which it would wait for.
+    """
+    size = gpt.config.vocab_size
+    low, high = _extremes(cond)
+    if not 0 <= low <= high < size:
+        raise UserError(
+            f"the condition has tokens from {low} to {high}, but the transformer's "
+            f"vocabulary counts from 0 to {size - 1}"
+        )
+
+
+def _extremes(tokens: Tensor | Sequence[int]) -> tuple[int, int]:
+    if isinstance(tokens, Tensor):
+        return (int(tokens.min()), int(tokens.max())) if tokens.numel() else (0, 0)
+    return min(tokens, default=0), max(tokens, default=0)

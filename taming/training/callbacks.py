@@ -197,8 +197,10 @@ class ImageLogger(Callback):
         offered = {"max_images": self.max_images, "split": split, "pl_module": model}
         training = model.training
         model.eval()
-        # Pictures must not change what is trained: their random numbers are their own.
-        with torch.no_grad(), torch.random.fork_rng():
+        # Pictures must not change what is trained: their random numbers are their own. The GPUs
+        # that other processes train on are left alone.
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
             pictures = model.log_images(batch, **_accepted(model.log_images, offered))
         model.train(training)
         images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}

@@ -194,6 +194,7 @@ def _data_config(config: DictConfig) -> Any:
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen stages
+    r"You have overridden `on_before_batch_transfer` in",  # transformers check their labels there
     r"Checkpoint directory .* exists and is not empty",  # a resumed run
     # Steps count on from epoch to epoch: values are logged in small sets, too.
     r"The number of training batches .* is smaller than the logging interval",

@@ -6,7 +6,6 @@ import os
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -171,7 +170,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "timeout": self.timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self._feeds_a_gpu(),
             "worker_init_fn": start_worker,
             "collate_fn": custom_collate,
         }
@@ -183,6 +182,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.readings[split] = Readings(self.num_workers)
         seeded = SeededDataset(dataset, self.seed, self.readings[split])
         return PositionedLoader(seeded, sampler=sampler, **options)
+
+    def _feeds_a_gpu(self) -> bool:
+        # Pinning for a run on the CPU would start CUDA, and keep memory of a GPU, for nothing.
+        trainer = self.trainer
+        return isinstance(trainer, pl.Trainer) and trainer.strategy.root_device.type == "cuda"
 
     def batches_per_epoch(self, processes: int) -> int | None:
         """Of training, in each process; None if the dataset has no length."""

@@ -165,7 +165,10 @@ class Encoding:
     def _encode_batch(self, batch: Mapping[str, Any], mirrors: bool) -> Arrays:
         """Codes (B, n, h, w) and conditions (B, n, ...) of a batch, n = 2 if it is mirrored too."""
         model = self.model
-        x, c = (part.to(model.device) for part in model.get_xc(batch))
+        x, c = (
+            part.to(model.device)
+            for part in model.get_xc(model.on_before_batch_transfer(batch, dataloader_idx=0))
+        )
         views = [(x, c)]
         if mirrors:
             # Coordinates say where a crop is, and labels what is there: they stay.

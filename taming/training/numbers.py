@@ -193,7 +193,7 @@ def _to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return values.cpu(), None
     copied = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
     ready = torch.cuda.Event()
-    ready.record()
+    ready.record(torch.cuda.current_stream(values.device))
     return copied, ready
 
 

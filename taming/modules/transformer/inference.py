@@ -10,8 +10,7 @@ In comments: B sequences of T new tokens, N = B * T rows, C = `n_embd`, heads of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -128,7 +127,7 @@ class Layer:
         return linear(hidden, *self.down).add_(x)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segment:
     """New tokens of equally long sequences: where they stand and what they see.
 
@@ -155,6 +154,17 @@ class Segment:
     allowed: Tensor | None = None  # bool, broadcastable to (B, heads, T, seen)
     causal: bool = False  # the new tokens are the first: each sees itself and those before it
     cache: Tensor | None = None
+    # Making a view costs as much as a small kernel, so those of all layers are made at once: keys,
+    # then values (B, heads, seen, size) of each, and where the new ones go (2, B, heads, T, size).
+    _seen: Sequence[Tensor] = field(init=False, default=())
+    _room: Sequence[Tensor] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        if self.cache is None:
+            return
+        self._seen = self.cache[..., : self.seen, :].flatten(0, 1).unbind()
+        if isinstance(self.write, slice):
+            self._room = self.cache[..., self.write, :].unbind()
 
     def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
         """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
@@ -185,20 +195,6 @@ class Segment:
         else:
             assert self.cache is not None
             self.cache[layer].index_copy_(3, self.write, new)
-
-    # Making a view costs as much as a small kernel, so those of all layers are made at once.
-
-    @cached_property
-    def _room(self) -> Sequence[Tensor]:
-        """For each layer, where the new keys and values go: (2, B, heads, T, size)."""
-        assert self.cache is not None
-        return self.cache[..., self.write, :].unbind()
-
-    @cached_property
-    def _seen(self) -> Sequence[Tensor]:
-        """Keys, then values (B, heads, seen, size) of each layer."""
-        assert self.cache is not None
-        return self.cache[..., : self.seen, :].flatten(0, 1).unbind()
 
 
 class Weights:
