@@ -85,8 +85,14 @@ STEADIED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0.3, **PE
 
 MODELS: dict[str, dict[str, Any]] = {
     "vqgan": _first_stage("VQModel", scheduler_config=SCHEDULE, monitor="val/rec_loss"),
-    "ema": _first_stage("EMAVQ", revive_after=3, scheduler_config=OPEN, lossconfig=STEADIED),
-    "gumbel": _first_stage("GumbelVQ", temperature_scheduler_config=OPEN, revive_after=2),
+    "ema": _first_stage("EMAVQ", revive_after=3),
+    "gumbel": _first_stage(
+        "GumbelVQ",
+        temperature_scheduler_config=OPEN,
+        scheduler_config=OPEN,
+        revive_after=2,
+        lossconfig=STEADIED,
+    ),
     "transformer": _transformer(),
 }
 OPTIONS: dict[str, dict[str, Any]] = {  # overrides
