@@ -269,12 +269,13 @@ def test_distances_are_computed_in_full_precision_on_any_processor(monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [*VARIANTS.values(), averaged, lambda: GumbelQuantize(8, 8, 40)])
-def test_autocast_changes_nothing(make):
+def test_autocast_changes_nothing(make, dtype):
     quantizer = make().eval()
-    z = torch.randn(2, 8, 4, 5).bfloat16()
+    z = torch.randn(2, 8, 4, 5).to(dtype)
     plain = quantizer(z.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         z_q, loss, (_, _, indices) = quantizer(z)
     assert z_q.dtype == loss.dtype == torch.float32
     assert torch.equal(z_q, plain[0]) and torch.equal(loss, plain[1])
