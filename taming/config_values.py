@@ -96,6 +96,7 @@ _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by
 
 Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
+StepOrShare = CountOrZero | Annotated[float, Range(above=0, below=1)]  # a share of the run
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
 Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(0)]
@@ -192,14 +193,17 @@ def _one_of(value: Any, choices: Sequence[Any]) -> Any:
 
 
 def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
+    ranges: list[str] = []
     # 1.0 is a float already where that is one of the choices.
     for hint in sorted(hints, key=lambda hint: _plain(hint) is int and isinstance(value, float)):
         try:
             return fitted(value, hint)
-        except OutOfRange:
-            raise
+        except OutOfRange as error:
+            ranges.append(str(error))
         except Misfit:
             continue
+    if ranges:
+        raise OutOfRange(" or ".join(ranges))
     raise Misfit(" or ".join(dict.fromkeys(map(_name_of, hints))))
 
 

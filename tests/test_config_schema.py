@@ -21,7 +21,12 @@ import taming.modules
 from taming.config import check_config, instantiate_from_config
 from taming.config_values import Range, parameters_of
 from taming.errors import UserError
-from taming.lr_scheduler import LambdaWarmUpCosineScheduler
+from taming.lr_scheduler import (
+    ConstantSchedule,
+    CosineSchedule,
+    LambdaWarmUpCosineScheduler,
+    LinearSchedule,
+)
 from taming.training.callbacks import ImageLogger
 from taming.training.data_module import DataModuleFromConfig
 from tests.kit.models import (
@@ -253,7 +258,10 @@ def test_every_number_in_a_config_has_its_range() -> None:
     ]
     named += [entry for entry in classes(taming.data) if issubclass(entry, Dataset)]
     named += [ImageLogger, DataModuleFromConfig, LambdaWarmUpCosineScheduler]
+    named += [ConstantSchedule, LinearSchedule, CosineSchedule]
     inside = {"SeededDataset", "EmbeddingEMA", "CausalSelfAttention", "Block"}
+    inside |= {"EqualizedConv", "ResidualBlock", "Attention", "MLP", "PatchEmbedding", "ViT"}
+    inside |= {"IdleCodes"}
     bare = [
         f"{entry.__name__}.{name}"
         for entry in named

@@ -14,6 +14,7 @@ from taming.models.codes import CodeHistogram, CodesInterface
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import (
+    FirstStageLoss,
     Reconstruction,
     checked_result,
     has_entry_points,
@@ -31,6 +32,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     loss: nn.Module  # a FirstStageLoss, or one with the published `forward`
     quantize: Quantizer
     decoder: Decoder
+    post_quant_conv: nn.Module
     image_key: str
     use_ema: bool = False
     model_ema: LitEma
@@ -58,6 +60,20 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     def images_of(self, quant: Tensor) -> Tensor:
         """Codes -> images: what `decode` of most models gives."""
         return self.decode(quant)
+
+    @property
+    def gives_distribution(self) -> bool:
+        """Whether the loss takes mean and scale of every pixel, in twice the channels."""
+        if not isinstance(self.loss, FirstStageLoss):
+            return False
+        return self.loss.output_channels(self.channels) != self.channels
+
+    def outputs_of(self, quant: Tensor) -> Tensor:
+        """Codes -> what the loss compares to images: these, or their distribution."""
+        if not self.gives_distribution:
+            return self.images_of(quant)
+        outputs: Tensor = self.decoder(self.post_quant_conv(quant))
+        return outputs
 
     def logged_names(self) -> set[str] | None:
         """What is logged in training and validation; None if the loss is no part of this project,
@@ -123,7 +139,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
         if split != "val_ema":
             self._used_codes.add(indices)
-        images = Reconstruction(self.global_step, x, self.images_of(quant), codebook_loss)
+        images = Reconstruction(self.global_step, x, self.outputs_of(quant), codebook_loss)
         self._loss_of(images, GENERATOR, split)
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, split)

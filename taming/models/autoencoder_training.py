@@ -14,15 +14,23 @@ from torch.optim import Adam, Optimizer
 from typing_extensions import Unpack
 
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
-from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
+from taming.lightning_internals import (
+    clip_gradients,
+    leave_out_of_ddp,
+    one_scale,
+    uncounted_step,
+    without_gradient_sync,
+)
 from taming.lr_scheduler import make_schedule
 from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, AutoencoderLosses
 from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram
 from taming.models.published_steps import PublishedSteps
+from taming.models.run_length import run_length
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
 from taming.modules.vqvae.nearest import VectorQuantizer2
+from taming.run_length import RunLength
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +67,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
         x = self.get_input(batch, self.image_key)
         check_images(self, x, batch, self.image_key)
-        check_outputs(self.decoder, x, self.image_key)
-        if isinstance(self.loss, FirstStageLoss):
-            self.loss.check_shape(x.shape)
+        if not isinstance(self.loss, FirstStageLoss):
+            return check_outputs(self.decoder, x, self.image_key, x.shape[1])
+        check_outputs(self.decoder, x, self.image_key, self.loss.output_channels(x.shape[1]))
+        self.loss.check_shape(x.shape)
 
     def on_fit_start(self) -> None:
         require_loss(self.loss)
@@ -77,6 +86,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def on_train_start(self) -> None:
         self.ways.prepare_states(self.trainer.optimizers)
+        if isinstance(self.loss, FirstStageLoss):
+            for line in self.loss.begin(self._run_length(), self.global_step):
+                if self.trainer.is_global_zero:
+                    log.info(line)
 
     @property
     def global_step(self) -> int:
@@ -117,22 +130,34 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def _reconstruct(self, x: Tensor, side: int) -> Reconstruction:
         with torch.set_grad_enabled(side == GENERATOR):
-            return Reconstruction(self.global_step, x, *self(x))
+            return Reconstruction(self.global_step, x, *self._decoded(x))
+
+    def _decoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the loss compares to images, and the codebook loss."""
+        if not self.gives_distribution:
+            outputs: tuple[Tensor, Tensor] = self(x)
+            return outputs
+        quant, codebook_loss, _ = self.quantized(x)
+        return self.outputs_of(quant), codebook_loss
 
     def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         """Update the autoencoder, then the discriminator, if there is one, by their losses."""
         self._step = self.global_step  # the update below counts, and both sides play at one step
         try:
-            self.train_generator(batch_idx, loss_of)
-            if self.discriminator is None or len(self._all_optimizers()) < 2:
-                return
-            if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self._step):
-                if self._ends_window(batch_idx):
-                    self._step_schedule(self._all_optimizers()[1])
-            else:
-                self._train_discriminator(batch_idx, loss_of)
+            with one_scale(self.trainer):
+                self._train_sides(batch_idx, loss_of)
         finally:
             self._step = None
+
+    def _train_sides(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        self.train_generator(batch_idx, loss_of)
+        if self.discriminator is None or len(self._all_optimizers()) < 2:
+            return
+        if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self.global_step):
+            if self._ends_window(batch_idx):
+                self._step_schedule(self._all_optimizers()[1])
+        else:
+            self._train_discriminator(batch_idx, loss_of)
 
     def _all_optimizers(self) -> list[Any]:
         """Those of `configure_optimizers`; of a subclass's, there may be one."""
@@ -176,9 +201,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         self._step_schedule(optimizer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradients: here a scaler for float16 has unscaled them."""
+        """Clip the gradients, without the scale of float16."""
         if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+            how = self.gradient_clip_algorithm or "norm"
+            clip_gradients(self.trainer, optimizer, self.gradient_clip_val, how)
 
     def _step_schedule(self, optimizer: Any) -> None:
         schedules = self.lr_schedulers()
@@ -224,4 +250,8 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         ]
         if self.scheduler_config is None:
             return list(optimizers), []
-        return list(optimizers), [make_schedule(self.scheduler_config, one) for one in optimizers]
+        rule, length = self.scheduler_config, self._run_length
+        return list(optimizers), [make_schedule(rule, one, length) for one in optimizers]
+
+    def _run_length(self) -> RunLength:
+        return run_length(self._trainer, self.accumulate_grad_batches)

@@ -34,6 +34,7 @@ from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.run_length import run_length
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import Labelator, SOSProvider
@@ -290,7 +291,9 @@ class Net2NetTransformer(CodeSampling):
         optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95))
         if self.scheduler_config is None:
             return optimizer
-        schedule = make_schedule(self.scheduler_config, optimizer)
+        schedule = make_schedule(
+            self.scheduler_config, optimizer, lambda: run_length(self._trainer)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from taming.modules.diffusionmodules.model import Level, Middle
+from taming.modules.losses.base import FirstStageLoss
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -56,7 +57,10 @@ class TrainingWays:
         if self.compile:
             # The adaptive weight takes gradients of two losses by one graph.
             torch._functorch.config.donated_buffer = False
-            for part in (*_blocks(model), *_networks_of_loss(model)):
+            # The compiler makes no backward pass of a backward pass, of which a penalty needs one.
+            loss = model.loss
+            twice = isinstance(loss, FirstStageLoss) and loss.differentiates_twice
+            for part in (*_blocks(model), *_networks_of_loss(model, discriminator=not twice)):
                 part.compile(dynamic=False)  # a graph for each of the few sizes
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
@@ -76,7 +80,7 @@ def _blocks(model: nn.Module) -> Iterator[Level | Middle]:
             yield module
 
 
-def _networks_of_loss(model: nn.Module) -> list[nn.Module]:
+def _networks_of_loss(model: nn.Module, *, discriminator: bool) -> list[nn.Module]:
     children = dict(model.named_modules())
-    names = ("loss.discriminator", "loss.perceptual_loss")
+    names = ["loss.perceptual_loss", *["loss.discriminator"] * discriminator]
     return [children[name] for name in names if name in children]

@@ -205,8 +205,9 @@ _EXPECTED = (
 
 def _set_up_messages() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    silent = ("💡", "Loading `train_dataloader`")  # advertisements, and what nobody waits for
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith("💡")  # advertisements
+        lambda record: not record.getMessage().startswith(silent)
     )
     silence_event_writers()
     for message in _EXPECTED:

@@ -157,6 +157,10 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     _check_names(options)
     options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
+    if str(options.get("precision")) in ("16", "16-mixed") and not _has_accelerator(options):
+        raise UserError(
+            f"--precision is {options['precision']}, in which a CPU does not train; use bf16-mixed"
+        )
     return options
 
 

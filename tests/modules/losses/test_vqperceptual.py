@@ -345,6 +345,10 @@ def test_published_defaults():
         "disc_warmup_steps": 0,
         "disc_ramp_steps": 0,
         "skip_idle_discriminator": False,
+        "disc_config": None,
+        "perceptual_net": "lpips",
+        "perceptual_path": None,
+        "pixel_loss": "l1",
     }
     assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
     assert defaults(BCELossWithQuant) == {"codebook_weight": 1}
