@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,12 @@ from taming.models.batch_checks import (
     check_images,
     check_values,
     condition_length,
-    token_count,
 )
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.transformer_checks import check_config_fits
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
@@ -113,8 +114,7 @@ class Net2NetTransformer(CodeSampling):
         self.transformer = instantiate_from_config(
             transformer_config, "transformer_config", "module"
         )
-        self._check_vocabulary()
-        self._check_cond_drop()
+        check_config_fits(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -131,33 +131,6 @@ class Net2NetTransformer(CodeSampling):
         else:
             self.cond_stage_model = _frozen_stage(config, "cond_stage_config")
 
-    def _check_vocabulary(self) -> None:
-        size = self.transformer.config.vocab_size
-        classes = self.n_classes or 0
-        start = self.sos_token + 1 if self.be_unconditional else 0
-        needs = {"codes of the first stage": self.n_codes, "classes": classes}
-        needs[f"tokens up to sos_token: {self.sos_token}"] = start
-        if not self.be_unconditional:
-            needs["tokens of the condition stage"] = token_count(self.cond_stage_model)
-        for what, needed in needs.items():
-            if needed > size:
-                raise UserError(
-                    f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
-                    f"{what}; make it at least {needed}"
-                )
-
-    def _check_cond_drop(self) -> None:
-        if not 0 <= self.cond_drop < 1:
-            raise UserError(f"cond_drop is a share, from 0 to below 1, not {self.cond_drop}")
-        if self.cond_drop and self.be_unconditional:
-            raise UserError("cond_drop is for conditions, and this model has none; leave it out")
-        classes = self.n_classes or 0
-        if self.cond_drop and classes > self.null_token:
-            raise UserError(
-                "cond_drop needs a token that is no class: make "
-                f"transformer_config.params.vocab_size at least {classes + 1}"
-            )
-
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch whose sequences are not what the model was built for.
 
@@ -165,18 +138,19 @@ class Net2NetTransformer(CodeSampling):
             UserError: for images that the first stage cannot encode, and for too many tokens.
         """
         if CACHED in batch:
-            z_indices, c_indices = self.cached_indices(batch)
+            _, c_indices = self.cached_indices(batch)
             self._check_tokens(int(c_indices.max()))
-            return self._check_length(z_indices.shape[1], c_indices.shape[1])
+            return self._check_length(batch[CACHED].shape[1:], c_indices.shape[1])
         x, c = self.get_xc(batch)
         check_images(self.first_stage_model, x, batch, self.first_stage_key)
         stage = self.cond_stage_model
         if isinstance(stage, CodesInterface) and not stage.reads_labels:
             check_values(batch[self.cond_stage_key], self.cond_stage_key)
         factor = self.first_stage_model.downsampling_factor
-        codes = (x.shape[2] // factor) * (x.shape[3] // factor)
+        shape = (x.shape[2] // factor, x.shape[3] // factor)
         if isinstance(self.permuter, Permuter):
-            self.permuter(torch.arange(codes)[None].to(self.permuter.forward_shuffle_idx))
+            order = torch.arange(math.prod(shape)).to(self.permuter.forward_shuffle_idx)
+            self.permuter(order[None])
         if self.be_unconditional:
             length: int | None = 1
         elif self.downsample_cond_size > -1 and c.dim() == 4:
@@ -184,7 +158,7 @@ class Net2NetTransformer(CodeSampling):
             length = condition_length(self.cond_stage_model, c.new_empty(1, 1, side, side))
         else:
             length = condition_length(self.cond_stage_model, c)
-        self._check_length(codes, length or 1)
+        self._check_length(shape, length)
 
     def _check_tokens(self, highest: int) -> None:
         if highest >= (size := self.transformer.config.vocab_size):
@@ -193,13 +167,15 @@ class Net2NetTransformer(CodeSampling):
                 f"have token {highest}; make it at least {highest + 1}"
             )
 
-    def _check_length(self, codes: int, length: int) -> None:
+    def _check_length(self, shape: Sequence[int], condition: int | None) -> None:
+        codes, length = math.prod(shape), condition or 1
         needed = length + codes - 1  # the last code predicts nothing
         if needed > (size := self.transformer.get_block_size()):
             raise UserError(
                 f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
                 f"an image and {length} of its condition; make it at least {needed}"
             )
+        self.check_layout(condition, shape)
 
     def logged_names(self) -> set[str]:
         """What is logged in training and validation."""
@@ -228,6 +204,7 @@ class Net2NetTransformer(CodeSampling):
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
         # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
+        self.check_layout(c_indices.shape[1])
         sequence = torch.cat((c_indices, z_indices), dim=1)  # (B, m + h*w)
         logits, _ = self.transformer(sequence[:, :-1])  # (B, m + h*w - 1, vocab)
         return logits[:, c_indices.shape[1] - 1 :], target

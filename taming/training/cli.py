@@ -147,7 +147,8 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_UNCHANGED = ("model.target", "model.params.transformer_config.params.n_head")
+_OF_GPT = ("n_head", "rope_grid", "norm")
+_UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
 
 
 def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
