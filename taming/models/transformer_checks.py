@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from taming.errors import UserError
 from taming.models.batch_checks import token_count
 from taming.models.code_sampling import CodeSampling
@@ -63,3 +66,32 @@ def _check_variants(model: CodeSampling) -> None:
             "transformer_config.params.rope_grid is for codes in the order of rows; leave it or "
             "permuter_config out"
         )
+
+
+def check_tokens(model: CodeSampling, highest: int) -> None:
+    """Refuse (`UserError`) tokens of conditions, up to `highest`, beyond the vocabulary."""
+    if highest >= (size := model.transformer.config.vocab_size):
+        raise UserError(
+            f"transformer_config.params.vocab_size is {size}, and the conditions of the codes "
+            f"have token {highest}; make it at least {highest + 1}"
+        )
+
+
+def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | None) -> None:
+    """Refuse sequences that the transformer was not built for.
+
+    Args:
+        shape: (rows, columns) of an image's codes.
+        condition: tokens of its condition, where they are known.
+
+    Raises:
+        UserError: for too many tokens, and what `variants.check_layout` refuses.
+    """
+    codes, length = math.prod(shape), condition or 1
+    needed = length + codes - 1  # the last code predicts nothing
+    if needed > (size := model.transformer.get_block_size()):
+        raise UserError(
+            f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
+            f"an image and {length} of its condition; make it at least {needed}"
+        )
+    model.check_layout(condition, shape)

@@ -175,7 +175,12 @@ class GPT(nn.Module):
         return x
 
     def forward(
-        self, idx: Tensor, embeddings: Tensor | None = None, targets: Tensor | None = None
+        self,
+        idx: Tensor,
+        embeddings: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        start: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (B, E + T, V) of the next token at every position, and the cross-entropy.
 
@@ -183,11 +188,13 @@ class GPT(nn.Module):
             idx: int64 (B, T).
             embeddings: (B, E, C), put before the tokens' embeddings.
             targets: int64 (B, E + T); without them the loss, in nats per token, is None.
+            start: of positions from here on alone, which saves the head's work at the others.
         """
-        logits = self.head(self.hidden(idx, embeddings))  # (B, E + T, C) -> (B, E + T, V)
+        hidden = self.hidden(idx, embeddings)[:, start:]
+        logits = self.head(hidden)  # (B, E + T - start, C) -> (B, E + T - start, V)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets[:, start:].flatten())
 
     @torch.no_grad()
     def forward_with_past(
