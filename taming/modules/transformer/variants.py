@@ -228,8 +228,8 @@ def check_layout(
     if shape is not None and tuple(shape) != tuple(grid):
         raise UserError(
             f"the image, or the window on it, is {shape[0]} x {shape[1]} codes, but the "
-            f"transformer's rope_grid is {list(grid)}; codes must be that many, or an image larger "
-            "along both sides"
+            f"transformer's rope_grid is {list(grid)}; train on images of these sizes, and sample "
+            "none that are smaller"
         )
     prefix = rope_prefix(config.block_size, grid)
     if condition is not None and condition != prefix:
