@@ -239,13 +239,12 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         """An Adam for the autoencoder, one for the discriminator, and their schedules, if any."""
-        fused = {"fused": True} if self.ways.fused_optimizer else {}
         groups = [list(self.autoencoder_parameters())]
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
         rates = [self.lr_g_factor * self.learning_rate, self.learning_rate]
         optimizers = [
-            Adam(group, lr=rate, betas=(0.5, 0.9), **fused)
+            Adam(group, lr=rate, betas=(0.5, 0.9), **self.ways.of_optimizer())
             for group, rate in zip(groups, rates, strict=False)
         ]
         if self.scheduler_config is None:

@@ -25,6 +25,7 @@ from taming.models.codes import (
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
 from taming.modules.transformer import decoding
 from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.variants import check_layout
 from taming.modules.util import ConditionKind
 from taming.pictures import text_images
 
@@ -78,6 +79,11 @@ class CodeSampling(pl.LightningModule):
                     "checkpoint, for example by taming.load('logs/<run>')"
                 )
             self._weights_seen = True
+
+    def check_layout(self, condition: int | None, shape: Sequence[int] | None = None) -> None:
+        """`variants.check_layout` of the transformer, if it is one of this project's."""
+        if isinstance(self.transformer, GPT):
+            check_layout(self.transformer.config, condition, shape)
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
@@ -158,6 +164,7 @@ class CodeSampling(pl.LightningModule):
         global generator's; `taming.sampling` has one per sample.
         """
         self.warn_of_random_weights()
+        self.check_layout(c.shape[1])
         prompt = torch.cat((c, x), dim=1)  # (B, m + n)
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 

@@ -52,7 +52,7 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import check_lightning, make_trainer, prepare_loss
+from taming.training.trainer import check_lightning, make_trainer, prepare_loss, prepare_teacher
 from taming.training.trainer_options import (
     check_validation_interval,
     checked_options,
@@ -147,7 +147,8 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_UNCHANGED = ("model.target", "model.params.transformer_config.params.n_head")
+_OF_GPT = ("n_head", "rope_grid", "norm")
+_UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
 
 
 def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
@@ -241,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
         check_codes(data, model, run.resume_from)
+        if args.train and not run.resume_from:  # a resumed model has no weights yet to compare
+            prepare_teacher(model)
         check_first_items(data, model)
         if args.train and not run.resume_from:
             prepare_loss(model)

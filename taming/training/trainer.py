@@ -19,6 +19,7 @@ from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import check_config, instantiate_from_config, plain
 from taming.errors import UserError
 from taming.models.autoencoder_training import AutoencoderTraining
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
@@ -38,6 +39,12 @@ def prepare_loss(model: pl.LightningModule) -> None:
     """Load what a loss needs of its own, or refuse, before the run has a folder."""
     if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
         model.loss.prepare()
+
+
+def prepare_teacher(model: pl.LightningModule) -> None:
+    """Load what a transformer learns from, or refuse it, before the run has a folder."""
+    if isinstance(model, Net2NetTransformer):
+        model.load_teacher()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
