@@ -61,7 +61,7 @@ ALLOWED = {
         *("config_values", "errors", "limits", "user_code"),
     },
     "config_before": {"config", "errors"},
-    "lr_scheduler": {"config", "config_values"},
+    "lr_scheduler": {"config", "config_values", "errors", "user_code"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},

@@ -162,8 +162,17 @@ class CodeHistogram:
         self.counts: Tensor | None = None
 
     def add(self, indices: Tensor) -> None:
-        """Count indices of any shape."""
-        self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
+        """Count indices of any shape; those of no code are refused (`UserError`)."""
+        try:
+            counts = torch.bincount(indices.reshape(-1), minlength=self.n_codes)
+        except RuntimeError:  # it takes none below 0
+            counts = indices.new_zeros(0)
+        if len(counts) != self.n_codes:
+            raise UserError(
+                f"the quantizer gives indices from {int(indices.min())} to {int(indices.max())}, "
+                f"but it has {self.n_codes} codes"
+            )
+        self.add_counts(counts)
 
     def add_counts(self, counts: Tensor) -> None:
         """Add counts int64 [n_codes], for example those of another histogram."""

@@ -34,6 +34,14 @@ from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.result_checks import (
+    check_vocabulary,
+    checked_inputs,
+    checked_prediction,
+    checked_tokens,
+    name_of_method,
+    required_loss,
+)
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
 from taming.modules.util import SOSProvider
@@ -218,7 +226,18 @@ class Net2NetTransformer(CodeSampling):
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
-        return self.predict(self.encode_to_z(x)[1], self.encode_to_c(c)[1])
+        target = self._tokens(self.encode_to_z(x), "encode_to_z", len(x))
+        logits = self.predict(target, self._tokens(self.encode_to_c(c), "encode_to_c", len(x)))
+        self._tokens_seen = True
+        return logits
+
+    def _tokens(self, encoded: Any, method: str, count: int) -> Tensor:
+        """The tokens that a method has made of `count` inputs."""
+        name = name_of_method(self, method)
+        tokens = checked_tokens(encoded, name, count)
+        if not (self._tokens_seen and tokens.is_cuda):  # only once wait for a device
+            check_vocabulary(tokens, name, self.transformer.config.vocab_size)
+        return tokens
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` from indices of images, in predicted order, and of conditions."""
@@ -242,8 +261,14 @@ class Net2NetTransformer(CodeSampling):
         if CACHED in batch:
             logits, target = self.predict(*self.cached_indices(batch))
         else:
-            logits, target = self(*self.get_xc(batch))
+            x, c = checked_inputs(self.get_xc(batch), name_of_method(self, "get_xc"))
+            logits, target = checked_prediction(self(x, c), name_of_method(self, "forward"))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    def _loss_of(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        return required_loss(
+            self.shared_step(batch, batch_idx), name_of_method(self, "shared_step")
+        )
 
     def on_fit_start(self) -> None:
         if not self.trainer.is_global_zero:
@@ -258,7 +283,7 @@ class Net2NetTransformer(CodeSampling):
                 )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss = self.shared_step(batch, batch_idx)
+        loss = self._loss_of(batch, batch_idx)
         self.loss_terms = {"train/loss": loss.detach()}
         self.log("train/loss", loss, prog_bar=True, batch_size=self._batch_size(batch))
         return loss
@@ -270,7 +295,7 @@ class Net2NetTransformer(CodeSampling):
         return self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Mapping[str, Any], batch_idx: int, name: str) -> Tensor:
-        loss = self.shared_step(batch, batch_idx)
+        loss = self._loss_of(batch, batch_idx)
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
         return loss
 
