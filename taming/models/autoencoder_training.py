@@ -61,7 +61,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
-        x = self.images_in(batch)
+        x = self.get_input(batch, self.image_key)
         check_images(self, x, batch, self.image_key)
         check_outputs(self.decoder, x, self.image_key)
         if isinstance(self.loss, FirstStageLoss):

@@ -38,7 +38,7 @@ from taming.training.data_module import (
     build_data,
     splits_of,
 )
-from taming.training.ends import fit, say_what_was_checked, test
+from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
 from taming.training.monitors import check_monitors
@@ -284,7 +284,7 @@ def _train_and_test(
         last = None
     tests = not args.no_test and "test" in splits_of(data)
     if tests and requests.stop is None:
-        test(trainer, model, data, last)
+        final_test(trainer, model, data, last)
     if not args.train:
         name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
         say_what_was_checked(model, data, name, args.overrides)

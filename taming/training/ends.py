@@ -59,7 +59,7 @@ def fit(
     rank_zero_info(_what_was_done(trainer, run, start))
 
 
-def test(
+def final_test(
     trainer: pl.Trainer,
     model: pl.LightningModule,
     data: pl.LightningDataModule,

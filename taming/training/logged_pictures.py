@@ -17,7 +17,7 @@ from taming.user_code import kind_of, wrong_result
 
 log = logging.getLogger(__name__)
 
-_CHANNELS = (1, 3, 4)
+_CHANNELS = ((1, 3), (4,))  # those to look for first
 _LARGEST = 10.0  # beyond this, values are no images in [-1, 1] that overshoot
 _EXPECTED = "pictures by name, each a tensor or array [B, 1 or 3, H, W] in [-1, 1], or uint8"
 
@@ -54,9 +54,13 @@ def _as_images(value: Any) -> Tensor | None:
         return None
     if not isinstance(images, Tensor) or images.dim() != 4 or images.is_complex():
         return None
-    if images.shape[1] in _CHANNELS:
-        return images.to_dense() if images.layout != torch.strided else images
-    return images.permute(0, 3, 1, 2) if images.shape[3] in _CHANNELS else None
+    images = images.to_dense() if images.layout != torch.strided else images
+    for channels in _CHANNELS:
+        if images.shape[1] in channels:
+            return images
+        if images.shape[3] in channels:
+            return images.permute(0, 3, 1, 2)
+    return None
 
 
 def _is_list(value: Any) -> bool:
