@@ -58,7 +58,9 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
 
     def quantized(self, x: Tensor) -> Quantized:
         """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
-        shape = (len(x), self.quantize.e_dim, None, None)
+        decoded = self._modules.get("post_quant_conv")
+        channels = decoded.in_channels if isinstance(decoded, nn.Conv2d) else None
+        shape = (len(x), channels, None, None)
         return checked_codes(self.encode(x), name_of_method(self, "encode"), shape)
 
     def images_in(self, batch: Mapping[str, Any]) -> Tensor:

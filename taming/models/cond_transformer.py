@@ -235,7 +235,7 @@ class Net2NetTransformer(CodeSampling):
         """The tokens that a method has made of `count` inputs."""
         name = name_of_method(self, method)
         tokens = checked_tokens(encoded, name, count)
-        if not (self._tokens_seen and tokens.is_cuda):  # only once wait for a device
+        if tokens.device.type == "cpu" or not self._tokens_seen:  # wait for a device only once
             check_vocabulary(tokens, name, self.transformer.config.vocab_size)
         return tokens
 

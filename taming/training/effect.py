@@ -104,13 +104,13 @@ class FiniteValidation(Callback):
     """Warns of values of validation and test that are not finite; training goes on."""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _warn_of_nonfinite(trainer, "validation")
+        _warn_of_nonfinite(trainer, "validation", "; training goes on")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _warn_of_nonfinite(trainer, "test")
 
 
-def _warn_of_nonfinite(trainer: pl.Trainer, split: str) -> None:
+def _warn_of_nonfinite(trainer: pl.Trainer, split: str, ending: str = "") -> None:
     if not trainer.is_global_zero:
         return
     values = {name: float(value) for name, value in monitored_values(trainer).items()}
@@ -120,4 +120,5 @@ def _warn_of_nonfinite(trainer: pl.Trainer, split: str) -> None:
         if not math.isfinite(value) and not name.startswith("train/")
     ]
     if texts:
-        log.warning("%s at step %d: %s", split, trainer.global_step, ", ".join(texts))
+        step = trainer.global_step
+        log.warning("%s at step %d: %s%s", split, step, ", ".join(texts), ending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,18 @@ def make_trainer(
 
 def _check_places(arguments: Mapping[str, Any]) -> None:
     """Refuse (`UserError`), before training, folders that cannot be written to."""
-    advice = "set lightning.trainer.default_root_dir to another folder, or leave it out"
-    check_place(Path(arguments["default_root_dir"]), advice)
+    places = [(arguments["default_root_dir"], "lightning.trainer.default_root_dir")]
     for logger in arguments["logger"] or ():
         of_folder = isinstance(logger, CSVLogger | TensorBoardLogger)
-        if folder := logger.log_dir if of_folder else logger.save_dir:
-            check_place(Path(folder), "set lightning.logger.params to another folder")
+        folder = logger.log_dir if of_folder else logger.save_dir
+        places.append((folder, "lightning.logger.params"))
     for one in arguments["callbacks"]:
         if isinstance(one, ModelCheckpoint) and one.dirpath is not None:
-            place = Path(one.dirpath, one.filename or "x").parent
-            check_place(place, "set lightning.modelcheckpoint.params to another folder")
+            folder = os.path.dirname(os.path.join(one.dirpath, one.filename or ""))
+            places.append((folder, "lightning.modelcheckpoint.params"))
+    for folder, key in places:
+        if folder and "://" not in str(folder):
+            check_place(Path(folder), f"set another folder by {key}")
 
 
 def _merged(first: Any, second: Any) -> Any:

@@ -127,13 +127,13 @@ TABLE = "lightning.logger.target=pytorch_lightning.loggers.CSVLogger"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lightning.modelcheckpoint.params.dirpath=FILE/x"], "written to .*lightning.modelch"),
-        (["lightning.modelcheckpoint.params.dirpath=FILE"], "written to .*lightning.modelch"),
-        (["lightning.modelcheckpoint.params.filename=FILE/x"], "written to .*lightning.modelch"),
-        (["lightning.logger.params.save_dir=FILE/x"], "written to .*set lightning.logger.params"),
-        (["lightning.logger.params.version=FILE/x"], "written to .*set lightning.logger.params"),
-        ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*set lightning.logger.pa"),
-        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*default_root_dir to another"),
+        (["lightning.modelcheckpoint.params.dirpath=FILE/x"], "written to .*by lightning.modelch"),
+        (["lightning.modelcheckpoint.params.dirpath=FILE"], "written to .*by lightning.modelch"),
+        (["lightning.modelcheckpoint.params.filename=FILE/x"], "written to .*by lightning.modelch"),
+        (["lightning.logger.params.save_dir=FILE/x"], "written to .*by lightning.logger.params"),
+        (["lightning.logger.params.version=FILE/x"], "written to .*by lightning.logger.params"),
+        ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*by lightning.logger.par"),
+        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*by lightning.trainer.default"),
         (["data.params.validation.params.length=0"], "data.params.validation has 0 items for 1 d"),
         (["data.params.test.params.length=0"], "data.params.test has 0 items for 1 devices"),
         (

@@ -184,6 +184,7 @@ def test_what_is_tested_is_what_was_trained(
     monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
     args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
     lightning: Any = SimpleNamespace(max_epochs=None, max_steps=3)
+    lightning.num_test_batches, lightning.limit_test_batches = [1], 1.0
     lightning.test = lambda *_, ckpt_path: done.append(ckpt_path)
     data = DataModuleFromConfig(1, num_workers=0)
     data.datasets = {"test": []}
