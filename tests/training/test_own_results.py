@@ -222,22 +222,27 @@ def test_transformers(target: str, message: str) -> None:
 
 
 class Unsavable(Callback):
-    def __init__(self, late: bool = False) -> None:
-        self.late = late
+    """Has a state that cannot be saved, from a batch on."""
+
+    batches = 0
+
+    def __init__(self, since: int) -> None:
+        self.since = since
+        Unsavable.batches = 0
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.late = False
+        Unsavable.batches += 1
 
     def state_dict(self) -> Any:
-        return {"a": 1 if self.late else (lambda: 1)}
+        return {"a": (lambda: 1) if self.batches >= self.since else 1}
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_states_that_cannot_be_saved(late: bool) -> None:
+@pytest.mark.parametrize("since", [1, 2])
+def test_states_that_cannot_be_saved(since: int) -> None:
     key = "lightning.callbacks.own"
     with pytest.raises(UserError, match="with the state of the callback Unsavable: .*lambda"):
-        start("vqgan", f"{key}.target", "Unsavable", **{f"{key}.params": {"late": late}})
-    assert not list(Path("logs").rglob("*.ckpt"))
+        start("vqgan", f"{key}.target", "Unsavable", **{f"{key}.params": {"since": since}})
+    assert Unsavable.batches == since and not list(Path("logs").rglob("*.ckpt"))
 
 
 class Freezes(Callback):
@@ -245,10 +250,16 @@ class Freezes(Callback):
         pl_module.requires_grad_(False)
 
 
+class FreezesLater(Callback):
+    def on_train_start(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        pl_module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("target", ["Freezes", "FreezesLater"])
 @pytest.mark.parametrize("case", ["vqgan", "transformer"])
-def test_a_callback_that_freezes_everything(case: str) -> None:
+def test_a_callback_that_freezes_everything(case: str, target: str) -> None:
     with pytest.raises(UserError, match=r"all weights of .* are frozen"):
-        start(case, "lightning.callbacks.own.target", "Freezes")
+        start(case, "lightning.callbacks.own.target", target)
 
 
 # ---------------------------------------------------------------------- data modules

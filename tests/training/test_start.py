@@ -133,7 +133,7 @@ TABLE = "lightning.logger.target=pytorch_lightning.loggers.CSVLogger"
         (["lightning.logger.params.save_dir=FILE/x"], "written to .*by lightning.logger.params"),
         (["lightning.logger.params.version=FILE/x"], "written to .*by lightning.logger.params"),
         ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*by lightning.logger.par"),
-        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*by lightning.trainer.default"),
+        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*by lightning.trainer.def"),
         (["data.params.validation.params.length=0"], "data.params.validation has 0 items for 1 d"),
         (["data.params.test.params.length=0"], "data.params.test has 0 items for 1 devices"),
         (
