@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.config_values import shorten
@@ -222,6 +222,14 @@ def _read_override(text: str) -> DictConfig:
     key, _, value = text.partition("=")
     if not value.strip():
         raise UserError(f"override '{text}' gives no value; write {key}=null for none")
+    config = _parsed_override(text, key, value)
+    for place, entry in entries(OmegaConf.to_container(config)):
+        if entry == MISSING:  # merging would leave it out
+            raise UserError(f"override '{text}' leaves a value open: add {as_key(place)}=...")
+    return config
+
+
+def _parsed_override(text: str, key: str, value: str) -> DictConfig:
     try:
         cut = _COMMENT.search(value) and not value.startswith(("'", '"'))  # YAML would leave it out
         if cut or _TIME.fullmatch(value):

@@ -64,7 +64,7 @@ ALLOWED = {
         *("config_values", "errors", "limits", "user_code"),
     },
     "config_before": {"config", "errors"},
-    "lr_scheduler": {"config", "config_values", "errors", "run_length"},
+    "lr_scheduler": {"config", "config_values", "errors", "run_length", "user_code"},
     "run_length": {"errors"},
     "lightning_internals": set(),
     "downloads": GROUND,

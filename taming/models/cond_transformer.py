@@ -36,6 +36,14 @@ from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher, soft_loss
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.result_checks import (
+    check_vocabulary,
+    checked_inputs,
+    checked_prediction,
+    checked_tokens,
+    name_of_method,
+    required_loss,
+)
 from taming.models.run_length import run_length
 from taming.models.training_options import TransformerOptions, TransformerWays
 from taming.models.transformer_checks import check_config_fits, check_sequence, check_tokens
@@ -192,7 +200,18 @@ class Net2NetTransformer(CodeSampling):
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
-        return self.predict(self.encode_to_z(x)[1], self.encode_to_c(c)[1])
+        target = self._tokens(self.encode_to_z(x), "encode_to_z", len(x))
+        logits = self.predict(target, self._tokens(self.encode_to_c(c), "encode_to_c", len(x)))
+        self._tokens_seen = True
+        return logits
+
+    def _tokens(self, encoded: Any, method: str, count: int) -> Tensor:
+        """The tokens that a method has made of `count` inputs."""
+        name = name_of_method(self, method)
+        tokens = checked_tokens(encoded, name, count)
+        if tokens.device.type == "cpu" or not self._tokens_seen:  # wait for a device only once
+            check_vocabulary(tokens, name, self.transformer.config.vocab_size)
+        return tokens
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` from indices of images, in predicted order, and of conditions."""
@@ -230,7 +249,8 @@ class Net2NetTransformer(CodeSampling):
         if CACHED in batch:
             logits, target = self.predict(*self.cached_indices(batch))
         else:
-            logits, target = self(*self.get_xc(batch))
+            x, c = checked_inputs(self.get_xc(batch), name_of_method(self, "get_xc"))
+            logits, target = checked_prediction(self(x, c), name_of_method(self, "forward"))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
     def _learn_from(self, teacher: Teacher, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -255,6 +275,11 @@ class Net2NetTransformer(CodeSampling):
         """
         if self.teacher is None and self.ways.teacher is not None and self.ways.soft_weight:
             self.teacher = Teacher(self.ways.teacher, self)
+
+    def _loss_of(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        return required_loss(
+            self.shared_step(batch, batch_idx), name_of_method(self, "shared_step")
+        )
 
     def on_fit_start(self) -> None:
         self.load_teacher()
@@ -281,7 +306,7 @@ class Net2NetTransformer(CodeSampling):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         if self.teacher is None:
-            losses = {"train/loss": self.shared_step(batch, batch_idx)}
+            losses = {"train/loss": self._loss_of(batch, batch_idx)}
         else:
             losses = self._learn_from(self.teacher, batch)
         self.loss_terms = {name: loss.detach() for name, loss in losses.items()}
@@ -297,7 +322,7 @@ class Net2NetTransformer(CodeSampling):
         return self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Mapping[str, Any], batch_idx: int, name: str) -> Tensor:
-        loss = self.shared_step(batch, batch_idx)
+        loss = self._loss_of(batch, batch_idx)
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
         return loss
 

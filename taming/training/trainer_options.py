@@ -9,6 +9,8 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,30 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
 
 
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+
+
+def _duration(value: Any) -> Any:
+    """A `max_time` as the Trainer takes it: `DD:HH:MM:SS`, or units with their numbers.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value is None or (isinstance(value, str) and _DURATION.fullmatch(value)):
+        return value
+    if isinstance(value, Mapping) and value:
+        with suppress(TypeError, OverflowError, ValueError):
+            if (time := timedelta(**value)) >= timedelta(0):
+                return time
+    raise UserError(
+        f"--max_time is {shorten(value)}; write '00:01:00:00' for days, hours, minutes and "
+        "seconds, or in YAML {hours: 1}"
+    )
+
+
 def _checked(name: str, value: Any) -> Any:
+    if name == "max_time":
+        return _duration(value)
     if isinstance(value, Mapping):
         raise UserError(f"lightning.trainer.{name} is a mapping; give a number, text or list")
     if name == "strategy" and re.search("spawn|fork|notebook", str(value)):

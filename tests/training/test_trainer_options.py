@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,6 +48,31 @@ from taming.training.trainer_options import (
 def test_flags_get_the_type_of_the_argument(name: str, text: str, value: Any) -> None:
     parsed = parse_option(name, text)
     assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        (None, None),
+        ("00:01:00:00", "00:01:00:00"),
+        ({"minutes": 90}, timedelta(hours=1.5)),
+        ({"days": 1, "seconds": 2.5}, timedelta(days=1, seconds=2.5)),
+    ],
+)
+def test_times_as_lightning_takes_them(value: Any, taken: Any) -> None:
+    assert checked_options({"max_time": value}) == {"max_time": taken}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(5, "5", "x", "1:00", True, 1.5, [1], {}, {"minute": 1}, {"days": "x"}),
+        *({"days": -1}, {"days": 1e30}, {"days": float("nan")}),
+    ],
+)
+def test_other_times_are_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="--max_time is .*; write '00:01:00:00' for days"):
+        checked_options({"max_time": value})
 
 
 def test_a_value_of_the_wrong_type_is_refused() -> None:

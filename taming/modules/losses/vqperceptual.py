@@ -286,7 +286,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         the same with fewer backward passes.
         """
         if last_layer is None:
-            raise ValueError("the generator's loss needs `last_layer` in training")
+            raise UserError("the generator's loss needs `last_layer` in training")
         norms = [
             torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
             for loss in (nll_loss, g_loss)
@@ -318,6 +318,6 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     ) -> Tensor:
         """Equation 7: the weight at which both losses pull equally hard at the last layer."""
         if last_layer is None:
-            raise ValueError("the generator's loss needs `last_layer` in training")
+            raise UserError("the generator's loss needs `last_layer` in training")
         nll_norm, g_norm = (norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
         return self._ratio(nll_norm, g_norm)
