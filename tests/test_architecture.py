@@ -28,13 +28,14 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"sharding"}
+GROUND |= {"run_length", "sharding"}
 LEAVES = GROUND | {
     "config",
     "config_before",
     "config_files",
     "checkpoint",
     "downloads",
+    "figures",
     "lightning_internals",
     "lr_scheduler",
     "util",
@@ -46,6 +47,7 @@ ALLOWED = {
     "devices": {"errors"},
     "sharding": {"distributed", "errors"},
     "pictures": {"errors"},
+    "figures": {"atomic_files", "errors"},
     "published_names": {"errors"},
     "trust": {"atomic_files", "errors"},
     "user_code": {"errors"},
@@ -63,14 +65,15 @@ ALLOWED = {
         *("config_values", "errors", "limits", "user_code"),
     },
     "config_before": {"config", "errors"},
-    "lr_scheduler": {"config", "config_values"},
+    "lr_scheduler": {"config", "config_values", "errors", "run_length", "user_code"},
+    "run_length": {"errors"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
     "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "pretrained"},
-    "modules": GROUND | {"downloads", "modules", "util"},
+    "modules": GROUND | {"config", "downloads", "modules", "util"},
     "models": LEAVES | {"modules", "models"},
     "data": GROUND | {"data", "config", "util"},
     "export": LEAVES | {"export", "models", "modules"},

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
-from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from taming.atomic_files import make_new_folder
 from taming.checkpoint import read_checkpoint, remove_unused_shards, save_atomic
@@ -24,7 +25,7 @@ from taming.checkpoint.shards import (
 )
 from taming.config import get_obj_from_str
 from taming.errors import UserError
-from taming.lightning_internals import DataParallelMesh
+from taming.lightning_internals import divide_over_all
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.synced_batch_norm import synced
 from taming.sharding import is_sharded, save_shards, sharded_like
@@ -34,13 +35,35 @@ FSDP2 = "fsdp2"
 _PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed")
 
 
-class ShardedStrategy(DataParallelMesh):
+class ShardedStrategy(ModelParallelStrategy):
     """`--strategy fsdp2`: the weights, gradients and optimizer state of a transformer are divided
     among the processes, its frozen stages are not.
 
     Checkpoints are written by all processes, see `taming.checkpoint.shards`; they must see one file
     system. A run may go on with another number of processes, and from a whole checkpoint.
     """
+
+    def setup_environment(self) -> None:
+        divide_over_all(self)
+        super().setup_environment()
+
+    # The state of model and optimizer is passed on as it is, as by strategies that divide nothing.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return Strategy.lightning_module_state_dict(self)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        Strategy.load_model_state_dict(self, checkpoint, strict)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        return Strategy.optimizer_state(self, optimizer)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        Strategy.load_optimizer_state_dict(self, checkpoint)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
@@ -79,9 +102,6 @@ class ShardedStrategy(DataParallelMesh):
         parts = {name: content[name] for name in ("state_dict", "optimizer_states")}
         divided = replaced(parts, lambda place, t: sharded_like(t, own.get(_owner(place))))
         return {**content, **divided}
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        Strategy.load_model_state_dict(self, checkpoint, strict)
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """This process's parts of sharded weights, by their places in a checkpoint, and by those of
