@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from taming.checkpoint import read_checkpoint
 from taming.checkpoint.saving import Snapshots
 from taming.config import instantiate_from_config
+from taming.lightning_internals import scaler_of
 from taming.modules.transformer.decoding import one_pass_logits, sample_token
 from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.vqvae.codebook import nearest_code
@@ -24,8 +26,10 @@ from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
 from taming.training.callbacks import ImageLogger
 from taming.training.cli import main as main_command
+from tests.kit.first_stages import batches
 from tests.kit.models import TRANSFORMER, build
 from tests.kit.training import small_vqgan, write_config, write_transformer
+from tests.models.test_stability import make
 from tests.models.test_vqgan import golden_vqmodel
 from tests.support import assert_close, fill_by_name, load_golden
 
@@ -101,6 +105,28 @@ def test_runs_are_equal_where_results_must_not_change(tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(False)
     first, second = states
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_float16_has_one_scale_and_clips_without_it(tmp_path: Path, fused: bool) -> None:
+    """Updates are those of fp32 up to rounding: a clipped scaled gradient would be near 0."""
+    weights = {}
+    for precision in ("32-true", "16-mixed"):
+        model = make(fused_optimizer=fused)
+        model.gradient_clip_val, model.accumulate_grad_batches = 0.25, 2
+        before = model.decoder.conv_out.weight.detach().clone()
+        trainer = gpu_trainer(tmp_path, precision=precision, max_steps=2)
+        trainer.fit(model, batches(4))
+        weights[precision] = model.decoder.conv_out.weight.detach().cpu() - before
+    scaler = scaler_of(trainer)
+    assert scaler is not None and scaler.state_dict()["_growth_tracker"] == 2
+    step, exact = weights["16-mixed"], weights["32-true"]
+    assert torch.nn.functional.cosine_similarity(step.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def gpu_trainer(folder: Path, **options: Any) -> pl.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    return pl.Trainer(accelerator="gpu", devices=1, default_root_dir=folder, **quiet, **options)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -150,6 +151,7 @@ class TokenSampler:
                 tokens = request.prompt if request.condition is None else request.condition
                 check_tokens(self.gpt, tokens)
             return self._sample_by_windows(batch, condition, uniform, known)
+        self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
         ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
         sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order

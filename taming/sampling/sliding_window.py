@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.inference import Segment, Weights
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.segment import Segment
+from taming.modules.transformer.variants import check_layout
 from taming.sampling.settings import SampleSettings, uniforms
 
 # Windows that only later rows use again keep their keys and values while all of them fit into it.
@@ -130,6 +132,7 @@ class SlidingWindow:
         length = self.before + h * w - 1
         self.caches = _Caches(weights, layout, len(condition), length)
         self._columns = torch.arange(length, device=weights.device)
+        self._modulations = weights.modulations(condition[:, 0])
 
     @torch.inference_mode()
     def sample(
@@ -213,7 +216,9 @@ class SlidingWindow:
         return self._segment(tokens[:, start:], start, cache)
 
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
-        return segment_at(tokens, start, self._columns, self.weights.config.n_unmasked, cache)
+        n_unmasked = self.weights.config.n_unmasked
+        segment = segment_at(tokens, start, self._columns, n_unmasked, cache)
+        return segment if segment.starts else replace(segment, modulations=self._modulations)
 
 
 def sample_sliding_window(
@@ -286,6 +291,7 @@ def layout_for(
     before = h * w if cond.dim() == 3 else cond.shape[1]
     if not before:
         raise UserError("the condition is empty; without one, pass None")
+    check_layout(gpt.config, before, (h, w))
     check_length(gpt, before + h * w - 1)
     return Layout(shape, (h, w))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
@@ -195,6 +196,17 @@ class DataModuleFromConfig(pl.LightningDataModule):
             return None
         share = -(-len(train) // processes)
         return -(-share // self.batch_size)
+
+    def check_lengths(self, processes: int, also: Sequence[str] = ()) -> None:
+        """Refuse (`UserError`) datasets with less than an item for each process, for training and
+        validation, and the splits that are used `also`."""
+        for split in ("train", "validation", *also):
+            dataset = self.datasets.get(split)
+            if isinstance(dataset, Sized) and len(dataset) < processes:
+                raise UserError(
+                    f"data.params.{split} has {len(dataset)} items for {processes} devices; give "
+                    "it at least one item per device, or leave it out"
+                )
 
     def slowest_item(self) -> tuple[float, str]:
         """Seconds that the slowest of the items has taken that are being loaded, and its file."""

@@ -27,7 +27,7 @@ from taming.devices import computing_in, own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.training.code_checks import describe_condition, describe_first_stage
+from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.stopping import start_worker
 

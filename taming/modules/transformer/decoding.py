@@ -7,13 +7,15 @@ twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.inference import Segment, Weights
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.segment import Segment
 
 
 class CachedDecoder:
@@ -55,11 +57,17 @@ class CachedDecoder:
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = torch.arange(max_length, device=device)
         self._recorded: Callable[[], Tensor] | None = None
+        # What the classes of a batch change, in place, as graphs read it; nothing of most GPTs.
+        self._modulations = self._weights.modulations(self._token)
 
     @torch.inference_mode()
     def prefill(self, idx: Tensor) -> Tensor:
         """Start afresh with the prompt `idx` (B, T); float32 logits (B, V) of its last token."""
         self.length = 0
+        if self._modulations:
+            new = self._weights.modulations(idx[:, 0])
+            for kept, change in zip(self._modulations, new, strict=True):
+                kept[: len(idx)] = change
         return self._advance(idx)
 
     @torch.inference_mode()
@@ -74,6 +82,8 @@ class CachedDecoder:
                 f"the transformer's first {self.n_unmasked} positions (n_unmasked) see each other, "
                 f"so the prompt must hold them all; it has {self.length}"
             )
+        if self._modulations and not self.length:
+            raise UserError("the first token is a class (adaln_classes): give it as the prompt")
         if self.static and idx.shape[1] == 1:
             return self._static_step(idx[:, 0])
         return self._advance(idx)
@@ -84,6 +94,8 @@ class CachedDecoder:
             raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
         cache = self._cache[:, :, : len(idx)]
         segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
+        if self._modulations:
+            segment = replace(segment, modulations=[m[: len(idx)] for m in self._modulations])
         self.length = stop
         self._position.fill_(stop)
         return self._weights.logits([segment])
@@ -108,7 +120,12 @@ class CachedDecoder:
         """
         allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, max_length)
         segment = Segment(
-            self._token[:, None], self._position, self.max_length, allowed, cache=self._cache
+            self._token[:, None],
+            self._position,
+            self.max_length,
+            allowed,
+            cache=self._cache,
+            modulations=self._modulations,
         )
         logits = self._weights.logits([segment])
         self._position += 1

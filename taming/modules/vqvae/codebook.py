@@ -62,7 +62,7 @@ MAX_DISTANCES = 2**26
 
 
 @contextmanager
-def _full_fp32_matmul() -> Iterator[None]:
+def full_fp32_matmul() -> Iterator[None]:
     """Keep TF32 and bf16 out: their error is larger than the gap between near codes."""
     with ExitStack() as at_exit:
         try:
@@ -96,7 +96,7 @@ def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     """
     codebook = codebook.float()
     rows = max(1, MAX_DISTANCES // len(codebook))
-    with without_autocast(latents.device), _full_fp32_matmul():
+    with without_autocast(latents.device), full_fp32_matmul():
         lengths = codebook.square().sum(dim=1)  # (K,)
         parts = [
             # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
