@@ -18,9 +18,9 @@ import pytorch_lightning as pl
 import torch
 
 from taming.config import did_you_mean
-from taming.config_values import Misfit, Range, fitted, shorten
+from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
