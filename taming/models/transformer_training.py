@@ -25,6 +25,7 @@ from taming.models.run_length import run_length
 from taming.models.training_options import TransformerWays
 from taming.modules.transformer.gpt import GPT
 from taming.modules.util import Labelator
+from taming.sharding import shard
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,14 @@ class TransformerTraining(CodeSampling):
             x, c = checked_inputs(self.get_xc(batch), name_of_method(self, "get_xc"))
             logits, target = checked_prediction(self(x, c), name_of_method(self, "forward"))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    def configure_model(self) -> None:
+        """With `--strategy fsdp2`, divide the transformer among the processes, block by block; the
+        frozen stages stay whole in each of them."""
+        if self.device_mesh is not None:
+            parts = self.transformer.blocks if isinstance(self.transformer, GPT) else ()
+            dtype = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+            shard(self.transformer, parts, self.device_mesh["data_parallel"], dtype)
 
     def _learn_from(self, teacher: Teacher, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The losses of `taming.models.distillation` by name."""
