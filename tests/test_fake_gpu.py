@@ -255,6 +255,7 @@ def transformer(name: str) -> Any:
     config["params"]["transformer_config"]["params"]["n_layer"] = 1
     model = on_gpu(instantiate_from_config, config)
     model.warn_of_random_weights = lambda: None  # it looks at them, once
+    model._tokens_seen = True  # as after the first batch, whose tokens are waited for
     return model
 
 
