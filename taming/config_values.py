@@ -256,7 +256,8 @@ def rules_of(hint: Any) -> Iterator[Any]:
 # ---------------------------------------------------------------------- parameters
 
 
-MODULE = ("torch.nn.modules.module", "Module.__init__")  # of any keywords, which it refuses
+# Its constructor takes any keywords, which it refuses. The compiler puts another in its place.
+MODULE = ("torch.nn.modules.module", "Module")
 
 
 def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
@@ -268,10 +269,10 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     accepted: dict[str, Any] = {}
     required: list[str] = []
     passes_on = True
-    signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
-    for function in signatures:
-        if (function.__module__, function.__qualname__) == MODULE and function is signatures[0]:
-            return {}, [], False
+    lineage = list(_lineage(target))
+    if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
+        return {}, [], False
+    for function in [vars(cls)["__init__"] for cls in lineage] or [target]:
         parameters = list(inspect.signature(function).parameters.values())
         parameters = parameters[1:] if inspect.isclass(target) else parameters
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
