@@ -198,13 +198,16 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
     sampling_gpt = (
         gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
     )
-    for batch in shape.batches:
+    for batch in [args.alone] if args.alone else shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
         candidates: dict[str, Callable[[], Any]] = {
-            "engine": engine(sampling_gpt, prompt, shape.tokens, dtype, args.compile),
-            "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
-            "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
+            "engine": engine(sampling_gpt, prompt, shape.tokens, dtype, args.compile)
         }
+        if not args.alone:
+            candidates |= {
+                "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
+                "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
+            }
         seconds = interleaved(candidates, device, args.rounds, 1)
         row = summary(seconds, batch * shape.tokens)
         row |= memory(sampling_gpt, batch, shape.tokens, device)
@@ -275,6 +278,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile of the engine's steps"
     )
+    parser.add_argument(
+        "--alone", type=int, metavar="BATCH", help="the engine's steps without baselines"
+    )
     parser.add_argument("--only", choices=("steps", "windows"), help="measure one of the two parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
     args = parser.parse_args()
@@ -286,7 +292,8 @@ def main() -> None:
     if args.only != "steps":
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     if not args.no_results:
-        path = write_results(f"sampling-{args.size}-{args.precision}", device, report)
+        name = f"sampling-{args.size}-{args.precision}{'-alone' if args.alone else ''}"
+        path = write_results(name, device, report)
         print(f"written to {path}")
 
 

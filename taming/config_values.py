@@ -66,7 +66,8 @@ class Length:
         return self.least <= len(value) <= self.most
 
     def __str__(self) -> str:
-        return f"of {self.least} to {self.most} entries"
+        least = "" if self.least == self.most else f"{self.least} to "
+        return f"of {least}{self.most} entries"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
 ScheduleConfig = Annotated[Mapping[str, Any], Builds("schedule")]
+TransformConfig = Annotated[Mapping[str, Any], Builds("transform")]
 DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -143,7 +145,7 @@ def fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, parts)
     if hint is Path:
         return fitted(value, FilePath)
-    kind = _ABSTRACT.get(origin or hint, origin or hint)
+    kind = _kind_of(hint)
     if kind not in _NAMES:
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -205,6 +207,10 @@ def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
     raise Misfit(" or ".join(dict.fromkeys(map(_name_of, hints))))
 
 
+def _kind_of(hint: Any) -> Any:
+    return _ABSTRACT.get(kind := typing.get_origin(hint) or hint, kind)
+
+
 def _plain(hint: Any) -> Any:
     """A hint without what stands beside its type."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
@@ -232,13 +238,15 @@ def _is_finite(value: Any) -> bool:
 def _name_of(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        rules = [str(rule) for rule in parts[1:] if isinstance(rule, Range | Length)]
+        if any(isinstance(rule, Builds) for rule in parts[1:]):
+            return "a mapping of target and params"
+        ranges = (rule for rule in parts[1:] if isinstance(rule, Range | Length))
+        rules = [str(rule) for rule in ranges if rule != Range()]
         return " ".join([_name_of(parts[0]), *rules])
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
-    kind = _ABSTRACT.get(origin or hint, origin or hint)
-    if kind is Sequence and parts and _plain(parts[0]) in _NAMES:
-        noun = _NAMES[_plain(parts[0])]
+    kind = _kind_of(hint)
+    if kind is Sequence and parts and (noun := _NAMES.get(_kind_of(_plain(parts[0])))):
         return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
     return _NAMES.get(str if kind is Path else kind, inspect.formatannotation(kind))
 
@@ -318,9 +326,3 @@ def _hints(function: Any) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a name that is imported for type checkers only
         return {}
-
-
-def shorten(value: Any, most: int = 100) -> str:
-    """A value as Python writes it, or the beginning of that."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -44,15 +44,45 @@ def world_size() -> int:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """`tensor` summed, in place, over all processes."""
     if is_connected():
-        dist.all_reduce(tensor)
+        exchanged = _where_processes_exchange(tensor)
+        dist.all_reduce(exchanged)
+        tensor.copy_(exchanged)  # nothing, if it is the same
     return tensor
+
+
+class _Mean(torch.autograd.Function):
+    """A mean over processes. Each one's loss depends on the others' values, so that its gradient
+    there is a mean over processes as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor.clone()) / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return sum_over_ranks(grad_outputs[0].clone()) / world_size()
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of all processes' `tensor`; gradients go back to each of them."""
+    if world_size() == 1:
+        return tensor
+    mean: Tensor = _Mean.apply(tensor)
+    return mean
 
 
 def same_on_all_ranks(tensor: Tensor) -> Tensor:
     """The first process's `tensor`, in place, on all processes."""
     if is_connected():
-        dist.broadcast(tensor, src=0)
+        exchanged = _where_processes_exchange(tensor)
+        dist.broadcast(exchanged, src=0)
+        tensor.copy_(exchanged)
     return tensor
+
+
+def _where_processes_exchange(tensor: Tensor) -> Tensor:
+    # NCCL, which connects processes that train on GPUs, takes nothing from a CPU's memory.
+    return tensor.to("cuda") if tensor.is_cpu and dist.get_backend() == "nccl" else tensor
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -12,17 +12,45 @@ Temperatures of Gumbel quantizers follow the same classes.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from taming.config import instantiate_from_config
 from taming.config_values import CountOrZero, StepOrShare, Weight
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 from taming.run_length import RunLength
+from taming.user_code import calling, kind_of, name_of
+
+Rule = Callable[[int], Any]
+
+
+class Schedule(LambdaLR):
+    """Rates that follow a rule, of which every value is checked."""
+
+    def get_lr(self) -> list[Any]:
+        step, pairs = self.last_epoch, zip(self.base_lrs, self.lr_lambdas, strict=True)
+        return [base * value_at(rule, step) for base, rule in pairs]
+
+
+def make_rule(config: Mapping[str, Any]) -> Rule:
+    """The rule of a `scheduler_config`.
+
+    Raises:
+        UserError: if what the config makes cannot be called.
+    """
+    rule = instantiate_from_config(config, "scheduler_config", "schedule")
+    if not callable(rule):
+        raise UserError(
+            f"scheduler_config: {config['target']} makes {kind_of(rule)}; it must make a function "
+            "of the step"
+        )
+    return rule
 
 
 def make_schedule(
@@ -32,10 +60,27 @@ def make_schedule(
 
     `length` finds out how long the run is, which is asked for only by rules that follow it.
     """
-    rule = instantiate_from_config(config, "scheduler_config", "schedule")
+    rule = make_rule(config)
     if isinstance(rule, RunSchedule) and rule.follows_run:
         rule.begin(length(), "scheduler_config")
-    return LambdaLR(optimizer, rule)
+    return Schedule(optimizer, rule)
+
+
+def value_at(rule: Rule, step: int) -> Any:
+    """The value of a rule at a step, a number from 0 on.
+
+    Raises:
+        UserError: for anything else, and for what a rule of the user's raises.
+    """
+    kind: Any = rule if inspect.isroutine(rule) else type(rule)
+    name = f"the schedule {name_of(kind)}"
+    with calling(kind, f"{name} at step {step}"):
+        value = rule(step)
+    one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, SupportsFloat)
+    if not one or not 0 <= float(value) < math.inf:
+        shown = shorten(value)
+        raise UserError(f"{name} must give a number from 0 on; at step {step} it gives {shown}")
+    return value
 
 
 Rates = list[list[float]]  # of the parameter groups of each optimizer
@@ -84,7 +129,7 @@ def _set_step(schedule: LambdaLR, step: int) -> None:
     schedule.last_epoch = step
     groups = schedule.optimizer.param_groups
     for group, base, rule in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["initial_lr"], group["lr"] = base, base * rule(step)
+        group["initial_lr"], group["lr"] = base, base * value_at(rule, step)
     schedule._last_lr = [group["lr"] for group in groups]
 
 

@@ -132,6 +132,8 @@ WRONG: list[tuple[Any, str, Any, str]] = [
     (DATA, "train.params", [1, 2], "names and their values"),
     (DATA, "train.params.training_images_list_file", 1e-4, "a text"),
     (DATA, "train.params.random_crop", 1e12, "true or false"),
+    (DATA, "train.params.value_range", 4095, "a list of numbers of 2 entries or null is expected"),
+    (DATA, "train.params.augmentations", ["a.B"], "a list of mappings of target and params or"),
     (CALLBACK, "max_images", "abc", "a whole number"),
     # ranges
     (VQ, "n_embed", 0, "is 0; it must be from 1 to"),

@@ -1,6 +1,8 @@
 import math
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,12 @@ from taming.lr_scheduler import (
     CosineSchedule,
     LambdaWarmUpCosineScheduler,
     LinearSchedule,
+    Schedule,
     apply_rates,
     base_rates,
     leave_rules_out,
     make_schedule,
+    value_at,
 )
 from taming.run_length import RunLength
 from tests.kit.models import cosine_config
@@ -168,3 +172,33 @@ def test_a_schedule_without_an_end_is_refused():
             wrong()
     with pytest.raises(ValueError, match="begin"):
         LinearSchedule()(1)
+
+
+class Own:
+    """A rule of the user's."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, step: int) -> Any:
+        return self.value[step]
+
+
+def test_values_of_a_rule_are_numbers_from_0_on() -> None:
+    for value in (0, 1.5, True, np.float32(2), torch.tensor(0.5), torch.ones(1)):
+        assert value_at(Own([value]), 0) is value
+    for value in (None, "x", -1.0, float("nan"), float("inf"), 1j, [1.0], torch.ones(2)):
+        with pytest.raises(UserError, match="Own must give a number from 0 on; at step 1 it gives"):
+            value_at(Own([1.0, value]), 1)
+    with pytest.raises(UserError, match=r"Own at step 7 raises IndexError: .*\(.*, line \d+\)"):
+        value_at(Own([]), 7)
+
+
+def test_rates_are_checked_at_every_step() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = Schedule(optimizer, Own([1.0, 0.5, None]))
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    with pytest.raises(UserError, match="at step 2 it gives None"):
+        schedule.step()

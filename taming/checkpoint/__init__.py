@@ -1,5 +1,6 @@
 """Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
+from taming.checkpoint.consolidation import consolidate, remove_unused_shards
 from taming.checkpoint.fingerprint import model_hashes
 from taming.checkpoint.formats import read_checkpoint, read_content
 from taming.checkpoint.loading import (
@@ -10,6 +11,7 @@ from taming.checkpoint.loading import (
     run_config,
 )
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
+from taming.checkpoint.savable import check_savable
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.stage_data import complete_data, inherit_data
 from taming.checkpoint.weights import check_fit, load_file, load_weights
@@ -19,7 +21,9 @@ __all__ = [
     "Run",
     "check_complete",
     "check_fit",
+    "check_savable",
     "complete_data",
+    "consolidate",
     "expand_stages",
     "find_run",
     "find_unsaved",
@@ -31,6 +35,7 @@ __all__ = [
     "normal_path",
     "read_checkpoint",
     "read_content",
+    "remove_unused_shards",
     "run_as_stage",
     "run_config",
     "save_atomic",

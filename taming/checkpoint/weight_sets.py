@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taming.checkpoint.names import OPTIONAL, Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.shards import require_whole
 from taming.checkpoint.stand_ins import Inert, NumpyArray, QuantizedTensor
 from taming.distributed import is_first_process
 from taming.errors import UserError
@@ -87,6 +88,18 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
                 parts |= {f"{key}.{name}": tensor for name, tensor in found.tensors.items()}
     if len({name.partition(".")[0] for name in parts}) > 1:  # a file of parts, as encoder, decoder
         yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
+
+
+def no_plain_tensor(content: Any, names: Collection[str], depth: int = 0) -> str:
+    """The first entry that is named as one of the weights `names`, and is a tensor of another kind,
+    as sparse ones and those without content (of the device meta) are; "" if there is none."""
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Inert) and _as_tensor(value) is None and "." in str(key):
+            if any(f".{key}".endswith(f".{name}") for name in names):
+                return str(key)
+        elif depth < _DEEPEST and (found := no_plain_tensor(value, names, depth + 1)):
+            return found
+    return ""
 
 
 def _as_tensor(value: Any) -> Tensor | None:
@@ -213,6 +226,7 @@ def choose(
     Raises:
         UserError: if there are no weights, or none of the kind that was asked for.
     """
+    require_whole(content, source)
     sets = [_fitted(each, own) for each in weight_sets(content)]
     sets += in_order(content, own, source, needed=not sets)
     if not sets:

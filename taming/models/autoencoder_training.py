@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import LBFGS, Adam, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import Unpack
 
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
+from taming.errors import UserError
 from taming.lightning_internals import (
     clip_gradients,
     leave_out_of_ddp,
@@ -26,11 +28,13 @@ from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, Autoencod
 from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram
 from taming.models.published_steps import PublishedSteps
+from taming.models.result_checks import loss_of_step, name_of_method, nothing_to_train
 from taming.models.run_length import run_length
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
 from taming.modules.vqvae.nearest import VectorQuantizer2
 from taming.run_length import RunLength
+from taming.user_code import name_of
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +113,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         With the number of a side, 0 or 1, and where there is no Trainer, it is that side's loss
         alone, of which the caller takes the step.
         """
-        x = self.get_input(batch, self.image_key)
+        x = self.images_in(batch)
         number = side[0] if side else optimizer_idx
         if number is None and self._trainer is None:
             number = GENERATOR
@@ -130,15 +134,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def _reconstruct(self, x: Tensor, side: int) -> Reconstruction:
         with torch.set_grad_enabled(side == GENERATOR):
-            return Reconstruction(self.global_step, x, *self._decoded(x))
-
-    def _decoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the loss compares to images, and the codebook loss."""
-        if not self.gives_distribution:
-            outputs: tuple[Tensor, Tensor] = self(x)
-            return outputs
-        quant, codebook_loss, _ = self.quantized(x)
-        return self.outputs_of(quant), codebook_loss
+            return Reconstruction(self.global_step, x, *self.reconstructed(x))
 
     def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         """Update the autoencoder, then the discriminator, if there is one, by their losses."""
@@ -186,13 +182,16 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
             average_gradients(self.discriminator.parameters())
             self._update(self._all_optimizers()[1], counted=False)
 
-    def _backward(self, loss: Tensor | None) -> None:
+    def _backward(self, result: Any) -> None:
+        loss = loss_of_step(result, name_of_method(self, "training_step"))
         if loss is not None:  # with None, a subclass's step leaves a side out
             self.manual_backward(loss / self.accumulate_grad_batches)
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
         """Step. Lightning counts the steps of its own wrappers of optimizers: only the
         autoencoder's is one, so that `global_step` counts batches."""
+        if isinstance(optimizer.optimizer, LBFGS):
+            raise UserError(f"{name_of(type(self))} cannot be trained by LBFGS; choose another")
         if counted:
             optimizer.step()
         else:
@@ -209,8 +208,14 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
     def _step_schedule(self, optimizer: Any) -> None:
         schedules = self.lr_schedulers()
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if schedule is not None and schedule.optimizer is optimizer.optimizer:
-                schedule.step()
+            if schedule is None or schedule.optimizer is not optimizer.optimizer:
+                continue
+            if isinstance(schedule, ReduceLROnPlateau):
+                raise UserError(
+                    f"{name_of(type(self))} steps its schedules after every update, which "
+                    "ReduceLROnPlateau is not made for; choose another, or scheduler_config"
+                )
+            schedule.step()
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
@@ -239,13 +244,14 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         """An Adam for the autoencoder, one for the discriminator, and their schedules, if any."""
-        fused = {"fused": True} if self.ways.fused_optimizer else {}
         groups = [list(self.autoencoder_parameters())]
+        if not groups[0]:
+            raise nothing_to_train(self)
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
         rates = [self.lr_g_factor * self.learning_rate, self.learning_rate]
         optimizers = [
-            Adam(group, lr=rate, betas=(0.5, 0.9), **fused)
+            Adam(group, lr=rate, betas=(0.5, 0.9), **self.ways.of_optimizer())
             for group, rate in zip(groups, rates, strict=False)
         ]
         if self.scheduler_config is None:

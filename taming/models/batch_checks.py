@@ -40,6 +40,8 @@ def check_values(values: Tensor, key: str) -> None:
         _say(logging.INFO, f"'{key}' of the data is uint8: 0 to 255 is taken as [-1, 1]")
         return
     finite = values[torch.isfinite(values)].double()
+    if len(finite) < values.numel():
+        _say(logging.WARNING, f"'{key}' of the data has values that are not finite (NaN or inf)")
     if not len(finite):
         return
     low, high = float(finite.min()), float(finite.max())

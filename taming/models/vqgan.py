@@ -27,9 +27,10 @@ from taming.config_values import (
     Weight,
 )
 from taming.errors import UserError
-from taming.lr_scheduler import RunSchedule
+from taming.lr_scheduler import RunSchedule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
+from taming.models.result_checks import check_quantizer, quantize
 from taming.models.training_options import TrainingOptions
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
@@ -114,6 +115,7 @@ class VQModel(AutoencoderTraining):
             self.quantize = self._make_quantizer(n_e, 256 if e_dim is None else e_dim, **options)
         else:
             self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
+            check_quantizer(self.quantize, "quantizer_config")
             _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
@@ -142,7 +144,7 @@ class VQModel(AutoencoderTraining):
 
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
-        return self.quantize(self.encode_to_prequant(x))
+        return quantize(self.quantize, self.encode_to_prequant(x))
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> what the quantizer takes, [B, its input channels, h, w]."""
@@ -161,7 +163,7 @@ class VQModel(AutoencoderTraining):
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
         """`inputs` and `reconstructions` of a batch, each [B, 1 or 3, H, W] in [-1, 1]."""
-        x = self.get_input(batch, self.image_key).to(self.device)
+        x = self.images_in(batch).to(self.device)
         reconstruction = self._shown(self(x)[0])
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
 
@@ -251,7 +253,7 @@ class GumbelVQ(VQModel):
         self.temperature_scheduler = instantiate_from_config(
             temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
-        if (first := self.temperature_scheduler(0)) <= 0:
+        if (first := value_at(self.temperature_scheduler, 0)) <= 0:
             raise UserError(f"temperature_scheduler_config begins at {first}; it must be above 0")
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
@@ -273,7 +275,7 @@ class GumbelVQ(VQModel):
 
     def temperature_scheduling(self) -> None:
         """Set the temperature of this step."""
-        self.quantize.temperature = self.temperature_scheduler(self.global_step)
+        self.quantize.temperature = value_at(self.temperature_scheduler, self.global_step)
 
     def training_step(
         self, batch: Mapping[str, Any], batch_idx: int, *side: int, **named: Any

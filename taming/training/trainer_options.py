@@ -9,16 +9,19 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from taming.config import did_you_mean
-from taming.config_values import Misfit, Range, fitted, shorten
+from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
@@ -142,7 +145,10 @@ _RANGES |= dict.fromkeys(("limit_train_batches", "limit_val_batches"), Range(0))
 _RANGES |= dict.fromkeys(("limit_test_batches", "limit_predict_batches"), Range(0))
 _RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
 _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
-_TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
+# Of Lightning's, those that do not cast the weights.
+_PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
+_PRECISIONS += ("transformer-engine", "transformer-engine-float16")
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,15 +174,45 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
 
 
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+
+
+def _duration(value: Any) -> Any:
+    """A `max_time` as the Trainer takes it: `DD:HH:MM:SS`, or units with their numbers.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value is None or (isinstance(value, str) and _DURATION.fullmatch(value)):
+        return value
+    if isinstance(value, Mapping) and value:
+        with suppress(TypeError, OverflowError, ValueError):
+            if (time := timedelta(**value)) >= timedelta(0):
+                return time
+    raise UserError(
+        f"--max_time is {shorten(value)}; write '00:01:00:00' for days, hours, minutes and "
+        "seconds, or in YAML {hours: 1}"
+    )
+
+
 def _checked(name: str, value: Any) -> Any:
+    if name == "max_time":
+        return _duration(value)
     if isinstance(value, Mapping):
         raise UserError(f"lightning.trainer.{name} is a mapping; give a number, text or list")
     if name == "strategy" and re.search("spawn|fork|notebook", str(value)):
         raise UserError(
             f"--strategy is {value}; runs start their processes anew: it is ddp or auto"
         )
-    if name == "precision" and str(value) in _TRUE_PRECISION:
+    if name == "strategy" and re.match("fsdp(?!2$)|model_parallel|deepspeed", str(value)):
+        raise UserError(
+            f"--strategy is {value}; weights of a transformer are divided by fsdp2, and first "
+            "stages train with ddp"
+        )
+    if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
+    if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
+        raise UserError(f"--max_time is {value}; it is days:hours:minutes:seconds, as 00:01:30:00")
     try:
         value = fitted(value, trainer_options()[name])
     except Misfit as misfit:
@@ -188,7 +224,9 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _check_processes(options: Mapping[str, Any]) -> None:
-    """Refuse processes that would only wait for others, and many more than there are CPUs."""
+    """Refuse processes that would only wait for others, more than there are GPUs, and many more
+    than there are CPUs."""
+    _check_gpus(options)
     devices, nodes = options.get("devices"), options.get("num_nodes") or 1
     most = max(8, 4 * available_cpus())
     if isinstance(devices, int) and devices > most and not _has_accelerator(options):
@@ -198,6 +236,44 @@ def _check_processes(options: Mapping[str, Any]) -> None:
         raise UserError(
             f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
         )
+    each = len(devices) if isinstance(devices, list) else devices
+    started, launcher = _started_processes()
+    if started and isinstance(each, int) and each >= 0 and started != each * nodes:
+        raise UserError(
+            f"{launcher} has started {started} processes, and the run is for {each} devices on "
+            f"each of {nodes} nodes; set --gpus (or --accelerator and --devices) to those of a "
+            "node, and --num_nodes"
+        )
+
+
+def _check_gpus(options: Mapping[str, Any]) -> None:
+    """Refuse GPUs that are not there, or named twice."""
+    devices = options.get("devices")
+    present = torch.cuda.device_count()
+    if options.get("accelerator") not in ("gpu", "cuda") or not present:
+        return
+    numbers = [int(number) for number in devices] if isinstance(devices, list) else []
+    wanted = devices if isinstance(devices, int) else max(numbers, default=0) + 1
+    if wanted > present or len(set(numbers)) < len(numbers) or min(numbers, default=0) < 0:
+        named = ",".join(map(str, numbers)) or wanted
+        has = "1 GPU, number 0" if present == 1 else f"{present} GPUs, 0 to {present - 1}"
+        raise UserError(f"--gpus {named}: this machine has {has}; name each at most once")
+
+
+def _started_processes() -> tuple[int, str]:
+    """How many processes of this run another program has started, and its name; 0 if none has.
+
+    Raises:
+        UserError: if SLURM has started them in a way that Lightning cannot use.
+    """
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"]), "torchrun"
+    try:
+        if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
+            return int(os.environ["SLURM_NTASKS"]), "SLURM"
+    except RuntimeError as error:
+        raise UserError(f"SLURM: {' '.join(str(error).split())}") from None
+    return 0, ""
 
 
 def check_validation_interval(options: Mapping[str, Any], batches: int | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.run_length import RunLength
+from taming.user_code import name_of, wrong_result
 
 Logged = dict[str, Tensor]
 Condition = Tensor | None  # of a conditional discriminator, [B, C', H, W]
@@ -135,23 +136,15 @@ class FirstStageLoss(nn.Module):
 
 def checked_result(loss: nn.Module, result: Any, *, trained: bool) -> tuple[Tensor, Logged]:
     """What a loss returned; `UserError` if it is no scalar with its terms, or none to train by."""
-    name = f"{type(loss).__module__}.{type(loss).__qualname__}"
+    name = f"the loss {name_of(type(loss))}"
     if isinstance(result, tuple) and len(result) == 2:
         value, terms = result
         if isinstance(value, Tensor) and value.numel() == 1 and isinstance(terms, Mapping):
             if trained and not value.requires_grad:
-                raise UserError(f"the loss {name} has no gradient for what is trained by it")
+                raise UserError(f"{name} has no gradient for what is trained by it")
             return value, dict(terms)
-    raise UserError(
-        f"the loss {name} must return (loss, terms), a tensor of one number and a dict of numbers "
-        f"by name; it returned {_kind(result)}"
-    )
-
-
-def _kind(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"({', '.join(map(_kind, result))})"
-    return f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else str(type(result))
+    expected = "(loss, terms), a tensor of one number and a dict of numbers by name"
+    raise wrong_result(name, expected, result)
 
 
 def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
