@@ -264,7 +264,7 @@ def rules_of(hint: Any) -> Iterator[Any]:
 # ---------------------------------------------------------------------- parameters
 
 
-# Its constructor, which torch.compile replaces, has any keywords, and refuses them.
+# Its constructor takes any keywords, which it refuses. The compiler puts another in its place.
 MODULE = ("torch.nn.modules.module", "Module")
 
 
