@@ -76,7 +76,8 @@ class Meter(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.live = self.peak = self.flop = 0
-        own = (*module.parameters(), *module.buffers())
+        gradients = (p.grad for p in module.parameters() if p.grad is not None)
+        own = (*module.parameters(), *module.buffers(), *gradients)
         self._known = {tensor.untyped_storage()._cdata for tensor in own}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +107,7 @@ class Meter(TorchDispatchMode):
 
 def first_stage_step(model: AutoencoderTraining, side: int) -> Callable[[int], None]:
     """A step of both sides on a batch of images [B, side, side, C]; gradients are kept."""
-    channels = model.encoder.in_channels  # type: ignore[union-attr]
+    channels = int(model.encoder.in_channels)  # type: ignore[arg-type]
 
     def step(batch_size: int) -> None:
         batch = {model.image_key: torch.rand(batch_size, side, side, channels)}
@@ -134,7 +135,7 @@ def transformer_step(model: GPT) -> Callable[[int], None]:
 def without_numbers() -> Iterator[None]:
     """A context of tensors without memory, in which nothing is read from files."""
     prepare = LPIPS.prepare
-    LPIPS.prepare = lambda *_: None  # type: ignore[assignment, method-assign]
+    LPIPS.prepare = lambda *_: None  # type: ignore[method-assign]
     try:
         with FakeTensorMode():
             yield
@@ -210,7 +211,7 @@ def _footprint(name: str, network: nn.Module) -> Footprint:
         kind, at, step = "transformer", network.get_block_size(), transformer_step(network)
     else:
         assert isinstance(network, AutoencoderTraining)
-        at = int(network.encoder.resolution)  # type: ignore[union-attr, arg-type]
+        at = int(network.encoder.resolution)  # type: ignore[arg-type]
         kind, step = "first stage", first_stage_step(network, at)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in network.parameters()) - trained

@@ -263,7 +263,7 @@ def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:
 
 
 def divide_over_all(strategy: ModelParallelStrategy) -> None:
-    """Put all processes along the dimension "data_parallel" of the mesh a strategy will make."""
+    """Put all processes along the dimension "data_parallel" of a strategy's mesh, in advance."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
     strategy._tensor_parallel_size = 1
 

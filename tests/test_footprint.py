@@ -45,7 +45,9 @@ def measured_peak(step: Callable[[int], None], batch_size: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize("make", [small_gpt, small_first_stage])
+@pytest.mark.parametrize(
+    "make", [small_gpt, pytest.param(small_first_stage, marks=pytest.mark.slow)]
+)
 def test_computed_activations_are_the_measured_ones(make: Callable[[], Any]) -> None:
     """Within what kernels take for themselves."""
     torch.manual_seed(0)

@@ -211,8 +211,6 @@ def _checked(name: str, value: Any) -> Any:
         )
     if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
-    if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
-        raise UserError(f"--max_time is {value}; it is days:hours:minutes:seconds, as 00:01:30:00")
     try:
         value = fitted(value, trainer_options()[name])
     except Misfit as misfit:
