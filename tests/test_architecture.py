@@ -27,7 +27,15 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
+GROUND |= {
+    "limits",
+    "published_names",
+    "trust",
+    "weight_choice",
+    "config_values",
+    "user_code",
+    "kernel_choice",
+}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -49,6 +57,7 @@ ALLOWED = {
     "user_code": {"errors"},
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "weight_choice"},
+    "kernel_choice": {"atomic_files", "devices", "errors"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from taming.config_values import Count, CountOrZero, FractionBelowOne, Range
 from taming.errors import UserError
 from taming.limits import check_memory
+from taming.modules.linear import Linear, training_linear
 
 
 class GPTConfig:
@@ -56,10 +57,10 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, mask: Tensor | None = None) -> None:
         super().__init__()
-        self.key = nn.Linear(config.n_embd, config.n_embd)
-        self.query = nn.Linear(config.n_embd, config.n_embd)
-        self.value = nn.Linear(config.n_embd, config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.key = Linear(config.n_embd, config.n_embd)
+        self.query = Linear(config.n_embd, config.n_embd)
+        self.value = Linear(config.n_embd, config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.resid_drop = nn.Dropout(config.resid_pdrop)
         self.attn_pdrop = config.attn_pdrop
         self.n_head, self.n_unmasked = config.n_head, config.n_unmasked
@@ -79,7 +80,7 @@ class CausalSelfAttention(nn.Module):
         # is 0. Computed, it would be rounding noise, which Adam blows up to whole steps. Times 0 it
         # stays in the graph, as DistributedDataParallel waits for a gradient of every parameter.
         key_bias = self.key.bias.detach() + 0 * self.key.bias  # (C,)
-        projections = (self.query(x), F.linear(x, self.key.weight, key_bias), self.value(x))
+        projections = (self.query(x), training_linear(x, self.key.weight, key_bias), self.value(x))
         q, k, v = (
             projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
             for projected in projections
@@ -106,9 +107,9 @@ class Block(nn.Module):
         self.ln2 = nn.LayerNorm(config.n_embd)
         self.attn = CausalSelfAttention(config, mask)
         self.mlp = nn.Sequential(
-            nn.Linear(config.n_embd, 4 * config.n_embd),
+            Linear(config.n_embd, 4 * config.n_embd),
             nn.GELU(),
-            nn.Linear(4 * config.n_embd, config.n_embd),
+            Linear(4 * config.n_embd, config.n_embd),
             nn.Dropout(config.resid_pdrop),
         )
 
@@ -190,7 +191,7 @@ class GPT(nn.Module):
         mask = _attention_mask(block_size, n_unmasked)
         self.blocks = nn.Sequential(*(Block(config, mask) for _ in range(n_layer)))
         self.ln_f = nn.LayerNorm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.head = Linear(n_embd, vocab_size, bias=False)
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:

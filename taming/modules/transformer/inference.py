@@ -18,114 +18,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taming.modules.linear import TORCH, SamplingLinear, sampling_kernel, sampling_linear
 from taming.modules.transformer.gpt import GPT, Block
 
-Pair = tuple[Tensor, Tensor]  # weight and bias
-
-# How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
-# ranges, the usual order is as fast or faster.
-WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), the faster factor first.
-
-    With few rows, a CPU's BLAS reads the weights up to twice as fast if they are the left factor:
-    (x @ W.T).T = W @ x.T, of shape (out, N), so that the result is a transposed view. For one row
-    in bfloat16, starting from the bias takes longer than adding it at the end.
-    """
-    if x.device.type != "cpu" or len(x) not in WEIGHTS_FIRST.get(x.dtype, ()):
-        if bias is not None and _one_row(x) and x.dtype == torch.bfloat16:
-            return F.linear(x, weight).add_(bias)
-        return F.linear(x, weight, bias)
-    if bias is None:
-        return torch.mm(weight, x.t()).t()
-    return torch.addmm(bias[:, None], weight, x.t()).t()
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU of `x` (N, C).
-
-    For contiguous inputs, a CPU starts oneDNN's threads, which takes longer than computing a row.
-    A single row is thus expanded to two without a copy (a stride of 0, not contiguous), and one of
-    the two equal results is kept.
-    """
-    return F.gelu(x.expand(2, -1))[:1] if _one_row(x) else F.gelu(x)
-
-
-def _one_row(x: Tensor) -> bool:
-    return len(x) == 1 and x.device.type == "cpu"
-
-
-def stacked_in_place(parts: Sequence[Tensor]) -> Tensor:
-    """The parts (n, ...) below one another, (k * n, ...), in memory that they become views of.
-
-    So the memory is that of one set of weights. Only for parameters that are not trained: an
-    optimizer, a reducer or a compiled step may hold on to where they were.
-
-    Parts that are stacked already, by an earlier decoder, lie one after the other in one storage:
-    the whole is then a longer view from the start of the first. Moving a model to another device or
-    dtype gives each part a storage of its own again, so that they are stacked anew.
-    """
-    first = parts[0].detach()
-    storage, offset, length = first.untyped_storage(), first.storage_offset(), first.numel()
-    in_place = all(
-        part.untyped_storage().data_ptr() == storage.data_ptr()
-        and part.storage_offset() == offset + n * length
-        for n, part in enumerate(parts)
-    )
-    if in_place:
-        return first.as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
-    whole = torch.cat([part.detach() for part in parts])
-    for part, view in zip(parts, torch.split(whole, len(first)), strict=True):
-        part.data = view
-    return whole
+Pair = tuple[Tensor, Tensor]  # weight and bias of a normalization
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights. `qkv` is one pair of (3C, C) and (3C,), or three of (C, C) and (C,)."""
+    """A block's weights. `qkv` is one layer with outputs (N, 3C), or three with (N, C)."""
 
     heads: int
     ln1: Pair
     ln2: Pair
-    qkv: tuple[Pair, ...]
-    proj: Pair
-    up: Pair
-    down: Pair
+    qkv: tuple[SamplingLinear, ...]
+    proj: SamplingLinear
+    up: SamplingLinear
+    down: SamplingLinear
 
     @classmethod
-    def of(cls, block: Block, dtype: torch.dtype) -> Layer:
+    def of(cls, block: Block, dtype: torch.dtype, kernel: str = TORCH) -> Layer:
         attn, mlp = block.attn, block.mlp
 
         def pair(part: nn.Module) -> Pair:
             weight, bias = part.get_parameter("weight"), part.get_parameter("bias")
             return weight.detach().to(dtype), bias.detach().to(dtype)
 
+        def product(*parts: nn.Module) -> SamplingLinear:
+            return sampling_linear(cast(Sequence[nn.Linear], parts), dtype, kernel)
+
         parts = (attn.query, attn.key, attn.value)
-        pairs = tuple(pair(part) for part in parts)
-        if attn.query.weight.dtype != dtype:  # these are copies, so one copy of all is no more
-            pairs = ((torch.cat([w for w, _ in pairs]), torch.cat([b for _, b in pairs])),)
-        elif not any(p.requires_grad for part in parts for p in part.parameters()):
-            weight = stacked_in_place([part.weight for part in parts])
-            pairs = ((weight, stacked_in_place([part.bias for part in parts])),)
-        # Otherwise the weights are being trained: they stay where they are, three products a layer.
-        ends = {"proj": pair(attn.proj), "up": pair(mlp[0]), "down": pair(mlp[2])}
-        return cls(attn.n_head, pair(block.ln1), pair(block.ln2), pairs, **ends)
+        trained = any(p.requires_grad for part in parts for p in part.parameters())
+        # Weights that are being trained stay where they are, three products a layer; for another
+        # dtype they are copied, so that one copy of all is no more.
+        apart = trained and attn.query.weight.dtype == dtype
+        qkv = tuple(map(product, parts)) if apart else (product(*parts),)
+        ends = {"proj": product(attn.proj), "up": product(mlp[0]), "down": product(mlp[2])}
+        return cls(attn.n_head, pair(block.ln1), pair(block.ln2), qkv, **ends)
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values of `x` (N, C), one after the other: (N, 3C)."""
         normed = F.layer_norm(x, x.shape[-1:], *self.ln1)
         if len(self.qkv) == 1:
-            return linear(normed, *self.qkv[0]).contiguous()
-        return torch.cat([linear(normed, *pair) for pair in self.qkv], dim=-1)
+            return self.qkv[0](normed).contiguous()
+        return torch.cat([product(normed) for product in self.qkv], dim=-1)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """`x` (N, C) after the rest of the block, from the output of its heads (N, C)."""
-        x = linear(attended, *self.proj).add_(x)  # in place: nothing else holds the product
-        normed = F.layer_norm(x, x.shape[-1:], *self.ln2)
-        hidden = gelu(linear(normed, *self.up))  # (N, 4C)
-        return linear(hidden, *self.down).add_(x)
+        x = self.proj.plus(attended, x)
+        hidden = self.up.gelu(F.layer_norm(x, x.shape[-1:], *self.ln2))  # (N, 4C)
+        return self.down.plus(hidden, x)
 
 
 @dataclass(frozen=True)
@@ -202,16 +144,25 @@ class Segment:
 
 
 class Weights:
-    """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype."""
+    """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype.
 
-    def __init__(self, gpt: GPT, dtype: torch.dtype | None = None) -> None:
+    Args:
+        kernel: of the linear layers ("torch" or "onednn"); by default the one that is faster on
+            this machine for a GPT that is not trained, see `taming.modules.linear`.
+    """
+
+    def __init__(
+        self, gpt: GPT, dtype: torch.dtype | None = None, kernel: str | None = None
+    ) -> None:
         self.config = gpt.config
         self.dtype = dtype or gpt.pos_emb.dtype
+        self.kernel = kernel or _kernel_of(gpt, self.dtype)
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
         self.pos_emb = gpt.pos_emb[0].detach().to(self.dtype)  # (T, C)
-        self.layers = [Layer.of(cast(Block, block), self.dtype) for block in gpt.blocks]
+        blocks = cast(Sequence[Block], gpt.blocks)
+        self.layers = [Layer.of(block, self.dtype, self.kernel) for block in blocks]
         self.ln_f = (gpt.ln_f.weight.detach().to(self.dtype), gpt.ln_f.bias.detach().to(self.dtype))
-        self.head = gpt.head.weight.detach().to(self.dtype)  # (V, C)
+        self.head = sampling_linear([gpt.head], self.dtype, self.kernel)  # (N, C) -> (N, V)
 
     @property
     def device(self) -> torch.device:
@@ -240,7 +191,7 @@ class Weights:
             parts = zip(segments, split, strict=True)
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
             x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
-        return linear(F.layer_norm(x, x.shape[-1:], *self.ln_f), self.head).float()
+        return self.head(F.layer_norm(x, x.shape[-1:], *self.ln_f)).float()
 
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -251,3 +202,11 @@ def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     return torch.cat(
         [p.unflatten(0, s.tokens.shape)[:, -1] for p, s in zip(parts, segments, strict=True)]
     )
+
+
+def _kernel_of(gpt: GPT, dtype: torch.dtype) -> str:
+    """Weights that are trained are not packed, as every step would have to pack them anew."""
+    if any(p.requires_grad for p in gpt.parameters()) and gpt.pos_emb.dtype == dtype:
+        return TORCH
+    weight = gpt.blocks[0].get_parameter("mlp.0.weight")
+    return sampling_kernel(weight, dtype)

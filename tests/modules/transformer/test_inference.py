@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.modules.transformer.decoding import CachedDecoder
-from taming.modules.transformer.inference import Layer, Weights, gelu, linear
+from taming.modules.linear import gelu, linear
+from taming.modules.transformer.inference import Layer, Weights
 from taming.modules.transformer.mingpt import GPT
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 
@@ -28,11 +29,11 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 
 
 def tensors_of(weights: Weights) -> list[Tensor]:
-    found = [weights.tok_emb, weights.pos_emb, weights.head, *weights.ln_f]
+    found = [weights.tok_emb, weights.pos_emb, *weights.ln_f]
     for layer in weights.layers:
         pairs = [layer.ln1, layer.ln2, *layer.qkv, layer.proj, layer.up, layer.down]
         found += [tensor for pair in pairs for tensor in pair]
-    return found
+    return [*found, weights.head.weight]
 
 
 def own_bytes(gpt: GPT) -> int:

@@ -1,0 +1,115 @@
+"""Which of several ways to compute the same is the fastest on this machine: measured, and kept.
+
+Ways differ in the last digits of their results, so that the same command must take the same way
+each time, however busy the machine is: what a measurement of milliseconds has chosen is kept in
+`$XDG_CACHE_HOME/taming/kernels.json` (`~/.cache` without that variable), by processor, version of
+torch, number of threads and task. Where nothing can be kept, the default is taken. The variable
+TAMING_KERNEL chooses without measuring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taming.atomic_files import write_text
+from taming.devices import processor_name
+from taming.errors import UserError
+
+VARIABLE = "TAMING_KERNEL"
+ROUNDS = 7
+# Another way than the default has to take less than this share of its time: for less, results that
+# are those of other machines to the last digit are worth more.
+SHARE = 0.9
+
+# The choices of this process, by task, for the records of benchmarks.
+choices: dict[str, str] = {}
+
+
+def fastest(task: str, ways: Mapping[str, Callable[[], Any]], default: str) -> str:
+    """The name of the fastest of `ways`, measured unless that was done on this machine before.
+
+    Args:
+        task: what the ways compute, with dtype and shapes.
+        ways: functions without arguments, by name. A build of torch may lack what one of them
+            needs: a way that raises is never chosen.
+        default: the name of the way that always works.
+
+    Raises:
+        UserError: if the variable TAMING_KERNEL names none of the ways.
+    """
+    if task not in choices or choices[task] not in ways:
+        choices[task] = named(tuple(ways)) or _kept(task, ways, default)
+    return choices[task]
+
+
+def named(ways: tuple[str, ...]) -> str | None:
+    """The way that the environment asks for; None if it leaves that open."""
+    name = os.environ.get(VARIABLE, "")
+    if name and name not in ways:
+        raise UserError(f"{VARIABLE} takes {' or '.join(ways)}, not '{name}'; or unset it")
+    return name or None
+
+
+def choices_file() -> Path:
+    """Where the choices of earlier processes are kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(root, "taming", "kernels.json")
+
+
+def _kept(task: str, ways: Mapping[str, Callable[[], Any]], default: str) -> str:
+    key = f"{machine()}, {task}"
+    kept = _read()
+    if kept.get(key) not in ways:
+        choice = _measure(ways, default)
+        # Beside this process another one may have measured: the one that was first has chosen.
+        kept = {key: choice} | _read()
+        if kept[key] not in ways:
+            kept[key] = choice
+        try:
+            write_text(choices_file(), json.dumps(kept, indent=2) + "\n")
+        except UserError:  # a home that cannot be written to
+            return default
+    return kept[key]
+
+
+def machine() -> str:
+    """What a choice is kept for: "AMD EPYC, torch 2.14.1, 2 threads"."""
+    return f"{processor_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def _read() -> dict[str, str]:
+    """All kept choices; none if the file is damaged."""
+    try:
+        kept = json.loads(choices_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _measure(ways: Mapping[str, Callable[[], Any]], default: str) -> str:
+    """Called in turn, so that what else the machine does hits all alike; the shortest time counts,
+    as nothing makes a computation faster than it is."""
+    seconds = {name: _seconds(way) for name, way in ways.items()}  # warms up
+    able = [name for name in ways if seconds[name] is not None]
+    best = dict.fromkeys(able, float("inf"))
+    for _ in range(ROUNDS):
+        for name in able:
+            best[name] = min(best[name], _seconds(ways[name]) or float("inf"))
+    first = min(able, key=lambda name: best[name], default=default)
+    return first if best.get(first, 0.0) < SHARE * best.get(default, 0.0) else default
+
+
+def _seconds(way: Callable[[], Any]) -> float | None:
+    start = time.perf_counter()
+    try:
+        way()
+    except (AttributeError, RuntimeError):  # an operator that this build of torch does not have
+        return None
+    return time.perf_counter() - start
