@@ -23,6 +23,7 @@ from taming.devices import processor_name
 from taming.errors import UserError
 
 VARIABLE = "TAMING_KERNEL"
+TORCH, ONEDNN, PACKED = KERNELS = ("torch", "onednn", "packed")
 ROUNDS = 7
 # Another way than the default has to take less than this share of its time: for less, results that
 # are those of other machines to the last digit are worth more.
@@ -37,24 +38,25 @@ def fastest(task: str, ways: Mapping[str, Callable[[], Any]], default: str) -> s
 
     Args:
         task: what the ways compute, with dtype and shapes.
-        ways: functions without arguments, by name. A build of torch may lack what one of them
-            needs: a way that raises is never chosen.
+        ways: functions without arguments, by the name of their kernel. A build of torch may lack
+            what one of them needs: a way that raises is never chosen.
         default: the name of the way that always works.
 
     Raises:
-        UserError: if the variable TAMING_KERNEL names none of the ways.
+        UserError: if the variable TAMING_KERNEL is none of `KERNELS`.
     """
-    if task not in choices or choices[task] not in ways:
-        choices[task] = named(tuple(ways)) or _kept(task, ways, default)
+    if task not in choices:
+        name = named_kernel()
+        choices[task] = name if name in ways else _kept(task, ways, default)
     return choices[task]
 
 
-def named(ways: tuple[str, ...]) -> str | None:
-    """The way that the environment asks for; None if it leaves that open."""
+def named_kernel() -> str:
+    """The kernel that the environment asks for; empty if it leaves that open."""
     name = os.environ.get(VARIABLE, "")
-    if name and name not in ways:
-        raise UserError(f"{VARIABLE} takes {' or '.join(ways)}, not '{name}'; or unset it")
-    return name or None
+    if name and name not in KERNELS:
+        raise UserError(f"{VARIABLE} takes {', '.join(KERNELS)}, not '{name}'")
+    return name
 
 
 def choices_file() -> Path:

@@ -1,9 +1,10 @@
 """How linear layers are computed on a processor: with which kernel, and where that is decided.
 
 torch's own `F.linear` calls MKL, which on many processors of AMD reaches a quarter to a half of
-what oneDNN does, and on others as much. `taming.kernel_choice` finds out which is faster here. In
-float64, for layers too small to matter, and while a graph is compiled or exported, torch's own is
-taken.
+what oneDNN does, and on others as much. oneDNN takes weights as they are, or packed once, which
+costs what reading them a few times does. `taming.kernel_choice` finds out which way is the fastest
+here. In float64, for layers too small to matter, and while a graph is compiled or exported, torch's
+is taken.
 
 In comments, N is the number of rows of x, and (out, in) the shape of a weight.
 """
@@ -17,30 +18,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taming.kernel_choice import fastest
-from taming.modules.packed_weight import Packed, PackedWeight, packed_in_place
-
-TORCH, ONEDNN = "torch", "onednn"
+from taming.devices import dtype_name
+from taming.kernel_choice import ONEDNN, PACKED, TORCH, fastest, named_kernel
+from taming.modules.packed_weight import Packed, PackedWeight, packed_in_place, unpack_in_place
 
 # Smaller weights and fewer rows of a training step take torch's kernel: what starting any kernel
 # takes decides there.
 LEAST_WEIGHTS, LEAST_ROWS = 2**19, 64
 # A measurement is to take milliseconds, and more rows do not change the order of the kernels.
-MOST_ROWS_MEASURED = 256
+MOST_ROWS_SAMPLED, MOST_ROWS_TRAINED = 32, 256
+
+MEASURED_BYTES = 2**26
 
 # How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
 # ranges, the usual order is as fast or faster.
 WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
 
 
-def _may_choose(weight: Tensor, dtype: torch.dtype) -> bool:
-    measured = dtype in (torch.float32, torch.bfloat16) and weight.numel() >= LEAST_WEIGHTS
-    return measured and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+def _is_open(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there is a choice for products of a weight of this shape and place."""
+    if weight.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    large = weight.numel() >= LEAST_WEIGHTS or bool(named_kernel())
+    return large and torch.backends.mkldnn.is_available()
 
 
-def _task(use: str, weight: Tensor, dtype: torch.dtype) -> str:
+def _measured_rows(rows: int, most: int) -> int:
+    """A power of two, so that batches of similar sizes share a measurement."""
+    return min(most, 1 << (rows.bit_length() - 1))
+
+
+def _task(use: str, weight: Tensor, dtype: torch.dtype, rows: int) -> str:
     out, width = weight.shape
-    return f"{use}, {str(dtype).removeprefix('torch.')} {out} x {width}"
+    return f"{use}, {dtype_name(dtype)}, {out} x {width}, {rows} rows"
 
 
 # ---------------------------------------------------------------------- sampling
@@ -95,28 +105,33 @@ class TorchLinear(NamedTuple):
         return self(x).add_(other)  # in place: nothing else holds the product
 
 
-class PackedLinear(NamedTuple):
+class OneDNNLinear(NamedTuple):
     """A linear layer by oneDNN, which does in one pass what `TorchLinear` does in two.
 
-    Each row of its results is the same to the bit, however many others there are.
+    From two rows on, a row of the result is the same to the bit whatever the number of rows, and
+    for weights as they are and packed; a single row has kernels of its own.
     """
 
-    weight: Packed
+    weight: Tensor | Packed
     bias: Tensor | None
 
+    @property
+    def _weight(self) -> Tensor:
+        return self.weight.tensor if isinstance(self.weight, Packed) else self.weight
+
     def __call__(self, x: Tensor) -> Tensor:
-        return _onednn(x, self.weight.tensor, self.bias)
+        return _onednn(x, self._weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        return _onednn(x, self.weight.tensor, self.bias, "gelu")
+        return _onednn(x, self._weight, self.bias, "gelu")
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         op = torch.ops.mkldnn._linear_pointwise.binary
-        added: Tensor = op(x, other, self.weight.tensor, self.bias, "add")
+        added: Tensor = op(x, other, self._weight, self.bias, "add")
         return added
 
 
-SamplingLinear = TorchLinear | PackedLinear
+SamplingLinear = TorchLinear | OneDNNLinear
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -126,34 +141,39 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "n
     return y
 
 
-def sampling_kernel(weight: Tensor, dtype: torch.dtype) -> str:
-    """The kernel for products of a weight of this shape with the rows that sampling has at hand.
+def sampling_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
+    """The kernel for products of so many rows, one of each sequence, with a weight of this shape.
 
-    These are one or some tokens of each sequence of a batch. One kernel serves all numbers of them,
-    so that an image does not depend on how many others there are: 1, 8 and 32 rows count alike.
+    It is measured in tens of milliseconds, by the first process that needs it.
     """
-    if not _may_choose(weight, dtype) or torch.is_autocast_enabled("cpu"):
+    if not _is_open(weight, dtype) or torch.is_autocast_enabled("cpu"):
         return TORCH
-    matrix, bias = torch.ones(weight.shape, dtype=dtype), torch.ones(len(weight), dtype=dtype)
-    inputs = [torch.ones(rows, weight.shape[1], dtype=dtype) for rows in (1, 1, 1, 1, 8, 8, 32)]
-    packed: list[PackedLinear] = []
+    rows = _measured_rows(rows, MOST_ROWS_SAMPLED)
+    x, bias = torch.ones(rows, weight.shape[1], dtype=dtype), torch.ones(len(weight), dtype=dtype)
+    # As in a pass through a transformer, a weight that comes up again has left the caches.
+    count = 1 + MEASURED_BYTES // (weight.numel() * dtype.itemsize)
+    matrices = [torch.ones(weight.shape, dtype=dtype) for _ in range(count)]
+    packed: list[Packed] = []
 
-    def by_torch() -> None:
-        for x in inputs:
-            TorchLinear(matrix, bias)(x)
+    def by(kind: Callable[..., SamplingLinear], weights: Sequence[Tensor | Packed]) -> None:
+        for one in weights:
+            kind(one, bias)(x)
 
-    def by_onednn() -> None:
-        packed[:] = packed or [PackedLinear(Packed(matrix), bias)]
-        for x in inputs:
-            packed[0](x)
+    def by_packed() -> None:
+        packed[:] = packed or map(Packed, matrices)
+        by(OneDNNLinear, packed)
 
+    ways = {
+        TORCH: lambda: by(TorchLinear, matrices),
+        ONEDNN: lambda: by(OneDNNLinear, matrices),
+        PACKED: by_packed,
+    }
     with torch.inference_mode():
-        ways = {TORCH: by_torch, ONEDNN: by_onednn}
-        return fastest(_task("sampling", weight, dtype), ways, TORCH)
+        return fastest(_task("sampling", weight, dtype, rows), ways, TORCH)
 
 
 def sampling_linear(layers: Sequence[nn.Linear], dtype: torch.dtype, kernel: str) -> SamplingLinear:
-    """The layers, which read the same input, as one; their outputs are below one another.
+    """The layers, which read the same input, as one; their outputs are beside one another.
 
     In the layers' own dtype the weights are not copied: the layers' parameters become views of the
     new ones (see `stacked_in_place`) or `PackedWeight`s, so they must not be trained.
@@ -161,13 +181,15 @@ def sampling_linear(layers: Sequence[nn.Linear], dtype: torch.dtype, kernel: str
     own = layers[0].weight.dtype == dtype
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = (stacked_in_place(biases) if own else _stacked(biases, dtype)) if biases else None
-    if kernel == ONEDNN:
-        copied = None if own else Packed(_stacked([layer.weight for layer in layers], dtype))
-        return PackedLinear(copied or packed_in_place(layers), bias)
+    if own and kernel == PACKED:
+        return OneDNNLinear(packed_in_place(layers), bias)
+    if own:
+        unpack_in_place(layers)
     weights = [layer.weight for layer in layers]
-    if own and not isinstance(weights[0], PackedWeight):
-        return TorchLinear(stacked_in_place(weights), bias)
-    return TorchLinear(_stacked(weights, dtype), bias)
+    weight = stacked_in_place(weights) if own else _stacked(weights, dtype)
+    if kernel == PACKED:
+        return OneDNNLinear(Packed(weight), bias)
+    return TorchLinear(weight, bias) if kernel == TORCH else OneDNNLinear(weight, bias)
 
 
 def _stacked(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -216,7 +238,7 @@ class Linear(nn.Linear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear:
         # Packed weights stay in the dtype and on the device that they were packed for.
         if isinstance(self.weight, PackedWeight):
-            self.weight = nn.Parameter(self.weight.unpacked(), requires_grad=False)
+            unpack_in_place([self])
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -233,7 +255,7 @@ def training_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if training_kernel(weight, dtype, rows) == TORCH or not (autocast or weight.dtype == dtype):
         return F.linear(x, weight, bias)
     bias = None if bias is None else bias.to(dtype)
-    y: Tensor = OneDNNLinear.apply(x.to(dtype), weight.to(dtype), bias)
+    y: Tensor = _OneDNNFunction.apply(x.to(dtype), weight.to(dtype), bias)
     return y
 
 
@@ -245,9 +267,9 @@ def _is_traced(x: Tensor, weight: Tensor) -> bool:
 
 def training_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
     """The kernel for a training step with so many rows and a weight of this shape."""
-    if rows < LEAST_ROWS or not _may_choose(weight, dtype):
+    if rows < LEAST_ROWS or not _is_open(weight, dtype):
         return TORCH
-    rows = min(MOST_ROWS_MEASURED, 2 ** (rows.bit_length() - 1))
+    rows = _measured_rows(rows, MOST_ROWS_TRAINED)
     x, grad = (torch.ones(rows, size, dtype=dtype) for size in reversed(weight.shape))
     w, bias = torch.ones(weight.shape, dtype=dtype), torch.ones(len(weight), dtype=dtype)
 
@@ -256,8 +278,8 @@ def training_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
 
     # Without autograd, as activation checkpointing counts what is kept for a backward pass.
     with torch.no_grad():
-        task = f"{_task('training', weight, dtype)}, {rows} rows"
-        return fastest(task, {TORCH: step(F.linear), ONEDNN: step(_onednn)}, TORCH)
+        ways = {TORCH: step(F.linear), ONEDNN: step(_onednn)}
+        return fastest(_task("training", weight, dtype, rows), ways, TORCH)
 
 
 def _gradients(
@@ -267,7 +289,7 @@ def _gradients(
     return product(grad, weight.t(), None), product(grad.t(), x.t(), None)
 
 
-class OneDNNLinear(torch.autograd.Function):
+class _OneDNNFunction(torch.autograd.Function):
     """A linear layer whose three products, one forward and two backward, are oneDNN's."""
 
     @staticmethod

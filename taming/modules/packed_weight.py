@@ -105,3 +105,10 @@ def packed_in_place(layers: Sequence[nn.Linear]) -> Packed:
         layer.weight = nn.Parameter(PackedWeight(whole, rows), requires_grad=False)
         start = rows.stop
     return whole
+
+
+def unpack_in_place(layers: Sequence[nn.Linear]) -> None:
+    """Give the layers ordinary weights again, if they have packed ones."""
+    for layer in layers:
+        if isinstance(layer.weight, PackedWeight):
+            layer.weight = nn.Parameter(layer.weight.unpacked(), requires_grad=False)

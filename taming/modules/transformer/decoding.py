@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.modules.linear import TORCH
+from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Segment, Weights
 
@@ -50,7 +50,7 @@ class CachedDecoder:
         check_length(gpt, max_length)
         self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
-        self._weights = Weights(gpt, dtype, TORCH if compiled else kernel)
+        self._weights = Weights(gpt, dtype, batch_size, TORCH if compiled else kernel)
         device = self._weights.device
         self.static = compiled or (device.type == "cuda" if static is None else static)
         self._compiled = compiled

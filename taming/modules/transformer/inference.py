@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taming.modules.linear import TORCH, SamplingLinear, sampling_kernel, sampling_linear
+from taming.kernel_choice import TORCH
+from taming.modules.linear import SamplingLinear, sampling_kernel, sampling_linear
 from taming.modules.transformer.gpt import GPT, Block
 
 Pair = tuple[Tensor, Tensor]  # weight and bias of a normalization
@@ -147,16 +148,21 @@ class Weights:
     """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype.
 
     Args:
-        kernel: of the linear layers ("torch" or "onednn"); by default the one that is faster on
-            this machine for a GPT that is not trained, see `taming.modules.linear`.
+        rows: about how many sequences there will be.
+        kernel: of the linear layers ("torch", "onednn" or "packed"); by default the fastest here
+            for so many rows, if the GPT is not trained: see `taming.modules.linear`.
     """
 
     def __init__(
-        self, gpt: GPT, dtype: torch.dtype | None = None, kernel: str | None = None
+        self,
+        gpt: GPT,
+        dtype: torch.dtype | None = None,
+        rows: int = 1,
+        kernel: str | None = None,
     ) -> None:
         self.config = gpt.config
         self.dtype = dtype or gpt.pos_emb.dtype
-        self.kernel = kernel or _kernel_of(gpt, self.dtype)
+        self.kernel = kernel or _kernel_of(gpt, self.dtype, rows)
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
         self.pos_emb = gpt.pos_emb[0].detach().to(self.dtype)  # (T, C)
         blocks = cast(Sequence[Block], gpt.blocks)
@@ -204,9 +210,9 @@ def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     )
 
 
-def _kernel_of(gpt: GPT, dtype: torch.dtype) -> str:
-    """Weights that are trained are not packed, as every step would have to pack them anew."""
+def _kernel_of(gpt: GPT, dtype: torch.dtype, rows: int) -> str:
+    """Weights that are trained must stay where they are, as they are."""
     if any(p.requires_grad for p in gpt.parameters()) and gpt.pos_emb.dtype == dtype:
         return TORCH
     weight = gpt.blocks[0].get_parameter("mlp.0.weight")
-    return sampling_kernel(weight, dtype)
+    return sampling_kernel(weight, dtype, rows)

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taming.modules.transformer.decoding import CachedDecoder
 from taming.modules.linear import gelu, linear
+from taming.modules.transformer.decoding import CachedDecoder
 from taming.modules.transformer.inference import Layer, Weights
 from taming.modules.transformer.mingpt import GPT
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
