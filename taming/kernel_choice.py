@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,27 @@ ROUNDS = 7
 # are those of other machines to the last digit are worth more.
 SHARE = 0.9
 
+Ways = Mapping[str, Callable[[], Any]]
+
 # The choices of this process, by task, for the records of benchmarks.
 choices: dict[str, str] = {}
 
 
-def fastest(task: str, ways: Mapping[str, Callable[[], Any]], default: str) -> str:
-    """The name of the fastest of `ways`, measured unless that was done on this machine before.
+def fastest(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
+    """The fastest of `kernels`, measured unless that was done on this machine before.
 
     Args:
-        task: what the ways compute, with dtype and shapes.
-        ways: functions without arguments, by the name of their kernel. A build of torch may lack
-            what one of them needs: a way that raises is never chosen.
-        default: the name of the way that always works.
+        task: what is computed, with dtype and shapes.
+        kernels: those that there are; the first is the default, which always works.
+        ways: makes a function without arguments for each of them, which computes the task by it. A
+            build of torch may lack what one of them needs: one that raises is never chosen.
 
     Raises:
         UserError: if the variable TAMING_KERNEL is none of `KERNELS`.
     """
     if task not in choices:
         name = named_kernel()
-        choices[task] = name if name in ways else _kept(task, ways, default)
+        choices[task] = name if name in kernels else _kept(task, kernels, ways)
     return choices[task]
 
 
@@ -65,19 +67,18 @@ def choices_file() -> Path:
     return Path(root, "taming", "kernels.json")
 
 
-def _kept(task: str, ways: Mapping[str, Callable[[], Any]], default: str) -> str:
+def _kept(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
     key = f"{machine()}, {task}"
     kept = _read()
-    if kept.get(key) not in ways:
-        choice = _measure(ways, default)
+    if kept.get(key) not in kernels:
+        choice = _measure(ways(), kernels[0])
         # Beside this process another one may have measured: the one that was first has chosen.
-        kept = {key: choice} | _read()
-        if kept[key] not in ways:
-            kept[key] = choice
+        first = _read()
+        kept = first if first.get(key) in kernels else first | {key: choice}
         try:
             write_text(choices_file(), json.dumps(kept, indent=2) + "\n")
         except UserError:  # a home that cannot be written to
-            return default
+            return kernels[0]
     return kept[key]
 
 
@@ -95,7 +96,7 @@ def _read() -> dict[str, str]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _measure(ways: Mapping[str, Callable[[], Any]], default: str) -> str:
+def _measure(ways: Ways, default: str) -> str:
     """Called in turn, so that what else the machine does hits all alike; the shortest time counts,
     as nothing makes a computation faster than it is."""
     seconds = {name: _seconds(way) for name, way in ways.items()}  # warms up

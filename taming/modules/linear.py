@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from taming.devices import dtype_name
-from taming.kernel_choice import ONEDNN, PACKED, TORCH, fastest, named_kernel
+from taming.kernel_choice import KERNELS, ONEDNN, PACKED, TORCH, Ways, fastest, named_kernel
 from taming.modules.packed_weight import Packed, PackedWeight, packed_in_place, unpack_in_place
 
 # Smaller weights and fewer rows of a training step take torch's kernel: what starting any kernel
@@ -149,12 +149,19 @@ def sampling_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
     if not _is_open(weight, dtype) or torch.is_autocast_enabled("cpu"):
         return TORCH
     rows = _measured_rows(rows, MOST_ROWS_SAMPLED)
-    x, bias = torch.ones(rows, weight.shape[1], dtype=dtype), torch.ones(len(weight), dtype=dtype)
+    task = _task("sampling", weight, dtype, rows)
+    return fastest(task, KERNELS, lambda: _ways_of_sampling(weight.shape, dtype, rows))
+
+
+@torch.inference_mode()
+def _ways_of_sampling(shape: torch.Size, dtype: torch.dtype, rows: int) -> Ways:
+    x, bias = torch.ones(rows, shape[1], dtype=dtype), torch.ones(shape[0], dtype=dtype)
     # As in a pass through a transformer, a weight that comes up again has left the caches.
-    count = 1 + MEASURED_BYTES // (weight.numel() * dtype.itemsize)
-    matrices = [torch.ones(weight.shape, dtype=dtype) for _ in range(count)]
+    count = 1 + MEASURED_BYTES // (shape.numel() * dtype.itemsize)
+    matrices = [torch.ones(shape, dtype=dtype) for _ in range(count)]
     packed: list[Packed] = []
 
+    @torch.inference_mode()
     def by(kind: Callable[..., SamplingLinear], weights: Sequence[Tensor | Packed]) -> None:
         for one in weights:
             kind(one, bias)(x)
@@ -163,13 +170,11 @@ def sampling_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
         packed[:] = packed or map(Packed, matrices)
         by(OneDNNLinear, packed)
 
-    ways = {
+    return {
         TORCH: lambda: by(TorchLinear, matrices),
         ONEDNN: lambda: by(OneDNNLinear, matrices),
         PACKED: by_packed,
     }
-    with torch.inference_mode():
-        return fastest(_task("sampling", weight, dtype, rows), ways, TORCH)
 
 
 def sampling_linear(layers: Sequence[nn.Linear], dtype: torch.dtype, kernel: str) -> SamplingLinear:
@@ -270,16 +275,20 @@ def training_kernel(weight: Tensor, dtype: torch.dtype, rows: int) -> str:
     if rows < LEAST_ROWS or not _is_open(weight, dtype):
         return TORCH
     rows = _measured_rows(rows, MOST_ROWS_TRAINED)
-    x, grad = (torch.ones(rows, size, dtype=dtype) for size in reversed(weight.shape))
-    w, bias = torch.ones(weight.shape, dtype=dtype), torch.ones(len(weight), dtype=dtype)
+    task = _task("training", weight, dtype, rows)
+    return fastest(task, (TORCH, ONEDNN), lambda: _ways_of_training(weight.shape, dtype, rows))
 
-    def step(product: Callable[..., Tensor]) -> Callable[[], Any]:
-        return lambda: (product(x, w, bias), *_gradients(product, grad, x, w))
+
+def _ways_of_training(shape: torch.Size, dtype: torch.dtype, rows: int) -> Ways:
+    x, grad = (torch.ones(rows, size, dtype=dtype) for size in reversed(shape))
+    weight, bias = torch.ones(shape, dtype=dtype), torch.ones(shape[0], dtype=dtype)
 
     # Without autograd, as activation checkpointing counts what is kept for a backward pass.
-    with torch.no_grad():
-        ways = {TORCH: step(F.linear), ONEDNN: step(_onednn)}
-        return fastest(_task("training", weight, dtype, rows), ways, TORCH)
+    @torch.no_grad()
+    def step(product: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return product(x, weight, bias), *_gradients(product, grad, x, weight)
+
+    return {TORCH: lambda: step(F.linear), ONEDNN: lambda: step(_onednn)}
 
 
 def _gradients(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.kernel_choice import KERNELS
 from taming.modules.transformer.decoding import (
     CachedDecoder,
     filter_logits,
@@ -23,31 +24,34 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(
     ("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6), ("gpt_unmasked", 9)]
 )
-def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> None:
-    model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
+def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool, kernel: str) -> None:
+    model, idx = golden_gpt(name).requires_grad_(False), TENSORS[f"{name}.idx"]
     expected = model(idx)[0]
-    decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static)
+    decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static, kernel=kernel)
     close(decoder.prefill(idx[:, :prompt]), expected[:, prompt - 1])
     for n in range(prompt, idx.shape[1]):
         close(decoder.extend(idx[:, n, None]), expected[:, n])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("static", [False, True])
-def test_a_decoder_serves_several_batches(static: bool) -> None:
-    model, c = golden_gpt().train(), TENSORS["greedy.c"]
-    decoder = CachedDecoder(model, 3, 20, static=static)
-    for rows in (3, 2, 3):
+def test_a_decoder_serves_several_batches(static: bool, kernel: str) -> None:
+    model, c = golden_gpt().train().requires_grad_(False), TENSORS["greedy.c"]
+    decoder = CachedDecoder(model, 3, 20, static=static, kernel=kernel)
+    for rows in (3, 2, 3, 1):
         tokens = generate(decoder, c[:rows], 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens, TENSORS["greedy.out"][:rows])
 
 
-def test_bf16_is_near() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bf16_is_near(kernel: str) -> None:
     model, idx = golden_gpt(), TENSORS["gpt.idx"]
-    decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16)
+    decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16, kernel=kernel)
     decoder.prefill(idx[:, :21])
     logits = decoder.extend(idx[:, 21, None])
     expected = TENSORS["gpt.logits"][:, 21]
@@ -64,7 +68,8 @@ def test_results_are_ordinary_tensors() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_steps() -> None:
+def test_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMING_KERNEL", "packed")
     decoder = CachedDecoder(golden_gpt(), 3, 20, compiled=True)
     tokens = generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: sample_token(logits))
     assert torch.equal(tokens, TENSORS["greedy.out"])
