@@ -47,9 +47,11 @@ def fastest(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:
     Raises:
         UserError: if the variable TAMING_KERNEL is none of `KERNELS`.
     """
-    if task not in choices:
-        name = named_kernel()
-        choices[task] = name if name in kernels else _kept(task, kernels, ways)
+    name = named_kernel()
+    if name in kernels:
+        choices[task] = name
+    elif task not in choices:
+        choices[task] = _kept(task, kernels, ways)
     return choices[task]
 
 
