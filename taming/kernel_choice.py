@@ -24,7 +24,8 @@ from taming.errors import UserError
 
 VARIABLE = "TAMING_KERNEL"
 TORCH, ONEDNN, PACKED = KERNELS = ("torch", "onednn", "packed")
-ROUNDS = 7
+# Each way is run so many times, and no more than three times once the seconds are over.
+ROUNDS, LEAST_ROUNDS, SECONDS = 9, 3, 0.2
 # Another way than the default has to take less than this share of its time: for less, results that
 # are those of other machines to the last digit are worth more.
 SHARE = 0.9
@@ -104,7 +105,10 @@ def _measure(ways: Ways, default: str) -> str:
     seconds = {name: _seconds(way) for name, way in ways.items()}  # warms up
     able = [name for name in ways if seconds[name] is not None]
     best = dict.fromkeys(able, float("inf"))
-    for _ in range(ROUNDS):
+    start = time.perf_counter()
+    for number in range(ROUNDS):
+        if number >= LEAST_ROUNDS and time.perf_counter() - start > SECONDS:
+            break
         for name in able:
             best[name] = min(best[name], _seconds(ways[name]) or float("inf"))
     first = min(able, key=lambda name: best[name], default=default)
