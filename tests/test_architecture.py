@@ -76,7 +76,7 @@ ALLOWED = {
     "util": GROUND | {"downloads"},
     "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
-    "model_loading": GROUND | {"checkpoint", "pretrained"},
+    "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
     "modules": GROUND | {"downloads", "modules", "util"},
     "models": LEAVES | {"modules", "models"},
     "data": GROUND | {"data", "config", "util"},

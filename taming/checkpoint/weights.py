@@ -16,7 +16,7 @@ from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import weight_choice
+from taming.weight_choice import ordinary_choice
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     Raises:
         UserError: if there are none, or the model has no such parts as are to be loaded.
     """
-    choice = weight_choice()
+    choice = ordinary_choice()
     chosen = choose(content, source, own, choice.kind)
     state, notes = chosen.tensors, list(chosen.notes)
     kinds = {

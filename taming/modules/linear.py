@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from taming.devices import dtype_name
 from taming.kernel_choice import KERNELS, ONEDNN, PACKED, TORCH, Ways, fastest, named_kernel
-from taming.modules.packed_weight import Packed, PackedWeight, packed_in_place, unpack_in_place
+from taming.modules.packed_weight import (
+    Packed,
+    PackedWeight,
+    Quantized,
+    packed_in_place,
+    quantized,
+    unpack_in_place,
+)
 
 # Smaller weights and fewer rows of a training step take torch's kernel: what starting any kernel
 # takes decides there.
@@ -131,7 +138,25 @@ class OneDNNLinear(NamedTuple):
         return added
 
 
-SamplingLinear = TorchLinear | OneDNNLinear
+class Int8Linear(NamedTuple):
+    """A linear layer from weights in int8, by torch's kernel, which is fast in bfloat16 alone."""
+
+    weight: Quantized
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        values, scales = self.weight.values, self.weight.scales
+        y = torch._weight_int8pack_mm(x.bfloat16(), values, scales).to(x.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return gelu(self(x))
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x).add_(other)
+
+
+SamplingLinear = TorchLinear | OneDNNLinear | Int8Linear
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
@@ -186,6 +211,8 @@ def sampling_linear(layers: Sequence[nn.Linear], dtype: torch.dtype, kernel: str
     own = layers[0].weight.dtype == dtype
     biases = [layer.bias for layer in layers if layer.bias is not None]
     bias = (stacked_in_place(biases) if own else _stacked(biases, dtype)) if biases else None
+    if (whole := quantized(layers)) is not None:
+        return Int8Linear(whole, bias)
     if own and kernel == PACKED:
         return OneDNNLinear(packed_in_place(layers), bias)
     if own:

@@ -1,24 +1,27 @@
-"""Weights that a processor's kernels read fastest: packed by oneDNN, in blocks of its own order.
+"""Weights as a processor's kernels read them: packed by oneDNN in blocks of its own, or in int8.
 
-Packed weights cannot be read as a matrix, and holding them beside the matrix would double the
-memory. So a parameter becomes a `PackedWeight`, which holds the packed form alone. What does not
-know of it (a state_dict, a forward pass, an EMA) sees the same values, unpacked for each use.
+Such weights cannot be read as a matrix, and holding them beside the matrix would take more memory
+than it alone. So a parameter becomes a `PackedWeight`, which holds that form alone. What does not
+know of it (a state_dict, a forward pass, an EMA) sees ordinary values, unpacked for each use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+
+P = TypeVar("P", "Packed", "Quantized")
 
 
 class Packed:
     """A matrix (out, in) as oneDNN has it; `tensor` is opaque but for its shape."""
 
     def __init__(self, matrix: Tensor) -> None:
+        self.shape, self.dtype = matrix.shape, matrix.dtype
         self.pack(matrix)
 
     def pack(self, matrix: Tensor) -> None:
@@ -29,20 +32,43 @@ class Packed:
         return self.tensor.to_dense()
 
 
-class PackedWeight(Tensor):
-    """Rows of a `Packed` matrix as a tensor: reads unpack them, writes pack the whole anew."""
+class Quantized:
+    """A matrix (out, in) in int8, symmetric, with a scale for each row.
 
-    whole: Packed
+    Scales have the 8 bits of bfloat16, in which torch's kernel multiplies, so that their rounding
+    is no further deviation: values are off by half a step at most, 1/254 of the row's largest.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.shape, self.dtype = matrix.shape, matrix.dtype
+        self.pack(matrix)
+
+    def pack(self, matrix: Tensor) -> None:
+        """With scales a little above those at which the largest value is 127."""
+        rows = matrix.float()
+        steps = (rows.abs().amax(1) * (1 + 2**-8) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        self.scales = steps.bfloat16()  # (out,)
+        self.values = (rows / self.scales[:, None].float()).round().clamp(-127, 127).to(torch.int8)
+
+    def matrix(self) -> Tensor:
+        """The matrix as it is computed with."""
+        return (self.values * self.scales[:, None].float()).to(self.dtype)
+
+
+class PackedWeight(Tensor):
+    """Rows of a packed matrix as a tensor: reads unpack them, writes pack the whole anew."""
+
+    whole: Packed | Quantized
     rows: slice
 
     @staticmethod
-    def __new__(cls, whole: Packed, rows: slice) -> PackedWeight:
-        shape = (rows.stop - rows.start, whole.tensor.shape[1])
-        made: PackedWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=whole.tensor.dtype)
+    def __new__(cls, whole: Packed | Quantized, rows: slice) -> PackedWeight:
+        shape = (rows.stop - rows.start, whole.shape[1])
+        made: PackedWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=whole.dtype)
         made.whole, made.rows = whole, rows
         return made
 
-    def __init__(self, whole: Packed, rows: slice) -> None: ...
+    def __init__(self, whole: Packed | Quantized, rows: slice) -> None: ...
 
     def unpacked(self) -> Tensor:
         """An ordinary tensor of these values, in memory of its own."""
@@ -88,18 +114,34 @@ def _unpacked(value: Any) -> Any:
     return value.unpacked() if isinstance(value, PackedWeight) else value
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def packed_in_place(layers: Sequence[nn.Linear]) -> Packed:
     """The layers' weights below one another, packed; the layers' parameters become parts of that.
 
     Layers whose weights are packed already, by an earlier caller, are left as they are.
     """
-    weights = [layer.weight for layer in layers]
-    first = weights[0]
-    if isinstance(first, PackedWeight):
+    first = layers[0].weight
+    if isinstance(first, PackedWeight) and isinstance(first.whole, Packed):
         return first.whole
-    whole, start = Packed(torch.cat([w.detach() for w in weights]) if weights[1:] else first), 0
+    return _replaced(layers, Packed)
+
+
+def quantized_in_place(layers: Sequence[nn.Linear]) -> Quantized:
+    """As `packed_in_place`, in int8: other values than before."""
+    return _replaced(layers, Quantized)
+
+
+def quantized(layers: Sequence[nn.Linear]) -> Quantized | None:
+    """What the layers' weights together are in int8, if they are that."""
+    first = layers[0].weight
+    whole = first.whole if isinstance(first, PackedWeight) else None
+    return whole if isinstance(whole, Quantized) else None
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _replaced(layers: Sequence[nn.Linear], kind: Callable[[Tensor], P]) -> P:
+    weights, start = [layer.weight.detach() for layer in layers], 0
+    whole = kind(torch.cat(weights) if weights[1:] else weights[0])
     for layer, weight in zip(layers, weights, strict=True):
         rows = slice(start, start + len(weight))
         layer.weight = nn.Parameter(PackedWeight(whole, rows), requires_grad=False)

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taming.errors import UserError
 from taming.kernel_choice import TORCH
 from taming.modules.linear import SamplingLinear, sampling_kernel, sampling_linear
+from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
 
 Pair = tuple[Tensor, Tensor]  # weight and bias of a normalization
@@ -216,3 +218,20 @@ def _kernel_of(gpt: GPT, dtype: torch.dtype, rows: int) -> str:
         return TORCH
     weight = gpt.blocks[0].get_parameter("mlp.0.weight")
     return sampling_kernel(weight, dtype, rows)
+
+
+def quantize_in_place(model: nn.Module) -> None:
+    """Have the transformers of a model compute with int8 weights, but for their heads, for good.
+
+    Raises:
+        UserError: if it has none.
+    """
+    gpts = [part for part in model.modules() if isinstance(part, GPT)]
+    if not gpts:
+        raise UserError(
+            "int8 weights are for transformers, and this is a first stage; leave int8 out"
+        )
+    for block in (cast(Block, block) for gpt in gpts for block in gpt.blocks):
+        attn, mlp = block.attn, cast(Sequence[nn.Linear], block.mlp)
+        for layers in ((attn.query, attn.key, attn.value), (attn.proj,), (mlp[0],), (mlp[2],)):
+            quantized_in_place(layers)
