@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -25,6 +26,7 @@ from taming.modules.linear import (
     training_kernel,
     training_linear,
 )
+from taming.modules.packed_weight import Quantized, quantized_in_place
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -71,6 +73,23 @@ def test_kernels_agree(rows: int, dtype: torch.dtype, kernel: str) -> None:
     (head,) = layers((16, 24), bias=False)
     expected = F.linear(x, head.weight.to(dtype))
     torch.testing.assert_close(sampling_linear([head], dtype, kernel)(x), expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_int8_weights(rows: int, dtype: torch.dtype, kernel: str) -> None:
+    parts = layers((96, 24), (96, 24))
+    whole = quantized_in_place(parts)
+    x, other = torch.rand(rows, 96).to(dtype), torch.rand(rows, 48).to(dtype)
+    bias = torch.cat([part.bias for part in parts]).to(dtype)
+    expected = F.linear(x.bfloat16().float(), whole.matrix()).to(dtype) + bias
+    layer = sampling_linear(parts, dtype, kernel)
+    close = partial(torch.testing.assert_close, rtol=2**-7, atol=0.0)
+    close(layer(x), expected)
+    close(layer.gelu(x), F.gelu(expected))
+    close(layer.plus(x, other), expected + other)
+    assert isinstance(layer.weight, Quantized)
 
 
 def test_a_kernel_after_another() -> None:

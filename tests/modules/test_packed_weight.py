@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from taming.modules.linear import Linear
-from taming.modules.packed_weight import PackedWeight, packed_in_place, unpack_in_place
+from taming.modules.packed_weight import (
+    PackedWeight,
+    packed_in_place,
+    quantized,
+    quantized_in_place,
+    unpack_in_place,
+)
 
 
 def packed_model() -> tuple[nn.Sequential, dict[str, Tensor]]:
@@ -89,3 +95,20 @@ def test_ordinary_weights_are_let_go(dtype: torch.dtype) -> None:
     whole = packed_in_place([layer])
     assert torch.equal(whole.matrix(), weight)
     assert held() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_off_by_half_a_step(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layers = [Linear(96, 8, dtype=dtype).requires_grad_(False) for _ in range(2)]
+    with torch.no_grad():
+        layers[0].weight[3] *= 100
+        layers[1].weight[2] = 0
+    before = torch.cat([layer.weight.float() for layer in layers])
+    whole = quantized_in_place(layers)
+    assert quantized(layers) is whole and quantized([Linear(2, 3)]) is None
+    assert whole.values.dtype == torch.int8 and layers[1].weight.dtype == dtype
+    assert torch.equal(layers[1].weight, whole.matrix()[8:])
+    step = before.abs().amax(1, keepdim=True) / 127
+    assert ((whole.values * whole.scales[:, None].float() - before).abs() <= 0.51 * step).all()
+    assert whole.values.abs().amax(1)[before.abs().amax(1) > 0].min() >= 125

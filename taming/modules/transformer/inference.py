@@ -228,9 +228,7 @@ def quantize_in_place(model: nn.Module) -> None:
     """
     gpts = [part for part in model.modules() if isinstance(part, GPT)]
     if not gpts:
-        raise UserError(
-            "int8 weights are for transformers, and this is a first stage; leave int8 out"
-        )
+        raise UserError("int8 is for transformers, and this model has none; leave int8 out")
     for block in (cast(Block, block) for gpt in gpts for block in gpt.blocks):
         attn, mlp = block.attn, cast(Sequence[nn.Linear], block.mlp)
         for layers in ((attn.query, attn.key, attn.value), (attn.proj,), (mlp[0],), (mlp[2],)):

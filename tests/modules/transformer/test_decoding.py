@@ -16,6 +16,7 @@ from taming.modules.transformer.decoding import (
     one_pass_logits,
     sample_token,
 )
+from taming.modules.transformer.inference import quantize_in_place
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 from tests.support import assert_close
 
@@ -58,6 +59,17 @@ def test_bf16_is_near(kernel: str) -> None:
     assert logits.dtype == torch.float32
     assert (logits - expected).norm() < 0.05 * expected.norm()
     assert model.pos_emb.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_near(dtype: torch.dtype) -> None:
+    model, idx = golden_gpt().requires_grad_(False), TENSORS["gpt.idx"]
+    quantize_in_place(model)
+    decoder = CachedDecoder(model, 3, 22, dtype)
+    decoder.prefill(idx[:, :21])
+    logits, expected = decoder.extend(idx[:, 21, None]), TENSORS["gpt.logits"][:, 21]
+    assert 0.001 * expected.norm() < (logits - expected).norm() < 0.05 * expected.norm()
+    assert (model(idx)[0][:, 21] - expected).norm() < 0.05 * expected.norm()
 
 
 def test_results_are_ordinary_tensors() -> None:
