@@ -29,16 +29,10 @@ test-slow: install
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-# Everything that needs a CUDA device: the tests marked gpu, and the benchmarks, whose figures go to
-# benchmarks/results/*-cuda.json.
-gpu: test-gpu
-	$(BIN)/python benchmarks/first_stage.py --device cuda
-	$(BIN)/python benchmarks/first_stage.py --device cuda --dtype bf16 --batch_size 16
-	$(BIN)/python benchmarks/training.py --device cuda --stage paper --batch_size 8 --fast
-	$(BIN)/python benchmarks/codes.py --device cuda --precision bf16 --batch_size 16
-	$(BIN)/python benchmarks/sampling.py --device cuda --size cpu --precision bf16
-	$(BIN)/python benchmarks/sampling.py --device cuda --size gpu --precision bf16 --compile
-	$(BIN)/python benchmarks/saving.py --device cuda
+# Everything that needs a CUDA device, in nine minutes on an H100: the tests marked gpu, and the
+# benchmarks, whose figures go to benchmarks/results/*-cuda.json. Again: what has not passed yet.
+gpu: install
+	$(BIN)/python benchmarks/gpu.py
 
 # Kill runs, damage checkpoints, fill disks, make up input; docs/reliability.md gets the tables.
 faults: install

@@ -16,6 +16,8 @@ import torch
 from measure import interleaved, write_results
 
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
+from taming.devices import choose_device
+from taming.errors import command
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -50,10 +52,11 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+@command
 @torch.no_grad()
 def main() -> None:
     args = read_arguments()
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     config = without_checkpoint_paths(load_config([args.config]).model)
     config["params"]["lossconfig"] = None
     model = instantiate_from_config(config, key="model").to(device).eval()

@@ -210,13 +210,16 @@ def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) 
     gpt = make_gpt(shape, shape.tokens, device)
     # Of their own, as an engine may pack the weights of its model.
     sampling_gpt = make_gpt(shape, shape.tokens, device).to(dtype)
-    for batch in shape.batches:
+    for batch in [args.alone] if args.alone else shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
         candidates: dict[str, Callable[[], Any]] = {
-            "engine": engine(sampling_gpt, prompt, dtype, args.compile),
-            "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
-            "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
+            "engine": engine(sampling_gpt, prompt, dtype, args.compile)
         }
+        if not args.alone:
+            candidates |= {
+                "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
+                "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
+            }
         if device.type == "cpu":
             plain = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device)
             candidates["torch's kernels"] = engine(plain.to(dtype), prompt, dtype, kernel=TORCH)
@@ -293,6 +296,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile of the engine's steps"
     )
+    parser.add_argument(
+        "--alone", type=int, metavar="BATCH", help="the engine's steps without baselines"
+    )
     parser.add_argument("--only", choices=("steps", "windows"), help="measure one of the two parts")
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
     args = parser.parse_args()
@@ -305,7 +311,8 @@ def main() -> None:
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
     report["kernels"] = dict(choices)
     if not args.no_results:
-        path = write_results(f"sampling-{args.size}-{args.precision}", device, report)
+        name = f"sampling-{args.size}-{args.precision}{'-alone' if args.alone else ''}"
+        path = write_results(name, device, report)
         print(f"written to {path}")
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from taming.checkpoint import CheckpointWriter, save_atomic
 from taming.checkpoint.checksum import verify
+from taming.devices import choose_device
 from taming.errors import command
 
 LAYERS, TENSORS = 24, 12  # of weights in a layer
@@ -90,7 +91,7 @@ def main() -> None:
         "--folder", help="where the temporary folder is made: on the disk to measure"
     )
     args = parser.parse_args()
-    device = torch.device(args.device)
+    device = choose_device(args.device)
     content, writer = make_state(args.gigabytes, device), CheckpointWriter()
     writer.reserve(content)
     rows: list[dict[str, float]] = []

@@ -19,23 +19,22 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
-from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import Progress, request_for_condition, sample_images
+from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
     make_parser,
     read_arguments,
     require_positive,
 )
+from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
-from taming.sampling.estimate import estimated_seconds
+from taming.sampling.estimate import announce
 from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
 
@@ -125,36 +124,10 @@ def read_known(own: Arguments, model: Net2NetTransformer, photo: Photo) -> Tenso
     return known_indices(model, picture, keep, pad)
 
 
-def announce(photo: Photo, known: Tensor, factor: int, count: int, seconds: float) -> None:
-    """Say before sampling what it will be, and how long it will take."""
+def say_if_reduced(photo: Photo) -> None:
     if photo.original is not None:
         height, width = photo.original
         print(f"the image of {width} x {height} pixels is reduced; --full_size keeps its size")
-    rows, columns = known.shape
-    sampled = int((known < 0).sum())
-    print(
-        f"{columns * factor} x {rows * factor} pixels are {known.numel()} tokens, of which "
-        f"{sampled} are sampled for each of {count} images: about "
-        f"{readable_time(seconds)}",
-        flush=True,
-    )
-
-
-class TokenBar:
-    """A progress bar over the tokens that are sampled, of all images."""
-
-    def __init__(self, images: int, tokens: int) -> None:
-        self.bar = tqdm(total=images * tokens, unit="token")
-        self.tokens, self.finished = tokens, 0
-
-    def __call__(self, progress: Progress) -> None:
-        done = self.finished * self.tokens + progress.done * len(progress.indices)
-        self.bar.update(done - self.bar.n)
-
-    def image(self) -> None:
-        """An image is finished."""
-        self.finished += 1
-        self.bar.update(max(0, self.finished * self.tokens - self.bar.n))
 
 
 def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Path) -> None:
@@ -188,11 +161,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     finished = folder.finished(None)
-    requests = [replace(request, number=n) for n in range(own.num_samples) if n not in finished]
+    count = own.num_samples - sum(n < own.num_samples for n in finished)
+    requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
     write_inputs(photo.picture, known, own.pad, factor, root)
-    seconds = estimated_seconds(model, requests, sampling.settings, sampling.batch_size, shape)
-    announce(photo, known, factor, len(requests), seconds)
-    bar = TokenBar(len(requests), int((known < 0).sum()))
+    say_if_reduced(photo)
+    first = [request] * min(count, sampling.batch_size)
+    announce(model, first, sampling.settings, sampling.batch_size, shape, count=count)
+    bar = TokenBar(count, int((known < 0).sum()))
     samples = sample_images(
         model,
         requests,
@@ -202,11 +177,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         shape=shape,
         on_step=bar,
     )
-    with FolderWriter(folder) as writer, bar.bar:
+    with FolderWriter(folder) as writer, bar:
         for sample in samples:
             writer.save(replace(sample, label=None))
             bar.image()
-    print(f"{own.num_samples} completions are in {root} ({len(requests)} of them new)")
+    print(f"{own.num_samples} completions are in {root} ({count} of them new)")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
+from taming.limits import check_picture
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"
@@ -97,6 +98,8 @@ class Arguments:
         if self.images and self.data:
             raise UserError("--images and --data both name the images; give one of them")
         require_positive(rows=self.rows, batch_size=self.batch_size, num_images=self.num_images)
+        if self.size is not None:
+            check_picture(*self.size)
 
 
 def prepared_images(

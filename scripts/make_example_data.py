@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.examples import write_all
-from taming.errors import command
+from taming.errors import UserError, command
+
+MOST = 5000  # seeds of the scenes of a split
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,18 @@ class Options:
     train: int = flag(24, "training images per dataset, at least 5; configs have batches up to 16")
     validation: int = flag(12, "validation images per dataset, at least 1")
 
+    def __post_init__(self) -> None:
+        for name, count, least in (("train", self.train, 5), ("validation", self.validation, 1)):
+            if not least <= count <= MOST:
+                raise UserError(f"--{name} must be from {least} to {MOST:,}, not {count}")
+
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
-    count = write_all(options.outdir, max(5, options.train), max(1, options.validation))
+    count = write_all(options.outdir, options.train, options.validation)
     here = os.path.relpath(os.getcwd(), options.outdir)
     print(f"{options.outdir}: {count} files; to train on them, for example:")
     print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache python {here}/main.py \\")

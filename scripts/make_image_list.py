@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, test = write_image_lists(
         args.folder, options.outdir, options.test_fraction, options.seed
     )
-    outdir = options.outdir
-    print(f"{outdir}/train.txt lists {train} images, {outdir}/test.txt {test}")
+    lists = [os.path.join(options.outdir, name) for name in ("train.txt", "test.txt")]
+    print(f"{lists[0]} lists {train} images, {lists[1]} {test}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from taming.config import load_config
 from taming.data.from_config import SPLITS
 from taming.data.tools.preview import write_preview
 from taming.errors import command
+from taming.sampling.arguments import require_positive
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,9 @@ class Options:
     num_items: int = flag(8, "how many items", "-n", hidden=("--number",))
     seed: int = flag(23, "as in main.py", "-s")
     output: str = flag("preview.png", "the picture to write", "-o")
+
+    def __post_init__(self) -> None:
+        require_positive(num_items=self.num_items)
 
 
 @command
@@ -30,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_trust_flag(parser)
     args, overrides = parse(parser, argv)
     options, config = from_flags(Options, args), load_config(args.base, overrides)
-    count = max(1, options.num_items)
-    print(write_preview(config, args.split, count, options.seed, output=options.output))
+    count, seed = options.num_items, options.seed
+    print(write_preview(config, args.split, count, seed, output=options.output))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path, check_place
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
-from taming.errors import UserError, command, end_with_damaged, sentence
+from taming.errors import UserError, absence, command, end_with_damaged, sentence
 from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.limits import check_picture
@@ -69,7 +69,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, Arguments,
 
 def list_images(folder: Path, num_images: int | None) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}")
+        raise UserError(absence("folder", folder))
     paths = list(islice(find_images(folder), num_images))
     if not paths:
         raise UserError(f"there are no images in {folder}")

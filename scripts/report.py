@@ -26,7 +26,7 @@ from taming.command_line import from_flags, parse
 from taming.config import instantiate_from_config
 from taming.data.checks import damage_found_later
 from taming.downloads import file_hash
-from taming.errors import UserError, command, end_with_damaged
+from taming.errors import UserError, absence, command, end_with_damaged
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     samples = args.samples or newest_samples(run.folder)
     if not samples.is_dir():
-        raise UserError(f"there is no folder {samples}; make samples with scripts/sample_fast.py")
+        advice = "make samples with scripts/sample_fast.py"
+        raise UserError(f"{absence('folder', samples)}; {advice}")
     config = run_config(run, arguments.base, overrides)
     with damage_found_later():
         data = instantiate_from_config(config.data, "data", "data module")

@@ -47,6 +47,9 @@ def atomic_path(path: str | Path, *, durable: bool = False, advice: str = "") ->
         raise UserError(f"cannot write {str(path)!r}: names of files have no null character")
     if not path.name:
         raise UserError(f"cannot write {str(path)!r}: that is a folder; name a file in it")
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        kind = "folder; name a file in it" if path.is_dir() else "device; name a file"
+        raise UserError(f"cannot write {str(path)!r}: that is a {kind}")
     partial = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +13,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from taming.config_files import (
     SECTIONS,
+    STAGES,
+    as_key,
     check_sections,
+    entries,
     fill_in_bases,
     merge,
     read_parts,
@@ -36,6 +40,9 @@ from taming.errors import UserError
 from taming.limits import within_memory
 from taming.user_code import calling
 
+# In errors of OmegaConf: what an interpolation names.
+_NAMED = re.compile(r"(?:Interpolation key '|trying to access )([\w.]+)")
+
 __all__ = [
     "KINDS",
     "check_config",
@@ -44,7 +51,9 @@ __all__ = [
     "get_obj_from_str",
     "instantiate_from_config",
     "is_installed",
+    "left_open",
     "load_config",
+    "missing_keys",
     "plain",
     "without_checkpoint_paths",
 ]
@@ -135,16 +144,62 @@ def _made(target: Any, name: str, params: Mapping[str, Any]) -> Any:
 def plain(config: Any, allow_missing: bool = False) -> Any:
     """A config as dicts and lists with its interpolations resolved; anything else unchanged.
 
-    Raises `UserError` for a value still to be filled in (`???`) or an interpolation of nothing.
+    Raises `UserError` for values still to be filled in (`???`) or an interpolation of nothing.
     """
     if not OmegaConf.is_config(config):
         return config
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=not allow_missing)
     except MissingMandatoryValue as error:
-        raise UserError(f"set {error.full_key}=... : the config leaves it to you") from None
+        keys = missing_keys(config)
+        found = next((key for key in keys if str(error.full_key).endswith(key)), "")
+        above = str(error.full_key).removesuffix(found)
+        raise UserError(left_open([above + key for key in keys])) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if nothing := _null_above(config, reason):
+            raise UserError(f"{nothing} is null, and {error.full_key} refers to it") from None
+        raise UserError(f"{error.full_key}: {reason}") from None
+
+
+def _null_above(config: Any, reason: str) -> str:
+    """Of an interpolation of nothing, the place above what it names that is null, or ""."""
+    named = _NAMED.search(reason)
+    keys = named[1].split(".") if named else []
+    for length in range(1, len(keys)):
+        place = ".".join(keys[:length])
+        if OmegaConf.select(config, place, default=0) is None:
+            return place
+    return ""
+
+
+def missing_keys(config: Any) -> list[str]:
+    """Where a config leaves values to the user (`???`), in its own order."""
+    content = OmegaConf.to_container(config)
+    return [as_key(place) for place, value in entries(content) if value == "???"]
+
+
+def left_open(keys: Sequence[str]) -> str:
+    """A sentence that asks for all values that a config leaves open: the stages of a model first,
+    as their runs know places of data, too (see `taming.checkpoint.inherit_data`)."""
+    ending = ".params.ckpt_path"
+    of_stages = [f"model.params.{stage}{end}" for stage in STAGES for end in ("", ending)]
+    asked = [key for key in of_stages if key in keys]
+    others = [key for key in keys if key not in asked]
+    verb = "is" if len(keys) == 1 else "are"
+    text = f"{_in_words([*asked, *others])} {verb} left to you: add "
+    if asked:
+        text += " ".join(f"{key.removesuffix(ending)}=logs/<run>" for key in asked)
+        text += ", the run that it was" if len(asked) == 1 else ", the runs that they were"
+        text += " trained in" + (", and " if others else "")
+    text += " ".join(f"{key}=..." for key in others)
+    if asked and others and all(key.startswith("data.params.") for key in others):
+        text += ", unless the data are those of that run"
+    return text
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def checked_arguments(params: Any, key: str, *targets: type) -> dict[str, Any]:

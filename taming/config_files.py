@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.config_values import shorten
-from taming.errors import UserError, reason_of
+from taming.errors import UserError, absence, reason_of
 from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")
@@ -25,6 +25,9 @@ STAGES = ("first_stage_config", "cond_stage_config")
 _MOST_BYTES, MOST_ENTRIES, DEEPEST = 2**24, 10**6, 100
 # Where a comment begins in YAML.
 _COMMENT = re.compile(r"(^|\s)#")
+
+# What is a number to the base of 60 in YAML.
+_TIME = re.compile(r"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9])+")
 
 # Where keys have to be, if there is anything at all.
 _MAPPINGS = [(section,) for section in SECTIONS] + [("model", "params"), ("data", "params")]
@@ -123,7 +126,7 @@ def as_stage(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path, trust: Trust) -> DictConfig:
     if not os.path.isfile(path):  # False of impossible names, too
-        raise UserError(f"there is no config file {path}")
+        raise UserError(absence("config file", path))
     config = load_yaml(path, OmegaConf.load)
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold keys such as {', '.join(SECTIONS)}")
@@ -141,7 +144,9 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, which is too much")
-        _check_aliases(path)
+        text = path.read_text(encoding="utf-8")
+        _check_aliases(path, text)
+        _check_times(path, text)
         return load(path)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(f"{path} is {kind}: {' '.join(str(error).split())}") from None
@@ -151,9 +156,18 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
         raise UserError(f"{path} is nested too deeply") from None
 
 
-def _check_aliases(path: Path) -> None:
+def _check_times(path: Path, text: str) -> None:
+    """Refuse 1:30 without quotes, which YAML 1.1 takes for the number 90 and nobody else does."""
+    if not _TIME.search(text):
+        return
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        bare = isinstance(event, yaml.ScalarEvent) and event.style is None
+        if bare and _TIME.fullmatch(event.value):
+            raise UserError(f"{path}: YAML takes {event.value} for a number; put it in quotes")
+
+
+def _check_aliases(path: Path, text: str) -> None:
     """Refuse a file whose aliases (`*a` for what `&a` is) make more of it than a config has."""
-    text = path.read_text(encoding="utf-8")
     if "*" not in text or "&" not in text:
         return
     sizes: dict[int, int] = {}
@@ -208,8 +222,17 @@ def _read_override(text: str) -> DictConfig:
     key, _, value = text.partition("=")
     if not value.strip():
         raise UserError(f"override '{text}' gives no value; write {key}=null for none")
+    config = _parsed_override(text, key, value)
+    for place, entry in entries(OmegaConf.to_container(config)):
+        if entry == MISSING:  # merging would leave it out
+            raise UserError(f"override '{text}' leaves a value open: add {as_key(place)}=...")
+    return config
+
+
+def _parsed_override(text: str, key: str, value: str) -> DictConfig:
     try:
-        if _COMMENT.search(value) and not value.startswith(("'", '"')):  # YAML would leave it out
+        cut = _COMMENT.search(value) and not value.startswith(("'", '"'))  # YAML would leave it out
+        if cut or _TIME.fullmatch(value):
             config = OmegaConf.create()
             OmegaConf.update(config, key, value, force_add=True)
             return config

@@ -66,7 +66,8 @@ class Length:
         return self.least <= len(value) <= self.most
 
     def __str__(self) -> str:
-        return f"of {self.least} to {self.most} entries"
+        least = "" if self.least == self.most else f"{self.least} to "
+        return f"of {least}{self.most} entries"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by
 
 Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
+StepOrShare = CountOrZero | Annotated[float, Range(above=0, below=1)]  # a share of the run
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
 Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(0)]
@@ -107,6 +109,7 @@ AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
 ScheduleConfig = Annotated[Mapping[str, Any], Builds("schedule")]
+TransformConfig = Annotated[Mapping[str, Any], Builds("transform")]
 DatasetConfig = Annotated[Mapping[str, Any], Builds("dataset")]
 
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -142,7 +145,7 @@ def fitted(value: Any, hint: Any) -> Any:
         return _one_of(value, parts)
     if hint is Path:
         return fitted(value, FilePath)
-    kind = _ABSTRACT.get(origin or hint, origin or hint)
+    kind = _kind_of(hint)
     if kind not in _NAMES:
         return value
     if kind is int and isinstance(value, float) and value.is_integer():
@@ -190,15 +193,22 @@ def _one_of(value: Any, choices: Sequence[Any]) -> Any:
 
 
 def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
+    ranges: list[str] = []
     # 1.0 is a float already where that is one of the choices.
     for hint in sorted(hints, key=lambda hint: _plain(hint) is int and isinstance(value, float)):
         try:
             return fitted(value, hint)
-        except OutOfRange:
-            raise
+        except OutOfRange as error:
+            ranges.append(str(error))
         except Misfit:
             continue
+    if ranges:
+        raise OutOfRange(" or ".join(ranges))
     raise Misfit(" or ".join(dict.fromkeys(map(_name_of, hints))))
+
+
+def _kind_of(hint: Any) -> Any:
+    return _ABSTRACT.get(kind := typing.get_origin(hint) or hint, kind)
 
 
 def _plain(hint: Any) -> Any:
@@ -228,13 +238,15 @@ def _is_finite(value: Any) -> bool:
 def _name_of(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        rules = [str(rule) for rule in parts[1:] if isinstance(rule, Range | Length)]
+        if any(isinstance(rule, Builds) for rule in parts[1:]):
+            return "a mapping of target and params"
+        ranges = (rule for rule in parts[1:] if isinstance(rule, Range | Length))
+        rules = [str(rule) for rule in ranges if rule != Range()]
         return " ".join([_name_of(parts[0]), *rules])
     if origin is typing.Literal:
         return " or ".join(map(str, parts))
-    kind = _ABSTRACT.get(origin or hint, origin or hint)
-    if kind is Sequence and parts and _plain(parts[0]) in _NAMES:
-        noun = _NAMES[_plain(parts[0])]
+    kind = _kind_of(hint)
+    if kind is Sequence and parts and (noun := _NAMES.get(_kind_of(_plain(parts[0])))):
         return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
     return _NAMES.get(str if kind is Path else kind, inspect.formatannotation(kind))
 

@@ -22,7 +22,9 @@ from taming.errors import UserError
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name; "auto" is the first available of CUDA, MPS and CPU.
 
-    Of several GPUs, processes that `torchrun` started take one each.
+    Of several GPUs, processes that `torchrun` started take one each, unless one is named by its
+    number. It becomes the current one, on which streams, events and pinned memory are made that
+    name none; otherwise each process would also take memory of the first.
 
     Raises:
         UserError: for a device that does not exist on this machine.
@@ -30,10 +32,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     has_mps = torch.backends.mps.is_available()
     available = {"cuda": torch.cuda.is_available(), "mps": has_mps, "cpu": True}
     if name == "auto":
-        kind = next(kind for kind, present in available.items() if present)
-        if kind != "cuda":
-            return torch.device(kind)
-        return torch.device(kind, local_rank() % torch.cuda.device_count())
+        name = next(kind for kind, present in available.items() if present)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -41,6 +40,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     known = available.get(device.type, False)
     if not known or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise UserError(f"there is no device '{name}' here; use --device auto")
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)
     return device
 
 
@@ -76,8 +80,9 @@ def without_autocast(device: torch.device) -> torch.autocast:
 def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Autocast to `dtype`; with float32, convolutions keep the 13 bits that TF32 would drop."""
     cudnn = torch.backends.cudnn
-    full = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=False, allow_tf32=False)
-    with full, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    exact = cudnn.flags(cudnn.enabled, **kept, allow_tf32=False)
+    with exact, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield
 
 

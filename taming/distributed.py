@@ -44,15 +44,24 @@ def world_size() -> int:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """`tensor` summed, in place, over all processes."""
     if is_connected():
-        dist.all_reduce(tensor)
+        exchanged = _where_processes_exchange(tensor)
+        dist.all_reduce(exchanged)
+        tensor.copy_(exchanged)  # nothing, if it is the same
     return tensor
 
 
 def same_on_all_ranks(tensor: Tensor) -> Tensor:
     """The first process's `tensor`, in place, on all processes."""
     if is_connected():
-        dist.broadcast(tensor, src=0)
+        exchanged = _where_processes_exchange(tensor)
+        dist.broadcast(exchanged, src=0)
+        tensor.copy_(exchanged)
     return tensor
+
+
+def _where_processes_exchange(tensor: Tensor) -> Tensor:
+    # NCCL, which connects processes that train on GPUs, takes nothing from a CPU's memory.
+    return tensor.to("cuda") if tensor.is_cpu and dist.get_backend() == "nccl" else tensor
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, ParamSpec
@@ -31,6 +32,15 @@ class UserError(Exception):
 def reason_of(error: OSError) -> str:
     """What the system says is wrong, without the name of the file."""
     return error.strerror or str(error) or type(error).__name__
+
+
+def absence(kind: str, path: object) -> str:
+    """A sentence: there is no such file or folder, or what is there instead."""
+    place = str(path)
+    for other, is_there in (("folder", os.path.isdir), ("file", os.path.isfile)):
+        if place and is_there(place):
+            return f"{place} is a {other}, not a {kind}"
+    return f"there is no {kind} {place}"
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loops.evaluation_loop import RestartStage
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 
@@ -269,6 +272,48 @@ def uncounted_step(trainer: pl.Trainer, optimizer: Any, module: pl.LightningModu
     """Step one of Lightning's wrapped optimizers without adding to `trainer.global_step`."""
     inner: Optimizer = optimizer.optimizer
     trainer.strategy.optimizer_step(inner, lambda: None, model=module)
+
+
+@contextmanager
+def one_scale(trainer: pl.Trainer) -> Iterator[None]:
+    """Within it, the scaler of float16 keeps its scale, and follows all steps together at the end.
+
+    Lightning changes the scale with every optimizer's step. Of two that are stepped in turn, the
+    second may have gradients from earlier batches, which have the scale from before.
+    """
+    scaler = scaler_of(trainer)
+    if scaler is None:
+        yield
+        return
+    stepped: list[bool] = []
+    scaler.update = lambda *_: stepped.append(True)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del scaler.update
+        if stepped:
+            scaler.update()
+
+
+def scaler_of(trainer: pl.Trainer) -> GradScaler | None:
+    """What scales losses in float16, and leaves out steps with infinite gradients."""
+    plugin = trainer.precision_plugin
+    return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
+
+def clip_gradients(trainer: pl.Trainer, optimizer: Optimizer, value: float, by: str) -> None:
+    """Clip by "norm" or "value", in `on_before_optimizer_step`.
+
+    There Lightning has taken the scale out of the gradients, but for optimizers in one kernel, of
+    which it refuses to clip any: these would take it out themselves, unless they are told.
+    """
+    scaler = scaler_of(trainer)
+    if scaler is not None and _optimizer_handles_unscaling(optimizer):
+        scaler.unscale_(optimizer)
+    clip = trainer.precision_plugin.clip_grad_by_norm
+    if by == "value":
+        clip = trainer.precision_plugin.clip_grad_by_value
+    clip(optimizer, value)
 
 
 def names_logged(trainer: pl.Trainer) -> set[str]:

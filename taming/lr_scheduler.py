@@ -1,26 +1,86 @@
 """Learning-rate rules: the rate of a run, and its course, a function of the step.
 
 A rule is a class (or function) that turns a step into a factor of the learning rate, and one line
-of YAML in either stage's params: `scheduler_config: {target: ..., params: ...}`. Temperatures of
-Gumbel quantizers follow the same classes.
+of YAML in either stage's params: `scheduler_config: {target: ..., params: ...}`, as in
+
+    scheduler_config:
+      target: taming.lr_scheduler.CosineSchedule
+      params: {warm_up_steps: 1000, end: 0.1}
+
+Temperatures of Gumbel quantizers follow the same classes.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsFloat
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from taming.config import instantiate_from_config
-from taming.config_values import CountOrZero, Weight
+from taming.config_values import CountOrZero, StepOrShare, Weight, shorten
+from taming.errors import UserError
+from taming.run_length import RunLength
+from taming.user_code import calling, kind_of, name_of
+
+Rule = Callable[[int], Any]
 
 
-def make_schedule(config: Mapping[str, Any], optimizer: Optimizer) -> LambdaLR:
-    """The schedule of a `scheduler_config` for an optimizer, to be stepped after every update."""
-    return LambdaLR(optimizer, instantiate_from_config(config, "scheduler_config", "schedule"))
+class Schedule(LambdaLR):
+    """Rates that follow a rule, of which every value is checked."""
+
+    def get_lr(self) -> list[Any]:
+        step, pairs = self.last_epoch, zip(self.base_lrs, self.lr_lambdas, strict=True)
+        return [base * value_at(rule, step) for base, rule in pairs]
+
+
+def make_rule(config: Mapping[str, Any]) -> Rule:
+    """The rule of a `scheduler_config`.
+
+    Raises:
+        UserError: if what the config makes cannot be called.
+    """
+    rule = instantiate_from_config(config, "scheduler_config", "schedule")
+    if not callable(rule):
+        raise UserError(
+            f"scheduler_config: {config['target']} makes {kind_of(rule)}; it must make a function "
+            "of the step"
+        )
+    return rule
+
+
+def make_schedule(
+    config: Mapping[str, Any], optimizer: Optimizer, length: Callable[[], RunLength] = RunLength
+) -> LambdaLR:
+    """The schedule of a `scheduler_config` for an optimizer, to be stepped after every update.
+
+    `length` finds out how long the run is, which is asked for only by rules that follow it.
+    """
+    rule = make_rule(config)
+    if isinstance(rule, RunSchedule) and rule.follows_run:
+        rule.begin(length(), "scheduler_config")
+    return Schedule(optimizer, rule)
+
+
+def value_at(rule: Rule, step: int) -> Any:
+    """The value of a rule at a step, a number from 0 on.
+
+    Raises:
+        UserError: for anything else, and for what a rule of the user's raises.
+    """
+    kind: Any = rule if inspect.isroutine(rule) else type(rule)
+    name = f"the schedule {name_of(kind)}"
+    with calling(kind, f"{name} at step {step}"):
+        value = rule(step)
+    one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, SupportsFloat)
+    if not one or not 0 <= float(value) < math.inf:
+        shown = shorten(value)
+        raise UserError(f"{name} must give a number from 0 on; at step {step} it gives {shown}")
+    return value
 
 
 Rates = list[list[float]]  # of the parameter groups of each optimizer
@@ -69,8 +129,101 @@ def _set_step(schedule: LambdaLR, step: int) -> None:
     schedule.last_epoch = step
     groups = schedule.optimizer.param_groups
     for group, base, rule in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-        group["initial_lr"], group["lr"] = base, base * rule(step)
+        group["initial_lr"], group["lr"] = base, base * value_at(rule, step)
     schedule._last_lr = [group["lr"] for group in groups]
+
+
+class RunSchedule:
+    """Base of the rules that may follow the length of the run.
+
+    They rise linearly over `warm_up_steps`, with three of them as in 1/4, 1/2, 3/4 and then 1, and
+    go from `start` to `end`, which is reached at step `steps` and kept. Steps are counted from the
+    run's first, or are shares of the run, below 1; without `steps` it is the run's end. A run that
+    goes on and is to be longer follows its new length.
+    """
+
+    def __init__(
+        self,
+        warm_up_steps: StepOrShare = 0,
+        start: Weight = 1.0,
+        end: Weight = 1.0,
+        steps: StepOrShare | None = 0,
+    ) -> None:
+        self.warm_up_steps, self.steps = warm_up_steps, steps
+        self.start, self.end = start, end
+        self._check()
+
+    @property
+    def follows_run(self) -> bool:
+        """Whether `begin` has to be called before the rule is asked for its values."""
+        return self.steps is None or 0 < self.warm_up_steps < 1 or 0 < self.steps < 1
+
+    def begin(self, run: RunLength, key: str) -> None:
+        """Lay down the steps that depend on the run's length.
+
+        Raises:
+            UserError: if that is not known; `key` is where the rule is set.
+        """
+        self.warm_up_steps = run.steps_of(self.warm_up_steps, f"{key}: warm_up_steps")
+        if self.steps is None:
+            self.steps = run.end(f"{key}: a schedule without `steps`")
+        self.steps = run.steps_of(self.steps, f"{key}: steps")
+        self._check()
+
+    def _check(self) -> None:
+        if not self.follows_run and 0 < (self.steps or 0) <= self.warm_up_steps:
+            raise UserError(
+                f"warm_up_steps: {self.warm_up_steps} leaves nothing of the schedule, which ends "
+                f"at step {self.steps}; lower it"
+            )
+
+    def course(self, progress: float) -> float:
+        """How much of the way from `start` to `end` is left after a share of it, 1 to 0."""
+        raise NotImplementedError
+
+    def __call__(self, n: int) -> float:
+        """The value at step `n`, counted from 0."""
+        warm_up = (n + 1) / (self.warm_up_steps + 1)
+        if warm_up < 1 or n == 0:
+            return self.start * min(warm_up, 1.0)
+        if self.follows_run:
+            raise ValueError("`begin` has to be called first")
+        length = max((self.steps or 0) - self.warm_up_steps, 1)
+        left = self.course(min((n - self.warm_up_steps) / length, 1.0))
+        return self.end + (self.start - self.end) * left
+
+
+class ConstantSchedule(RunSchedule):
+    """1 after the warm-up."""
+
+    def __init__(self, warm_up_steps: StepOrShare = 0) -> None:
+        super().__init__(warm_up_steps)
+
+    def course(self, progress: float) -> float:
+        return 0.0
+
+
+class LinearSchedule(RunSchedule):
+    """A straight line after the warm-up, see `RunSchedule`."""
+
+    def __init__(
+        self,
+        warm_up_steps: StepOrShare = 0,
+        start: Weight = 1.0,
+        end: Weight = 0.0,
+        steps: StepOrShare | None = None,
+    ) -> None:
+        super().__init__(warm_up_steps, start, end, steps)
+
+    def course(self, progress: float) -> float:
+        return 1 - progress
+
+
+class CosineSchedule(LinearSchedule):
+    """Half a cosine after the warm-up (arXiv 1608.03983, equation 5), see `RunSchedule`."""
+
+    def course(self, progress: float) -> float:
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
 class LambdaWarmUpCosineScheduler:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.atomic_files import write_text
-from taming.errors import UserError
+from taming.errors import UserError, reason_of
 
 PACKAGES = ("taming", "torch", "torchvision", "pytorch_lightning", "lightning", "albumentations")
 
@@ -172,7 +172,10 @@ def stranger() -> Trust:
 
 def trust_in(config: Path, otherwise: Trust) -> Trust:
     """Trust in a config that main.py wrote on this machine: as in the user's own."""
-    made_here = _read_state().get(_digest(config)) if os.path.isfile(config) else None
+    try:
+        made_here = _read_state().get(_digest(config)) if os.path.isfile(config) else None
+    except OSError as error:
+        raise UserError(f"{config} cannot be read ({reason_of(error)})") from None
     if not isinstance(made_here, dict):
         return otherwise
     own = own_trust()

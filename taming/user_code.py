@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from taming.errors import REFUSALS, Stopped, UserError
 
@@ -21,9 +24,27 @@ def is_ours(kind: Any) -> bool:
     return str(kind.__module__).partition(".")[0] == "taming"
 
 
-def name_of(kind: type) -> str:
-    """The dotted name of a class, as in configs."""
+def name_of(kind: Any) -> str:
+    """The dotted name of a class or function, as in configs."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def kind_of(value: Any) -> str:
+    """`(a tensor [2, 3] of float32, None)`: what a value is, in a sentence about it."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(kind_of, value))})"
+    if isinstance(value, Mapping):
+        return f"a dict of {', '.join(map(repr, value)) or 'nothing'}"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, np.ndarray):
+        return f"an array {list(value.shape)} of {value.dtype}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def wrong_result(name: str, expected: str, result: Any) -> UserError:
+    """What to raise where something of the user's, `name`, did not return what is expected."""
+    return UserError(f"{name} must return {expected}; it returned {kind_of(result)}")
 
 
 def described(error: BaseException) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
 from taming.trust import trusted
 from tests.kit.launch import Launcher
+from tests.support import exact_products
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,6 +28,13 @@ def launcher() -> Iterator[Launcher]:
     """Starts programs, as forks of a process in which everything is imported already."""
     with Launcher() as one:
         yield one
+
+
+@pytest.fixture(autouse=True)
+def exact_on_gpus(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests on a GPU assert what full precision gives."""
+    with exact_products() if request.node.get_closest_marker("gpu") else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,22 @@ def double_precision() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products and convolutions in fp32 keep the 13 bits that TF32 drops, on GPUs that have it.
+
+    PyTorch lets convolutions drop them by default.
+    """
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    kept = {"benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(cudnn.enabled, **kept, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """What its parameters are if a YAML leaves them out."""
     parameters = inspect.signature(function).parameters.items()

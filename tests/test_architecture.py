@@ -27,21 +27,15 @@ def tree_of(path: Path) -> ast.Module:
 
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
-GROUND |= {
-    "limits",
-    "published_names",
-    "trust",
-    "weight_choice",
-    "config_values",
-    "user_code",
-    "kernel_choice",
-}
+GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
+GROUND |= {"kernel_choice", "run_length"}
 LEAVES = GROUND | {
     "config",
     "config_before",
     "config_files",
     "checkpoint",
     "downloads",
+    "figures",
     "lightning_internals",
     "lr_scheduler",
     "util",
@@ -52,6 +46,7 @@ ALLOWED = {
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
     "pictures": {"errors"},
+    "figures": {"atomic_files", "errors"},
     "published_names": {"errors"},
     "trust": {"atomic_files", "errors"},
     "user_code": {"errors"},
@@ -70,14 +65,15 @@ ALLOWED = {
         *("config_values", "errors", "limits", "user_code"),
     },
     "config_before": {"config", "errors"},
-    "lr_scheduler": {"config", "config_values"},
+    "lr_scheduler": {"config", "config_values", "errors", "run_length", "user_code"},
+    "run_length": {"errors"},
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
     "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
-    "modules": GROUND | {"downloads", "modules", "util"},
+    "modules": GROUND | {"config", "downloads", "modules", "util"},
     "models": LEAVES | {"modules", "models"},
     "data": GROUND | {"data", "config", "util"},
     "export": LEAVES | {"export", "models", "modules"},

@@ -67,6 +67,16 @@ def test_impossible_names_are_one_sentence(tmp_path: Path) -> None:
             raise AssertionError("it was opened")
 
 
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    """A device that is named as the output would become a file, for the user root."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("pipe", "device"), ("folder", "folder")):
+        with pytest.raises(UserError, match=f"{name}': that is a {kind}"):
+            write_text(tmp_path / name, "x")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "folder").is_dir()
+
+
 def test_a_full_disk_is_one_sentence_with_advice(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     with pytest.raises(UserError) as raised:

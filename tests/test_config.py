@@ -59,6 +59,24 @@ def test_missing_file_and_bad_override(tmp_path: Path) -> None:
             load_config([], [text])
 
 
+def test_folders_are_no_configs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path} is a folder, not a config file"):
+        load_config([tmp_path])
+
+
+def test_times_are_no_numbers(tmp_path: Path) -> None:
+    """YAML 1.1 reads 1:30 as 90."""
+    key = "lightning.trainer.max_time"
+    assert load_config([], [f"{key}=1:30"]).lightning.trainer.max_time == "1:30"
+    for value, text in (("'1:30'", "1:30"), ("00:01:30:00", "00:01:30:00"), ("90 # 1:30\n  ", 90)):
+        path = write(tmp_path / "time.yaml", f"lightning: {{trainer: {{max_time: {value}}}}}")
+        assert load_config([path]).lightning.trainer.max_time == text
+    for value in ("1:30", "[1:30]", "{a: -1:30:00}"):
+        path = write(tmp_path / "time.yaml", f"lightning:\n  trainer:\n    max_time: {value}\n")
+        with pytest.raises(UserError, match=r"time.yaml: YAML takes -?1:30\S* for a number"):
+            load_config([path])
+
+
 def test_number_signs_in_overrides_are_no_comments() -> None:
     texts = ["a # b", '"a # b"', "'a # b'"]
     config = load_config([], [f"model.params.p{n}={text}" for n, text in enumerate(texts)])
@@ -167,11 +185,19 @@ def test_checkpoint_paths_are_dropped_at_every_depth() -> None:
 
 def test_values_left_open_are_asked_for() -> None:
     config = OmegaConf.create({"model": {"target": "x.Y", "params": {"stage": {"path": "???"}}}})
-    with pytest.raises(UserError, match=r"set model.params.stage.path=\.\.\."):
+    with pytest.raises(UserError, match=r"path is left to you: add model.params.stage.path=\.\.\."):
         instantiate_from_config(config.model, key="model")
     config = OmegaConf.create({"data": {"target": "x.Y", "params": {"n": "${model.n}"}}})
     with pytest.raises(UserError, match="data.params.n: Interpolation key 'model.n' not found"):
         instantiate_from_config(config.data, key="data")
+
+
+@pytest.mark.parametrize("place", ["model", "model.params", "model.params.ddconfig"])
+def test_what_is_null_is_blamed_and_not_what_refers_to_it(place: str) -> None:
+    config = OmegaConf.create({"data": {"size": "${model.params.ddconfig.resolution}"}})
+    OmegaConf.update(config, place, None, force_add=True)
+    with pytest.raises(UserError, match=f"^{place} is null, and data.size refers to it"):
+        plain(config)
 
 
 def write_stages(folder: Path, stage: dict[str, Any]) -> Path:
@@ -215,7 +241,7 @@ def test_a_stage_has_the_model_of_the_yaml_it_names(tmp_path: Path) -> None:
     assert load_config([again]).model.params.first_stage_config.params.n_labels == 4
     path = write_stages(tmp_path, {"base": "first.yaml", "params": {"ckpt_path": "???"}})
     open_config = load_config([path])
-    with pytest.raises(UserError, match=f"^set {place}.ckpt_path=... "):
+    with pytest.raises(UserError, match=f"^{place}.ckpt_path is left to you: add model"):
         plain(open_config)
 
 

@@ -21,7 +21,12 @@ import taming.modules
 from taming.config import check_config, instantiate_from_config
 from taming.config_values import Range, parameters_of
 from taming.errors import UserError
-from taming.lr_scheduler import LambdaWarmUpCosineScheduler
+from taming.lr_scheduler import (
+    ConstantSchedule,
+    CosineSchedule,
+    LambdaWarmUpCosineScheduler,
+    LinearSchedule,
+)
 from taming.training.callbacks import ImageLogger
 from taming.training.data_module import DataModuleFromConfig
 from tests.kit.models import (
@@ -127,6 +132,8 @@ WRONG: list[tuple[Any, str, Any, str]] = [
     (DATA, "train.params", [1, 2], "names and their values"),
     (DATA, "train.params.training_images_list_file", 1e-4, "a text"),
     (DATA, "train.params.random_crop", 1e12, "true or false"),
+    (DATA, "train.params.value_range", 4095, "a list of numbers of 2 entries or null is expected"),
+    (DATA, "train.params.augmentations", ["a.B"], "a list of mappings of target and params or"),
     (CALLBACK, "max_images", "abc", "a whole number"),
     # ranges
     (VQ, "n_embed", 0, "is 0; it must be from 1 to"),
@@ -251,7 +258,10 @@ def test_every_number_in_a_config_has_its_range() -> None:
     ]
     named += [entry for entry in classes(taming.data) if issubclass(entry, Dataset)]
     named += [ImageLogger, DataModuleFromConfig, LambdaWarmUpCosineScheduler]
+    named += [ConstantSchedule, LinearSchedule, CosineSchedule]
     inside = {"SeededDataset", "EmbeddingEMA", "CausalSelfAttention", "Block"}
+    inside |= {"EqualizedConv", "ResidualBlock", "Attention", "MLP", "PatchEmbedding", "ViT"}
+    inside |= {"IdleCodes"}
     bare = [
         f"{entry.__name__}.{name}"
         for entry in named

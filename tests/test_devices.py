@@ -29,6 +29,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -
     """Pretend to be a machine with so many GPUs of NVIDIA's, or one of Apple's."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
@@ -44,7 +45,18 @@ def test_processes_share_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, expected in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         assert choose_device("auto") == torch.device(expected)
+        assert choose_device("cuda") == torch.device(expected)
         assert choose_device("cuda:1") == torch.device("cuda:1")  # who names one gets it
+
+
+def test_the_chosen_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, gpus=2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("auto", "cuda", "cuda:0", "cpu"):
+        choose_device(name)
+    assert current == [torch.device(name) for name in ("cuda:1", "cuda:1", "cuda:0")]
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x"])
@@ -117,6 +129,13 @@ def test_convolutions_are_exact_meanwhile(benchmark: bool) -> None:
             assert not cudnn.allow_tf32 and cudnn.benchmark == benchmark
         assert cudnn.allow_tf32
     assert cudnn.allow_tf32 == before
+
+
+def test_who_asked_for_deterministic_convolutions_keeps_them() -> None:
+    cudnn = torch.backends.cudnn
+    for asked in (True, False):
+        with cudnn.flags(deterministic=asked), computing_in(torch.float32, CPU):
+            assert cudnn.deterministic == asked
 
 
 def test_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

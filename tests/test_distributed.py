@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taming.devices import local_rank, own_share
 from taming.distributed import (
@@ -93,6 +94,31 @@ def test_sums_copies_averages_and_gathered_objects(tmp_path: Path) -> None:
         ]
         assert result["total"].tolist() == [2, 30] and result["first"].tolist() == [1, 10]
         assert [grad.tolist() for grad in result["grads"]] == [[1, 15], [1, 15]]
+
+
+@pytest.mark.parametrize(("backend", "device"), [("nccl", "cuda"), ("gloo", "cpu")])
+def test_counts_in_a_cpus_memory_go_through_a_gpu_if_processes_use_nccl(
+    monkeypatch: pytest.MonkeyPatch, backend: str, device: str
+) -> None:
+    exchanged: list[str] = []
+
+    def exchange(tensor: Tensor, **options: Any) -> None:
+        exchanged.append(tensor.device.type)
+        tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist, "all_reduce", exchange)
+    monkeypatch.setattr(dist, "broadcast", exchange)
+    with FakeTensorMode():  # a GPU for want of a real one
+        counts = torch.zeros(3, dtype=torch.long)  # of a process that had no batch
+        assert sum_over_ranks(counts) is counts and counts.is_cpu
+        assert counts._version  # the sum is put back
+        before = counts._version
+        assert same_on_all_ranks(counts) is counts and counts._version > before
+        on_gpu = torch.zeros(3, device="cuda")
+        assert sum_over_ranks(on_gpu) is on_gpu
+    assert exchanged == [device, device, "cuda"]
 
 
 def fail_in_one(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from taming.errors import (
     DamagedImage,
     Stopped,
     UserError,
+    absence,
     command,
     end_with_damaged,
     is_full,
@@ -67,6 +69,13 @@ def test_sentences_out_of_the_traceback_of_a_worker(kind: type[UserError]) -> No
     name = kind.__name__
     text = f"Caught {name} in DataLoader worker 0. Traceback: taming.errors.{name}: a is b"
     assert sentence(kind(text)) == "a is b" and sentence(kind("plain: text")) == "plain: text"
+
+
+def test_what_is_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert absence("folder", tmp_path / "file") == f"{tmp_path}/file is a file, not a folder"
+    assert absence("config file", tmp_path) == f"{tmp_path} is a folder, not a config file"
+    assert absence("folder", tmp_path / "gone") == f"there is no folder {tmp_path}/gone"
 
 
 def test_reasons_without_a_number() -> None:

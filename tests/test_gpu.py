@@ -1,60 +1,182 @@
-"""What only a CUDA device can show: `make test-gpu`, or pytest -m gpu."""
+"""What only a CUDA device can show: `make test-gpu`, or pytest -m gpu.
+
+Products and convolutions are exact here, without TF32 (tests/conftest.py), so that tolerances are
+those of the CPU's tests; reduced precision is asked for where it is meant.
+"""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from taming.checkpoint import read_checkpoint
+from taming.checkpoint.saving import Snapshots
 from taming.config import instantiate_from_config
+from taming.lightning_internals import scaler_of
+from taming.modules.transformer.decoding import one_pass_logits, sample_token
 from taming.modules.transformer.mingpt import GPT, sample_with_past
+from taming.modules.vqvae.codebook import nearest_code
+from taming.sampling import sample_images
+from taming.sampling.requests import Request
+from taming.sampling.settings import SampleSettings
+from taming.training.callbacks import ImageLogger
 from taming.training.cli import main as main_command
-from tests.kit.training import small_vqgan, write_config
+from tests.kit.first_stages import batches
+from tests.kit.models import TRANSFORMER, build
+from tests.kit.training import small_vqgan, write_config, write_transformer
+from tests.models.test_stability import make
 from tests.models.test_vqgan import golden_vqmodel
-from tests.support import fill_by_name, load_golden
+from tests.support import assert_close, fill_by_name, load_golden
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+GPU = ("--gpus", "0,")
+GENERATOR = ("train/aeloss", "train/rec_loss", "train/quant_loss")
+NAMES = (*GENERATOR, "train/disc_loss")
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
-def test_first_stage_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+def train(folder: Path, base: str, *flags: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """What was logged at each of four steps, and the last checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["--base", base, "-t", "--max_steps", "4", *flags])
+    [table] = folder.glob("logs/*/csv/*/metrics.csv")
+    rows = [row for row in csv.DictReader(table.open()) if row.get("train/aeloss")]
+    [last] = folder.glob("logs/*/checkpoints/last.ckpt")
+    return [{name: float(row[name]) for name in NAMES} for row in rows], read_checkpoint(last)
+
+
+def train_first_stage(folder: Path, *flags: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    base = write_config(folder, small_vqgan())
+    return train(folder, base, "--gradient_clip_val", "1.0", *flags)
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_first_stage(tmp_path_factory.mktemp("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "steps"),
+    # On a CPU, bf16 moves the losses by 0.5 % in four steps, and another layout of memory by 1e-5.
+    # The scaler of fp16 leaves out steps until its factor is small enough.
+    [("32", 1e-3, 4), ("bf16-mixed", 2e-2, 4), ("16-mixed", 1e-2, 1)],
+)
+def test_first_stage_trains_as_on_a_cpu(
+    tmp_path: Path, on_the_cpu: Any, precision: str, tolerance: float, steps: int
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    base = write_config(tmp_path, small_vqgan())
-    flags = ["--gpus", "0,", "--max_steps", "4", "--precision", precision]
-    main(["--base", base, "-t", *flags, "--gradient_clip_val", "1.0"])
-    [last] = tmp_path.glob("logs/*/checkpoints/last.ckpt")
-    checkpoint = read_checkpoint(last)
-    assert checkpoint["global_step"] == 4
-    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    expected, before = on_the_cpu
+    numbers, checkpoint = train_first_stage(tmp_path, *GPU, "--precision", precision)
+    assert checkpoint["global_step"] == 4 and len(numbers) == len(expected) == 4
+    for name in GENERATOR:
+        for row, other in list(zip(numbers, expected, strict=True))[:steps]:
+            assert row[name] == pytest.approx(other[name], rel=tolerance), name
+    for row, other in list(zip(numbers, expected, strict=True))[1:steps]:  # the game has begun
+        assert row["train/disc_loss"] == pytest.approx(other["train/disc_loss"], rel=3 * tolerance)
+    state = checkpoint["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+    weight = "decoder.conv_out.weight"
+    assert (state[weight] - before["state_dict"][weight]).abs().max() < 4 * 2 * 5e-5 * 4
+
+
+def test_runs_are_equal_where_results_must_not_change(tmp_path: Path) -> None:
+    """With pictures of samples, in which probabilities are added up."""
+    states = []
+    for name in ("first", "second"):
+        (folder := tmp_path / name).mkdir()
+        base = write_transformer(folder)
+        model = "model.params.{}_config.params.{}".format
+        changes = [model("first_stage", "ckpt_path=null"), model("transformer", "vocab_size=64")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            flags = ["--max_steps", "4", "--deterministic", "true"]
+            main(["--base", base, "-t", *GPU, *flags, *changes])
+        assert list(folder.glob("logs/*/images/train/samples_half*.png"))
+        [last] = folder.glob("logs/*/checkpoints/last.ckpt")
+        states.append(read_checkpoint(last)["state_dict"])
+    torch.use_deterministic_algorithms(False)
+    first, second = states
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_float16_has_one_scale_and_clips_without_it(tmp_path: Path, fused: bool) -> None:
+    """Updates are those of fp32 up to rounding: a clipped scaled gradient would be near 0."""
+    weights = {}
+    for precision in ("32-true", "16-mixed"):
+        model = make(fused_optimizer=fused)
+        model.gradient_clip_val, model.accumulate_grad_batches = 0.25, 2
+        before = model.decoder.conv_out.weight.detach().clone()
+        trainer = gpu_trainer(tmp_path, precision=precision, max_steps=2)
+        trainer.fit(model, batches(4))
+        weights[precision] = model.decoder.conv_out.weight.detach().cpu() - before
+    scaler = scaler_of(trainer)
+    assert scaler is not None and scaler.state_dict()["_growth_tracker"] == 2
+    step, exact = weights["16-mixed"], weights["32-true"]
+    assert torch.nn.functional.cosine_similarity(step.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def gpu_trainer(folder: Path, **options: Any) -> pl.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    return pl.Trainer(accelerator="gpu", devices=1, default_root_dir=folder, **quiet, **options)
 
 
 @torch.no_grad()
 def test_forward_passes_equal_the_golden_numbers() -> None:
     model, golden = golden_vqmodel()
     model, x = model.cuda(), golden["x"].cuda()
-    torch.testing.assert_close(model(x)[0].cpu(), golden["rec"], atol=1e-3, rtol=1e-3)
-    agree = (model.encode(x)[2][2].cpu() == golden["indices"]).float().mean()
-    assert agree > 0.99
+    assert_close(model(x)[0].cpu(), golden["rec"])
+    assert_close(model.encode(x)[2][2].cpu(), golden["indices"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_greedy_sampling_equals_the_cpu(dtype: torch.dtype) -> None:
+def golden_gpt() -> tuple[Any, dict[str, torch.Tensor]]:
     golden, spec = load_golden("gpt")
-    gpt: Any = fill_by_name(GPT(**spec["gpt"])).eval().cuda()
+    return fill_by_name(GPT(**spec["gpt"])).eval().cuda(), golden
+
+
+def test_greedy_sampling_equals_the_cpu() -> None:
+    gpt, golden = golden_gpt()
     tokens = sample_with_past(golden["greedy.c"].cuda(), gpt, 20, sample_logits=False)
     assert torch.equal(tokens.cpu(), golden["greedy.out"])
-    with torch.autocast("cuda", dtype):
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.bfloat16, 0.02)])
+def test_logits_equal_the_golden_ones(dtype: torch.dtype, error: float) -> None:
+    gpt, golden = golden_gpt()
+    with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         logits, _ = gpt(golden["gpt.idx"].cuda())
-    torch.testing.assert_close(logits.float().cpu(), golden["gpt.logits"], atol=0.1, rtol=0.1)
+    expected = golden["gpt.logits"]
+    assert (logits.float().cpu() - expected).norm() < error * expected.norm()
+
+
+def test_every_token_is_sampled_in_bf16() -> None:
+    gpt, golden = golden_gpt()
+    logits = one_pass_logits(gpt.bfloat16(), golden["greedy.c"].cuda(), 3)
+    assert logits.dtype == torch.float32
+    uniform = (torch.arange(4096, device="cuda") + 0.5) / 4096
+    tokens = sample_token(torch.zeros(4096, 1024, device="cuda", dtype=torch.bfloat16), uniform)
+    assert tokens.bincount(minlength=1024).tolist() == [4] * 1024
+
+
+def test_samples_equal_the_cpus() -> None:
+    """Every token has its random number, on any device."""
+    model = build(TRANSFORMER).eval()
+    torch.nn.init.normal_(model.transformer.pos_emb)
+    requests = [Request(n, (n % 5,), n % 5) for n in range(10)]
+    for settings in (SampleSettings(temperature=0.0), SampleSettings(1.0, 10, 0.9)):
+        drawn = [
+            torch.stack([s.indices for s in sample_images(one, requests, settings, batch_size=4)])
+            for one in (model.cpu(), model.cuda())
+        ]
+        assert torch.equal(*drawn)
 
 
 def test_compiled_decoder_and_encoder_agree_with_eager() -> None:
@@ -62,6 +184,47 @@ def test_compiled_decoder_and_encoder_agree_with_eager() -> None:
     model = instantiate_from_config(spec["model"]).eval().cuda()
     x = torch.rand(2, 3, 32, 32, device="cuda") * 2 - 1
     with torch.no_grad():
-        expected = model.decoder(model.post_quant_conv(model.encode(x)[0]))
-        compiled = torch.compile(model.decoder)(model.post_quant_conv(model.encode(x)[0]))
-    torch.testing.assert_close(compiled, expected, atol=1e-3, rtol=1e-3)
+        expected, indices = model(x)[0], model.encode_to_indices(x)
+        compiled = torch.compile(model, fullgraph=True)(x)[0]
+        found = torch.compile(model.encode_to_indices, fullgraph=True)(x)
+    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)
+    assert (found == indices).float().mean() > 0.99  # a tie may be decided otherwise
+
+
+def test_nearest_codes_need_no_matrix_of_all_distances() -> None:
+    """In fp32, whatever the precision of other products."""
+    codes, latents = torch.randn(16_384, 8).cuda(), torch.randn(65_536, 8).cuda()
+    torch.set_float32_matmul_precision("high")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    indices = nearest_code(latents, codes)
+    assert torch.cuda.max_memory_allocated() - before < 1e9
+    assert torch.get_float32_matmul_precision() == "high"
+    some = torch.arange(0, 65_536, 64, device="cuda")
+    exact = torch.cdist(latents[some].double(), codes.double()).argmin(1)
+    assert (indices[some] == exact).float().mean() > 0.999
+
+
+class Shows(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, 1, 1, device="cuda"))
+
+    def log_images(self, batch: Any) -> dict[str, torch.Tensor]:
+        return {"inputs": batch["image"] + torch.randn_like(batch["image"])}
+
+
+def test_pictures_leave_the_random_numbers_as_they_are() -> None:
+    model: Any = Shows()
+    before = torch.cuda.get_rng_state()
+    ImageLogger(1, max_images=1)._pictures(model, {"image": torch.zeros(1, 3, 4, 4).cuda()}, "val")
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_snapshots_hold_what_was_there() -> None:
+    tensor = torch.randn(1000, device="cuda")
+    expected, snapshots = tensor.cpu(), Snapshots()
+    snapshot = snapshots.take({"weight": tensor})
+    tensor.zero_()
+    assert torch.equal(snapshot.content["weight"], expected)
+    assert snapshot.buffers[0].is_pinned()

@@ -1,16 +1,27 @@
+import math
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
+from taming.errors import UserError
 from taming.lr_scheduler import (
+    ConstantSchedule,
+    CosineSchedule,
     LambdaWarmUpCosineScheduler,
+    LinearSchedule,
+    Schedule,
     apply_rates,
     base_rates,
     leave_rules_out,
     make_schedule,
+    value_at,
 )
+from taming.run_length import RunLength
 from tests.kit.models import cosine_config
 from tests.support import assert_close, load_golden
 
@@ -110,3 +121,84 @@ def test_schedules_of_several_optimizers_keep_their_own_rates():
     schedules = [make_schedule(HALVED, optimizer) for optimizer in optimizers]
     apply_rates([[2.0], [6.0]], optimizers, schedules, before=None)
     assert [schedule.base_lrs for schedule in schedules] == [[2], [6]]
+
+
+def begun(rule, steps=20):
+    rule.begin(RunLength(steps), "scheduler_config")
+    return rule
+
+
+def test_courses_of_schedules():
+    """After a warm-up of three steps, from 2 to 1 at step 13 and no further."""
+    warm_up = [0.25, 0.5, 0.75, 1.0]
+    constant = ConstantSchedule(3)
+    torch.testing.assert_close([constant(n) for n in (0, 1, 2, 3, 99)], [*warm_up, 1.0])
+    linear, cosine = LinearSchedule(3, 2.0, 1.0, 13), CosineSchedule(3, 2.0, 1.0, 13)
+    for rule in (linear, cosine):
+        torch.testing.assert_close([rule(n) for n in range(4)], [2 * x for x in warm_up])
+        assert rule(13) == rule(14) == rule(1000) == 1
+    assert linear(5) == 2 - 2 / 10
+    assert cosine(5) == pytest.approx(1 + (1 + math.cos(math.pi * 2 / 10)) / 2)
+    assert LinearSchedule()(0) == 1 and ConstantSchedule()(5) == 1
+
+
+def test_schedules_follow_the_length_of_the_run():
+    assert begun(LinearSchedule())(5) == 1 - 5 / 20
+    shares = begun(CosineSchedule(warm_up_steps=0.1, steps=0.5))
+    assert (shares.warm_up_steps, shares.steps) == (2, 10) and shares(10) == 0
+    assert begun(ConstantSchedule(0.25))(4) == 5 / 6
+    asked = []
+
+    def length():
+        asked.append(1)
+        return RunLength(20)
+
+    open_ended = {"target": "taming.lr_scheduler.LinearSchedule"}
+    schedule = make_schedule(open_ended, sgd(2.0), length)
+    assert schedule.lr_lambdas[0](10) == 0.5 and asked == [1]
+    for other in (cosine_config(), {**open_ended, "params": {"steps": 5}}):
+        make_schedule(other, sgd(2.0), length)
+    assert asked == [1]  # what says all by itself does not have the data loaded
+
+
+def test_a_schedule_without_an_end_is_refused():
+    for rule in ("LinearSchedule", "CosineSchedule"):
+        with pytest.raises(UserError, match="scheduler_config: a schedule without `steps`.*no end"):
+            make_schedule({"target": f"taming.lr_scheduler.{rule}"}, sgd(1.0))
+    with pytest.raises(UserError, match="warm_up_steps follows the length of a run"):
+        ConstantSchedule(0.5).begin(RunLength(), "scheduler_config")
+    for wrong in (lambda: LinearSchedule(9, steps=9), lambda: begun(LinearSchedule(20))):
+        with pytest.raises(UserError, match="leaves nothing of the schedule"):
+            wrong()
+    with pytest.raises(ValueError, match="begin"):
+        LinearSchedule()(1)
+
+
+class Own:
+    """A rule of the user's."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, step: int) -> Any:
+        return self.value[step]
+
+
+def test_values_of_a_rule_are_numbers_from_0_on() -> None:
+    for value in (0, 1.5, True, np.float32(2), torch.tensor(0.5), torch.ones(1)):
+        assert value_at(Own([value]), 0) is value
+    for value in (None, "x", -1.0, float("nan"), float("inf"), 1j, [1.0], torch.ones(2)):
+        with pytest.raises(UserError, match="Own must give a number from 0 on; at step 1 it gives"):
+            value_at(Own([1.0, value]), 1)
+    with pytest.raises(UserError, match=r"Own at step 7 raises IndexError: .*\(.*, line \d+\)"):
+        value_at(Own([]), 7)
+
+
+def test_rates_are_checked_at_every_step() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = Schedule(optimizer, Own([1.0, 0.5, None]))
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    with pytest.raises(UserError, match="at step 2 it gives None"):
+        schedule.step()

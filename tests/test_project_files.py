@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 import yaml
 
 from tests.documents import PROJECT, ROOT
-from tests.workplace import run_script
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
@@ -51,22 +49,6 @@ def test_authors_are_those_of_the_citation() -> None:
         author["name"] for author in citation["authors"]
     ]
     assert PROJECT["license"] == citation["license"]
-
-
-def test_make_gpu_runs_every_benchmark_that_takes_a_device(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    recipe = MAKEFILE.partition("\ngpu:")[2].partition("\n\n")[0]
-    commands = [shlex.split(command) for command in re.findall(r"(benchmarks/.*)", recipe)]
-    benchmarks = (ROOT / "benchmarks").glob("*.py")
-    on_cuda = {f"benchmarks/{p.name}" for p in benchmarks if '"--device"' in p.read_text()}
-    assert {command[0] for command in commands} == on_cuda
-    for script, *words in commands:
-        assert words[:2] == ["--device", "cuda"]
-        with pytest.raises(SystemExit):
-            run_script(str(ROOT / script), ["--help"])
-        text = capsys.readouterr().out
-        assert all(word in text for word in words if word.startswith("--")), script
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

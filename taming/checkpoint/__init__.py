@@ -10,6 +10,7 @@ from taming.checkpoint.loading import (
     run_config,
 )
 from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
+from taming.checkpoint.savable import check_savable
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.stage_data import complete_data, inherit_data
 from taming.checkpoint.weights import check_fit, load_file, load_weights
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "check_complete",
     "check_fit",
+    "check_savable",
     "complete_data",
     "expand_stages",
     "find_run",

@@ -16,6 +16,8 @@ from taming.checkpoint.names import OPTIONAL
 # Parameters of models that decide about their training alone.
 _TRAINING = {"ckpt_path", "ignore_keys", "lossconfig", "lr_g_factor", "monitor"}
 _TRAINING |= {"batch_resize_range", "scheduler_config", "use_ema"}
+_TRAINING |= {"compile", "checkpoint_activations", "fused_optimizer", "gradient_checkpointing"}
+_TRAINING |= {"reuse_reconstruction", "channels_last", "teacher", "soft_loss_weight"}
 _LENGTH = 16  # hexadecimal digits
 
 

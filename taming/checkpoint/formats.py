@@ -16,7 +16,7 @@ from torch import Tensor
 from taming.checkpoint import inert
 from taming.checkpoint.checksum import DamagedFileError, check
 from taming.checkpoint.weight_sets import choose
-from taming.errors import UserError
+from taming.errors import REFUSALS, UserError, reason_of
 
 Read = TypeVar("Read")
 SAFETENSORS, INDEX = ".safetensors", ".index.json"
@@ -62,8 +62,10 @@ def is_mapped(path: Path) -> bool:
 def index_of(path: Path) -> Path:
     """The index of the shards to which a file belongs, if it lies beside; else the file."""
     name = re.sub(r"-\d{5}-of-\d{5}(?=\.\w+$)", "", path.name)
+    if name == path.name:
+        return path
     index = path.with_name(name + INDEX)
-    return index if name != path.name and index.is_file() else path
+    return index if index.is_file() else path
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
@@ -74,6 +76,8 @@ def explained(path: Path, read: Callable[[Path], Read]) -> Read:
         check(path)
         return read(path)
     except BROKEN as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
         raise DamagedFileError(f"{path} {_what_is_wrong(path, error)}") from None
 
 

@@ -16,7 +16,9 @@ from taming.checkpoint.runs import Run, find_run
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_for
 from taming.config import (
     instantiate_from_config,
+    left_open,
     load_config,
+    missing_keys,
     plain,
     without_checkpoint_paths,
 )
@@ -80,7 +82,7 @@ def expand_stages(config: DictConfig) -> None:
         if isinstance(stage, str) and not stage.startswith("__"):
             params[key] = run_as_stage(stage, f"model.params.{key}")
         elif isinstance(stage, DictConfig) and "target" not in stage:
-            if OmegaConf.missing_keys(stage):
+            if missing_keys(stage):
                 continue  # `check_complete` asks for these
             changes = dict(stage.get("params") or {})
             if path := changes.pop("ckpt_path", None):
@@ -93,14 +95,11 @@ def check_complete(config: DictConfig) -> None:
     from weights that are not there.
 
     Raises:
-        UserError: for the first of them, with what to add.
+        UserError: for all that is left open, or the first that is not there, with what to add.
     """
     plain(config, allow_missing=True)  # interpolations of nothing, too
-    for key in sorted(OmegaConf.missing_keys(config)):
-        stage, found, _ = key.partition("_config.params.ckpt_path")
-        example = f"{stage}_config=logs/<run>, the run that it was trained in"
-        example = example if found else f"{key}=..."
-        raise UserError(f"{key} is left to you: add {example}")
+    if keys := missing_keys(config):
+        raise UserError(left_open(keys))
     for place in ("model", *(f"model.params.{stage}" for stage in STAGES)):
         node = OmegaConf.select(config, place, throw_on_resolution_failure=False)
         if not isinstance(node, DictConfig) or not str(node.get("target")).startswith("taming."):

@@ -14,7 +14,7 @@ from typing import Any
 
 from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
-from taming.checkpoint.formats import read_checkpoint
+from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content
 from taming.distributed import is_first_process
 from taming.errors import UserError
 
@@ -59,6 +59,8 @@ def find_run(path: str | Path) -> Run:
         raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
     if path.suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a config, not a run or checkpoint")
+    if path.is_file() and _may_be_damaged(path) and not is_mapped(path):
+        read_content(path)  # says what it is, before what is beside it is taken for its config
     folder = run_folder_of(path)
     checkpoint = path if path.is_file() else _checkpoint_in(folder)
     return Run(folder, checkpoint, tuple(_configs(folder)))

@@ -95,8 +95,8 @@ class Snapshots:
         """
         storages: dict[tuple[torch.device, int], Tensor] = {}
         copied = self._copy(content, storages)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        for device in {device for device, _ in storages if device.type == "cuda"}:
+            torch.cuda.synchronize(device)
         return Snapshot(copied, list(storages.values()))
 
     def reserve(self, content: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from taming.checkpoint.loading import run_config
 from taming.checkpoint.runs import Run, find_run
-from taming.config import plain
+from taming.config import missing_keys, plain
 from taming.config_before import SPLITS
 from taming.config_files import STAGES
 from taming.errors import UserError
@@ -62,7 +62,7 @@ def complete_data(config: DictConfig, run: Run) -> None:
         return
     with suppress(UserError):
         model = config.get("model")
-        if isinstance(model, DictConfig) and OmegaConf.missing_keys(model):
+        if isinstance(model, DictConfig) and missing_keys(model):
             config.model = run_config(run, used=["data"]).model
     with suppress(UserError):
         _inherit_places(config, run)

@@ -89,6 +89,18 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
 
 
+def no_plain_tensor(content: Any, names: Collection[str], depth: int = 0) -> str:
+    """The first entry that is named as one of the weights `names`, and is a tensor of another kind,
+    as sparse ones and those without content (of the device meta) are; "" if there is none."""
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Inert) and _as_tensor(value) is None and "." in str(key):
+            if any(f".{key}".endswith(f".{name}") for name in names):
+                return str(key)
+        elif depth < _DEEPEST and (found := no_plain_tensor(value, names, depth + 1)):
+            return found
+    return ""
+
+
 def _as_tensor(value: Any) -> Tensor | None:
     """A tensor, quantized too, or an array of numbers as a tensor."""
     if isinstance(value, NumpyArray | QuantizedTensor):

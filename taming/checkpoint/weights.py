@@ -14,7 +14,7 @@ from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
 from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
-from taming.checkpoint.weight_sets import choose, say
+from taming.checkpoint.weight_sets import choose, no_plain_tensor, say
 from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
 
@@ -49,6 +49,11 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
         UserError: if there are none, or the model has no such parts as are to be loaded.
     """
     choice = ordinary_choice()
+    if other := no_plain_tensor(content, own.keys()):
+        raise UserError(
+            f"{source}: '{other}' is no dense tensor, but sparse, nested or without content; save "
+            "it as a dense one, on the CPU"
+        )
     chosen = choose(content, source, own, choice.kind)
     state, notes = chosen.tensors, list(chosen.notes)
     kinds = {
@@ -62,7 +67,7 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
     ignored: list[str] = []
     if parts := choice.parts:
-        state = _only(parts, state, own)
+        state = _only(parts, state, own, source)
         ignored = [name for name in own if name not in state]
         notes.append(f"{', '.join(parts)} alone: all other weights are random")
     if notes:
@@ -81,14 +86,23 @@ def _check_numbers(name: str, tensor: Tensor, source: str | Path) -> None:
         )
 
 
-def _only(parts: Sequence[str], state: Tensors, own: Tensors) -> dict[str, Tensor]:
-    """The tensors of some parts of a model; those of a single part may lack its name."""
+def _only(
+    parts: Sequence[str], state: Tensors, own: Tensors, source: str | Path
+) -> dict[str, Tensor]:
+    """The tensors of some parts of a model; those of a single part may lack its name.
+
+    Raises:
+        UserError: if the model or the file has no such part.
+    """
+    known = dict.fromkeys(name.partition(".")[0] for name in own)
+    there = [part for part in known if any(name.startswith(f"{part}.") for name in state)]
     heads = tuple(f"{part}." for part in parts)
     for part, head in zip(parts, heads, strict=True):
         if not any(name.startswith(head) for name in own):
-            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in own))
-            raise UserError(f"--parts: the model has no '{part}', only {known}")
-    if len(parts) == 1 and not any(name.startswith(heads) for name in state):
+            raise UserError(f"--parts: the model has no '{part}', only {', '.join(known)}")
+        if there and not any(name.startswith(head) for name in state):
+            raise UserError(f"--parts: {source} has no '{part}', only {', '.join(there)}")
+    if len(parts) == 1 and not there:
         state = {heads[0] + name: tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if name.startswith(heads)}
 

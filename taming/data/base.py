@@ -230,17 +230,17 @@ class ImageFiles(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         # A bad item is replaced by the next one, not by a random one: the same in every run.
-        for step in range(min(len(self), REPLACEMENTS_TRIED)):
+        for step in range(tried := min(len(self), REPLACEMENTS_TRIED)):
             try:
                 return self._item((index + step) % len(self) if step else index)
             except BadFile as error:
                 if self.options.on_error == "raise":
                     raise DamagedImage(str(error)) from None
                 log.warning("skipped: %s", error)
-        raise UserError(
-            f"{self.source}: {REPLACEMENTS_TRIED} files in a row cannot be used, the last ones "
-            f"around {self.paths[index]}; look at the warnings above"
-        )
+        which = "none of its files can be used, such as"
+        if tried < len(self):
+            which = f"{tried} files in a row cannot be used, the last ones around"
+        raise UserError(f"{self.source}: {which} {self.paths[index]}; look at the warnings above")
 
     def _item(self, index: int) -> Item:
         return self.load(index) | self.metadata(index)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from typing_extensions import TypedDict
 
-from taming.config_values import Finite, Length
+from taming.config_values import Finite, Length, TransformConfig
 from taming.errors import UserError
 
 MOST_SIDE = 2**15
@@ -23,7 +23,7 @@ class FileOptions(TypedDict, total=False):
     """Options of `ImageOptions` that constructors pass on as they are."""
 
     value_range: Annotated[Sequence[Finite], Length(2, 2)] | None
-    augmentations: Sequence[Mapping[str, Any]] | None
+    augmentations: Sequence[TransformConfig] | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ImageOptions:
     # The values that are black and white in images of more than 8 bits; None: as the files say.
     value_range: Sequence[float] | None = None
     # Transforms of albumentations, as `target` and `params`, of what was resized and cropped.
-    augmentations: Sequence[Mapping[str, Any]] | None = None
+    augmentations: Sequence[TransformConfig] | None = None
     source: str = ""  # where the files come from, for errors; by default the dataset's class
 
     def __post_init__(self) -> None:

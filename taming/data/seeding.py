@@ -42,7 +42,12 @@ class Position(int):
 
 def digest(*numbers: int) -> bytes:
     """32 bytes that depend on all of the numbers: generators seeded by them are unrelated."""
-    return hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=32).digest()
+    try:
+        packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    except struct.error:
+        largest = max(numbers, key=abs)
+        raise UserError(f"a seed must have at most 63 bits, and {largest} has more") from None
+    return hashlib.blake2b(packed, digest_size=32).digest()
 
 
 class PositionSampler(Sampler[Position]):
@@ -147,6 +152,15 @@ def length_of(dataset: object) -> int:
     return length
 
 
+def as_entries(item: Any, name: str) -> Mapping[str, Any]:
+    """An item of a dataset, called `name` in errors; `UserError` if it is no mapping."""
+    if not isinstance(item, Mapping):
+        raise UserError(
+            f"{name} is a {type(item).__name__}; items must be dicts such as {{'image': pixels}}"
+        )
+    return item
+
+
 class SeededDataset(Dataset[Any]):
     """Any map-style dataset, with the global generators seeded around the loading of each item.
 
@@ -170,13 +184,8 @@ class SeededDataset(Dataset[Any]):
 
     def entries(self, position: int) -> Mapping[str, Any]:
         """An item by its entries' names; `UserError` if it is no mapping."""
-        item = self[position]
-        if not isinstance(item, Mapping):
-            raise UserError(
-                f"item {int(position)} of {name_of(type(self.dataset))} is a {type(item).__name__}"
-                "; items must be dicts such as {'image': pixels}"
-            )
-        return item
+        name = f"item {int(position)} of {name_of(type(self.dataset))}"
+        return as_entries(self[position], name)
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         """A batch at once (torch's loader asks for it): states are saved and restored once."""

@@ -12,32 +12,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.sources.images import ImageSource, SourceImage
+from taming.figures import new_figure, save_figure
 from taming.pictures import grid
 
 NAMED_CLASSES = 40  # more would not be readable
 MARKERS = "osD^vP*X"
 log = logging.getLogger(__name__)
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install 'taming-transformers[eval]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
-    return path
 
 
 def plot_classes(distances: Mapping[int, float], path: Path) -> Path:
@@ -50,7 +33,7 @@ def plot_classes(distances: Mapping[int, float], path: Path) -> Path:
 def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Path) -> Path:
     """A chart per metric over the first of the `swept` settings; a line per value of the others."""
     metrics = [name for name in rows[0] if name not in swept]
-    figure, charts = _figure(4.5 * len(metrics), 4, len(metrics))
+    figure, charts = new_figure(4.5 * len(metrics), 4, len(metrics))
     along, others = swept[0], swept[1:]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -63,7 +46,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Pa
         axes.set(xlabel=along, ylabel=metric)
     if others:
         charts[0].legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
@@ -72,7 +55,7 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
     Codes that do not occur are right of the curve's end; the dashed line is the share of each code
     if all were equally common.
     """
-    figure, charts = _figure(4.5 * len(counts), 3.5, len(counts))
+    figure, charts = new_figure(4.5 * len(counts), 3.5, len(counts))
     for (name, numbers), axes in zip(counts.items(), charts, strict=True):
         shares = np.sort(numbers)[::-1] / max(numbers.sum(), 1)
         used = shares[shares > 0]
@@ -82,7 +65,7 @@ def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:
         axes.set(xlim=(0, len(numbers)), yscale="log")
         axes.set_title("\n".join(wrap(name, 40)), fontsize=10)
         axes.set(xlabel=f"the {len(numbers)} codes, the commonest first", ylabel="share of all")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def images_at(source: ImageSource, indices: Sequence[int]) -> Iterator[SourceImage]:
@@ -129,22 +112,22 @@ def _pictures_at(source: ImageSource, indices: Sequence[int]) -> dict[int, np.nd
 
 def plot_map(values: np.ndarray, path: Path, label: str) -> Path:
     """A number for every place of an image, (h, w), as colors."""
-    figure, (axes,) = _figure(5, 4)
+    figure, (axes,) = new_figure(5, 4)
     shown = axes.imshow(values, interpolation="nearest")
     axes.set(xlabel="column of the code", ylabel="row of the code")
     figure.colorbar(shown, label=label)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_bars(values: Mapping[int, float], path: Path, label: str, many: str = "class") -> Path:
     """Bars of every class's number, in order; `many` stands for too many classes to name each."""
     named = len(values) <= NAMED_CLASSES
-    figure, (axes,) = _figure(max(6.0, 0.28 * min(len(values), NAMED_CLASSES)), 4)
+    figure, (axes,) = new_figure(max(6.0, 0.28 * min(len(values), NAMED_CLASSES)), 4)
     axes.bar(range(len(values)), list(values.values()), width=0.8 if named else 1.0)
     if named:
         axes.set_xticks(range(len(values)), list(map(str, values)))
     axes.set(xlabel="class" if named else many, ylabel=label)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plotted(plot: Callable[..., Path], *arguments: Any) -> list[Path]:

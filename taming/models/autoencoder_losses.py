@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks, world_size
 from taming.models.codes import CodeHistogram, CodesInterface
-from taming.modules.diffusionmodules.model import Decoder
+from taming.models.result_checks import (
+    checked_codes,
+    checked_images,
+    checked_reconstruction,
+    name_of_method,
+)
+from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import (
+    FirstStageLoss,
     Reconstruction,
     checked_result,
     has_entry_points,
@@ -31,6 +38,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     loss: nn.Module  # a FirstStageLoss, or one with the published `forward`
     quantize: Quantizer
     decoder: Decoder
+    post_quant_conv: nn.Module
     image_key: str
     use_ema: bool = False
     model_ema: LitEma
@@ -52,12 +60,44 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
 
     def quantized(self, x: Tensor) -> Quantized:
         """Images -> codes, codebook loss and indices: what `encode` of most models gives."""
-        quantized: Quantized = self.encode(x)  # type: ignore[assignment]
-        return quantized
+        decoded = self._modules.get("post_quant_conv")
+        channels = decoded.in_channels if isinstance(decoded, nn.Conv2d) else None
+        shape = (len(x), channels, None, None)
+        return checked_codes(self.encode(x), name_of_method(self, "encode"), shape)
+
+    def images_in(self, batch: Mapping[str, Any]) -> Tensor:
+        """The images [B, C, H, W] of a batch, as `get_input` reads them."""
+        channels = self.channels if isinstance(self.encoder, Encoder) else None
+        name, images = name_of_method(self, "get_input"), self.get_input(batch, self.image_key)
+        images = checked_images(images, name, channels)
+        weight = next(self.parameters(), images)
+        return images.to(weight.dtype) if images.dtype == torch.float64 else images
+
+    def reconstructed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images -> what the loss compares to them (as `forward` makes it, if that is images), and
+        the codebook's loss."""
+        if self.gives_distribution:
+            quant, codebook_loss, _ = self.quantized(x)
+            return self.outputs_of(quant), codebook_loss
+        return checked_reconstruction(self(x), name_of_method(self, "forward"), x)
 
     def images_of(self, quant: Tensor) -> Tensor:
         """Codes -> images: what `decode` of most models gives."""
         return self.decode(quant)
+
+    @property
+    def gives_distribution(self) -> bool:
+        """Whether the loss takes mean and scale of every pixel, in twice the channels."""
+        if not isinstance(self.loss, FirstStageLoss):
+            return False
+        return self.loss.output_channels(self.channels) != self.channels
+
+    def outputs_of(self, quant: Tensor) -> Tensor:
+        """Codes -> what the loss compares to images: these, or their distribution."""
+        if not self.gives_distribution:
+            return self.images_of(quant)
+        outputs: Tensor = self.decoder(self.post_quant_conv(quant))
+        return outputs
 
     def logged_names(self) -> set[str] | None:
         """What is logged in training and validation; None if the loss is no part of this project,
@@ -119,11 +159,14 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Mapping[str, Any], split: str) -> None:
-        x = self.get_input(batch, self.image_key)
+        x = self.images_in(batch)
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
         if split != "val_ema":
             self._used_codes.add(indices)
-        images = Reconstruction(self.global_step, x, self.images_of(quant), codebook_loss)
+        made = (self.outputs_of(quant), codebook_loss)
+        if not self.gives_distribution:
+            made = checked_reconstruction(made, name_of_method(self, "decode"), x)
+        images = Reconstruction(self.global_step, x, *made)
         self._loss_of(images, GENERATOR, split)
         if self.discriminator is not None:
             self._loss_of(images, DISCRIMINATOR, split)

@@ -10,19 +10,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import LBFGS, Adam, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from typing_extensions import Unpack
 
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
-from taming.lightning_internals import leave_out_of_ddp, uncounted_step, without_gradient_sync
+from taming.errors import UserError
+from taming.lightning_internals import (
+    clip_gradients,
+    leave_out_of_ddp,
+    one_scale,
+    uncounted_step,
+    without_gradient_sync,
+)
 from taming.lr_scheduler import make_schedule
 from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, AutoencoderLosses
 from taming.models.batch_checks import check_images, check_outputs
 from taming.models.codes import CodeHistogram
 from taming.models.published_steps import PublishedSteps
+from taming.models.result_checks import loss_of_step, name_of_method, nothing_to_train
+from taming.models.run_length import run_length
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
 from taming.modules.vqvae.nearest import VectorQuantizer2
+from taming.run_length import RunLength
+from taming.user_code import name_of
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +71,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
         x = self.get_input(batch, self.image_key)
         check_images(self, x, batch, self.image_key)
-        check_outputs(self.decoder, x, self.image_key)
-        if isinstance(self.loss, FirstStageLoss):
-            self.loss.check_shape(x.shape)
+        if not isinstance(self.loss, FirstStageLoss):
+            return check_outputs(self.decoder, x, self.image_key, x.shape[1])
+        check_outputs(self.decoder, x, self.image_key, self.loss.output_channels(x.shape[1]))
+        self.loss.check_shape(x.shape)
 
     def on_fit_start(self) -> None:
         require_loss(self.loss)
@@ -77,6 +90,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def on_train_start(self) -> None:
         self.ways.prepare_states(self.trainer.optimizers)
+        if isinstance(self.loss, FirstStageLoss):
+            for line in self.loss.begin(self._run_length(), self.global_step):
+                if self.trainer.is_global_zero:
+                    log.info(line)
 
     @property
     def global_step(self) -> int:
@@ -96,7 +113,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         With the number of a side, 0 or 1, and where there is no Trainer, it is that side's loss
         alone, of which the caller takes the step.
         """
-        x = self.get_input(batch, self.image_key)
+        x = self.images_in(batch)
         number = side[0] if side else optimizer_idx
         if number is None and self._trainer is None:
             number = GENERATOR
@@ -117,22 +134,26 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def _reconstruct(self, x: Tensor, side: int) -> Reconstruction:
         with torch.set_grad_enabled(side == GENERATOR):
-            return Reconstruction(self.global_step, x, *self(x))
+            return Reconstruction(self.global_step, x, *self.reconstructed(x))
 
     def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         """Update the autoencoder, then the discriminator, if there is one, by their losses."""
         self._step = self.global_step  # the update below counts, and both sides play at one step
         try:
-            self.train_generator(batch_idx, loss_of)
-            if self.discriminator is None or len(self._all_optimizers()) < 2:
-                return
-            if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self._step):
-                if self._ends_window(batch_idx):
-                    self._step_schedule(self._all_optimizers()[1])
-            else:
-                self._train_discriminator(batch_idx, loss_of)
+            with one_scale(self.trainer):
+                self._train_sides(batch_idx, loss_of)
         finally:
             self._step = None
+
+    def _train_sides(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        self.train_generator(batch_idx, loss_of)
+        if self.discriminator is None or len(self._all_optimizers()) < 2:
+            return
+        if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self.global_step):
+            if self._ends_window(batch_idx):
+                self._step_schedule(self._all_optimizers()[1])
+        else:
+            self._train_discriminator(batch_idx, loss_of)
 
     def _all_optimizers(self) -> list[Any]:
         """Those of `configure_optimizers`; of a subclass's, there may be one."""
@@ -161,13 +182,16 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
             average_gradients(self.discriminator.parameters())
             self._update(self._all_optimizers()[1], counted=False)
 
-    def _backward(self, loss: Tensor | None) -> None:
+    def _backward(self, result: Any) -> None:
+        loss = loss_of_step(result, name_of_method(self, "training_step"))
         if loss is not None:  # with None, a subclass's step leaves a side out
             self.manual_backward(loss / self.accumulate_grad_batches)
 
     def _update(self, optimizer: Any, *, counted: bool) -> None:
         """Step. Lightning counts the steps of its own wrappers of optimizers: only the
         autoencoder's is one, so that `global_step` counts batches."""
+        if isinstance(optimizer.optimizer, LBFGS):
+            raise UserError(f"{name_of(type(self))} cannot be trained by LBFGS; choose another")
         if counted:
             optimizer.step()
         else:
@@ -176,15 +200,22 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         self._step_schedule(optimizer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradients: here a scaler for float16 has unscaled them."""
+        """Clip the gradients, without the scale of float16."""
         if self.gradient_clip_val:
-            self.clip_gradients(optimizer, self.gradient_clip_val, self.gradient_clip_algorithm)
+            how = self.gradient_clip_algorithm or "norm"
+            clip_gradients(self.trainer, optimizer, self.gradient_clip_val, how)
 
     def _step_schedule(self, optimizer: Any) -> None:
         schedules = self.lr_schedulers()
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if schedule is not None and schedule.optimizer is optimizer.optimizer:
-                schedule.step()
+            if schedule is None or schedule.optimizer is not optimizer.optimizer:
+                continue
+            if isinstance(schedule, ReduceLROnPlateau):
+                raise UserError(
+                    f"{name_of(type(self))} steps its schedules after every update, which "
+                    "ReduceLROnPlateau is not made for; choose another, or scheduler_config"
+                )
+            schedule.step()
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
@@ -213,15 +244,20 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
         """An Adam for the autoencoder, one for the discriminator, and their schedules, if any."""
-        fused = {"fused": True} if self.ways.fused_optimizer else {}
         groups = [list(self.autoencoder_parameters())]
+        if not groups[0]:
+            raise nothing_to_train(self)
         if self.discriminator is not None:
             groups.append(list(self.discriminator.parameters()))
         rates = [self.lr_g_factor * self.learning_rate, self.learning_rate]
         optimizers = [
-            Adam(group, lr=rate, betas=(0.5, 0.9), **fused)
+            Adam(group, lr=rate, betas=(0.5, 0.9), **self.ways.of_optimizer())
             for group, rate in zip(groups, rates, strict=False)
         ]
         if self.scheduler_config is None:
             return list(optimizers), []
-        return list(optimizers), [make_schedule(self.scheduler_config, one) for one in optimizers]
+        rule, length = self.scheduler_config, self._run_length
+        return list(optimizers), [make_schedule(rule, one, length) for one in optimizers]
+
+    def _run_length(self) -> RunLength:
+        return run_length(self._trainer, self.accumulate_grad_batches)

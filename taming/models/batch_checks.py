@@ -40,6 +40,8 @@ def check_values(values: Tensor, key: str) -> None:
         _say(logging.INFO, f"'{key}' of the data is uint8: 0 to 255 is taken as [-1, 1]")
         return
     finite = values[torch.isfinite(values)].double()
+    if len(finite) < values.numel():
+        _say(logging.WARNING, f"'{key}' of the data has values that are not finite (NaN or inf)")
     if not len(finite):
         return
     low, high = float(finite.min()), float(finite.max())
@@ -87,10 +89,18 @@ def check_images(stage: FirstStage, x: Tensor, batch: Mapping[str, Any], key: st
         check_values(batch[key], key)
 
 
-def check_outputs(decoder: Decoder, x: Tensor, key: str) -> None:
-    """Refuse (`UserError`) images [B, C, H, W] of which `decoder` cannot make reconstructions."""
+def check_outputs(decoder: Decoder, x: Tensor, key: str, wanted: int) -> None:
+    """Refuse (`UserError`) images [B, C, H, W] of which `decoder` cannot make reconstructions.
+
+    `wanted` are the channels that its loss takes: C, or twice as many for a distribution.
+    """
     channels = decoder.conv_out.out_channels
-    if channels != x.shape[1]:
+    if channels != wanted != x.shape[1]:
+        raise UserError(
+            f"ddconfig.out_ch is {channels}, but the loss takes {wanted} channels: a mean and a "
+            f"scale for each of the {x.shape[1]} of '{key}'; set it to that, or pixel_loss: l1"
+        )
+    if channels != wanted:
         raise UserError(
             f"ddconfig.out_ch is {channels}, but '{key}' of the data has {x.shape[1]} channels; "
             "they must be equal"

@@ -23,8 +23,10 @@ from taming.models.codes import (
     to_one_hot,
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
+from taming.models.result_checks import checked_entry, encoding_of, name_of_method
 from taming.modules.transformer import decoding
 from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.variants import check_layout
 from taming.modules.util import ConditionKind
 from taming.pictures import text_images
 
@@ -51,6 +53,7 @@ class CodeSampling(pl.LightningModule):
     cond_drop: float
     sos_token: int
     loaded_from: str | None = None  # the file with its weights
+    _tokens_seen = False  # whether the vocabulary has been seen to have those of a batch
     _weights_seen = False  # whether `warn_of_random_weights` has looked at them
 
     @property
@@ -79,6 +82,11 @@ class CodeSampling(pl.LightningModule):
                 )
             self._weights_seen = True
 
+    def check_layout(self, condition: int | None, shape: Sequence[int] | None = None) -> None:
+        """`variants.check_layout` of the transformer, if it is one of this project's."""
+        if isinstance(self.transformer, GPT):
+            check_layout(self.transformer.config, condition, shape)
+
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the codes at the resolution of the first stage's config."""
         return self.first_stage_model.latent_shape()
@@ -93,13 +101,14 @@ class CodeSampling(pl.LightningModule):
 
     def get_xc(self, batch: Mapping[str, Any], N: int | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] and conditions of the first `N` entries of a batch."""
-        x, c = (self.get_input(key, batch) for key in (self.first_stage_key, self.cond_stage_key))
+        name, keys = name_of_method(self, "get_input"), (self.first_stage_key, self.cond_stage_key)
+        x, c = (checked_entry(self.get_input(key, batch), name) for key in keys)
         return x[:N], c[:N]
 
     @torch.no_grad()
     def encode_to_z(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] -> (codes [B, c, h, w], indices [B, h*w] in predicted order)."""
-        quant, _, (_, _, indices) = self.first_stage_model.encode(x)
+        quant, _, (_, _, indices) = encoding_of(self.first_stage_model, x)
         return quant, self.permuter(indices.reshape(len(quant), -1))
 
     @torch.no_grad()
@@ -107,7 +116,7 @@ class CodeSampling(pl.LightningModule):
         """Conditions -> (the condition stage's codes, indices [B, n])."""
         if self.downsample_cond_size > -1:
             c = F.interpolate(c, size=self.downsample_cond_size)  # of both sides
-        quant, _, (_, _, indices) = self.cond_stage_model.encode(c)
+        quant, _, (_, _, indices) = encoding_of(self.cond_stage_model, c)
         return quant, indices.reshape(len(c), -1)
 
     def cached_indices(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -158,6 +167,7 @@ class CodeSampling(pl.LightningModule):
         global generator's; `taming.sampling` has one per sample.
         """
         self.warn_of_random_weights()
+        self.check_layout(c.shape[1])
         prompt = torch.cat((c, x), dim=1)  # (B, m + n)
         numbers = torch.rand(steps, len(prompt), device=prompt.device) if sample else None
 

@@ -162,8 +162,17 @@ class CodeHistogram:
         self.counts: Tensor | None = None
 
     def add(self, indices: Tensor) -> None:
-        """Count indices of any shape."""
-        self.add_counts(torch.bincount(indices.reshape(-1), minlength=self.n_codes))
+        """Count indices of any shape; those of no code are refused (`UserError`)."""
+        flat = indices.reshape(-1).long()
+        counts = flat.new_zeros(self.n_codes)
+        try:  # unlike `bincount`, this does not wait for a GPU
+            counts.scatter_add_(0, flat, torch.ones_like(flat))
+        except RuntimeError:
+            raise UserError(
+                f"the quantizer gives indices from {int(indices.min())} to {int(indices.max())}, "
+                f"but it has {self.n_codes} codes"
+            ) from None
+        self.add_counts(counts)
 
     def add_counts(self, counts: Tensor) -> None:
         """Add counts int64 [n_codes], for example those of another histogram."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
+from typing_extensions import Unpack
 
 from taming.checkpoint import load_file, run_as_stage
 from taming.config import instantiate_from_config
@@ -28,15 +30,27 @@ from taming.models.batch_checks import (
     check_images,
     check_values,
     condition_length,
-    token_count,
 )
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
+from taming.models.distillation import Teacher, soft_loss
 from taming.models.first_stage import condition_of
 from taming.models.latent_diffusion import VQModelInterface
+from taming.models.result_checks import (
+    check_vocabulary,
+    checked_inputs,
+    checked_prediction,
+    checked_tokens,
+    name_of_method,
+    required_loss,
+)
+from taming.models.run_length import run_length
+from taming.models.training_options import TransformerOptions, TransformerWays
+from taming.models.transformer_checks import check_config_fits, check_sequence, check_tokens
 from taming.modules.losses.base import DummyLoss
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.permuter import Identity, Permuter
-from taming.modules.util import SOSProvider
+from taming.modules.util import Labelator, SOSProvider
 
 FIRST_STAGE = "__is_first_stage__"
 UNCONDITIONAL = "__is_unconditional__"
@@ -69,6 +83,7 @@ class Net2NetTransformer(CodeSampling):
         cond_drop: share of the conditions that training replaces by `null_token`, so that samples
             can be guided (arXiv 2207.12598).
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
+        training: see `taming.models.training_options`.
 
     Raises:
         UserError: if the vocabulary is too small for the codes or classes, or `cond_drop` does not
@@ -91,8 +106,11 @@ class Net2NetTransformer(CodeSampling):
         unconditional: bool = False,
         cond_drop: FractionBelowOne = 0.0,
         scheduler_config: ScheduleConfig | None = None,
+        **training: Unpack[TransformerOptions],
     ) -> None:
         super().__init__()
+        self.ways = TransformerWays(**training)
+        self.teacher: Teacher | None = None
         self.learning_rate = 4.5e-6
         self.loss_terms: dict[str, Tensor] = {}  # the last loss of training
         self.scheduler_config = scheduler_config
@@ -113,8 +131,7 @@ class Net2NetTransformer(CodeSampling):
         self.transformer = instantiate_from_config(
             transformer_config, "transformer_config", "module"
         )
-        self._check_vocabulary()
-        self._check_cond_drop()
+        check_config_fits(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
@@ -131,33 +148,6 @@ class Net2NetTransformer(CodeSampling):
         else:
             self.cond_stage_model = _frozen_stage(config, "cond_stage_config")
 
-    def _check_vocabulary(self) -> None:
-        size = self.transformer.config.vocab_size
-        classes = self.n_classes or 0
-        start = self.sos_token + 1 if self.be_unconditional else 0
-        needs = {"codes of the first stage": self.n_codes, "classes": classes}
-        needs[f"tokens up to sos_token: {self.sos_token}"] = start
-        if not self.be_unconditional:
-            needs["tokens of the condition stage"] = token_count(self.cond_stage_model)
-        for what, needed in needs.items():
-            if needed > size:
-                raise UserError(
-                    f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
-                    f"{what}; make it at least {needed}"
-                )
-
-    def _check_cond_drop(self) -> None:
-        if not 0 <= self.cond_drop < 1:
-            raise UserError(f"cond_drop is a share, from 0 to below 1, not {self.cond_drop}")
-        if self.cond_drop and self.be_unconditional:
-            raise UserError("cond_drop is for conditions, and this model has none; leave it out")
-        classes = self.n_classes or 0
-        if self.cond_drop and classes > self.null_token:
-            raise UserError(
-                "cond_drop needs a token that is no class: make "
-                f"transformer_config.params.vocab_size at least {classes + 1}"
-            )
-
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch whose sequences are not what the model was built for.
 
@@ -165,18 +155,19 @@ class Net2NetTransformer(CodeSampling):
             UserError: for images that the first stage cannot encode, and for too many tokens.
         """
         if CACHED in batch:
-            z_indices, c_indices = self.cached_indices(batch)
-            self._check_tokens(int(c_indices.max()))
-            return self._check_length(z_indices.shape[1], c_indices.shape[1])
+            _, c_indices = self.cached_indices(batch)
+            check_tokens(self, int(c_indices.max()))
+            return self._check_sequence(batch[CACHED].shape[1:], c_indices.shape[1])
         x, c = self.get_xc(batch)
         check_images(self.first_stage_model, x, batch, self.first_stage_key)
         stage = self.cond_stage_model
         if isinstance(stage, CodesInterface) and not stage.reads_labels:
             check_values(batch[self.cond_stage_key], self.cond_stage_key)
         factor = self.first_stage_model.downsampling_factor
-        codes = (x.shape[2] // factor) * (x.shape[3] // factor)
+        shape = (x.shape[2] // factor, x.shape[3] // factor)
         if isinstance(self.permuter, Permuter):
-            self.permuter(torch.arange(codes)[None].to(self.permuter.forward_shuffle_idx))
+            order = torch.arange(math.prod(shape)).to(self.permuter.forward_shuffle_idx)
+            self.permuter(order[None])
         if self.be_unconditional:
             length: int | None = 1
         elif self.downsample_cond_size > -1 and c.dim() == 4:
@@ -184,26 +175,17 @@ class Net2NetTransformer(CodeSampling):
             length = condition_length(self.cond_stage_model, c.new_empty(1, 1, side, side))
         else:
             length = condition_length(self.cond_stage_model, c)
-        self._check_length(codes, length or 1)
+        self._check_sequence(shape, length)
 
-    def _check_tokens(self, highest: int) -> None:
-        if highest >= (size := self.transformer.config.vocab_size):
-            raise UserError(
-                f"transformer_config.params.vocab_size is {size}, and the conditions of the codes "
-                f"have token {highest}; make it at least {highest + 1}"
-            )
-
-    def _check_length(self, codes: int, length: int) -> None:
-        needed = length + codes - 1  # the last code predicts nothing
-        if needed > (size := self.transformer.get_block_size()):
-            raise UserError(
-                f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
-                f"an image and {length} of its condition; make it at least {needed}"
-            )
+    def _check_sequence(self, shape: Sequence[int], condition: int | None) -> None:
+        check_sequence(self, shape, condition)
+        if self.teacher is not None:
+            self.teacher.check_length(condition, shape)
 
     def logged_names(self) -> set[str]:
         """What is logged in training and validation."""
-        return {"train/loss", "val/loss"}
+        parts = {"train/hard_loss", "train/soft_loss"} if self.ways.soft_weight else set()
+        return {"train/loss", "val/loss"} | parts
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder."""
@@ -218,19 +200,44 @@ class Net2NetTransformer(CodeSampling):
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Images and conditions -> (logits [B, h*w, vocab], target indices [B, h*w])."""
-        return self.predict(self.encode_to_z(x)[1], self.encode_to_c(c)[1])
+        target = self._tokens(self.encode_to_z(x), "encode_to_z", len(x))
+        logits = self.predict(target, self._tokens(self.encode_to_c(c), "encode_to_c", len(x)))
+        self._tokens_seen = True
+        return logits
+
+    def _tokens(self, encoded: Any, method: str, count: int) -> Tensor:
+        """The tokens that a method has made of `count` inputs."""
+        name = name_of_method(self, method)
+        tokens = checked_tokens(encoded, name, count)
+        if tokens.device.type == "cpu" or not self._tokens_seen:  # wait for a device only once
+            check_vocabulary(tokens, name, self.transformer.config.vocab_size)
+        return tokens
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` from indices of images, in predicted order, and of conditions."""
+        return self._logits(*self._inputs(target, c_indices)), target
+
+    def _inputs(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, int]:
+        """The sequence that is read, (B, m + h*w - 1), and from where on it predicts the image."""
         if self.training and self.cond_drop:
             dropped = torch.rand(len(c_indices), 1, device=c_indices.device) < self.cond_drop
             c_indices = c_indices.masked_fill(dropped, self.null_token)
         z_indices = self._keep_some(target) if self.training and self.pkeep < 1 else target
         # Condition c0 c1 and image z0 z1 z2: the input is c0 c1 z0 z1, of which c1 z0 z1 predict
         # z0 z1 z2. The last index predicts nothing, and logits at c0 would predict the condition.
+        self.check_layout(c_indices.shape[1])
         sequence = torch.cat((c_indices, z_indices), dim=1)  # (B, m + h*w)
-        logits, _ = self.transformer(sequence[:, :-1])  # (B, m + h*w - 1, vocab)
-        return logits[:, c_indices.shape[1] - 1 :], target
+        return sequence[:, :-1], c_indices.shape[1] - 1
+
+    def _logits(self, sequence: Tensor, start: int) -> Tensor:
+        """Of the image's indices, (B, h*w, vocab)."""
+        # Products of another number of rows round differently: evaluation stays as it was. Classes
+        # of others may not know `start`.
+        if self.training and type(self.transformer).forward is GPT.forward:
+            logits: Tensor = self.transformer(sequence, start=start)[0]
+            return logits
+        logits = self.transformer(sequence)[0]  # (B, m + h*w - 1, vocab)
+        return logits[:, start:]
 
     def _keep_some(self, indices: Tensor) -> Tensor:
         keep = torch.rand(indices.shape, device=indices.device) < self.pkeep
@@ -242,10 +249,43 @@ class Net2NetTransformer(CodeSampling):
         if CACHED in batch:
             logits, target = self.predict(*self.cached_indices(batch))
         else:
-            logits, target = self(*self.get_xc(batch))
+            x, c = checked_inputs(self.get_xc(batch), name_of_method(self, "get_xc"))
+            logits, target = checked_prediction(self(x, c), name_of_method(self, "forward"))
         return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
+    def _learn_from(self, teacher: Teacher, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The losses of `taming.models.distillation` by name."""
+        if CACHED in batch:
+            target, c_indices = self.cached_indices(batch)
+        else:
+            x, c = self.get_xc(batch)
+            target, c_indices = self.encode_to_z(x)[1], self.encode_to_c(c)[1]
+        inputs = self._inputs(target, c_indices)
+        logits = self._logits(*inputs)
+        hard = F.cross_entropy(logits.flatten(0, 1), target.flatten())
+        soft, weight = soft_loss(logits, teacher.logits(*inputs)), self.ways.soft_weight
+        total = (1 - weight) * hard + weight * soft
+        return {"train/loss": total, "train/hard_loss": hard, "train/soft_loss": soft}
+
+    def load_teacher(self) -> None:
+        """Load the teacher, if there is one and it has a say; once.
+
+        Raises:
+            UserError: as `Teacher` does.
+        """
+        if self.teacher is None and self.ways.teacher is not None and self.ways.soft_weight:
+            self.teacher = Teacher(self.ways.teacher, self)
+
+    def _loss_of(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        return required_loss(
+            self.shared_step(batch, batch_idx), name_of_method(self, "shared_step")
+        )
+
     def on_fit_start(self) -> None:
+        self.load_teacher()
+        if self.teacher is not None:
+            self.teacher.to(next(self.transformer.parameters()))
+        self.ways.prepare(self.transformer)
         if not self.trainer.is_global_zero:
             return
         if self.trainer.ckpt_path or self.loaded_from:
@@ -257,11 +297,23 @@ class Net2NetTransformer(CodeSampling):
                     "the %s is not trained: set model.params.%s_config to a run", name, name
                 )
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse wrong labels while they are in the CPU's memory: a GPU would be waited for."""
+        labels = batch.get(self.cond_stage_key) if isinstance(batch, Mapping) else None
+        if isinstance(self.cond_stage_model, Labelator) and isinstance(labels, Tensor):
+            self.cond_stage_model.check(labels)
+        return batch
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss = self.shared_step(batch, batch_idx)
-        self.loss_terms = {"train/loss": loss.detach()}
-        self.log("train/loss", loss, prog_bar=True, batch_size=self._batch_size(batch))
-        return loss
+        if self.teacher is None:
+            losses = {"train/loss": self._loss_of(batch, batch_idx)}
+        else:
+            losses = self._learn_from(self.teacher, batch)
+        self.loss_terms = {name: loss.detach() for name, loss in losses.items()}
+        size = self._batch_size(batch)
+        for name, loss in losses.items():
+            self.log(name, loss, prog_bar=name == "train/loss", batch_size=size)
+        return losses["train/loss"]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         return self._evaluate(batch, batch_idx, "val/loss")
@@ -270,7 +322,7 @@ class Net2NetTransformer(CodeSampling):
         return self._evaluate(batch, batch_idx, "test/loss")
 
     def _evaluate(self, batch: Mapping[str, Any], batch_idx: int, name: str) -> Tensor:
-        loss = self.shared_step(batch, batch_idx)
+        loss = self._loss_of(batch, batch_idx)
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=self._batch_size(batch))
         return loss
 
@@ -280,10 +332,13 @@ class Net2NetTransformer(CodeSampling):
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule, if there is one."""
         groups = self.transformer.parameter_groups(weight_decay=0.01)
-        optimizer = AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.95))
+        rate, fused = self.learning_rate, self.ways.of_optimizer()
+        optimizer = AdamW(groups, lr=rate, betas=(0.9, 0.95), **fused)
         if self.scheduler_config is None:
             return optimizer
-        schedule = make_schedule(self.scheduler_config, optimizer)
+        schedule = make_schedule(
+            self.scheduler_config, optimizer, lambda: run_length(self._trainer)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from taming.models.codes import as_grid
+from taming.models.result_checks import quantize
 from taming.models.vqgan import VQModel
 from taming.modules.vqvae.codebook import Quantized
 
@@ -24,10 +25,10 @@ class VQModelInterface(VQModel):
 
     def decode(self, quant: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Latents -> images [B, C, H, W]; `force_not_quantize` takes them for codes already."""
-        return super().decode(quant if force_not_quantize else self.quantize(quant)[0])
+        return super().decode(quant if force_not_quantize else quantize(self.quantize, quant)[0])
 
     def quantized(self, x: Tensor) -> Quantized:
-        return self.quantize(self.encode_to_prequant(x))
+        return quantize(self.quantize, self.encode_to_prequant(x))
 
     def images_of(self, quant: Tensor) -> Tensor:
         return super().decode(quant)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from torch import Tensor
 
+from taming.models.result_checks import loss_of_step, name_of_method
 from taming.user_code import is_ours
 
 Step = Callable[..., Any]
@@ -89,13 +90,16 @@ def _two(step: Step) -> Step:
 
 
 def _one(step: Step) -> Step:
+    count = len(inspect.signature(step).parameters) - 1  # the number of the batch may be left out
+
     def training_step(self: TwoSided, batch: Mapping[str, Any], batch_idx: int) -> Any:
         before = self.global_step
-        loss = step(self, batch, batch_idx)
-        if self.automatic_optimization:
-            return loss
+        result = step(self, *(batch, batch_idx)[:count])
         # One that optimizes by itself, as Lightning asks today, has counted a step.
-        if isinstance(loss, Tensor) and loss.requires_grad and self.global_step == before:
+        if self.automatic_optimization or self.global_step != before:
+            return result
+        loss = loss_of_step(result, name_of_method(self, "training_step"))
+        if loss is not None and loss.requires_grad:
             self.train_generator(batch_idx, lambda _: loss)
             return loss.detach()
         return loss

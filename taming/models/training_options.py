@@ -1,4 +1,4 @@
-"""Options by which a first stage trains faster or in less memory; all of them are off by default.
+"""Options by which models train faster or in less memory; all of them are off by default.
 
 Without them, a step follows the published one to the last digit.
 """
@@ -13,39 +13,113 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from taming.config_values import FilePath, Fraction
+from taming.errors import UserError
 from taming.modules.diffusionmodules.model import Level, Middle
+from taming.modules.losses.base import FirstStageLoss
+from taming.modules.transformer.gpt import GPT
+
+_SOFT_WEIGHT = 0.1  # of the published distilled model
 
 
-class TrainingOptions(TypedDict, total=False):
-    """Parameters of a first stage that decide how it trains, not what it is."""
+class SharedOptions(TypedDict, total=False):
+    """Parameters of both stages that decide how they train, not what they are."""
 
-    reuse_reconstruction: bool
     compile: bool
-    channels_last: bool
     checkpoint_activations: bool
     fused_optimizer: bool
 
 
+class TrainingOptions(SharedOptions, total=False):
+    """Those of a first stage."""
+
+    reuse_reconstruction: bool
+    channels_last: bool
+
+
+class TransformerOptions(SharedOptions, total=False):
+    """Those of a transformer."""
+
+    teacher: FilePath | None
+    soft_loss_weight: Fraction
+
+
 @dataclass(frozen=True)
-class TrainingWays:
-    """The options' meanings.
+class SharedWays:
+    """The options' meanings, as far as both stages have them.
+
+    Attributes:
+        compile: blocks by torch.compile; each size of a batch makes it compile anew.
+        checkpoint_activations: blocks keep their inputs alone, and are run again in the backward
+            pass: less memory, a third of a pass more.
+        fused_optimizer: the update of all weights in one kernel; rounds differently.
+    """
+
+    compile: bool = False
+    checkpoint_activations: bool = False
+    fused_optimizer: bool = False
+
+    def of_optimizer(self) -> dict[str, bool]:
+        """Arguments for torch's optimizers."""
+        return {"fused": True} if self.fused_optimizer else {}
+
+
+@dataclass(frozen=True)
+class TransformerWays(SharedWays):
+    """The options' meanings for a transformer.
+
+    Attributes:
+        teacher: a run or checkpoint of a transformer that this one learns from, see
+            `taming.models.distillation`.
+        soft_loss_weight: from 0 to 1, of what the teacher says; by default 0.1.
+    """
+
+    teacher: str | None = None
+    soft_loss_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.soft_loss_weight and self.teacher is None:
+            raise UserError(
+                f"model.params.soft_loss_weight is {self.soft_loss_weight}, but there is no "
+                "teacher: add model.params.teacher=logs/<run>"
+            )
+
+    @property
+    def soft_weight(self) -> float:
+        """`soft_loss_weight` as it is used; at 0 no teacher is needed."""
+        if self.teacher is None:
+            return 0.0
+        return _SOFT_WEIGHT if self.soft_loss_weight is None else self.soft_loss_weight
+
+    def prepare(self, transformer: nn.Module) -> None:
+        """Make a transformer ready to train in these ways; once, when training starts."""
+        if not isinstance(transformer, GPT):
+            if self.compile or self.checkpoint_activations:
+                raise UserError(
+                    f"compile and checkpoint_activations are for GPT, and this transformer is a "
+                    f"{type(transformer).__name__}; leave them out"
+                )
+            return
+        if self.checkpoint_activations:
+            transformer.gradient_checkpointing = True
+        for block in transformer.blocks if self.compile else ():
+            block.compile(dynamic=False)  # one graph serves all blocks
+
+
+@dataclass(frozen=True)
+class TrainingWays(SharedWays):
+    """The options' meanings for a first stage.
 
     Attributes:
         reuse_reconstruction: the discriminator sees what the autoencoder made of the batch before
             its update, not after it: one pass of the autoencoder less.
-        compile: the blocks of encoder and decoder, LPIPS and the discriminator by torch.compile.
+        compile: the blocks of encoder and decoder, LPIPS and the discriminator.
         channels_last: weights and images with the channels side by side in memory, as
             convolutions of reduced precision want them.
-        checkpoint_activations: blocks of encoder and decoder keep their inputs alone, and are run
-            again in the backward pass: less memory, a third of a pass more.
-        fused_optimizer: Adam's update in one kernel; rounds differently.
     """
 
     reuse_reconstruction: bool = False
-    compile: bool = False
     channels_last: bool = False
-    checkpoint_activations: bool = False
-    fused_optimizer: bool = False
 
     def prepare(self, model: nn.Module) -> None:
         """Make a model ready to train in these ways; once, when training starts."""
@@ -56,7 +130,10 @@ class TrainingWays:
         if self.compile:
             # The adaptive weight takes gradients of two losses by one graph.
             torch._functorch.config.donated_buffer = False
-            for part in (*_blocks(model), *_networks_of_loss(model)):
+            # The compiler makes no backward pass of a backward pass, of which a penalty needs one.
+            loss = model.loss
+            twice = isinstance(loss, FirstStageLoss) and loss.differentiates_twice
+            for part in (*_blocks(model), *_networks_of_loss(model, discriminator=not twice)):
                 part.compile(dynamic=False)  # a graph for each of the few sizes
 
     def prepare_states(self, optimizers: Sequence[Optimizer]) -> None:
@@ -76,7 +153,7 @@ def _blocks(model: nn.Module) -> Iterator[Level | Middle]:
             yield module
 
 
-def _networks_of_loss(model: nn.Module) -> list[nn.Module]:
+def _networks_of_loss(model: nn.Module, *, discriminator: bool) -> list[nn.Module]:
     children = dict(model.named_modules())
-    names = ("loss.discriminator", "loss.perceptual_loss")
+    names = ["loss.perceptual_loss", *["loss.discriminator"] * discriminator]
     return [children[name] for name in names if name in children]

@@ -27,12 +27,15 @@ from taming.config_values import (
     Weight,
 )
 from taming.errors import UserError
+from taming.lr_scheduler import RunSchedule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.codes import to_one_hot
+from taming.models.result_checks import check_quantizer, quantize
 from taming.models.training_options import TrainingOptions
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.ema import LitEma
 from taming.modules.losses.base import DummyLoss, MissingLoss, Reconstruction
+from taming.modules.losses.pixels import images_of
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
@@ -57,6 +60,8 @@ class VQModel(AutoencoderTraining):
         colorize_nlabels: number of channels that are shown as random colors when logged.
         monitor: the logged value by which the best checkpoints are kept.
         remap, sane_index_shape, legacy: see `VectorQuantizer2`.
+        revive_after: the number of batches without use after which a code of the model's own
+            quantizer is put on a latent of the batch, or beside a used code (0: never).
         quantizer_config: another quantizer (see `taming.modules.vqvae.codebook`) instead of the
             model's own, as `target` and `params`, which have its size and options.
         scheduler_config: the course of the learning rate, see `taming.lr_scheduler`.
@@ -90,6 +95,7 @@ class VQModel(AutoencoderTraining):
         batch_resize_range: Annotated[Sequence[Pixels], Length(2, 2)] | None = None,
         lr_g_factor: NonNegative = 1.0,
         use_ema: bool = False,
+        revive_after: CountOrZero = 0,
         **training: Unpack[TrainingOptions],
     ) -> None:
         super().__init__(**training)
@@ -100,13 +106,16 @@ class VQModel(AutoencoderTraining):
         ddconfig = checked_arguments(ddconfig, "ddconfig", Encoder, Decoder)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
+        self.image_channels: int = ddconfig["in_channels"]
         self.loss = _make_loss(lossconfig)
-        options = {"remap": remap, "sane_index_shape": sane_index_shape, "legacy": legacy}
+        options: dict[str, Any] = {"remap": remap, "sane_index_shape": sane_index_shape}
+        options |= {"legacy": legacy, "revive_after": revive_after}
         if quantizer_config is None:
             n_e, e_dim = n_embed if n_embed is not None else 1024, embed_dim
             self.quantize = self._make_quantizer(n_e, 256 if e_dim is None else e_dim, **options)
         else:
             self.quantize = instantiate_from_config(quantizer_config, "quantizer_config", "module")
+            check_quantizer(self.quantize, "quantizer_config")
             _require_no_conflict(self.quantize, options, n_embed=n_embed, embed_dim=embed_dim)
         z_channels = ddconfig["z_channels"]
         encoder_channels = 2 * z_channels if ddconfig.get("double_z", True) else z_channels
@@ -135,7 +144,7 @@ class VQModel(AutoencoderTraining):
 
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
-        return self.quantize(self.encode_to_prequant(x))
+        return quantize(self.quantize, self.encode_to_prequant(x))
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> what the quantizer takes, [B, its input channels, h, w]."""
@@ -144,8 +153,7 @@ class VQModel(AutoencoderTraining):
 
     def decode(self, quant: Tensor) -> Tensor:
         """Codes [B, embed_dim, h, w] -> images [B, C, H, W]."""
-        images: Tensor = self.decoder(self.post_quant_conv(quant))
-        return images
+        return images_of(self.decoder(self.post_quant_conv(quant)), self.image_channels)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images -> (reconstructions, codebook loss)."""
@@ -155,7 +163,7 @@ class VQModel(AutoencoderTraining):
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
         """`inputs` and `reconstructions` of a batch, each [B, 1 or 3, H, W] in [-1, 1]."""
-        x = self.get_input(batch, self.image_key).to(self.device)
+        x = self.images_in(batch).to(self.device)
         reconstruction = self._shown(self(x)[0])
         return {"inputs": self.to_rgb(x), "reconstructions": self.to_rgb(reconstruction)}
 
@@ -186,23 +194,16 @@ class VQNoDiscModel(VQModel):
 class EMAVQ(VQModel):
     """VQModel whose codebook is a moving average of what it encodes (arXiv 1711.00937, A.1).
 
-    Beyond VQModel's arguments, `decay` is that of the averages, and `revive_after` the number of
-    batches without use after which a code is put on a latent of the batch (0: never).
+    Beyond VQModel's arguments, `decay` is that of the averages.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        decay: FractionBelowOne = 0.99,
-        revive_after: CountOrZero = 0,
-        **kwargs: Any,
-    ) -> None:
-        self._ema_options: dict[str, Any] = {"decay": decay, "revive_after": revive_after}
+    def __init__(self, *args: Any, decay: FractionBelowOne = 0.99, **kwargs: Any) -> None:
+        self._decay = decay
         super().__init__(*args, **kwargs)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         options.pop("legacy")  # its loss has one term alone
-        return EMAVectorQuantizer(n_embed, embed_dim, 0.25, **self._ema_options, **options)
+        return EMAVectorQuantizer(n_embed, embed_dim, 0.25, self._decay, **options)
 
 
 class GumbelVQ(VQModel):
@@ -229,6 +230,7 @@ class GumbelVQ(VQModel):
         kl_weight: Weight = 1e-8,
         remap: str | None = None,
         scheduler_config: ScheduleConfig | None = None,
+        revive_after: CountOrZero = 0,
         **training: Unpack[TrainingOptions],
     ) -> None:
         hiddens = ddconfig.get("z_channels", 0)  # without them, the encoder is refused below
@@ -243,6 +245,7 @@ class GumbelVQ(VQModel):
             monitor=monitor,
             remap=remap,
             scheduler_config=scheduler_config,
+            revive_after=revive_after,
             **training,
         )
         if temperature_scheduler_config is None:
@@ -250,22 +253,29 @@ class GumbelVQ(VQModel):
         self.temperature_scheduler = instantiate_from_config(
             temperature_scheduler_config, "temperature_scheduler_config", "schedule"
         )
-        if (first := self.temperature_scheduler(0)) <= 0:
+        if (first := value_at(self.temperature_scheduler, 0)) <= 0:
             raise UserError(f"temperature_scheduler_config begins at {first}; it must be above 0")
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
-        sizes = {"n_embed": n_embed, "embedding_dim": embed_dim, "remap": options["remap"]}
-        return GumbelQuantize(**self._gumbel_options, **sizes)
+        kept = {name: options[name] for name in ("remap", "revive_after")}
+        kept |= {"n_embed": n_embed, "embedding_dim": embed_dim}
+        return GumbelQuantize(**self._gumbel_options, **kept)
 
     def logged_names(self) -> set[str] | None:
         names = super().logged_names()
         return None if names is None else {*names, "temperature"}
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        rule = self.temperature_scheduler
+        if isinstance(rule, RunSchedule) and rule.follows_run:
+            rule.begin(self._run_length(), "temperature_scheduler_config")
+
     def temperature_scheduling(self) -> None:
         """Set the temperature of this step."""
-        self.quantize.temperature = self.temperature_scheduler(self.global_step)
+        self.quantize.temperature = value_at(self.temperature_scheduler, self.global_step)
 
     def training_step(
         self, batch: Mapping[str, Any], batch_idx: int, *side: int, **named: Any
@@ -304,7 +314,7 @@ def _require_no_conflict(
                 f"{name} is {value}, but quantizer_config makes a quantizer with {sizes[name]}; "
                 f"leave {name} out"
             )
-    defaults = {"remap": None, "sane_index_shape": False, "legacy": True}
+    defaults = {"remap": None, "sane_index_shape": False, "legacy": True, "revive_after": 0}
     for name, value in options.items():
         if value != defaults[name]:
             raise UserError(

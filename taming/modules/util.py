@@ -130,15 +130,26 @@ class Labelator(AbstractEncoder):
         super().__init__()
         self.n_classes, self.quantize_interface = n_classes, quantize_interface
 
+    def check(self, labels: Tensor) -> None:
+        """Refuse (`UserError`) labels that are no classes.
+
+        A GPU would be waited for. There, wrong ones stop the process; whoever has labels before
+        they are moved asks here first.
+        """
+        fit = ((labels >= 0) & (labels < self.n_classes)).all()
+        if fit.is_cuda or torch.compiler.is_compiling():
+            torch._assert_async(fit, f"class labels do not fit n_classes: {self.n_classes}")
+        elif not fit:
+            raise UserError(
+                f"class labels from {int(labels.min())} to {int(labels.max())} do not fit "
+                f"n_classes: {self.n_classes}; labels count from 0 to {self.n_classes - 1}"
+            )
+
     # Any, here and below, as the published switch changes what is returned.
     def encode(self, c: Tensor) -> Any:
         """Labels [B] or [B, 1] -> `Encoding`, with codes and indices [B, 1]; others are refused."""
         indices = c.reshape(-1, 1).long()  # (B, 1)
-        if bool(((indices < 0) | (indices >= self.n_classes)).any()):
-            raise UserError(
-                f"class labels from {int(indices.min())} to {int(indices.max())} do not fit "
-                f"n_classes: {self.n_classes}; labels count from 0 to {self.n_classes - 1}"
-            )
+        self.check(indices)
         return (indices, None, (None, None, indices)) if self.quantize_interface else indices
 
 

@@ -24,6 +24,7 @@ from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.load import data_config, load_transformer, open_dataset
+from taming.sampling.plan import MOST_SAMPLES
 from taming.sampling.settings import SampleSettings
 
 T = TypeVar("T")
@@ -95,10 +96,13 @@ class SampleArguments:
 
 
 def require_positive(**counts: int | None) -> None:
-    """Refuse (`UserError`) flags, by name, whose numbers are below 1; None is a flag left out."""
+    """Refuse (`UserError`) flags, by name, whose numbers are below 1, or larger than any memory;
+    None is a flag left out."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name} must be at least 1, not {count}")
+        if count is not None and count > MOST_SAMPLES:
+            raise UserError(f"--{name} must be at most {MOST_SAMPLES:,}, not {count}")
 
 
 def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:

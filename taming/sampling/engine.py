@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ from taming.modules.transformer.permuter import Identity
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings, uniforms
 from taming.sampling.sizes import trained_shape
-from taming.sampling.sliding_window import Box, SlidingWindow, layout_for
+from taming.sampling.sliding_window import Box, SlidingWindow, check_tokens, layout_for
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,11 @@ class TokenSampler:
         known = _known(batch, self.shape)  # (B, H, W)
         known = None if known is None else known.to(device)
         if self.shape != self.window:
+            for request in batch:
+                tokens = request.prompt if request.condition is None else request.condition
+                check_tokens(self.gpt, tokens)
             return self._sample_by_windows(batch, condition, uniform, known)
+        self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
         ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
         sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order

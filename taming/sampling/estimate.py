@@ -8,16 +8,41 @@ from statistics import mean
 
 import torch
 
+from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
 from taming.sampling.engine import Progress, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
-from taming.sampling.sizes import trained_shape
+from taming.sampling.sizes import pixels_per_token, trained_shape
 from taming.sampling.sliding_window import Corner, Layout
 
+MOST_COUNTED = 2**15  # tokens of an image whose windows are counted one by one
 MEASURED_TOKENS = 8  # at the training size, where all tokens but the first take about as long
+
+
+def announce(
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    count: int | None = None,
+) -> None:
+    """Print what is sampled, at once, and then for how long; see `estimated_seconds`."""
+    factor, tokens = pixels_per_token(model), shape[0] * shape[1]
+    known = requests[0].known if requests else None
+    part = "" if known is None else f", of which {int((known < 0).sum()):,} are sampled"
+    print(
+        f"{shape[1] * factor} x {shape[0] * factor} pixels are {tokens:,} tokens{part} for each of "
+        f"{len(requests) if count is None else count:,} images",
+        end="",
+        flush=True,
+    )
+    seconds = estimated_seconds(model, requests, settings, batch_size, shape, count=count)
+    print(f": about {readable_time(seconds)}", flush=True)
 
 
 class _Enough(Exception):
@@ -30,11 +55,16 @@ def estimated_seconds(
     settings: SampleSettings,
     batch_size: int,
     shape: tuple[int, int],
+    *,
+    count: int | None = None,
 ) -> float:
-    """Seconds that `sample_images` will take for an image of `shape` tokens, by a short trial."""
+    """Seconds that `sample_images` will take for images of `shape` tokens, by a short trial.
+
+    `count` is the number of requests, if `requests` are only the first of them.
+    """
     if not requests:
         return 0.0
-    first, batches = requests[:batch_size], -(-len(requests) // batch_size)
+    first, batches = requests[:batch_size], -(-(count or len(requests)) // batch_size)
     if shape != trained_shape(model):
         return batches * _seconds_by_windows(model, first, settings, shape)
     known = first[0].known
@@ -75,22 +105,30 @@ def _seconds_by_windows(
     settings: SampleSettings,
     shape: tuple[int, int],
 ) -> float:
-    """The tokens that all steps will read, times the seconds that a token and a step take."""
-    first, layout = requests[0], Layout(shape, trained_shape(model))
-    h, w = layout.window
+    """The tokens that all steps will read, times the seconds that a token and a step take.
+
+    Of an image of very many tokens, those of a corner are counted, and the rest is like it.
+    """
+    first, (h, w) = requests[0], trained_shape(model)
+    unknown = torch.ones(shape) if first.known is None else first.known < 0
+    times = 1.0
+    if unknown.numel() > MOST_COUNTED:
+        shape = (min(shape[0], 6 * h), min(shape[1], 6 * w))
+        times = float(unknown.sum()) / (shape[0] * shape[1])
+        unknown = torch.ones(shape)
+    layout = Layout(shape, (h, w))
     if first.condition is not None:
         before = h * w
     else:
         whole = (0.0, 0.0, 1.0, 1.0)
         before = len(first.prompt_in(whole) if first.prompt_in else first.prompt)
-    unknown = torch.ones(shape) if first.known is None else first.known < 0
     tokens = list(tokens_of_steps(layout, before, unknown.tolist()))
     rows = len(requests) * (2 if settings.guided else 1)
     weights = Weights(model.transformer, rows=rows)
     length = before + h * w - 1
     short, long = (_seconds_of_pass(weights, rows, n) for n in (1, length))
     slope = max(0.0, long - short) / max(1, length - 1)
-    return sum(short + slope * (n - 1) for n in tokens)
+    return times * sum(short + slope * (n - 1) for n in tokens)
 
 
 def tokens_of_steps(

@@ -120,7 +120,9 @@ def request_for_condition(
 
 def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
     """Indices [B, n], or [B, h, w] for maps, of conditions as `model.get_input` gives them."""
-    quant, indices = model.encode_to_c(c.to(model.transformer.pos_emb.device))
+    if model.condition_kind != "class":  # labels are checked where nobody waits for a GPU
+        c = c.to(model.transformer.pos_emb.device)
+    quant, indices = model.encode_to_c(c)
     return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from taming.errors import UserError
 from taming.limits import check_picture
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.gpt import GPT
 
 Sides = tuple[int | None, int | None]
 """(height, width) in pixels; a side that is None is the training's."""
@@ -17,6 +18,9 @@ def pixels_per_token(model: Net2NetTransformer) -> int:
 
 def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
     """(height, width) in tokens of the images that the model was trained on."""
+    if isinstance(model.transformer, GPT) and model.transformer.config.rope_grid is not None:
+        rows, columns = model.transformer.config.rope_grid
+        return rows, columns
     _, height, width = model.latent_shape()
     return height, width
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.inference import Segment, Weights
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.segment import Segment
+from taming.modules.transformer.variants import check_layout
 from taming.sampling.settings import SampleSettings, uniforms
 
 # Windows that only later rows use again keep their keys and values while all of them fit into it.
@@ -130,6 +132,7 @@ class SlidingWindow:
         length = self.before + h * w - 1
         self.caches = _Caches(weights, layout, len(condition), length)
         self._columns = torch.arange(length, device=weights.device)
+        self._modulations = weights.modulations(condition[:, 0])
 
     @torch.inference_mode()
     def sample(
@@ -213,7 +216,9 @@ class SlidingWindow:
         return self._segment(tokens[:, start:], start, cache)
 
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
-        return segment_at(tokens, start, self._columns, self.weights.config.n_unmasked, cache)
+        n_unmasked = self.weights.config.n_unmasked
+        segment = segment_at(tokens, start, self._columns, n_unmasked, cache)
+        return segment if segment.starts else replace(segment, modulations=self._modulations)
 
 
 def sample_sliding_window(
@@ -256,8 +261,10 @@ def sample_sliding_window(
     weights = Weights(transformer, dtype, batch_size if cond is None else len(cond))
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
-    cond = cond.to(weights.device)
+    elif cond.is_cpu:
+        check_tokens(transformer, cond)
     layout = layout_for(transformer, cond, shape, window)
+    cond = cond.to(weights.device)
     if uniform is None:
         uniform = uniforms(seed, range(len(cond)), shape[0] * shape[1])
     uniform = uniform.to(weights.device)
@@ -280,15 +287,30 @@ def layout_for(
             f"the condition has shape {list(cond.shape)}; for an image of {shape[0]} x {shape[1]} "
             f"tokens it must be a map [B, {shape[0]}, {shape[1]}] or a prefix [B, n]"
         )
-    size = gpt.config.vocab_size
-    if cond.numel() and not 0 <= int(cond.min()) <= int(cond.max()) < size:
-        raise UserError(
-            f"the condition has tokens from {int(cond.min())} to {int(cond.max())}, but the "
-            f"transformer's vocabulary counts from 0 to {size - 1}"
-        )
     h, w = min(sides[0], shape[0]), min(sides[1], shape[1])
     before = h * w if cond.dim() == 3 else cond.shape[1]
     if not before:
         raise UserError("the condition is empty; without one, pass None")
+    check_layout(gpt.config, before, (h, w))
     check_length(gpt, before + h * w - 1)
     return Layout(shape, (h, w))
+
+
+def check_tokens(gpt: GPT, cond: Tensor | Sequence[int]) -> None:
+    """Raise `UserError` if the transformer does not have the tokens of a condition.
+
+    Call it before a condition is moved to a GPU, which it would wait for.
+    """
+    size = gpt.config.vocab_size
+    low, high = _extremes(cond)
+    if not 0 <= low <= high < size:
+        raise UserError(
+            f"the condition has tokens from {low} to {high}, but the transformer's "
+            f"vocabulary counts from 0 to {size - 1}"
+        )
+
+
+def _extremes(tokens: Tensor | Sequence[int]) -> tuple[int, int]:
+    if isinstance(tokens, Tensor):
+        return (int(tokens.min()), int(tokens.max())) if tokens.numel() else (0, 0)
+    return min(tokens, default=0), max(tokens, default=0)

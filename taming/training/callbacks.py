@@ -26,6 +26,8 @@ from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
+from taming.training.logged_pictures import pictures_of
+from taming.user_code import name_of
 
 __all__ = [
     "ImageLogger",
@@ -197,11 +199,14 @@ class ImageLogger(Callback):
         offered = {"max_images": self.max_images, "split": split, "pl_module": model}
         training = model.training
         model.eval()
-        # Pictures must not change what is trained: their random numbers are their own.
-        with torch.no_grad(), torch.random.fork_rng():
+        # Pictures must not change what is trained: their random numbers are their own. The GPUs
+        # that other processes train on are left alone.
+        gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
             pictures = model.log_images(batch, **_accepted(model.log_images, offered))
         model.train(training)
-        images = {key: value[: self.max_images].float().cpu() for key, value in pictures.items()}
+        name = f"{name_of(type(model))}.log_images"
+        images = pictures_of(pictures, name, self.max_images)
         return {key: value.clamp(-1, 1) if self.clamp else value for key, value in images.items()}
 
 

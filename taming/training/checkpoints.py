@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from taming.checkpoint import CheckpointWriter
+from taming.checkpoint import CheckpointWriter, check_savable
 from taming.config_values import CountOrZero, NonNegative
 from taming.errors import NonFiniteError, Stopped, UserError, is_full
 from taming.lightning_internals import (
@@ -210,7 +210,9 @@ class Checkpoints(ModelCheckpoint):
     def _reserve(self, trainer: pl.Trainer) -> None:
         """After the first step, when optimizers have their state."""
         if not self._reserved and trainer.is_global_zero and has_checkpoints_of_one_file(trainer):
-            self.writer.reserve(dump_checkpoint(trainer))
+            content = dump_checkpoint(trainer)
+            check_savable(content)
+            self.writer.reserve(content)
         self._reserved = True
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -221,6 +223,7 @@ class Checkpoints(ModelCheckpoint):
         paths, self._due = sorted(set(self._due), key=lambda path: path == self.last_path), []
         outdated, self._outdated = self._outdated, []
         content = dump_checkpoint(trainer)
+        check_savable(content)
         if not has_checkpoints_of_one_file(trainer):
             for path in paths:
                 trainer.strategy.save_checkpoint(content, path)

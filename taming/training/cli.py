@@ -38,7 +38,7 @@ from taming.training.data_module import (
     build_data,
     splits_of,
 )
-from taming.training.ends import fit, say_what_was_checked
+from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
 from taming.training.loggers import silence_event_writers
 from taming.training.monitors import check_monitors
@@ -52,7 +52,13 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
-from taming.training.trainer import check_lightning, make_trainer, prepare_loss
+from taming.training.trainer import (
+    check_lightning,
+    make_trainer,
+    prepare_loss,
+    prepare_teacher,
+    try_schedule,
+)
 from taming.training.trainer_options import (
     check_validation_interval,
     checked_options,
@@ -147,7 +153,8 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_UNCHANGED = ("model.target", "model.params.transformer_config.params.n_head")
+_OF_GPT = ("n_head", "rope_grid", "norm")
+_UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
 
 
 def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
@@ -194,6 +201,7 @@ def _data_config(config: DictConfig) -> Any:
 _EXPECTED = (
     r".*treespec.*",  # its own use of torch
     r".*module\(s\) in eval mode.*",  # the frozen stages
+    r"You have overridden `on_before_batch_transfer` in",  # transformers check their labels there
     r"Checkpoint directory .* exists and is not empty",  # a resumed run
     # Steps count on from epoch to epoch: values are logged in small sets, too.
     r"The number of training batches .* is smaller than the logging interval",
@@ -204,8 +212,9 @@ _EXPECTED = (
 
 def _set_up_messages() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    silent = ("💡", "Loading `train_dataloader`")  # advertisements, and what nobody waits for
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith("💡")  # advertisements
+        lambda record: not record.getMessage().startswith(silent)
     )
     silence_event_writers()
     for message in _EXPECTED:
@@ -239,15 +248,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)
         check_codes(data, model, run.resume_from)
+        if args.train and not run.resume_from:  # a resumed model has no weights yet to compare
+            prepare_teacher(model)
         check_first_items(data, model)
         if args.train and not run.resume_from:
             prepare_loss(model)
+            try_schedule(model)
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
             trainer = make_trainer(options, lightning_config, config, run, model)
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
+                data.check_lengths(trainer.world_size, () if args.no_test else ("test",))
                 check_validation_interval(options, data.batches_per_epoch(trainer.world_size))
             batch_size = batch_size_of(data) if args.scale_lr else 1
             model.learning_rate = learning_rate(
@@ -282,7 +295,7 @@ def _train_and_test(
         last = None
     tests = not args.no_test and "test" in splits_of(data)
     if tests and requests.stop is None:
-        trainer.test(model, data, ckpt_path=str(last) if last else None)
+        final_test(trainer, model, data, last)
     if not args.train:
         name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
         say_what_was_checked(model, data, name, args.overrides)

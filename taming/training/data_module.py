@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -171,7 +171,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "timeout": self.timeout if self.num_workers else 0,
             "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self._feeds_a_gpu(),
             "worker_init_fn": start_worker,
             "collate_fn": custom_collate,
         }
@@ -184,6 +184,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seeded = SeededDataset(dataset, self.seed, self.readings[split])
         return PositionedLoader(seeded, sampler=sampler, **options)
 
+    def _feeds_a_gpu(self) -> bool:
+        # Pinning for a run on the CPU would start CUDA, and keep memory of a GPU, for nothing.
+        trainer = self.trainer
+        return isinstance(trainer, pl.Trainer) and trainer.strategy.root_device.type == "cuda"
+
     def batches_per_epoch(self, processes: int) -> int | None:
         """Of training, in each process; None if the dataset has no length."""
         train = self.datasets.get("train")
@@ -191,6 +196,17 @@ class DataModuleFromConfig(pl.LightningDataModule):
             return None
         share = -(-len(train) // processes)
         return -(-share // self.batch_size)
+
+    def check_lengths(self, processes: int, also: Sequence[str] = ()) -> None:
+        """Refuse (`UserError`) datasets with less than an item for each process, for training and
+        validation, and the splits that are used `also`."""
+        for split in ("train", "validation", *also):
+            dataset = self.datasets.get(split)
+            if isinstance(dataset, Sized) and len(dataset) < processes:
+                raise UserError(
+                    f"data.params.{split} has {len(dataset)} items for {processes} devices; give "
+                    "it at least one item per device, or leave it out"
+                )
 
     def slowest_item(self) -> tuple[float, str]:
         """Seconds that the slowest of the items has taken that are being loaded, and its file."""

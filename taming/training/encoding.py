@@ -27,7 +27,7 @@ from taming.devices import computing_in, own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.training.code_checks import describe_condition, describe_first_stage
+from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.stopping import start_worker
 
@@ -165,7 +165,10 @@ class Encoding:
     def _encode_batch(self, batch: Mapping[str, Any], mirrors: bool) -> Arrays:
         """Codes (B, n, h, w) and conditions (B, n, ...) of a batch, n = 2 if it is mirrored too."""
         model = self.model
-        x, c = (part.to(model.device) for part in model.get_xc(batch))
+        x, c = (
+            part.to(model.device)
+            for part in model.get_xc(model.on_before_batch_transfer(batch, dataloader_idx=0))
+        )
         views = [(x, c)]
         if mirrors:
             # Coordinates say where a crop is, and labels what is there: they stay.

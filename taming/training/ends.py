@@ -7,6 +7,7 @@ import shlex
 import signal
 import traceback
 from collections.abc import Sequence, Sized
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
@@ -21,7 +22,7 @@ from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
-from taming.user_code import described, name_of
+from taming.user_code import described, is_ours, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"
@@ -51,7 +52,32 @@ def fit(
         if sentence is None:
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
+    if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
+        raise UserError(
+            f"data: {name_of(type(data))}.train_dataloader gives no batches: nothing was trained"
+        )
     rank_zero_info(_what_was_done(trainer, run, start))
+
+
+def final_test(
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    checkpoint: Path | None,
+) -> None:
+    """Test, with the weights of a checkpoint, or with the model's own.
+
+    Raises:
+        UserError: for what Lightning refuses, and loaders of the user's that raise something.
+    """
+    try:
+        trainer.test(model, data, ckpt_path=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if (sentence := _refusal(error)) is None:
+            raise
+        raise UserError(f"the test: {sentence}") from None
+    if not sum(trainer.num_test_batches) and trainer.limit_test_batches:
+        raise UserError(f"data: {name_of(type(data))}.test_dataloader gives no batches")
 
 
 def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
@@ -99,13 +125,50 @@ def _is_out_of_time(trainer: pl.Trainer) -> bool:
 
 def _is_raised_by_lightning(error: Exception) -> bool:
     """Whether it is what Lightning says of a config, not what a bug of ours makes of it."""
-    if isinstance(error, MisconfigurationException):
-        return True
+    kinds = ValueError | RuntimeError | NotImplementedError | TypeError
+    refused = isinstance(error, MisconfigurationException)
+    return refused or (_is_from_lightning(error) and isinstance(error, kinds))
+
+
+def _is_from_lightning(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    inside = frames and re.search(
-        r"[/\\](pytorch_lightning|lightning\w*)[/\\]", frames[-1].filename
-    )
-    return bool(inside) and isinstance(error, ValueError | RuntimeError | NotImplementedError)
+    inside = r"[/\\](pytorch_lightning|lightning\w*)[/\\]"
+    return bool(frames and re.search(inside, frames[-1].filename))
+
+
+def _refusal(error: Exception) -> str | None:
+    """What to say of what Lightning cannot use, and of what a loader's hook raises."""
+    if isinstance(error, UserError):
+        return None
+    if (hook := _raising_loader(error)) is not None:
+        return f"data: {hook} raises {described(error)}"
+    if _is_from_lightning(error) and _passes(error, _OPTIMIZERS):
+        return (
+            "configure_optimizers must return an optimizer, a list of them, or (optimizers, "
+            f"schedules): {described(error)}"
+        )
+    if _is_raised_by_lightning(error):
+        return f"the Trainer refuses this: {' '.join(str(error).split())}"
+    return None
+
+
+# Functions of Lightning's that go through what `configure_optimizers` returns.
+_OPTIMIZERS = ("_init_optimizers_and_lr_schedulers", "_optimizers_to_device")
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+def _passes(error: Exception, functions: Sequence[str]) -> bool:
+    return any(f.f_code.co_name in functions for f, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _raising_loader(error: Exception) -> str | None:
+    """The method of a data module of the user's that an exception comes from, if it does."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner, method = frame.f_locals.get("self"), frame.f_code.co_name
+        own = isinstance(owner, pl.LightningDataModule) and not is_ours(type(owner))
+        if own and method in _LOADERS:
+            return f"{name_of(type(owner))}.{method}"
+    return None
 
 
 def _raising_callback(error: Exception) -> Callback | None:
@@ -148,8 +211,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
         return hang(data)
     if (callback := _raising_callback(error)) is not None:
         return f"the callback {name_of(type(callback))} cannot be used here: {described(error)}"
-    if _is_raised_by_lightning(error):
-        return f"the Trainer refuses this: {' '.join(str(error).split())}"
+    if (refusal := _refusal(error)) is not None:
+        return refusal
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):
         reason = str(error).strip().splitlines()[-1].partition(": ")[2]
         return f"a worker of the data loader cannot read its data ({reason})"

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import IterableDataset
 
 from taming.data.seeding import SeededDataset
 from taming.data.utils import custom_collate
 from taming.errors import DamagedImage, UserError
+from taming.lightning_internals import batches_begun
 from taming.training.data_module import DataModuleFromConfig
-from taming.user_code import is_ours
+from taming.user_code import is_ours, name_of
 
 _FIRST = 4  # items of each split; one where batches are of one
 
@@ -56,9 +58,9 @@ def _check(batch: Any, model: pl.LightningModule) -> None:
         model.check_batch(batch)
 
 
-class FirstOfStreams(Callback):
-    """Checks the first batch of an iterable dataset, which is not looked at before training, as
-    its items may come only once; and that there is one."""
+class FirstBatches(Callback):
+    """Checks the first batch of what is not looked at before training: of iterable datasets, whose
+    items may come only once, and of data modules of the user's; and that there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,16 +77,37 @@ class FirstOfStreams(Callback):
         self._check("validation", trainer, batch)
 
     def _check(self, split: str, trainer: pl.Trainer, batch: Any) -> None:
-        if split not in self._checked and _is_stream(trainer, split):
-            _check(batch, trainer.lightning_module)
+        if split not in self._checked and _is_unseen(trainer, split):
+            with torch.random.fork_rng():
+                _check(batch, trainer.lightning_module)
         self._checked.add(split)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if "train" not in self._checked and _is_stream(trainer, "train"):
-            raise UserError("data.params.train gives no items: nothing can be trained on")
+        ours = isinstance(trainer.datamodule, DataModuleFromConfig)  # type: ignore[attr-defined]
+        if ours or not batches_begun(trainer):  # a resumed run may have had them before
+            self._require("train", trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._require("validation", trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loaders = trainer.num_val_batches
+        if trainer.enable_validation and loaders and not sum(loaders):
+            self._require("validation", trainer)
+
+    def _require(self, split: str, trainer: pl.Trainer) -> None:
+        if split not in self._checked and _is_unseen(trainer, split):
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            ours = isinstance(data, DataModuleFromConfig)
+            place = (
+                f"data.params.{split}" if ours else f"data: the {split} of {name_of(type(data))}"
+            )
+            use = "trained on" if split == "train" else "validated"
+            raise UserError(f"{place} gives no items: nothing can be {use}")
 
 
-def _is_stream(trainer: pl.Trainer, split: str) -> bool:
+def _is_unseen(trainer: pl.Trainer, split: str) -> bool:
     data = trainer.datamodule  # type: ignore[attr-defined]
-    streams = isinstance(data, DataModuleFromConfig)
-    return streams and isinstance(data.datasets.get(split), IterableDataset)
+    if isinstance(data, DataModuleFromConfig):
+        return isinstance(data.datasets.get(split), IterableDataset)
+    return data is not None

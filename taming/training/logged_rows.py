@@ -24,6 +24,18 @@ def count_rows(folder: Path) -> dict[str, int]:
     return {path.parent.name: len(_read(path).rows) for path in folder.glob(f"*/{TABLE}")}
 
 
+def read_values(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of all that the starts of a run logged below `folder`, by name, by step."""
+    values: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob(f"*/{TABLE}")):
+        for row in _read(path).rows:
+            step = int(row["step"])
+            for name in row.keys() - {"step", "epoch"}:
+                if row[name]:
+                    values.setdefault(name, []).append((step, float(row[name])))
+    return {name: sorted(points) for name, points in sorted(values.items())}
+
+
 def cut_rows(folder: Path, kept: Mapping[str, int] | None, next_row: int, label: str) -> None:
     """Cut rows that were logged after the checkpoint that a run goes on from.
 

@@ -15,6 +15,14 @@ from taming.lightning_internals import names_logged
 from taming.training.data_module import splits_of
 from taming.user_code import is_ours
 
+
+@runtime_checkable
+class Monitored(Protocol):
+    """A model that says which logged value is to be the best."""
+
+    monitor: str | None
+
+
 _ALWAYS = {"epoch", "step"}
 
 
@@ -47,6 +55,14 @@ def check_monitors(
             )
         if names is not None:
             _require(monitor, set(names))
+    if names is not None:
+        for monitor in _own_monitor(model):
+            _require(monitor, set(names))
+
+
+def _own_monitor(model: pl.LightningModule) -> list[str]:
+    """The model's, of which a callback's may have taken the place."""
+    return [model.monitor] if isinstance(model, Monitored) and model.monitor is not None else []
 
 
 def _monitors(callbacks: Iterable[Callback]) -> list[str]:
@@ -84,5 +100,5 @@ class LoggedNames(Callback):
         self._known = True
         self._names |= names_logged(trainer)
         if not is_overridden("on_train_epoch_end", pl_module):  # which may log others
-            for monitor in _monitors(trainer.callbacks):  # type: ignore[attr-defined]
+            for monitor in _monitors(trainer.callbacks) + _own_monitor(pl_module):  # type: ignore[attr-defined]
                 _require(monitor, self._names)

@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
 from taming.errors import NonFiniteError, UserError
+from taming.lightning_internals import scaler_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class FiniteNumbers(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        gradient = torch.zeros(()) if _has_scaler(trainer) else gradient_size(optimizer)
+        gradient = torch.zeros(()) if scaler_of(trainer) is not None else gradient_size(optimizer)
         device = pl_module.device
         values = torch.stack([value.to(device) for value in (*self._values, gradient)])
         check = _Check(self._step, self._losses, *_to_cpu(values))
@@ -193,14 +193,8 @@ def _to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return values.cpu(), None
     copied = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
     ready = torch.cuda.Event()
-    ready.record()
+    ready.record(torch.cuda.current_stream(values.device))
     return copied, ready
-
-
-def _has_scaler(trainer: pl.Trainer) -> bool:
-    """Whether a scaler for float16 deals with infinite gradients, by leaving their steps out."""
-    plugin = trainer.precision_plugin
-    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
 
 def _batch(files: Sequence[str]) -> str:

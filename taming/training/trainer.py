@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback, ModelPruning, ProgressBar
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ModelPruning, ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
+from taming.atomic_files import check_place
 from taming.checkpoint import read_checkpoint, save_atomic
 from taming.config import check_config, instantiate_from_config, plain
 from taming.errors import UserError
+from taming.lr_scheduler import make_rule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.losses.base import FirstStageLoss
 from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
-from taming.training.first_items import FirstOfStreams
+from taming.training.effect import FiniteValidation, TrainsSomething
+from taming.training.first_items import FirstBatches
 from taming.training.logged_rows import free_version
-from taming.training.monitors import LoggedNames
+from taming.training.monitors import LoggedNames, Monitored
 from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
-from taming.user_code import name_of
+from taming.user_code import is_ours, name_of
 
 
 def prepare_loss(model: pl.LightningModule) -> None:
     """Load what a loss needs of its own, or refuse, before the run has a folder."""
     if isinstance(model, AutoencoderTraining) and isinstance(model.loss, FirstStageLoss):
         model.loss.prepare()
+
+
+def prepare_teacher(model: pl.LightningModule) -> None:
+    """Load what a transformer learns from, or refuse it, before the run has a folder."""
+    if isinstance(model, Net2NetTransformer):
+        model.load_teacher()
+
+
+def try_schedule(model: pl.LightningModule) -> None:
+    """Refuse (`UserError`), before the run has a folder, a schedule of the user's that gives no
+    number for the first step."""
+    if not isinstance(model, AutoencoderTraining | Net2NetTransformer):
+        return
+    if model.scheduler_config is not None and is_ours(type(model).configure_optimizers):
+        rule = make_rule(model.scheduler_config)
+        if not is_ours(type(rule)):
+            value_at(rule, 0)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,6 +95,7 @@ def make_trainer(
     chosen = _callback_configs(lightning_config, run, model, logs)
     _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, config)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
+    _check_places(arguments)
     own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
     if arguments.get("enable_progress_bar") is not False and not own_bar:
         arguments["callbacks"].append(RunProgress())
@@ -90,6 +114,22 @@ def make_trainer(
         ImportError,
     ) as error:
         raise UserError(f"the Trainer refuses its arguments: {error}") from error
+
+
+def _check_places(arguments: Mapping[str, Any]) -> None:
+    """Refuse (`UserError`), before training, folders that cannot be written to."""
+    places = [(arguments["default_root_dir"], "lightning.trainer.default_root_dir")]
+    for logger in arguments["logger"] or ():
+        of_folder = isinstance(logger, CSVLogger | TensorBoardLogger)
+        folder = logger.log_dir if of_folder else logger.save_dir
+        places.append((folder, "lightning.logger.params"))
+    for one in arguments["callbacks"]:
+        if isinstance(one, ModelCheckpoint) and one.dirpath is not None:
+            folder = os.path.dirname(os.path.join(one.dirpath, one.filename or ""))
+            places.append((folder, "lightning.modelcheckpoint.params"))
+    for folder, key in places:
+        if folder and "://" not in str(folder):
+            check_place(Path(folder), f"set another folder by {key}")
 
 
 def _merged(first: Any, second: Any) -> Any:
@@ -195,7 +235,9 @@ def _callbacks(
         PositionedNoise(),
         FiniteNumbers(lightning_config.get("skip_nonfinite") or 0),
         LoggedNames(),
-        FirstOfStreams(),
+        FirstBatches(),
+        TrainsSomething(),
+        FiniteValidation(),
     ]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
@@ -253,6 +295,6 @@ def _checkpoint_config(run: RunFolder, model: pl.LightningModule | None) -> dict
         "filename": "{epoch:06}",
         "enable_version_counter": False,  # last.ckpt stays last.ckpt when a run goes on
     }
-    if model is not None and hasattr(model, "monitor"):
+    if isinstance(model, Monitored):
         params |= {"monitor": model.monitor, "save_top_k": 3}
     return {"target": "taming.training.checkpoints.Checkpoints", "params": params}

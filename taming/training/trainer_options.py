@@ -9,6 +9,8 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,10 @@ _RANGES |= dict.fromkeys(("limit_train_batches", "limit_val_batches"), Range(0))
 _RANGES |= dict.fromkeys(("limit_test_batches", "limit_predict_batches"), Range(0))
 _RANGES |= dict.fromkeys(("overfit_batches", "fast_dev_run"), Range(0))
 _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)}
-_TRUE_PRECISION = ("64", "16-true", "bf16-true", "64-true")  # Lightning casts the weights
+# Of Lightning's, those that do not cast the weights.
+_PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
+_PRECISIONS += ("transformer-engine", "transformer-engine-float16")
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +159,10 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     _check_names(options)
     options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
+    if str(options.get("precision")) in ("16", "16-mixed") and not _has_accelerator(options):
+        raise UserError(
+            f"--precision is {options['precision']}, in which a CPU does not train; use bf16-mixed"
+        )
     return options
 
 
@@ -164,15 +173,40 @@ def _check_names(options: Mapping[str, Any]) -> None:
             raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
 
 
+_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+
+
+def _duration(value: Any) -> Any:
+    """A `max_time` as the Trainer takes it: `DD:HH:MM:SS`, or units with their numbers.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value is None or (isinstance(value, str) and _DURATION.fullmatch(value)):
+        return value
+    if isinstance(value, Mapping) and value:
+        with suppress(TypeError, OverflowError, ValueError):
+            if (time := timedelta(**value)) >= timedelta(0):
+                return time
+    raise UserError(
+        f"--max_time is {shorten(value)}; write '00:01:00:00' for days, hours, minutes and "
+        "seconds, or in YAML {hours: 1}"
+    )
+
+
 def _checked(name: str, value: Any) -> Any:
+    if name == "max_time":
+        return _duration(value)
     if isinstance(value, Mapping):
         raise UserError(f"lightning.trainer.{name} is a mapping; give a number, text or list")
     if name == "strategy" and re.search("spawn|fork|notebook", str(value)):
         raise UserError(
             f"--strategy is {value}; runs start their processes anew: it is ddp or auto"
         )
-    if name == "precision" and str(value) in _TRUE_PRECISION:
+    if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
+    if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
+        raise UserError(f"--max_time is {value}; it is days:hours:minutes:seconds, as 00:01:30:00")
     try:
         value = fitted(value, trainer_options()[name])
     except Misfit as misfit:

@@ -16,6 +16,7 @@ from taming.checkpoint.loading import (
     run_as_stage,
     run_config,
 )
+from taming.config import plain
 from taming.errors import UserError
 from tests.kit.models import first_stage_config, unconditional_config
 from tests.support import write_run
@@ -76,6 +77,25 @@ def test_what_weights_start_from_has_to_be_there(run: Path) -> None:
         UserError, match=f"^{STAGE}.params.ckpt_path is left to you: add {STAGE}=lo"
     ):
         check_complete(config(first_stage_config=stage("taming.x.Y", "???")))
+
+
+def test_all_that_is_left_open_is_asked_for_at_once() -> None:
+    """The stages first, whose runs know more of it, then the data, in their order."""
+    open_stage = {"target": "taming.x.Y", "params": {"ckpt_path": "???"}}
+    both = config(cond_stage_config=open_stage, first_stage_config=open_stage)
+    data = {"train": {"params": {"b": "???"}}, "validation": {"params": {"a": "???"}}}
+    with_data = OmegaConf.merge(both, {"data": {"params": data}})
+    with pytest.raises(UserError) as caught:
+        check_complete(with_data)
+    cond = STAGE.replace("first", "cond")
+    assert str(caught.value) == (
+        f"{STAGE}.params.ckpt_path, {cond}.params.ckpt_path, data.params.train.params.b and "
+        f"data.params.validation.params.a are left to you: add {STAGE}=logs/<run> "
+        f"{cond}=logs/<run>, the runs that they were trained in, and data.params.train.params.b=..."
+        " data.params.validation.params.a=..., unless the data are those of that run"
+    )
+    with pytest.raises(UserError, match=r"^data.params.train.params.b is left to you: add data"):
+        plain(with_data.data.params.train)
 
 
 def test_the_step_of_a_run(tmp_path: Path) -> None:

@@ -264,3 +264,19 @@ def test_one_thread_is_added(tmp_path: Path) -> None:
     command = [sys.executable, "-c", COUNT]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout == "1\n"
+
+
+def test_only_devices_that_are_copied_from_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    snapshots, device = Snapshots(), torch.device("cuda:1")
+    snapshots.take({"a": torch.zeros(3)})
+    assert waited == []
+
+    def copy(value: Any, storages: dict[Any, Any]) -> Any:
+        storages[device, 0] = storages[device, 8] = torch.zeros(1)
+
+    monkeypatch.setattr(snapshots, "_copy", copy)
+    snapshots.take({})
+    assert waited == [device]

@@ -287,6 +287,19 @@ def test_an_encoder_alone_loads_where_that_is_asked_for(
     assert "encoder alone: all other weights are random" in caplog.text
     with pytest.raises(UserError, match="the model has no 'coder', only encoder, decoder, quant"):
         loads_as(path, expected, parts=["coder"])
+    for parts in [["decoder"], ["encoder", "decoder"]] if named else []:
+        with pytest.raises(UserError, match=f"{path} has no 'decoder', only encoder"):
+            loads_as(path, expected, parts=parts)
+
+
+def test_tensors_that_are_not_dense_are_named(tmp_path: Path) -> None:
+    name = next(name for name, tensor in RAW.items() if tensor.dim() > 1)
+    for other in (RAW[name].to_sparse(), RAW[name].to("meta"), RAW[name][0].to_sparse()):
+        for head in ("", "module."):
+            state = {head + key: tensor for key, tensor in (RAW | {name: other}).items()}
+            path = save({"state_dict": state}, tmp_path)
+            with pytest.raises(UserError, match=f"'{head}{name}' is no dense tensor"):
+                loads_as(path, RAW)
 
 
 def test_several_parts(tmp_path: Path) -> None:

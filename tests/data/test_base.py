@@ -170,6 +170,10 @@ def test_bad_files_are_replaced_by_the_next_good_ones(
     assert dataset[3]["file_path_"] == paths[4]
     with pytest.raises(UserError, match="2 files in a row cannot be used, the last ones"):
         dataset[2]
+    one = ImagePaths(paths[:1], on_error="skip")
+    Path(paths[0]).write_text("hello")
+    with pytest.raises(UserError, match=f"none of its files can be used, such as {paths[0]}"):
+        one[0]
 
 
 def test_truncated_jpeg_is_named_while_loading(tmp_path: Path) -> None:

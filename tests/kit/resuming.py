@@ -21,7 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from taming.training.checkpoints import Checkpoints
-from tests.kit.models import VQGAN, ddconfig, first_stage_config, transformer_config
+from tests.kit.models import (
+    GAN_LOSS,
+    VQGAN,
+    ddconfig,
+    first_stage_config,
+    transformer_config,
+)
 
 EPOCHS, BATCHES, BATCH_SIZE = 3, 6, 2
 Moment = tuple[str, int, str]  # hook, batch counted from 1 over all epochs, action
@@ -70,10 +76,23 @@ def _transformer() -> dict[str, Any]:
     )
 
 
+OPEN = {  # follows the length of the run
+    "target": "taming.lr_scheduler.CosineSchedule",
+    "params": {"warm_up_steps": 0.2, "start": 0.9, "end": 0.1},
+}
+PENALTIES = {"lecam_weight": 0.1, "r1_weight": 0.1, "r1_every": 2, "gradient_penalty_weight": 0.1}
+STEADIED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0.3, **PENALTIES}}
+
 MODELS: dict[str, dict[str, Any]] = {
     "vqgan": _first_stage("VQModel", scheduler_config=SCHEDULE, monitor="val/rec_loss"),
     "ema": _first_stage("EMAVQ", revive_after=3),
-    "gumbel": _first_stage("GumbelVQ", temperature_scheduler_config=SCHEDULE),
+    "gumbel": _first_stage(
+        "GumbelVQ",
+        temperature_scheduler_config=OPEN,
+        scheduler_config=OPEN,
+        revive_after=2,
+        lossconfig=STEADIED,
+    ),
     "transformer": _transformer(),
 }
 OPTIONS: dict[str, dict[str, Any]] = {  # overrides

@@ -362,7 +362,7 @@ def test_each_side_has_its_loss_and_the_autoencoder_alone_a_graph() -> None:
 def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder_training, "without_gradient_sync", lambda _: nullcontext())
     model, asked = made(VQModel), []
-    model._trainer = SimpleNamespace(is_last_batch=True, global_step=5)
+    model._trainer = SimpleNamespace(is_last_batch=True, global_step=5, precision_plugin=None)
     model._backward, model._update = Mock(), Mock()
     model._all_optimizers = lambda: ["generator", "discriminator"]
     model.train_both(0, lambda side: asked.append(side) or side)
@@ -371,14 +371,15 @@ def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatc
     assert updates == [("generator", True), ("discriminator", False)] and model._step is None
 
 
-def test_gradients_are_clipped_if_there_is_a_limit() -> None:
-    model, optimizer = made(VQModel), Mock()
-    model.clip_gradients = Mock()
+def test_gradients_are_clipped_if_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer, clip = made(VQModel), Mock(), Mock()
+    monkeypatch.setattr(autoencoder_training, "clip_gradients", clip)
+    model._trainer = SimpleNamespace()
     model.on_before_optimizer_step(optimizer)
-    model.clip_gradients.assert_not_called()
+    clip.assert_not_called()
     model.gradient_clip_val = 0.5
     model.on_before_optimizer_step(optimizer)
-    model.clip_gradients.assert_called_once_with(optimizer, 0.5, "norm")
+    clip.assert_called_once_with(model.trainer, optimizer, 0.5, "norm")
 
 
 def test_averages_are_validated_in_the_weights_place() -> None:

@@ -73,9 +73,6 @@ HALVED = f"{OUTSIDE}: if these are pixels / 255, double them and subtract 1"
         ([0, 1], torch.float32, ("WARNING", f"0 to 1{HALVED}")),
         ([0, 1], torch.int64, ("WARNING", f"0 to 1{HALVED}")),
         ([0.5, 0.5], torch.float32, None),
-        ([math.nan, math.nan], torch.float32, None),
-        ([math.nan, math.inf, -0.5, 0.5], torch.float32, None),
-        ([math.nan, -3, 0.5], torch.float32, ("WARNING", f"-3 to 0.5{OUTSIDE}")),
         ([math.inf, 0, 200], torch.float32, UserError),
         ([0, 10.5], torch.float32, UserError),
         ([0, 255], torch.float32, UserError),
@@ -96,6 +93,25 @@ def test_values_outside_of_images_are_named(
             check_values(tensor, "x")
     found = [(r.levelname, r.message.split(" has values from ")[-1]) for r in caplog.records]
     assert found == ([said] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ([math.nan, math.nan], []),
+        ([math.nan, math.inf, -0.5, 0.5], []),
+        ([math.nan, -3, 0.5], [f"'x' of the data has values from -3 to 0.5{OUTSIDE}"]),
+    ],
+)
+def test_values_that_are_not_finite_are_named(
+    values: list[float], more: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    batch_checks._say.cache_clear()
+    check_values(torch.tensor(values), "x")
+    assert caplog.messages == [
+        "'x' of the data has values that are not finite (NaN or inf)",
+        *more,
+    ]
 
 
 @pytest.mark.parametrize(

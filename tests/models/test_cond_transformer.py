@@ -403,3 +403,12 @@ def test_condition_dropout_needs_a_condition_and_a_token() -> None:
     }
     with pytest.raises(UserError, match=f"vocab_size at least {vocabulary + 1}"):
         dropping(0.1, cond_stage_config=labels)
+
+
+def test_labels_are_checked_before_they_are_on_a_gpu() -> None:
+    model = tiny_model()
+    good: Any = ({"class_label": torch.tensor([0, 4])}, {"codes": torch.zeros(1)}, [1], None)
+    for batch in good:
+        assert model.on_before_batch_transfer(batch, 0) is batch
+    with pytest.raises(UserError, match="class labels from 0 to 5 do not fit n_classes: 5"):
+        model.on_before_batch_transfer({"class_label": torch.tensor([0, 5])}, 0)

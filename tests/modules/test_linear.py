@@ -15,16 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from taming import kernel_choice
 from taming.kernel_choice import KERNELS, ONEDNN, PACKED, TORCH, Ways
 from taming.modules import linear as module
-from taming.modules.linear import (
-    Linear,
+from taming.modules.linear import Linear, sampling_kernel, training_kernel, training_linear
+from taming.modules.linear_kernels import (
     OneDNNLinear,
     TorchLinear,
     gelu,
     linear,
-    sampling_kernel,
     sampling_linear,
-    training_kernel,
-    training_linear,
 )
 from taming.modules.packed_weight import Quantized, quantized_in_place
 
@@ -151,8 +148,8 @@ def test_the_environment_decides_for_small_layers_too(monkeypatch: pytest.Monkey
 def by_onednn(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """oneDNN for training steps, and what it is called with."""
     monkeypatch.setenv("TAMING_KERNEL", "onednn")
-    calls = Mock(wraps=module._onednn)
-    monkeypatch.setattr(module, "_onednn", calls)
+    calls = Mock(wraps=module.onednn_linear)
+    monkeypatch.setattr(module, "onednn_linear", calls)
     return calls
 
 
@@ -215,6 +212,7 @@ def test_where_torch_computes_whatever_is_chosen(
     torch.jit.trace(training_linear, (x, weight, bias), check_trace=False)
     with FakeTensorMode():
         training_linear(*step_inputs())
+        assert sampling_kernel(torch.empty(8, 8), torch.float32, 1) == TORCH
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     training_linear(x, weight, bias)
     assert not by_onednn.called

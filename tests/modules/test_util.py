@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from taming.errors import UserError
 from taming.modules import util
@@ -106,3 +107,18 @@ def test_abstract_encoder_and_counting(capsys):
         AbstractEncoder().encode(None)
     assert count_params(nn.Linear(1000, 2000), verbose=True) == 2_002_000
     assert capsys.readouterr().out == "Linear: 2.00 M parameters\n"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_labels_on_a_gpu_are_checked_there(device, monkeypatch):
+    """Without waiting for it: there, a wrong one stops the process."""
+    checks = []
+    monkeypatch.setattr(torch, "_assert_async", lambda *check: checks.append(check))
+    if device == "cpu":
+        Labelator(10).encode(torch.tensor([1]))
+        assert checks == []
+    else:
+        with FakeTensorMode():
+            Labelator(10).encode(torch.zeros(2, dtype=torch.long, device=device))
+        [(fit, message)] = checks
+        assert fit.is_cuda and fit.dim() == 0 and "n_classes: 10" in message

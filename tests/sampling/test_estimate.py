@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from taming.modules.transformer.inference import Segment, Weights
 from taming.sampling import Request, SampleSettings, sample_images
 from taming.sampling import estimate as module
-from taming.sampling.estimate import estimated_seconds
+from taming.sampling.estimate import announce, estimated_seconds
 from tests.kit.models import tiny_model
 
 
@@ -56,6 +57,18 @@ def test_time_is_that_of_what_is_sampled(
     list(sample_images(model, requests, settings, batch_size=2, shape=shape))
     actual = clock[0] - before
     assert estimated == pytest.approx(actual)
+
+
+def test_of_very_many_tokens_a_part_is_counted(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, settings, requests = tiny_model(), SampleSettings(), [Request(0, (3,), 3)]
+    whole = estimated_seconds(model, requests, settings, 1, (60, 48))
+    monkeypatch.setattr(module, "MOST_COUNTED", 24 * 24)
+    assert estimated_seconds(model, requests, settings, 1, (60, 48)) == pytest.approx(whole, 0.1)
+    announce(model, requests, settings, 1, (2**12, 2**12), count=3)  # counted out, for minutes
+    said = r"8192 x 8192 pixels are 16,777,216 tokens for each of 3 images: about \d+ days\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
 
 
 def test_all_tokens_at_once_take_the_time_of_one_batch(

@@ -117,6 +117,21 @@ def test_one_sentence_and_nothing_changed(
         assert files(room) == before, kind
 
 
+@pytest.mark.parametrize("kind", ["text", "image", "empty"])
+def test_a_lone_file_is_told_before_what_is_beside_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A YAML beside it would be its config, and none would be asked for."""
+    monkeypatch.chdir(tmp_path)
+    content, words = wrong_files(tiny_run(tmp_path / "x") / "checkpoints/last.ckpt", tmp_path)[kind]
+    for beside in ({}, {"list.yaml": "- a\n- b\n"}):
+        for name, text in {"file": content, **beside}.items():
+            Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(SystemExit):
+            COMMANDS["sample_fast"]("file", "out")
+        assert f"error: file {words}" in capsys.readouterr().err
+
+
 def test_weights_alone_are_no_training_to_go_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

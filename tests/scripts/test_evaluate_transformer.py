@@ -156,6 +156,17 @@ def test_what_decides_items_and_numbers_is_in_the_key(
     assert maps[0].tolist() == result["by_position"]
 
 
+@pytest.mark.parametrize("item", [None, [1, 2]])
+def test_items_that_are_no_dicts(
+    run: Path, item: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Pictures, "__getitem__", lambda *_: item)
+    with pytest.raises(SystemExit):
+        evaluate(run)
+    told = f"error: item 0 of the data is a {type(item).__name__}; items must be dicts such as"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)
+
+
 def test_the_first_images_of_a_split(run: Path) -> None:
     config = run / "configs" / "0-project.yaml"
     data = OmegaConf.load(config)

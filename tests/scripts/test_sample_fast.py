@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,28 @@ def test_overrides_reach_the_model(run: Path, tmp_path: Path) -> None:
     sample(run, *flags, out=tmp_path / "b")
     at_once, in_order = (next((tmp_path / name).rglob("*.png")) for name in "ab")
     assert at_once.read_bytes() != in_order.read_bytes()
+
+
+def test_what_takes_long_is_said_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path / "run", UNCONDITIONAL)
+
+    def sampled(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SamplingJob, "samples", sampled)
+        with pytest.raises(KeyboardInterrupt):
+            sample(run, "-n", "2", "--size", "8,12")
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"12 x 8 pixels are 24 tokens for each of 2 images: about .*\n", said)
+    sample(run, "-n", "2", "--size", "8,12")
+    said = capsys.readouterr()
+    assert said.out.startswith("12 x 8 pixels") and "48/48" in said.err and "token" in said.err
+    for flags in (["--size", "8,12"], []):  # nothing to do, and no windows
+        sample(run, "-n", "2", *flags)
+        assert "pixels are" not in capsys.readouterr().out
 
 
 def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,23 @@ def test_pictures_leave_training_as_it_is() -> None:
     assert len(pictures["inputs"]) == 1 and pictures["inputs"].abs().max() <= 1
 
 
+def test_pictures_of_a_gpu_leave_the_other_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = Disturbed()
+    batch = {"image": torch.randn(2, 3, 4, 4)}
+    touched: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", touched.append)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: touched.append(device))
+    ImageLogger(1, max_images=1)._pictures(model, batch, "train")
+    assert touched == [2, 2]
+    touched.clear()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    ImageLogger(1, max_images=1)._pictures(model, batch, "train")
+    assert touched == []
+
+
 def test_pictures_go_to_the_loggers_that_take_them(tmp_path: Path) -> None:
     board = TensorBoardLogger(tmp_path)
     wandb = Mock(spec=WandbLogger)

@@ -77,7 +77,7 @@ def test_samplers_split_over_processes_and_read_shards_in_blocks(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
+def test_loaders_keep_their_workers(workers: int) -> None:
     data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=workers)
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader()):
@@ -85,10 +85,24 @@ def test_loaders_keep_their_workers_and_pin_for_gpus(workers: int) -> None:
         assert loader.persistent_workers == bool(workers)
         assert loader.worker_init_fn is start_worker and loader.num_workers == workers
         assert loader.timeout == (600 if workers else 0)
-        assert loader.pin_memory == torch.cuda.is_available()
+        assert not loader.pin_memory  # without a Trainer
     own = DataModuleFromConfig(2, noise(5), num_workers=workers, timeout=7)
     own.setup()
     assert own.train_dataloader().timeout == (7 if workers else 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_memory_is_pinned_for_training_on_a_gpu(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = DataModuleFromConfig(2, noise(5), noise(3), num_workers=0)
+    data.setup()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device(device))
+    data.trainer = trainer
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert isinstance(loader, DataLoader) and loader.pin_memory == (device != "cpu")
 
 
 def test_batches_of_an_epoch_are_counted_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:

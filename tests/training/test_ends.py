@@ -184,6 +184,7 @@ def test_steps_are_counted_from_the_start(
     monkeypatch.setattr(ends, "rank_zero_info", said.append)
     monkeypatch.setattr(ends, "read_checkpoint", lambda _: {"global_step": 1})
     limits = {"max_steps": 1, "max_epochs": 2, "limit_train_batches": 1.0, "fast_dev_run": 0}
+    limits |= {"num_training_batches": 3}
     given: list[Any] = []
     trainer: Any = SimpleNamespace(global_step=1, callbacks=[], **limits)
     trainer.fit = lambda *_, ckpt_path: given.append(ckpt_path)

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from taming.data.seeding import SeededDataset
 from taming.errors import DamagedImage, UserError
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.first_items import FirstOfStreams, check_first_items
+from taming.training.first_items import FirstBatches, check_first_items
 from tests.kit.datasets import Noise
 
 
@@ -83,7 +83,7 @@ def test_streams_are_checked_at_their_first_batch_alone() -> None:
     data.datasets = {"train": Stream(), "validation": Noise(3)}
     model, batch = Model(), {"image": torch.zeros(2), "class_label": torch.tensor([5, 6])}
     trainer: Any = SimpleNamespace(datamodule=data, lightning_module=model)
-    callback = FirstOfStreams()
+    callback = FirstBatches()
     with pytest.raises(UserError, match="data.params.train gives no items"):
         callback.on_train_epoch_end(trainer, model)
     callback.on_validation_batch_start(trainer, model, batch)
@@ -93,14 +93,14 @@ def test_streams_are_checked_at_their_first_batch_alone() -> None:
         callback.on_train_epoch_end(trainer, model)
     assert model.checked == [[5, 6]]
     data.datasets = {"train": Noise(3), "validation": Stream()}
-    callback = FirstOfStreams()
+    callback = FirstBatches()
     callback.on_train_epoch_end(trainer, model)
     for number in range(2):
         callback.on_train_batch_start(trainer, model, batch, number)
         callback.on_validation_batch_start(trainer, model, batch)
     assert model.checked == [[5, 6]] * 2
     trainer.datamodule = None
-    FirstOfStreams().on_train_batch_start(trainer, model, batch, 0)
+    FirstBatches().on_train_batch_start(trainer, model, batch, 0)
     assert model.checked == [[5, 6]] * 2
 
 

@@ -109,12 +109,59 @@ NO_VALIDATION = "data.params.validation=null"
         ([f"{LOSS}.disc_in_channels=1"], "disc_in_channels is 1, but the images have 3"),
         ([f"{LOSS}.disc_num_layers=3"], "disc_num_layers: 3 needs images of at least 24 pixels"),
         (["data.params.train.params.size=9"], "9 x 9 pixels, which are no multiples of 2"),
+        (["model.params.embed_dim=???"], r"leaves a value open: add model.params.embed_dim=\.\.\."),
+        (["model.params.ddconfig={ch: '???'}"], r"add model.params.ddconfig.ch=\.\.\."),
+        (["lightning.trainer.max_time=5"], "--max_time is 5; write '00:01:00:00'"),
     ],
 )
 def test_one_sentence_before_training(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         main(["--base", "vqgan.yaml", *words])
     assert not Path("logs").exists()
+
+
+MONITOR = "lightning.modelcheckpoint.params.monitor"
+TABLE = "lightning.logger.target=pytorch_lightning.loggers.CSVLogger"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lightning.modelcheckpoint.params.dirpath=FILE/x"], "written to .*by lightning.modelch"),
+        (["lightning.modelcheckpoint.params.dirpath=FILE"], "written to .*by lightning.modelch"),
+        (["lightning.modelcheckpoint.params.filename=FILE/x"], "written to .*by lightning.modelch"),
+        (["lightning.logger.params.save_dir=FILE/x"], "written to .*by lightning.logger.params"),
+        (["lightning.logger.params.version=FILE/x"], "written to .*by lightning.logger.params"),
+        ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*by lightning.logger.par"),
+        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*by lightning.trainer.def"),
+        (["data.params.validation.params.length=0"], "data.params.validation has 0 items for 1 d"),
+        (["data.params.test.params.length=0"], "data.params.test has 0 items for 1 devices"),
+        (
+            ["model.params.monitor=val/recloss", f"{MONITOR}=val/rec_loss"],
+            "monitor is val/recloss, which nothing logs; did you mean 'val/rec_loss'",
+        ),
+        (
+            ["model.params.monitor=val/x", f"{CALLBACKS}.checkpoints=null"],
+            "monitor is val/x, which",
+        ),
+        (["model.params.monitor=val/x", "data.params.validation=null"], "monitor is val/x, which"),
+    ],
+)
+def test_what_training_would_find_late_is_found_first(words: list[str], message: str) -> None:
+    Path("file").touch()
+    test = "data.params.test.target=tests.kit.resuming.Crops"
+    words = [word.replace("FILE", str(Path("file").absolute())) for word in words]
+    with pytest.raises(UserError, match=message):
+        main(["--base", "vqgan.yaml", test, "data.params.test.params.length=2", "-t", *words])
+    assert not list(Path().rglob("*.ckpt")) and not list(Path("logs").iterdir())
+
+
+def test_a_test_set_that_is_not_used_may_be_empty() -> None:
+    test = "data.params.test.target=tests.kit.resuming.Crops"
+    words = ["--base", "vqgan.yaml", test, "data.params.test.params.length=0"]
+    main([*words, "--no-test"])
+    with pytest.raises(UserError, match="data.params.test has 0 items"):
+        main(words)
 
 
 @pytest.mark.parametrize(

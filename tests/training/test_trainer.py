@@ -18,7 +18,8 @@ from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.cli import KEPT_FLAGS, _keep_flags, learning_rate
 from taming.training.data_module import DataModuleFromConfig
-from taming.training.first_items import FirstOfStreams
+from taming.training.effect import FiniteValidation, TrainsSomething
+from taming.training.first_items import FirstBatches
 from taming.training.loggers import Board, Table
 from taming.training.monitors import LoggedNames
 from taming.training.noise import PositionedNoise
@@ -61,8 +62,8 @@ def callbacks_of(run: RunFolder, **lightning: Any) -> list[Any]:
 def test_the_callbacks_of_every_run(run: RunFolder) -> None:
     ours = [SetupCallback, Pace, ProcessWatch, LoaderWatch, ExactResume, PositionedNoise]
     found = callbacks_of(run, skip_nonfinite=7)
-    ours += [FiniteNumbers, LoggedNames, FirstOfStreams]
-    assert [type(one) for one in found[:9]] == ours
+    ours += [FiniteNumbers, LoggedNames, FirstBatches, TrainsSomething, FiniteValidation]
+    assert [type(one) for one in found[:11]] == ours
     assert found[4].tables == run.tables and found[6].skip == 7
     (checkpoints,) = [one for one in found if isinstance(one, Checkpoints)]
     assert Path(checkpoints.dirpath or "") == run.checkpoints
@@ -183,6 +184,7 @@ def test_what_is_tested_is_what_was_trained(
     monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
     args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
     lightning: Any = SimpleNamespace(max_epochs=None, max_steps=3)
+    lightning.num_test_batches, lightning.limit_test_batches = [1], 1.0
     lightning.test = lambda *_, ckpt_path: done.append(ckpt_path)
     data = DataModuleFromConfig(1, num_workers=0)
     data.datasets = {"test": []}

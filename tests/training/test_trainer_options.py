@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -47,6 +48,31 @@ from taming.training.trainer_options import (
 def test_flags_get_the_type_of_the_argument(name: str, text: str, value: Any) -> None:
     parsed = parse_option(name, text)
     assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        (None, None),
+        ("00:01:00:00", "00:01:00:00"),
+        ({"minutes": 90}, timedelta(hours=1.5)),
+        ({"days": 1, "seconds": 2.5}, timedelta(days=1, seconds=2.5)),
+    ],
+)
+def test_times_as_lightning_takes_them(value: Any, taken: Any) -> None:
+    assert checked_options({"max_time": value}) == {"max_time": taken}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(5, "5", "x", "1:00", True, 1.5, [1], {}, {"minute": 1}, {"days": "x"}),
+        *({"days": -1}, {"days": 1e30}, {"days": float("nan")}),
+    ],
+)
+def test_other_times_are_refused(value: Any) -> None:
+    with pytest.raises(UserError, match="--max_time is .*; write '00:01:00:00' for days"):
+        checked_options({"max_time": value})
 
 
 def test_a_value_of_the_wrong_type_is_refused() -> None:
@@ -132,6 +158,12 @@ def test_what_ends_in_errors_is_refused() -> None:
     for precision in ("64", "64-true", "16-true", "bf16-true", 64):
         with pytest.raises(UserError, match=f"--precision is {precision}; it is 32, bf16-mixed"):
             checked_options({"precision": precision})
+    for value in ("fp16", "half", 64, "16-true", 8):
+        with pytest.raises(UserError, match=f"--precision is {value}; it is 32, bf16-mixed or 16-"):
+            checked_options({"precision": value})
+    for value in (90, "1:30", "90"):
+        with pytest.raises(UserError, match=f"--max_time is {value}; it is days:hours:minutes"):
+            checked_options({"max_time": value})
     for options in ({"strategy": "ddp"}, {"precision": "bf16-mixed"}, {"precision": "32-true"}):
         assert checked_options(options) == options
 

@@ -20,6 +20,7 @@ from taming.data.condition_maps import depth_to_rgba
 from taming.data.examples.rendering import GROUND, N_LABELS, SHAPES, SKY, Box, Scene, render
 from taming.data.files.list_files import write_image_lists, write_lines
 from taming.data.files.tar_members import add_member
+from taming.errors import UserError, reason_of
 
 # In the order of SHAPES: ids in each dataset, of categories that the published configs use.
 SYNSETS = ("n01641577", "n02085620", "n02099601", "n02123045", "n02165105")
@@ -61,7 +62,10 @@ class ExampleWriter:
     def path(self, name: str) -> Path:
         """Where `name` is below `root`, in a folder that is made if need be."""
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {path.parent} ({reason_of(error)})") from None
         return path
 
     def image(self, name: str, pixels: np.ndarray) -> None:

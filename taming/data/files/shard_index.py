@@ -92,17 +92,24 @@ def _add(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name
 
 def read_index(tar: str) -> Iterator[Sample]:
     """As `scan`, from the file `<tar>.index`, which is written if it is absent or out of date."""
-    size, index = os.path.getsize(tar), Path(f"{tar}.index")
+    version, index = _version(tar), Path(f"{tar}.index")
     if index.is_file():
         with open(index, encoding="utf-8") as lines:
-            if lines.readline().strip() == str(size):
+            if lines.readline().strip() == version:
                 yield from (_sample(line, index) for line in lines)
                 return
     samples = list(scan(tar))
     if os.access(index.parent, os.W_OK):
         rows = (json.dumps([one.key, one.files, one.metadata]) for one in samples)
-        write_lines(index, [str(size), *rows])
+        write_lines(index, [version, *rows])
     yield from samples
+
+
+def _version(tar: str) -> str:
+    """The first line of an index: what it is of. Its size alone does not tell, as the end of a tar
+    is filled up, by 10 KiB, and a sample may be added within that."""
+    status = os.stat(tar)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _sample(line: str, index: Path) -> Sample:

@@ -24,7 +24,7 @@ from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
-from taming.errors import UserError
+from taming.errors import UserError, absence
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -73,6 +73,8 @@ def load_network(options: NetworkOptions, device: torch.device, **hub_options: A
 
 def _reason(error: Exception) -> str:
     text = (str(error) or type(error).__name__).splitlines()[0]
+    if text.startswith("PytorchStreamReader"):
+        return "it is no TorchScript file, or damaged"
     if not isinstance(error, URLError) and "internet connection" not in text:
         return text
     return (
@@ -176,6 +178,8 @@ class Report:
 
 def image_names(folder: str) -> list[str]:
     """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
+    if not os.path.isdir(folder):
+        raise UserError(f"--images: {absence('folder', folder)}")
     names = relative_names(folder)
     if not names:
         raise UserError(f"--images {folder} has no images")

@@ -28,11 +28,10 @@ NAME = "small-classifier"
 class SmallClassifier(nn.Module):
     """Three strided convolutions of side x side pixels, their mean, and a linear layer."""
 
-    side: Tensor
-
     def __init__(self, classes: int, side: int = 32, width: int = 64) -> None:
         super().__init__()
-        self.register_buffer("side", torch.tensor(side))
+        self.size = (side, side)
+        self.register_buffer("side", torch.tensor(side))  # for the file; reading it waits for a GPU
         widths = (3, width // 4, width // 2, width)
         self.body = nn.Sequential(
             *(
@@ -45,9 +44,8 @@ class SmallClassifier(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> features (B, width) and logits (B, classes)."""
         pixels = to_values(images).to(self.head.weight.dtype)
-        size = (int(self.side), int(self.side))
-        if tuple(pixels.shape[2:]) != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        if tuple(pixels.shape[2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
         features = self.body(pixels).mean((2, 3))
         return features, self.head(features)
 
@@ -59,7 +57,7 @@ class SmallClassifier(nn.Module):
     @property
     def resize(self) -> str:
         """What is done to images of other sizes."""
-        return f"bilinear with antialiasing {int(self.side)}"
+        return f"bilinear with antialiasing {self.size[0]}"
 
     def save(self, path: Path) -> None:
         """Write the weights."""

@@ -19,7 +19,7 @@ from taming.config import did_you_mean, instantiate_from_config, load_config
 from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
-from taming.data.seeding import SeededDataset
+from taming.data.seeding import SeededDataset, as_entries
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
 from taming.pictures import to_uint8_array
@@ -167,7 +167,7 @@ class _HashedItems(Dataset[Hashed]):
     def __getitem__(self, index: int) -> Hashed:
         digest = hashlib.sha256()
         try:
-            item = self.dataset[index]
+            item = as_entries(self.dataset[index], f"item {index} of the data")
         except DamagedImage as error:
             return index, digest.digest(), sentence(error)
         for key in self.keys:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
-from taming.errors import DamagedImage, UserError
+from taming.errors import DamagedImage, UserError, absence
 from taming.evaluation.sources.images import Loaded, LoadedSource
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
@@ -42,7 +42,7 @@ class FolderSource(LoadedSource):
     ) -> None:
         self.path, self.workers = Path(path), workers
         if not self.path.is_dir():
-            raise UserError(f"there is no folder {path}")
+            raise UserError(absence("folder", path))
         here = [] if deep else image_files(self.path, deep=False)
         self.deep = not here and deep is not False
         self.files = image_files(self.path, deep=True) if self.deep else here

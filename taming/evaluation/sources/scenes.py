@@ -36,6 +36,7 @@ from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
 from taming.sampling.scenes import Scene, builder_of, read_scene
+from taming.sampling.sizes import trained_shape
 
 Boxes = tuple[BoundingBox, ...]
 SIDE = 224  # of cut out objects: arXiv 2003.07449
@@ -178,7 +179,7 @@ class SampledScenes(ImageSource):
         return len(self.layouts) * self.per_layout
 
     def describe(self) -> dict[str, Any]:
-        shape = list(self.shape or self.model.latent_shape()[1:])
+        shape = list(self.shape or trained_shape(self.model))
         sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
         sampler |= {**asdict(self.settings), "precision": dtype_name(self.dtype)}
         about = {"kind": "scenes of a run", **self.layouts.describe()}

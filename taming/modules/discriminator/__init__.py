@@ -1,1 +1,1 @@
-"""The patch discriminator."""
+"""Discriminators, which a loss names by `disc_config`."""

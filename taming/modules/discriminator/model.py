@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, Pixels, Range
 from taming.errors import UserError
+from taming.modules.discriminator.base import Discriminator
 from taming.modules.util import ActNorm
 
 
@@ -21,7 +22,7 @@ def weights_init(m: nn.Module) -> None:
         nn.init.zeros_(m.bias)
 
 
-class NLayerDiscriminator(nn.Module):
+class NLayerDiscriminator(Discriminator):
     """Images [B, input_nc, H, W] -> one logit per overlapping patch [B, 1, h, w].
 
     `n_layers` convolutions of stride 2, one of stride 1, and the output; `use_actnorm` normalizes
@@ -53,7 +54,6 @@ class NLayerDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers)
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse (`UserError`) images that are too small."""
         smallest = 3 * 2**self.n_layers  # two convolutions of stride 1 take a pixel each
         if min(height, width) < smallest:
             raise UserError(

@@ -13,6 +13,8 @@ from typing import Any, TypeGuard
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.run_length import RunLength
+from taming.user_code import name_of, wrong_result
 
 Logged = dict[str, Tensor]
 Condition = Tensor | None  # of a conditional discriminator, [B, C', H, W]
@@ -63,8 +65,22 @@ class FirstStageLoss(nn.Module):
     def check_shape(self, shape: Sequence[int]) -> None:
         """Refuse (`UserError`), before training, images [B, C, H, W] that the loss cannot take."""
 
+    def output_channels(self, channels: int) -> int:
+        """How many channels the decoder has to give for images of so many."""
+        return channels
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether gradients of the discriminator are part of a loss."""
+        return False
+
     def prepare(self) -> None:
         """Load weights that the loss itself needs; called once, before training starts."""
+
+    def begin(self, run: RunLength, global_step: int) -> list[str]:
+        """Lay down what depends on the run's length, once before its first step, or its next at
+        `global_step`; returns lines for the log."""
+        return []
 
     def idles(self, global_step: int) -> bool:
         """Whether a step of training passes without the discriminator, which is left as it is."""
@@ -120,23 +136,15 @@ class FirstStageLoss(nn.Module):
 
 def checked_result(loss: nn.Module, result: Any, *, trained: bool) -> tuple[Tensor, Logged]:
     """What a loss returned; `UserError` if it is no scalar with its terms, or none to train by."""
-    name = f"{type(loss).__module__}.{type(loss).__qualname__}"
+    name = f"the loss {name_of(type(loss))}"
     if isinstance(result, tuple) and len(result) == 2:
         value, terms = result
         if isinstance(value, Tensor) and value.numel() == 1 and isinstance(terms, Mapping):
             if trained and not value.requires_grad:
-                raise UserError(f"the loss {name} has no gradient for what is trained by it")
+                raise UserError(f"{name} has no gradient for what is trained by it")
             return value, dict(terms)
-    raise UserError(
-        f"the loss {name} must return (loss, terms), a tensor of one number and a dict of numbers "
-        f"by name; it returned {_kind(result)}"
-    )
-
-
-def _kind(result: Any) -> str:
-    if isinstance(result, tuple):
-        return f"({', '.join(map(_kind, result))})"
-    return f"a tensor {list(result.shape)}" if isinstance(result, Tensor) else str(type(result))
+    expected = "(loss, terms), a tensor of one number and a dict of numbers by name"
+    raise wrong_result(name, expected, result)
 
 
 def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
@@ -172,3 +180,19 @@ def names_of_terms(loss: nn.Module) -> set[str] | None:
     if "discriminator" in dict(loss.named_children()):
         names |= {"discloss", *loss.discriminator_terms}
     return names
+
+
+def require_shape(outputs: Tensor, inputs: Tensor, channels: int) -> None:
+    """Refuse (`UserError`) what a decoder made of images, if it is of another shape."""
+    batch, _, height, width = inputs.shape
+    if outputs.shape != (batch, channels, height, width):
+        raise UserError(
+            f"images of shape {list(inputs.shape)} came back as {list(outputs.shape)}: height and "
+            "width must be multiples of the first stage's down-sampling factor, and out_ch must "
+            f"be {channels}"
+        )
+
+
+def detached(terms: Logged) -> Logged:
+    """Terms without gradients, to be logged."""
+    return {name: term.detach() for name, term in terms.items()}

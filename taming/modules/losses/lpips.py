@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from taming.devices import without_autocast
-from taming.downloads import file_hash
 from taming.errors import UserError
+from taming.modules.losses.weight_files import WeightFile, find_weights, or_without
 from taming.util import get_ckpt_path, lpips_file
 
 __all__ = [
@@ -190,14 +189,10 @@ class LPIPS(nn.Module):
         """Load the weights unless a checkpoint has; see `backbone_file`."""
         if self.ready:
             return
-        try:
+        with or_without():
             features = backbone_weights(self.net, self.backbone, path)
             weights = calibrated_layers(self.backbone)
             weights |= {f"net.{name}": tensor for name, tensor in features.items()}
-        except UserError as error:
-            raise UserError(
-                f"{error}, or train without, by model.params.lossconfig.params.perceptual_weight=0"
-            ) from error
         for name, parameter in self.named_parameters():
             parameter.copy_(weights[name])
 
@@ -290,33 +285,4 @@ def backbone_file(net: str, path: str | None = None) -> Path:
         UserError: if it is missing or is not that model.
     """
     name, digest, variable, *_ = BACKBONES[net]
-    chosen = path or os.environ.get(variable)
-    file = Path(chosen) if chosen else _cached(net)
-    if not file.is_file():
-        source = f"{net}_path" if path else variable
-        raise UserError(f"{source}: there is no file {file}; give torchvision's {name} weights")
-    if not file_hash(file).startswith(digest):
-        raise UserError(
-            f"{file} is not torchvision's {name} (its SHA-256 does not start with {digest}); "
-            f"delete it to have it downloaded again, or give the right file by {net}_path"
-        )
-    return file
-
-
-def _cached(net: str) -> Path:
-    from torchvision.models import get_model_weights  # slow to import, rarely needed
-
-    name, digest, variable, *_ = BACKBONES[net]
-    url = str(get_model_weights(name.lower())["IMAGENET1K_V1"].url)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"LPIPS needs {name}'s weights and they could not be downloaded ({error}); "
-            f"put the file at {path}, or name one by {net}_path or {variable}"
-        ) from error
-    return path
+    return find_weights(WeightFile(name, digest, variable, f"{net}_path", "LPIPS"), path)

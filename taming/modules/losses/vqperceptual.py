@@ -7,19 +7,44 @@ adaptive weight is a ratio of small gradients, LPIPS divides by small norms.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
-from taming.config_values import Count, CountOrZero, FilePath, Pixels, Range, Weight
+from taming.config_values import (
+    Count,
+    CountOrZero,
+    FilePath,
+    ModuleConfig,
+    Pixels,
+    Range,
+    StepOrShare,
+    Weight,
+)
 from taming.devices import without_autocast
 from taming.errors import UserError
+from taming.modules.discriminator.base import Discriminator
+from taming.modules.discriminator.choice import PatchOptions, check_taken, make_discriminator
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.adaptive_weight import Differentiated, gradient_at, norm_at
-from taming.modules.losses.base import Condition, DummyLoss, FirstStageLoss, Logged
+from taming.modules.losses.adversarial import D_LOSSES, adopt_weight, hinge_d_loss, vanilla_d_loss
+from taming.modules.losses.base import (
+    Condition,
+    DummyLoss,
+    FirstStageLoss,
+    Logged,
+    detached,
+    require_shape,
+)
 from taming.modules.losses.lpips import LPIPS
+from taming.modules.losses.penalties import Penalties, PenaltyOptions
+from taming.modules.losses.perceptual import drop_unused_lpips, make_perceptual, path_of
+from taming.modules.losses.pixels import PIXEL_LOSSES, images_of
+from taming.modules.losses.start import DiscriminatorStart
+from taming.run_length import RunLength
 
 __all__ = [
     "LPIPS",
@@ -33,43 +58,37 @@ __all__ = [
 ]
 
 
-def adopt_weight(weight: float, global_step: int, threshold: int = 0, value: float = 0.0) -> float:
-    """`weight` from step `threshold` on, `value` before."""
-    return value if global_step < threshold else weight
-
-
-def hinge_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator: real logits above 1, fake ones below -1 cost nothing."""
-    return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
-
-
-def vanilla_d_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """Cross-entropy of a discriminator (arXiv 1406.2661, equation 1), halved."""
-    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
-
-
-D_LOSSES = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
-
-
 class VQLPIPSWithDiscriminator(FirstStageLoss):
     """Losses of the autoencoder (optimizer 0) and of its discriminator (optimizer 1).
 
-    Beyond the published options: the discriminator trains alone for `disc_warmup_steps` after
-    `disc_start`, then its weight on the generator rises linearly over `disc_ramp_steps`;
-    with `skip_idle_discriminator`, training leaves the discriminator out where it has no weight on
-    a loss: it is neither run nor updated, nor are its terms logged; `vgg_path` names the VGG16 file
-    of LPIPS. `pixelloss_weight` has no effect, as in the original.
+    `pixelloss_weight` has no effect, as in the original. Beyond the published options:
+
+    Args:
+        disc_start: also a share of the run, below 1.
+        disc_warmup_steps, disc_ramp_steps: from `disc_start` on, the discriminator trains alone for
+            so many steps, then its weight on the generator rises linearly.
+        skip_idle_discriminator: in training, the discriminator is left out where it has no weight
+            on a loss: it is neither run nor updated, nor are its terms logged.
+        disc_config: another discriminator (see `taming.modules.discriminator.base`) instead of the
+            patch discriminator, as `target` and `params`.
+        perceptual_net: what images are compared by: "lpips", or see `LogitDistance`.
+        vgg_path, perceptual_path: the file of LPIPS's VGG16, or of another network.
+        pixel_loss: "l1", "l2" or "logit_laplace", see `taming.modules.losses.pixels`.
+        penalties: see `Penalties`.
+
+    Raises:
+        UserError: for options of a discriminator or network that another one takes the place of.
     """
 
-    generator_terms = (
+    generator_terms: Sequence[str] = (
         *("total_loss", "quant_loss", "nll_loss", "rec_loss", "p_loss"),
         *("d_weight", "disc_factor", "g_loss"),
     )
-    discriminator_terms = ("disc_loss", "logits_real", "logits_fake")
+    discriminator_terms: Sequence[str] = ("disc_loss", "logits_real", "logits_fake")
 
     def __init__(
         self,
-        disc_start: CountOrZero,
+        disc_start: StepOrShare,
         codebook_weight: Weight = 1.0,
         pixelloss_weight: Weight = 1.0,
         disc_num_layers: Annotated[int, Range(0, 16)] = 3,
@@ -86,22 +105,30 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         disc_warmup_steps: CountOrZero = 0,
         disc_ramp_steps: CountOrZero = 0,
         skip_idle_discriminator: bool = False,
+        disc_config: ModuleConfig | None = None,
+        perceptual_net: Literal["lpips", "resnet50", "convnext_small"] = "lpips",
+        perceptual_path: FilePath | None = None,
+        pixel_loss: Literal["l1", "l2", "logit_laplace"] = "l1",
+        **penalties: Unpack[PenaltyOptions],
     ) -> None:
         super().__init__()
         if disc_loss not in D_LOSSES:
             raise UserError(f"disc_loss: {disc_loss} is unknown; choose one of {list(D_LOSSES)}")
         self.disc_loss = D_LOSSES[disc_loss]
         self.codebook_weight, self.pixel_weight = codebook_weight, pixelloss_weight
-        self.perceptual_weight, self.vgg_path = perceptual_weight, vgg_path
-        self.discriminator_iter_start, self.disc_factor = disc_start, disc_factor
-        self.disc_warmup_steps, self.disc_ramp_steps = disc_warmup_steps, disc_ramp_steps
+        self.start = DiscriminatorStart(disc_start, disc_warmup_steps, disc_ramp_steps)
+        self.disc_factor = disc_factor
         self.discriminator_weight, self.disc_conditional = disc_weight, disc_conditional
         self.skip_idle_discriminator = skip_idle_discriminator
-        self.perceptual_loss = LPIPS() if perceptual_weight > 0 else None
-        self.discriminator = NLayerDiscriminator(
-            disc_in_channels, disc_ndf, disc_num_layers, use_actnorm
-        ).apply(weights_init)
-        self.register_load_state_dict_pre_hook(_drop_unused_lpips)  # type: ignore[no-untyped-call]
+        self.pixels, self.perceptual_weight = PIXEL_LOSSES[pixel_loss](), perceptual_weight
+        self.perceptual_path = path_of(perceptual_net, vgg_path, perceptual_path)
+        self.perceptual_loss = make_perceptual(perceptual_net) if perceptual_weight > 0 else None
+        self.discriminator = make_discriminator(
+            disc_config, PatchOptions(disc_in_channels, disc_ndf, disc_num_layers, use_actnorm)
+        )
+        self.penalties = Penalties(**penalties)
+        self.discriminator_terms = (*self.discriminator_terms, *self.penalties.terms)
+        self.register_load_state_dict_pre_hook(drop_unused_lpips)  # type: ignore[no-untyped-call]
 
     def check_shape(self, shape: Sequence[int]) -> None:
         channels = shape[1]
@@ -109,20 +136,36 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
             raise UserError(
                 f"LPIPS takes images of 1 or 3 channels, not {channels}; set perceptual_weight: 0"
             )
-        self.discriminator.check_size(shape[2], shape[3])
-        taken = self.discriminator.input_nc
-        if taken != channels and not self.disc_conditional:
-            raise UserError(
-                f"disc_in_channels is {taken}, but the images have {channels} channels; they must "
-                "be equal"
-            )
+        check_taken(self.discriminator, shape, any_channels=self.disc_conditional)
+
+    def output_channels(self, channels: int) -> int:
+        return channels * (2 if self.pixels.distribution else 1)
+
+    @property
+    def differentiates_twice(self) -> bool:
+        return self.penalties.of_gradients
+
+    @property
+    def discriminator_iter_start(self) -> int:
+        """The step from which the discriminator counts, under its published name."""
+        return self.start.step
+
+    @discriminator_iter_start.setter
+    def discriminator_iter_start(self, step: int) -> None:
+        self.start.step = step
+
+    def begin(self, run: RunLength, global_step: int) -> list[str]:
+        return self.start.begin(run, global_step) if self.disc_factor else []
 
     def idles(self, global_step: int) -> bool:
-        return self.skip_idle_discriminator and not self._discriminator_factor(global_step)
+        factor = self.disc_factor * self.start.of_discriminator(global_step)
+        return self.skip_idle_discriminator and not factor
 
     def prepare(self) -> None:
         if self.perceptual_loss is not None:
-            self.perceptual_loss.prepare(self.vgg_path)
+            self.perceptual_loss.prepare(self.perceptual_path)
+        if isinstance(self.discriminator, Discriminator):
+            self.discriminator.prepare()
 
     def generator_loss(
         self,
@@ -142,32 +185,41 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         Raises:
             UserError: if images came back in another shape, or `cond` is missing.
         """
-        _require_equal_shapes(inputs, reconstructions)
+        require_shape(reconstructions, inputs, self.output_channels(inputs.shape[1]))
         with without_autocast(inputs.device):
-            factor = self._generator_factor(global_step)
+            factor = self.disc_factor * self.start.of_generator(global_step)
             loss, terms = self._generator_terms(
                 inputs.float(), reconstructions, last_layer, cond, factor
             )
             # Its gradient goes another way, through quantizer and encoder alone.
             quant_loss = codebook_loss.float().mean()
             loss = loss + self.codebook_weight * quant_loss
-        return loss, _detached({"total_loss": loss, "quant_loss": quant_loss, **terms})
+        return loss, detached({"total_loss": loss, "quant_loss": quant_loss, **terms})
 
     def discriminator_loss(
         self, inputs: Tensor, reconstructions: Tensor, global_step: int, *, cond: Condition = None
     ) -> tuple[Tensor, Logged]:
-        """Hinge or vanilla loss on detached images; 0 before `disc_start`."""
-        _require_equal_shapes(inputs, reconstructions)
+        """Hinge or vanilla loss on detached images, and penalties; 0 before `disc_start`."""
+        require_shape(reconstructions, inputs, self.output_channels(inputs.shape[1]))
+        factor = self.disc_factor * self.start.of_discriminator(global_step)
+        penalized = bool(factor) and self.training and torch.is_grad_enabled()
         with without_autocast(inputs.device):
             # Two passes, not one over both: batch normalization takes the statistics of real and
             # of reconstructed images apart.
-            logits_real = self._discriminator_logits(inputs.detach().float(), cond)
-            logits_fake = self._discriminator_logits(reconstructions.detach().float(), cond)
-            loss = self._discriminator_factor(global_step) * self.disc_loss(
-                logits_real, logits_fake
-            )
-        terms = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-        return loss, _detached({"disc_loss": loss, **terms})
+            real, fake = inputs.detach().float(), reconstructions.detach().float()
+            fake = images_of(fake, real.shape[1])
+            real.requires_grad_(penalized and self.penalties.takes_r1(global_step))
+            logits_real = self._discriminator_logits(real, cond)
+            logits_fake = self._discriminator_logits(fake, cond)
+            loss = factor * self.disc_loss(logits_real, logits_fake)
+            terms = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+            terms["disc_loss"] = loss
+            terms |= dict.fromkeys(self.penalties.terms, torch.zeros_like(loss))
+            if penalized:
+                judge = partial(self._discriminator_logits, cond=cond)
+                terms |= self.penalties(judge, (real, fake), (logits_real, logits_fake))
+                loss = loss + factor * sum(terms[name] for name in self.penalties.terms)
+        return loss, detached(terms)
 
     def _generator_terms(
         self, x: Tensor, x_rec: Tensor, last: Tensor | None, cond: Tensor | None, factor: float
@@ -195,7 +247,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         images = x_rec.detach().float().requires_grad_(differentiate)
         nll_loss, p_loss = self._reconstruction_terms(x, images)
         nll_grad = gradient_at(nll_loss, images)  # (B, C, H, W)
-        g_loss = -self._discriminator_logits(images, cond).mean()
+        g_loss = -self._discriminator_logits(images_of(images, x.shape[1]), cond).mean()
         g_grad = gradient_at(g_loss, images)
 
         d_weight = torch.zeros_like(g_loss)
@@ -218,7 +270,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     ) -> tuple[Tensor, Logged]:
         """As `_generator_terms`, with losses that reach back to all weights."""
         nll_loss, p_loss = self._reconstruction_terms(x, x_rec.float())
-        g_loss = -self._discriminator_logits(x_rec.float(), cond).mean()
+        g_loss = -self._discriminator_logits(images_of(x_rec.float(), x.shape[1]), cond).mean()
         d_weight = self.calculate_adaptive_weight(nll_loss, g_loss, last_layer=last)
         loss = nll_loss + d_weight * factor * g_loss
         terms = {"nll_loss": nll_loss, "rec_loss": nll_loss, "p_loss": p_loss}
@@ -234,7 +286,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         the same with fewer backward passes.
         """
         if last_layer is None:
-            raise ValueError("the generator's loss needs `last_layer` in training")
+            raise UserError("the generator's loss needs `last_layer` in training")
         norms = [
             torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
             for loss in (nll_loss, g_loss)
@@ -244,13 +296,13 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     def _ratio(self, nll_norm: Tensor, g_norm: Tensor) -> Tensor:
         return (nll_norm / (g_norm + 1e-4)).clamp(0.0, 1e4) * self.discriminator_weight
 
-    def _reconstruction_terms(self, inputs: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _reconstruction_terms(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of |x - x_rec| + perceptual_weight * LPIPS, and of LPIPS alone."""
-        pixels = (inputs - images).abs().mean()
+        pixels = self.pixels(inputs, outputs)
         if self.perceptual_loss is None:
             return pixels, torch.zeros_like(pixels)
         self.prepare()  # by training loops of one's own
-        p_loss = self.perceptual_loss(inputs, images).mean()
+        p_loss = self.perceptual_loss(inputs, images_of(outputs, inputs.shape[1])).mean()
         return pixels + self.perceptual_weight * p_loss, p_loss
 
     def _discriminator_logits(self, images: Tensor, cond: Tensor | None) -> Tensor:
@@ -266,37 +318,6 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
     ) -> Tensor:
         """Equation 7: the weight at which both losses pull equally hard at the last layer."""
         if last_layer is None:
-            raise ValueError("the generator's loss needs `last_layer` in training")
+            raise UserError("the generator's loss needs `last_layer` in training")
         nll_norm, g_norm = (norm_at(last_layer, x_rec, grad) for grad in (nll_grad, g_grad))
         return self._ratio(nll_norm, g_norm)
-
-    def _discriminator_factor(self, global_step: int) -> float:
-        """`disc_factor`, 0 before `disc_start`."""
-        return adopt_weight(self.disc_factor, global_step, self.discriminator_iter_start)
-
-    def _generator_factor(self, global_step: int) -> float:
-        """`disc_factor`, 0 before the discriminator counts; with a ramp of 3 steps from step 10 on:
-        0.25 at step 10, 0.5 at 11, 0.75 at 12, and 1 times `disc_factor` from 13 on."""
-        start = self.discriminator_iter_start + self.disc_warmup_steps
-        ramp = min((global_step - start + 1) / (self.disc_ramp_steps + 1), 1.0)
-        return adopt_weight(self.disc_factor * ramp, global_step, start)
-
-
-def _require_equal_shapes(inputs: Tensor, reconstructions: Tensor) -> None:
-    if inputs.shape != reconstructions.shape:
-        raise UserError(
-            f"images of shape {list(inputs.shape)} came back as {list(reconstructions.shape)}: "
-            "height and width must be multiples of the first stage's down-sampling factor, and "
-            "out_ch must equal the images' channels"
-        )
-
-
-def _detached(terms: Logged) -> Logged:
-    return {name: term.detach() for name, term in terms.items()}
-
-
-def _drop_unused_lpips(module: Any, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Let checkpoints trained with LPIPS load, strictly, if perceptual_weight is 0 here."""
-    if module.perceptual_loss is None:
-        for name in [name for name in state_dict if name.startswith(f"{prefix}perceptual_loss.")]:
-            del state_dict[name]

@@ -7,6 +7,7 @@ twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.inference import Segment, Weights
+from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.segment import Segment
 
 
 class CachedDecoder:
@@ -59,11 +61,17 @@ class CachedDecoder:
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._columns = torch.arange(max_length, device=device)
         self._recorded: Callable[[], Tensor] | None = None
+        # What the classes of a batch change, in place, as graphs read it; nothing of most GPTs.
+        self._modulations = self._weights.modulations(self._token)
 
     @torch.inference_mode()
     def prefill(self, idx: Tensor) -> Tensor:
         """Start afresh with the prompt `idx` (B, T); float32 logits (B, V) of its last token."""
         self.length = 0
+        if self._modulations:
+            new = self._weights.modulations(idx[:, 0])
+            for kept, change in zip(self._modulations, new, strict=True):
+                kept[: len(idx)] = change
         return self._advance(idx)
 
     @torch.inference_mode()
@@ -78,6 +86,8 @@ class CachedDecoder:
                 f"the transformer's first {self.n_unmasked} positions (n_unmasked) see each other, "
                 f"so the prompt must hold them all; it has {self.length}"
             )
+        if self._modulations and not self.length:
+            raise UserError("the first token is a class (adaln_classes): give it as the prompt")
         if self.static and idx.shape[1] == 1:
             return self._static_step(idx[:, 0])
         return self._advance(idx)
@@ -88,6 +98,8 @@ class CachedDecoder:
             raise ValueError(f"{stop} tokens do not fit into a cache of {self.max_length}")
         cache = self._cache[:, :, : len(idx)]
         segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
+        if self._modulations:
+            segment = replace(segment, modulations=[m[: len(idx)] for m in self._modulations])
         self.length = stop
         self._position.fill_(stop)
         return self._weights.logits([segment])
@@ -112,7 +124,12 @@ class CachedDecoder:
         """
         allowed = (self._columns <= self._position)[None, None, None]  # (1, 1, 1, max_length)
         segment = Segment(
-            self._token[:, None], self._position, self.max_length, allowed, cache=self._cache
+            self._token[:, None],
+            self._position,
+            self.max_length,
+            allowed,
+            cache=self._cache,
+            modulations=self._modulations,
         )
         logits = self._weights.logits([segment])
         self._position += 1
@@ -124,8 +141,12 @@ class CachedDecoder:
             step = torch.compile(step, dynamic=False)
         if self._token.device.type != "cuda":
             return step
-        position = self._position.clone()
-        side = torch.cuda.Stream()
+        # Streams are the current device's: those of another than the model's would record nothing.
+        with torch.cuda.device(self._token.device):
+            return self._as_graph(step)
+
+    def _as_graph(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        position, side = self._position.clone(), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             # Libraries choose kernels and allocate workspaces in their first runs, which must not
@@ -135,7 +156,9 @@ class CachedDecoder:
                 self._position.copy_(position)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # By default torch keeps one stream for all recordings, on the device of the first. Other
+        # threads may use CUDA meanwhile: a loader's that pins memory, NCCL's that watches.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             logits = step()
 
         def replay() -> Tensor:
@@ -219,7 +242,7 @@ def known_or(sampled: Tensor, known: Tensor | None, n: int) -> Tensor:
 
 
 def one_pass_logits(gpt: GPT, condition: Tensor, steps: int) -> Tensor:
-    """Logits (B, steps, V) of all image positions at once, from the condition (B, T) alone.
+    """Float32 logits (B, steps, V) of all image positions at once, from the condition (B, T) alone.
 
     For models trained with `pkeep <= 0`: their image inputs were noise, so that any will do; here
     the condition again. With condition [a, b] and 3 steps the input is [a, b, a, b], of which the
@@ -228,7 +251,7 @@ def one_pass_logits(gpt: GPT, condition: Tensor, steps: int) -> Tensor:
     length = condition.shape[1]
     idx = condition.repeat(1, 2 + steps // length)[:, : length + steps - 1]  # (B, T + steps - 1)
     logits: Tensor = gpt.head(gpt.hidden(idx)[:, length - 1 :])
-    return logits
+    return logits.float()
 
 
 def filter_logits(
@@ -236,13 +259,16 @@ def filter_logits(
 ) -> Tensor:
     """Scale `logits` (..., V) by 1/temperature, then drop (-inf) all but the likely tokens.
 
+    In float32 at least, as is `sample_token`: a sum of probabilities in bfloat16 stops at a part of
+    1, so that tokens behind it would never be sampled.
+
     Args:
         temperature: above 0.
         top_k: keep the k likeliest; None, or more than there are, is no limit.
         top_p: of these, keep the likeliest whose probabilities sum to just above p ("nucleus",
             arXiv 1904.09751); None or 1 is no limit.
     """
-    logits = logits / temperature
+    logits = _precise(logits) / temperature
     vocabulary = logits.shape[-1]
     k = min(top_k or vocabulary, vocabulary)
     p = 1.0 if top_p is None else top_p
@@ -253,7 +279,7 @@ def filter_logits(
         return logits.masked_fill(logits < likeliest[..., -1:], -torch.inf)
     # Probabilities .5 .3 .15 .05 sum to .5 .8 .95 1; for p = .6, one of the first three sums is at
     # most p, so that the token at place 1 is the last one kept: .5 and .3, together just above p.
-    total = likeliest.softmax(-1).cumsum(-1)  # (..., k)
+    total = running_sum(likeliest.softmax(-1))  # (..., k)
     last_kept = (total[..., :-1] <= p).sum(-1, keepdim=True)  # (..., 1), a place among k
     return logits.masked_fill(logits < likeliest.gather(-1, last_kept), -torch.inf)
 
@@ -266,8 +292,27 @@ def sample_token(logits: Tensor, uniform: Tensor | None = None) -> Tensor:
     """
     if uniform is None:
         return logits.argmax(-1)
-    probabilities = logits.softmax(-1)
+    probabilities = _precise(logits).softmax(-1)
     # A parallel sum may rise by a rounding error where the probability is 0: never sample there.
-    cdf = probabilities.cumsum(-1).masked_fill_(probabilities == 0, 0)  # (B, V)
+    cdf = running_sum(probabilities).masked_fill_(probabilities == 0, 0)  # (B, V)
     target = uniform * cdf.amax(-1)  # (B,), as rounded sums end near 1, not at it
     return (cdf > target[:, None]).int().argmax(-1)  # the first of the columns above the target
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def running_sum(shares: Tensor) -> Tensor:
+    """Sums of `shares` (..., n), in [0, 1], up to each place.
+
+    CUDA adds floats in an order that is not always the same, or refuses to where PyTorch is told to
+    be deterministic. There, multiples of 2^-52 are added, as integers, which have one sum.
+    """
+    if shares.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _exact_running_sum(shares)
+    return shares.cumsum(-1)
+
+
+def _exact_running_sum(shares: Tensor) -> Tensor:
+    return ((shares.double() * 2**52).long().cumsum(-1) / 2**52).to(shares)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import cast
 
 import torch
@@ -20,11 +19,22 @@ from torch.nn import functional as F
 
 from taming.errors import UserError
 from taming.kernel_choice import TORCH
-from taming.modules.linear import SamplingLinear, sampling_kernel, sampling_linear
+from taming.modules.linear import sampling_kernel
+from taming.modules.linear_kernels import SamplingLinear, linear, sampling_linear
 from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
+from taming.modules.transformer.segment import Segment
+from taming.modules.transformer.variants import (
+    NormKind,
+    embed_classes,
+    modulate,
+    normalize,
+    normalize_heads,
+    rotate,
+    swiglu,
+)
 
-Pair = tuple[Tensor, Tensor]  # weight and bias of a normalization
+Pair = tuple[Tensor, Tensor]  # weight and bias
 
 
 @dataclass(frozen=True)
@@ -32,12 +42,16 @@ class Layer:
     """A block's weights. `qkv` is one layer with outputs (N, 3C), or three with (N, C)."""
 
     heads: int
-    ln1: Pair
-    ln2: Pair
+    ln1: tuple[Tensor, ...]
+    ln2: tuple[Tensor, ...]
     qkv: tuple[SamplingLinear, ...]
     proj: SamplingLinear
     up: SamplingLinear
     down: SamplingLinear
+    norm: NormKind
+    gated: bool  # SwiGLU
+    gains: tuple[Tensor, ...]  # of queries and keys, (size,) each, or none
+    modulation: Pair | None  # (6C, C) and (6C,)
 
     @classmethod
     def of(cls, block: Block, dtype: torch.dtype, kernel: str = TORCH) -> Layer:
@@ -55,95 +69,62 @@ class Layer:
         # Weights that are being trained stay where they are, three products a layer; for another
         # dtype they are copied, so that one copy of all is no more.
         apart = trained and attn.query.weight.dtype == dtype
-        qkv = tuple(map(product, parts)) if apart else (product(*parts),)
-        ends = {"proj": product(attn.proj), "up": product(mlp[0]), "down": product(mlp[2])}
-        return cls(attn.n_head, pair(block.ln1), pair(block.ln2), qkv, **ends)
+        return cls(
+            attn.n_head,
+            in_dtype(block.ln1, dtype),
+            in_dtype(block.ln2, dtype),
+            tuple(map(product, parts)) if apart else (product(*parts),),
+            proj=product(attn.proj),
+            up=product(mlp[0]),
+            down=product(mlp[2]),
+            norm=block.norm,
+            gated=block.gated,
+            gains=tuple(gain.detach().to(dtype) for gain in attn.gains()),
+            modulation=None if block.modulation is None else pair(block.modulation),
+        )
 
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values of `x` (N, C), one after the other: (N, 3C)."""
-        normed = F.layer_norm(x, x.shape[-1:], *self.ln1)
-        if len(self.qkv) == 1:
-            return self.qkv[0](normed).contiguous()
-        return torch.cat([product(normed) for product in self.qkv], dim=-1)
+    def project(
+        self, x: Tensor, rotation: Tensor | None = None, change: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Queries, keys and values of `x` (N, C), one after the other: (N, 3C).
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """`x` (N, C) after the rest of the block, from the output of its heads (N, C)."""
-        x = self.proj.plus(attended, x)
-        hidden = self.up.gelu(F.layer_norm(x, x.shape[-1:], *self.ln2))  # (N, 4C)
-        return self.down.plus(hidden, x)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """New tokens of equally long sequences: where they stand and what they see.
-
-    For example, a prompt of 3 tokens and then the next two, one at a time:
-
-        tokens (B, 3)   write slice(0, 3)   seen 3   causal
-        tokens (B, 1)   write slice(3, 4)   seen 4
-        tokens (B, 1)   write slice(4, 5)   seen 5
-
-    A static step has the same shapes whatever its position, as a recorded CUDA graph needs: it
-    sees all positions that the cache has room for, say 8, less those that `allowed` masks, and
-    finds its own position in a tensor on the device:
-
-        tokens (B, 1)   write tensor([3])   seen 8   allowed 1 1 1 1 0 0 0 0
-        tokens (B, 1)   write tensor([4])   seen 8   allowed 1 1 1 1 1 0 0 0
-
-    `cache` has keys and values (layers, 2, B, heads, >= seen, size) of the positions before, to
-    which those of the new ones are added; None if there are none, and none are kept.
-    """
-
-    tokens: Tensor  # int64 (B, T)
-    write: slice | Tensor  # their positions: a slice, or an index tensor (T,)
-    seen: int  # the number of positions that are looked at, with the new ones
-    allowed: Tensor | None = None  # bool, broadcastable to (B, heads, T, seen)
-    causal: bool = False  # the new tokens are the first: each sees itself and those before it
-    cache: Tensor | None = None
-
-    def attend(self, layer: int, heads: int, qkv: Tensor, last: bool) -> Tensor:
-        """The heads' output (B * T, C) for the new tokens, from their `qkv` (B * T, 3C).
-
-        If `last`, only for each sequence's last token: (B, C).
+        Args:
+            rotation: (2, N, size / 2), see `variants.rotations`.
+            change: shift and scale (N, C) that a class has.
         """
-        batch, length = self.tokens.shape
-        # (B * T, 3C) -> (B, T, 3, heads, size) -> (3, B, heads, T, size), without a copy
-        split = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        queries, keys, values = split.unbind()  # (B, heads, T, size)
-        if self.cache is not None:
-            self._keep(layer, split[1:])
-            # (B, heads, seen, size): the positions before and the new ones
-            keys, values = self._seen[2 * layer], self._seen[2 * layer + 1]
-        allowed = self.allowed
-        if last and length > 1:  # the last layer: other tokens' outputs would go nowhere
-            queries = queries[:, :, -1:]
-            allowed = None if allowed is None else allowed[..., -1:, :]
-        # One query sees everything; with `is_causal` torch would align it to the first key.
-        causal = self.causal and queries.shape[2] > 1
-        y = F.scaled_dot_product_attention(queries, keys, values, allowed, is_causal=causal)
-        return y.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)  # (B, T, heads, size) -> (B * T, C)
-
-    def _keep(self, layer: int, new: Tensor) -> None:
-        """Add the `new` keys and values (2, B, heads, T, size) to the cache."""
-        if isinstance(self.write, slice):
-            self._room[layer].copy_(new)
+        normed = normalize(x, self.ln1, self.norm)
+        normed = modulate(normed, *change) if change else normed
+        if len(self.qkv) == 1:
+            qkv = self.qkv[0](normed).contiguous()
         else:
-            assert self.cache is not None
-            self.cache[layer].index_copy_(3, self.write, new)
+            qkv = torch.cat([product(normed) for product in self.qkv], dim=-1)
+        return qkv if rotation is None and not self.gains else self._placed(qkv, rotation)
 
-    # Making a view costs as much as a small kernel, so those of all layers are made at once.
+    def _placed(self, qkv: Tensor, rotation: Tensor | None) -> Tensor:
+        """`qkv` (N, 3C) with queries and keys normalized, or turned, or both."""
+        heads = qkv.unflatten(-1, (3, self.heads, -1))  # (N, 3, heads, size)
+        parts: Sequence[Tensor] = heads.unbind(1)[:2]
+        if self.gains:
+            parts = [normalize_heads(x, gain) for x, gain in zip(parts, self.gains, strict=True)]
+        if rotation is not None:
+            parts = [rotate(x, rotation[:, :, None]) for x in parts]  # (N, heads, size)
+        return torch.stack((*parts, heads[:, 2]), dim=1).flatten(1)
 
-    @cached_property
-    def _room(self) -> Sequence[Tensor]:
-        """For each layer, where the new keys and values go: (2, B, heads, T, size)."""
-        assert self.cache is not None
-        return self.cache[..., self.write, :].unbind()
+    def finish(self, x: Tensor, attended: Tensor, change: Sequence[Tensor] = ()) -> Tensor:
+        """`x` (N, C) after the rest of the block, from the output of its heads (N, C).
 
-    @cached_property
-    def _seen(self) -> Sequence[Tensor]:
-        """Keys, then values (B, heads, seen, size) of each layer."""
-        assert self.cache is not None
-        return self.cache[..., : self.seen, :].flatten(0, 1).unbind()
+        `change` (N, C) each: gate of the attention; shift, scale and gate of the perceptron.
+        """
+        x = (change[0] * self.proj(attended)).add_(x) if change else self.proj.plus(attended, x)
+        normed = normalize(x, self.ln2, self.norm)
+        normed = modulate(normed, *change[1:3]) if change else normed
+        hidden = swiglu(self.up(normed)) if self.gated else self.up.gelu(normed)  # (N, 4C)
+        return (change[3] * self.down(hidden)).add_(x) if change else self.down.plus(hidden, x)
+
+
+def in_dtype(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Weight and bias of a normalization, as far as it has them."""
+    return tuple(parameter.detach().to(dtype) for parameter in module.parameters())
 
 
 class Weights:
@@ -166,11 +147,16 @@ class Weights:
         self.dtype = dtype or gpt.pos_emb.dtype
         self.kernel = kernel or _kernel_of(gpt, self.dtype, rows)
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
-        self.pos_emb = gpt.pos_emb[0].detach().to(self.dtype)  # (T, C)
+        self.pos_emb = gpt.positions()[0].detach().to(self.dtype)  # (T, C)
+        self.rotations = gpt.rotations()  # (2, T, size / 2)
         blocks = cast(Sequence[Block], gpt.blocks)
         self.layers = [Layer.of(block, self.dtype, self.kernel) for block in blocks]
-        self.ln_f = (gpt.ln_f.weight.detach().to(self.dtype), gpt.ln_f.bias.detach().to(self.dtype))
+        self.ln_f = in_dtype(gpt.ln_f, self.dtype)
         self.head = sampling_linear([gpt.head], self.dtype, self.kernel)  # (N, C) -> (N, V)
+        self.class_emb: Tensor | None = None
+        if gpt.class_emb is not None and gpt.modulation is not None:
+            self.class_emb = gpt.class_emb.weight.detach().to(self.dtype)
+            self.modulation = in_dtype(gpt.modulation, self.dtype)  # (2C, C) and (2C,)
 
     @property
     def device(self) -> torch.device:
@@ -187,19 +173,57 @@ class Weights:
         All segments go through the linear layers as one batch; attention is their own. Of the last
         layer only the last tokens are finished.
         """
-        # (B, T, C) + (T, C) -> (B * T, C) of each segment, together (N, C)
-        embedded = [F.embedding(s.tokens, self.tok_emb) + self.pos_emb[s.write] for s in segments]
-        x = torch.cat([part.flatten(0, 1) for part in embedded])
+        x = torch.cat([self._embed(segment) for segment in segments])  # (N, C)
         sizes = [segment.tokens.numel() for segment in segments]
+        rotation, changes = self._rotation(segments), self._changes(segments)
         for n, layer in enumerate(self.layers):
-            qkv, last = layer.project(x), n + 1 == len(self.layers)  # (N, 3C)
+            change = changes[n].chunk(6, -1) if changes else ()  # (N, C) each
+            qkv, last = layer.project(x, rotation, change[:2]), n + 1 == len(self.layers)  # (N, 3C)
             if last:
                 x = _last_tokens(x, segments)  # (B1 + B2 + ..., C)
+                change = tuple(_last_tokens(part, segments) for part in change)
             split = torch.split(qkv, sizes) if len(sizes) > 1 else (qkv,)
             parts = zip(segments, split, strict=True)
             y = [segment.attend(n, layer.heads, part, last) for segment, part in parts]
-            x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y))
-        return self.head(F.layer_norm(x, x.shape[-1:], *self.ln_f)).float()
+            x = layer.finish(x, y[0] if len(y) == 1 else torch.cat(y), change[2:])
+        normed = normalize(x, self.ln_f, self.config.norm)
+        if changes:
+            normed = modulate(normed, *_last_tokens(changes[-1], segments).chunk(2, -1))
+        return self.head(normed).float()
+
+    def _embed(self, segment: Segment) -> Tensor:
+        """Tokens with their positions: (B, T, C) + (T, C) -> (B * T, C)."""
+        x = F.embedding(segment.tokens, self.tok_emb)
+        if self.class_emb is not None and segment.starts:
+            x[:, 0] = 0  # the class is no token
+        return (x + self.pos_emb[segment.write]).flatten(0, 1)
+
+    def _rotation(self, segments: Sequence[Segment]) -> Tensor | None:
+        """Of each row, (2, N, size / 2)."""
+        if self.rotations is None:
+            return None
+        parts = [self.rotations[:, s.write].repeat(1, len(s.tokens), 1) for s in segments]
+        return torch.cat(parts, dim=1)
+
+    def modulations(self, classes: Tensor) -> list[Tensor]:
+        """How the classes of sequences (B,) change each layer, (B, 6C), and `ln_f`, (B, 2C)."""
+        if self.class_emb is None:
+            return []
+        read = embed_classes(classes, self.class_emb)  # (B, C)
+        layers = [layer.modulation for layer in self.layers]
+        return [linear(read, *pair) for pair in (*layers, self.modulation) if pair is not None]
+
+    def _changes(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """The modulations of each row, (N, 6C) and (N, 2C)."""
+        if self.class_emb is None:
+            return []
+        of_sequences = [s.modulations or self.modulations(s.tokens[:, 0]) for s in segments]
+        lengths = [segment.tokens.shape[1] for segment in segments]
+        of_rows = [
+            [part.repeat_interleave(length, 0) for part in parts]
+            for parts, length in zip(of_sequences, lengths, strict=True)
+        ]
+        return [torch.cat(parts) for parts in zip(*of_rows, strict=True)]
 
 
 def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:

@@ -41,9 +41,12 @@ class KMeans(nn.Module):
         self.n_e, self.e_dim, self.resolution = ncluster, nc, resolution
         self.register_buffer("C", torch.zeros(ncluster, nc))
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
+        self._known_initialized = False
 
     def is_initialized(self) -> bool:
-        return bool(self.initialized.item() == 1)
+        # Reading the buffer waits for the device: once it is set, it is not read again.
+        self._known_initialized = self._known_initialized or bool(self.initialized)
+        return self._known_initialized
 
     @torch.no_grad()
     def initialize(self, x: Tensor, generator: torch.Generator | None = None) -> None:
@@ -58,6 +61,7 @@ class KMeans(nn.Module):
             colors = self._moved(x, colors, generator)
         self.C.copy_(colors)
         self.initialized.fill_(1)
+        self._known_initialized = True
 
     def _moved(self, x: Tensor, colors: Tensor, generator: torch.Generator | None) -> Tensor:
         """Every color moved to the mean of its pixels; one without pixels to a random pixel."""

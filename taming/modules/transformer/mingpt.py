@@ -12,6 +12,7 @@ from taming import published_names
 from taming.modules.transformer.decoding import CachedDecoder, filter_logits, generate, sample_token
 from taming.modules.transformer.gpt import GPT, Block, CausalSelfAttention, GPTConfig
 from taming.modules.transformer.kmeans import KMeans
+from taming.modules.transformer.variants import check_whole
 
 __all__ = [
     "GPT",
@@ -80,6 +81,7 @@ def sample(
     There is no limit to the length: each token sees the last `block_size` before it. Slower than
     `sample_with_past`, which computes no position twice.
     """
+    check_whole(model.config, x.shape[1] + steps - 1)
     training = model.training
     model.eval()
     for _ in range(steps):

@@ -62,7 +62,7 @@ MAX_DISTANCES = 2**26
 
 
 @contextmanager
-def _full_fp32_matmul() -> Iterator[None]:
+def full_fp32_matmul() -> Iterator[None]:
     """Keep TF32 and bf16 out: their error is larger than the gap between near codes."""
     with ExitStack() as at_exit:
         try:
@@ -77,18 +77,26 @@ def _full_fp32_matmul() -> Iterator[None]:
         yield
 
 
-# Not compiled: switching the precision of products is no operation that a graph could hold.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, computed in fp32.
+    """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, computed in fp32."""
+    indices: Tensor = _nearest_code(latents, codebook)
+    return indices
+
+
+# An operation of its own, as switching the precision of products is none that a graph could hold.
+@torch.library.custom_op(
+    "taming::nearest_code", mutates_args=(), schema="(Tensor latents, Tensor codebook) -> Tensor"
+)
+def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The search of `nearest_code`.
 
     |z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So the
     search is one matrix product, with the codes' squared lengths added in the same kernel.
     """
     codebook = codebook.float()
     rows = max(1, MAX_DISTANCES // len(codebook))
-    with without_autocast(latents.device), _full_fp32_matmul():
+    with without_autocast(latents.device), full_fp32_matmul():
         lengths = codebook.square().sum(dim=1)  # (K,)
         parts = [
             # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
@@ -96,6 +104,11 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
             for part in torch.split(latents.float(), rows)
         ]
     return torch.cat(parts)
+
+
+@_nearest_code.register_fake
+def _(latents: Tensor, codebook: Tensor) -> Tensor:
+    return latents.new_empty(len(latents), dtype=torch.long)
 
 
 def count_codes(indices: Tensor, n_codes: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from taming.config_values import (
     Count,
@@ -14,9 +15,11 @@ from taming.config_values import (
     Positive,
     Weight,
 )
-from taming.distributed import same_on_all_ranks, sum_over_ranks
+from taming.distributed import sum_over_ranks
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
+from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
+from taming.modules.vqvae.revival import one_for_each, replace
 
 
 class EmbeddingEMA(nn.Module):
@@ -78,13 +81,10 @@ class EmbeddingEMA(nn.Module):
     @torch.no_grad()
     def revive(self, rows: Tensor, threshold: float) -> None:
         """Put codes with a cluster size below `threshold` on random ones of the latents [N, C]."""
-        # A latent for every code, most of which are not needed: to know how many codes are dead
-        # would mean to wait for the device.
-        choice = torch.randint(len(rows), (len(self.weight),), device=rows.device)
-        latents = same_on_all_ranks(rows[choice])  # (n_embed, C)
+        latents = one_for_each(rows, len(self.weight))  # (n_embed, C)
         dead = self.cluster_size < threshold  # (n_embed,)
         for state in (self.weight, self.embed_avg):
-            state.copy_(torch.where(dead[:, None], latents, state))
+            replace(state, dead, latents)
         self.cluster_size.masked_fill_(dead, 1.0)
 
 
@@ -94,7 +94,8 @@ class EMAVectorQuantizer(Codebook):
     The loss is the encoder's (commitment) term alone, times `beta`. Codes move in training mode.
     `revive_after` > 0 replaces dead codes by random latents of the batch: a code that was used once
     a batch is dead after so many batches without use, rarer ones sooner. Indices are [B * h * w],
-    with `remap` [B * h * w, 1], with `sane_index_shape` [B, h, w].
+    with `remap` [B * h * w, 1], with `sane_index_shape` [B, h, w]. `entropy` options: see
+    `taming.modules.vqvae.entropy`; they pull latents alone.
     """
 
     def __init__(
@@ -108,9 +109,10 @@ class EMAVectorQuantizer(Codebook):
         unknown_index: UnknownIndex = "random",
         revive_after: CountOrZero = 0,
         sane_index_shape: bool = False,
+        **entropy: Unpack[EntropyOptions],
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap, unknown_index)
-        self.sane_index_shape = sane_index_shape
+        self.sane_index_shape, self.entropy = sane_index_shape, entropy
         self.beta, self.decay, self.revive_after = beta, decay, revive_after
         self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
 
@@ -122,12 +124,14 @@ class EMAVectorQuantizer(Codebook):
         rows = codebook.channels_last(z)  # (N, C)
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
         codes = self.embedding(indices)  # (N, C), before this batch moves them
+        entropy = weighted_entropy(rows, self.codes, self.entropy)
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         if self.training and self.embedding.update and torch.is_grad_enabled():
             self.embedding.follow(rows.detach(), indices)
             if self.revive_after > 0:
                 self.embedding.revive(rows.detach(), self.decay**self.revive_after)
         loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled
+        loss = loss + entropy
         z_q = codebook.channels_first(codebook.straight_through(rows, codes), like=z)
         usage = codebook.perplexity(indices, self.n_e)
         return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taming.config_values import Count, FilePath, Positive, Weight
+from taming.config_values import Count, CountOrZero, FilePath, Positive, Weight
 from taming.devices import without_autocast
 from taming.modules.vqvae.codebook import Codebook, UnknownIndex
+from taming.modules.vqvae.revival import IdleCodes, one_for_each, replace
 
 
 class GumbelQuantize(Codebook):
@@ -20,6 +21,8 @@ class GumbelQuantize(Codebook):
     hard with a soft gradient, or soft without `straight_through`. In evaluation the most probable
     code is taken, without noise. The loss is `kl_weight` times the KL divergence (in nats) from the
     uniform prior. `use_vqinterface=False` returns the indices alone in the third place.
+    `revive_after` > 0 makes a code that was not sampled in so many batches of training the twin of
+    one that is probable in the batch, from which the noise parts it.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class GumbelQuantize(Codebook):
         use_vqinterface: bool = True,
         remap: FilePath | None = None,
         unknown_index: UnknownIndex = "random",
+        *,
+        revive_after: CountOrZero = 0,
     ) -> None:
         super().__init__(n_embed, embedding_dim, remap, unknown_index)
         self.num_hiddens, self.embedding_dim, self.n_embed = num_hiddens, embedding_dim, n_embed
@@ -40,6 +45,7 @@ class GumbelQuantize(Codebook):
         self.temperature, self.use_vqinterface = temp_init, use_vqinterface
         self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
         self.embed = nn.Embedding(n_embed, embedding_dim)
+        self.idle = IdleCodes(n_embed, revive_after) if revive_after else None
 
     @property
     def codes(self) -> Tensor:
@@ -58,6 +64,15 @@ class GumbelQuantize(Codebook):
         weights = F.gumbel_softmax(logits, tau=temperature, dim=1, hard=self.straight_through)
         return torch.einsum("bkhw,kc->bchw", weights, codes), weights.argmax(dim=1)
 
+    @torch.no_grad()
+    def _revive(self, z: Tensor, idle: IdleCodes) -> None:
+        """Give dead codes the weights of probable ones of the latents [B, num_hiddens, h, w]."""
+        probable = self.proj(z).argmax(dim=1).reshape(-1)  # (B * h * w,)
+        source, dead = one_for_each(probable, self.n_e), idle.take_dead()  # (K,), (K,)
+        for table in (self.proj.weight, self.proj.bias, self.embed.weight):
+            if table is not None:
+                replace(table, dead, table[source])
+
     # Any, as two published switches change what is returned.
     def forward(self, z: Tensor, temp: float | None = None, return_logits: bool = False) -> Any:
         """Latents [B, num_hiddens, h, w] -> `Quantized`; `return_logits` appends the logits.
@@ -65,14 +80,20 @@ class GumbelQuantize(Codebook):
         `temp` replaces `temperature` for this call. With `remap` only used codes are sampled.
         """
         temperature = self.temperature if temp is None else temp
+        # Without gradients it is the discriminator's turn, on a batch that was counted before.
+        idle = self.idle if self.training and torch.is_grad_enabled() else None
         with without_autocast(z.device):
+            if idle is not None:
+                self._revive(z.float(), idle)
             logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
             if self.remap is not None:
                 # K becomes len(used).
                 logits, codes = logits[:, self.used], codes[self.used]
             z_q, indices = self._choose(logits, codes, temperature)
-            if self.remap is not None:
-                indices = self.remap_to_used(self.used[indices])
+            used = indices if self.remap is None else self.used[indices]
+            if idle is not None:
+                idle.follow(used)
+            indices = used if self.remap is None else self.remap_to_used(used)
             # KL(softmax(logits) || uniform), averaged over positions; the prior is 1 / K
             probabilities = logits.softmax(dim=1)
             log_ratios = (probabilities * logits.shape[1] + 1e-10).log()  # (B, K, h, w)

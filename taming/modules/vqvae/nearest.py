@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from taming.config_values import Count, FilePath, Weight
+from taming.config_values import Count, CountOrZero, FilePath, Weight
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
+from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
+from taming.modules.vqvae.revival import IdleCodes, one_for_each, replace
 
 
 class VectorQuantizer2(Codebook):
@@ -16,6 +20,8 @@ class VectorQuantizer2(Codebook):
     `legacy=True` weights the codebook's term by `beta`, as the original code does by mistake and
     published models were trained; `legacy=False` weights the encoder's (commitment) term.
     Indices are [B * h * w], [B * h * w, 1] with `remap`, or [B, h, w] with `sane_index_shape`.
+    `revive_after` > 0 puts codes on random latents of the batch after so many batches of training
+    without use. `entropy` options: see `taming.modules.vqvae.entropy`.
     """
 
     def __init__(
@@ -27,11 +33,16 @@ class VectorQuantizer2(Codebook):
         unknown_index: UnknownIndex = "random",
         sane_index_shape: bool = False,
         legacy: bool = True,
+        *,
+        revive_after: CountOrZero = 0,
+        **entropy: Unpack[EntropyOptions],
     ) -> None:
         super().__init__(n_e, e_dim, remap, unknown_index)
         self.beta, self.legacy, self.sane_index_shape = beta, legacy, sane_index_shape
+        self.entropy = entropy
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
+        self.idle = IdleCodes(n_e, revive_after) if revive_after else None
 
     @property
     def codes(self) -> Tensor:
@@ -46,9 +57,16 @@ class VectorQuantizer2(Codebook):
 
     def forward(self, z: Tensor) -> Quantized:
         rows = codebook.channels_last(z)  # (N, C)
+        # Without gradients it is the discriminator's turn, on a batch that was counted before.
+        idle = self.idle if self.training and torch.is_grad_enabled() else None
+        if idle is not None:  # before codes are part of a graph
+            latents = one_for_each(rows.detach(), self.n_e)
+            replace(self.embedding.weight, idle.take_dead(), latents)
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
+        if idle is not None:
+            idle.follow(indices)
         codes = F.embedding(indices, self.codes).float()  # (N, C)
-        loss = self._loss(rows, codes)
+        loss = self._loss(rows, codes) + weighted_entropy(rows, self.codes, self.entropy)
         passed_through = codebook.straight_through(rows, codes)
         z_q = codebook.channels_first(passed_through, like=z)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
@@ -60,8 +78,16 @@ class VectorQuantizer(VectorQuantizer2):
     The perplexity of a batch's codes and their one-hot encodings [N, n_e]; indices are [N, 1].
     """
 
-    def __init__(self, n_e: Count, e_dim: Count, beta: Weight) -> None:
-        super().__init__(n_e, e_dim, beta)
+    def __init__(
+        self,
+        n_e: Count,
+        e_dim: Count,
+        beta: Weight,
+        *,
+        revive_after: CountOrZero = 0,
+        **entropy: Unpack[EntropyOptions],
+    ) -> None:
+        super().__init__(n_e, e_dim, beta, revive_after=revive_after, **entropy)
 
     def forward(self, z: Tensor) -> Quantized:
         z_q, loss, (_, _, indices) = super().forward(z)

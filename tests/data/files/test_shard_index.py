@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def test_damaged_indices_are_named(tmp_path: Path, row: str) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes(bytes(10))
     index = Path(f"{tar}.index")
-    index.write_text(f"10\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
+    version = f"10 {tar.stat().st_mtime_ns}"
+    index.write_text(f"{version}\n{json.dumps(['b', {'jpg': [1, 2]}, {}])}\n{row}\n")
     with pytest.raises(UserError, match="a.tar.index is damaged"):
         list(read_index(str(tar)))
 
@@ -54,3 +56,23 @@ def test_columns_of_several_shards(tmp_path: Path) -> None:
     assert [read_bytes(path) for path in columns.paths["image"]] == [b"jjj"] * 2
     assert [read_bytes(path) for path in columns.paths["depth"]] == [b"dd"] * 2
     assert list(columns.metadata["caption"]) == ["a house"] * 2
+
+
+def test_a_sample_in_the_padding_and_a_copy_are_seen(tmp_path: Path) -> None:
+    """Tars are filled up to multiples of 10 KiB: their size does not tell what is added."""
+    tar = tmp_path / "a.tar"
+    with tarfile.open(tar, "w") as archive:
+        add_member(archive, "a.jpg", b"x")
+    size = tar.stat().st_size
+    assert [one.key for one in read_index(str(tar))] == ["a"]
+    with tarfile.open(tar, "a") as archive:
+        add_member(archive, "b.jpg", b"y")
+    assert tar.stat().st_size == size
+    for _ in range(2):  # the second time from the new index
+        assert [one.key for one in read_index(str(tar))] == ["a", "b"]
+    copy = tmp_path / "copy.tar"
+    shutil.copyfile(tar, copy)
+    shutil.copyfile(f"{tar}.index", f"{copy}.index")
+    assert [one.key for one in read_index(str(copy))] == ["a", "b"]
+    version = f"{size} {copy.stat().st_mtime_ns}"
+    assert Path(f"{copy}.index").read_text().splitlines()[0] == version

@@ -147,11 +147,11 @@ def test_the_most_derived_class_says_how_it_is_called(loss: type, expected: bool
 @pytest.mark.parametrize(
     ("result", "returned"),
     [
-        (None, "<class 'NoneType'>"),
-        (torch.ones(()), r"a tensor \[\]"),
-        ((torch.ones(2), {}), r"\(a tensor \[2\], <class 'dict'>\)"),
-        ((1.0, {}), r"\(<class 'float'>, <class 'dict'>\)"),
-        ((torch.ones(()), []), r"\(a tensor \[\], <class 'list'>\)"),
+        (None, "None"),
+        (torch.ones(()), r"a tensor \[\] of float32"),
+        ((torch.ones(2), {}), r"\(a tensor \[2\] of float32, a dict of nothing\)"),
+        ((1.0, {"a": 1}), r"\(an object of type float, a dict of 'a'\)"),
+        ((torch.ones(()), [1]), r"\(a tensor \[\] of float32, \(an object of type int\)\)"),
     ],
 )
 def test_what_a_loss_returns_is_checked(result: Any, returned: str) -> None:

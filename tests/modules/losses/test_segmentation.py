@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -28,3 +29,13 @@ def test_quantizer_loss_is_added_and_logged():
     assert set(logged) == {"val/total_loss", "val/bce_loss", "val/quant_loss"}
     assert_close(logged["val/bce_loss"], expected)
     assert loss.requires_grad and not logged["val/total_loss"].requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_nothing(dtype):
+    prediction, target, _ = example()
+    rounded, loss = prediction.to(dtype), BCELossWithQuant()
+    with torch.autocast("cpu", dtype=dtype):
+        value, _ = loss(torch.zeros(()), target, rounded, split="train")
+    assert value.dtype == torch.float32
+    assert_close(value, loss(torch.zeros(()), target, rounded.float(), split="train")[0])

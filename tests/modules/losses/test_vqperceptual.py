@@ -312,7 +312,7 @@ def test_mistakes_are_named():
     images, loss = torch.rand(1, 3, 17, 17), VQLPIPSWithDiscriminator(**SMALL)
     with pytest.raises(UserError, match="multiples of"):
         loss(torch.zeros(1), images, images[..., 1:, 1:], 0, 0)
-    with pytest.raises(ValueError, match="last_layer"):
+    with pytest.raises(UserError, match="last_layer"):
         loss(torch.zeros(1), images, images.clone().requires_grad_(), 0, 0)
 
 
@@ -345,6 +345,10 @@ def test_published_defaults():
         "disc_warmup_steps": 0,
         "disc_ramp_steps": 0,
         "skip_idle_discriminator": False,
+        "disc_config": None,
+        "perceptual_net": "lpips",
+        "perceptual_path": None,
+        "pixel_loss": "l1",
     }
     assert defaults(adopt_weight) == {"threshold": 0, "value": 0}
     assert defaults(BCELossWithQuant) == {"codebook_weight": 1}

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming.errors import UserError
 from taming.kernel_choice import KERNELS
+from taming.modules.transformer import decoding
 from taming.modules.transformer.decoding import (
     CachedDecoder,
     filter_logits,
@@ -16,6 +23,7 @@ from taming.modules.transformer.decoding import (
     one_pass_logits,
     sample_token,
 )
+from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import quantize_in_place
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 from tests.support import assert_close
@@ -96,6 +104,73 @@ def test_steps_recorded_as_a_graph(compiled: bool) -> None:
         c = TENSORS["greedy.c"][:rows].cuda()
         tokens = generate(decoder, c, 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens.cpu(), TENSORS["greedy.out"][:rows])
+
+
+@pytest.mark.gpu
+def test_a_graph_is_recorded_while_another_thread_uses_cuda() -> None:
+    done = threading.Event()
+
+    def pin() -> None:  # as a loader's thread does
+        while not done.is_set():
+            torch.empty(2**20).pin_memory()
+            torch.cuda.Event().query()
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        for _ in range(5):
+            decoder = CachedDecoder(golden_gpt().cuda(), 3, 20)
+            c = TENSORS["greedy.c"].cuda()
+            tokens = generate(decoder, c, 20, lambda logits, n: sample_token(logits))
+            assert torch.equal(tokens.cpu(), TENSORS["greedy.out"])
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_graphs_on_a_gpu_that_is_not_the_current_one() -> None:
+    for device in ("cuda:0", "cuda:1"):
+        decoder = CachedDecoder(golden_gpt().to(device), 3, 20)
+        c = TENSORS["greedy.c"].to(device)
+        tokens = generate(decoder, c, 20, lambda logits, n: sample_token(logits))
+        assert torch.equal(tokens.cpu(), TENSORS["greedy.out"])
+
+
+@contextmanager
+def noted(notes: list[Any], *what: Any) -> Iterator[None]:
+    """Notes that a context began, and that it ended."""
+    notes.append(what)
+    yield
+    notes.append(("end", *what))
+
+
+def test_a_graph_is_recorded_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, on a made-up GPU that is not the current one."""
+    notes: list[Any] = []
+    side, cuda = Mock(name="side"), torch.cuda
+    graph = Mock(replay=lambda: notes.append("replay"))
+
+    def record(*args: Any, **options: Any) -> Any:
+        assert args == (graph,)
+        return noted(notes, "record", options["stream"], options["capture_error_mode"])
+
+    monkeypatch.setattr(cuda, "device", lambda device: noted(notes, device))
+    monkeypatch.setattr(cuda, "Stream", lambda: notes.append("new stream") or side)
+    monkeypatch.setattr(cuda, "stream", lambda stream: noted(notes, stream))
+    monkeypatch.setattr(cuda, "current_stream", Mock())
+    monkeypatch.setattr(cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(cuda, "graph", record)
+    with FakeTensorMode(), (device := torch.device("cuda:1")):
+        decoder = CachedDecoder(GPT(50, 24, 1, 2, 8).eval(), 2, 4)
+        decoder.prefill(torch.zeros(2, 1, dtype=torch.long))
+        for _ in range(2):
+            decoder.extend(torch.zeros(2, 1, dtype=torch.long))
+    recording = ("record", side, "thread_local")
+    warm_up = [(side,), ("end", side)]
+    recorded = [(device,), "new stream", *warm_up, recording, ("end", *recording), ("end", device)]
+    assert notes == [*recorded, "replay", "replay"]
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -211,6 +286,78 @@ def test_the_nucleus_has_just_above_its_share() -> None:
     assert logits.softmax(-1)[0, 0] == 0.5
     kept = filter_logits(logits, top_p=0.5).isfinite()
     assert kept.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_token_is_sampled_whatever_the_precision_of_its_logits(dtype: torch.dtype) -> None:
+    """A sum of 1024 equal shares ends at a half in bfloat16: what comes behind was never seen."""
+    logits = torch.zeros(4096, 1024, dtype=dtype)
+    uniform = (torch.arange(4096) + 0.5) / 4096
+    assert sample_token(logits, uniform).bincount(minlength=1024).tolist() == [4] * 1024
+    filtered = filter_logits(torch.arange(1024, 0, -1).div(1024).log()[None].to(dtype), top_p=0.999)
+    assert filtered.dtype == torch.float32
+    share = filtered.softmax(-1).gather(1, filtered.argmin(-1, keepdim=True))
+    exact = filter_logits(torch.arange(1024, 0, -1).div(1024).log()[None], top_p=0.999)
+    assert abs(int(filtered.isfinite().sum()) - int(exact.isfinite().sum())) < 8 and share >= 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_low_precision_give_logits_in_float32(dtype: torch.dtype) -> None:
+    model, c = golden_gpt().to(dtype), TENSORS["greedy.c"]
+    assert one_pass_logits(model, c, 3).dtype == torch.float32
+    seen: list[torch.dtype] = []
+
+    def pick(logits: Tensor, n: int) -> Tensor:
+        seen.append(logits.dtype)
+        return sample_token(logits)
+
+    generate(CachedDecoder(model, 3, 4), c, 4, pick)
+    assert seen == [torch.float32] * 4
+
+
+class CumulativeSums(TorchDispatchMode):
+    """Notes the dtypes of sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.cumsum.default:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gpus_add_integers_where_results_must_not_change(deterministic: bool) -> None:
+    """CUDA has no deterministic way to add up floats; --deterministic true sets the switch."""
+    sums = CumulativeSums()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with FakeTensorMode(), sums:
+            logits = torch.randn(2, 50, device="cuda")
+            sample_token(filter_logits(logits, top_p=0.9), torch.rand(2, device="cuda"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert sums.dtypes == [torch.int64 if deterministic else torch.float32] * 2
+
+
+def test_sums_of_integers_are_those_of_floats() -> None:
+    shares = torch.randn(8, 16_384, generator=torch.Generator().manual_seed(0)).mul(4).softmax(-1)
+    sums = decoding._exact_running_sum(shares)
+    assert sums.dtype == torch.float32 and (sums.diff(dim=-1) >= 0).all()
+    torch.testing.assert_close(sums, shares.double().cumsum(-1).float(), rtol=2e-7, atol=1e-12)
+
+
+@pytest.mark.gpu
+def test_sampling_is_possible_where_results_must_not_change() -> None:
+    logits, uniform = torch.randn(1, 16_384).cuda(), torch.rand(1).cuda()
+    torch.use_deterministic_algorithms(True)
+    try:
+        tokens = [sample_token(filter_logits(logits, top_p=0.9), uniform) for _ in range(20)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len({int(token) for token in tokens}) == 1
 
 
 def test_a_rounding_error_is_no_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from taming.errors import UserError
-from taming.modules.vqvae import codebook, ema
+from taming.modules.vqvae import codebook, ema, revival
 from taming.modules.vqvae.codebook import nearest_code
 from taming.modules.vqvae.ema import EmbeddingEMA
 from taming.modules.vqvae.quantize import (
@@ -130,9 +130,10 @@ def test_first_quantizer_returns_encodings():
 
 def test_published_defaults():
     remap = {"remap": None, "unknown_index": "random"}
-    assert defaults(VectorQuantizer2) == {**remap, "sane_index_shape": False, "legacy": True}
+    own = {"sane_index_shape": False, "legacy": True, "revive_after": 0}
+    assert defaults(VectorQuantizer2) == {**remap, **own}
     noise = {"kl_weight": 5e-4, "temp_init": 1, "straight_through": True, "use_vqinterface": True}
-    assert defaults(GumbelQuantize) == {**noise, **remap}
+    assert defaults(GumbelQuantize) == {**noise, **remap, "revive_after": 0}
     averages = {"decay": 0.99, "eps": 1e-5}
     assert defaults(EmbeddingEMA) == averages
     own = {"revive_after": 0, "sane_index_shape": False}
@@ -268,12 +269,13 @@ def test_distances_are_computed_in_full_precision_on_any_processor(monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [*VARIANTS.values(), averaged, lambda: GumbelQuantize(8, 8, 40)])
-def test_autocast_changes_nothing(make):
+def test_autocast_changes_nothing(make, dtype):
     quantizer = make().eval()
-    z = torch.randn(2, 8, 4, 5).bfloat16()
+    z = torch.randn(2, 8, 4, 5).to(dtype)
     plain = quantizer(z.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         z_q, loss, (_, _, indices) = quantizer(z)
     assert z_q.dtype == loss.dtype == torch.float32
     assert torch.equal(z_q, plain[0]) and torch.equal(loss, plain[1])
@@ -352,7 +354,7 @@ def test_moving_averages_count_all_processes_and_revive_alike(monkeypatch):
     rows, indices = torch.randn(5, 2), torch.tensor([0, 0, 2, 0, 2])
     one.follow(rows.repeat(2, 1), indices.repeat(2))
     monkeypatch.setattr(ema, "sum_over_ranks", lambda tensor: 2 * tensor)
-    monkeypatch.setattr(ema, "same_on_all_ranks", lambda tensor: torch.full_like(tensor, 7))
+    monkeypatch.setattr(revival, "same_on_all_ranks", lambda tensor: torch.full_like(tensor, 7))
     two.follow(rows, indices)
     for name, tensor in one.state_dict().items():
         assert_close(two.state_dict()[name], tensor)

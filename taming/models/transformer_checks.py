@@ -1,0 +1,97 @@
+"""Whether the parts of a transformer's config fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from taming.errors import UserError
+from taming.models.batch_checks import token_count
+from taming.models.code_sampling import CodeSampling
+from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.permuter import Identity
+
+
+def check_config_fits(model: CodeSampling) -> None:
+    """Look at a model that has all of its parts.
+
+    Raises:
+        UserError: if the vocabulary is too small for the codes or classes, or `cond_drop` or an
+            option of the GPT do not fit the condition.
+    """
+    _check_vocabulary(model)
+    _check_cond_drop(model)
+    if isinstance(model.transformer, GPT):
+        _check_variants(model)
+
+
+def _check_vocabulary(model: CodeSampling) -> None:
+    size = model.transformer.config.vocab_size
+    classes = model.n_classes or 0
+    start = model.sos_token + 1 if model.be_unconditional else 0
+    needs = {"codes of the first stage": model.n_codes, "classes": classes}
+    needs[f"tokens up to sos_token: {model.sos_token}"] = start
+    if not model.be_unconditional:
+        needs["tokens of the condition stage"] = token_count(model.cond_stage_model)
+    for what, needed in needs.items():
+        if needed > size:
+            raise UserError(
+                f"transformer_config.params.vocab_size is {size}, too small for the {needed} "
+                f"{what}; make it at least {needed}"
+            )
+
+
+def _check_cond_drop(model: CodeSampling) -> None:
+    if not 0 <= model.cond_drop < 1:
+        raise UserError(f"cond_drop is a share, from 0 to below 1, not {model.cond_drop}")
+    if model.cond_drop and model.be_unconditional:
+        raise UserError("cond_drop is for conditions, and this model has none; leave it out")
+    classes = model.n_classes or 0
+    if model.cond_drop and classes > model.null_token:
+        raise UserError(
+            "cond_drop needs a token that is no class: make "
+            f"transformer_config.params.vocab_size at least {classes + 1}"
+        )
+
+
+def _check_variants(model: CodeSampling) -> None:
+    config, classes = model.transformer.config, model.n_classes
+    if config.adaln_classes and config.adaln_classes != classes:
+        raise UserError(
+            f"transformer_config.params.adaln_classes is {config.adaln_classes}, and the condition "
+            + (f"has {classes} classes; make it {classes}" if classes else "is no class; make it 0")
+        )
+    if config.rope_grid is not None and not isinstance(model.permuter, Identity):
+        raise UserError(
+            "transformer_config.params.rope_grid is for codes in the order of rows; leave it or "
+            "permuter_config out"
+        )
+
+
+def check_tokens(model: CodeSampling, highest: int) -> None:
+    """Refuse (`UserError`) tokens of conditions, up to `highest`, beyond the vocabulary."""
+    if highest >= (size := model.transformer.config.vocab_size):
+        raise UserError(
+            f"transformer_config.params.vocab_size is {size}, and the conditions of the codes "
+            f"have token {highest}; make it at least {highest + 1}"
+        )
+
+
+def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | None) -> None:
+    """Refuse sequences that the transformer was not built for.
+
+    Args:
+        shape: (rows, columns) of an image's codes.
+        condition: tokens of its condition, where they are known.
+
+    Raises:
+        UserError: for too many tokens, and what `variants.check_layout` refuses.
+    """
+    codes, length = math.prod(shape), condition or 1
+    needed = length + codes - 1  # the last code predicts nothing
+    if needed > (size := model.transformer.get_block_size()):
+        raise UserError(
+            f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
+            f"an image and {length} of its condition; make it at least {needed}"
+        )
+    model.check_layout(condition, shape)

@@ -1,0 +1,32 @@
+"""How long a run is, and what share of it a number of steps is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taming.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """The length of a run in steps; None where it is not known before its end."""
+
+    steps: int | None = None
+    steps_per_epoch: int | None = None
+
+    def steps_of(self, value: float, key: str) -> int:
+        """A number of steps as it is, or what a share of the run, between 0 and 1, is in steps.
+
+        Raises:
+            UserError: for a share of a run without an end; `key` is where it is set.
+        """
+        return max(1, round(value * self.end(key))) if 0 < value < 1 else int(value)
+
+    def end(self, key: str) -> int:
+        """The step at which the run ends, which what is set by `key` needs to know."""
+        if self.steps is None:
+            raise UserError(
+                f"{key} follows the length of a run, and this one has no end; give steps, or set "
+                "--max_steps, or --max_epochs for data that have a length"
+            )
+        return self.steps

@@ -1,0 +1,78 @@
+"""Logged values of runs as curves, a panel for each value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taming.errors import UserError
+from taming.figures import new_figure, save_figure
+from taming.training.logged_rows import read_values
+
+Points = list[tuple[int, float]]
+COLUMNS = 4
+WINDOW = 10  # points that a smooth line is the mean of
+DISCRIMINATOR = "train/disc_factor"
+
+
+def plot_curves(runs: Mapping[str, Path], path: Path, level: float | None = None) -> Path:
+    """Draw all that `runs` (by the name that is shown) have logged; returns `path`.
+
+    A panel has a value of training (its points, and a mean over `WINDOW` of them) and that of the
+    same name in validation (dots). The dotted line is the step at which the discriminator begins
+    to count, the dashed one `level`, in panels of the loss.
+
+    Raises:
+        UserError: if a run has logged nothing yet, or without matplotlib.
+    """
+    values = {name: _values_of(folder) for name, folder in runs.items()}
+    panels = list(dict.fromkeys(_panel(key) for run in values.values() for key in run))
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, charts = new_figure(3.3 * columns, 2.4 * rows, columns, rows)
+    for chart in charts[len(panels) :]:
+        chart.remove()
+    for panel, chart in zip(panels, charts, strict=False):
+        chart.set_title(panel, fontsize="medium")
+        for number, run in enumerate(values.values()):
+            _draw(chart, panel, run, f"C{number}")
+        if level is not None and panel == "loss":
+            chart.axhline(level, color="gray", linestyle="--", linewidth=1)
+    if len(runs) > 1:
+        lines = [chart.plot([], color=f"C{number}")[0] for number in range(len(runs))]
+        figure.legend(lines, list(runs), loc="outside lower center", ncols=len(runs))
+    return save_figure(figure, path)
+
+
+def _values_of(folder: Path) -> dict[str, Points]:
+    values = read_values(folder / "csv")
+    if not values:
+        raise UserError(f"{folder} has no logged values (csv/*/metrics.csv) yet: is it a run?")
+    return values
+
+
+def _panel(key: str) -> str:
+    return key.removeprefix("train/").removeprefix("val/")
+
+
+def _draw(chart: Any, panel: str, run: Mapping[str, Points], color: str) -> None:
+    trained = run.get(f"train/{panel}") or run.get(panel, [])
+    if trained:
+        steps, values = zip(*trained, strict=True)
+        chart.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+        chart.plot(steps, _smooth(values), color=color)
+    if validated := run.get(f"val/{panel}"):
+        chart.plot(
+            *zip(*validated, strict=True), color=color, marker="o", markersize=3, linewidth=0
+        )
+    begun = [step for step, factor in run.get(DISCRIMINATOR, []) if factor > 0]
+    if begun and begun[0] > run[DISCRIMINATOR][0][0]:
+        chart.axvline(begun[0], color=color, linestyle=":", linewidth=1)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, at most `WINDOW`."""
+    windows = (values[max(0, end - WINDOW) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
