@@ -325,9 +325,3 @@ def _hints(function: Any) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a name that is imported for type checkers only
         return {}
-
-
-def shorten(value: Any, most: int = 100) -> str:
-    """A value as Python writes it, or the beginning of that."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -50,6 +50,27 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+class _Mean(torch.autograd.Function):
+    """A mean over processes. Each one's loss depends on the others' values, so that its gradient
+    there is a mean over processes as well."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor.clone()) / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return sum_over_ranks(grad_outputs[0].clone()) / world_size()
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of all processes' `tensor`; gradients go back to each of them."""
+    if world_size() == 1:
+        return tensor
+    mean: Tensor = _Mean.apply(tensor)
+    return mean
+
+
 def same_on_all_ranks(tensor: Tensor) -> Tensor:
     """The first process's `tensor`, in place, on all processes."""
     if is_connected():

@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loops.evaluation_loop import RestartStage
 from pytorch_lightning.plugins import MixedPrecision
-from pytorch_lightning.strategies import ParallelStrategy, Strategy
+from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -260,6 +260,12 @@ def without_gradient_sync(trainer: pl.Trainer) -> AbstractContextManager[Any]:
     return (
         strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
     )
+
+
+def divide_over_all(strategy: ModelParallelStrategy) -> None:
+    """Put all processes along the dimension "data_parallel" of the mesh that a strategy will make."""
+    strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes
+    strategy._tensor_parallel_size = 1
 
 
 def leave_out_of_ddp(module: nn.Module, parameters: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"kernel_choice", "run_length"}
+GROUND |= {"kernel_choice", "run_length", "sharding"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -45,6 +45,7 @@ ALLOWED = {
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
+    "sharding": {"distributed", "errors"},
     "pictures": {"errors"},
     "figures": {"atomic_files", "errors"},
     "published_names": {"errors"},
@@ -232,7 +233,10 @@ HOMES: dict[str, tuple[Callable[[ast.AST], bool], dict[str, str]]] = {
     ),
     "taming/command_line.py": (makes_a_parser_class, {}),
     "taming/devices.py": (counts_cpus, {}),
-    "taming/distributed.py": (talks_to_processes, {}),
+    "taming/distributed.py": (
+        talks_to_processes,
+        {"taming/sharding.py": "weights that are divided among processes"},
+    ),
     "taming/lightning_internals.py": (reaches_into_lightning, {}),
 }
 

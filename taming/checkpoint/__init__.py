@@ -1,5 +1,6 @@
 """Runs and weights from files. Nothing that a checkpoint contains is ever executed."""
 
+from taming.checkpoint.consolidation import consolidate, remove_unused_shards
 from taming.checkpoint.fingerprint import model_hashes
 from taming.checkpoint.formats import read_checkpoint, read_content
 from taming.checkpoint.loading import (
@@ -22,6 +23,7 @@ __all__ = [
     "check_fit",
     "check_savable",
     "complete_data",
+    "consolidate",
     "expand_stages",
     "find_run",
     "find_unsaved",
@@ -33,6 +35,7 @@ __all__ = [
     "normal_path",
     "read_checkpoint",
     "read_content",
+    "remove_unused_shards",
     "run_as_stage",
     "run_config",
     "save_atomic",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from taming.checkpoint import inert
 from taming.checkpoint.checksum import DamagedFileError, check
+from taming.checkpoint.shards import folder_of, has_shards
 from taming.checkpoint.weight_sets import choose
 from taming.errors import REFUSALS, UserError, reason_of
 
@@ -47,6 +48,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: if there are no weights, too.
     """
     content = read_content(path)
+    if has_shards(content):
+        folder_of(content, Path(path))  # a damaged one is another file's reason to be chosen
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
     others = dict(content) if isinstance(content, Mapping) else {}

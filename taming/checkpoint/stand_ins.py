@@ -138,6 +138,11 @@ def _tensor_of_dtype(storage: Tensor, offset: int, size: Any, stride: Any, *rest
     return _tensor(storage.view(rest[2]), offset, size, stride)
 
 
+def _shape_alone(dtype: Any, size: Any, *_: Any) -> Tensor:
+    """A tensor on the device "meta", whose numbers are elsewhere."""
+    return torch.empty(tuple(size), dtype=dtype, device="meta")
+
+
 def _rebuilt(make: Callable[..., Any], kind: Any, args: Any, state: Any) -> Any:
     """A tensor of a subclass, as the tensor that it is."""
     return make(*args)
@@ -187,6 +192,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_meta_tensor_no_storage": _shape_alone,
     "torch._tensor._rebuild_from_type": _rebuilt,
     "torch._tensor._rebuild_from_type_v2": _rebuilt,
     "torch.Size": lambda sides=(): torch.Size(sides),

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taming.checkpoint.names import OPTIONAL, Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.shards import require_whole
 from taming.checkpoint.stand_ins import Inert, NumpyArray, QuantizedTensor
 from taming.distributed import is_first_process
 from taming.errors import UserError
@@ -225,6 +226,7 @@ def choose(
     Raises:
         UserError: if there are no weights, or none of the kind that was asked for.
     """
+    require_whole(content, source)
     sets = [_fitted(each, own) for each in weight_sets(content)]
     sets += in_order(content, own, source, needed=not sets)
     if not sets:

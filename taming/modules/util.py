@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.config_values import Count, CountOrZero
-from taming.distributed import same_on_all_ranks
+from taming.distributed import mean_over_ranks, sum_over_ranks, world_size
 from taming.errors import UserError
 
 Encoding = tuple[Tensor, Tensor | None, tuple[Tensor | None, Tensor | None, Tensor]]
@@ -75,10 +75,15 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Set `loc` and `scale` from a batch [B, C, H, W]; all processes take the first one's."""
+        """Set `loc` and `scale` from a batch [B, C, H, W], that of all processes together."""
         deviation, mean = torch.std_mean(x.float(), dim=(0, 2, 3), keepdim=True)
-        self.loc.copy_(same_on_all_ranks(-mean))
-        self.scale.copy_(same_on_all_ranks(1 / (deviation + 1e-6)))
+        if (processes := world_size()) > 1:
+            values, own_mean = x.numel() // x.shape[1], mean  # of each channel, in each process
+            mean = mean_over_ranks(own_mean)
+            squares = (values - 1) * deviation**2 + values * (own_mean - mean) ** 2
+            deviation = (sum_over_ranks(squares) / (processes * values - 1)).sqrt()
+        self.loc.copy_(-mean)
+        self.scale.copy_(1 / (deviation + 1e-6))
         self.initialized.fill_(1)
 
     def forward(self, x: Tensor, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -218,7 +218,9 @@ class SlidingWindow:
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
         n_unmasked = self.weights.config.n_unmasked
         segment = segment_at(tokens, start, self._columns, n_unmasked, cache)
-        return segment if segment.starts else replace(segment, modulations=self._modulations)
+        if not segment.starts:
+            segment.modulations = self._modulations
+        return segment
 
 
 def sample_sliding_window(

@@ -25,6 +25,7 @@ from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
+from taming.sharding import is_sharded
 from taming.training.data_module import DataModuleFromConfig, WrappedDataset
 from taming.training.logged_pictures import pictures_of
 from taming.user_code import name_of
@@ -102,7 +103,7 @@ class ImageLogger(Callback):
 
     In training every `batch_frequency` batches, and at powers of two before that while
     `increase_log_steps`; in validation for the first batch; never if `batch_frequency` is 0. At
-    most `max_images` of each kind; `clamp` cuts values to [-1, 1].
+    most `max_images` of each kind; `clamp` cuts values to [-1, 1]. None of a model in shards.
     """
 
     def __init__(
@@ -158,8 +159,8 @@ class ImageLogger(Callback):
         self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str = "train"
     ) -> None:
         """Show what the model makes of `batch`; `split` is "train" or "val"."""
-        if not isinstance(pl_module, LogsImages):
-            return
+        if not isinstance(pl_module, LogsImages) or any(map(is_sharded, pl_module.parameters())):
+            return  # of shards, no process could make pictures alone
         trainer = self._trainer or pl_module.trainer
         batch = _first(batch, self.max_images)
         pictures = self._pictures(pl_module, batch, split)

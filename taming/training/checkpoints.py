@@ -24,6 +24,7 @@ from taming.lightning_internals import (
 )
 from taming.training.position import between_steps
 from taming.training.stopping import NOTHING, SAVE, SAVE_NOW, requests, signal_of
+from taming.training.strategies import ShardedStrategy
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +225,9 @@ class Checkpoints(ModelCheckpoint):
         outdated, self._outdated = self._outdated, []
         content = dump_checkpoint(trainer)
         check_savable(content)
-        if not has_checkpoints_of_one_file(trainer):
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.save_as(content, paths, outdated)
+        elif not has_checkpoints_of_one_file(trainer):
             for path in paths:
                 trainer.strategy.save_checkpoint(content, path)
             for path in outdated:

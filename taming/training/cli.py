@@ -52,6 +52,7 @@ from taming.training.run_folder import (
     resumed_run,
 )
 from taming.training.stopping import requests
+from taming.training.strategies import check_strategy
 from taming.training.trainer import (
     check_lightning,
     make_trainer,
@@ -242,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")
         _check_trainable(config, args.train)
+        check_strategy(options, config.model.get("target"), run.resume_from)
         data = build_data(_data_config(config))
         model = instantiate_from_config(_model_config(config, run), "model", "module")
         if run.resume_from and args.train:

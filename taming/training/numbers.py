@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from taming.errors import NonFiniteError, UserError
 from taming.lightning_internals import scaler_of
+from taming.sharding import whole
 
 log = logging.getLogger(__name__)
 
@@ -181,10 +182,15 @@ def gradient_size(optimizer: Optimizer) -> Tensor:
     if not gradients:
         return torch.zeros(())
     if gradients[0].device.type == "cpu":
-        norm = torch.stack(torch._foreach_norm(gradients)).max().float()
+        norm = _largest(torch._foreach_norm(gradients))
         if torch.isfinite(norm):
             return norm
-    return torch.stack(torch._foreach_norm(gradients, math.inf)).max().float()
+    return _largest(torch._foreach_norm(gradients, math.inf))
+
+
+def _largest(norms: Sequence[Tensor]) -> Tensor:
+    """The largest of norms, each known to all processes."""
+    return whole(torch.stack(list(norms)).max()).float()
 
 
 def _to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

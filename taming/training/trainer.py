@@ -37,6 +37,7 @@ from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress
 from taming.training.run_folder import RunFolder, run_time
+from taming.training.strategies import trainer_arguments
 from taming.user_code import is_ours, name_of
 
 
@@ -89,20 +90,20 @@ def make_trainer(
     Raises:
         UserError: for an argument that the Trainer does not accept.
     """
-    arguments: dict[str, Any] = {"default_root_dir": str(run.path), **options}
+    arguments = {"default_root_dir": str(run.path), **trainer_arguments(options)}
     logs = options.get("logger") is not False
     arguments["logger"] = _loggers(lightning_config, run) if logs else False
     chosen = _callback_configs(lightning_config, run, model, logs)
     _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, config)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
     _check_places(arguments)
+    arguments["plugins"].append(AtomicCheckpointIO())
     own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
     if arguments.get("enable_progress_bar") is not False and not own_bar:
         arguments["callbacks"].append(RunProgress())
     try:
         return pl.Trainer(
             **arguments,
-            plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # the data module's samplers split over processes
         )
     except (

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from taming.config import did_you_mean
-from taming.config_values import Misfit, Range, fitted, shorten
+from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
@@ -203,6 +204,11 @@ def _checked(name: str, value: Any) -> Any:
         raise UserError(
             f"--strategy is {value}; runs start their processes anew: it is ddp or auto"
         )
+    if name == "strategy" and re.match("fsdp(?!2$)|model_parallel|deepspeed", str(value)):
+        raise UserError(
+            f"--strategy is {value}; weights of a transformer are divided by fsdp2, and first "
+            "stages train with ddp"
+        )
     if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
     if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
@@ -218,7 +224,9 @@ def _checked(name: str, value: Any) -> Any:
 
 
 def _check_processes(options: Mapping[str, Any]) -> None:
-    """Refuse processes that would only wait for others, and many more than there are CPUs."""
+    """Refuse processes that would only wait for others, more than there are GPUs, and many more
+    than there are CPUs."""
+    _check_gpus(options)
     devices, nodes = options.get("devices"), options.get("num_nodes") or 1
     most = max(8, 4 * available_cpus())
     if isinstance(devices, int) and devices > most and not _has_accelerator(options):
@@ -228,6 +236,44 @@ def _check_processes(options: Mapping[str, Any]) -> None:
         raise UserError(
             f"lightning.trainer.num_nodes is {nodes}: start main.py on each with torchrun or SLURM"
         )
+    each = len(devices) if isinstance(devices, list) else devices
+    started, launcher = _started_processes()
+    if started and isinstance(each, int) and each >= 0 and started != each * nodes:
+        raise UserError(
+            f"{launcher} has started {started} processes, and the run is for {each} devices on "
+            f"each of {nodes} nodes; set --gpus (or --accelerator and --devices) to those of a "
+            "node, and --num_nodes"
+        )
+
+
+def _check_gpus(options: Mapping[str, Any]) -> None:
+    """Refuse GPUs that are not there, or named twice."""
+    devices = options.get("devices")
+    present = torch.cuda.device_count()
+    if options.get("accelerator") not in ("gpu", "cuda") or not present:
+        return
+    numbers = [int(number) for number in devices] if isinstance(devices, list) else []
+    wanted = devices if isinstance(devices, int) else max(numbers, default=0) + 1
+    if wanted > present or len(set(numbers)) < len(numbers) or min(numbers, default=0) < 0:
+        named = ",".join(map(str, numbers)) or wanted
+        has = "1 GPU, number 0" if present == 1 else f"{present} GPUs, 0 to {present - 1}"
+        raise UserError(f"--gpus {named}: this machine has {has}; name each at most once")
+
+
+def _started_processes() -> tuple[int, str]:
+    """How many processes of this run another program has started, and its name; 0 if none has.
+
+    Raises:
+        UserError: if SLURM has started them in a way that Lightning cannot use.
+    """
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"]), "torchrun"
+    try:
+        if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
+            return int(os.environ["SLURM_NTASKS"]), "SLURM"
+    except RuntimeError as error:
+        raise UserError(f"SLURM: {' '.join(str(error).split())}") from None
+    return 0, ""
 
 
 def check_validation_interval(options: Mapping[str, Any], batches: int | None) -> None:

@@ -1,4 +1,5 @@
-"""A first stage in two processes: what they average and sum, though DDP does not."""
+"""Two processes that train one model: what they average and sum, though DDP does not, and that they
+agree with one process over the batches of both."""
 
 from __future__ import annotations
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from taming.devices import own_share
+from taming.distributed import disconnect
 from taming.models.codes import codebook_use
+from taming.training.strategies import SyncedBatchNorm
 from tests.kit.datasets import Items, images
-from tests.kit.models import GAN_LOSS, build, first_stage_config
+from tests.kit.models import GAN_LOSS, VQGAN, build, first_stage_config
 from tests.kit.processes import in_two_processes
 
 DISCRIMINATED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0}}
@@ -68,7 +71,68 @@ def train(folder: Path) -> None:
     codes = model.eval().encode_to_indices(own.permute(0, 3, 1, 2))
     state = {"steps": gradients.steps, "start": gradients.start, "codes": codes, "logged": logged}
     torch.save({**state, "model": model.state_dict()}, folder / f"{number}.pt")
-    torch.distributed.destroy_process_group()
+    disconnect()
+
+
+# ---------------------------------------------------------------------- as one process
+
+STEPS, BATCH = 10, 2
+ALIKE = {
+    # (model, normalization of its discriminator by ActNorm)
+    "batch normalization": ("VQModel", False),
+    "ActNorm, averaged codebook": ("EMAVQ", True),
+}
+
+
+class Losses(pl.Callback):
+    """What is logged of each step."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.rows.append({name: float(v) for name, v in trainer.callback_metrics.items()})
+
+
+def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str, float]]:
+    """Of ten steps over the batches of both processes, or of the process of that number alone."""
+    target, use_actnorm = ALIKE[case]
+    loss = {**DISCRIMINATED, "params": {**DISCRIMINATED["params"], "use_actnorm": use_actnorm}}
+    torch.manual_seed(0)
+    model = build(first_stage_config(VQGAN + target, lossconfig=loss))
+    model.learning_rate = 2e-4
+    logged = Losses()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1 if number is None else 2,
+        strategy="auto" if number is None else "ddp",
+        plugins=[SyncedBatchNorm()],
+        max_steps=STEPS,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[logged],
+        default_root_dir=str(folder),
+    )
+    batches = images(2 * STEPS * BATCH).unflatten(0, (STEPS, 2, BATCH))
+    own = (batches if number is None else batches[:, number]).reshape(-1, 16, 16, 3)
+    trainer.fit(model, DataLoader(Items({"image": own}), batch_size=len(own) // STEPS))
+    return logged.rows
+
+
+def train_alike(folder: Path) -> None:
+    number, _ = own_share()
+    for case in ALIKE:
+        torch.save(losses(folder, case, number), folder / f"{case}, {number}.pt")
+        disconnect()
+
+
+def train_all(folder: Path) -> None:
+    for function in (train, train_alike):
+        function(folder)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +140,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of both processes."""
     folder = tmp_path_factory.mktemp("ranks")
     # Not forks of this process: tests before this one may have started threads of autograd.
-    fresh = get_context("spawn").Process(target=in_two_processes, args=(train, folder))
+    fresh = get_context("spawn").Process(target=in_two_processes, args=(train_all, folder))
     fresh.start()
     fresh.join()
     assert fresh.exitcode == 0
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+    loaded = [torch.load(folder / f"{number}.pt") for number in range(2)]
+    return [{**result, "folder": folder} for result in loaded]
 
 
 def test_two_processes_play_one_game(results: list[dict[str, Any]]) -> None:
@@ -103,3 +168,20 @@ def test_the_codes_of_all_processes_are_counted(results: list[dict[str, Any]]) -
         assert results[0]["logged"][name] == results[1]["logged"][name]  # the mean of both
     assert results[0]["logged"]["val/codebook_usage"] == pytest.approx(usage)
     assert results[0]["logged"]["val/codebook_perplexity"] == pytest.approx(perplexity)
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_two_processes_agree_with_one(
+    results: list[dict[str, Any]], tmp_path: Path, case: str
+) -> None:
+    """All losses of ten steps, the adaptive weight and the discriminator's included."""
+    folder = results[0]["folder"]
+    one, other = (torch.load(folder / f"{case}, {number}.pt") for number in range(2))
+    alone = losses(tmp_path, case)
+    assert len(alone) == len(one) == STEPS
+    names = {"train/aeloss", "train/discloss", "train/d_weight", "train/quant_loss"}
+    assert names <= alone[0].keys() and alone[0]["train/d_weight"] > 0.1
+    for step, expected in enumerate(alone):
+        for name, value in expected.items():
+            mean = (one[step][name] + other[step][name]) / 2
+            assert mean == pytest.approx(value, rel=1e-5, abs=1e-5), (step, name)

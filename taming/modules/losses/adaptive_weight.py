@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taming.distributed import mean_over_ranks, world_size
+
 
 class Differentiated(torch.autograd.Function):
     """A loss whose `value` (scalar) and `gradient` at `images` [B, C, H, W] are known already.
@@ -42,11 +44,20 @@ def norm_at(last_layer: Tensor, reconstructions: Tensor, gradient: Tensor) -> Te
     """L2 norm of a loss's gradient at `last_layer`, from its `gradient` at `reconstructions`.
 
     By the chain rule this is the gradient through one convolution; LPIPS and the discriminator are
-    not passed again. The graph is kept for the other norm and for training.
+    not passed again. The graph is kept for the other norm and for training. Of several processes
+    it is the gradient of the mean loss, as if one had the batches of all.
     """
     length: Tensor = gradient.norm()
     # Of unit length, it neither underflows nor overflows if the layer ran in half precision.
     direction = (gradient / length.clamp_min(1e-30)).to(reconstructions.dtype)
     (at_layer,) = torch.autograd.grad(reconstructions, last_layer, direction, retain_graph=True)
-    norm: Tensor = length * at_layer.float().norm()
+    return length_over_ranks(at_layer.float(), length)
+
+
+def length_over_ranks(gradient: Tensor, factor: Tensor | float = 1.0) -> Tensor:
+    """L2 norm of `factor * gradient`, averaged over processes before it is taken."""
+    if world_size() == 1:
+        norm: Tensor = factor * gradient.norm()
+    else:
+        norm = mean_over_ranks(factor * gradient).norm()
     return norm

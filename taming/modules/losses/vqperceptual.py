@@ -29,7 +29,12 @@ from taming.errors import UserError
 from taming.modules.discriminator.base import Discriminator
 from taming.modules.discriminator.choice import PatchOptions, check_taken, make_discriminator
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
-from taming.modules.losses.adaptive_weight import Differentiated, gradient_at, norm_at
+from taming.modules.losses.adaptive_weight import (
+    Differentiated,
+    gradient_at,
+    length_over_ranks,
+    norm_at,
+)
 from taming.modules.losses.adversarial import D_LOSSES, adopt_weight, hinge_d_loss, vanilla_d_loss
 from taming.modules.losses.base import (
     Condition,
@@ -288,7 +293,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         if last_layer is None:
             raise UserError("the generator's loss needs `last_layer` in training")
         norms = [
-            torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm()
+            length_over_ranks(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
             for loss in (nll_loss, g_loss)
         ]
         return self._ratio(*norms)

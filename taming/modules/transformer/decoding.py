@@ -7,7 +7,6 @@ twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -99,7 +98,7 @@ class CachedDecoder:
         cache = self._cache[:, :, : len(idx)]
         segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
         if self._modulations:
-            segment = replace(segment, modulations=[m[: len(idx)] for m in self._modulations])
+            segment.modulations = [change[: len(idx)] for change in self._modulations]
         self.length = stop
         self._position.fill_(stop)
         return self._weights.logits([segment])
