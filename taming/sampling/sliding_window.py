@@ -260,7 +260,7 @@ def sample_sliding_window(
             window that is longer than its block size.
     """
     settings = SampleSettings(temperature, top_k, top_p)
-    weights = Weights(transformer, dtype)
+    weights = Weights(transformer, dtype, batch_size if cond is None else len(cond))
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment
@@ -31,7 +32,9 @@ class CachedDecoder:
         static: every step has the same shapes and reads its position from the device, and on CUDA
             it is recorded as a graph (the default there); otherwise a step reads the filled part of
             the cache alone.
-        compiled: steps are static, and go through `torch.compile` first.
+        compiled: steps are static, and go through `torch.compile` first, which makes kernels of its
+            own from weights as they are.
+        kernel: of the linear layers, see `Weights`.
     """
 
     def __init__(
@@ -42,12 +45,13 @@ class CachedDecoder:
         dtype: torch.dtype | None = None,
         static: bool | None = None,
         compiled: bool = False,
+        kernel: str | None = None,
     ) -> None:
         config = gpt.config
         check_length(gpt, max_length)
         self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
-        self._weights = Weights(gpt, dtype)
+        self._weights = Weights(gpt, dtype, batch_size, TORCH if compiled else kernel)
         device = self._weights.device
         self.static = compiled or (device.type == "cuda" if static is None else static)
         self._compiled = compiled
