@@ -14,22 +14,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from taming.devices import processor_name
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
     facts: dict[str, Any] = {
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

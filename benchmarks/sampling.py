@@ -6,7 +6,8 @@
 
 The baselines, always eager and in fp32: caches that grow by concatenation (see `Published` and
 `PerLayer`), and a whole window for every token of a larger image, of which some are timed, as all
-of them take equally long.
+of them take equally long. On a processor also the engine with torch's own kernels for the linear
+layers, where it has chosen others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
+from taming.kernel_choice import TORCH, choices
 from taming.modules.transformer.decoding import CachedDecoder, generate, sample_token
 from taming.modules.transformer.mingpt import GPT
 from taming.sampling import sample_sliding_window
@@ -129,10 +131,14 @@ def concatenating(gpt: GPT, prompt: Tensor, steps: int, kind: type[PerLayer]) ->
 
 
 def engine(
-    gpt: GPT, prompt: Tensor, steps: int, dtype: torch.dtype, compiled: bool
+    gpt: GPT, prompt: Tensor, dtype: torch.dtype, compiled: bool = False, kernel: str | None = None
 ) -> Callable[[], Tensor]:
-    """A function that samples greedily with one decoder, which all calls share."""
-    decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled)
+    """A function that samples greedily with one decoder, which all calls share.
+
+    `kernel` is that of the linear layers; by default the one that is chosen on this machine.
+    """
+    steps = gpt.config.block_size
+    decoder = CachedDecoder(gpt, len(prompt), steps, dtype, compiled=compiled, kernel=kernel)
     return lambda: generate(decoder, prompt, steps, lambda logits, n: sample_token(logits))
 
 
@@ -170,10 +176,10 @@ def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, 
     """MiB of weights and of the cache, and the ratio of decoding's peak to their sum."""
     weights = sum(p.numel() * p.element_size() for p in gpt.parameters())
     prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
-    engine(gpt, prompt, 4, gpt.pos_emb.dtype, False)()  # stacks weights, loads kernels
+    engine(gpt, prompt, gpt.pos_emb.dtype)()  # stacks or packs weights, loads kernels
     before = resident_bytes(device)
     reset_peak(device)
-    engine(gpt, prompt, steps, gpt.pos_emb.dtype, False)()
+    engine(gpt, prompt, gpt.pos_emb.dtype)()
     taken = resident_bytes(device, peak=True) - before
     config = gpt.config
     cache = 2 * config.n_layer * config.n_embd * batch * steps * gpt.pos_emb.element_size()
@@ -182,6 +188,13 @@ def memory(gpt: GPT, batch: int, steps: int, device: torch.device) -> dict[str, 
         "cache_mib": cache / 2**20,
         "peak_over_weights_and_cache": (weights + taken) / (weights + cache),
     }
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """GB/s at which 1 GiB is read by summing it up."""
+    source = torch.zeros(2**28, device=device)
+    seconds = interleaved({"read": source.sum}, device, 10)["read"]["min"]
+    return source.numel() * source.element_size() / seconds / 1e9
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -195,26 +208,31 @@ def copy_bandwidth(device: torch.device) -> float:
 def measure_steps(args: argparse.Namespace, shape: Shape, device: torch.device) -> dict[str, Any]:
     dtype, results = choose_dtype(args.precision, device), {}
     gpt = make_gpt(shape, shape.tokens, device)
-    sampling_gpt = (
-        gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device).to(dtype)
-    )
+    # Of their own, as an engine may pack the weights of its model.
+    sampling_gpt = make_gpt(shape, shape.tokens, device).to(dtype)
     for batch in [args.alone] if args.alone else shape.batches:
         prompt = torch.zeros(batch, 1, dtype=torch.long, device=device)
         candidates: dict[str, Callable[[], Any]] = {
-            "engine": engine(sampling_gpt, prompt, shape.tokens, dtype, args.compile)
+            "engine": engine(sampling_gpt, prompt, dtype, args.compile)
         }
         if not args.alone:
             candidates |= {
                 "published": partial(concatenating, gpt, prompt, shape.tokens, Published),
                 "per layer": partial(concatenating, gpt, prompt, shape.tokens, PerLayer),
             }
+        if device.type == "cpu":
+            plain = gpt if dtype == torch.float32 else make_gpt(shape, shape.tokens, device)
+            candidates["torch's kernels"] = engine(plain.to(dtype), prompt, dtype, kernel=TORCH)
+            tokens = [candidates[name]() for name in ("engine", "torch's kernels")]
         seconds = interleaved(candidates, device, args.rounds, 1)
         row = summary(seconds, batch * shape.tokens)
+        if device.type == "cpu":
+            row["tokens equal to those by torch's kernels"] = bool(torch.equal(*tokens))
         row |= memory(sampling_gpt, batch, shape.tokens, device)
-        if device.type == "cuda":
-            read = row["weights_mib"] + row["cache_mib"] / 2  # the cache is half full on average
-            row["gb_per_s"] = read * 2**20 * shape.tokens / seconds["engine"]["median"] / 1e9
-            row["share_of_copy_bandwidth"] = row["gb_per_s"] / copy_bandwidth(device)
+        read = row["weights_mib"] + row["cache_mib"] / 2  # the cache is half full on average
+        row["gb_per_s"] = read * 2**20 * shape.tokens / seconds["engine"]["median"] / 1e9
+        bandwidth = copy_bandwidth(device) if device.type == "cuda" else read_bandwidth(device)
+        row["share_of_bandwidth"] = row["gb_per_s"] / bandwidth
         results[f"batch {batch}"] = row
         print_row(f"steps, batch {batch}", row)
     return results
@@ -291,6 +309,7 @@ def main() -> None:
         report["steps"] = {"shape": asdict(shape), **measure_steps(args, shape, device)}
     if args.only != "steps":
         report["windows"] = {"shape": asdict(grid), **measure_windows(args, grid, device)}
+    report["kernels"] = dict(choices)
     if not args.no_results:
         name = f"sampling-{args.size}-{args.precision}{'-alone' if args.alone else ''}"
         path = write_results(name, device, report)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.kernel_choice import TORCH
+from taming.modules import linear
 from taming.modules.losses.vqperceptual import hinge_d_loss
 
 Cast = Callable[[], AbstractContextManager[Any]]
@@ -80,10 +82,13 @@ def written_out(
 
 
 def with_written_out_attention(step: Callable[[], None]) -> Callable[[], None]:
-    """A step of a transformer whose attention is written out."""
+    """A step of a transformer whose attention is written out, and its linear layers torch's."""
 
     def slow_step() -> None:
-        with patch.object(F, "scaled_dot_product_attention", written_out):
+        with (
+            patch.object(F, "scaled_dot_product_attention", written_out),
+            patch.object(linear, "training_kernel", lambda *_: TORCH),
+        ):
             step()
 
     return slow_step

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config, load_config
 from taming.devices import choose_device
 from taming.errors import command
+from taming.kernel_choice import choices
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIRST_STAGES = {"digits": "digits_vqgan", "paper": "custom_vqgan"}
@@ -205,7 +206,8 @@ def main() -> None:
     stages = dict.fromkeys(name[0] for name in bench.names())
     report = {what.replace(" ", "_"): measured(bench, what) for what in stages}
     facts = {name: vars(args)[name] for name in ("stage", "size", "batch_size", "rounds")}
-    path = write_results(f"training-{args.stage}", bench.device, {**facts, **report})
+    kernels = {"kernels": dict(choices)}
+    path = write_results(f"training-{args.stage}", bench.device, {**facts, **report, **kernels})
     for what, figures in report.items():
         for name, ratio in figures["ratios"].items():
             told = f"{figures['seconds'][name]['median']:.4f} s, " + ", ".join(

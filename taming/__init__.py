@@ -44,7 +44,8 @@ def load(
         overrides: changes of the config as "key.path=value", merged last.
         download: fetch a published model that is not in logs/ yet.
         trust: packages of your own, or names in them, that the run's config may use as well.
-        weights: "raw" or "ema", of files that have both; by default EMA, which is said.
+        weights: "raw" or "ema", of files that have both; by default EMA, which is said. "int8" or
+            "raw,int8": a transformer computes in int8 on a CPU (docs/training.md).
         parts: load these alone, such as ["encoder"]; the other weights stay random.
 
     Raises:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from taming.errors import UserError
 from taming.trust import checked_names, trusted
-from taming.weight_choice import EMA, RAW, WeightChoice, chosen_weights
+from taming.weight_choice import EMA, INT8, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
 
@@ -69,10 +69,10 @@ class Parser(argparse.ArgumentParser):
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
         weights, parts = values.get("weights"), tuple(values.get("parts", ()))
-        if "extractor_weights" in values and weights not in (None, RAW, EMA):
+        if "extractor_weights" in values and weights not in (None, RAW, EMA, INT8):
             values.update(extractor_weights=Path(weights), weights=None)  # as it was called before
             weights = None
-        chosen_weights.set(WeightChoice(weights, parts) if weights or parts else None)
+        chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
@@ -135,8 +135,9 @@ def add_weight_flags(parser: Arguments) -> None:
     """`--weights` and `--parts`, for programs that load weights, see `taming.weight_choice`."""
     parser.add_argument(
         "--weights",
-        metavar=f"{RAW}|{EMA}",
-        help="which weights of a file that has a moving average (EMA) of them too (default: ema)",
+        metavar=f"{RAW}|{EMA}|{INT8}",
+        help="which weights of a file that has a moving average (EMA) of them too (default: ema); "
+        f"{INT8}: sample with either in 8 bits, on a CPU, as {INT8} or {RAW},{INT8}",
     )
     parser.add_argument(
         "--parts",

@@ -13,8 +13,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from taming.config_values import shorten
-from taming.errors import UserError, absence, reason_of
+from taming.errors import UserError, absence, reason_of, shorten
 from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")

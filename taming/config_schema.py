@@ -25,9 +25,8 @@ from taming.config_values import (
     fitted,
     parameters_of,
     rules_of,
-    shorten,
 )
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 
 def check_node(node: Any, key: str, expects: str | None = None) -> None:

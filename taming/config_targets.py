@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from taming.config_values import shorten
-from taming.errors import Stopped, UserError
+from taming.errors import Stopped, UserError, shorten
 from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
 from taming.user_code import described
 

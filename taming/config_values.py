@@ -264,7 +264,8 @@ def rules_of(hint: Any) -> Iterator[Any]:
 # ---------------------------------------------------------------------- parameters
 
 
-MODULE = ("torch.nn.modules.module", "Module.__init__")  # of any keywords, which it refuses
+# Its constructor takes any keywords, which it refuses. The compiler puts another in its place.
+MODULE = ("torch.nn.modules.module", "Module")
 
 
 def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
@@ -276,10 +277,10 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     accepted: dict[str, Any] = {}
     required: list[str] = []
     passes_on = True
-    signatures = [vars(cls)["__init__"] for cls in _lineage(target)] or [target]
-    for function in signatures:
-        if (function.__module__, function.__qualname__) == MODULE and function is signatures[0]:
-            return {}, [], False
+    lineage = list(_lineage(target))
+    if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
+        return {}, [], False
+    for function in [vars(cls)["__init__"] for cls in lineage] or [target]:
         parameters = list(inspect.signature(function).parameters.values())
         parameters = parameters[1:] if inspect.isclass(target) else parameters
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -325,9 +326,3 @@ def _hints(function: Any) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a name that is imported for type checkers only
         return {}
-
-
-def shorten(value: Any, most: int = 100) -> str:
-    """A value as Python writes it, or the beginning of that."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,6 +111,17 @@ def available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux: containers may allow fewer than there are
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@functools.cache
+def processor_name() -> str:
+    """The processor's name as the system gives it: "AMD EPYC 9634 84-Core Processor"."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def own_share() -> tuple[int, int]:

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
@@ -41,6 +41,12 @@ def absence(kind: str, path: object) -> str:
         if place and is_there(place):
             return f"{place} is a {other}, not a {kind}"
     return f"there is no {kind} {place}"
+
+
+def shorten(value: Any, most: int = 100) -> str:
+    """A value as Python writes it, or the beginning of that."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def is_full(error: BaseException | None) -> bool:

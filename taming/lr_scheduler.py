@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from taming.config import instantiate_from_config
-from taming.config_values import CountOrZero, StepOrShare, Weight, shorten
-from taming.errors import UserError
+from taming.config_values import CountOrZero, StepOrShare, Weight
+from taming.errors import UserError, shorten
 from taming.run_length import RunLength
 from taming.user_code import calling, kind_of, name_of
 

@@ -12,9 +12,10 @@ from taming.checkpoint import load_run
 from taming.checkpoint.runs import did_you_mean_run
 from taming.devices import choose_device
 from taming.errors import UserError
+from taming.modules.transformer.inference import quantize_in_place
 from taming.pretrained import Published, download_model, is_downloaded, published_models
 from taming.trust import trusting
-from taming.weight_choice import choosing_weights
+from taming.weight_choice import choosing_weights, in_int8
 
 
 def load_model(
@@ -30,9 +31,12 @@ def load_model(
 ) -> nn.Module:
     """The model of a run, a checkpoint or a published name; see `taming.load`."""
     target = choose_device(device)
-    with trusting(trust), choosing_weights(weights, parts):
+    with trusting(trust), choosing_weights(weights, parts), in_int8(target.type) as int8:
         model, _, _ = load_run(_locate(path, download), base, overrides)
-    return model.requires_grad_(False).to(target)
+    model = model.requires_grad_(False).to(target)
+    if int8:
+        quantize_in_place(model)
+    return model
 
 
 def _locate(path: str | Path, download: bool) -> Path:

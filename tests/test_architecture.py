@@ -28,7 +28,7 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"run_length", "sharding"}
+GROUND |= {"kernel_choice", "run_length", "sharding"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -53,6 +53,7 @@ ALLOWED = {
     "user_code": {"errors"},
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "weight_choice"},
+    "kernel_choice": {"atomic_files", "devices", "errors"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
     "config_values": set(),
@@ -72,7 +73,7 @@ ALLOWED = {
     "util": GROUND | {"downloads"},
     "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
-    "model_loading": GROUND | {"checkpoint", "pretrained"},
+    "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
     "modules": GROUND | {"config", "downloads", "modules", "util"},
     "models": LEAVES | {"modules", "models"},
     "data": GROUND | {"data", "config", "util"},

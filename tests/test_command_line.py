@@ -228,6 +228,8 @@ def test_which_weights_are_loaded_holds_from_the_parsing_on() -> None:
     for argv, expected in (
         ((), WeightChoice()),
         (("--weights", "raw"), WeightChoice("raw")),
+        (("--weights", "int8"), WeightChoice(int8=True)),
+        (("--weights", "int8,ema"), WeightChoice("ema", int8=True)),
         (("--parts", "encoder, quant_conv", "--parts", "x"), ("encoder", "quant_conv", "x")),
     ):
         found = contextvars.copy_context().run(chosen, *argv)

@@ -104,12 +104,12 @@ MAPS = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "image"}
 Made = Callable[[], Callable[..., Any]]
 QUICK: dict[str, tuple[Made, tuple[Any, ...]]] = {
     "VectorQuantizer2": (lambda: VectorQuantizer2(16, 3, 0.25), (images(8),)),
-    "EMAVectorQuantizer": (lambda: EMAVectorQuantizer(16, 3, 0.25).eval(), (images(8),)),
-    "GumbelQuantize": (lambda: GumbelQuantize(3, 4, 16).eval(), (images(8),)),
     "a step of the decoder": (decoder_step, ()),
-    "colors": (colors, (images(8),)),
 }
 SLOW: dict[str, tuple[Made, tuple[Any, ...]]] = {
+    "EMAVectorQuantizer": (lambda: EMAVectorQuantizer(16, 3, 0.25).eval(), (images(8),)),
+    "GumbelQuantize": (lambda: GumbelQuantize(3, 4, 16).eval(), (images(8),)),
+    "colors": (colors, (images(8),)),
     "GPT": (gpt, (INDICES,)),
     "GPT with a condition": (lambda: gpt(n_unmasked=4), (INDICES,)),
     "discriminator": (lambda: NLayerDiscriminator(3, 8, 1).eval(), (images(),)),

@@ -27,6 +27,7 @@ from taming.lr_scheduler import (
     LambdaWarmUpCosineScheduler,
     LinearSchedule,
 )
+from taming.modules.losses import DummyLoss
 from taming.training.callbacks import ImageLogger
 from taming.training.data_module import DataModuleFromConfig
 from tests.kit.models import (
@@ -271,3 +272,14 @@ def test_every_number_in_a_config_has_its_range() -> None:
     ]
     assert len(named) > 60 and bare == []
     assert is_bare(int | None) and is_bare(Annotated[float, "x"]) and not is_bare(CLASSES)
+
+
+def test_a_compilation_changes_no_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` puts a function of its own in the place of this one."""
+    original = nn.Module.__init__
+
+    def patched(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "__init__", patched)
+    assert parameters_of(DummyLoss) == ({}, [], False)

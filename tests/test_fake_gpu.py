@@ -99,7 +99,7 @@ FIRST_STAGES: dict[str, dict[str, Any]] = {
 }
 
 
-QUICK = ("VQModel, ema", "EMAVQ", "GumbelVQ", "VQModelInterface", "VQSegmentationModel")
+QUICK = ("VQModel, ema", "EMAVQ", "GumbelVQ")
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in FIRST_STAGES])
@@ -207,9 +207,9 @@ def test_averages_of_weights() -> None:
         assert model.weight.is_cuda
 
 
-@pytest.mark.parametrize("n_unmasked", [0, 4])
+@pytest.mark.parametrize("n_unmasked", [slow(0), 4])
 def test_gpts(n_unmasked: int) -> None:
-    gpt = on_gpu(mingpt.GPT, 20, 24, 2, 2, 16, n_unmasked=n_unmasked)
+    gpt = on_gpu(mingpt.GPT, 20, 24, 1, 2, 16, n_unmasked=n_unmasked)
     idx = torch.zeros(2, 6, dtype=torch.long, device=GPU)
     for training in (True, False):
         logits, loss = gpt.train(training)(idx, targets=idx)
@@ -221,7 +221,7 @@ def test_gpts(n_unmasked: int) -> None:
 
 @pytest.mark.parametrize("options", [slow({}), {"top_k": 5, "top_p": 0.9}])
 def test_samplers_of_a_gpt(options: dict[str, Any]) -> None:
-    gpt = on_gpu(mingpt.GPT, 20, 24, 2, 2, 16, n_unmasked=4).eval()
+    gpt = on_gpu(mingpt.GPT, 20, 24, 1, 2, 16, n_unmasked=4).eval()
     idx = torch.zeros(2, 4, dtype=torch.long, device=GPU)
     assert mingpt.sample_with_past(idx, gpt, 3, **options).shape == (2, 3)
     options.pop("top_p", None)
@@ -251,8 +251,11 @@ TRANSFORMERS["unconditional"]["params"]["first_stage_config"] = TRANSFORMERS["cl
 
 
 def transformer(name: str) -> Any:
-    model = on_gpu(instantiate_from_config, copy.deepcopy(TRANSFORMERS[name]))
+    config = copy.deepcopy(TRANSFORMERS[name])
+    config["params"]["transformer_config"]["params"]["n_layer"] = 1
+    model = on_gpu(instantiate_from_config, config)
     model.warn_of_random_weights = lambda: None  # it looks at them, once
+    model._tokens_seen = True  # as after the first batch, whose tokens are waited for
     return model
 
 
@@ -264,7 +267,14 @@ def batch_of(size: int = 8) -> dict[str, Tensor]:
     }
 
 
-RARE = ("classes, in a spiral", "coordinates", "unconditional")
+RARE = (
+    "images",
+    "classes",
+    "classes, in a spiral",
+    "classes, all at once",
+    "coordinates",
+    "unconditional",
+)
 
 
 @pytest.mark.parametrize("name", [slow(n) if n in RARE else n for n in TRANSFORMERS])
@@ -328,7 +338,7 @@ def test_the_engine_through_windows(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slow
 def test_windows() -> None:
-    gpt = on_gpu(mingpt.GPT, 20, 24, 2, 2, 16).eval()
+    gpt = on_gpu(mingpt.GPT, 20, 24, 1, 2, 16).eval()
     assert sample_sliding_window(gpt, None, (3, 3), 2, batch_size=2).is_cuda
 
 
@@ -350,8 +360,6 @@ def test_labels_to_sample_are_checked_on_the_cpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(model.cond_stage_model, "check", checked.append)
     assert condition_indices(model, torch.zeros(2, dtype=torch.long)).is_cpu
     assert len(checked) == 1 and checked[0].is_cpu
-    maps = transformer("images")
-    assert condition_indices(maps, torch.zeros(1, 3, 8, 8)).is_cuda
 
 
 def test_small_classifiers() -> None:

@@ -16,7 +16,7 @@ from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.weight_sets import choose, no_plain_tensor, say
 from taming.errors import UserError
-from taming.weight_choice import weight_choice
+from taming.weight_choice import ordinary_choice
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     Raises:
         UserError: if there are none, or the model has no such parts as are to be loaded.
     """
-    choice = weight_choice()
+    choice = ordinary_choice()
     if other := no_plain_tensor(content, own.keys()):
         raise UserError(
             f"{source}: '{other}' is no dense tensor, but sparse, nested or without content; save "

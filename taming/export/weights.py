@@ -14,7 +14,7 @@ from taming.checkpoint import read_content, save_atomic
 from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import weight_choice
+from taming.weight_choice import ordinary_choice
 
 
 def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> int:
@@ -25,7 +25,10 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
     Raises:
         UserError: if the checkpoint has no such sub-model.
     """
-    chosen, prefix = choose(read_content(source), source, kind=weight_choice().kind), f"{submodel}."
+    chosen, prefix = (
+        choose(read_content(source), source, kind=ordinary_choice().kind),
+        f"{submodel}.",
+    )
     state = renamed(chosen.tensors, [f"{prefix}weight"]).tensors  # without what is around it
     part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not part:

@@ -72,7 +72,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         x = self.get_input(batch, self.image_key)
         check_images(self, x, batch, self.image_key)
         if not isinstance(self.loss, FirstStageLoss):
-            return check_outputs(self.decoder, x, self.image_key, x.shape[1])
+            return check_outputs(self.decoder, x, self.image_key)
         check_outputs(self.decoder, x, self.image_key, self.loss.output_channels(x.shape[1]))
         self.loss.check_shape(x.shape)
 

@@ -89,12 +89,13 @@ def check_images(stage: FirstStage, x: Tensor, batch: Mapping[str, Any], key: st
         check_values(batch[key], key)
 
 
-def check_outputs(decoder: Decoder, x: Tensor, key: str, wanted: int) -> None:
+def check_outputs(decoder: Decoder, x: Tensor, key: str, wanted: int | None = None) -> None:
     """Refuse (`UserError`) images [B, C, H, W] of which `decoder` cannot make reconstructions.
 
-    `wanted` are the channels that its loss takes: C, or twice as many for a distribution.
+    `wanted` are the channels that its loss takes: C by default, twice as many for a distribution.
     """
     channels = decoder.conv_out.out_channels
+    wanted = x.shape[1] if wanted is None else wanted
     if channels != wanted != x.shape[1]:
         raise UserError(
             f"ddconfig.out_ch is {channels}, but the loss takes {wanted} channels: a mean and a "

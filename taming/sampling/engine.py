@@ -206,7 +206,7 @@ class TokenSampler:
         self, batch: Sequence[Request], condition: Tensor, uniform: Tensor, known: Tensor | None
     ) -> Tensor:
         if self._weights is None:
-            self._weights = Weights(self.gpt, self.dtype)
+            self._weights = Weights(self.gpt, self.dtype, self.copies * self.batch_size)
         prompts = [request.prompt_in for request in batch if request.prompt_in is not None]
 
         def condition_in(box: Box) -> Tensor:

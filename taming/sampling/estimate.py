@@ -123,7 +123,8 @@ def _seconds_by_windows(
         whole = (0.0, 0.0, 1.0, 1.0)
         before = len(first.prompt_in(whole) if first.prompt_in else first.prompt)
     tokens = list(tokens_of_steps(layout, before, unknown.tolist()))
-    weights, rows = Weights(model.transformer), len(requests) * (2 if settings.guided else 1)
+    rows = len(requests) * (2 if settings.guided else 1)
+    weights = Weights(model.transformer, rows=rows)
     length = before + h * w - 1
     short, long = (_seconds_of_pass(weights, rows, n) for n in (1, length))
     slope = max(0.0, long - short) / max(1, length - 1)

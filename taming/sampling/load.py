@@ -15,6 +15,8 @@ from taming.devices import choose_device
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
+from taming.modules.transformer.inference import quantize_in_place
+from taming.weight_choice import in_int8
 
 Paths = Sequence[str | Path]
 Device = str | torch.device
@@ -35,7 +37,9 @@ def load_transformer(
         dtype: the transformer's precision; None leaves it as it is. Nothing needs gradients, so
             decoders use the weights where they are.
     """
-    model, run, global_step = load_run(path, base, overrides)
+    target = choose_device(device)
+    with in_int8(target.type) as int8:
+        model, run, global_step = load_run(path, base, overrides)
     if not isinstance(model, Net2NetTransformer):
         raise UserError(
             f"{path}: this is a first stage; reconstruct with scripts/reconstruct.py, or train the "
@@ -43,7 +47,10 @@ def load_transformer(
         )
     model.requires_grad_(False)
     model.transformer.to(dtype=dtype)
-    return model.to(choose_device(device)), run, global_step
+    model = model.to(target)
+    if int8:
+        quantize_in_place(model)
+    return model, run, global_step
 
 
 def load_first_stage(

@@ -14,14 +14,13 @@ from torch.utils.data import Dataset
 
 from taming.config import did_you_mean
 from taming.config_files import load_yaml
-from taming.config_values import shorten
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.conditional_builder.objects_center_points import (
     ObjectsCenterPointsConditionalBuilder,
 )
 from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 from taming.sampling.sliding_window import Box
 
 SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -218,7 +218,9 @@ class SlidingWindow:
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
         n_unmasked = self.weights.config.n_unmasked
         segment = segment_at(tokens, start, self._columns, n_unmasked, cache)
-        return segment if segment.starts else replace(segment, modulations=self._modulations)
+        if not segment.starts:
+            segment.modulations = self._modulations
+        return segment
 
 
 def sample_sliding_window(
@@ -258,7 +260,7 @@ def sample_sliding_window(
             window that is longer than its block size.
     """
     settings = SampleSettings(temperature, top_k, top_p)
-    weights = Weights(transformer, dtype)
+    weights = Weights(transformer, dtype, batch_size if cond is None else len(cond))
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from taming.config_files import as_key, entries
 from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.limits import check_sizes
+from taming.lr_scheduler import RunSchedule
+from taming.run_length import RunLength
 from taming.training.arguments import parse_arguments
 from taming.training.code_checks import check_codes
 from taming.training.data_module import (
@@ -182,6 +184,21 @@ def _check_trainable(config: DictConfig, train: bool) -> None:
         )
 
 
+def _check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
+    """Refuse, before anything is built, what follows the length of a run that has no end."""
+    if options.get("max_epochs") != -1 or (options.get("max_steps") or -1) >= 0:
+        return
+    key = "model.params.lossconfig.params.disc_start"
+    start = OmegaConf.select(config, key)
+    if isinstance(start, float):
+        RunLength().steps_of(start, key)
+    for name in ("scheduler_config", "temperature_scheduler_config"):
+        node = OmegaConf.select(config, f"model.params.{name}")
+        rule = instantiate_from_config(node, name, "schedule") if node else None
+        if isinstance(rule, RunSchedule) and rule.follows_run:
+            rule.begin(RunLength(), f"model.params.{name}")
+
+
 def _is_ours(node: Any) -> bool:
     """Whether a config is of a class of this project, of which it is known what it does."""
     target = str(node.get("target")) if isinstance(node, DictConfig) else ""
@@ -243,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(_data_config(config), "data", "data module")
         check_config(_model_config(config, run), "model", "module")
         _check_trainable(config, args.train)
+        _check_end(config, options)
         check_strategy(options, config.model.get("target"), run.resume_from)
         data = build_data(_data_config(config))
         model = instantiate_from_config(_model_config(config, run), "model", "module")

@@ -20,9 +20,9 @@ DISCRIMINATOR = "train/disc_factor"
 def plot_curves(runs: Mapping[str, Path], path: Path, level: float | None = None) -> Path:
     """Draw all that `runs` (by the name that is shown) have logged; returns `path`.
 
-    A panel has a value of training (its points, and a mean over `WINDOW` of them) and that of the
-    same name in validation (dots). The dotted line is the step at which the discriminator begins
-    to count, the dashed one `level`, in panels of the loss.
+    A panel has a value of training (its points, and a mean over `WINDOW` of them, which begins anew
+    with the discriminator) and that of the same name in validation (dots). The dotted line is the
+    step from which the discriminator counts, the dashed one `level`, in panels of the loss.
 
     Raises:
         UserError: if a run has logged nothing yet, or without matplotlib.
@@ -58,18 +58,24 @@ def _panel(key: str) -> str:
 
 
 def _draw(chart: Any, panel: str, run: Mapping[str, Points], color: str) -> None:
+    begun = _start_of_discriminator(run)
     trained = run.get(f"train/{panel}") or run.get(panel, [])
     if trained:
         steps, values = zip(*trained, strict=True)
         chart.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-        chart.plot(steps, _smooth(values), color=color)
+        before = sum(begun is not None and step < begun for step in steps)
+        chart.plot(steps, _smooth(values[:before]) + _smooth(values[before:]), color=color)
     if validated := run.get(f"val/{panel}"):
-        chart.plot(
-            *zip(*validated, strict=True), color=color, marker="o", markersize=3, linewidth=0
-        )
-    begun = [step for step, factor in run.get(DISCRIMINATOR, []) if factor > 0]
-    if begun and begun[0] > run[DISCRIMINATOR][0][0]:
-        chart.axvline(begun[0], color=color, linestyle=":", linewidth=1)
+        chart.plot(*zip(*validated, strict=True), color=color, marker=".", linewidth=0)
+    if begun is not None:
+        chart.axvline(begun, color=color, linestyle=":", linewidth=1)
+
+
+def _start_of_discriminator(run: Mapping[str, Points]) -> int | None:
+    """The first step that was logged with it; None if there is none, or it is the run's first."""
+    factors = run.get(DISCRIMINATOR, [])
+    begun = [step for step, factor in factors if factor > 0]
+    return begun[0] if begun and begun[0] > factors[0][0] else None
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

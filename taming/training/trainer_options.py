@@ -19,9 +19,9 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from taming.config import did_you_mean
-from taming.config_values import Misfit, Range, fitted, shorten
+from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
@@ -148,7 +148,6 @@ _RANGES |= {"reload_dataloaders_every_n_epochs": Range(0), "num_nodes": Range(1)
 # Of Lightning's, those that do not cast the weights.
 _PRECISIONS: tuple[str, ...] = ("32", "16", "bf16", "32-true", "16-mixed", "bf16-mixed")
 _PRECISIONS += ("transformer-engine", "transformer-engine-float16")
-_DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,8 +210,6 @@ def _checked(name: str, value: Any) -> Any:
         )
     if name == "precision" and value is not None and str(value) not in _PRECISIONS:
         raise UserError(f"--precision is {value}; it is 32, bf16-mixed or 16-mixed")
-    if name == "max_time" and value is not None and not _DURATION.fullmatch(str(value)):
-        raise UserError(f"--max_time is {value}; it is days:hours:minutes:seconds, as 00:01:30:00")
     try:
         value = fitted(value, trainer_options()[name])
     except Misfit as misfit:

@@ -260,7 +260,10 @@ def test_what_is_not_there_is_not_taken(tmp_path: Path) -> None:
         loads_as(save({"ema": AVERAGE}, tmp_path), RAW, kind="raw")
     for kind in ("best", ""):
         with pytest.raises(UserError, match=f"--weights takes raw or ema, not '{kind}'"):
-            WeightChoice(kind)
+            WeightChoice.parse(kind)
+    for kind in ("int8,best", "int8,", "int8,int8", "raw,ema,int8"):
+        with pytest.raises(UserError, match="--weights takes raw or ema, not .* int8"):
+            WeightChoice.parse(kind)
 
 
 # ---------------------------------------------------------------------- parts

@@ -33,13 +33,13 @@ def test_images_are_of_the_models_channels_and_whole_codes() -> None:
         check_images(stage, x, {"image": x.movedim(1, 3)}, "image")
 
     check(3, 6, 10)
-    check_outputs(stage.decoder, torch.zeros(1, 3, 6, 10), "image")
+    check_outputs(stage.decoder, torch.zeros(1, 3, 6, 10), "image", 3)
     for channels in (1, 4):
         x = torch.zeros(1, channels, 6, 10)
         with pytest.raises(UserError, match=f"in_channels .* is 3, but 'image' .* has {channels}"):
             check(channels, 6, 10)
         with pytest.raises(UserError, match=f"out_ch is 3, but 'image' .* has {channels}"):
-            check_outputs(stage.decoder, x, "image")
+            check_outputs(stage.decoder, x, "image", channels)
     for height, width in ((7, 10), (6, 9)):
         with pytest.raises(UserError, match=f"{height} x {width} pixels, which are no multiples"):
             check(3, height, width)

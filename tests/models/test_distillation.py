@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from taming.checkpoint import load_run
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.training.cli import main as main_command
 from tests.kit.models import CLASSES, SPIRAL, tiny_model, transformer_config
 from tests.kit.runs import run_with_data, tiny_run
-from tests.kit.training import fit
+from tests.kit.training import fit, write_config
 
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 GENERATOR = torch.Generator().manual_seed(7)
 CODES = torch.randint(20, (6, 4, 4), generator=GENERATOR)
 COLUMNS = {"codes": CODES, "condition_codes": torch.arange(6)[:, None] % 5}
@@ -190,3 +193,21 @@ def test_teachers_that_are_none(teacher: Path, tmp_path: Path) -> None:
     batch = {"image": torch.zeros(1, 8, 8, 3), "class_label": torch.zeros(1).long()}
     with pytest.raises(UserError, match="block_size of .* is 15, too small for the 16 tokens"):
         model.check_batch(batch)
+
+
+def test_main_refuses_a_teacher_before_the_run_has_a_folder(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = transformer_config({"vocab_size": 24}, teacher=str(teacher))
+    data = {"target": "tests.kit.datasets.Noise", "params": {"length": 4}}
+    params = {"batch_size": 2, "num_workers": 0, "train": data}
+    whole = OmegaConf.create(
+        {
+            "model": {"base_learning_rate": 1e-3, **config},
+            "data": {"target": "main.DataModuleFromConfig", "params": params},
+        }
+    )
+    with pytest.raises(UserError, match="model.params.teacher: vocab_size"):
+        main(["--base", write_config(tmp_path, whole), "-t"])
+    assert not (tmp_path / "logs").exists()

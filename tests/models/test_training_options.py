@@ -168,6 +168,13 @@ def test_channels_lie_side_by_side(tmp_path: Path) -> None:
         torch.testing.assert_close(value, expected[0][name], rtol=1e-3, atol=1e-4)
 
 
+def test_a_discriminator_that_is_differentiated_twice_is_not_compiled() -> None:
+    for weight, compiled in ((0.0, True), (1.0, False)):
+        model = make({"r1_weight": weight}, compile=True)
+        model.ways.prepare(model)
+        assert (model.discriminator._compiled_call_impl is not None) is compiled
+
+
 def test_blocks_and_the_losses_networks_are_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

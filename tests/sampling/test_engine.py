@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.kernel_choice import KERNELS, PACKED
+from taming.modules.packed_weight import PackedWeight
 from taming.modules.transformer.decoding import sample_token
 from taming.sampling import (
     Progress,
@@ -26,8 +28,15 @@ GREEDY = SampleSettings(temperature=0)
 REQUESTS = [Request(n, (label,), label) for label in (3, 1) for n in range(3)]
 
 
-def test_samples_come_in_order_whatever_the_batch() -> None:
-    model = tiny_model()
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What linear layers of frozen models are computed with, however small they are."""
+    monkeypatch.setenv("TAMING_KERNEL", request.param)
+    return str(request.param)
+
+
+def test_samples_come_in_order_whatever_the_batch(kernel: str) -> None:
+    model = tiny_model().requires_grad_(False)
     alone = list(sample_images(model, REQUESTS, batch_size=1))
     assert [(s.label, s.number) for s in alone] == [(r.label, r.number) for r in REQUESTS]
     for size in (2, 4, 25):
@@ -61,9 +70,11 @@ def test_a_sample_depends_on_its_seed_number_and_label_alone() -> None:
     assert not torch.equal(other.indices, expected[0].indices)
 
 
-def test_greedy_is_the_models_own_greedy() -> None:
-    model = tiny_model()
+def test_greedy_is_the_models_own_greedy(kernel: str) -> None:
+    model = tiny_model().requires_grad_(False)
     samples = list(sample_images(model, REQUESTS[2:4], SampleSettings(temperature=0)))
+    is_packed = isinstance(model.transformer.head.weight, PackedWeight)
+    assert is_packed == (kernel == PACKED)
     c = torch.tensor([[3], [1]])
     logits = model.transformer(torch.cat((c, torch.stack([s.indices for s in samples])), 1)[:, :-1])
     expected = sample_token(logits[0][..., :20].flatten(0, 1)).view(2, 16)
@@ -157,7 +168,8 @@ def test_options_reach_what_computes(
     model, given, original = tiny_model(), [], getattr(engine, name)
 
     def note(*arguments: Any, compiled: bool = False) -> Any:
-        given.append((arguments[-1], compiled))
+        assert 4 in arguments  # rows
+        given.extend((a, compiled) for a in arguments if isinstance(a, torch.dtype))
         return original(*arguments)
 
     monkeypatch.setattr(engine, name, note)
@@ -203,8 +215,8 @@ def test_conditions_that_are_maps() -> None:
         list(sample_images(model, [request], shape=(8, 8)))
 
 
-def test_another_size_depends_on_no_batch_either() -> None:
-    model = tiny_model(transformer_config())
+def test_another_size_depends_on_no_batch_either(kernel: str) -> None:
+    model = tiny_model(transformer_config()).requires_grad_(False)
     together = list(sample_images(model, REQUESTS, shape=(5, 6), batch_size=4))
     alone = list(sample_images(model, REQUESTS[4:], shape=(5, 6)))
     assert torch.equal(together[5].indices, alone[1].indices)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import taming
 from taming.checkpoint import find_run
 from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
+from taming.modules.packed_weight import PackedWeight, Quantized
 from taming.sampling import load
 from taming.sampling.load import (
     data_config,
@@ -17,6 +19,7 @@ from taming.sampling.load import (
     load_transformer,
     open_dataset,
 )
+from taming.weight_choice import choosing_weights
 from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
 from tests.support import ROOT
@@ -57,6 +60,28 @@ def test_models_are_put_on_their_device(tmp_path: Path, monkeypatch: pytest.Monk
     model, _, _ = load_transformer(folder, device="meta")
     stage, _, _ = load_first_stage(folder, device="meta")
     assert {p.device.type for p in (*model.parameters(), *stage.parameters())} == {"meta"}
+
+
+def test_int8_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_run(tmp_path / "run")
+    with choosing_weights("int8", ()):
+        model, _, _ = load_transformer(folder, device="cpu", dtype=torch.bfloat16)
+    loaded = taming.load(folder, weights="int8")
+    for one in (model, loaded):
+        attn = one.transformer.blocks[0].attn
+        assert isinstance(attn.key.weight, PackedWeight)
+        assert attn.key.weight.whole is attn.query.weight.whole
+        assert isinstance(attn.key.weight.whole, Quantized)
+        assert type(one.transformer.head.weight) is torch.nn.Parameter
+    assert attn.key.weight.dtype == torch.float32
+    with choosing_weights("int8", ()):
+        with pytest.raises(UserError, match="int8 is for sampling from a transformer on a CPU"):
+            load_first_stage(folder, device="cpu")
+        monkeypatch.setattr(load, "choose_device", lambda _: torch.device("cuda:0"))
+        with pytest.raises(UserError, match="int8 is for CPUs, and this is cuda; add --device cpu"):
+            load_transformer(folder, device="cuda")
+    with pytest.raises(UserError, match="int8 is for transformers, and this model has none"):
+        taming.load(tiny_run(tmp_path / "first", FIRST_STAGE), weights="int8")
 
 
 def test_splits_of_data(tmp_path: Path) -> None:

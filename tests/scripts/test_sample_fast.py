@@ -51,6 +51,17 @@ def test_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert last == f"4 samples are in {root} (4 of them new)"
 
 
+def test_int8_weights_are_other_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("-n", "1", "--classes", "1", "--weights", "raw,int8")
+    sample(run, *flags, out=tmp_path)
+    assert len(names(tmp_path)) == 1
+    with pytest.raises(SystemExit, match="2"):
+        sample(run, "-n", "2", "--classes", "1", out=tmp_path)
+    assert "was sampled with other weights" in capsys.readouterr().err
+
+
 def test_a_second_run_samples_what_is_missing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,7 @@ def test_a_panel_shows_training_its_mean_validation_and_marks(
     lines = [(list(one.get_xdata()), list(one.get_ydata())) for one in panels["loss"].lines]
     assert lines == [
         ([4, 9, 14], [3.0, 1.0, 0.5]),
-        ([4, 9, 14], [3.0, 2.0, 1.5]),
+        ([4, 9, 14], [3.0, 2.0, 0.5]),  # the mean, which begins anew with the discriminator
         ([9], [2.5]),
         ([14, 14], [0, 1]),  # from bottom to top: the discriminator
         ([0, 1], [4.0, 4.0]),  # from left to right: the level

@@ -56,3 +56,26 @@ def test_without_the_weights_of_lpips_no_run_is_left_behind(
     with pytest.raises(UserError, match=f"missing.pth.*{key}=0"):
         main(["--base", base, f"{key}=1.0", "-t"])
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model.params.lossconfig.params.disc_start=0.1", "lossconfig.params.disc_start follows"),
+        (
+            "model.params.scheduler_config={target: taming.lr_scheduler.CosineSchedule}",
+            "model.params.scheduler_config: a schedule without `steps` follows",
+        ),
+        ("--precision=16-mixed", "in which a CPU does not train; use bf16-mixed"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("taming.training.cli.build_data", lambda _: pytest.fail("built"))
+    base = write_config(tmp_path, run_config("ema"))
+    arguments = argument.split("=", 1) if argument.startswith("--") else [argument]
+    with pytest.raises(UserError, match=message):
+        main(["--base", base, *arguments, "--max_epochs", "-1", "--max_steps", "-1", "-t"])
+    assert not (tmp_path / "logs").exists()

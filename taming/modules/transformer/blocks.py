@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taming.modules.linear import Linear, training_linear
 from taming.modules.transformer.variants import (
     GPTConfig,
     SwiGLU,
@@ -42,10 +43,10 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, mask: Tensor | None = None) -> None:
         super().__init__()
-        self.key = nn.Linear(config.n_embd, config.n_embd)
-        self.query = nn.Linear(config.n_embd, config.n_embd)
-        self.value = nn.Linear(config.n_embd, config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.key = Linear(config.n_embd, config.n_embd)
+        self.query = Linear(config.n_embd, config.n_embd)
+        self.value = Linear(config.n_embd, config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.resid_drop = nn.Dropout(config.resid_pdrop)
         self.attn_pdrop = config.attn_pdrop
         self.n_head, self.n_unmasked = config.n_head, config.n_unmasked
@@ -80,7 +81,7 @@ class CausalSelfAttention(nn.Module):
         key_bias = self.key.bias  # (C,)
         if not self.rotates and not self.normalizes:
             key_bias = key_bias.detach() + 0 * key_bias  # type: ignore[assignment]
-        projections = (self.query(x), F.linear(x, self.key.weight, key_bias), self.value(x))
+        projections = (self.query(x), training_linear(x, self.key.weight, key_bias), self.value(x))
         q, k, v = (
             projected.unflatten(2, (self.n_head, -1)).transpose(1, 2)  # (B, T, C) -> (B, nh, T, hs)
             for projected in projections
@@ -114,9 +115,9 @@ class Block(nn.Module):
         self.attn = CausalSelfAttention(config, mask)
         self.norm, self.gated = config.norm, config.mlp == "swiglu"
         self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * hidden if self.gated else hidden),
+            Linear(width, 2 * hidden if self.gated else hidden),
             SwiGLU() if self.gated else nn.GELU(),
-            nn.Linear(hidden, width),
+            Linear(hidden, width),
             nn.Dropout(config.resid_pdrop),
         )
         self.modulation = nn.Linear(width, 6 * width) if adaptive else None

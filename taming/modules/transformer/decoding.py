@@ -7,12 +7,12 @@ twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from taming.errors import UserError
+from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment
@@ -32,7 +32,9 @@ class CachedDecoder:
         static: every step has the same shapes and reads its position from the device, and on CUDA
             it is recorded as a graph (the default there); otherwise a step reads the filled part of
             the cache alone.
-        compiled: steps are static, and go through `torch.compile` first.
+        compiled: steps are static, and go through `torch.compile` first, which makes kernels of its
+            own from weights as they are.
+        kernel: of the linear layers, see `Weights`.
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class CachedDecoder:
         dtype: torch.dtype | None = None,
         static: bool | None = None,
         compiled: bool = False,
+        kernel: str | None = None,
     ) -> None:
         config = gpt.config
         check_length(gpt, max_length)
         self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
-        self._weights = Weights(gpt, dtype)
+        self._weights = Weights(gpt, dtype, batch_size, TORCH if compiled else kernel)
         device = self._weights.device
         self.static = compiled or (device.type == "cuda" if static is None else static)
         self._compiled = compiled
@@ -95,7 +98,7 @@ class CachedDecoder:
         cache = self._cache[:, :, : len(idx)]
         segment = segment_at(idx, start, self._columns, self.n_unmasked, cache)
         if self._modulations:
-            segment = replace(segment, modulations=[m[: len(idx)] for m in self._modulations])
+            segment.modulations = [change[: len(idx)] for change in self._modulations]
         self.length = stop
         self._position.fill_(stop)
         return self._weights.logits([segment])

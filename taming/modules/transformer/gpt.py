@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from taming.config_values import Count, CountOrZero, FractionBelowOne, Range
 from taming.errors import UserError
 from taming.limits import check_memory
+from taming.modules.linear import Linear
 from taming.modules.transformer.blocks import Block, CausalSelfAttention, attention_mask
 from taming.modules.transformer.variants import (
     ClassEmbedding,
@@ -94,7 +95,7 @@ class GPT(nn.Module):
         mask = attention_mask(block_size, n_unmasked)
         self.blocks = nn.Sequential(*(Block(config, mask) for _ in range(n_layer)))
         self.ln_f = make_norm(options.norm, n_embd, affine=not classes)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.head = Linear(n_embd, vocab_size, bias=False)
         self.class_emb = ClassEmbedding(classes + 1, n_embd) if classes else None
         self.modulation = nn.Linear(n_embd, 2 * n_embd) if classes else None  # of ln_f
         self.apply(self._init_weights)

@@ -17,6 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taming.errors import UserError
+from taming.kernel_choice import TORCH
+from taming.modules.linear import sampling_kernel
+from taming.modules.linear_kernels import SamplingLinear, linear, sampling_linear
+from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import (
@@ -31,106 +36,47 @@ from taming.modules.transformer.variants import (
 
 Pair = tuple[Tensor, Tensor]  # weight and bias
 
-# How many rows of x a CPU multiplies faster with the weights as the left factor. Outside of these
-# ranges, the usual order is as fast or faster.
-WEIGHTS_FIRST = {torch.float32: range(4, 65), torch.bfloat16: range(2, 129)}
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x` (N, in) @ `weight` (out, in).T + `bias` (out,) -> (N, out), the faster factor first.
-
-    With few rows, a CPU's BLAS reads the weights up to twice as fast if they are the left factor:
-    (x @ W.T).T = W @ x.T, of shape (out, N), so that the result is a transposed view. For one row
-    in bfloat16, starting from the bias takes longer than adding it at the end.
-    """
-    if x.device.type != "cpu" or len(x) not in WEIGHTS_FIRST.get(x.dtype, ()):
-        if bias is not None and _one_row(x) and x.dtype == torch.bfloat16:
-            return F.linear(x, weight).add_(bias)
-        return F.linear(x, weight, bias)
-    if bias is None:
-        return torch.mm(weight, x.t()).t()
-    return torch.addmm(bias[:, None], weight, x.t()).t()
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU of `x` (N, C).
-
-    For contiguous inputs, a CPU starts oneDNN's threads, which takes longer than computing a row.
-    A single row is thus expanded to two without a copy (a stride of 0, not contiguous), and one of
-    the two equal results is kept.
-    """
-    return F.gelu(x.expand(2, -1))[:1] if _one_row(x) else F.gelu(x)
-
-
-def _one_row(x: Tensor) -> bool:
-    return len(x) == 1 and x.device.type == "cpu"
-
-
-def stacked_in_place(parts: Sequence[Tensor]) -> Tensor:
-    """The parts (n, ...) below one another, (k * n, ...), in memory that they become views of.
-
-    So the memory is that of one set of weights. Only for parameters that are not trained: an
-    optimizer, a reducer or a compiled step may hold on to where they were.
-
-    Parts that are stacked already, by an earlier decoder, lie one after the other in one storage:
-    the whole is then a longer view from the start of the first. Moving a model to another device or
-    dtype gives each part a storage of its own again, so that they are stacked anew.
-    """
-    first = parts[0].detach()
-    storage, offset, length = first.untyped_storage(), first.storage_offset(), first.numel()
-    in_place = all(
-        part.untyped_storage().data_ptr() == storage.data_ptr()
-        and part.storage_offset() == offset + n * length
-        for n, part in enumerate(parts)
-    )
-    if in_place:
-        return first.as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
-    whole = torch.cat([part.detach() for part in parts])
-    for part, view in zip(parts, torch.split(whole, len(first)), strict=True):
-        part.data = view
-    return whole
-
 
 @dataclass(frozen=True)
 class Layer:
-    """A block's weights. `qkv` is one pair of (3C, C) and (3C,), or three of (C, C) and (C,)."""
+    """A block's weights. `qkv` is one layer with outputs (N, 3C), or three with (N, C)."""
 
     heads: int
     ln1: tuple[Tensor, ...]
     ln2: tuple[Tensor, ...]
-    qkv: tuple[Pair, ...]
-    proj: Pair
-    up: Pair
-    down: Pair
+    qkv: tuple[SamplingLinear, ...]
+    proj: SamplingLinear
+    up: SamplingLinear
+    down: SamplingLinear
     norm: NormKind
     gated: bool  # SwiGLU
     gains: tuple[Tensor, ...]  # of queries and keys, (size,) each, or none
     modulation: Pair | None  # (6C, C) and (6C,)
 
     @classmethod
-    def of(cls, block: Block, dtype: torch.dtype) -> Layer:
+    def of(cls, block: Block, dtype: torch.dtype, kernel: str = TORCH) -> Layer:
         attn, mlp = block.attn, block.mlp
 
         def pair(part: nn.Module) -> Pair:
             weight, bias = part.get_parameter("weight"), part.get_parameter("bias")
             return weight.detach().to(dtype), bias.detach().to(dtype)
 
+        def product(*parts: nn.Module) -> SamplingLinear:
+            return sampling_linear(cast(Sequence[nn.Linear], parts), dtype, kernel)
+
         parts = (attn.query, attn.key, attn.value)
-        pairs = tuple(pair(part) for part in parts)
-        if attn.query.weight.dtype != dtype:  # these are copies, so one copy of all is no more
-            pairs = ((torch.cat([w for w, _ in pairs]), torch.cat([b for _, b in pairs])),)
-        elif not any(p.requires_grad for part in parts for p in part.parameters()):
-            weight = stacked_in_place([part.weight for part in parts])
-            pairs = ((weight, stacked_in_place([part.bias for part in parts])),)
-        # Otherwise the weights are being trained: they stay where they are, three products a layer.
+        trained = any(p.requires_grad for part in parts for p in part.parameters())
+        # Weights that are being trained stay where they are, three products a layer; for another
+        # dtype they are copied, so that one copy of all is no more.
+        apart = trained and attn.query.weight.dtype == dtype
         return cls(
             attn.n_head,
             in_dtype(block.ln1, dtype),
             in_dtype(block.ln2, dtype),
-            pairs,
-            proj=pair(attn.proj),
-            up=pair(mlp[0]),
-            down=pair(mlp[2]),
+            tuple(map(product, parts)) if apart else (product(*parts),),
+            proj=product(attn.proj),
+            up=product(mlp[0]),
+            down=product(mlp[2]),
             norm=block.norm,
             gated=block.gated,
             gains=tuple(gain.detach().to(dtype) for gain in attn.gains()),
@@ -149,9 +95,9 @@ class Layer:
         normed = normalize(x, self.ln1, self.norm)
         normed = modulate(normed, *change) if change else normed
         if len(self.qkv) == 1:
-            qkv = linear(normed, *self.qkv[0]).contiguous()
+            qkv = self.qkv[0](normed).contiguous()
         else:
-            qkv = torch.cat([linear(normed, *pair) for pair in self.qkv], dim=-1)
+            qkv = torch.cat([product(normed) for product in self.qkv], dim=-1)
         return qkv if rotation is None and not self.gains else self._placed(qkv, rotation)
 
     def _placed(self, qkv: Tensor, rotation: Tensor | None) -> Tensor:
@@ -169,13 +115,11 @@ class Layer:
 
         `change` (N, C) each: gate of the attention; shift, scale and gate of the perceptron.
         """
-        y = linear(attended, *self.proj)
-        x = (change[0] * y if change else y).add_(x)  # in place: nothing else holds the product
+        x = (change[0] * self.proj(attended)).add_(x) if change else self.proj.plus(attended, x)
         normed = normalize(x, self.ln2, self.norm)
         normed = modulate(normed, *change[1:3]) if change else normed
-        hidden = linear(normed, *self.up)  # (N, 4C)
-        y = linear(swiglu(hidden) if self.gated else gelu(hidden), *self.down)
-        return (change[3] * y if change else y).add_(x)
+        hidden = swiglu(self.up(normed)) if self.gated else self.up.gelu(normed)  # (N, 4C)
+        return (change[3] * self.down(hidden)).add_(x) if change else self.down.plus(hidden, x)
 
 
 def in_dtype(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -184,17 +128,31 @@ def in_dtype(module: nn.Module, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 class Weights:
-    """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype."""
+    """A GPT's weights in the precision `dtype`: its own parameters if they have that dtype.
 
-    def __init__(self, gpt: GPT, dtype: torch.dtype | None = None) -> None:
+    Args:
+        rows: about how many sequences there will be.
+        kernel: of the linear layers ("torch", "onednn" or "packed"); by default the fastest here
+            for so many rows, if the GPT is not trained: see `taming.modules.linear`.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        dtype: torch.dtype | None = None,
+        rows: int = 1,
+        kernel: str | None = None,
+    ) -> None:
         self.config = gpt.config
         self.dtype = dtype or gpt.pos_emb.dtype
+        self.kernel = kernel or _kernel_of(gpt, self.dtype, rows)
         self.tok_emb = gpt.tok_emb.weight.detach().to(self.dtype)  # (V, C)
         self.pos_emb = gpt.positions()[0].detach().to(self.dtype)  # (T, C)
         self.rotations = gpt.rotations()  # (2, T, size / 2)
-        self.layers = [Layer.of(cast(Block, block), self.dtype) for block in gpt.blocks]
+        blocks = cast(Sequence[Block], gpt.blocks)
+        self.layers = [Layer.of(block, self.dtype, self.kernel) for block in blocks]
         self.ln_f = in_dtype(gpt.ln_f, self.dtype)
-        self.head = gpt.head.weight.detach().to(self.dtype)  # (V, C)
+        self.head = sampling_linear([gpt.head], self.dtype, self.kernel)  # (N, C) -> (N, V)
         self.class_emb: Tensor | None = None
         if gpt.class_emb is not None and gpt.modulation is not None:
             self.class_emb = gpt.class_emb.weight.detach().to(self.dtype)
@@ -231,7 +189,7 @@ class Weights:
         normed = normalize(x, self.ln_f, self.config.norm)
         if changes:
             normed = modulate(normed, *_last_tokens(changes[-1], segments).chunk(2, -1))
-        return linear(normed, self.head).float()
+        return self.head(normed).float()
 
     def _embed(self, segment: Segment) -> Tensor:
         """Tokens with their positions: (B, T, C) + (T, C) -> (B * T, C)."""
@@ -276,3 +234,26 @@ def _last_tokens(x: Tensor, segments: Sequence[Segment]) -> Tensor:
     return torch.cat(
         [p.unflatten(0, s.tokens.shape)[:, -1] for p, s in zip(parts, segments, strict=True)]
     )
+
+
+def _kernel_of(gpt: GPT, dtype: torch.dtype, rows: int) -> str:
+    """Weights that are trained must stay where they are, as they are."""
+    if any(p.requires_grad for p in gpt.parameters()) and gpt.pos_emb.dtype == dtype:
+        return TORCH
+    weight = gpt.blocks[0].get_parameter("mlp.0.weight")
+    return sampling_kernel(weight, dtype, rows)
+
+
+def quantize_in_place(model: nn.Module) -> None:
+    """Have the transformers of a model compute with int8 weights, but for their heads, for good.
+
+    Raises:
+        UserError: if it has none.
+    """
+    gpts = [part for part in model.modules() if isinstance(part, GPT)]
+    if not gpts:
+        raise UserError("int8 is for transformers, and this model has none; leave int8 out")
+    for block in (cast(Block, block) for gpt in gpts for block in gpt.blocks):
+        attn, mlp = block.attn, cast(Sequence[nn.Linear], block.mlp)
+        for layers in ((attn.query, attn.key, attn.value), (attn.proj,), (mlp[0],), (mlp[2],)):
+            quantized_in_place(layers)

@@ -38,7 +38,7 @@ class Variants:
     Attributes:
         rope_grid: [rows, columns] of the image's codes, of which positions turn queries and keys
             (2D RoPE, see `rotations`) instead of being learned. The tokens before them, of which
-            there are block_size + 1 - rows * columns, are the condition's; theirs are learned.
+            there are block_size + 1 - rows * columns, are the condition's, at learned positions.
         qk_norm: normalize the queries and keys of each head, see `normalize_heads`.
         norm: "layer" or "rms", for RMSNorm (arXiv 1910.07467).
         mlp: "gelu" or "swiglu", a gated perceptron with about as many weights (arXiv 2002.05202).

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taming.errors import UserError
+from taming.kernel_choice import KERNELS
 from taming.modules.transformer import decoding
 from taming.modules.transformer.decoding import (
     CachedDecoder,
@@ -23,6 +24,7 @@ from taming.modules.transformer.decoding import (
     sample_token,
 )
 from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.inference import quantize_in_place
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 from tests.support import assert_close
 
@@ -31,37 +33,51 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize(
     ("name", "prompt"), [("gpt", 1), ("gpt", 9), ("gpt_unmasked", 6), ("gpt_unmasked", 9)]
 )
-def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool) -> None:
-    model, idx = golden_gpt(name), TENSORS[f"{name}.idx"]
+def test_logits_of_the_forward_pass(name: str, prompt: int, static: bool, kernel: str) -> None:
+    model, idx = golden_gpt(name).requires_grad_(False), TENSORS[f"{name}.idx"]
     expected = model(idx)[0]
-    decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static)
+    decoder = CachedDecoder(model, len(idx), idx.shape[1], static=static, kernel=kernel)
     close(decoder.prefill(idx[:, :prompt]), expected[:, prompt - 1])
     for n in range(prompt, idx.shape[1]):
         close(decoder.extend(idx[:, n, None]), expected[:, n])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("static", [False, True])
-def test_a_decoder_serves_several_batches(static: bool) -> None:
-    model, c = golden_gpt().train(), TENSORS["greedy.c"]
-    decoder = CachedDecoder(model, 3, 20, static=static)
-    for rows in (3, 2, 3):
+def test_a_decoder_serves_several_batches(static: bool, kernel: str) -> None:
+    model, c = golden_gpt().train().requires_grad_(False), TENSORS["greedy.c"]
+    decoder = CachedDecoder(model, 3, 20, static=static, kernel=kernel)
+    for rows in (3, 2, 3, 1):
         tokens = generate(decoder, c[:rows], 20, lambda logits, n: sample_token(logits))
         assert torch.equal(tokens, TENSORS["greedy.out"][:rows])
 
 
-def test_bf16_is_near() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bf16_is_near(kernel: str) -> None:
     model, idx = golden_gpt(), TENSORS["gpt.idx"]
-    decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16)
+    decoder = CachedDecoder(model, 3, 22, dtype=torch.bfloat16, kernel=kernel)
     decoder.prefill(idx[:, :21])
     logits = decoder.extend(idx[:, 21, None])
     expected = TENSORS["gpt.logits"][:, 21]
     assert logits.dtype == torch.float32
     assert (logits - expected).norm() < 0.05 * expected.norm()
     assert model.pos_emb.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_near(dtype: torch.dtype) -> None:
+    model, idx = golden_gpt().requires_grad_(False), TENSORS["gpt.idx"]
+    quantize_in_place(model)
+    decoder = CachedDecoder(model, 3, 22, dtype)
+    decoder.prefill(idx[:, :21])
+    logits, expected = decoder.extend(idx[:, 21, None]), TENSORS["gpt.logits"][:, 21]
+    assert 0.001 * expected.norm() < (logits - expected).norm() < 0.05 * expected.norm()
+    assert (model(idx)[0][:, 21] - expected).norm() < 0.05 * expected.norm()
 
 
 def test_results_are_ordinary_tensors() -> None:
@@ -72,7 +88,8 @@ def test_results_are_ordinary_tensors() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_steps() -> None:
+def test_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMING_KERNEL", "packed")
     decoder = CachedDecoder(golden_gpt(), 3, 20, compiled=True)
     tokens = generate(decoder, TENSORS["greedy.c"], 20, lambda logits, n: sample_token(logits))
     assert torch.equal(tokens, TENSORS["greedy.out"])

@@ -1,24 +1,18 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from taming.kernel_choice import ONEDNN, PACKED, TORCH
+from taming.modules.packed_weight import PackedWeight
+from taming.modules.transformer import inference
 from taming.modules.transformer.decoding import CachedDecoder
-from taming.modules.transformer.inference import Layer, Weights, gelu, linear
+from taming.modules.transformer.inference import Layer, Weights
 from taming.modules.transformer.mingpt import GPT
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 64, 65, 128, 129])
-def test_products_of_any_number_of_rows(rows: int, dtype: torch.dtype) -> None:
-    # Above 0, as the rounding of parts is large beside a sum in which they cancel.
-    x, weight, bias = (torch.rand(*size).to(dtype) for size in ((rows, 8), (6, 8), (6,)))
-    for added in (bias, None):
-        torch.testing.assert_close(linear(x, weight, added), F.linear(x, weight, added))
-    torch.testing.assert_close(gelu(x), F.gelu(x))
 
 
 def storages(tensors: list[Tensor]) -> dict[int, int]:
@@ -28,11 +22,11 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
 
 
 def tensors_of(weights: Weights) -> list[Tensor]:
-    found = [weights.tok_emb, weights.pos_emb, weights.head, *weights.ln_f]
+    found = [weights.tok_emb, weights.pos_emb, *weights.ln_f]
     for layer in weights.layers:
         pairs = [layer.ln1, layer.ln2, *layer.qkv, layer.proj, layer.up, layer.down]
         found += [tensor for pair in pairs for tensor in pair]
-    return found
+    return [*found, weights.head.weight]
 
 
 def own_bytes(gpt: GPT) -> int:
@@ -51,6 +45,44 @@ def test_weights_that_need_no_gradients_are_used_where_they_are() -> None:
     assert torch.equal(gpt(TENSORS["gpt.idx"])[0], logits)
     again = Weights(gpt)
     assert storages(tensors_of(again)) == storages(tensors_of(weights))
+
+
+def test_packed_weights_are_held_once() -> None:
+    gpt = golden_gpt().requires_grad_(False)
+    before = {name: value.clone() for name, value in gpt.state_dict().items()}
+    logits = gpt(TENSORS["gpt.idx"])[0]
+    weights = Weights(gpt, kernel=PACKED)
+    products = [n for n, part in gpt.named_modules() if isinstance(part, nn.Linear)]
+    assert all(isinstance(gpt.get_parameter(f"{n}.weight"), PackedWeight) for n in products)
+    state = gpt.state_dict()
+    assert state.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+    assert torch.equal(gpt(TENSORS["gpt.idx"])[0], logits)
+    again, attn = Weights(gpt, kernel=PACKED), gpt.blocks[0].attn
+    assert again.layers[0].qkv[0].weight is weights.layers[0].qkv[0].weight
+    assert again.layers[0].qkv[0].weight is attn.key.weight.whole  # type: ignore[union-attr]
+    Weights(gpt, kernel=ONEDNN)
+    assert sum(storages(list(gpt.parameters())).values()) == own_bytes(gpt)
+
+
+def test_weights_in_training_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMING_KERNEL", "packed")
+    gpt = golden_gpt().requires_grad_(False)
+    gpt.head.requires_grad_(True)  # a part is enough
+    assert Weights(gpt).kernel == TORCH
+    assert Weights(gpt, torch.bfloat16).kernel == PACKED  # of a copy
+    assert not isinstance(gpt.head.weight, PackedWeight)
+    assert Weights(gpt.requires_grad_(False)).kernel == PACKED
+
+
+def test_the_kernel_is_that_for_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Mock(return_value=TORCH)
+    monkeypatch.setattr(inference, "sampling_kernel", asked)
+    gpt = golden_gpt().requires_grad_(False)
+    CachedDecoder(gpt, 3, 20)
+    weight, dtype, rows = asked.call_args.args
+    assert weight.shape == (4 * gpt.config.n_embd, gpt.config.n_embd)
+    assert (dtype, rows) == (torch.float32, 3)
 
 
 def test_weights_in_training_stay_where_they_are() -> None:
