@@ -77,10 +77,14 @@ def train(folder: Path) -> None:
 # ---------------------------------------------------------------------- as one process
 
 STEPS, BATCH = 10, 2
+QUANTIZER = {
+    "target": "taming.modules.vqvae.nearest.VectorQuantizer2",
+    "params": {"n_e": 12, "e_dim": 4, "beta": 0.25, "entropy_weight": 0.1},
+}
 ALIKE = {
-    # (model, normalization of its discriminator by ActNorm)
-    "batch normalization": ("VQModel", False),
-    "ActNorm, averaged codebook": ("EMAVQ", True),
+    # (model, normalization of its discriminator by ActNorm, options)
+    "batch normalization, entropy": ("VQModel", False, {"quantizer_config": QUANTIZER}),
+    "ActNorm, averaged codebook": ("EMAVQ", True, {}),
 }
 
 
@@ -96,10 +100,10 @@ class Losses(pl.Callback):
 
 def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str, float]]:
     """Of ten steps over the batches of both processes, or of the process of that number alone."""
-    target, use_actnorm = ALIKE[case]
+    target, use_actnorm, options = ALIKE[case]
     loss = {**DISCRIMINATED, "params": {**DISCRIMINATED["params"], "use_actnorm": use_actnorm}}
     torch.manual_seed(0)
-    model = build(first_stage_config(VQGAN + target, lossconfig=loss))
+    model = build(first_stage_config(VQGAN + target, lossconfig=loss, **options))
     model.learning_rate = 2e-4
     logged = Losses()
     trainer = pl.Trainer(

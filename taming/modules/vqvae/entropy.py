@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from taming.config_values import Positive, Weight
 from taming.devices import without_autocast
+from taming.distributed import mean_over_ranks
 from taming.modules.vqvae import codebook
 
 
@@ -38,7 +39,7 @@ def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
 
     Latents [N, D] take codes [K, D] with p = softmax(-|z - c|^2 / temperature):
     E[H(p)] - H(E[p]), as in MaskGIT's tokenizer (arXiv 2310.05737, equation 5). It lies between
-    -log K, each code for as many latents, and 0. The means are those of this process.
+    -log K, each code for as many latents, and 0. In training, E[p] is that of all processes.
     """
     rows = max(1, codebook.MAX_DISTANCES // len(codes))
     parts = torch.split(latents.float(), rows)
@@ -52,6 +53,8 @@ def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
         ]
         entropy = torch.stack([of_part for of_part, _ in sums]).sum() / len(latents)
         mean = torch.stack([of_part for _, of_part in sums]).sum(dim=0) / len(latents)  # (K,)
+        if torch.is_grad_enabled():  # elsewhere, one process may be alone
+            mean = mean_over_ranks(mean)
         # p log p is 0 at 0, where its derivative is infinite.
         return entropy + (mean * mean.clamp_min(1e-30).log()).sum()
 
