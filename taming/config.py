@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ __all__ = [
     "load_config",
     "missing_keys",
     "plain",
+    "reading",
     "without_checkpoint_paths",
 ]
 
@@ -148,8 +149,15 @@ def plain(config: Any, allow_missing: bool = False) -> Any:
     """
     if not OmegaConf.is_config(config):
         return config
-    try:
+    with reading(config):
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=not allow_missing)
+
+
+@contextmanager
+def reading(config: Any) -> Iterator[None]:
+    """Raise `UserError` for what `plain` does, where values of `config` are read one by one."""
+    try:
+        yield
     except MissingMandatoryValue as error:
         keys = missing_keys(config)
         found = next((key for key in keys if str(error.full_key).endswith(key)), "")

@@ -67,8 +67,8 @@ def arguments_for(
     arguments = dict(params)
     for param in sorted(own.keys() & accepted.keys()):
         with inside(param):
-            arguments[param] = _fitted(params[param], own[param], accepted[param])
-            _check_nested(arguments[param], accepted[param])
+            value = _fitted(params[param], own[param], accepted[param])
+            arguments[param] = _with_nested(value, accepted[param])
     return arguments
 
 
@@ -81,16 +81,22 @@ def _fitted(value: Any, written: Any, hint: Any) -> Any:
         raise config_error(f"{misfit} is expected here, not {shorten(written)}") from None
 
 
-def _check_nested(value: Any, hint: Any) -> None:
-    """Check a parameter that is a config, or the arguments of others, at the current place."""
+def _with_nested(value: Any, hint: Any) -> Any:
+    """Check a parameter that is a config, or the arguments of others, at the current place.
+
+    Of the latter, whole numbers that were written like 1e3 are returned as such.
+    """
     if not isinstance(value, Mapping):
-        return
+        return value
     for rule in rules_of(hint):
         if isinstance(rule, Builds):
             if not rule.dispensable or is_installed(value.get("target")):
                 check_node(value, "", rule.kind)
         elif isinstance(rule, Arguments):
-            check_arguments(value, rule)
+            arguments = check_arguments(value, rule)
+            whole = {n: v for n, v in arguments.items() if type(v) is int is not type(value[n])}
+            value = {**value, **whole} if whole else value
+    return value
 
 
 def check_arguments(value: Any, rule: Arguments) -> dict[str, Any]:

@@ -96,7 +96,6 @@ def test_keys_that_mean_something_are_taken(tmp_path: Path) -> None:
     OmegaConf.save(OmegaConf.create(CONFIG), tmp_path / "base.yaml")
     flags = [f"lightning.{name}={value}" for name, value in KEPT_FLAGS.items()]
     overrides = ["model.params.ddconfig.somebody_elses=1", "lightning.callbacks.x.target=a.b"]
-    overrides += ["lightning.callbacks.y=???"]
     load_config([tmp_path / "base.yaml"], [*flags, *overrides])
     own = {"target": "own.Model", "params": {"part": {"target": "own.Part", "sise": 3}}}
     OmegaConf.save(OmegaConf.create({"model": own}), tmp_path / "own.yaml")

@@ -20,6 +20,7 @@ from taming.config import (
     load_config,
     missing_keys,
     plain,
+    reading,
     without_checkpoint_paths,
 )
 from taming.config_before import keep_dataset_defaults
@@ -78,7 +79,8 @@ def expand_stages(config: DictConfig) -> None:
     """
     params = config.model.get("params") or {}
     for key in STAGES:
-        stage = params.get(key)
+        with reading(config):
+            stage = params.get(key)
         if isinstance(stage, str) and not stage.startswith("__"):
             params[key] = run_as_stage(stage, f"model.params.{key}")
         elif isinstance(stage, DictConfig) and "target" not in stage:

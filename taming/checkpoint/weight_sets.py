@@ -94,7 +94,9 @@ def no_plain_tensor(content: Any, names: Collection[str], depth: int = 0) -> str
     """The first entry that is named as one of the weights `names`, and is a tensor of another kind,
     as sparse ones and those without content (of the device meta) are; "" if there is none."""
     for key, value in content.items() if isinstance(content, Mapping) else ():
-        if isinstance(value, Inert) and _as_tensor(value) is None and "." in str(key):
+        empty = isinstance(value, Tensor) and value.is_meta
+        other = isinstance(value, Inert) and _as_tensor(value) is None
+        if (empty or other) and "." in str(key):
             if any(f".{key}".endswith(f".{name}") for name in names):
                 return str(key)
         elif depth < _DEEPEST and (found := no_plain_tensor(value, names, depth + 1)):

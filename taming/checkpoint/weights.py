@@ -14,6 +14,7 @@ from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
 from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
+from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_sets import choose, no_plain_tensor, say
 from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
@@ -49,6 +50,7 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
         UserError: if there are none, or the model has no such parts as are to be loaded.
     """
     choice = ordinary_choice()
+    require_whole(content, source)
     if other := no_plain_tensor(content, own.keys()):
         raise UserError(
             f"{source}: '{other}' is no dense tensor, but sparse, nested or without content; save "

@@ -12,6 +12,7 @@ from weakref import proxy
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from torch import Tensor
 
 from taming.checkpoint import CheckpointWriter, check_savable
 from taming.config_values import CountOrZero, NonNegative
@@ -197,6 +198,18 @@ class Checkpoints(ModelCheckpoint):
         self._due.append(Path(filepath))
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
+
+    def _update_best_and_save(
+        self, current: Tensor, trainer: pl.Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        """Called by `ModelCheckpoint` for one of the best. Validations within an epoch share a
+        file, and a place among the best: the best one's."""
+        path = self.format_checkpoint_name(monitor_candidates)
+        if (before := self.best_k_models.get(path)) is not None:
+            if not (current < before if self.mode == "min" else current > before):
+                return
+            del self.best_k_models[path]
+        super()._update_best_and_save(current, trainer, monitor_candidates)
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         """Called by `ModelCheckpoint`; the file goes once its successor is there."""

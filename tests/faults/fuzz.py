@@ -93,6 +93,15 @@ def known_cases() -> list[tuple[str, Any]]:
         content["annotations"][2]["id"] = identity
         cases.append(("coco", {"instances": content}))
     cases.append(("coco", {"instances": coco_content() | {"images": True}}))
+    content = coco_content()
+    content["images"][0]["height"] = float("nan")
+    cases.append(("coco", {"instances": content}))
+    gumbel = copy.deepcopy(BASES["gumbel"])
+    gumbel["model"]["params"]["ddconfig"]["z_channels"] = 1e3
+    cases.append(("config", gumbel))
+    named = copy.deepcopy(SMALL_RUN)
+    named["model"]["params"]["cond_stage_config"] = "${a.b}"
+    cases.append(("stranger", named))
     cases.append(("open_images", {"class-descriptions-boxable.csv": "/m/01s55n,Suit\x8acase\n"}))
     return cases
 

@@ -111,7 +111,7 @@ def test_published_defaults() -> None:
     assert vqgan["legacy"] is True and vqgan["sane_index_shape"] is False
     assert vqgan["image_key"] == gumbel["image_key"] == "image"
     assert (gumbel["n_embed"], gumbel["embed_dim"], gumbel["kl_weight"]) == (8192, 256, 1e-8)
-    assert defaults(EMAVQ) == {"decay": 0.99, "revive_after": 0}
+    assert defaults(EMAVQ) == {"decay": 0.99}
     assert build(first_stage_config(n_embed=None, embed_dim=None)).quantize.codes.shape == (
         1024,
         256,

@@ -173,7 +173,7 @@ def test_wrong_devices_and_folders_are_named(run: Callable[..., Ended], tmp_path
         result = run(f"extract_{script}.py", *args, "--images", str(tmp_path), "--device", "gpu")
         assert result.code == 2 and "--device takes auto" in result.output
         result = run(f"extract_{script}.py", *args, "--images", str(tmp_path / "absent"))
-        assert result.code == 2 and "absent has no images" in result.output
+        assert result.code == 2 and "there is no folder" in result.output
 
 
 def test_sizes() -> None:

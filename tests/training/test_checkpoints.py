@@ -320,7 +320,7 @@ def test_last_is_due_by_steps_and_minutes_since_it_was_written(
     writer.save = write
     callback.writer = writer
     logger = SimpleNamespace(after_save_checkpoint=told.append)
-    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger])
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger], strategy=None)
 
     def wish(step: int, seconds: float, busy: bool = False) -> bool:
         trainer.global_step, clock[0], writer.busy = step, 1000 + seconds, busy

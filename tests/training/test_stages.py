@@ -96,9 +96,9 @@ def test_a_checkpoint_without_a_target_is_a_runs(tmp_path: Path, path: str) -> N
         (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=a.ckpt"],
          "model.params.ckpt_path: there is no run or checkpoint at a.ckpt"),
         (["model.params.first_stage_config.params.ckpt_path=null", "model.params.ckpt_path=???"],
-         "model.params.ckpt_path is left to you: add model.params.ckpt_path=..."),
+         "override 'model.params.ckpt_path=???' leaves a value open: add model.params.ckpt_path="),
         (["model.params.first_stage_config=null", "data.params.timeout=???"],
-         "data.params.timeout is left to you: add data.params.timeout=..."),
+         "override 'data.params.timeout=???' leaves a value open: add data.params.timeout=..."),
     ],
 )  # fmt: skip
 def test_what_is_left_open_is_asked_for_before_data_are_read(

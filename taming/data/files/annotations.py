@@ -73,13 +73,20 @@ def all_fields(
     rows = _picked(records, names, file, kind)
     for place, name in enumerate(names):
         accepted, expected = TYPES.get(name, (object, ""))
-        if not all(isinstance(row[place], accepted) for row in rows):
-            number = next(n for n, row in enumerate(rows) if not isinstance(row[place], accepted))
+        wrong = (n for n, row in enumerate(rows) if not _is_of(row[place], accepted))
+        if (number := next(wrong, None)) is not None:
             raise UserError(
                 f"{file}: the {name!r} of entry {number} of {kind} is no {expected}; repair or "
                 "replace the file"
             )
     return rows
+
+
+def _is_of(value: Any, accepted: Any) -> bool:
+    """Whether a value is of a type; a number must be finite, and not beyond what arrays hold."""
+    if not isinstance(value, accepted):
+        return False
+    return not isinstance(value, int | float) or abs(value) < 2**31  # false of NaN
 
 
 def identity_of(value: Any) -> int | float | str:
