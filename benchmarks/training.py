@@ -135,7 +135,7 @@ def our_transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Callable[[]
 
     def step() -> None:
         with cast():
-            logits = gpt(tokens[:, :-1])[0][:, start - 1 :]
+            logits = gpt(tokens[:, :-1], start=start - 1)[0]
             value = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, start:].flatten())
         value.backward()
         optimizer.step()
@@ -207,7 +207,8 @@ def main() -> None:
     report = {what.replace(" ", "_"): measured(bench, what) for what in stages}
     facts = {name: vars(args)[name] for name in ("stage", "size", "batch_size", "rounds")}
     kernels = {"kernels": dict(choices)}
-    path = write_results(f"training-{args.stage}", bench.device, {**facts, **report, **kernels})
+    parts = ["training", args.stage, *([args.only.replace(" ", "_")] if args.only else [])]
+    path = write_results("-".join(parts), bench.device, {**facts, **report, **kernels})
     for what, figures in report.items():
         for name, ratio in figures["ratios"].items():
             told = f"{figures['seconds'][name]['median']:.4f} s, " + ", ".join(

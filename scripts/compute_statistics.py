@@ -8,7 +8,6 @@ SOURCE is a folder of images, a dataset's config (YAML), or a run (its samples).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from taming.command_line import add_flags, from_flags
 from taming.devices import choose_device, own_share
@@ -23,7 +22,7 @@ from taming.evaluation.arguments import (
     parse_sets,
 )
 from taming.evaluation.metrics.fid import Moments
-from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.metrics.statistics_file import Statistics, npz_path
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 
@@ -41,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, names, overrides = parse_sets(parser, argv, most=2)
     if len(names) != 2:
         raise UserError("give SOURCE (a folder of images, a run or a config) and OUT.npz")
+    output = npz_path(names[1])
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fingerprint=features.manifest.fingerprint(),
         protocol=about | {"images": describe_set(source, features)},
     )
-    path = statistics.save(Path(names[1]))
+    path = statistics.save(output)
     print(f"the statistics of {moments.count} images are in {path}")
     end_with_damaged(runner.left_out)
 

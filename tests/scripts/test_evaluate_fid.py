@@ -131,6 +131,10 @@ def test_statistics(classes: tuple[str, str], tmp_path: Path, capsys: Any) -> No
     with pytest.raises(SystemExit):
         compute_statistics([file, file, *TINY])
     assert "holds statistics already" in capsys.readouterr().err
+    for output in ("", ".", classes[0]):  # before anything is computed
+        with pytest.raises(SystemExit):
+            compute_statistics([classes[1], output, *TINY])
+        assert "is a folder; name a file in it" in capsys.readouterr().err
 
 
 def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:

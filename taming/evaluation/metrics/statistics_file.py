@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
 
@@ -19,6 +19,19 @@ MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take
 ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
 ABOUT["weights_hash"] = "weights_sha256"
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
+
+
+def npz_path(path: str | Path) -> Path:
+    """Where `Statistics.save` writes: `path`, with .npz at its end.
+
+    Raises:
+        UserError: if that is no name of a file, or no file can be written there.
+    """
+    file = Path(path)
+    if not file.name or file.is_dir():
+        raise UserError(f"{str(path)!r} is a folder; name a file in it, such as statistics.npz")
+    check_place(file.parent, "choose another place for the statistics")
+    return file if file.suffix == ".npz" else file.with_name(file.name + ".npz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +52,7 @@ class Statistics:
 
         Returns its path, which ends with .npz. Raises UserError if it cannot be written.
         """
-        path = Path(path)
-        path = path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
+        path = npz_path(path)
         about = {entry: vars(self)[name] for name, entry in ABOUT.items()}
         with atomic_path(path) as partial, partial.open("wb") as file:
             np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
