@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taming.kernel_choice import TORCH
-from taming.modules import linear
+from taming.modules import attention, linear
 from taming.modules.losses.vqperceptual import hinge_d_loss
 
 Cast = Callable[[], AbstractContextManager[Any]]
@@ -88,6 +88,7 @@ def with_written_out_attention(step: Callable[[], None]) -> Callable[[], None]:
         with (
             patch.object(F, "scaled_dot_product_attention", written_out),
             patch.object(linear, "training_kernel", lambda *_: TORCH),
+            patch.object(attention, "training_kernel", lambda *_: TORCH),
         ):
             step()
 

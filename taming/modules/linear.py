@@ -125,7 +125,7 @@ def training_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     What asks for no gradients, such as an evaluation, is left to torch.
     """
-    if not (torch.is_grad_enabled() and weight.requires_grad) or _is_traced(x, weight):
+    if not (torch.is_grad_enabled() and weight.requires_grad) or is_traced(x, weight):
         return F.linear(x, weight, bias)
     autocast = torch.is_autocast_enabled("cpu") and x.device.type == "cpu"
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
@@ -137,9 +137,9 @@ def training_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _is_traced(x: Tensor, weight: Tensor) -> bool:
+def is_traced(*tensors: Tensor) -> bool:
     """Whether a graph is made for torch.compile or a file, or tensors only pretend to be there."""
-    real = type(x) in REAL and type(weight) in REAL
+    real = all(type(tensor) in REAL for tensor in tensors)
     return not real or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 

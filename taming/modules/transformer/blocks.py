@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from taming.modules.attention import attention
 from taming.modules.linear import Linear, training_linear
 from taming.modules.transformer.variants import (
     GPTConfig,
@@ -97,7 +97,7 @@ class CausalSelfAttention(nn.Module):
         if allowed is None and self.n_unmasked:
             allowed = self.mask[..., : q.shape[2], : k.shape[2]].bool()
         dropout = self.attn_pdrop if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, allowed, dropout, is_causal=allowed is None)
+        y = attention(q, k, v, allowed, dropout)
         y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
         out: Tensor = self.resid_drop(self.proj(y))
         return out
