@@ -34,6 +34,7 @@ TRANSFORMERS = {"digits": (2, 4, 64, 64, 1, 64), "paper": (12, 12, 768, 1024, 25
 FIRST, SECOND = "first stage", "transformer"
 REUSE = {"reuse_reconstruction": True}
 FAST = {"channels_last": True, "fused_optimizer": True}
+CHECKPOINTED = {"checkpoint_activations": True}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], None]
 
@@ -50,7 +51,9 @@ class Bench:
             return {"textbook": None, "ours": {}}
         fast = {**FAST, "compile": True} if self.args.compile else FAST
         ways: dict[str, dict[str, bool] | None] = {"textbook": None, "ours": {}, "reuse": REUSE}
-        return {**ways, "fast": fast, "fast, reuse": fast | REUSE} if self.args.fast else ways
+        if self.args.fast:
+            ways |= {"fast": fast, "fast, reuse": fast | REUSE, "checkpointed": CHECKPOINTED}
+        return ways
 
     def names(self) -> list[tuple[str, str, str]]:
         """All (stage, way, precision)."""
