@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,9 +62,19 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_of_process()
     run()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _peak_of_process() - before
+
+
+def _peak_of_process() -> int:
+    """Bytes of memory that this process has had at most."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # `getrusage` counts what a parent had when it started this process, too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _synchronise(device: torch.device) -> None:

@@ -86,7 +86,7 @@ def _is_of(value: Any, accepted: Any) -> bool:
     """Whether a value is of a type; a number must be finite, and not beyond what arrays hold."""
     if not isinstance(value, accepted):
         return False
-    return not isinstance(value, int | float) or abs(value) < 2**31  # false of NaN
+    return accepted != int | float or abs(value) < 2**31  # false of NaN
 
 
 def identity_of(value: Any) -> int | float | str:
