@@ -79,6 +79,7 @@ def test_sampling_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(pictures) >= 7
 
 
+@pytest.mark.slow
 def test_reconstruction_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     for number in range(3):

@@ -15,6 +15,7 @@ from tests.kit.launch import Launcher
 STOP = Fault("on_train_batch_end", "SIGTERM", 15)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(injection: Injection, tmp_path: Path) -> None:
     trial = Trial(injection.launcher, tmp_path)
     trial.start(faults=[STOP])

@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.cases import write_case
 from tests.faults.kills import TRAIN
 from tests.kit.launch import Ended, Launcher
@@ -25,6 +27,7 @@ def runs_of(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("logs/*/checkpoints"))
 
 
+@pytest.mark.slow
 def test_two_processes_get_two_folders(launcher: Launcher, tmp_path: Path) -> None:
     """Started in the same second, with the same name."""
     config = write_case("transformer", tmp_path)

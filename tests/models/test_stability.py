@@ -199,6 +199,7 @@ def test_gradients_are_clipped_without_their_scale(
         assert scaler.events == ["unscaled", "step", "unscaled", "step", "update"] * 2
 
 
+@pytest.mark.slow
 def test_both_sides_gradients_have_one_scale(tmp_path: Path) -> None:
     """It changes once a step, and not between the batches that are added up for one."""
     scaler, model = Scaler(), make()

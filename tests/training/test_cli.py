@@ -138,6 +138,7 @@ def test_a_crash_saves_and_is_raised_again(tmp_path: Path) -> None:
     assert 1 <= state(run)["global_step"] <= 2
 
 
+@pytest.mark.slow
 def test_sigusr1_saves_and_goes_on(tmp_path: Path) -> None:
     config = small_vqgan(length=100000)
     base = write_config(tmp_path, config)

@@ -33,7 +33,7 @@ class Hanging(Crops):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_file_is_named(launcher: Launcher, tmp_path: Path, workers: int) -> None:
     config = run_config("vqgan")
     OmegaConf.update(config, "data.params.train.target", "tests.training.test_hangs.Hanging")

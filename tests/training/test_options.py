@@ -91,7 +91,7 @@ def configs(folder: Path, stage: str) -> tuple[Any, int, float]:
     return write_transformer(folder, **changes), 2, 4 * 1.5e-5
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_the_learning_rate_follows_its_course_through_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
