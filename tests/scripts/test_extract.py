@@ -57,6 +57,7 @@ def run(launcher: Launcher, tmp_path: Path) -> Callable[..., Ended]:
     return lambda script, *args: launcher.run(args, tmp_path, program=f"scripts/{script}")
 
 
+@pytest.mark.slow
 def test_depth_of_a_folder_goes_on_and_passes_over_bad_images(
     run: Callable[..., Ended], tmp_path: Path
 ) -> None:

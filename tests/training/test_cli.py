@@ -169,6 +169,7 @@ def _wait_for(folder: Path, pattern: str, seconds: float = 90) -> Path:
     raise AssertionError(f"{pattern} did not appear")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(launcher: Launcher, tmp_path: Path) -> None:
     """DDP: the first stage with its two optimizers, resumed, then the transformer over it."""
     base = write_config(tmp_path, small_vqgan(length=16))

@@ -299,6 +299,7 @@ def test_what_shapes_do_not_tell_cannot_change_either(whole: Path, tmp_path: Pat
         go_on("model.params.transformer_config.params.n_head=4", run=str(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", ["vqgan"], indirect=True)
 def test_a_damaged_table_does_not_keep_a_run_from_going_on(whole: Path, tmp_path: Path) -> None:
     """A power cut may lose its end, or leave zeros there; checkpoints are whole."""
