@@ -87,7 +87,10 @@ class TransformerTraining(CodeSampling):
         frozen stages stay whole in each of them."""
         if self.device_mesh is not None:
             parts = self.transformer.blocks if isinstance(self.transformer, GPT) else ()
-            dtype = torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else None
+            # On a processor, autocast has no normalization of float32 by weights in bfloat16.
+            on_gpu = self.device_mesh.device_type == "cuda"
+            half = on_gpu and str(self.trainer.precision).startswith("bf16")
+            dtype = torch.bfloat16 if half else None
             shard(self.transformer, parts, self.device_mesh["data_parallel"], dtype)
 
     def _learn_from(self, teacher: Teacher, batch: Mapping[str, Any]) -> dict[str, Tensor]:
