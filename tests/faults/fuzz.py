@@ -96,6 +96,9 @@ def known_cases() -> list[tuple[str, Any]]:
     content = coco_content()
     content["images"][0]["height"] = float("nan")
     cases.append(("coco", {"instances": content}))
+    # A gray pixel, whose data claim to have 4 GB.
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1\x08\0\0\0\0:~\x9bU\xec\0\0\nIDATx\x9c"
+    cases.append(("image", png.decode("latin-1")))
     gumbel = copy.deepcopy(BASES["gumbel"])
     gumbel["model"]["params"]["ddconfig"]["z_channels"] = 1e3
     cases.append(("config", gumbel))

@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend o
 # What Pillow's decoders and numpy's reader raise on damaged or hostile files.
 DAMAGE: tuple[type[Exception], ...] = (struct.error, zlib.error, Image.DecompressionBombError)
 DAMAGE += (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError)
+DAMAGE += (MemoryError,)  # for a nonsensical length of what follows
 
 REDUCED = {1: 1, 2: 17, 4: 33, 8: 65}  # OpenCV's numbers for decoding at a part of the size
 
@@ -75,6 +76,8 @@ def damage_of(path: str, error: Exception) -> str:
     """What is wrong with a file on which `DAMAGE` was raised: continues "<path> ..."."""
     if isinstance(error, Image.DecompressionBombError):
         return f"claims to have more than {_most_pixels():,} pixels, which would fill the memory"
+    if isinstance(error, MemoryError):
+        return "is damaged: it claims to hold more than the memory does"
     if is_member(path):
         return f"cannot be read ({error})"
     if not os.path.exists(path):
