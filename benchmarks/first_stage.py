@@ -8,13 +8,13 @@ Random weights of the given config's model; the figures go to benchmarks/results
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from measure import interleaved, write_results
 
+from taming import limits
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.devices import choose_device
 from taming.errors import command
@@ -49,7 +49,7 @@ def peak_memory(device: torch.device) -> float:
     """GiB: of the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return (limits.peak_memory() or 0) / 2**30
 
 
 @command

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from taming import limits
 from taming.devices import processor_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,19 +61,9 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    before = _peak_of_process()
+    before = limits.peak_memory() or 0
     run()
-    return _peak_of_process() - before
-
-
-def _peak_of_process() -> int:
-    """Bytes of memory that this process has had at most."""
-    status = Path("/proc/self/status")
-    if status.is_file():  # `getrusage` counts what a parent had when it started this process, too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return (limits.peak_memory() or 0) - before
 
 
 def _synchronise(device: torch.device) -> None:

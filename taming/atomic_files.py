@@ -117,6 +117,11 @@ def is_running(process: int) -> bool:
     return True
 
 
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME`, or `~/.cache`; the environment is asked each time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+
+
 def check_place(folder: Path, advice: str = "") -> None:
     """Before work begins: check that files can be written to a folder, which need not exist yet.
 

@@ -113,6 +113,15 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
+@contextmanager
+def own_random_states() -> Iterator[None]:
+    """What draws random numbers here leaves those of training alone: on the CPU and on the current
+    GPU. Those that other processes train on are not touched."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        yield
+
+
 @functools.cache
 def processor_name() -> str:
     """The processor's name as the system gives it: "AMD EPYC 9634 84-Core Processor"."""

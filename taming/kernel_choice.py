@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from taming.atomic_files import write_text
+from taming.atomic_files import user_cache, write_text
 from taming.devices import processor_name
 from taming.errors import UserError
 
@@ -66,8 +66,7 @@ def named_kernel() -> str:
 
 def choices_file() -> Path:
     """Where the choices of earlier processes are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(root, "taming", "kernels.json")
+    return user_cache() / "taming" / "kernels.json"
 
 
 def _kept(task: str, kernels: Sequence[str], ways: Callable[[], Ways]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -24,6 +25,20 @@ _from_file: ContextVar[bool] = ContextVar("from_file", default=False)
 # Where in a config each object under construction stands, and its parameters there.
 _built: ContextVar[tuple[tuple[str, Mapping[str, Any]], ...]] = ContextVar("built", default=())
 _limited: ContextVar[bool] = ContextVar("limited", default=False)
+
+
+def peak_memory() -> int | None:
+    """Bytes of memory that this process has had at most; None on Windows."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # `getrusage` counts what a parent had when it started this process, too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -133,7 +134,7 @@ def _set_step(schedule: LambdaLR, step: int) -> None:
     schedule._last_lr = [group["lr"] for group in groups]
 
 
-class RunSchedule:
+class RunSchedule(ABC):
     """Base of the rules that may follow the length of the run.
 
     They rise linearly over `warm_up_steps`, with three of them as in 1/4, 1/2, 3/4 and then 1, and
@@ -177,9 +178,9 @@ class RunSchedule:
                 f"at step {self.steps}; lower it"
             )
 
+    @abstractmethod
     def course(self, progress: float) -> float:
         """How much of the way from `start` to `end` is left after a share of it, 1 to 0."""
-        raise NotImplementedError
 
     def __call__(self, n: int) -> float:
         """The value at step `n`, counted from 0."""

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from taming.errors import UserError
 
+# Of red, green and blue from 0 to 1, as torchvision's networks of ImageNet want them normalized.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 HALF_RANGE = 127.5  # pixel = (value + 1) * HALF_RANGE
 
 Picture = Tensor | np.ndarray | Image.Image

@@ -8,7 +8,6 @@ invalidate, and all may be deleted.
 from __future__ import annotations
 
 import logging
-import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, user_cache
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError
@@ -42,8 +41,7 @@ log = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """Where cached states are by default."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "taming" / "evaluation"
+    return user_cache() / "taming" / "evaluation"
 
 
 class Cache:

@@ -22,6 +22,7 @@ from taming import trust
 from taming.atomic_files import remove_leftovers, write_text
 from taming.config_values import Count, CountOrZero
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
+from taming.devices import own_random_states
 from taming.errors import UserError, reason_of
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import Cell, grid
@@ -200,10 +201,8 @@ class ImageLogger(Callback):
         offered = {"max_images": self.max_images, "split": split, "pl_module": model}
         training = model.training
         model.eval()
-        # Pictures must not change what is trained: their random numbers are their own. The GPUs
-        # that other processes train on are left alone.
-        gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        with torch.no_grad(), torch.random.fork_rng(devices=gpus):
+        # Pictures must not change what is trained: their random numbers are their own.
+        with torch.no_grad(), own_random_states():
             pictures = model.log_images(batch, **_accepted(model.log_images, offered))
         model.train(training)
         name = f"{name_of(type(model))}.log_images"

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch.utils.data import IterableDataset
 
 from taming.data.seeding import SeededDataset
 from taming.data.utils import custom_collate
+from taming.devices import own_random_states
 from taming.errors import DamagedImage, UserError
 from taming.lightning_internals import batches_begun
 from taming.training.data_module import DataModuleFromConfig
@@ -78,7 +78,7 @@ class FirstBatches(Callback):
 
     def _check(self, split: str, trainer: pl.Trainer, batch: Any) -> None:
         if split not in self._checked and _is_unseen(trainer, split):
-            with torch.random.fork_rng():
+            with own_random_states():
                 _check(batch, trainer.lightning_module)
         self._checked.add(split)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from statistics import median
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
-from taming.limits import readable_size, readable_time
+from taming.limits import peak_memory, readable_size, readable_time
 from taming.models.autoencoder_training import AutoencoderTraining
 
 BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
@@ -127,9 +126,5 @@ def memory_in_use(device: torch.device) -> str:
         total = torch.cuda.get_device_properties(device).total_memory
         used = torch.cuda.max_memory_allocated(device)
         return f"{readable_size(used)} of the GPU's {readable_size(total)}"
-    try:
-        import resource  # which Windows lacks
-    except ImportError:
-        return "unknown"
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return readable_size(most * (1 if sys.platform == "darwin" else 1024))
+    most = peak_memory()
+    return "unknown" if most is None else readable_size(most)

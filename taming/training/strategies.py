@@ -144,12 +144,7 @@ def check_strategy(options: Mapping[str, Any], target: Any, resume_from: Path | 
     """
     strategy = str(options.get("strategy") or "auto")
     if strategy != FSDP2:
-        if resume_from is not None and has_shards(read_checkpoint(resume_from)):
-            raise UserError(
-                f"{resume_from} has its weights in shards: go on with --strategy {FSDP2}, or join "
-                f"them with {JOIN} first"
-            )
-        return
+        return _require_whole(resume_from)
     model = get_obj_from_str(str(target))
     if not (isinstance(model, type) and issubclass(model, Net2NetTransformer)):
         raise UserError(
@@ -160,6 +155,18 @@ def check_strategy(options: Mapping[str, Any], target: Any, resume_from: Path | 
         raise UserError(
             f"--precision {options['precision']} does not go with --strategy {FSDP2}; it is 32 or "
             "bf16-mixed"
+        )
+
+
+def _require_whole(resume_from: Path | None) -> None:
+    # Large checkpoints are not read for it: one in shards without their folder is refused when it
+    # is loaded.
+    if resume_from is None or not (resume_from.parent / SHARDS).is_dir():
+        return
+    if has_shards(read_checkpoint(resume_from)):
+        raise UserError(
+            f"{resume_from} has its weights in shards: go on with --strategy {FSDP2}, or join them "
+            f"with {JOIN} first"
         )
 
 

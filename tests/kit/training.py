@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from taming.config import load_config
@@ -43,18 +44,23 @@ SMALL_VQGAN = {
 }
 
 
+def noted_compilations(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules that are compiled from now on, in order; they are not."""
+    compiled: list[nn.Module] = []
+
+    def note(module: nn.Module, *, dynamic: bool) -> None:
+        assert not dynamic
+        compiled.append(module)
+
+    monkeypatch.setattr(nn.Module, "compile", note)
+    return compiled
+
+
 def tiny_trainer(folder: Path, **options: Any) -> pl.Trainer:
     """A Trainer on the CPU that writes nothing."""
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(folder),
-        **options,
-    )
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    arguments = {"accelerator": "cpu", "devices": 1, **dict.fromkeys(quiet, False), **options}
+    return pl.Trainer(default_root_dir=str(folder), **arguments)
 
 
 def fit(

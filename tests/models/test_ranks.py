@@ -21,6 +21,7 @@ from taming.training.strategies import SyncedBatchNorm
 from tests.kit.datasets import Items, images
 from tests.kit.models import GAN_LOSS, VQGAN, build, first_stage_config
 from tests.kit.processes import in_two_processes
+from tests.kit.training import tiny_trainer
 
 DISCRIMINATED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0}}
 
@@ -50,19 +51,14 @@ def train(folder: Path) -> None:
         torch.nn.init.zeros_(model.discriminator.main[0].weight)
     model.accumulate_grad_batches = 2
     gradients = Gradients()
-    trainer = pl.Trainer(
-        accelerator="cpu",
+    trainer = tiny_trainer(
+        folder,
         devices=2,
         strategy="ddp",
         max_steps=2,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[gradients],
-        default_root_dir=str(folder),
     )
     own = images(16)[8 * number : 8 * number + 8]
     loader = DataLoader(Items({"image": own}), batch_size=2)
@@ -106,20 +102,15 @@ def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str,
     model = build(first_stage_config(VQGAN + target, lossconfig=loss, **options))
     model.learning_rate = 2e-4
     logged = Losses()
-    trainer = pl.Trainer(
-        accelerator="cpu",
+    trainer = tiny_trainer(
+        folder,
         devices=1 if number is None else 2,
         strategy="auto" if number is None else "ddp",
         plugins=[SyncedBatchNorm()],
         max_steps=STEPS,
         limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[logged],
-        default_root_dir=str(folder),
     )
     batches = images(2 * STEPS * BATCH).unflatten(0, (STEPS, 2, BATCH))
     own = (batches if number is None else batches[:, number]).reshape(-1, 16, 16, 3)

@@ -15,7 +15,7 @@ from taming.models.training_options import TrainingWays
 from taming.models.vqgan import GumbelVQ, VQModel
 from taming.modules.diffusionmodules.model import Level, Middle
 from tests.kit.models import GAN_LOSS, cosine_config, first_stage_config
-from tests.kit.training import fit
+from tests.kit.training import fit, noted_compilations
 
 IMAGES = torch.rand(8, 16, 16, 3, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
@@ -178,13 +178,7 @@ def test_a_discriminator_that_is_differentiated_twice_is_not_compiled() -> None:
 def test_blocks_and_the_losses_networks_are_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled: list[nn.Module] = []
-
-    def note(module: nn.Module, *, dynamic: bool) -> None:
-        assert not dynamic
-        compiled.append(module)
-
-    monkeypatch.setattr(nn.Module, "compile", note)
+    compiled = noted_compilations(monkeypatch)
     model = make(compile=True)
     trained(model, tmp_path, 1)
     blocks = [module for module in model.modules() if isinstance(module, Level | Middle)]

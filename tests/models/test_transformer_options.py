@@ -15,7 +15,7 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.mingpt import GPT
 from tests.kit.models import tiny_model, transformer_config
-from tests.kit.training import fit
+from tests.kit.training import fit, noted_compilations
 
 COLUMNS = {
     "codes": torch.randint(20, (6, 4, 4), generator=torch.Generator().manual_seed(5)),
@@ -96,13 +96,7 @@ def test_activations_are_made_again(tmp_path: Path) -> None:
 
 
 def test_blocks_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[nn.Module] = []
-
-    def note(module: nn.Module, *, dynamic: bool) -> None:
-        assert not dynamic
-        compiled.append(module)
-
-    monkeypatch.setattr(nn.Module, "compile", note)
+    compiled = noted_compilations(monkeypatch)
     model = make(compile=True)
     trained(model, tmp_path)
     assert compiled == list(model.transformer.blocks)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, user_cache
 from taming.data.columns import StringTable
 from taming.data.files.find import JPEG_AND_PNG, find_images
 from taming.data.files.list_files import read_pairs, unquoted, write_list
@@ -42,8 +42,7 @@ class Split:
     @property
     def root(self) -> Path:
         """The split's folder; the environment is asked each time."""
-        cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        return Path(cache, "autoencoders/data", self.name)
+        return user_cache() / "autoencoders/data" / self.name
 
 
 TRAIN = Split("ILSVRC2012_train", "ILSVRC2012_img_train.tar", True, "train")

@@ -25,10 +25,10 @@ from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence
+from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_BGR_MEAN = (104.008, 116.669, 122.675)  # of pixels 0..255, blue first
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w./-]+)?")
 FILE_ENDINGS = (".py", ".pt", ".pth", ".ts", ".jit", ".ckpt")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.modules.frozen import Frozen
 from taming.modules.losses.weight_files import WeightFile, find_weights, or_without
+from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 224  # pixels a side of which these networks were trained
 KEY = "perceptual_path"
@@ -27,8 +28,8 @@ def as_imagenet(images: Tensor, size: int) -> Tensor:
     """Images [B, 3 or 1, H, W] in [-1, 1] -> [B, 3, size, size], normalized as ImageNet's are."""
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    mean = images.new_tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-    deviation = images.new_tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    deviation = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
     return ((images + 1) / 2 - mean) / deviation
 
 

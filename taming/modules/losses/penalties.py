@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.config_values import Count, FractionBelowOne, Weight
-from taming.distributed import sum_over_ranks, world_size
+from taming.distributed import mean_over_ranks
 
 
 class PenaltyOptions(TypedDict, total=False):
@@ -94,8 +94,7 @@ class Penalties(nn.Module):
     def lecam(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         """Follow the logits, and weigh how far they are from the others' average."""
         means = torch.stack([logits_real.detach().mean(), logits_fake.detach().mean()])
-        means = sum_over_ranks(means) / world_size()
-        self.lecam_means.lerp_(means.to(self.lecam_means), 1 - self.lecam_decay)
+        self.lecam_means.lerp_(mean_over_ranks(means).to(self.lecam_means), 1 - self.lecam_decay)
         real, fake = self.lecam_means.clone()
         distances = (logits_real - fake).square().mean(), (logits_fake - real).square().mean()
         penalty: Tensor = distances[0] + distances[1]

@@ -50,11 +50,11 @@ def test_lecam_follows_the_logits_of_all_processes(monkeypatch: pytest.MonkeyPat
     expected = 0.3 * ((real - of_fake).square().mean() + (fake - of_real).square().mean())
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(penalty.lecam_means, torch.tensor([of_real, of_fake]))
-    monkeypatch.setattr(penalties, "sum_over_ranks", lambda means: means + torch.tensor([8.0, 6]))
-    monkeypatch.setattr(penalties, "world_size", lambda: 2)
-    other = Penalties(lecam_weight=0.3, lecam_decay=0.0)
-    other.lecam(real, fake)
-    assert other.lecam_means.tolist() == [5.0, 1.5]
+    other = torch.tensor([8.0, 6])  # of the other of two processes
+    monkeypatch.setattr(penalties, "mean_over_ranks", lambda means: (means + other) / 2)
+    shared = Penalties(lecam_weight=0.3, lecam_decay=0.0)
+    shared.lecam(real, fake)
+    assert shared.lecam_means.tolist() == [5.0, 1.5]
 
 
 def loss_with(**options: Any) -> VQLPIPSWithDiscriminator:
