@@ -216,7 +216,8 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
     if isinstance(error, OSError) and "in DataLoader worker process" in str(error):
         reason = str(error).strip().splitlines()[-1].partition(": ")[2]
         return f"a worker of the data loader cannot read its data ({reason})"
-    if (match := _DEAD_WORKER.search(f"{error} {error.__cause__} {error.__context__}")) is None:
+    said = _vanished(error) or f"{error} {error.__cause__} {error.__context__}"
+    if (match := _DEAD_WORKER.search(said)) is None:
         return None
     process = f"a worker of the data loader (process {match['process'].strip()})"
     fewer = "use fewer workers (data.params.num_workers) or smaller batches"
@@ -224,3 +225,19 @@ def _death(trainer: pl.Trainer, error: Exception) -> str | None:
         return f"{process} found no more shared memory: make /dev/shm larger, or {fewer}"
     manner = f" by signal '{match['signal']}'" if match["signal"] else ""
     return f"{process} was ended{manner}, most likely by the system as memory ran out: {fewer}"
+
+
+def _vanished(error: Exception) -> str:
+    """What torch says of dead workers, where it only finds that the memory of a batch, which goes
+    with its worker, is no longer there; "" elsewhere."""
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return ""
+    if not _passes(error, ("rebuild_storage_fd", "rebuild_storage_filename")):
+        return ""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    loader = next((f.f_locals["self"] for f in frames if f.f_code.co_name == "_try_get_data"), None)
+    workers = [] if loader is None else loader._workers
+    for worker in workers:
+        worker.join(0.1)  # the system may still be at it
+    dead = ", ".join(str(worker.pid) for worker in workers if not worker.is_alive())
+    return f"DataLoader worker (pid(s) {dead}) exited unexpectedly" if dead else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,38 @@ def test_the_end_of_a_worker_is_a_sentence(
         error, ended = broken_off(monkeypatch, raised)
         assert isinstance(error, UserError) and message in str(error) and ended == ["loaders"]
         assert str(error).endswith("; go on with python main.py -r logs/x -t")
+
+
+class Iterator:
+    """A loader's, with a worker that has just died."""
+
+    def __init__(self, *, ended: bool) -> None:
+        worker = SimpleNamespace(pid=7, join=lambda _: None, is_alive=lambda: not ended)
+        self._workers = [worker]
+
+    def _try_get_data(self, take: Callable[[], None]) -> None:
+        take()
+
+
+def rebuild_storage_fd() -> None:
+    raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_worker_whose_batch_went_with_it_has_ended() -> None:
+    trainer: Any = SimpleNamespace(callbacks=[], datamodule=None)
+
+    def said(take: Callable[[], None], *, ended: bool) -> str | None:
+        error = caught(lambda: Iterator(ended=ended)._try_get_data(take))
+        return ends._death(trainer, error)
+
+    sentence = said(rebuild_storage_fd, ended=True)
+    assert sentence is not None and "(process 7) was ended, most likely" in sentence
+    assert said(rebuild_storage_fd, ended=False) is None
+
+    def another() -> None:
+        raise ConnectionResetError
+
+    assert said(another, ended=True) is None
 
 
 def test_what_a_worker_cannot_read_is_named() -> None:

@@ -51,7 +51,8 @@ def test_whole_tables_stay_and_parts_of_rows_go(tmp_path: Path) -> None:
     path = write(tmp_path / "a", range(3))
     before = path.stat()
     cut_rows(tmp_path, {"a": 3}, next_row=3, label="x")
-    assert path.stat() == before
+    after = path.stat()  # reading it may have changed its time of access
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for end in ("0.3,", "0.3,3", "\0\0\n", "0.3,\n"):
         path = write(tmp_path / "a", range(3), end)
         cut_rows(tmp_path, {"a": 4}, next_row=9, label="x")
