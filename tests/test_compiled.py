@@ -71,8 +71,6 @@ SLOW: dict[str, tuple[Made, tuple[Any, ...]]] = {
     "VQModel": (lambda: model(first_stage_config()), (images(),)),
     "GPT": (lambda: small_gpt().eval(), (INDICES,)),
 }
-for name, options in VARIANTS.items():
-    SLOW[f"a step of the decoder, {name}"] = (partial(decoder_step, **options), ())
 
 
 def gpt_of(block_size: int) -> dict[str, Any]:
@@ -93,6 +91,12 @@ def check(case: tuple[Made, tuple[Any, ...]], backend: str) -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_one_graph_holds_all_of_it(name: str) -> None:
     check(QUICK[name], "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_graph_holds_a_step_of_each_decoder(name: str) -> None:
+    check((partial(decoder_step, **VARIANTS[name]), ()), "eager")
 
 
 @pytest.mark.slow
