@@ -79,7 +79,11 @@ QUANTIZER = {
 }
 ALIKE = {
     # (model, normalization of its discriminator by ActNorm, options)
-    "batch normalization, entropy": ("VQModel", False, {"quantizer_config": QUANTIZER}),
+    "batch normalization, entropy, channels last": (
+        "VQModel",
+        False,
+        {"quantizer_config": QUANTIZER, "channels_last": True},
+    ),
     "ActNorm, averaged codebook": ("EMAVQ", True, {}),
 }
 
