@@ -11,11 +11,29 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.kit.parts import PARTS, classes_of, modules_of_project
 
 NAMES = [n if PARTS[n].quick else pytest.param(n, marks=pytest.mark.slow) for n in PARTS]
+
+
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is copied from one device to another, which waits for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        devices = {tensor.device for tensor in tensors_of((args, result))}
+        self.count += func in COPIES and len(devices) > 1
+        return result
 
 
 def tensors_of(result: Any) -> list[Tensor]:
@@ -35,8 +53,9 @@ def test_on_a_made_up_gpu(name: str) -> None:
         with torch.device("cuda"):
             module, arguments = part.make(), part.arguments()
         for training in (True, False):
-            results = tensors_of(part.call(module.train(training), *arguments))
-            assert all(tensor.is_cuda for tensor in results)
+            with Copies() as copies:
+                results = tensors_of(part.call(module.train(training), *arguments))
+            assert all(tensor.is_cuda for tensor in results) and copies.count == 0
 
 
 @pytest.mark.slow
