@@ -43,10 +43,12 @@ _SIZES = (
     (r"C", 0, "ncluster"),
 )
 
-# Tensors by which options of a GPT are seen, the first three of which each GPT has.
-_TELLING = ("pos_emb", "blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight", "blocks.0.attn.mask")
-_ALWAYS = set(_TELLING[:3])
-_TELLING += ("class_emb.weight", "blocks.0.attn.query_gain", "ln_f.bias")
+# Tensors by which options of a GPT are seen, and those of them that each GPT has.
+_OF_EACH = ("pos_emb", "blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight")
+_TELLING = (
+    *_OF_EACH,
+    *("blocks.0.attn.mask", "blocks.0.attn.query_gain", "class_emb.weight", "ln_f.bias"),
+)
 
 _CONFIG_PATHS = {
     "first_stage_model.": "first_stage_config.params.",
@@ -147,7 +149,7 @@ def _wrong_variant(file: Tensors, model: Tensors) -> str | None:
 def _variants(tensors: Tensors, stage: str) -> dict[str, str]:
     """Options of the GPT whose names begin with `stage`, as far as its tensors tell of them."""
     shapes = {name: tensors[stage + name].shape for name in _TELLING if stage + name in tensors}
-    if not shapes.keys() >= _ALWAYS:
+    if not shapes.keys() >= set(_OF_EACH):
         return {}
     classes = shapes["class_emb.weight"][0] - 1 if "class_emb.weight" in shapes else 0
     gated = shapes["blocks.0.mlp.0.weight"][0] == 2 * shapes["blocks.0.mlp.2.weight"][1]
