@@ -114,9 +114,10 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
         except UserError as error:
             _refuse(sentence(error))
         except OSError as error:
-            if error.errno not in REFUSALS or error.filename is None:
+            # Reading and writing, unlike opening, do not name the file.
+            if error.errno not in (REFUSALS if error.filename else FULL | {errno.EIO}):
                 raise
-            _refuse(f"{error.filename} cannot be used ({reason_of(error)})")
+            _refuse(f"{error.filename or 'a file'} cannot be used ({reason_of(error)})")
         except Stopped as stop:
             if stop.message:
                 print(stop.message, file=sys.stderr)

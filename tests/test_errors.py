@@ -52,6 +52,9 @@ def test_what_users_can_mend_about_files(name: str, capsys: pytest.CaptureFixtur
     expected = f"error: x.txt cannot be used ({error.strerror})\n"
     assert said(error, capsys) == (2, expected)
     assert is_full(error) == (name in ("EDQUOT", "ENOSPC")) and not is_full(ValueError())
+    if name in ("EDQUOT", "EIO", "ENOSPC"):  # of reading or writing
+        nameless = f"error: a file cannot be used ({error.strerror})\n"
+        assert said(of_system(name, None), capsys) == (2, nameless)
 
 
 @pytest.mark.parametrize("error", [of_system("ENOENT"), of_system("EACCES", None), KeyError("a")])
