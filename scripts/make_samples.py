@@ -9,19 +9,17 @@ training's there is a sliding window. The same command again samples what is mis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag
 from taming.errors import command
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import Request, request_for_condition, sample_images
+from taming.sampling import Request, request_for_condition
 from taming.sampling.arguments import (
     DataArguments,
     SampleArguments,
@@ -29,8 +27,10 @@ from taming.sampling.arguments import (
     read_arguments,
     require_positive,
 )
+from taming.sampling.bars import ImageBar
 from taming.sampling.folder import SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
+from taming.sampling.items import sample_items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,25 +67,6 @@ def write_inputs(model: Net2NetTransformer, inputs: SampleInputs, root: Path) ->
     return request_for_condition(model, inputs.c, inputs.number, inputs.shape)
 
 
-def write_samples(
-    model: Net2NetTransformer,
-    items: Iterator[SampleInputs],
-    sampling: SampleArguments,
-    folder: SampleFolder,
-) -> None:
-    for shape, group in groupby(items, key=lambda inputs: inputs.shape):
-        samples = sample_images(
-            model,
-            (write_inputs(model, inputs, folder.root.parent) for inputs in group),
-            sampling.settings,
-            batch_size=sampling.batch_size,
-            seed=sampling.seed,
-            shape=shape,
-        )
-        for sample in samples:
-            folder.save(replace(sample, label=None))
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(
@@ -100,9 +81,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     hashes = model_hashes(model, run.model)
     record = make_record(sampling.seed, step, dtype, settings, hashes)
     folder = SampleFolder(root / "samples", record)
-    with tqdm(missing(own.num_samples, len(dataset), folder), unit="image") as numbers:
-        items = (inputs_of_item(model, dataset, number) for number in numbers)
-        write_samples(model, items, sampling, folder)
+    numbers = missing(own.num_samples, len(dataset), folder)
+    with ImageBar(len(numbers)) as bar:
+        samples = sample_items(
+            model,
+            (inputs_of_item(model, dataset, number) for number in numbers),
+            lambda inputs: write_inputs(model, inputs, root),
+            settings,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
+            on_step=bar,
+        )
+        for sample in samples:
+            folder.save(replace(sample, label=None))
+            bar.image()
     print(f"originals, reconstructions and samples are in {root} ({len(numbers)} of them new)")
 
 

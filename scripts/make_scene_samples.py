@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
 from taming.errors import command
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling import requests_for_scene, sample_images
+from taming.sampling import Request, requests_for_scene, sample_images
 from taming.sampling.arguments import (
     DataArguments,
     SampleArguments,
@@ -32,9 +31,14 @@ from taming.sampling.arguments import (
     read_arguments,
     require_positive,
 )
+from taming.sampling.bars import ImageBar
+from taming.sampling.estimate import announced
 from taming.sampling.folder import SampleFolder, make_record, save_png
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
 from taming.sampling.sizes import tokens_for
+
+Layout = tuple[Scene, Tensor | None]
+"""A scene and, if it is of the data, its image [1, H, W, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +63,22 @@ class Arguments:
         require_positive(samples_per_layout=self.samples_per_layout, num_layouts=self.num_layouts)
 
 
-def scenes(own: Arguments, seeded: SeededDataset) -> Iterable[tuple[Scene, Tensor | None]]:
-    """Scenes and, for those of the data, their images [1, H, W, 3]."""
+def scenes(own: Arguments, seeded: SeededDataset) -> tuple[int, Iterable[Layout]]:
+    """The number of layouts, and these."""
     if own.layout:
         dataset = scene_dataset(seeded)
         paths = map(Path, own.layout)
-        return [(read_layout(path, dataset, own.conditional), None) for path in paths]
+        layouts = [(read_layout(path, dataset, own.conditional), None) for path in paths]
+        return len(layouts), layouts
     count = min(len(seeded), own.num_layouts or len(seeded))
-    return (read_scene(seeded, number) for number in range(count))
+    return count, (read_scene(seeded, number) for number in range(count))
 
 
 @torch.no_grad()
-def write_image(model: Net2NetTransformer, image: Tensor, name: str, root: Path) -> None:
-    """Write the original and its reconstruction."""
+def write_image(model: Net2NetTransformer, image: Tensor | None, name: str, root: Path) -> None:
+    """Write the original, if there is one, and its reconstruction."""
+    if image is None:
+        return
     x = model.get_input("image", {"image": image}).to(model.device)
     quant, indices = model.encode_to_z(x)
     save_png(x[0], root / "originals" / name)
@@ -84,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling, settings, (height, width) = own.sampling, own.sampling.settings, own.size
     model, run, step, dtype = own.data.load(arguments)
-    shape = tokens_for(model, own.size)
+    shape, batch_size = tokens_for(model, own.size), sampling.batch_size
     seeded = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "scenes") / name
@@ -92,25 +99,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     record |= {"size": [height, width], "conditional": own.conditional}
     builder, new = builder_of(seeded.dataset, own.conditional), 0
     class_name = scene_dataset(seeded).get_textual_label_for_category_no
-    for number, (scene, image) in enumerate(tqdm(scenes(own, seeded), unit="layout")):
-        folder = SampleFolder(root / "samples" / scene.name, record)
-        finished = folder.finished(None)
-        plot = builder.plot(scene.tokens(builder), class_name, (width, height))
-        save_png(plot, root / "layouts" / f"{scene.name}.png")
-        if image is not None:
+    layouts, each = scenes(own, seeded)
+    with ImageBar(layouts * own.samples_per_layout) as bar:
+        for number, (scene, image) in enumerate(each):
+            folder = SampleFolder(root / "samples" / scene.name, record)
+            finished = folder.finished(None)
+            plot = builder.plot(scene.tokens(builder), class_name, (width, height))
+            save_png(plot, root / "layouts" / f"{scene.name}.png")
             write_image(model, image, f"{scene.name}.png", root)
-        wanted = [n for n in range(own.samples_per_layout) if n not in finished]
-        samples = sample_images(
-            model,
-            requests_for_scene(scene, builder, number, wanted),
-            settings,
-            batch_size=sampling.batch_size,
-            seed=sampling.seed,
-            shape=shape,
-        )
-        for sample in samples:
-            folder.save(replace(sample, label=None))
-            new += 1
+            wanted = [n for n in range(own.samples_per_layout) if n not in finished]
+            bar.image(own.samples_per_layout - len(wanted))
+            requests: Iterable[Request] = requests_for_scene(scene, builder, number, wanted)
+            if new == 0:
+                left = (layouts - number - 1) * own.samples_per_layout + len(wanted)
+                requests = announced(model, requests, settings, batch_size, shape, count=left)
+            samples = sample_images(
+                model,
+                requests,
+                settings,
+                batch_size=batch_size,
+                seed=sampling.seed,
+                shape=shape,
+                on_step=bar,
+            )
+            for sample in samples:
+                folder.save(replace(sample, label=None))
+                bar.image()
+                new += 1
     print(f"layouts and samples are in {root} ({new} samples of them new)")
 
 

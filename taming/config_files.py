@@ -145,7 +145,7 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, which is too much")
         text = path.read_text(encoding="utf-8")
         _check_aliases(path, text)
-        _check_times(path, text)
+        check_times(path, text)
         return load(path)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OverflowError) as error:
         raise UserError(f"{path} is {kind}: {' '.join(str(error).split())}") from None
@@ -155,14 +155,14 @@ def load_yaml(path: Path, load: Callable[[Path], Any], kind: str = "not valid YA
         raise UserError(f"{path} is nested too deeply") from None
 
 
-def _check_times(path: Path, text: str) -> None:
+def check_times(source: object, text: str) -> None:
     """Refuse 1:30 without quotes, which YAML 1.1 takes for the number 90 and nobody else does."""
     if not _TIME.search(text):
         return
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         bare = isinstance(event, yaml.ScalarEvent) and event.style is None
         if bare and _TIME.fullmatch(event.value):
-            raise UserError(f"{path}: YAML takes {event.value} for a number; put it in quotes")
+            raise UserError(f"{source}: YAML takes {event.value} for a number; put it in quotes")
 
 
 def _check_aliases(path: Path, text: str) -> None:
@@ -235,6 +235,7 @@ def _parsed_override(text: str, key: str, value: str) -> DictConfig:
             config = OmegaConf.create()
             OmegaConf.update(config, key, value, force_add=True)
             return config
+        check_times(f"override '{text}'", value)
         return OmegaConf.from_dotlist([text])
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(

@@ -75,6 +75,9 @@ def test_times_are_no_numbers(tmp_path: Path) -> None:
         path = write(tmp_path / "time.yaml", f"lightning:\n  trainer:\n    max_time: {value}\n")
         with pytest.raises(UserError, match=r"time.yaml: YAML takes -?1:30\S* for a number"):
             load_config([path])
+        if value != "1:30":
+            with pytest.raises(UserError, match=r"override 'a=.*': YAML takes -?1:30\S* for a num"):
+                load_config([], [f"a={value}"])
 
 
 def test_number_signs_in_overrides_are_no_comments() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -90,16 +90,26 @@ def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[W
         yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
 
 
-def no_plain_tensor(content: Any, names: Collection[str], depth: int = 0) -> str:
-    """The first entry that is named as one of the weights `names`, and is a tensor of another kind,
-    as sparse ones and those without content (of the device meta) are; "" if there is none."""
+def require_plain_tensors(content: Any, needed: Callable[[str], bool], source: object) -> None:
+    """Refuse (`UserError`) tensors whose names say that they are `needed`, without dense content.
+
+    Sparse and nested ones are such, and those of the device meta.
+    """
+    if other := _no_plain_tensor(content, needed):
+        raise UserError(
+            f"{source}: '{other}' is no dense tensor, but sparse, nested or without content; save "
+            "it as a dense one, on the CPU"
+        )
+
+
+def _no_plain_tensor(content: Any, needed: Callable[[str], bool], depth: int = 0) -> str:
     for key, value in content.items() if isinstance(content, Mapping) else ():
         empty = isinstance(value, Tensor) and value.is_meta
         other = isinstance(value, Inert) and _as_tensor(value) is None
         if (empty or other) and "." in str(key):
-            if any(f".{key}".endswith(f".{name}") for name in names):
+            if needed(f".{key}"):
                 return str(key)
-        elif depth < _DEEPEST and (found := no_plain_tensor(value, names, depth + 1)):
+        elif depth < _DEEPEST and (found := _no_plain_tensor(value, needed, depth + 1)):
             return found
     return ""
 

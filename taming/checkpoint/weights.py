@@ -15,7 +15,7 @@ from taming.checkpoint.formats import is_mapped, read_content
 from taming.checkpoint.names import OPTIONAL, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.shards import require_whole
-from taming.checkpoint.weight_sets import choose, no_plain_tensor, say
+from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
 from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
 
@@ -51,11 +51,8 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     """
     choice = ordinary_choice()
     require_whole(content, source)
-    if other := no_plain_tensor(content, own.keys()):
-        raise UserError(
-            f"{source}: '{other}' is no dense tensor, but sparse, nested or without content; save "
-            "it as a dense one, on the CPU"
-        )
+    names = tuple(f".{name}" for name in own)
+    require_plain_tensors(content, lambda key: key.endswith(names), source)
     chosen = choose(content, source, own, choice.kind)
     state, notes = chosen.tensors, list(chosen.notes)
     kinds = {

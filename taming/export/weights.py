@@ -12,7 +12,7 @@ from torch import Tensor
 from taming.atomic_files import atomic_path
 from taming.checkpoint import read_content, save_atomic
 from taming.checkpoint.names import renamed
-from taming.checkpoint.weight_sets import choose, say
+from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
 from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
 
@@ -23,12 +23,11 @@ def extract_submodel(source: str | Path, target: str | Path, submodel: str) -> i
     Returns the number of tensors. `target` may end in `.safetensors`.
 
     Raises:
-        UserError: if the checkpoint has no such sub-model.
+        UserError: if the checkpoint has no such sub-model, or one of its tensors is not dense.
     """
-    chosen, prefix = (
-        choose(read_content(source), source, kind=ordinary_choice().kind),
-        f"{submodel}.",
-    )
+    content, prefix = read_content(source), f"{submodel}."
+    require_plain_tensors(content, lambda key: f".{prefix}" in key, source)
+    chosen = choose(content, source, kind=ordinary_choice().kind)
     state = renamed(chosen.tensors, [f"{prefix}weight"]).tensors  # without what is around it
     part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if not part:

@@ -24,9 +24,9 @@ class ImageBar:
         self.bar.set_postfix_str(f"token {progress.done}/{progress.total}", refresh=False)
         self.bar.update(0)
 
-    def image(self) -> None:
-        """An image is finished."""
-        self.bar.update()
+    def image(self, count: int = 1) -> None:
+        """An image is finished, or several."""
+        self.bar.update(count)
 
 
 class TokenBar(ImageBar):
@@ -39,8 +39,8 @@ class TokenBar(ImageBar):
     def __call__(self, progress: Progress) -> None:
         self._show(self.finished * self.tokens + progress.done * len(progress.indices))
 
-    def image(self) -> None:
-        self.finished += 1
+    def image(self, count: int = 1) -> None:
+        self.finished += count
         self._show(max(self.bar.n, self.finished * self.tokens))
 
     def _show(self, done: int) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from statistics import mean
 
 import torch
+from tqdm import tqdm
 
+from taming.devices import own_share
 from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
@@ -22,6 +25,28 @@ MOST_COUNTED = 2**15  # tokens of an image whose windows are counted one by one
 MEASURED_TOKENS = 8  # at the training size, where all tokens but the first take about as long
 
 
+def announced(
+    model: Net2NetTransformer,
+    requests: Iterable[Request],
+    settings: SampleSettings,
+    batch_size: int,
+    shape: tuple[int, int] | None,
+    *,
+    count: int | None = None,
+) -> Iterator[Request]:
+    """All `requests`; before the first, the first process prints what they are (`announce`).
+
+    Nothing is printed of the training size (None): its images are drawn soon enough for a bar.
+    """
+    rest = iter(requests)
+    if shape not in (None, trained_shape(model)) and own_share()[0] == 0:
+        first = list(islice(rest, batch_size))
+        if first:
+            announce(model, first, settings, batch_size, shape, count=count)
+        rest = chain(first, rest)
+    yield from rest
+
+
 def announce(
     model: Net2NetTransformer,
     requests: Sequence[Request],
@@ -31,18 +56,20 @@ def announce(
     *,
     count: int | None = None,
 ) -> None:
-    """Print what is sampled, at once, and then for how long; see `estimated_seconds`."""
+    """Print what is sampled, at once, and then for how long; see `estimated_seconds`.
+
+    `count` is the number of requests, of which `requests` may be the first; of one image if None.
+    """
     factor, tokens = pixels_per_token(model), shape[0] * shape[1]
     known = requests[0].known if requests else None
     part = "" if known is None else f", of which {int((known < 0).sum()):,} are sampled"
-    print(
-        f"{shape[1] * factor} x {shape[0] * factor} pixels are {tokens:,} tokens{part} for each of "
-        f"{len(requests) if count is None else count:,} images",
-        end="",
-        flush=True,
-    )
-    seconds = estimated_seconds(model, requests, settings, batch_size, shape, count=count)
-    print(f": about {readable_time(seconds)}", flush=True)
+    images = f"each of {count:,} images" if count and count > 1 else "each image"
+    size = f"{shape[1] * factor} x {shape[0] * factor}"
+    with tqdm.external_write_mode():  # bars make room
+        print(f"{size} pixels are {tokens:,} tokens{part} for {images}", end="", flush=True)
+        seconds = estimated_seconds(model, requests, settings, batch_size, shape, count=count)
+        seconds /= 1 if count is not None else max(1, len(requests))
+        print(f": about {readable_time(seconds)}", flush=True)
 
 
 class _Enough(Exception):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,7 @@ from taming.errors import UserError, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
 from taming.sampling.engine import Sample
-from taming.sampling.estimate import announce
 from taming.sampling.plan import SamplingJob
-from taming.sampling.rejection import group_of
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
 
@@ -183,17 +180,12 @@ class FolderWriter:
                 pending.result()
 
 
-def _bar(folder: SampleFolder, job: SamplingJob, images: int) -> ImageBar:
-    """The bar of a process; of a size with windows, the first process says how long it takes."""
+def _bar(job: SamplingJob, images: int) -> ImageBar:
+    """The bar of a process: over the tokens where those of one image may take long."""
     shape, disable = job.shape, job.share[0] > 0
     if not images or shape is None or shape == trained_shape(job.model):
         return ImageBar(images, disable=disable)
-    kept, candidates = group_of(job.plan.reject_ratio) if job.score else (1, 1)
-    count = -(-images // kept) * candidates
-    if not disable:
-        first = list(islice(job.requests(folder.finished), job.batch_size))
-        announce(job.model, first, job.plan.settings, job.batch_size, shape, count=count)
-    return TokenBar(count, shape[0] * shape[1], disable=disable)
+    return TokenBar(job.sampled(images), shape[0] * shape[1], disable=disable)
 
 
 def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
@@ -202,11 +194,8 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     Of sizes that are not the training's, which may take long, it says before how long.
     """
     job = folder.goes_on_with(job)
-    (_, processes), count = job.share, job.plan.num_samples
-    existing = sum(n < count for label in job.labels for n in folder.finished(label))
-    own = -(-(len(job.labels) * count - existing) // processes)
     new = 0
-    with _bar(folder, job, own) as bar, FolderWriter(folder) as writer:
+    with _bar(job, job.count(folder.finished)) as bar, FolderWriter(folder) as writer:
         for sample in job.samples(folder.finished, bar):
             writer.save(sample)
             new += 1

@@ -17,6 +17,7 @@ from taming.devices import dtype_name, own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.engine import OnStep, Sample, sample_images
+from taming.sampling.estimate import announced
 from taming.sampling.rejection import Classifier, Score, best_of, candidates, group_of
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
@@ -125,6 +126,17 @@ class SamplingJob:
         total = len(self.labels) * self.plan.num_samples * candidates
         return replace(self, batch_size=min(self.batch_size, -(-total // self.share[1])))
 
+    def count(self, finished: Finished) -> int:
+        """How many images this process has to sample, without candidates that are rejected."""
+        most = self.plan.num_samples
+        existing = sum(n < most for label in self.labels for n in finished(label))
+        return -(-(len(self.labels) * most - existing) // self.share[1])
+
+    def sampled(self, images: int) -> int:
+        """How many have to be sampled for so many images, with candidates that are rejected."""
+        kept, tried = group_of(self.plan.reject_ratio) if self.score else (1, 1)
+        return -(-images // kept) * tried
+
     def requests(self, finished: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""
         ratio = self.plan.reject_ratio
@@ -140,11 +152,14 @@ class SamplingJob:
         return candidates(requests, ratio) if self.score else requests
 
     def samples(self, finished: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
-        """The samples that do not exist yet."""
+        """The samples that do not exist yet; of large sizes it is said how long they take."""
+        model, settings = self.model, self.plan.settings
+        count = self.sampled(self.count(finished))
+        requests = self.requests(finished)
         samples = sample_images(
-            self.model,
-            self.requests(finished),
-            self.plan.settings,
+            model,
+            announced(model, requests, settings, self.batch_size, self.shape, count=count),
+            settings,
             batch_size=self.batch_size,
             seed=self.plan.seed,
             on_step=on_step,

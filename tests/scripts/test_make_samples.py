@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ from PIL import Image
 from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
-from scripts import make_samples as script
 from scripts.make_samples import main
-from taming.sampling import sample_images
+from taming.sampling import items, sample_images
 from taming.sampling.conditions import read_picture
 from tests.kit.models import tiny_model, transformer_config
 from tests.kit.runs import tiny_run
@@ -64,7 +64,9 @@ def make(run: Path, data: Path, out: Path, *flags: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["class", "sketch", "none"])
-def test_every_kind_of_condition(kind: str, tmp_path: Path) -> None:
+def test_every_kind_of_condition(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = {
         "class": {},
         "sketch": SEGMENTED,
@@ -72,6 +74,8 @@ def test_every_kind_of_condition(kind: str, tmp_path: Path) -> None:
     }[kind]
     run = tiny_run(tmp_path / "run", transformer_config(**changes))
     root = make(run, write_data(tmp_path / "data.yaml"), tmp_path / "out")
+    said = re.findall("(.*) pixels are (.*) tokens for each image: about", capsys.readouterr().out)
+    assert said == [("12 x 8", "24")]  # of the one that is not of the training size
     folders = sorted(path.name for path in root.iterdir())
     shown = [] if kind == "none" else ["conditioning"]
     assert folders == [*shown, "originals", "reconstructions", "samples"]
@@ -101,7 +105,7 @@ def test_it_goes_on_and_batches_change_nothing(
         given.append((settings.top_p, options["batch_size"], options["seed"]))
         return sample_images(model, requests, settings, **options)
 
-    monkeypatch.setattr(script, "sample_images", sample)
+    monkeypatch.setattr(items, "sample_images", sample)
     flags = ("--seed", "3", "-p", "0.95")
     first = make(run, data, tmp_path / "a", "--batch_size", "1", *flags)
     assert given == [(0.95, 1, 3)] * 2  # for each of the two sizes

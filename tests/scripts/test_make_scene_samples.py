@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def sample(run: Path, out: Path, *flags: str) -> Path:
 
 
 @pytest.mark.parametrize("resolution", ["8,8", "12,10"])
-def test_scenes_of_data(run: Path, tmp_path: Path, resolution: str) -> None:
+def test_scenes_of_data(
+    run: Path, tmp_path: Path, resolution: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = sample(run, tmp_path, "-R", resolution, "-N", "2")
+    said = re.findall(
+        r"(.*) pixels are (.*) tokens for each of (.*) images: about", capsys.readouterr().out
+    )
+    assert said == ([] if resolution == "8,8" else [("10 x 12", "30", "2")])
     height, width = map(int, resolution.split(","))
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     assert names == [
@@ -81,6 +88,7 @@ def test_layouts_that_a_person_writes(
     given = []
 
     def sampled(model: Any, requests: Any, settings: Any, **options: Any) -> Any:
+        requests = list(requests)
         given.append((requests[0].label, settings.top_p, options["batch_size"], options["seed"]))
         return sample_images(model, requests, settings, **options)
 
@@ -107,7 +115,8 @@ def test_as_many_layouts_of_the_data_as_are_wanted(tmp_path: Path) -> None:
             sampling=SampleArguments(settings=SampleSettings()),
             num_layouts=count,
         )
-        assert len(list(script.scenes(own, data))) == made
+        count, layouts = script.scenes(own, data)
+        assert count == len(list(layouts)) == made
     assert own.size == (256, 256) and own.samples_per_layout == 4
 
 

@@ -13,6 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
+from taming.sampling.engine import TokenSampler
 from taming.sampling.folder import RECORD
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -140,7 +141,7 @@ def test_what_takes_long_is_said_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(SamplingJob, "samples", sampled)
+        patched.setattr(TokenSampler, "sample", sampled)
         with pytest.raises(KeyboardInterrupt):
             sample(run, "-n", "2", "--size", "8,12")
     said = capsys.readouterr().out

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from taming.evaluation.sources.run import RunSource, sampled_image
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
 from taming.modules.util import ConditionKind
-from taming.sampling import sample_images
 from taming.sampling.inputs import SampleInputs, inputs_of_item
+from taming.sampling.items import sample_items
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.requests import request_for_condition
@@ -106,21 +105,19 @@ class ConditionedRunSource(RunSource):
         model, plan = self.model, self.plan
         index_of = {self.kept[index]: index for index in indices}  # by the item's number
         items = self._inputs(index_of)
-        for shape, group in groupby(items, key=lambda inputs: inputs.shape):
-            requests = (request_for_condition(model, i.c, i.number, i.shape) for i in group)
-            samples = sample_images(
-                model,
-                requests,
-                plan.settings,
-                batch_size=batch_size,
-                seed=plan.seed,
-                shape=shape,
-                compiled=plan.compiled,
-            )
-            for sample in samples:
-                index = index_of[sample.number]
-                image = sampled_image(sample, index, f"sample {sample.number}")
-                yield replace(image, label=None)
+        samples = sample_items(
+            model,
+            items,
+            lambda i: request_for_condition(model, i.c, i.number, i.shape),
+            plan.settings,
+            batch_size=batch_size,
+            seed=plan.seed,
+            compiled=plan.compiled,
+        )
+        for sample in samples:
+            index = index_of[sample.number]
+            image = sampled_image(sample, index, f"sample {sample.number}")
+            yield replace(image, label=None)
 
     def _inputs(self, index_of: Mapping[int, int]) -> Iterator[SampleInputs]:
         for number, index in index_of.items():

@@ -35,6 +35,7 @@ from taming.evaluation.sources.images import (
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
+from taming.sampling.estimate import announced
 from taming.sampling.scenes import Scene, builder_of, read_scene
 from taming.sampling.sizes import trained_shape
 
@@ -196,10 +197,12 @@ class SampledScenes(ImageSource):
 
     def _images(self, batch_size: int, share: Share, skip: Container[int]) -> Iterator[SourceImage]:
         boxes: dict[int, Boxes] = {}
+        model, settings, requests = self.model, self.settings, self._requests(share, skip, boxes)
+        count = -(-(len(self) - sum(n in skip for n in range(len(self)))) // share[1])
         samples = sample_images(
-            self.model,
-            self._requests(share, skip, boxes),
-            self.settings,
+            model,
+            announced(model, requests, settings, batch_size, self.shape, count=count),
+            settings,
             batch_size=batch_size,
             seed=self.seed,
             shape=self.shape,

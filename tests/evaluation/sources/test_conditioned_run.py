@@ -18,7 +18,7 @@ from taming.evaluation.sources import conditioned_run
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import Manifest
-from taming.sampling import SampleSettings, sample_images
+from taming.sampling import SampleSettings, items, sample_images
 from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
@@ -80,7 +80,7 @@ def test_the_first_items_without_those_that_are_left_out(run: Path, monkeypatch:
         options.append(own)
         return sample_images(*args, **own | {"compiled": False})
 
-    monkeypatch.setattr(conditioned_run, "sample_images", noted)
+    monkeypatch.setattr(items, "sample_images", noted)
     source = ConditionedRunSource(run, replace(plan(2), compiled=True))
     assert len(source) == 2
     found = {image.index: image for images in source.batches(2) for image in images}

@@ -213,8 +213,13 @@ def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
     assert len({replace(request, **change).key("a") for change in changes}) == 6
 
 
-def test_sampled_images_have_the_wanted_size(data: Path) -> None:
+def test_sampled_images_have_the_wanted_size(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = sampled(layouts(data, 2), per_layout=1, shape=(3, 5))
+    next(samples.batches(2, skip={1}))
+    said = "10 x 6 pixels are 15 tokens for each image: about"
+    assert capsys.readouterr().out.startswith(said)
     assert {tuple(p.pixels.shape) for p in scene_images(samples).values()} == {(3, 6, 10)}
     assert samples.describe()["sampler"]["tokens"] == [3, 5]
 
