@@ -99,7 +99,6 @@ _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by
 
 Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
-# A share is one of the run; it may be written as 10%.
 StepOrShare = Annotated[CountOrZero | Annotated[float, Range(above=0, below=1)], percent]
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
 Finite = Annotated[float, Range()]

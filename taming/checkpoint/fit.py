@@ -43,12 +43,15 @@ _SIZES = (
     (r"C", 0, "ncluster"),
 )
 
-# Tensors by which options of a GPT are seen, and those of them that each GPT has.
-_OF_EACH = ("pos_emb", "blocks.0.mlp.0.weight", "blocks.0.mlp.2.weight")
-_TELLING = (
-    *_OF_EACH,
-    *("blocks.0.attn.mask", "blocks.0.attn.query_gain", "class_emb.weight", "ln_f.bias"),
-)
+# Tensors, and their dimensions, by which options of a GPT are seen; the first ones each GPT has.
+_OF_EACH = {"pos_emb": 3, "blocks.0.mlp.0.weight": 2, "blocks.0.mlp.2.weight": 2}
+_TELLING = {
+    **_OF_EACH,
+    "blocks.0.attn.mask": 4,
+    "blocks.0.attn.query_gain": 1,
+    "class_emb.weight": 2,
+    "ln_f.bias": 1,
+}
 
 _CONFIG_PATHS = {
     "first_stage_model.": "first_stage_config.params.",
@@ -148,8 +151,9 @@ def _wrong_variant(file: Tensors, model: Tensors) -> str | None:
 
 def _variants(tensors: Tensors, stage: str) -> dict[str, str]:
     """Options of the GPT whose names begin with `stage`, as far as its tensors tell of them."""
-    shapes = {name: tensors[stage + name].shape for name in _TELLING if stage + name in tensors}
-    if not shapes.keys() >= set(_OF_EACH):
+    found = {name: tensors[stage + name].shape for name in _TELLING if stage + name in tensors}
+    shapes = {name: shape for name, shape in found.items() if len(shape) == _TELLING[name]}
+    if not shapes.keys() >= _OF_EACH.keys():
         return {}
     classes = shapes["class_emb.weight"][0] - 1 if "class_emb.weight" in shapes else 0
     gated = shapes["blocks.0.mlp.0.weight"][0] == 2 * shapes["blocks.0.mlp.2.weight"][1]

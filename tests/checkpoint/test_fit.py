@@ -126,6 +126,14 @@ def test_all_that_differs_of_a_variant_is_named_and_sizes_as_the_config_has_them
         check_fit(turned, longer, source="a.ckpt")
 
 
+def test_tensors_of_other_dimensions_tell_nothing_of_variants() -> None:
+    with torch.device("meta"):
+        own = GPT(23, 20, 1, 2, 16).state_dict()
+    for name in ("pos_emb", "blocks.0.attn.mask", "blocks.0.mlp.0.weight", "ln_f.bias"):
+        with pytest.raises(UserError, match="in the checkpoint|has shape"):
+            check_fit(own, {**own, name: torch.zeros(())}, source="a.ckpt")
+
+
 def test_what_the_file_has_more_of_is_named() -> None:
     larger = build(unconditional_config(gpt={"n_layer": 2})).state_dict()
     with pytest.raises(UserError, match="params.n_layer is 1, but 2 in the checkpoint"):
