@@ -275,8 +275,7 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
     give itself, but for classes of this project with `*args, **kwargs`.
     """
-    accepted: dict[str, Any] = {}
-    required: list[str] = []
+    accepted, required = dict[str, Any](), list[str]()
     passes_on, lineage = True, list(_lineage(target))
     if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
         return {}, [], False
