@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -220,7 +221,7 @@ def _tensors_of(
 
 
 def in_order(content: Any, own: Tensors | None, source: object, *, needed: bool) -> list[WeightSet]:
-    """The averages of torch_ema, `shadow_params`, which are those of a model's parameters in order.
+    """Averages such as `shadow_params` of torch_ema, lists of those of a model's parameters in order.
 
     Raises:
         UserError: if they are not, and are `needed`, as there is nothing else in the file.
@@ -244,7 +245,7 @@ def _shadows(content: Any, label: str, depth: int) -> Iterator[tuple[str, list[T
         return
     for key, value in content.items():
         place = f"{label}.{key}".lstrip(".")
-        if key == "shadow_params" and isinstance(value, list | tuple) and value:
+        if isinstance(value, list | tuple) and value and _AVERAGE.search(_text(key).lower()):
             if all(isinstance(each, Tensor) for each in value):
                 yield place, list(value)
         else:
@@ -293,8 +294,10 @@ def choose(
         raise UserError(f"{source} holds no model weights ({entries})")
     raw = _best([each for each in sets if not each.averaged], own)
     average = _best([each for each in sets if each.averaged], own)
-    if own and raw and average and not _overlap(average, own):
+    if own and raw and average and not _is_of(average, own):
         average = None  # of another part, such as the diffusion model beside a first stage
+    if kind == EMA and average is None and _AVERAGE.search(Path(str(source)).stem.lower()):
+        average = raw  # a file of its own
     wanted = {RAW: raw, EMA: average, None: average or raw}[kind]
     if wanted is None:
         there, word = (raw or average), "moving average (EMA)" if kind == EMA else "raw weights"
@@ -337,6 +340,14 @@ def _best(sets: list[WeightSet], own: Tensors | None) -> WeightSet | None:
 def _overlap(found: WeightSet, own: Tensors) -> int:
     names = {squeezed(name) for name in own}
     return sum(squeezed(name) in names for name in found.tensors)
+
+
+def _is_of(found: WeightSet, own: Tensors) -> bool:
+    """Whether the tensors that share a name with a model's have its shapes, most of them."""
+    shapes = {squeezed(name): tensor.shape for name, tensor in own.items()}
+    shared = {squeezed(name): t.shape for name, t in found.tensors.items()}
+    fits = [shapes[name] == shape for name, shape in shared.items() if name in shapes]
+    return any(fits) and 2 * sum(fits) >= len(fits)
 
 
 def _overlaid(raw: Tensors, average: Tensors) -> dict[str, Tensor]:

@@ -64,6 +64,8 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     for name, tensor in own.items():
         if name in state and tensor.is_floating_point():
             _check_numbers(name, state[name], source)
+    if broken := next((n for n in own if n in state and _begins_with_nan(state[n])), None):
+        notes.append(f"'{broken}' is not a number (NaN), as after training diverged: take another")
     notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
     ignored: list[str] = []
     if parts := choice.parts:
@@ -73,6 +75,11 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     if notes:
         say(str(source), tuple(notes))
     return state, ignored
+
+
+def _begins_with_nan(tensor: Tensor) -> bool:
+    """A look at the first number alone: all of a large file need not be read for it."""
+    return bool(tensor.is_floating_point() and tensor.numel() and tensor.flatten()[0].isnan())
 
 
 def _check_numbers(name: str, tensor: Tensor, source: str | Path) -> None:
