@@ -24,6 +24,7 @@ from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.permuter import Identity
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,

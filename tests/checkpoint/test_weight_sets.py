@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -42,6 +43,7 @@ def state_of(seed: int) -> State:
 
 
 RAW, AVERAGE = state_of(1), state_of(2)
+PARAMETERS = list(Tiny().named_parameters())
 
 
 @pytest.fixture(autouse=True)
@@ -208,6 +210,70 @@ BOTH: dict[str, tuple[Callable[[], Any], bool, str, str]] = {
         "model",
         "ema.shadow",
     ),
+    "ema-pytorch": (
+        lambda: {
+            "model": RAW,
+            "ema": {
+                **prefixed(RAW, "online_model"),
+                **prefixed(AVERAGE, "ema_model"),
+                "initted": torch.tensor(True),
+                "step": torch.tensor(5),
+            },
+        },
+        True,
+        "model",
+        "ema.ema_model",
+    ),
+    "ema-pytorch alone": (
+        lambda: {"ema": {**prefixed(RAW, "online_model"), **prefixed(AVERAGE, "ema_model")}},
+        True,
+        "ema",
+        "ema.ema_model",
+    ),
+    "dino": (
+        lambda: {"student": prefixed(RAW, "module"), "teacher": AVERAGE, "epoch": 3},
+        True,
+        "student",
+        "teacher",
+    ),
+    "byol": (
+        lambda: {
+            "state_dict": {
+                **prefixed(RAW, "online_network"),
+                **prefixed(AVERAGE, "target_network"),
+            }
+        },
+        True,
+        "state_dict",
+        "state_dict.target_network",
+    ),
+    "k-diffusion": (
+        lambda: {"model": RAW, "model_ema": AVERAGE, "ema_sched": {"last": torch.ones(3)}},
+        True,
+        "model",
+        "model_ema",
+    ),
+    "timm on several devices": (
+        lambda: {"state_dict": RAW, "state_dict_ema": prefixed(AVERAGE, "module")},
+        True,
+        "state_dict",
+        "state_dict_ema",
+    ),
+    "a callback": (
+        lambda: {"state_dict": RAW, "callbacks": {"EMA": {"ema_state_dict": AVERAGE}}},
+        True,
+        "state_dict",
+        "callbacks.EMA.ema_state_dict",
+    ),
+    "in order": (
+        lambda: {
+            "state_dict": RAW,
+            "callbacks": {"EMA": {"ema_weights": [AVERAGE[n] for n, _ in PARAMETERS]}},
+        },
+        False,
+        "state_dict",
+        "callbacks.EMA.ema_weights",
+    ),
     "within": (
         lambda: {"model": RAW, "ema": {"decay": 0.9, "model": AVERAGE}},
         True,
@@ -244,6 +310,39 @@ def test_an_average_of_another_shape_is_not_taken(tmp_path: Path) -> None:
         save({"model": RAW, "ema": average}, tmp_path),
         AVERAGE | {"decoder.bias": RAW["decoder.bias"]},
     )
+
+
+def test_a_teacher_of_another_size_is_no_average(tmp_path: Path) -> None:
+    other = {name: torch.ones(*tensor.shape, 2) for name, tensor in AVERAGE.items()}
+    loads_as(save({"student": RAW, "teacher": other}, tmp_path), RAW)
+    assert (
+        not choose({"teacher": RAW, "target": {"a.b": torch.ones(2)}}, "x").notes[0].count("aver")
+    )
+
+
+@pytest.mark.parametrize("name", ["ema_encoder", "averaged", "model_ema_x", "model_ema", "teacher"])
+def test_a_part_of_the_model_is_no_average(tmp_path: Path, name: str) -> None:
+    class Own(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
+
+    state = {n: torch.randn_like(t.float()) for n, t in Own().state_dict().items()}
+    parts: dict[str, Any] = {}
+    for full, tensor in state.items():
+        parts.setdefault(full.partition(".")[0], {})[full.partition(".")[2]] = tensor
+    for content in (state, {"state_dict": state}, *([parts] if name != "model_ema" else [])):
+        model = Own()
+        load_file(model, save(content, tmp_path))
+        for full, tensor in model.state_dict().items():
+            assert torch.equal(tensor, state[full].to(tensor.dtype)), full
+
+
+def test_an_average_that_says_so_by_its_counter_or_its_name(tmp_path: Path) -> None:
+    loads_as(save(swa(AVERAGE), tmp_path), AVERAGE, kind="ema")
+    path = save(AVERAGE, tmp_path).rename(tmp_path / "model_ema.pt")
+    loads_as(path, AVERAGE, kind="ema")
+    loads_as(path, AVERAGE, kind="raw")
 
 
 def test_an_average_alone_is_known_without_dots(tmp_path: Path) -> None:
@@ -335,6 +434,14 @@ def test_shards_are_read_by_their_index(tmp_path: Path, ending: str) -> None:
     index = write_shards(tmp_path, names, ending)
     for path in (index, tmp_path / files[0], tmp_path):  # any of them stands for all
         loads_as(path, RAW)
+    index.rename(tmp_path / "other.json")
+    for path in (tmp_path / files[1], tmp_path):
+        loads_as(path, RAW)
+    (tmp_path / files[0]).rename(tmp_path / "away")
+    with pytest.raises(UserError, match=f"{files[1]} is one of 2 files, and {files[0]} is missing"):
+        loads_as(tmp_path / files[1], RAW)
+    (tmp_path / "away").rename(tmp_path / files[0])
+    (tmp_path / "other.json").rename(index)
     (tmp_path / files[1]).unlink()
     with pytest.raises(UserError, match=rf"names {files[1]}, which is missing"):
         loads_as(index, RAW)
@@ -392,6 +499,36 @@ def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> 
             loads_as(save(content, tmp_path), RAW)
 
 
+def test_names_and_places_need_not_be_text(tmp_path: Path) -> None:
+    as_bytes = {name.encode(): tensor for name, tensor in RAW.items()}
+    for content in ({0: RAW}, as_bytes, {b"model": as_bytes}, {"optimizer_targets": RAW}):
+        loads_as(save(content, tmp_path), RAW)
+    optimizer = torch.optim.Adam(Tiny().parameters())
+    state = {0: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0)}}
+    content = {**optimizer.state_dict(), "state": state}
+    with pytest.raises(UserError, match="x.pt holds no model weights"):
+        loads_as(save(content, tmp_path), RAW)
+
+
+def test_arrays_of_numpy_by_name(tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in RAW.items()}
+    for save_as in (np.savez, np.savez_compressed):
+        for ending in (".npz", ".ckpt"):
+            with (tmp_path / f"x{ending}").open("wb") as file:
+                save_as(file, **arrays)
+            loads_as(tmp_path / f"x{ending}", RAW)
+    with (tmp_path / "y.npz").open("wb") as file:
+        np.savez_compressed(file, zeros=np.zeros(10**7, np.float32))
+    with pytest.raises(UserError, match="it says that it holds 40,000,128 bytes"):
+        loads_as(tmp_path / "y.npz", RAW)
+
+
+def test_numbers_that_are_none_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = RAW | {"decoder.bias": torch.full((3,), torch.nan)}
+    load_file(Tiny(), path := save(state, tmp_path))
+    assert f"{path}: 'decoder.bias' is not a number (NaN)" in caplog.text
+
+
 @pytest.fixture(autouse=True)
 def lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "taming.checkpoint")
@@ -407,6 +544,8 @@ def test_what_was_chosen_before_holds_where_nothing_is_chosen() -> None:
     with choosing_weights("raw", ["encoder"]):
         with choosing_weights(None, ()):
             assert (weight_choice().kind, weight_choice().parts) == ("raw", ("encoder",))
+        with choosing_weights(None, "decoder"):
+            assert weight_choice().parts == ("decoder",)
         with choosing_weights("ema", ()):
             assert (weight_choice().kind, weight_choice().parts) == ("ema", ())
     assert weight_choice().kind is None
