@@ -111,8 +111,8 @@ def _checkpoint_in(folder: Path) -> Path:
 
 
 def _averaged(weights: Path) -> Path:
-    """A file with a moving average of weights, if it lies beside them and raw ones are not asked
-    for; else theirs."""
+    """The file beside one with weights that has their moving average, unless there is none or
+    `--weights raw` asks for the first one."""
     name = f"{weights.stem}_ema{weights.suffix}"
     average = weights.with_name(name)
     if weights.name not in hub.WEIGHTS or not average.is_file() or weight_choice().kind == RAW:
