@@ -64,7 +64,8 @@ class StartsFromFile(nn.Module):
             pass
         self._start = _Start(path, ignored, loaded)
 
-    def _complete_start(self) -> None:
+    def complete_start(self) -> None:
+        """Load what is still to be loaded, after the last of the constructors."""
         start, self._start = self._start, None
         if start is None:
             return
@@ -92,7 +93,7 @@ def _completing(constructor: Constructor) -> Constructor:
         __class__ = StartsFromFile  # noqa: F841
         constructor(self, *args, **kwargs)
         if _constructors_of(type(self))[0] is __init__:
-            self._complete_start()
+            self.complete_start()
 
     _COMPLETING.add(__init__)
     return __init__

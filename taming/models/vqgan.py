@@ -141,6 +141,12 @@ class VQModel(AutoencoderTraining):
         if self.use_ema:
             self.model_ema.restart(self)
 
+    def complete_start(self) -> None:
+        """Of what subclasses have added, there are averages, too."""
+        if self.use_ema:
+            self.model_ema.include(self)
+        super().complete_start()
+
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
         return quantize(self.quantize, self.encode_to_prequant(x))

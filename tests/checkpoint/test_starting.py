@@ -197,3 +197,16 @@ def test_the_colors_of_logged_images_are_dispensable(tmp_path: Path) -> None:
     labelled = tiny_run(tmp_path / "labelled", SEGMENTATION)
     own = {k: v for k, v in SEGMENTATION["params"].items() if k != "n_labels"}
     assert VQModel(**own, ckpt_path=str(labelled)).loaded_from
+
+
+def test_what_a_subclass_adds_has_a_moving_average(tmp_path: Path) -> None:
+    model = More(**FIRST_STAGE["params"], use_ema=True)
+    with torch.no_grad():
+        model.extra.weight += 1
+    model.model_ema(model)
+    assert 0 < (model.extra.weight - model.model_ema.extraweight).max() < 1
+    torch.save(model.state_dict(), tmp_path / "model.ckpt")
+    params = {**FIRST_STAGE["params"], "ckpt_path": str(tmp_path / "model.ckpt")}
+    average = model.model_ema.extraweight
+    for use_ema in (True, False):
+        assert torch.equal(More(**params, use_ema=use_ema).extra.weight, average)

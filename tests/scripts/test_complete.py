@@ -190,6 +190,7 @@ def test_an_order_of_one_size_names_it(
         (("--size", "8,8", "--pad", "2,0,0,0"), "this one has 8 x 10; leave --pad out"),
     ):
         with pytest.raises(SystemExit):
-            complete(run, image, tmp_path / "out", *flags)
+            complete(run, image, tmp_path / "out", "--keep", "top-half", *flags)
         assert message in capsys.readouterr().err
-    assert (complete(run, image, tmp_path / "out", "--size", "8,8") / "000003.png").is_file()
+    flags = ("--keep", "top-half", "--size", "8,8")
+    assert (complete(run, image, tmp_path / "out", *flags) / "000003.png").is_file()
