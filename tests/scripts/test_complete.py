@@ -192,5 +192,5 @@ def test_an_order_of_one_size_names_it(
         with pytest.raises(SystemExit):
             complete(run, image, tmp_path / "out", "--keep", "top-half", *flags)
         assert message in capsys.readouterr().err
-    flags = ("--keep", "top-half", "--size", "8,8")
+    flags = ("--keep", "top-half", "--size", "8,8", "--condition", "2")
     assert (complete(run, image, tmp_path / "out", *flags) / "000003.png").is_file()
