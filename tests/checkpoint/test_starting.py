@@ -28,6 +28,7 @@ HERE = "tests.checkpoint.test_starting."
 class More(VQModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.save_hyperparameters()  # those of subclasses, too
         self.extra = nn.Linear(2, 2)
 
 
@@ -38,7 +39,6 @@ class Further(More):
 class Last(Further):
     def __init__(self, width: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.save_hyperparameters()
         self.last = nn.Linear(width, 2)
 
 
