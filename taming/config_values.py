@@ -276,13 +276,15 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     """
     accepted: dict[str, Any] = {}
     required: list[str] = []
-    passes_on = True
-    lineage = list(_lineage(target))
+    passes_on, lineage = True, list(_lineage(target))
     if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
         return {}, [], False
     for function in [vars(cls)["__init__"] for cls in lineage] or [target]:
-        parameters = list(inspect.signature(function).parameters.values())
-        parameters = parameters[1:] if inspect.isclass(target) else parameters
+        try:
+            parameters = list(inspect.signature(function).parameters.values())
+        except ValueError:  # of a class that is written in C
+            return {}, [], True
+        parameters = parameters[inspect.isclass(target) :]
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         hints = _hints(function)
         open_ended, options = _keyword_options(parameters, hints)
