@@ -37,7 +37,12 @@ from taming.models.result_checks import (
     name_of_method,
 )
 from taming.models.training_options import TransformerOptions, TransformerWays
-from taming.models.transformer_checks import check_config_fits, check_sequence, check_tokens
+from taming.models.transformer_checks import (
+    check_config_fits,
+    check_sequence,
+    check_tokens,
+    declared_vocabulary,
+)
 from taming.models.transformer_training import TransformerTraining
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
@@ -120,6 +125,7 @@ class Net2NetTransformer(TransformerTraining):
         self.transformer = instantiate_from_config(
             transformer_config, "transformer_config", "module"
         )
+        self._vocab_size = declared_vocabulary(self.transformer, transformer_config)
         check_config_fits(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
@@ -199,7 +205,7 @@ class Net2NetTransformer(TransformerTraining):
         name = name_of_method(self, method)
         tokens = checked_tokens(encoded, name, count)
         if tokens.device.type == "cpu" or not self._tokens_seen:  # wait for a device only once
-            check_vocabulary(tokens, name, self.transformer.config.vocab_size)
+            check_vocabulary(tokens, name, self.vocab_size)
         return tokens
 
 

@@ -17,7 +17,6 @@ from taming.modules.transformer.variants import (
     rotate,
 )
 
-
 Past = Tensor | tuple[Tensor, Tensor]
 
 
@@ -188,7 +187,8 @@ class Block(nn.Module):
         rotation: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         if type(self.attn).forward is CausalSelfAttention.forward:
-            return self.attn(x, layer_past, allowed=allowed, rotation=rotation, keep=keep)
-        # Attention of a user's takes the published arguments, and may return its output alone.
-        result = self.attn(x) if layer_past is None else self.attn(x, layer_past)
-        return (result, None) if isinstance(result, Tensor) else result
+            result = self.attn(x, layer_past, allowed=allowed, rotation=rotation, keep=keep)
+        else:  # of a user's, which takes the published arguments
+            result = self.attn(x) if layer_past is None else self.attn(x, layer_past)
+        attended, present = (result, None) if isinstance(result, Tensor) else result
+        return attended, present

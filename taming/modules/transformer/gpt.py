@@ -168,7 +168,7 @@ class GPT(nn.Module):
             return None
         return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
 
-    def _run(self, block: nn.Module, x: Tensor, extras: Mapping[str, Tensor | None]) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
         # A block of a user's takes the published arguments.
         named = extras if type(block).forward is Block.forward else {}
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -243,12 +243,19 @@ class GPT(nn.Module):
         return logits, loss, torch.stack(presents)
 
     def parameter_groups(self, weight_decay: float = 0.01) -> list[dict[str, Any]]:
-        """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""
-        decayed = {
-            f"{name}.weight" for name, layer in self.named_modules() if isinstance(layer, nn.Linear)
-        }
-        parameters = sorted(self.named_parameters())
-        return [
-            {"params": [p for n, p in parameters if n in decayed], "weight_decay": weight_decay},
-            {"params": [p for n, p in parameters if n not in decayed], "weight_decay": 0.0},
-        ]
+        """See the function `parameter_groups`."""
+        return parameter_groups(self, weight_decay)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""
+    decayed = {
+        f"{name}.weight".lstrip(".")
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    parameters = sorted(module.named_parameters())
+    return [
+        {"params": [p for n, p in parameters if n in decayed], "weight_decay": weight_decay},
+        {"params": [p for n, p in parameters if n not in decayed], "weight_decay": 0.0},
+    ]
