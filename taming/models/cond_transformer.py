@@ -29,7 +29,7 @@ from taming.models.batch_checks import (
 )
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher
-from taming.models.first_stage import condition_of
+from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
 from taming.models.result_checks import (
     check_vocabulary,
@@ -189,8 +189,9 @@ class Net2NetTransformer(TransformerTraining):
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""
         super().train(mode)
-        self.first_stage_model.eval()
-        self.cond_stage_model.eval()
+        for stage in (self.first_stage_model, self.cond_stage_model):
+            if isinstance(stage, nn.Module):
+                stage.eval()
         return self
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,6 +218,6 @@ def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
         raise UserError(
             f"{key}: VQModelInterface is for diffusion models; name VQModel, which has its weights"
         )
-    if "loss" in stage._modules:
+    if isinstance(stage, nn.Module) and "loss" in stage._modules:
         stage.loss = DummyLoss()
-    return stage.eval().requires_grad_(False)
+    return frozen(stage)

@@ -21,6 +21,7 @@ from taming.checkpoint import load_run
 from taming.checkpoint.fingerprint import weights_hash
 from taming.errors import UserError
 from taming.models.code_sampling import CodeSampling
+from taming.models.first_stage import tensors_of
 from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.modules.transformer.own_methods import logits_of
 from taming.modules.transformer.plain import block_size_of
@@ -104,6 +105,6 @@ def _layout(model: CodeSampling) -> dict[str, object]:
     about |= {f"condition's {name}": value for name, value in condition.items()}
     about["sos_token"] = model.sos_token if model.be_unconditional else None
     about["permuter"] = type(model.permuter).__name__
-    about["permuter's order"] = weights_hash(model.permuter.state_dict())
+    about["permuter's order"] = weights_hash(tensors_of(model.permuter))
     about["reading"] = "conditions alone" if model.pkeep <= 0 else "conditions and codes"
     return about

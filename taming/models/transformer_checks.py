@@ -11,8 +11,9 @@ from torch import nn
 from taming.errors import UserError
 from taming.models.batch_checks import token_count
 from taming.models.code_sampling import CodeSampling
+from taming.models.first_stage import EncodingStage, index_count
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.permuter import Identity
+from taming.modules.transformer.permuter import AbstractPermuter, Identity
 from taming.modules.transformer.plain import block_size_of, check_transformer, vocabulary_of
 from taming.user_code import name_of
 
@@ -43,10 +44,34 @@ def check_config_fits(model: CodeSampling) -> None:
         UserError: if the vocabulary is too small for the codes or classes, or `cond_drop` or an
             option of the GPT do not fit the condition.
     """
+    _check_parts(model)
     _check_vocabulary(model)
     _check_cond_drop(model)
     if isinstance(model.transformer, GPT):
         _check_variants(model)
+
+
+def _check_parts(model: CodeSampling) -> None:
+    """Of stages and permuters of a user's, which need not inherit from anything."""
+    first, condition, permuter = model.first_stage_model, model.cond_stage_model, model.permuter
+    try:
+        index_count(first)
+    except AttributeError as error:
+        raise UserError(
+            f"first_stage_config: {name_of(type(first))} is no first stage with a codebook: {error}"
+        ) from None
+    if not isinstance(condition, EncodingStage):
+        raise UserError(
+            f"cond_stage_config: {name_of(type(condition))} must have a method encode(c), which "
+            "returns (codes, loss or None, (_, _, indices))"
+        )
+    bases = (nn.Module.forward, AbstractPermuter.forward)
+    unfinished = isinstance(permuter, nn.Module) and type(permuter).forward in bases
+    if unfinished or not callable(permuter):
+        raise UserError(
+            f"permuter_config: {name_of(type(permuter))} must be a function of indices [B, n] and "
+            "reverse=False, a method forward(x, reverse=False) of a module or __call__"
+        )
 
 
 def _check_vocabulary(model: CodeSampling) -> None:

@@ -24,8 +24,9 @@ from taming.errors import UserError
 from taming.limits import check_sizes
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
-"""(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), `z_q` in the codebook's dtype,
-which is fp32 under autocast too; what decides is computed in fp32 or better.
+"""(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), computed in fp32 or better.
+
+`z_q` has the dtype of the codebook, which is fp32 under autocast too.
 
 `indices` has one entry for each of the B * h * w positions, in any shape.
 """
