@@ -245,7 +245,7 @@ class Encoder(nn.Module):
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
-        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no steps
+        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
 
         warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
@@ -302,7 +302,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
-        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no steps
+        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
         self.give_pre_end = give_pre_end
         lowest = resolution // 2 ** (self.num_resolutions - 1)
         self.z_shape = (1, z_channels, lowest, lowest)
