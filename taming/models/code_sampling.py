@@ -199,15 +199,16 @@ class CodeSampling(pl.LightningModule):
     def log_images(
         self,
         batch: Mapping[str, Any],
-        max_images: int = 4,
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
         top_k: int | None = 100,
+        max_images: int = 4,
         **_: Any,
     ) -> dict[str, Tensor]:
         """Images of a batch, [B, C, H, W] by name.
 
         `inputs`, `reconstructions`, those of `condition_images`, and `samples_half` (lower half
-        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax).
+        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax). None is the
+        default of `temperature` and `top_k`.
         """
         if CACHED in batch:
             images, z_indices, c_indices, z_shape = self._decoded(batch, max_images)
@@ -225,7 +226,14 @@ class CodeSampling(pl.LightningModule):
             ("samples_det", nothing, False),
         ):
             steps = z_indices.shape[1] - start.shape[1]
-            indices = self.sample(start, c_indices, steps, temperature, sample=random, top_k=top_k)
+            indices = self.sample(
+                start,
+                c_indices,
+                steps,
+                1.0 if temperature is None else temperature,
+                sample=random,
+                top_k=100 if top_k is None else top_k,
+            )
             images[name] = self.decode_to_img(indices, z_shape)
         return images
 
