@@ -186,11 +186,13 @@ def test_a_token_is_a_call(caplog: pytest.LogCaptureFixture) -> None:
 def test_several_known_tokens_are_read_one_by_one() -> None:
     own, plain = make(RolledPast), rolled()
     first, second = (decoder_for(gpt, 2, 8) for gpt in (own, plain))
-    for tokens in (IDX, IDX[:, :2], IDX[:, :1]):
-        read = [
-            d.extend(tokens) if tokens is not IDX else d.prefill(tokens) for d in (first, second)
-        ]
-        torch.testing.assert_close(*read)
+    torch.testing.assert_close(first.prefill(IDX), second.prefill(IDX))
+    for length, calls in ((2, 2), (1, 1)):
+        RolledPast.calls = 0
+        tokens = IDX[:, :length]
+        torch.testing.assert_close(first.extend(tokens), second.extend(tokens))
+        assert RolledPast.calls == calls
+    torch.testing.assert_close(first.prefill(IDX), second.prefill(IDX))  # afresh
 
 
 def test_dropout_is_off_and_other_precisions_are_copies() -> None:
@@ -243,6 +245,24 @@ def test_weights_of_linear_layers_decay_alone() -> None:
     assert len(others["params"]) == len(list(own.parameters())) - 1
     (weight,) = parameter_groups(nn.Linear(2, 2, bias=False))[0]["params"]
     assert weight.shape == (2, 2)
+
+
+class Keeps(Recurrent):
+    """Makes a table at first use."""
+
+    made: Tensor | None = None
+
+    def forward(self, idx, embeddings=None, targets=None):  # type: ignore[no-untyped-def]
+        if self.made is None:
+            self.made = torch.ones(12)
+        return super().forward(idx)[0] * self.made, None
+
+
+def test_what_a_method_keeps_can_be_trained_with() -> None:
+    own = Keeps(12, 20)
+    sample_sliding_window(own, IDX[:, :1], (5, 5), 4)  # type: ignore[arg-type]
+    own(IDX)[0].sum().backward()
+    assert own.made is not None and own.head.weight.grad is not None
 
 
 class Returns(Recurrent):
