@@ -54,7 +54,7 @@ class CodeSampling(pl.LightningModule):
     cond_drop: float
     sos_token: int
     loaded_from: str | None = None  # the file with its weights
-    _vocab_size = 0  # for transformers that do not tell theirs
+    _vocab_size = 0  # of transformers that do not tell it
     _tokens_seen = False  # whether the vocabulary has been seen to have those of a batch
     _weights_seen = False  # whether `warn_of_random_weights` has looked at them
 

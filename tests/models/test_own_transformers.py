@@ -205,8 +205,8 @@ def test_stages_and_permuters_need_not_be_modules(tmp_path: Path) -> None:
     PlainStage.modes = 0
     stage, order = own("PlainStage"), own("PlainOrder")
     model = build(transformer_config(cond_stage_config=stage, permuter_config=order))
-    assert type(model.cond_stage_model) is PlainStage and PlainStage.modes == 1
     fit(model, COLUMNS, tmp_path)
+    assert type(model.cond_stage_model) is PlainStage and PlainStage.modes == 1
     assert model.eval().log_images(COLUMNS)["samples_half"].shape == (4, 3, 8, 8)
     (sampled,) = sample_images(model, [Request(0, (3,))])
     indices = model.encode_to_z(sampled.image[None])[1]

@@ -160,6 +160,13 @@ def test_parts_of_ones_own_are_heard(change: Callable[[GPT], None]) -> None:
     assert not torch.equal(own(expected)[0], make()(expected)[0])
 
 
+def test_attention_may_return_its_output_alone() -> None:
+    first, second = (
+        make(change=lambda gpt, k=kind: with_attention(gpt, k)) for kind in (Inverse, Alone)
+    )  # type: ignore[misc]
+    assert torch.equal(first(IDX)[0], second(IDX)[0])
+
+
 def test_what_changes_nothing_stays_fast() -> None:
     class Larger(GPT):
         def __init__(self, **sizes: Any) -> None:
