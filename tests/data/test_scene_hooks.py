@@ -50,6 +50,11 @@ def test_what_is_known_of_images_and_classes(root: Path) -> None:
     files = {"instances_annotations": "annotations/instances_train2017.json", "files": "train2017"}
     assert files.items() <= data.get_path_structure().items()
     assert data.build_paths(root)["files"] == root / "train2017"
+    names = (
+        "target_image_size min_object_area min_objects_per_image max_objects_per_image crop_method "
+        "random_flip no_tokens use_group_parameter encode_crop"
+    ).split()
+    assert {name: vars(data)[name] for name in names} == {name: OPTIONS[name] for name in names}
     with pytest.raises(
         UserError, match="is a base class; use one of its subclasses, or define get"
     ):
