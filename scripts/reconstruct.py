@@ -31,6 +31,7 @@ from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.limits import check_picture
 from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
+from taming.regular_files import read_text
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
 from taming.sampling.folder import ADVICE, save_png
@@ -159,7 +160,7 @@ def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
 
 def read_metrics(root: Path) -> dict[str, Any]:
     try:
-        content = json.loads((root / "metrics.json").read_text())
+        content = json.loads(read_text(root / "metrics.json"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

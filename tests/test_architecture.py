@@ -28,7 +28,7 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"kernel_choice", "run_length", "sharding"}
+GROUND |= {"kernel_choice", "run_length", "sharding", "regular_files"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -42,6 +42,7 @@ LEAVES = GROUND | {
 }
 ALLOWED = {
     "errors": set(),
+    "regular_files": set(),
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},

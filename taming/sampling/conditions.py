@@ -21,6 +21,7 @@ from taming.data.files.images import (
     read_stored,
     turned,
 )
+from taming.data.files.tar_members import opened
 from taming.errors import DamagedImage, UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
@@ -66,7 +67,7 @@ def _read_labels(path: str) -> np.ndarray:
 
 
 def _read_mask(path: str) -> np.ndarray:
-    with damage_named(path), Image.open(path) as image:
+    with damage_named(path), Image.open(opened(path)) as image:
         return turned(np.array(image.convert("L")), orientation_of(image))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from taming.errors import UserError, reason_of
+from taming.regular_files import read_text, regular
 
 # What fields of images and categories hold. Of objects, "skip" leaves out those that do not.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -45,7 +46,7 @@ def read_json(
                 bar.update()
                 return entry
 
-            content = json.loads(Path(file).read_text("utf-8"), object_hook=without_unused)
+            content = json.loads(read_text(file), object_hook=without_unused)
     except OSError as error:
         raise UserError(
             f"{dataset}: {file} cannot be read ({reason_of(error)}); put it there"
@@ -124,7 +125,7 @@ def read_csv(
         UserError: if the file is absent or damaged, a column is missing, or a row is too short.
     """
     try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
+        with open(regular(file), newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text)
             head = next(rows, []) if header else columns
             pick = _picker(head, columns, file, dataset)

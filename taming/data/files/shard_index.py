@@ -21,6 +21,7 @@ from taming.data.files.find import EXTENSIONS
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
+from taming.regular_files import regular
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
@@ -56,7 +57,7 @@ def scan(tar: str) -> Iterator[Sample]:
     """The samples of a shard, from its members; raises `UserError` if it is damaged."""
     sample: Sample | None = None
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(regular(tar), "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
                 folder, name = os.path.split(member.name)

@@ -26,6 +26,7 @@ from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
+from taming.regular_files import regular
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -60,7 +61,7 @@ def load_network(options: NetworkOptions, device: torch.device, **hub_options: A
     try:
         network = _build(options, hub_options if options.weights is None else {})
         if options.weights is not None:
-            state = torch.load(options.weights, map_location="cpu", weights_only=True)
+            state = torch.load(regular(options.weights), map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # the code of others may raise anything
         raise UserError(
