@@ -1,0 +1,41 @@
+"""Reading what users name: a named pipe would be waited for, and some devices never end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import TypeVar
+
+AnyPath = TypeVar("AnyPath", str, Path)
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """What is at `path`, also through links, if it can be read without being a file; else empty.
+
+    Raises OSError where there is nothing.
+    """
+    return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "")
+
+
+def regular(path: AnyPath) -> AnyPath:
+    """`path`, to be opened.
+
+    Raises:
+        OSError: if there is nothing, or a pipe, a socket or a device.
+    """
+    if kind := kind_of(path):
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+    return path
+
+
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """The text of a regular file; raises OSError, and ValueError for another encoding."""
+    return regular(Path(path)).read_text(encoding)
