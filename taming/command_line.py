@@ -68,9 +68,9 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
-        weights, parts = values.get("weights"), tuple(values.get("parts", ()))
+        weights, parts = values.get("weight_set"), tuple(values.get("weight_parts", ()))
         if "extractor_weights" in values and weights not in (None, RAW, EMA, INT8):
-            values.update(extractor_weights=Path(weights), weights=None)  # as it was called before
+            values.update(extractor_weights=Path(weights))  # as it was called before
             weights = None
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
@@ -131,16 +131,23 @@ def add_trust_flag(parser: Arguments) -> None:
     )
 
 
-def add_weight_flags(parser: Arguments) -> None:
-    """`--weights` and `--parts`, for programs that load weights, see `taming.weight_choice`."""
+def add_weight_set_flag(parser: Arguments) -> None:
+    """`--weights`, for programs that read a file's weights, see `taming.weight_choice`."""
     parser.add_argument(
         "--weights",
+        dest="weight_set",
         metavar=f"{RAW}|{EMA}|{INT8}",
         help="which weights of a file that has a moving average (EMA) of them too (default: ema); "
         f"{INT8}: sample with either in 8 bits, on a CPU, as {INT8} or {RAW},{INT8}",
     )
+
+
+def add_weight_flags(parser: Arguments) -> None:
+    """`--weights` and `--parts`, for programs that load weights into a model."""
+    add_weight_set_flag(parser)
     parser.add_argument(
         "--parts",
+        dest="weight_parts",
         type=_parse_names,
         action="extend",
         default=[],

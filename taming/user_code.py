@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ def kind_of(value: Any) -> str:
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, np.ndarray):
         return f"an array {list(value.shape)} of {value.dtype}"
+    if isinstance(value, ModuleType):
+        return "a module"
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 

@@ -119,3 +119,11 @@ def test_a_wrong_size_is_explained(
     with pytest.raises(SystemExit):
         export.main(["onnx", str(run), str(tmp_path / "x"), "--size", "big"])
     assert "a size is height,width in pixels, such as 256,384, not 'big'" in capsys.readouterr().err
+
+
+def test_a_submodel_has_no_parts_to_choose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        extract_submodel.main(["a.ckpt", str(tmp_path / "b.ckpt"), "--parts", "nope"])
+    assert "unknown argument --parts" in capsys.readouterr().err

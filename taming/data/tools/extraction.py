@@ -178,13 +178,28 @@ class Report:
 
 
 def image_names(folder: str) -> list[str]:
-    """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
+    """Names of the images below a folder, relative to it.
+
+    Raises:
+        UserError: if there are none, or two whose maps would be one file.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"--images: {absence('folder', folder)}")
     names = relative_names(folder)
     if not names:
         raise UserError(f"--images {folder} has no images")
+    by_map: dict[Path, str] = {}
+    for name in names:
+        if (other := by_map.setdefault(_map_name(name), name)) != name:
+            raise UserError(
+                f"--images {folder} has {other} and {name}, whose maps would both be "
+                f"{_map_name(name)}; rename one of them"
+            )
     return names
+
+
+def _map_name(name: str) -> Path:
+    return Path(name).with_suffix(".png")
 
 
 def extract(
@@ -202,7 +217,7 @@ def extract(
     """
     report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
-        target = (Path(output) / name).with_suffix(".png")
+        target = Path(output) / _map_name(name)
         if target.is_file():
             report.already += 1
             continue
