@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taming.command_line import Parser, add_weight_set_flag
+from taming.command_line import Parser, add_weight_flags
 from taming.errors import command
 from taming.export.weights import extract_submodel
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="first_stage_model",
         help="first_stage_model (default), cond_stage_model, transformer, ...",
     )
-    add_weight_set_flag(parser)
+    add_weight_flags(parser, parts=False)
     args = parser.parse_args(argv)
     count = extract_submodel(args.source, args.target, args.submodel)
     print(f"{count} tensors of {args.submodel} are in {args.target}")

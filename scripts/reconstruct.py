@@ -31,11 +31,11 @@ from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.limits import check_picture
 from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
-from taming.regular_files import read_text
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
 from taming.sampling.folder import ADVICE, save_png
 from taming.sampling.load import load_first_stage
+from taming.user_files import read_text
 
 Named = tuple[str, Tensor]
 COMPARED, SIDE = 8, 256  # images in the comparison, and their longer side in pixels

@@ -21,6 +21,8 @@ from typing import Annotated, Any
 
 from typing_extensions import Unpack
 
+from taming.user_files import with_home
+
 # ---------------------------------------------------------------------- what hints say
 
 
@@ -181,7 +183,7 @@ def _within(value: Any, hint: Any) -> Any:
         if isinstance(rule, Range | Length) and not rule.holds(value):
             raise OutOfRange(str(rule))
         if isinstance(rule, ExpandsUser) and str(value).startswith("~"):
-            value = os.path.expanduser(value)
+            value = with_home(value)
     return value
 
 

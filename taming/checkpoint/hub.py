@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.errors import UserError
-from taming.regular_files import read_text
+from taming.user_files import read_text
 
 CONFIG = "config.json"
 # The weights' file, in the order of preference.

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from taming.errors import UserError
-from taming.regular_files import read_text
+from taming.user_files import read_text
 
 
 def _read() -> dict[str, str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from taming.data.helper_types import Annotation
 from taming.errors import UserError
-from taming.regular_files import regular
+from taming.user_files import regular
 from taming.util import download
 
 # ---------------------------------------------------------------------- files

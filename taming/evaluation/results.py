@@ -22,7 +22,7 @@ from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError, reason_of
 from taming.evaluation.tasks.fidelity import flattened
-from taming.regular_files import read_text
+from taming.user_files import read_text
 
 Result = dict[str, Any]
 PACKAGES = ("torchvision", "torch-fidelity", "lpips", "numpy", "pillow")

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from taming.errors import UserError, reason_of
-from taming.regular_files import read_text, regular
+from taming.user_files import read_text, regular
 
 # What fields of images and categories hold. Of objects, "skip" leaves out those that do not.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -23,6 +23,7 @@ TYPES: dict[str, tuple[Any, str]] = {
     "width": (int | float, "number"),
     "height": (int | float, "number"),
 }
+IDS: dict[str, tuple[Any, str]] = {"id": (int | str | float, "number or text")}
 
 
 def read_json(
@@ -72,8 +73,9 @@ def all_fields(
     if not isinstance(records, list):
         raise UserError(f"{file}: {kind} must be a list; repair or replace the file")
     rows = _picked(records, names, file, kind)
+    types = TYPES if kind == "annotations" else TYPES | IDS
     for place, name in enumerate(names):
-        accepted, expected = TYPES.get(name, (object, ""))
+        accepted, expected = types.get(name, (object, ""))
         wrong = (n for n, row in enumerate(rows) if not _is_of(row[place], accepted))
         if (number := next(wrong, None)) is not None:
             raise UserError(
@@ -92,7 +94,12 @@ def _is_of(value: Any, accepted: Any) -> bool:
 
 def identity_of(value: Any) -> int | float | str:
     """An id, as text if it is a list or the like, which cannot be looked up."""
-    return value if isinstance(value, int | float | str) else repr(value)
+    return whole(value) if isinstance(value, int | float | str) else repr(value)
+
+
+def whole(value: Any) -> Any:
+    """A value; 5 of 5.0, as some programs write all numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _picked(

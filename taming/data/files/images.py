@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from taming.data.files.bit_depth import ValueRange, deep_pixels, is_deep
 from taming.data.files.tar_members import is_member, opened, read_bytes
-from taming.regular_files import kind_of, regular
+from taming.user_files import kind_of, regular
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them

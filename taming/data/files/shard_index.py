@@ -21,7 +21,7 @@ from taming.data.files.find import EXTENSIONS
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
-from taming.regular_files import regular
+from taming.user_files import regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
@@ -42,7 +42,7 @@ def find_shards(shards: str | Sequence[str]) -> list[str]:
     """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
     tars: list[str] = []
     for place in [shards] if isinstance(shards, str | Path) else shards:
-        pattern = os.path.expanduser(place)
+        pattern = with_home(place)
         if os.path.isdir(pattern):
             pattern = os.path.join(pattern, "*.tar")
         if not (matches := sorted(glob.glob(pattern))):

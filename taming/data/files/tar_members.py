@@ -12,7 +12,7 @@ import tarfile
 from typing import IO
 
 from taming.errors import UserError
-from taming.regular_files import regular
+from taming.user_files import regular
 
 SEPARATOR = "::"
 OPEN_TARS = 64

@@ -26,7 +26,7 @@ from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
-from taming.regular_files import regular
+from taming.user_files import regular, with_home
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -86,7 +86,7 @@ def _reason(error: Exception) -> str:
 
 def _build(options: NetworkOptions, hub_options: Mapping[str, Any]) -> nn.Module:
     model, entry = options.model, options.entry
-    path = Path(model).expanduser()
+    path = with_home(Path(model))
     if path.is_dir():
         return torch.hub.load(str(path), entry, source="local")
     if path.suffix == ".py" and path.is_file():

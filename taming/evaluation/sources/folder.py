@@ -18,7 +18,7 @@ from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
 from taming.evaluation.sources.images import Loaded, LoadedSource
-from taming.regular_files import regular
+from taming.user_files import regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 HASHING_THREADS = 8

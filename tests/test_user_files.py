@@ -22,7 +22,7 @@ from taming.data.utils import unpack
 from taming.errors import DamagedImage, UserError
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource, file_digest
-from taming.regular_files import read_text, regular
+from taming.user_files import read_text, regular, with_home
 
 
 def test_files_are_passed_on_also_through_links(tmp_path: Path) -> None:
@@ -41,6 +41,13 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
             regular(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         regular(tmp_path / "nothing")
+
+
+def test_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert with_home("~/a") == "/home/ada/a" and with_home(Path("~")) == Path("/home/ada")
+    for other in ("a/~", "~nosuchuser/a", "~a\0b", "~\ud800"):
+        assert with_home(other) == other and with_home(Path(other)) == Path(other)
 
 
 def network_of(weights: str) -> Any:

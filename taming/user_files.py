@@ -1,4 +1,7 @@
-"""Reading what users name: a named pipe would be waited for, and some devices never end."""
+"""Files that users name: their `~`, and that they are files.
+
+A named pipe would be waited for, and some devices never end.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,17 @@ def regular(path: AnyPath) -> AnyPath:
     return path
 
 
-def read_text(path: str | Path, encoding: str = "utf-8") -> str:
-    """The text of a regular file; raises OSError, and ValueError for another encoding."""
+def with_home(path: AnyPath) -> AnyPath:
+    """A path whose `~`, or `~user` if there is such a user, is replaced as a shell does."""
+    try:
+        return type(path)(os.path.expanduser(path))
+    except ValueError:  # a null character, or half of a surrogate pair
+        return path
+
+
+def read_text(path: str | Path, encoding: str = "utf-8-sig") -> str:
+    """The text of a regular file; raises OSError, and ValueError for another encoding.
+
+    By default that is UTF-8, also with the mark at its beginning that Windows' programs write.
+    """
     return regular(Path(path)).read_text(encoding)
