@@ -48,7 +48,7 @@ class Arguments:
     sampling: SampleArguments
     image: str = flag(MISSING, "the image file")
     keep: str | None = flag(
-        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, white: kept"
+        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, kept: white and opaque"
     )
     pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
     condition: str | None = flag(

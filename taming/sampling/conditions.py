@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from taming.data.condition_maps import DEPTH_MODES, Depth, one_hot
+from taming.data.files.bit_depth import is_deep
 from taming.data.files.images import (
     BadImage,
     damage_named,
@@ -67,8 +68,13 @@ def _read_labels(path: str) -> np.ndarray:
 
 
 def _read_mask(path: str) -> np.ndarray:
+    """Grays from 0 to 255, black where the mask is transparent."""
+    gray = np.asarray(Image.fromarray(read_rgb(path)).convert("L"))
     with damage_named(path), Image.open(opened(path)) as image:
-        return turned(np.array(image.convert("L")), orientation_of(image))
+        if is_deep(image) or not image.has_transparency_data:
+            return gray
+        opaque = turned(np.asarray(image.convert("RGBA"))[..., 3], orientation_of(image))
+    return (gray.astype(np.uint16) * opaque // 255).astype(np.uint8)
 
 
 # How files are read, what they are called in errors, and what to give instead.
