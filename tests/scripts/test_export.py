@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
+from taming.errors import UserError
+from taming.export.weights import save_weights
 from tests.kit.models import build, ddconfig, first_stage_config, unconditional_config
+from tests.scripts.test_no_room import no_room
 from tests.support import write_run
 
 
@@ -104,6 +107,16 @@ def test_safetensors_hold_the_whole_model(run: Path, tmp_path: Path) -> None:
     loaded, _, _ = load_run(run)
     written = read_checkpoint(target)["state_dict"]
     assert written.keys() == loaded.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_no_room_for_weights(tmp_path: Path, name: str) -> None:
+    with no_room(), pytest.raises(UserError, match=r"cannot write .*model\.\w+ \(File too large"):
+        save_weights({"a": torch.ones(3)}, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot write .*{name}"):
+        save_weights({"a": torch.ones(3)}, tmp_path / "file" / name)
 
 
 def test_diffusers_take_the_first_stage_of_a_transformer(run: Path, tmp_path: Path) -> None:
