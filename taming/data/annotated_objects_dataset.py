@@ -110,9 +110,9 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         self.structure = self.build_paths(self.data_path)
         self.transform_functions = self.setup_transform(target_image_size, crop_method, random_flip)
         self.categories_left_out: set[str] = set()  # their ids, which data may name
-        described = self.load_categories()
-        self.choose_categories(described, category_allow_list_target, category_mapping_target)
-        self.categories_left_out |= {category.id for category in described}
+        listed = self.load_categories()
+        self.choose_categories(listed, category_allow_list_target, category_mapping_target)
+        self.categories_left_out |= {category.id for category in listed}
         if not self.category_ids:
             raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
         limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)

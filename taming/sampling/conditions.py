@@ -74,7 +74,8 @@ def _read_mask(path: str) -> np.ndarray:
         if is_deep(image) or not image.has_transparency_data:
             return gray
         opaque = turned(np.asarray(image.convert("RGBA"))[..., 3], orientation_of(image))
-    return (gray.astype(np.uint16) * opaque // 255).astype(np.uint8)
+    values: np.ndarray = gray.astype(np.uint16) * opaque // 255
+    return values.astype(np.uint8)
 
 
 # How files are read, what they are called in errors, and what to give instead.

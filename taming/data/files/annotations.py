@@ -132,7 +132,7 @@ def read_csv(
         UserError: if the file is absent or damaged, a column is missing, or a row is too short.
     """
     try:
-        with open(regular(file), newline="", encoding="utf-8-sig") as text:
+        with open(regular(Path(file)), newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text)
             head = next(rows, []) if header else columns
             pick = _picker(head, columns, file, dataset)
