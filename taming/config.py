@@ -32,6 +32,7 @@ from taming.config_targets import (
     get_obj_from_str,
     inside,
     is_installed,
+    note_own_code,
     params_of,
     target_of,
 )
@@ -120,6 +121,7 @@ def instantiate_from_config(
         own = params_of(node)
         with inside("params"):
             params = arguments_for(target, name, own, {**own, **extra})
+            note_own_code(target)
             limit = within_memory(current_key(), own) if expects == "module" else nullcontext()
             with calling(target, f"{current_key()}: {name}".strip(": ")), limit:
                 return _made(target, name, params)

@@ -56,6 +56,9 @@ def _defaults(target: str) -> dict[str, Any]:
     for base in cls.__mro__ if inspect.isclass(cls) else ():
         constructor = vars(base).get("__init__")
         if inspect.isfunction(constructor):
-            for name, parameter in inspect.signature(constructor).parameters.items():
+            parameters = inspect.signature(constructor).parameters
+            for name, parameter in parameters.items():
                 defaults.setdefault(name, parameter.default)
+            if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                break  # it takes nothing for its bases
     return defaults

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from taming.errors import Stopped, UserError, shorten
+from taming.errors import Stopped, UserError, described, own_code, shorten
 from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
-from taming.user_code import described, kind_of
+from taming.user_code import kind_of, name_of
 
 # What a place in a config expects: a subclass of the class at a dotted path, or a class with one
 # of these methods.
@@ -131,6 +131,13 @@ def target_of(node: Any, expects: str | None) -> Any:
     if expects is not None:
         _check_kind(target, node["target"], expects)
     return target
+
+
+def note_own_code(target: Any) -> None:
+    """Remember, for what a command says of errors, that it makes something of a user's class."""
+    names = own_code.get()
+    if names is not None and not is_listed(str(target.__module__), PACKAGES):
+        names[name_of(target)] = None
 
 
 def params_of(node: Mapping[str, Any]) -> Mapping[str, Any]:

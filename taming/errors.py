@@ -7,7 +7,12 @@ import errno
 import functools
 import os
 import sys
+import sysconfig
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 P = ParamSpec("P")
@@ -17,6 +22,15 @@ P = ParamSpec("P")
 _REFUSED = ("EACCES", "EDQUOT", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EROFS")
 REFUSALS = {number for number, name in errno.errorcode.items() if name in _REFUSED}
 FULL = {number for number, name in errno.errorcode.items() if name in ("ENOSPC", "EDQUOT")}
+
+
+_HERE = Path(__file__).parent
+_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+_OURS = (str(_HERE), *(str(_HERE.parent / name) for name in ("scripts", "benchmarks")))
+_MAIN = str(_HERE.parent / "main.py")
+
+# Users' classes and functions that a command has made something of, by their dotted names.
+own_code: ContextVar[dict[str, None] | None] = ContextVar("own_code", default=None)
 
 
 class UserError(Exception):
@@ -93,6 +107,47 @@ def end_with_damaged(sentences: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def described(error: BaseException) -> str:
+    """`KeyError: 'a' (my_data.py, line 12)`: an exception, and the user's line that it is from."""
+    text = f"{type(error).__name__}: {error}".strip(": \n")
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({_shown(str(error.filename))}, line {error.lineno})"
+    line = line_of(error)
+    return f"{text} ({_shown(line.filename)}, line {line.lineno})" if line else text
+
+
+def line_of(error: BaseException) -> traceback.FrameSummary | None:
+    """The last line in no installed package, on the way from where it is caught."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame for frame in reversed(frames) if _is_users(frame.filename)), None)
+
+
+def _is_users(file: str) -> bool:
+    folders = tuple(f"{folder}{os.sep}" for folder in (*_OURS, *_INSTALLED))
+    return file != _MAIN and not file.startswith(("<", *folders))
+
+
+def _shown(file: str) -> str:
+    """The path from the working directory, if it leads down from there."""
+    relative = os.path.relpath(file)
+    return file if relative.startswith(os.pardir) else relative
+
+
+def _of_own_code(error: Exception) -> str | None:
+    """What to say of an exception that users' own code raises, or may be the cause of; else None.
+
+    The traceback, which they need then, goes to a file.
+    """
+    names, line = own_code.get(), line_of(error)
+    if line is None and not names:
+        return None
+    about = "" if line else f", perhaps as {' or '.join(names or ())} lacks what is needed there"
+    handle, path = tempfile.mkstemp(prefix="traceback-", suffix=".txt", text=True)
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return f"{described(error)}{about}; the way there is in {path}"
+
+
 def _refuse(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -101,26 +156,39 @@ def _refuse(message: str) -> NoReturn:
 def command(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2.
 
-    So does what the system says of a file, if it is the user's to mend.
+    So does what the system says of a file, if it is the user's to mend, and what users' own code
+    raises, or may be the cause of.
 
     The message of `Stopped` is printed likewise.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        context = contextvars.copy_context()
         try:
             # What a command line sets, as `--trust` does, ends with it.
-            contextvars.copy_context().run(main, *args, **kwargs)
+            context.run(own_code.set, {})
+            context.run(main, *args, **kwargs)
         except UserError as error:
             _refuse(sentence(error))
-        except OSError as error:
-            # Reading and writing, unlike opening, do not name the file.
-            if error.errno not in (REFUSALS if error.filename else FULL | {errno.EIO}):
-                raise
-            _refuse(f"{error.filename or 'a file'} cannot be used ({reason_of(error)})")
         except Stopped as stop:
             if stop.message:
                 print(stop.message, file=sys.stderr)
             raise SystemExit(stop.code) from None
+        except Exception as error:
+            message = _of_system(error) or context.run(_of_own_code, error)
+            if message is None:
+                raise
+            _refuse(message)
 
     return run
+
+
+def _of_system(error: Exception) -> str | None:
+    """What to say of what the system says of a file, if it is the user's to mend."""
+    # Reading and writing, unlike opening, do not name the file.
+    if not isinstance(error, OSError):
+        return None
+    mendable = REFUSALS if error.filename else FULL | {errno.EIO}
+    name = error.filename or "a file"
+    return f"{name} cannot be used ({reason_of(error)})" if error.errno in mendable else None

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sysconfig
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from taming.errors import REFUSALS, Stopped, UserError
-
-_OURS = str(Path(__file__).parent)
-_INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+from taming.errors import REFUSALS, Stopped, UserError, described, line_of
 
 
 def is_ours(kind: Any) -> bool:
@@ -50,32 +43,6 @@ def wrong_result(name: str, expected: str, result: Any) -> UserError:
     return UserError(f"{name} must return {expected}; it returned {kind_of(result)}")
 
 
-def described(error: BaseException) -> str:
-    """`KeyError: 'a' (my_data.py, line 12)`: an exception, and the user's line that it is from."""
-    text = f"{type(error).__name__}: {error}".strip(": \n")
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} ({_shown(str(error.filename))}, line {error.lineno})"
-    line = _line_of(error)
-    return f"{text} ({_shown(line.filename)}, line {line.lineno})" if line else text
-
-
-def _line_of(error: BaseException) -> traceback.FrameSummary | None:
-    """The last line in no installed package, on the way from where it is caught."""
-    frames = traceback.extract_tb(error.__traceback__)
-    installed = (_OURS, *_INSTALLED)
-    return next((f for f in reversed(frames) if not _is_in(f.filename, installed)), None)
-
-
-def _is_in(file: str, folders: Sequence[str]) -> bool:
-    return file.startswith(("<", *(f"{folder}{os.sep}" for folder in folders)))
-
-
-def _shown(file: str) -> str:
-    """The path from the working directory, if it leads down from there."""
-    relative = os.path.relpath(file)
-    return file if relative.startswith(os.pardir) else relative
-
-
 @contextmanager
 def calling(target: Any, name: str) -> Iterator[None]:
     """A block that calls `target`; what code of the user's raises is a `UserError` about `name`.
@@ -89,6 +56,6 @@ def calling(target: Any, name: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         refused = isinstance(error, OSError) and error.errno in REFUSALS and error.filename
-        if refused or (is_ours(target) and _line_of(error) is None):
+        if refused or (is_ours(target) and line_of(error) is None):
             raise
         raise UserError(f"{name} raises {described(error)}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -59,12 +61,22 @@ def test_what_users_can_mend_about_files(name: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("error", [of_system("ENOENT"), of_system("EACCES", None), KeyError("a")])
 def test_bugs_keep_their_traceback(error: Exception) -> None:
-    @command
-    def fail() -> None:
-        raise error
-
+    future: Future[None] = Future()  # it raises where no line is a user's
+    future.set_exception(error)
     with pytest.raises(type(error)):
-        fail()
+        command(future.result)()
+
+
+def test_what_users_own_code_raises_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(Path(__file__).parent)
+    code, text = said(KeyError("a"), capsys)
+    (kept,) = tmp_path.iterdir()
+    assert code == 2
+    assert text == f"error: KeyError: 'a' (test_errors.py, line 31); the way there is in {kept}\n"
+    assert "Traceback (most recent call last)" in kept.read_text()
 
 
 @pytest.mark.parametrize("kind", [UserError, DamagedImage])

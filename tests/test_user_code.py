@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from taming.errors import DamagedImage, Stopped, UserError
+from taming.errors import DamagedImage, Stopped, UserError, described
 from taming.trust import is_dotted
-from taming.user_code import calling, described, is_ours, name_of
+from taming.user_code import calling, is_ours, name_of
 
 CODE = """
 def outer():

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from taming.config import instantiate_from_config, plain
-from taming.errors import UserError
-from taming.user_code import described
+from taming.errors import UserError, described
 
 Corners = tuple[float, float, float, float]
 """x0, y0, x1 and y1 as shares of the image."""

@@ -25,6 +25,7 @@ from taming.modules.losses.base import (
     checked_result,
     has_entry_points,
     names_of_terms,
+    require_published_arguments,
 )
 from taming.modules.vqvae.codebook import Quantized, Quantizer
 
@@ -129,7 +130,9 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         """The loss, and terms by the names under which they are logged, of the original's kind."""
         x, outputs, step = images.inputs, images.outputs, images.global_step
         options = {"last_layer": self.get_last_layer(), "split": split}
-        return self.loss(images.codebook_loss, x, outputs, side, step, **options)
+        arguments = (images.codebook_loss, x, outputs, side, step)
+        require_published_arguments(self.loss, *arguments, **options)
+        return self.loss(*arguments, **options)
 
     def _log_losses(
         self, name: str, loss: Tensor, terms: Mapping[str, Tensor], batch_size: int

@@ -26,6 +26,7 @@ class TrainsSomething(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._batches = self._losses = self._version = 0  # of an epoch
+        self._epochs = 0  # that were gone through here
         self._seen: set[int] = set()  # optimizers
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,6 +75,12 @@ class TrainsSomething(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._batches:
             self._check(pl_module)
+        elif self._epochs and trainer.limit_train_batches:
+            raise UserError(
+                f"data: after {self._epochs} epochs there are no more batches: a loader must give "
+                "them anew each time that it is gone through, which an iterator does not"
+            )
+        self._epochs += 1
 
     def _check(self, model: pl.LightningModule) -> None:
         """Refuse batches without a loss, but for a model that steps all by itself."""

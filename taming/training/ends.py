@@ -16,13 +16,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.checkpoint import read_checkpoint
 from taming.distributed import disconnect, is_first_process
-from taming.errors import Stopped, UserError
+from taming.errors import Stopped, UserError, described
 from taming.lightning_internals import end_loaders
 from taming.modules.util import count_params
 from taming.training.data_module import DataModuleFromConfig
 from taming.training.processes import ProcessWatch, hang, loader_timed_out
 from taming.training.run_folder import RunFolder
-from taming.user_code import described, is_ours, name_of
+from taming.user_code import is_ours, name_of
 
 _DEAD_WORKER = re.compile(
     r"DataLoader worker \(pid\D*(?P<process>[\d, ]+)\) (?:is killed by signal: (?P<signal>[\w ]+)|"

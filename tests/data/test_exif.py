@@ -215,6 +215,11 @@ class Stored(CustomTrain):
         super().__init__(8, list_file, exif=exif, **options)
 
 
+class Closed(ImagePaths):
+    def __init__(self, size: int) -> None:
+        super().__init__(["a.png"], size)
+
+
 def test_runs_keep_the_way_that_they_were_trained() -> None:
     def config() -> Any:
         data = {"train": section(CustomTrain, size=8), "test": section(CustomTest, exif="apply")}
@@ -233,6 +238,9 @@ def test_runs_keep_the_way_that_they_were_trained() -> None:
     own = OmegaConf.create({"data": {"params": {"test": section(Stored, list_file="a.txt")}}})
     keep_dataset_defaults(own, new=True)
     assert own.data.params.test.params.exif == "ignore"  # as the subclass says
+    closed = OmegaConf.create({"data": {"params": {"test": section(Closed, size=8)}}})
+    keep_dataset_defaults(closed, new=True)
+    assert closed.data.params.test.params == {"size": 8}  # its constructor takes no more
     assert is_of_run("logs/x/configs/2026-01-01T00-00-00-project.yaml")
     assert not is_of_run("configs/custom_vqgan.yaml")
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
+from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.training.callbacks import ImageLogger
 from taming.training.cli import main as main_command
+from taming.training.effect import TrainsSomething
 from tests.kit.first_stages import IMAGES, made, train
 from tests.kit.resuming import run_config
-from tests.kit.training import write_config
+from tests.kit.training import tiny_trainer, write_config
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 CALLBACKS = "pytorch_lightning.callbacks."
@@ -119,3 +124,80 @@ def test_a_decoder_remembers_what_it_decoded() -> None:
     z = torch.zeros(2, model.decoder.z_shape[1], 4, 6)
     model.decoder(z)
     assert model.decoder.last_z_shape == z.shape
+
+
+class OwnDistance(VQLPIPSWithDiscriminator):
+    """With a perceptual loss of its own, that has weights."""
+
+    def __init__(self, disc_start: int = 0, **options: Any) -> None:
+        super().__init__(disc_start, **options, perceptual_weight=0.0, disc_num_layers=1)
+        self.perceptual_weight, self.perceptual_loss = 1.0, Distance()
+
+
+class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((), 2.0), requires_grad=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scale * (x - y).square().mean((1, 2, 3), keepdim=True)
+
+
+class NoDiscriminator(VQLPIPSWithDiscriminator):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.discriminator
+
+
+class Raises(VQModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise KeyError("a")
+
+
+def test_a_perceptual_loss_of_ones_own() -> None:
+    loss, x = OwnDistance(), torch.zeros(2, 3, 8, 8)
+    loss.prepare()
+    _, terms = loss.generator_loss(x + 1, x, torch.zeros(()), 0, last_layer=x)
+    assert terms["p_loss"] == 2
+    state = {**loss.state_dict(), "perceptual_loss.scale": torch.tensor(3.0)}
+    loss.load_state_dict({**state, "perceptual_loss.lin0.weight": torch.ones(1)})
+    assert loss.perceptual_loss.scale == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lossconfig.target": f"{__name__}.NoDiscriminator"},
+         "AttributeError: .*discriminator.*, perhaps as .*NoDiscriminator lacks what is needed"),
+        ({"target": f"{__name__}.Raises"}, r"KeyError: 'a' \(.*test_own_code.py, line \d+\)"),
+        ({"lossconfig": {"target": "torch.nn.MSELoss"}},
+         r"the loss torch.*MSELoss cannot be used here: its forward must take \(codebook_loss"),
+    ],
+)  # fmt: skip
+def test_what_own_code_does_is_a_sentence(
+    changes: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = run_config("vqgan")
+    for key, value in changes.items():
+        place = f"model.{key}" if key == "target" else f"model.params.{key}"
+        OmegaConf.update(config, place, value, merge=False)
+    with pytest.raises(SystemExit) as caught:
+        main_command(["--base", write_config(tmp_path, config), "-t"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and re.match(f"error: .*{message}", error), error
+    kept = error.rpartition("; the way there is in ")[2]
+    assert "cannot be used here" in error or "Traceback" in Path(kept).read_text()
+
+
+def test_a_loader_that_ends_for_good(tmp_path: Path) -> None:
+    batches = iter([{"image": IMAGES}] * 2)
+    trainer = tiny_trainer(tmp_path, max_steps=5, max_epochs=-1, callbacks=[TrainsSomething()])
+    with pytest.raises(UserError, match="after 1 epochs there are no more batches"):
+        trainer.fit(made(VQModel), batches)
+    assert trainer.global_step

@@ -6,6 +6,7 @@ YAML (`lossconfig: {target: ..., params: ...}`). The original's losses, `forward
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -159,6 +160,18 @@ def has_entry_points(loss: nn.Module) -> TypeGuard[FirstStageLoss]:
         if "forward" in vars(cls):
             return False
     return False
+
+
+def require_published_arguments(loss: nn.Module, *args: Any, **options: Any) -> None:
+    """Raise `UserError` for a loss whose `forward` cannot be called with what it is given."""
+    try:
+        inspect.signature(loss.forward).bind(*args, **options)
+    except TypeError as error:
+        raise UserError(
+            f"the loss {name_of(type(loss))} cannot be used here: its forward must take "
+            "(codebook_loss, inputs, reconstructions, optimizer_idx, global_step, last_layer, "
+            f"split) ({error})"
+        ) from None
 
 
 def require_loss(loss: nn.Module) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from taming.errors import UserError
 from taming.modules.losses.features import NETWORKS, LogitDistance
 from taming.modules.losses.lpips import LPIPS
@@ -14,6 +16,12 @@ Perceptual = LPIPS | LogitDistance
 def make_perceptual(net: str) -> Perceptual:
     """LPIPS, or the `LogitDistance` of a network."""
     return LogitDistance(net) if net in NETWORKS else LPIPS()
+
+
+def fill(network: nn.Module | None, path: str | None) -> None:
+    """Have a network read its weights; not one that a subclass of the user's puts in its place."""
+    if isinstance(network, Perceptual):
+        network.prepare(path)
 
 
 def path_of(net: str, vgg_path: str | None, perceptual_path: str | None) -> str | None:
@@ -32,5 +40,7 @@ def path_of(net: str, vgg_path: str | None, perceptual_path: str | None) -> str 
 def drop_unused_lpips(module: Any, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Let checkpoints trained with LPIPS load, strictly, if it is not used here."""
     if not isinstance(module.perceptual_loss, LPIPS):
+        own = module.state_dict(prefix=prefix)  # a subclass may have another
         for name in [name for name in state_dict if name.startswith(f"{prefix}perceptual_loss.")]:
-            del state_dict[name]
+            if name not in own:
+                del state_dict[name]

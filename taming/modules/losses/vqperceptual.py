@@ -46,7 +46,7 @@ from taming.modules.losses.base import (
 )
 from taming.modules.losses.lpips import LPIPS
 from taming.modules.losses.penalties import Penalties, PenaltyOptions
-from taming.modules.losses.perceptual import drop_unused_lpips, make_perceptual, path_of
+from taming.modules.losses.perceptual import drop_unused_lpips, fill, make_perceptual, path_of
 from taming.modules.losses.pixels import PIXEL_LOSSES, images_of
 from taming.modules.losses.start import DiscriminatorStart
 from taming.run_length import RunLength
@@ -167,8 +167,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         return self.skip_idle_discriminator and not factor
 
     def prepare(self) -> None:
-        if self.perceptual_loss is not None:
-            self.perceptual_loss.prepare(self.perceptual_path)
+        fill(self.perceptual_loss, self.perceptual_path)
         if isinstance(self.discriminator, Discriminator):
             self.discriminator.prepare()
 
