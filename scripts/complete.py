@@ -35,7 +35,7 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
-from taming.sampling.estimate import announce
+from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
 
@@ -49,7 +49,7 @@ class Arguments:
     sampling: SampleArguments
     image: str = flag(MISSING, "the image file")
     keep: str | None = flag(
-        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, white: kept"
+        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, kept: white and opaque"
     )
     pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
     condition: str | None = flag(
@@ -112,17 +112,14 @@ def parse_pad(text: str, factor: int) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def read_known(own: Arguments, model: Net2NetTransformer, photo: Photo) -> Tensor:
-    """Indices (h, w) of the image to sample, -1 at positions to sample."""
-    factor = pixels_per_token(model)
-    pad = parse_pad(own.pad, factor)
-    if own.keep is None and not any(pad):
-        raise UserError("say what to keep with --keep, or how far to go beyond it with --pad")
-    picture, keep = photo.picture, None
+def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
+    """Which tokens of the image, without those that are added around it, are kept: bool (h, w)."""
+    size = (photo.picture.shape[2], photo.picture.shape[3])
     if own.keep is not None:
-        size = (picture.shape[2], picture.shape[3])
-        keep = keep_mask(own.keep, size, factor, original=photo.original)
-    return known_indices(model, picture, keep, pad)
+        return keep_mask(own.keep, size, factor, original=photo.original)
+    if not any(parse_pad(own.pad, factor)):
+        raise UserError("say what to keep with --keep, or how far to go beyond it with --pad")
+    return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)
 
 
 def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
@@ -161,14 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
-    known = read_known(own, model, photo)
-    shape = (known.shape[0], known.shape[1])
+    kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
+    shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
     require_order(own, model, size)
-    c, reduced_to = None, None if any(parse_pad(own.pad, factor)) else photo.reduced_to
-    if own.condition is not None:
-        c = read_condition(model, own.condition, size, reduced_to)
-    request = request_for_condition(model, c, 0, shape, known)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
         sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)
@@ -177,12 +170,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     finished = folder.finished(None)
     count = own.num_samples - sum(n < own.num_samples for n in finished)
+    say_if_reduced(photo)
+    sampled = shape[0] * shape[1] - int(kept.sum())
+    announce_size(model, shape, count, sampled)  # before anything of that size is computed
+    c, reduced_to = None, None if any(pad) else photo.reduced_to
+    if own.condition is not None:
+        c = read_condition(model, own.condition, size, reduced_to)
+    known = known_indices(model, photo.picture, kept, pad)
+    request = request_for_condition(model, c, 0, shape, known)
     requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
     write_inputs(photo.picture, known, own.pad, factor, root)
-    say_if_reduced(photo)
     first = [request] * min(count, sampling.batch_size)
-    announce(model, first, sampling.settings, sampling.batch_size, shape, count=count)
-    bar = TokenBar(count, int((known < 0).sum()))
+    announce_time(model, first, sampling.settings, sampling.batch_size, shape, count=count)
+    bar = TokenBar(count, sampled)
     samples = sample_images(
         model,
         requests,

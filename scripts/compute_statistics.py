@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
     settings = FidelitySettings(("fid",), dict(extraction.layer))
-    extractor, _ = extraction.extractors(settings, device, common.precision, common.compile)
+    extractor = extraction.build(settings, device, common.precision, common.compile)
     request = settings.request("fid", extractor)
     features = runner.features(source, [request], "images")
     runner.finish()

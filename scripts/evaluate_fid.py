@@ -24,7 +24,7 @@ from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     EvaluationArguments,
-    ExtractorArguments,
+    FidelityExtractorArguments,
     RunSetArguments,
     add_metric_flags,
     add_set_flags,
@@ -87,7 +87,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], li
     )
     parser.usage = "%(prog)s SAMPLES REFERENCE [flags]"
     add_metric_flags(parser)
-    add_flags(parser, ExtractorArguments)
+    add_flags(parser, FidelityExtractorArguments)
     add_set_flags(parser)
     add_flags(parser, Arguments)
     early, _ = parser.parse_known_args(argv)
@@ -108,7 +108,7 @@ class Job:
         if not self.names:
             raise UserError("give SAMPLES and REFERENCE: folders of images, runs or configs")
         self.common = from_flags(EvaluationArguments, args)
-        self.extractor = from_flags(ExtractorArguments, args)
+        self.extractor = from_flags(FidelityExtractorArguments, args)
         self.settings = fidelity_settings(
             args, dict(self.extractor.layer), keep_features=self.own.neighbors > 0
         )

@@ -157,7 +157,7 @@ def rfid_extractor(own: Arguments, device: torch.device) -> tuple[Extractor | No
             raise
         log.warning("rFID is left out, everything else is computed: %s", error)
         return None, str(error)
-    return extraction.extractors(settings, device, common.precision, common.compile)[0], None
+    return extraction.build(settings, device, common.precision, common.compile), None
 
 
 def make_evaluator(own: Arguments, reads_labels: bool) -> FirstStageEvaluator:

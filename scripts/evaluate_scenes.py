@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(arguments.device)
     of_metrics = {"isc": own.inception_score}
     settings = FidelitySettings(("fid", "isc"), dict(extraction.layer), of_metrics=of_metrics)
-    extractor, _ = extraction.extractors(settings, device, arguments.precision, own.compile)
+    extractor = extraction.build(settings, device, arguments.precision, own.compile)
     runner = own.cache.runner(own.sampling.batch_size)
     with damage_found_later():
         samples, run = sampled_scenes(own, arguments)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="first_stage_model",
         help="first_stage_model (default), cond_stage_model, transformer, ...",
     )
-    add_weight_flags(parser)
+    add_weight_flags(parser, parts=False)
     args = parser.parse_args(argv)
     count = extract_submodel(args.source, args.target, args.submodel)
     print(f"{count} tensors of {args.submodel} are in {args.target}")

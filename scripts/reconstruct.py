@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,15 +29,17 @@ from taming.data.files.find import find_images
 from taming.errors import UserError, absence, command, end_with_damaged, sentence
 from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
-from taming.limits import check_picture
+from taming.limits import check_picture, readable_time
 from taming.models.first_stage import FirstStage
 from taming.pictures import HALF_RANGE, Cell, grid
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.conditions import cut_to_tokens, read_input
 from taming.sampling.folder import ADVICE, save_png
 from taming.sampling.load import load_first_stage
+from taming.user_files import read_text
 
 Named = tuple[str, Tensor]
+FAR_BEYOND = 4  # times the pixels of training
 COMPARED, SIDE = 8, 256  # images in the comparison, and their longer side in pixels
 
 
@@ -77,23 +80,29 @@ def list_images(folder: Path, num_images: int | None) -> list[str]:
 
 
 class Images:
-    """The images of a folder; `left_out` has a sentence for each that the model cannot read."""
+    """The images of a folder; `left_out` has a sentence for each that the model cannot read.
 
-    def __init__(self, model: FirstStage, folder: Path, size: tuple[int, int] | None) -> None:
-        self.model, self.folder, self.size = model, folder, size
+    Those are counted on the `bar`.
+    """
+
+    def __init__(
+        self, model: FirstStage, folder: Path, size: tuple[int, int] | None, bar: tqdm[NoReturn]
+    ) -> None:
+        self.model, self.folder, self.size, self.bar = model, folder, size, bar
         self.left_out: list[str] = []
 
     def read(self, paths: Sequence[str]) -> Iterator[Named]:
         """Paths below the folder, and images [1, C, H, W] in whole tokens; raises `UserError` if
         there is none of these.
         """
-        for path in tqdm(paths, unit="image"):
+        for path in paths:
             try:
                 x = read_input(self.model, path, self.size)
                 x = cut_to_tokens(x, self.model.downsampling_factor)
             except UserError as error:
                 named = sentence(error)
                 self.left_out.append(named if path in named else f"{path}: {named}")
+                self.bar.update()
                 continue
             yield str(Path(path).relative_to(self.folder)), x
         if len(self.left_out) == len(paths):
@@ -107,15 +116,47 @@ def batches(images: Iterable[Named], size: int) -> Iterator[tuple[list[str], Ten
             yield [name for name, _ in batch], torch.cat([x for _, x in batch])
 
 
+def say_if_large(model: FirstStage, x: Tensor) -> bool:
+    """Of images [B, C, H, W] far larger than those of training, say so, and how long one takes."""
+    height, width = x.shape[2:]
+    channels, (rows, columns) = x.shape[1], model.latent_shape()[1:]
+    factor = model.downsampling_factor
+    times = height * width / (rows * columns * factor**2)
+    if times < FAR_BEYOND:
+        return False
+    with tqdm.external_write_mode():  # bars make room
+        large = f"{width} x {height} pixels are {times:,.0f} times those of training"
+        print(large, end="", flush=True)
+        trained = torch.zeros(1, channels, rows * factor, columns * factor)
+        seconds = []
+        for _ in range(2):  # the first one warms up
+            start = time.monotonic()
+            score_first_stage(model, [trained])
+            seconds.append(time.monotonic() - start)
+        readable = readable_time(min(seconds) * times)
+        print(f": about {readable} for each such image; --size reduces them", flush=True)
+    return True
+
+
 def reconstruct(
-    model: FirstStage, images: Iterable[Named], batch_size: int, root: Path
+    model: FirstStage,
+    images: Iterable[Named],
+    batch_size: int,
+    root: Path,
+    bar: tqdm[NoReturn],
 ) -> dict[str, Any]:
-    """Write the reconstructions of all images, and some beside their originals; their scores."""
+    """Write the reconstructions of all images, and some beside their originals; their scores.
+
+    The bar counts images that are finished.
+    """
+    said = False
     names: list[str] = []
     compared: list[list[Cell | tuple[str, Cell]]] = []
 
     def loaded() -> Iterator[Tensor]:
+        nonlocal said
         for batch, x in batches(images, batch_size):
+            said = said or say_if_large(model, x)
             names[:] = batch
             yield x
 
@@ -128,6 +169,7 @@ def reconstruct(
             reconstructions = reconstructions.argmax(1, keepdim=True) / HALF_RANGE - 1
         for name, image in zip(names, reconstructions, strict=True):
             save_png(image, root / (name if name.endswith(".png") else name + ".png"))
+            bar.update()
 
     scores = score_first_stage(model, loaded(), on_batch=write)
     picture = grid(compared, ["original", "reconstruction"], side=SIDE)
@@ -159,7 +201,7 @@ def folder_for(place: Path, made: Mapping[str, Any]) -> Path:
 
 def read_metrics(root: Path) -> dict[str, Any]:
     try:
-        content = json.loads((root / "metrics.json").read_text())
+        content = json.loads(read_text(root / "metrics.json"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -192,8 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     root = folder_for(place, made)
     check_place(root, "choose another --outdir")
-    images = Images(model, folder, own.size)
-    scores = reconstruct(model, images.read(paths), own.batch_size, root)
+    with tqdm(total=len(paths), unit="image") as bar:
+        images = Images(model, folder, own.size, bar)
+        scores = reconstruct(model, images.read(paths), own.batch_size, root, bar)
     with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
         partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch.utils.data import Subset
 
 from taming.checkpoint import run_config
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         advice = "make samples with scripts/sample_fast.py"
         raise UserError(f"{absence('folder', samples)}; {advice}")
     config = run_config(run, arguments.base, overrides)
+    require_data(config)
     with damage_found_later():
         data = instantiate_from_config(config.data, "data", "data module")
         data.setup()
@@ -81,6 +83,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_report(report["metrics"])
     print(f"step {step}; report.json, report.md and samples.png are in {outdir}")
     end_with_damaged([*left_out, *report["left_out"]])
+
+
+def require_data(config: DictConfig) -> None:
+    """Raise `UserError` if the config lacks the images that samples are compared with."""
+    sections = config.get("data", {}).get("params") or {}
+    for split in ("train", "validation"):
+        if not sections.get(split):
+            raise UserError(
+                f"the run has no data.params.{split}, and a report compares samples with training "
+                "and validation images; add -b YAML with both"
+            )
 
 
 def damaged_of(source: ImageSource) -> list[str]:

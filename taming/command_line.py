@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeVar
 
 from taming.errors import UserError
 from taming.trust import checked_names, trusted
+from taming.user_files import with_home
 from taming.weight_choice import EMA, INT8, RAW, WeightChoice, chosen_weights
 
 T = TypeVar("T")
@@ -36,8 +37,8 @@ def _with_user_folder(word: str) -> str:
     """`~` at the beginning of a word, or of `--flag=value`, as a shell replaces it in a word."""
     flag, equals, value = word.partition("=")
     if word.startswith("--") and equals:
-        return f"{flag}={os.path.expanduser(value)}"
-    return os.path.expanduser(word)
+        return f"{flag}={with_home(value)}"
+    return with_home(word)
 
 
 class Extend(argparse.Action):
@@ -68,9 +69,9 @@ class Parser(argparse.ArgumentParser):
         namespace, rest = super().parse_known_args(words, namespace)
         values = vars(namespace)
         trusted.set(tuple(values.get("trust", ())))
-        weights, parts = values.get("weights"), tuple(values.get("parts", ()))
+        weights, parts = values.get("weight_set"), tuple(values.get("weight_parts", ()))
         if "extractor_weights" in values and weights not in (None, RAW, EMA, INT8):
-            values.update(extractor_weights=Path(weights), weights=None)  # as it was called before
+            values.update(extractor_weights=Path(weights))  # as it was called before
             weights = None
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
@@ -116,7 +117,7 @@ def take_overrides(args: argparse.Namespace) -> list[str]:
 def is_override(word: str) -> bool:
     """Whether a word of a command line is `key.path=value`, not a file with such a name."""
     key, equals, _ = word.partition("=")
-    return bool(equals) and not os.path.exists(os.path.expanduser(word)) and "/" not in key
+    return bool(equals) and not os.path.exists(with_home(word)) and "/" not in key
 
 
 def add_trust_flag(parser: Arguments) -> None:
@@ -131,22 +132,21 @@ def add_trust_flag(parser: Arguments) -> None:
     )
 
 
-def add_weight_flags(parser: Arguments) -> None:
+def add_weight_flags(parser: Arguments, parts: bool = True) -> None:
     """`--weights` and `--parts`, for programs that load weights, see `taming.weight_choice`."""
     parser.add_argument(
         "--weights",
+        dest="weight_set",
         metavar=f"{RAW}|{EMA}|{INT8}",
         help="which weights of a file that has a moving average (EMA) of them too (default: ema); "
         f"{INT8}: sample with either in 8 bits, on a CPU, as {INT8} or {RAW},{INT8}",
     )
-    parser.add_argument(
-        "--parts",
-        type=_parse_names,
-        action="extend",
-        default=[],
-        metavar="PART",
-        help="load these parts of the model alone, as encoder,quant_conv; the others stay random",
+    options: dict[str, Any] = {"type": _parse_names, "action": "extend", "default": []}
+    options["help"] = (
+        "load these parts of the model alone, as encoder,quant_conv; others are random"
     )
+    if parts:
+        parser.add_argument("--parts", dest="weight_parts", metavar="PART", **options)
 
 
 # ---------------------------------------------------------------------- values

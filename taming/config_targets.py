@@ -17,7 +17,7 @@ from typing import Any
 
 from taming.errors import Stopped, UserError, described, own_code, shorten
 from taming.trust import PACKAGES, canonical_name, in_program, is_dotted, is_listed, trusted_names
-from taming.user_code import name_of
+from taming.user_code import kind_of, name_of
 
 # What a place in a config expects: a subclass of the class at a dotted path, or a class with one
 # of these methods.
@@ -126,6 +126,8 @@ def target_of(node: Any, expects: str | None) -> Any:
         if name != "params" and difflib.get_close_matches(name, ["params"], cutoff=0.8):
             raise config_error(f"unknown key '{name}'; did you mean 'params'?")
     target = get_obj_from_str(node["target"])
+    if not callable(target):
+        raise config_error(f"{node['target']} is {kind_of(target)}, not a class")
     if expects is not None:
         _check_kind(target, node["target"], expects)
     return target

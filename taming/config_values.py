@@ -22,6 +22,7 @@ from typing import Annotated, Any
 from typing_extensions import Unpack
 
 from taming.run_length import percent
+from taming.user_files import with_home
 
 # ---------------------------------------------------------------------- what hints say
 
@@ -90,11 +91,6 @@ class Arguments:
         self.targets = targets
 
 
-def _expanded(path: Any) -> Any:
-    """A path, in which `~` at the beginning is the user's folder."""
-    return os.path.expanduser(path) if str(path).startswith("~") else path
-
-
 _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by memory
 
 Count = Annotated[int, Range(1, _MOST)]
@@ -107,7 +103,7 @@ Weight = Annotated[float, Range(0, 1_000_000)]  # of a term of a loss, or of a r
 Positive = Annotated[float, Range(above=0)]
 Fraction = Annotated[float, Range(0, 1)]
 FractionBelowOne = Annotated[float, Range(0, below=1)]
-FilePath = Annotated[str, _expanded]
+FilePath = Annotated[str, lambda path: with_home(path) if isinstance(path, str) else path]
 AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ def kind_of(value: Any) -> str:
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, np.ndarray):
         return f"an array {list(value.shape)} of {value.dtype}"
+    if isinstance(value, ModuleType):
+        return "a module"
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 

@@ -28,7 +28,7 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"kernel_choice", "run_length", "sharding"}
+GROUND |= {"kernel_choice", "run_length", "sharding", "user_files"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -42,6 +42,7 @@ LEAVES = GROUND | {
 }
 ALLOWED = {
     "errors": set(),
+    "user_files": set(),
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
@@ -52,11 +53,11 @@ ALLOWED = {
     "trust": {"atomic_files", "errors"},
     "user_code": {"errors"},
     "weight_choice": {"errors"},
-    "command_line": {"errors", "trust", "weight_choice"},
+    "command_line": {"errors", "trust", "user_files", "weight_choice"},
     "kernel_choice": {"atomic_files", "devices", "errors"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
-    "config_values": {"run_length"},
+    "config_values": {"run_length", "user_files"},
     "config_names": {"config_files", "errors", "trust"},
     "config_targets": {"config_values", "errors", "trust", "user_code"},
     "config_schema": {"config_targets", "config_values", "errors"},

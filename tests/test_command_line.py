@@ -236,6 +236,14 @@ def test_which_weights_are_loaded_holds_from_the_parsing_on() -> None:
         assert expected in (found, found.parts)
 
 
+def test_another_flag_of_that_name_chooses_nothing() -> None:
+    parser = Parser()
+    parser.add_argument("--weights")
+    parser.add_argument("--parts")
+    args = parser.parse_args(["--weights", "net.pt", "--parts", "all"])
+    assert (args.weights, args.parts, weight_choice()) == ("net.pt", "all", WeightChoice())
+
+
 def test_overrides_may_follow_the_files_of_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.errors import UserError
+from taming.user_files import read_text
 
 CONFIG = "config.json"
 # The weights' file, in the order of preference.
@@ -49,7 +50,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: if it cannot be read.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a model's config: {error}") from None
     if not isinstance(config, dict):

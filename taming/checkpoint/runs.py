@@ -19,6 +19,7 @@ from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, 
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
+from taming.user_files import with_home
 from taming.weight_choice import RAW, weight_choice
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:
 
 def normal_path(path: str | Path) -> Path:
     """`path` with `~` replaced; the current folder and those above it by their names."""
-    path = Path(os.path.normpath(Path(path).expanduser()))
+    path = Path(os.path.normpath(with_home(Path(path))))
     return Path(os.path.abspath(path)) if path.name in ("", "..") else path
 
 

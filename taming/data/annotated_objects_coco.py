@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.files.annotations import all_fields, identity_of, read_json
+from taming.data.files.annotations import all_fields, identity_of, read_json, whole
 from taming.data.files.images import BadImage, image_mode_and_size
 from taming.data.helper_types import Category
 from taming.data.scene_table import Objects, Row, SceneCollector
@@ -97,9 +97,9 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
             for identity, name, parent in all_fields(
                 content["categories"], names, file, "categories"
             ):
-                if name != LEFT_OUT:
-                    categories.append(Category(str(identity), parent, name))
-        return categories
+                categories.append(Category(str(identity_of(identity)), parent, name))
+        self.categories_left_out = {one.id for one in categories if one.name == LEFT_OUT}
+        return [one for one in categories if one.name != LEFT_OUT]
 
     def collect(
         self, collector: SceneCollector, categories: Mapping[str, int]
@@ -117,7 +117,7 @@ class AnnotatedObjectsCoco(AnnotatedObjectsDataset):
                     names.append(name)
         for file, content in self._read():
             rows = all_fields(content["annotations"], BOX_KEYS, file, "annotations")
-            rows = [(identity_of(row[0]), *row[1:]) for row in rows]
+            rows = [(identity_of(row[0]), whole(row[1]), *row[2:]) for row in rows]
             place = partial("entry {1} of annotations in {0}".format, file)
             collector.add_rows(
                 list(enumerate(rows)),

@@ -114,9 +114,10 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
             raise UserError(f"{self._name}: there is no split {self.split!r}{hint}")
         self.structure = self.build_paths(self.data_path)
         self.transform_functions = self.setup_transform(target_image_size, crop_method, random_flip)
-        self.choose_categories(
-            self.load_categories(), category_allow_list_target, category_mapping_target
-        )
+        self.categories_left_out: set[str] = set()  # their ids, which data may name
+        listed = self.load_categories()
+        self.choose_categories(listed, category_allow_list_target, category_mapping_target)
+        self.categories_left_out |= {category.id for category in listed}
         if not self.category_ids:
             raise UserError(f"{self._name} has no categories; look at category_allow_list_target")
         limits = Limits(min_object_area, min_objects_per_image, max_objects_per_image)
@@ -186,9 +187,8 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
         base = AnnotatedObjectsDataset
         own = type(self).filter_object_number is not base.filter_object_number
         applied = Limits(-1.0, 0, sys.maxsize) if own else limits
-        collector = SceneCollector(
-            applied, self.flags_known, on_error, self._name, flag_type=self.flag_type
-        )
+        collector = SceneCollector(applied, self.flags_known, on_error, self._name)
+        collector.flag_type, collector.left_out = self.flag_type, self.categories_left_out
         names, ids = self.collect(collector, self.numbers_with_replaced())
         self.scenes, self._places = collector.table(len(names))
         self.file_names = StringTable(names[place] for place in self._places)

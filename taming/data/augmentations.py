@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from taming.config import instantiate_from_config, plain
-from taming.errors import UserError
+from taming.errors import UserError, described
 
 Corners = tuple[float, float, float, float]
 """x0, y0, x1 and y1 as shares of the image."""
@@ -102,9 +102,10 @@ class Augmentations:
         try:
             made = pipeline(**given)
         except Exception as error:  # the library's transforms, and the user's, raise anything
+            height, width = arrays["image"].shape[:2]
             raise UserError(
-                f"{self.source}: the augmentations fail on an image of "
-                f"{arrays['image'].shape[1]} x {arrays['image'].shape[0]} pixels: {error}"
+                f"{self.source}: the augmentations fail on an image of {width} x {height} pixels: "
+                f"{_first_line(error)}"
             ) from error
         changed = {name: np.ascontiguousarray(made[name]) for name in arrays}
         for name in self.maps.keys() & arrays.keys():
@@ -131,7 +132,7 @@ class Augmentations:
         try:
             made, _ = self._run(self._composed([sure]), arrays, boxes, seed=0)
         except UserError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = _first_line(error.__cause__ or error)
             if isinstance(error.__cause__, KeyError):
                 what = {"'bboxes'": "boxes", "'mask'": "a mask"}.get(reason, reason)
                 reason = f"it needs {what}, which the items do not have; leave it out"
@@ -189,7 +190,10 @@ def _as_mask(values: np.ndarray) -> np.ndarray:
 
 
 def _targets(transform: Any) -> Sequence[Any]:
-    targets = transform._targets
+    try:
+        targets = transform._targets
+    except AttributeError:  # an abstract class, or the user's, which says nothing
+        return ()
     return targets if isinstance(targets, tuple) else (targets,)
 
 
@@ -245,6 +249,11 @@ def _transform(node: Any, place: str) -> Any:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _first_line(error: BaseException) -> str:
+    """What an exception says; what it is, if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or described(error)
 
 
 def _reason(error: Exception) -> str:

@@ -36,14 +36,15 @@ class StringTable(Sequence[str]):
     """An immutable sequence of strings in flat memory.
 
     Each takes 8 bytes plus what it does not share with its block of neighbors, which for paths is
-    little more than the file's name. Strings that are no valid UTF-8 (file names) are kept as well.
+    little more than the file's name. Strings that are no valid Unicode are kept as well: names of
+    files, and halves of surrogate pairs, which JSON may have.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
         rests, ends = bytearray(), array("q", [0])
         self._prefixes: list[bytes] = []
         for block in chunks(strings, BLOCK):
-            encoded = [os.fsencode(string) for string in block]
+            encoded = [string.encode("utf-8", "surrogatepass") for string in block]
             prefix = os.path.commonprefix(encoded) or b""
             self._prefixes.append(prefix)
             for string in encoded:
@@ -71,7 +72,7 @@ class StringTable(Sequence[str]):
         number = range(len(self))[operator.index(index)]
         rests, ends = self._arrays
         rest = rests[ends[number] : ends[number + 1]].tobytes()
-        return os.fsdecode(self._prefixes[number // BLOCK] + rest)
+        return (self._prefixes[number // BLOCK] + rest).decode("utf-8", "surrogatepass")
 
 
 def _tensor(buffer: bytearray | array[int], dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from taming.data.files.images import (
 )
 from taming.errors import UserError
 from taming.pictures import to_values_array
+from taming.user_files import read_text, with_home
 
 UNLABELED = 255
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
@@ -103,7 +104,7 @@ def read_palette(file: str | Path) -> Palette:
     Raises `UserError`, also for a line that repeats a color.
     """
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(with_home(Path(file))).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the palette {file} cannot be read ({error})") from None
     seen: dict[tuple[int, ...], int] = {}

@@ -17,6 +17,7 @@ from taming.data.columns import Column, StringTable
 from taming.data.files.find import EXTENSIONS, VAL_FOLDERS, class_folders, find_images, split_off
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.errors import UserError
+from taming.user_files import with_home
 
 
 class ImageFolderTrain(ImageFiles):
@@ -63,7 +64,7 @@ class ImageFolderTrain(ImageFiles):
         self._name = name = f"{type(self).__name__} of {root}"
         self._split = (validation_fraction, split_seed)
         self._extensions = tuple(extensions)
-        folder, shared = self._layout(Path(root).expanduser())
+        folder, shared = self._layout(with_home(Path(root)))
         self.class_names = class_folders(folder)
         self._check_classes(folder, n_classes)
         paths, codes = self._collect(folder, shared)

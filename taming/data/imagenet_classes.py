@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from taming.errors import UserError
+from taming.user_files import read_text
 
 
 def _read() -> dict[str, str]:
@@ -44,7 +45,7 @@ def give_synsets_from_indices(
     Raises `UserError` if it cannot be read, and for a number that there is not.
     """
     try:
-        text = "" if path_to_yaml is None else Path(path_to_yaml).read_text("utf-8")
+        text = "" if path_to_yaml is None else read_text(path_to_yaml)
         synsets = dict(enumerate(SYNSETS)) if path_to_yaml is None else yaml.safe_load(text)
         return [str(synsets[index]) for index in indices]
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:

@@ -18,6 +18,7 @@ from taming.data.files.find import VAL_FOLDERS, find_images, split_off
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.errors import UserError
+from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
 Kind = Literal["segmentation", "depth", "edges", "image"]
@@ -124,9 +125,9 @@ class PairedTrain(ImagesWithMaps):
             **files,
         )
         map_kind = self._map_kind(n_labels, palette, shift_segmentation)
-        top = Path(images).expanduser()
+        top = with_home(Path(images))
         folder = self._own_folder(top)
-        other = None if conditions is None else Path(conditions or images).expanduser() / folder
+        other = None if conditions is None else with_home(Path(conditions or images)) / folder
         pairs = _pairs(top / folder, other, suffix)
         if not folder:  # both splits share what there is
             aside = split_off(pairs, validation_fraction, split_seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class Readings:
             _open_in.clear()
 
     def _write(self, slot: int, text: str) -> None:
-        content = os.fsencode(text)[:_LONGEST].ljust(_LONGEST, b"\0")
+        content = text.encode("utf-8", "backslashreplace")[:_LONGEST].ljust(_LONGEST, b"\0")
         self._texts[slot] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
     def opened(self, slot: int, index: int, path: str) -> None:
@@ -58,7 +57,7 @@ class Readings:
             return None
         since, slot = min(begun)
         text = bytes(self._texts[slot].tolist()).rstrip(b"\0")
-        return time.monotonic() - since, os.fsdecode(text)
+        return time.monotonic() - since, text.decode("utf-8", "replace")
 
 
 _open_in: list[tuple[Readings, int, int]] = []  # the item that this process loads

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taming.data.helper_types import Annotation, AnnotationList
 from taming.data.options import OnError
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 
 Row = tuple[int, Sequence[Any]]
 """The number of a row or entry in its file, and its fields: ids of image and category, others."""
@@ -122,11 +122,13 @@ class SceneCollector:
     on_error: OnError  # "skip" leaves out objects that cannot be right, counting them
     dataset: str  # its name, for error messages
     flag_type: type[int] = bool  # of flags in annotations
+    left_out: Container[str] = ()  # ids of the categories that are not used, and that data may name
 
     def __post_init__(self) -> None:
         self._parts: list[dict[str, np.ndarray]] = []
         self._sources: dict[str, int] = {}
         self._skipped, self._first_skipped = 0, ""
+        self._unknown, self._first_unknown = 0, ""
 
     def add_rows(
         self,
@@ -149,11 +151,22 @@ class SceneCollector:
         Raises:
             UserError: for rows that cannot be right, unless they are skipped.
         """
-        for number, fields in rows:
-            if fields[0] not in images:
-                self._reject(f"{place(number)} is for image {fields[0]}, which is not listed")
         used = [row for row in rows if row[1][0] in images and str(row[1][1]) in categories]
+        if len(used) < len(rows):
+            for number, (image, category, *_) in rows:
+                if image not in images:
+                    self._reject(f"{place(number)} is for image {image}, which is not listed")
+                elif str(category) not in categories:
+                    self._pass_over(category, place(number))
         self.add(self._converted(used, place, convert))
+
+    def _pass_over(self, category: Any, place: str) -> None:
+        """Count an object of a category that is not described; as published, it is not used."""
+        if not isinstance(category, int | float | str):
+            self._reject(f"{place} is of the category {shorten(category)}, which is no id")
+        elif str(category) not in self.left_out:
+            self._unknown += 1
+            self._first_unknown = self._first_unknown or f"{place} is of {shorten(category)}"
 
     def _converted(
         self, rows: list[Row], place: Callable[[int], str], convert: Callable[[list[Row]], Objects]
@@ -204,6 +217,9 @@ class SceneCollector:
         if self._skipped:
             message = "%s: left out %d objects, the first because %s"
             log.warning(message, self.dataset, self._skipped, self._first_skipped)
+        if self._unknown:
+            message = "%s: passed over %d objects of categories that are not listed; the first, %s"
+            log.warning(message, self.dataset, self._unknown, self._first_unknown)
         columns = {
             name: np.concatenate([part[name] for part in self._parts] or [np.empty(0, dtype)])
             for name, dtype in TYPES.items()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from taming.data.helper_types import Annotation
 from taming.errors import UserError
+from taming.user_files import regular
 from taming.util import download
 
 # ---------------------------------------------------------------------- files
@@ -29,10 +30,10 @@ def unpack(path: str) -> None:
     folder = Path(path).parent
     try:
         if path.endswith((".tar", ".tar.gz", ".tgz")):
-            with tarfile.open(path) as archive:
+            with tarfile.open(regular(path)) as archive:
                 archive.extractall(folder, filter="data")
         elif path.endswith(".zip"):
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(regular(path)) as archive:
                 archive.extractall(folder)
         else:
             raise UserError(f"{path} is neither .tar.gz, .tar nor .zip; unpack it yourself")

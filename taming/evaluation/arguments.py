@@ -90,11 +90,29 @@ class ExtractorArguments:
 
     extractor: str | None = flag(None, EXTRACTOR_HELP)
     extractor_weights: Path | None = flag(None, "its weights file (also: --weights FILE)")
-    prc_extractor: str | None = flag(None, "another one for precision and recall")
-    prc_weights: Path | None = flag(None, "its weights file")
     layer: tuple[tuple[str, str], ...] = flag(
         (), LAYER_HELP, metavar="METRIC=LAYER", parse=_metric_and_layer, repeated=True
     )
+
+    def build(
+        self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
+    ) -> Extractor:
+        """The extractor of all metrics of `settings`.
+
+        Raises UserError for unknown names and layers, or weights that are not there.
+        """
+        name = extractor_name(self.extractor or INCEPTION)
+        layers, weights = settings.layers_of(settings.metrics, name), self.extractor_weights
+        dtype = extractor_dtype(precision, device)
+        return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelityExtractorArguments(ExtractorArguments):
+    """Also which network does so for metrics of manifolds."""
+
+    prc_extractor: str | None = flag(None, "another one for precision and recall")
+    prc_weights: Path | None = flag(None, "its weights file")
 
     def extractors(
         self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
@@ -112,16 +130,16 @@ class ExtractorArguments:
         shared = name == prc_name and self.prc_weights in (None, own_weights)
         dtype = extractor_dtype(precision, device)
 
-        def build(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
+        def make(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
             layers = settings.layers_of(metrics, name)
             return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
 
         if not shared and manifold and not own:
-            extractor = build(prc_name, manifold, self.prc_weights)
+            extractor = make(prc_name, manifold, self.prc_weights)
         elif shared or not manifold:
-            extractor = build(name, [*own, *settings.metrics], own_weights)
+            extractor = make(name, [*own, *settings.metrics], own_weights)
         else:
-            return build(name, own, own_weights), build(prc_name, manifold, self.prc_weights)
+            return make(name, own, own_weights), make(prc_name, manifold, self.prc_weights)
         return extractor, extractor
 
 
@@ -247,6 +265,10 @@ def open_sets(
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
     runs = [find_run(name) for name in names if _is_run(Path(name))]
+    if not runs and (base := from_flags(RunSetArguments, args).base):
+        raise UserError(f"--base {base[0]} is merged over a run's configs, and none is given")
+    if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
+        raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
     return [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
 
 

@@ -22,6 +22,7 @@ from taming.atomic_files import write_text
 from taming.devices import available_cpus
 from taming.errors import UserError, reason_of
 from taming.evaluation.tasks.fidelity import flattened
+from taming.user_files import read_text
 
 Result = dict[str, Any]
 PACKAGES = ("torchvision", "torch-fidelity", "lpips", "numpy", "pillow")
@@ -109,7 +110,7 @@ def _plain(value: Any) -> Any:
 def read_result(path: str | Path) -> Result:
     """A result that `write_result` wrote; UserError if there is none."""
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
     except ValueError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.export.diffusers import NEAREST
 from taming.models.first_stage import FirstStage
@@ -55,10 +56,9 @@ def to_onnx(
     `size` is the training size by default. Inputs and outputs are named "images" and "indices".
 
     Raises:
-        UserError: if the packages that write ONNX are missing.
+        UserError: if the packages that write ONNX are missing, or the files cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     height, width = size or (model.downsampling_factor * side for side in model.latent_shape()[1:])
     device = next(model.parameters()).device
     images = torch.zeros(2, model.channels, height, width, device=device)
@@ -71,18 +71,19 @@ def to_onnx(
 
 def _write(module: nn.Module, example: Tensor, path: Path, names: tuple[str, str]) -> None:
     try:
-        torch.onnx.export(
-            module.eval(),
-            (example,),
-            str(path),
-            input_names=[names[0]],
-            output_names=[names[1]],
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with atomic_path(path) as partial:
+            torch.onnx.export(
+                module.eval(),
+                (example,),
+                str(partial),
+                input_names=[names[0]],
+                output_names=[names[1]],
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
     except (ImportError, torch.onnx.errors.OnnxExporterError) as error:
         missing = isinstance(error, ImportError) or isinstance(error.__cause__, ImportError)
         if not missing and "onnxscript" not in str(error):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,4 +56,10 @@ def save_weights(
     # Masks, and projections that decoding has fused, share memory, which the format forbids.
     apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in state.items()}
     with atomic_path(target) as partial:
-        save_file(apart, partial, metadata)
+        try:
+            save_file(apart, partial, metadata)
+        except SafetensorError as error:  # which the system's errors are to the library
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

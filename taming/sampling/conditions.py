@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from taming.data.condition_maps import DEPTH_MODES, Depth, one_hot
+from taming.data.files.bit_depth import is_deep
 from taming.data.files.images import (
     BadImage,
     damage_named,
@@ -21,6 +22,7 @@ from taming.data.files.images import (
     read_stored,
     turned,
 )
+from taming.data.files.tar_members import opened
 from taming.errors import DamagedImage, UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
@@ -66,8 +68,14 @@ def _read_labels(path: str) -> np.ndarray:
 
 
 def _read_mask(path: str) -> np.ndarray:
-    with damage_named(path), Image.open(path) as image:
-        return turned(np.array(image.convert("L")), orientation_of(image))
+    """Grays from 0 to 255, black where the mask is transparent."""
+    gray = np.asarray(Image.fromarray(read_rgb(path)).convert("L"))
+    with damage_named(path), Image.open(opened(path)) as image:
+        if is_deep(image) or not image.has_transparency_data:
+            return gray
+        opaque = turned(np.asarray(image.convert("RGBA"))[..., 3], orientation_of(image))
+    values: np.ndarray = gray.astype(np.uint16) * opaque // 255
+    return values.astype(np.uint8)
 
 
 # How files are read, what they are called in errors, and what to give instead.

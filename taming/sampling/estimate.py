@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, islice
 from statistics import mean
 
@@ -20,9 +22,12 @@ from taming.sampling.engine import Progress, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import pixels_per_token, trained_shape
-from taming.sampling.sliding_window import Corner, Layout
+from taming.sampling.sliding_window import Layout
+from taming.sampling.window_steps import Step, Window
 
 MOST_COUNTED = 2**15  # tokens of an image whose windows are counted one by one
+LONG_ENOUGH = 0.2  # seconds of decoding that tell of the rest
+MOST_DOUBLED = 5
 MEASURED_TOKENS = 8  # at the training size, where all tokens but the first take about as long
 
 
@@ -61,16 +66,39 @@ def announce(
 
     `count` is the number of requests, of which `requests` may be the first; of one image if None.
     """
-    factor, tokens = pixels_per_token(model), shape[0] * shape[1]
     known = requests[0].known if requests else None
-    part = "" if known is None else f", of which {int((known < 0).sum()):,} are sampled"
+    with tqdm.external_write_mode():  # bars make room
+        announce_size(model, shape, count, None if known is None else int((known < 0).sum()))
+        announce_time(model, requests, settings, batch_size, shape, count=count)
+
+
+def announce_size(
+    model: Net2NetTransformer, shape: tuple[int, int], count: int | None, sampled: int | None
+) -> None:
+    """Print the beginning of a line: how large each of `count` images is.
+
+    `sampled` of its tokens are; all of them if None.
+    """
+    factor, tokens = pixels_per_token(model), shape[0] * shape[1]
+    part = "" if sampled is None else f", of which {sampled:,} are sampled"
     images = f"each of {count:,} images" if count and count > 1 else "each image"
     size = f"{shape[1] * factor} x {shape[0] * factor}"
-    with tqdm.external_write_mode():  # bars make room
-        print(f"{size} pixels are {tokens:,} tokens{part} for {images}", end="", flush=True)
-        seconds = estimated_seconds(model, requests, settings, batch_size, shape, count=count)
-        seconds /= 1 if count is not None else max(1, len(requests))
-        print(f": about {readable_time(seconds)}", flush=True)
+    print(f"{size} pixels are {tokens:,} tokens{part} for {images}", end="", flush=True)
+
+
+def announce_time(
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    batch_size: int,
+    shape: tuple[int, int],
+    *,
+    count: int | None = None,
+) -> None:
+    """Print the end of the line of `announce_size`: for how long; arguments are of `announce`."""
+    seconds = estimated_seconds(model, requests, settings, batch_size, shape, count=count)
+    seconds /= 1 if count is not None else max(1, len(requests))
+    print(f": about {readable_time(seconds)}", flush=True)
 
 
 class _Enough(Exception):
@@ -93,19 +121,23 @@ def estimated_seconds(
     if not requests:
         return 0.0
     first, batches = requests[:batch_size], -(-(count or len(requests)) // batch_size)
-    if shape != trained_shape(model):
+    h, w = trained_shape(model)
+    if shape[1] > w or (shape[0] > h and shape[1] == w):
         return batches * _seconds_by_windows(model, first, settings, shape)
     known = first[0].known
     tokens = shape[0] * shape[1] if known is None else int((known < 0).sum())
-    seconds = _seconds_of_steps(model, first, settings)
+    seconds = _seconds_of_steps(model, first, settings, shape)
     # The first step also reads the condition, and what is known before it.
     return batches * (seconds[0] + (tokens - 1) * mean(seconds[1:] or [0.0]))
 
 
 def _seconds_of_steps(
-    model: Net2NetTransformer, requests: Sequence[Request], settings: SampleSettings
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    shape: tuple[int, int],
 ) -> list[float]:
-    """Of the first steps at the training size; of all at once, if the model takes no steps."""
+    """Of the first steps within one window; of all at once, if the model takes no steps."""
     seconds: list[float] = []
     before, done = time.monotonic(), 0
 
@@ -120,7 +152,9 @@ def _seconds_of_steps(
             raise _Enough
 
     try:
-        for _ in sample_images(model, requests, settings, batch_size=len(requests), on_step=note):
+        for _ in sample_images(
+            model, requests, settings, batch_size=len(requests), shape=shape, on_step=note
+        ):
             pass
     except _Enough:
         pass
@@ -133,53 +167,114 @@ def _seconds_by_windows(
     settings: SampleSettings,
     shape: tuple[int, int],
 ) -> float:
-    """The tokens that all steps will read, times the seconds that a token and a step take.
+    """The steps, and the positions and tokens in them, times the seconds that each of these takes.
 
     Of an image of very many tokens, those of a corner are counted, and the rest is like it.
     """
     first, (h, w) = requests[0], trained_shape(model)
+    h = min(h, shape[0])
+    decoding = len(requests) * _seconds_of_decoding(model, shape)
     unknown = torch.ones(shape) if first.known is None else first.known < 0
     times = 1.0
     if unknown.numel() > MOST_COUNTED:
         shape = (min(shape[0], 6 * h), min(shape[1], 6 * w))
         times = float(unknown.sum()) / (shape[0] * shape[1])
         unknown = torch.ones(shape)
-    layout = Layout(shape, (h, w))
-    if first.condition is not None:
-        before = h * w
-    else:
-        whole = (0.0, 0.0, 1.0, 1.0)
-        before = len(first.prompt_in(whole) if first.prompt_in else first.prompt)
     rows = len(requests) * (2 if settings.guided else 1)
     weights = weights_for(model.transformer, rows=rows)
-    kept = isinstance(weights, Weights)
-    tokens = list(tokens_of_steps(layout, before, unknown.tolist(), kept))
-    length = before + h * w - 1
-    short, long = (_seconds_of_pass(weights, rows, n) for n in (1, length))
-    slope = max(0.0, long - short) / max(1, length - 1)
-    return times * sum(short + slope * (n - 1) for n in tokens)
+    window = Window(_tokens_before(first, h * w), (h, w), weights, rows)
+    steps = window.steps(Layout(shape, (h, w)), unknown.tolist())
+    seconds = _seconds_of(model, requests, settings, window)
+    return decoding + times * sum(map(seconds, steps))
 
 
-def tokens_of_steps(
-    layout: Layout, before: int, unknown: Sequence[Sequence[bool]], kept: bool = True
-) -> Iterator[int]:
-    """Tokens that the transformer reads of an image in each step of a `SlidingWindow`.
+def _tokens_before(request: Request, window: int) -> int:
+    """How many tokens of the condition there are in every window."""
+    if request.condition is not None:
+        return window
+    whole = (0.0, 0.0, 1.0, 1.0)
+    return len(request.prompt_in(whole) if request.prompt_in else request.prompt)
 
-    `before` of them are the condition's in every window. Windows that serve one position are read
-    from their start, others go on where they were left if keys and values are `kept`.
+
+def _seconds_of(
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    window: Window,
+) -> Callable[[Step], float]:
+    """From a step to its seconds, which are those of a token, a position and the step itself.
+
+    Steps of one position and of several are tried out; the seconds of a token are the transformer's
+    alone. Where a transformer is small, or windows few tokens long, positions take the most.
     """
-    read: dict[Corner, int] = {}
-    for step in layout.steps():
-        tokens = 0
-        for row, column in step:
-            if unknown[row][column]:
-                top, left = corner = layout.corner(row, column)
-                seen = before + (row - top) * layout.window[1] + column - left
-                tokens += seen - read.get(corner, 0)
-                if kept and max(map(len, layout.served(corner))) > 1:
-                    read[corner] = seen
-        if tokens:
-            yield tokens
+    short, long = (_seconds_of_pass(window.weights, window.rows, n) for n in (1, window.length))
+    token = max(0.0, long - short) / max(1, window.length - 1)
+    rest: dict[int, float] = {}  # by the number of positions
+    for step, seconds in _tried(model, requests, settings, window):
+        beside = max(0.0, seconds - token * step.tokens)
+        rest[step.positions] = min(beside, rest.get(step.positions, beside))
+    (fewest, least), (most, longest) = min(rest.items()), max(rest.items())
+    position = max(0.0, longest - least) / max(1, most - fewest)
+    once = max(0.0, least - position * fewest)
+    return lambda step: once + position * step.positions + token * step.tokens
+
+
+def _tried(
+    model: Net2NetTransformer,
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    window: Window,
+) -> list[tuple[Step, float]]:
+    """Steps of one position and of several, two of each, with the seconds that they took."""
+    h, w = window.sides
+    rows = min(h, 3)
+    shape = (h, max(2, rows) * w)
+    unknown = torch.zeros(shape, dtype=torch.bool)
+    last = shape[1] - w + w // 2  # where a step can have a position in every row
+    unknown[0, :2] = True
+    for row in range(rows):
+        unknown[row, last - row * w - 1 : last - row * w + 1] = True
+    layout = Layout(shape, (h, w))
+    steps = list(window.steps(layout, unknown.tolist()))
+    known = torch.where(unknown, -1, 0)
+    seconds: list[float] = []
+    before, done = time.monotonic(), 0
+
+    def note(progress: Progress) -> None:
+        nonlocal before, done
+        progress.indices[0, 0].item()  # the device is waited for
+        now = time.monotonic()
+        if progress.done > done:
+            seconds.append(now - before)
+        before, done = now, progress.done
+        if len(seconds) == len(steps):
+            raise _Enough
+
+    tried = [
+        replace(r, known=known, condition=None if r.condition is None else torch.zeros_like(known))
+        for r in requests
+    ]
+    with suppress(_Enough):
+        for _ in sample_images(
+            model, tried, settings, batch_size=len(tried), shape=shape, on_step=note
+        ):
+            pass
+    return list(zip(steps, seconds, strict=True))
+
+
+@torch.no_grad()
+def _seconds_of_decoding(model: Net2NetTransformer, shape: tuple[int, int]) -> float:
+    """Of one image, by a part of it that takes long enough to be like the whole."""
+    (channels, *_), (h, w) = model.latent_shape(), trained_shape(model)
+    for times in range(MOST_DOUBLED + 1):
+        height, width = min(shape[0], h << times), min(shape[1], w << times)
+        indices = torch.zeros(1, height * width, dtype=torch.int64, device=model.device)
+        start = time.monotonic()
+        model.decode_to_img(indices, (1, channels, height, width))[0, 0, 0, 0].item()
+        seconds = time.monotonic() - start
+        if seconds > LONG_ENOUGH or (height, width) == shape:
+            break
+    return seconds * shape[0] * shape[1] / (height * width)
 
 
 @torch.inference_mode()

@@ -80,6 +80,14 @@ class Layout:
             yield [(row, time - row * lag) for row in range(first, last + 1)]
 
 
+def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> int:
+    """How many windows of `rows` sequences may keep their keys and values: see `CACHE_BYTES`."""
+    if isinstance(weights, OwnMethods):
+        return 0
+    size = rows * length * weights.config.n_embd * weights.dtype.itemsize
+    return CACHE_BYTES // (2 * weights.config.n_layer * size)
+
+
 class _Caches:
     """Keys and values of the windows that serve several positions."""
 
@@ -87,10 +95,7 @@ class _Caches:
         self, weights: Weights | OwnMethods, layout: Layout, rows: int, length: int
     ) -> None:
         self.weights, self.layout, self.rows, self.length = weights, layout, rows, length
-        self.limit = 0
-        if isinstance(weights, Weights):
-            size = rows * length * weights.config.n_embd * weights.dtype.itemsize
-            self.limit = CACHE_BYTES // (2 * weights.config.n_layer * size)
+        self.limit = windows_in_memory(weights, rows, length)
         self.held: dict[Corner, Tensor] = {}
         self.filled: dict[Corner, int] = {}
         self._free: list[Tensor] = []

@@ -243,6 +243,51 @@ def test_wrong_options(tmp_path: Path) -> None:
             coco(tmp_path, **options)
 
 
+def test_categories_are_found_by_their_number_however_it_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = coco(write_coco(tmp_path / "a"))[0]["annotations"]
+    content = coco_content()
+    for one in content["annotations"]:
+        one.update(category_id=float(one["category_id"]), image_id=float(one["image_id"]))
+    found = coco(write_coco(tmp_path / "b", content))[0]
+    assert found["annotations"] == expected and not caplog.text
+    content["annotations"][0]["category_id"] = [1]
+    write_coco(tmp_path / "b", content)
+    message = r"entry 0 of .* is of the category \[1\], which is no id"
+    with pytest.raises(UserError, match=message):
+        coco(tmp_path / "b")
+    assert len(coco(tmp_path / "b", on_error="skip")[0]["annotations"]) == len(expected) - 1
+
+
+def test_objects_of_categories_that_are_not_listed_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = coco_content()
+    content["annotations"][0]["category_id"] = 11
+    assert len(coco(write_coco(tmp_path / "coco", content))[0]["annotations"]) == 2
+    message = "passed over 1 objects of categories that are not listed; the first, entry 0 of"
+    assert caplog.text.count(message) == 1 and "json is of 11" in caplog.text
+    caplog.clear()
+    boxes = [*BOXES, *["aa,xclick,/m/zz,1,0,1,0,1,0,0,0,0,0"] * 2]
+    open_images(write_open_images(tmp_path / "boxes", boxes))
+    assert "passed over 2 objects" in caplog.text and "line 5 of" in caplog.text
+
+
+def test_half_a_character_in_a_name_is_a_file_that_is_missing(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"][0]["file_name"] = "\ud800.jpg"
+    with pytest.raises(UserError, match="/\ud800.jpg, from AnnotatedObjectsCoco .* does not exist"):
+        coco(write_coco(tmp_path, content))[0]
+
+
+def test_images_have_ids(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"][1]["id"] = {}
+    with pytest.raises(UserError, match="the 'id' of entry 1 of images is no number or text"):
+        coco(write_coco(tmp_path, content))
+
+
 def test_coco_files_with_mistakes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = coco_content()
     content["annotations"][1]["image_id"] = 99

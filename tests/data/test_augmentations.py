@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import albumentations
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +46,13 @@ MANY = [
     one("Rotate", limit=[-30, 30], p=0.7),
     one("CoarseDropout", p=0.3),
 ]
+
+
+class Speechless(albumentations.ImageOnlyTransform):
+    """A transform of the user's that fails without a word."""
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        raise AssertionError  # as a bare assert does
 
 
 def segmented(root: Path, **options: Any) -> SegmentationBase:
@@ -225,6 +233,11 @@ def test_there_and_back_in_a_crop() -> None:
         ([one("RandomCrop", height=16, width=16, p=0.9999)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=16, width=16, p=0.3)], "32 x 32 pixels, which fit into no"),
         ([one("RandomCrop", height=99, width=99)], "RandomCrop cannot be used here: Crop size"),
+        ([one("ImageOnlyTransform")], "ImageOnlyTransform cannot be used here: NotImplemented"),
+        ([one("DualTransform")], "DualTransform cannot change depth"),
+        ([one("core")], "albumentations.core is a module, not a class"),
+        ([one("__version__")], "albumentations.__version__ is an object of type str, not a class"),
+        ([{"target": f"{__name__}.Speechless"}], r"cannot be used here: AssertionError \("),
         ([{"target": "torch.nn.ReLU"}], "torch.nn.ReLU is no transform of albumentations"),
         ([{"params": {}}], "expected a 'target'"),
         ([3], "give a target such as albumentations.HorizontalFlip"),

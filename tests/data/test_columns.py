@@ -16,7 +16,7 @@ def paths(count: int) -> list[str]:
 
 
 def test_strings_come_back() -> None:
-    strings = [*paths(2 * BLOCK + 5), "", "ü/日本.png", "\udcff\udc80.png"]
+    strings = [*paths(2 * BLOCK + 5), "", "ü/日本.png", "\udcff\udc80.png", "\ud800\u0000\udfff"]
     table = StringTable(iter(strings))
     assert list(table) == strings
     assert table[-1] == strings[-1] and table[np.int64(3)] == strings[3]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from taming.command_line import from_flags
+from taming.command_line import from_flags, parse
 from taming.errors import UserError
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
+    FidelityExtractorArguments,
     RunSetArguments,
     add_metric_flags,
     add_set_flags,
@@ -43,10 +44,10 @@ CLASS = "tests.kit.extractor:TinyExtractor"
 
 
 def extractors(*flags: str, keep_features: bool = False) -> tuple[Extractor, Extractor]:
-    parser = make_parser("For tests.", ExtractorArguments)
+    parser = make_parser("For tests.", FidelityExtractorArguments)
     add_metric_flags(parser)
     args = parser.parse_args(flags)
-    own = from_flags(ExtractorArguments, args)
+    own = from_flags(FidelityExtractorArguments, args)
     settings = fidelity_settings(args, dict(own.layer), keep_features)
     return own.extractors(settings, CPU, "fp32", compiled=False)
 
@@ -155,6 +156,26 @@ def test_what_evaluations_keep_and_where() -> None:
     statistics = Statistics(np.zeros(1), np.ones((1, 1)))
     assert common.folder_for(statistics) == Path("elsewhere")
     assert EvaluationArguments(cache=common.cache).folder_for(statistics) == Path("evaluation")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["-b", "nowhere.yaml"], "--base nowhere.yaml is merged over a run's configs, and none is"),
+        (["--base", "model.x=1"], "model.x=1 overrides a config, and none is given"),
+        (["data.x=1"], "data.x=1 overrides a config, and none is given"),
+    ],
+)
+def test_configs_of_nothing_are_refused(tmp_path: Path, more: list[str], message: str) -> None:
+    args, sets, overrides = parsed(str(image_folder(tmp_path / "images", 1)), *more)
+    with pytest.raises(UserError, match=message):
+        open_sets(sets, args, overrides, CPU)
+
+
+def test_networks_for_manifolds_are_a_flag_where_there_are_such_metrics() -> None:
+    parser = make_parser("For tests.", ExtractorArguments)
+    with pytest.raises(UserError, match="unknown argument --prc_extractor"):
+        parse(parser, ["--prc_extractor", "-1"])
 
 
 def test_flags_reach_the_sets(tmp_path: Path) -> None:

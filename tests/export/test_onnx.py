@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming.errors import UserError
 from taming.export.onnx import to_onnx
 from tests.kit.datasets import images
 from tests.kit.models import build, ddconfig, first_stage_config
+from tests.scripts.test_no_room import no_room
 
 TEMPERATURE = {
     "target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler",
@@ -68,7 +70,8 @@ def test_the_size_is_that_of_the_training_by_default(
     written: list[tuple[str, tuple[int, ...]]] = []
 
     def export(module: Any, example: tuple[Tensor], path: str, **options: Any) -> None:
-        written.append((Path(path).name, tuple(example[0].shape)))
+        Path(path).write_bytes(b"a graph")
+        written.append((Path(path).name.split(".")[1], tuple(example[0].shape)))
         batch = {0: torch.export.Dim.DYNAMIC}
         assert options["dynamic_shapes"] == (batch,) and not module.training
 
@@ -80,6 +83,8 @@ def test_the_size_is_that_of_the_training_by_default(
             tmp_path / "new" / "decoder.onnx",
         )
         assert written[-2:] == [
-            ("encoder.onnx", (2, 3, height, width)),
-            ("decoder.onnx", (2, height // 2, width // 2)),
+            ("encoder", (2, 3, height, width)),
+            ("decoder", (2, height // 2, width // 2)),
         ]
+    with no_room(), pytest.raises(UserError, match=r"cannot write .*encoder.onnx \(File too large"):
+        to_onnx(model, tmp_path / "full")

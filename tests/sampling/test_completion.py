@@ -41,6 +41,33 @@ def test_boxes_are_in_pixels_of_the_image_before_it_was_reduced() -> None:
     assert torch.equal(kept("8,0,24,16"), ~expected)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_in_a_mask_is_not_kept(tmp_path: Path, mode: str) -> None:
+    values = np.full((8, 8), 255, dtype=np.uint8)
+    alpha = np.zeros((8, 8), dtype=np.uint8)
+    alpha[:, :4] = 255
+    if mode == "P":
+        image, options = Image.fromarray(alpha // 255).convert("P"), {"transparency": 0}
+        image.putpalette([255] * 768)
+    else:
+        image, options = Image.fromarray(values).convert(mode), {}
+        image.putalpha(Image.fromarray(alpha))
+    image.save(tmp_path / "mask.png", **options)
+    kept = keep_mask(str(tmp_path / "mask.png"), (8, 8), 2)
+    assert kept.tolist() == [[True, True, False, False]] * 4
+
+
+def test_masks_of_16_bits_have_their_own_white(tmp_path: Path) -> None:
+    values = np.zeros((8, 8), dtype=np.uint16)
+    values[:, :4] = 65535
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    kept = keep_mask(str(tmp_path / "mask.png"), (8, 8), 2)
+    assert kept.tolist() == [[True, True, False, False]] * 4
+    Image.fromarray(np.full((8, 8), 300, dtype=np.uint16)).save(tmp_path / "dark.png")
+    with pytest.raises(UserError, match="keeps no whole patch"):
+        keep_mask(str(tmp_path / "dark.png"), (8, 8), 2)
+
+
 def test_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((8, 8), np.uint8)
     values[:4, :3] = 255

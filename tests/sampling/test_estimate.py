@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.inference import Segment, Weights
-from taming.sampling import Request, SampleSettings, sample_images
+from taming.sampling import Request, SampleSettings, sample_images, sliding_window
 from taming.sampling import estimate as module
 from taming.sampling.estimate import announce, estimated_seconds
 from tests.kit.models import tiny_model
@@ -57,6 +58,35 @@ def test_time_is_that_of_what_is_sampled(
     list(sample_images(model, requests, settings, batch_size=2, shape=shape))
     actual = clock[0] - before
     assert estimated == pytest.approx(actual)
+
+
+@pytest.mark.parametrize("shape", [(4, 30), (11, 14)])
+def test_time_is_that_of_windows_that_do_not_fit_into_memory(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
+    enough, clock[0] = clock[0], 0
+    monkeypatch.setattr(sliding_window, "CACHE_BYTES", 0)
+    test_time_is_that_of_what_is_sampled(clock, shape, None, 1)
+    assert clock[0] > enough
+
+
+def test_time_is_also_that_of_positions_and_of_decoding(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pick, decode = SampleSettings.pick, Net2NetTransformer.decode_to_img
+
+    def slow_pick(self: SampleSettings, logits: Tensor, uniform: Tensor) -> Tensor:
+        clock[0] += 7
+        return pick(self, logits, uniform)
+
+    def slow_decode(self: Net2NetTransformer, indices: Tensor, shape: Sequence[int]) -> Tensor:
+        clock[0] += indices.numel()
+        return decode(self, indices, shape)
+
+    monkeypatch.setattr(SampleSettings, "pick", slow_pick)
+    monkeypatch.setattr(Net2NetTransformer, "decode_to_img", slow_decode)
+    test_time_is_that_of_what_is_sampled(clock, (11, 14), None, 2)
 
 
 def test_of_very_many_tokens_a_part_is_counted(

@@ -13,6 +13,7 @@ from PIL import Image
 from scripts import complete as script
 from scripts.complete import main
 from taming.sampling import sample_images
+from taming.sampling.completion import known_indices
 from taming.sampling.conditions import read_picture
 from taming.sampling.folder import RECORD
 from tests.kit.models import LABELS, SPIRAL, transformer_config
@@ -158,12 +159,24 @@ def test_boxes_and_masks_are_of_the_photograph(run: Path, photo: Path, tmp_path:
 
 
 def test_full_size_keeps_the_photograph(
-    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    photo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    before: list[str] = []
+
+    def noted(*args: Any) -> torch.Tensor:
+        before.append(capsys.readouterr().out)
+        return known_indices(*args)
+
+    monkeypatch.setattr(script, "known_indices", noted)
     flags = ("--keep", "0,0,62,48", "--condition", "2", "-n", "1", "--full_size")
     assert Image.open(complete(run, photo, tmp_path, *flags) / "000000.png").size == (64, 48)
-    said = capsys.readouterr().out
-    assert said.startswith("64 x 48 pixels are 768 tokens, of which 24 are sampled")
+    [said] = before  # before the image is encoded
+    assert said == "64 x 48 pixels are 768 tokens, of which 24 are sampled for each image"
+    assert capsys.readouterr().out.startswith(": about ")
 
 
 def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from safetensors.torch import load_file
 
 from scripts import export, extract_submodel
 from taming.checkpoint import load_run, read_checkpoint
+from taming.errors import UserError
+from taming.export.weights import save_weights
 from tests.kit.models import build, ddconfig, first_stage_config, unconditional_config
+from tests.scripts.test_no_room import no_room
 from tests.support import write_run
 
 
@@ -106,6 +109,16 @@ def test_safetensors_hold_the_whole_model(run: Path, tmp_path: Path) -> None:
     assert written.keys() == loaded.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model.ckpt"])
+def test_no_room_for_weights(tmp_path: Path, name: str) -> None:
+    with no_room(), pytest.raises(UserError, match=r"cannot write .*model\.\w+ \(File too large"):
+        save_weights({"a": torch.ones(3)}, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"cannot write .*{name}"):
+        save_weights({"a": torch.ones(3)}, tmp_path / "file" / name)
+
+
 def test_diffusers_take_the_first_stage_of_a_transformer(run: Path, tmp_path: Path) -> None:
     export.main(["diffusers", str(run), str(tmp_path / "theirs")])
     export.main(["from_diffusers", str(tmp_path / "theirs"), str(tmp_path / "ours")])
@@ -119,3 +132,11 @@ def test_a_wrong_size_is_explained(
     with pytest.raises(SystemExit):
         export.main(["onnx", str(run), str(tmp_path / "x"), "--size", "big"])
     assert "a size is height,width in pixels, such as 256,384, not 'big'" in capsys.readouterr().err
+
+
+def test_a_submodel_has_no_parts_to_choose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        extract_submodel.main(["a.ckpt", str(tmp_path / "b.ckpt"), "--parts", "nope"])
+    assert "unknown argument --parts" in capsys.readouterr().err

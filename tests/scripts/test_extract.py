@@ -235,3 +235,29 @@ def test_published_networks_and_imagenets_folders(
 def test_nothing_to_extract(tmp_path: Path) -> None:
     report = extract([], tmp_path, tmp_path, depth_picture)
     assert (report.written, report.already, report.bad) == (0, 0, [])
+
+
+@pytest.mark.parametrize("main", [extract_depth.main, extract_segmentation.main])
+def test_images_of_one_name_are_refused_before_one_map_replaces_another(
+    tmp_path: Path, main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b/a.png", "b/a.jpg", "a.png"):
+        write_image(tmp_path / "images" / name, 32, 32)
+    output = ["-o"] if main is extract_depth.main else []
+    with pytest.raises(SystemExit):
+        main(["--images", str(tmp_path / "images"), *output, str(tmp_path / "maps")])
+    assert "has b/a.jpg and b/a.png, whose maps would both be b/a.png" in capsys.readouterr().err
+
+
+def test_weights_are_a_file_of_the_network_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "images/a.png", 32, 32)
+    (tmp_path / "net.py").write_text(NETWORK)
+    torch.save({"scale": torch.full((1,), 2.0)}, tmp_path / "w.pt")
+    files = ["--images", str(tmp_path / "images"), "--model", str(tmp_path / "net.py")]
+    for name, weights in (("one", []), ("two", ["--weights", str(tmp_path / "w.pt")])):
+        output = ["-o", str(tmp_path / name), "--entry", "brightness"]
+        extract_depth.main([*files, *output, *weights])
+    made = [(tmp_path / name / "a.png").read_bytes() for name in ("one", "two")]
+    assert made[0] != made[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from scripts import reconstruct as script
 from scripts.evaluate_first_stage import main as evaluate_first_stage
@@ -15,6 +17,7 @@ from scripts.reconstruct import batches, main
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator
 from taming.pictures import grid
 from taming.sampling.conditions import read_picture
+from taming.sampling.folder import save_png
 from tests.kit.images import image_sizes
 from tests.kit.models import FIRST_STAGE, tiny_model
 from tests.kit.runs import tiny_run
@@ -190,6 +193,35 @@ def test_batches_are_of_one_size_and_pictures_of_the_first(
     shapes.clear()
     main([*command, "--batch_size", "7", "-n", "8"])
     assert shapes == [(7, 3, 8, 8), (1, 3, 8, 8)]
+
+
+def test_the_bar_counts_finished_images_and_large_ones_are_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars: list[Any] = []
+    counted: list[int] = []
+
+    class Noted(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            bars.append(self)
+
+    def saved(image: Any, path: Path) -> None:
+        counted.append(bars[0].n)
+        save_png(image, path)
+
+    monkeypatch.setattr(script, "tqdm", Noted)
+    monkeypatch.setattr(script, "save_png", saved)
+    heights = {"a.png": (8, 8), "b.png": (8, 8), "c.png": (60, 64), "d.png": (80, 64)}
+    folder, run = image_sizes(tmp_path / "images", heights), tiny_run(tmp_path / "run", FIRST_STAGE)
+    (folder / "bb.png").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), str(folder), "--device", "cpu"])
+    # bb.png is passed over while the second of its batch is looked for
+    assert counted == [1, 2, 3, 4] and bars[0].n == bars[0].total == 5
+    said = capsys.readouterr().out
+    line = r"64 x 60 pixels are \d+ times those of training: about .* s for each such image; --size"
+    assert re.match(line, said) and said.count("times those of training") == 1
 
 
 def test_damaged_images_are_left_out_and_named(

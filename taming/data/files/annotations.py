@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from taming.errors import UserError, reason_of
+from taming.user_files import read_text, regular
 
 # What fields of images and categories hold. Of objects, "skip" leaves out those that do not.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -22,6 +23,7 @@ TYPES: dict[str, tuple[Any, str]] = {
     "width": (int | float, "number"),
     "height": (int | float, "number"),
 }
+IDS: dict[str, tuple[Any, str]] = {"id": (int | str | float, "number or text")}
 
 
 def read_json(
@@ -45,7 +47,7 @@ def read_json(
                 bar.update()
                 return entry
 
-            content = json.loads(Path(file).read_text("utf-8"), object_hook=without_unused)
+            content = json.loads(read_text(file), object_hook=without_unused)
     except OSError as error:
         raise UserError(
             f"{dataset}: {file} cannot be read ({reason_of(error)}); put it there"
@@ -71,8 +73,9 @@ def all_fields(
     if not isinstance(records, list):
         raise UserError(f"{file}: {kind} must be a list; repair or replace the file")
     rows = _picked(records, names, file, kind)
+    types = TYPES if kind == "annotations" else TYPES | IDS
     for place, name in enumerate(names):
-        accepted, expected = TYPES.get(name, (object, ""))
+        accepted, expected = types.get(name, (object, ""))
         wrong = (n for n, row in enumerate(rows) if not _is_of(row[place], accepted))
         if (number := next(wrong, None)) is not None:
             raise UserError(
@@ -91,7 +94,12 @@ def _is_of(value: Any, accepted: Any) -> bool:
 
 def identity_of(value: Any) -> int | float | str:
     """An id, as text if it is a list or the like, which cannot be looked up."""
-    return value if isinstance(value, int | float | str) else repr(value)
+    return whole(value) if isinstance(value, int | float | str) else repr(value)
+
+
+def whole(value: Any) -> Any:
+    """A value; 5 of 5.0, as some programs write all numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _picked(
@@ -124,7 +132,7 @@ def read_csv(
         UserError: if the file is absent or damaged, a column is missing, or a row is too short.
     """
     try:
-        with open(file, newline="", encoding="utf-8-sig") as text:
+        with open(regular(Path(file)), newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text)
             head = next(rows, []) if header else columns
             pick = _picker(head, columns, file, dataset)

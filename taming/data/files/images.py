@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from taming.data.files.bit_depth import ValueRange, deep_pixels, is_deep
 from taming.data.files.tar_members import is_member, opened, read_bytes
+from taming.user_files import kind_of, regular
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them
@@ -84,6 +85,8 @@ def damage_of(path: str, error: Exception) -> str:
         return "does not exist"
     if os.path.isdir(path):
         return "is a folder, not an image file"
+    if kind := kind_of(path):
+        return f"is {kind}, not an image file"
     if os.path.getsize(path) == 0:
         return "is empty (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
@@ -217,7 +220,7 @@ def read_npy(path: str) -> np.ndarray:
 
 
 def _opened_npy(path: str) -> IO[bytes]:
-    return io.BytesIO(read_bytes(path)) if is_member(path) else open(path, "rb")
+    return io.BytesIO(read_bytes(path)) if is_member(path) else open(regular(path), "rb")
 
 
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"]]:

@@ -16,6 +16,7 @@ from taming.data.columns import StringTable
 from taming.data.files.find import EXTENSIONS, in_threads, relative_names, split_off
 from taming.data.options import OnError
 from taming.errors import UserError
+from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def read_image_list(
     Raises:
         UserError: if the list is missing or empty, or names files that do not exist.
     """
-    file = Path(list_file).expanduser()
+    file = with_home(Path(list_file))
     if not file.is_file():
         raise UserError(
             f"{dataset}: the list file {list_file} does not exist; give a text file with one image "
@@ -120,7 +121,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _beside(folder: Path, line: str) -> str | None:
-    line = os.path.expanduser(line)
+    line = with_home(line)
     places = (line, os.path.join(folder, line))
     return next((place for place in places if os.path.isfile(place)), None)
 
@@ -240,7 +241,7 @@ def write_image_lists(
 
     Returns how many images each lists; raises `UserError` if there are fewer than two images.
     """
-    top = os.path.abspath(Path(folder).expanduser())
+    top = os.path.abspath(with_home(Path(folder)))
     names = relative_names(top)
     if len(names) < 2:
         raise UserError(

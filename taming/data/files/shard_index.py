@@ -21,6 +21,7 @@ from taming.data.files.find import EXTENSIONS
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import member_path, require_plain
 from taming.errors import UserError
+from taming.user_files import regular, with_home
 
 IMAGE_ENDINGS = (*EXTENSIONS, "npy")
 TEXT_ENDINGS = {"cls": ("class_label", int), "txt": ("caption", str)}
@@ -41,7 +42,7 @@ def find_shards(shards: str | Sequence[str]) -> list[str]:
     """The tars of a folder, of a pattern such as `data/train-*.tar`, or of a list of these."""
     tars: list[str] = []
     for place in [shards] if isinstance(shards, str | Path) else shards:
-        pattern = os.path.expanduser(place)
+        pattern = with_home(place)
         if os.path.isdir(pattern):
             pattern = os.path.join(pattern, "*.tar")
         if not (matches := sorted(glob.glob(pattern))):
@@ -56,7 +57,7 @@ def scan(tar: str) -> Iterator[Sample]:
     """The samples of a shard, from its members; raises `UserError` if it is damaged."""
     sample: Sample | None = None
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with tarfile.open(regular(tar), "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header
                 folder, name = os.path.split(member.name)

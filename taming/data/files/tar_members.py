@@ -12,6 +12,7 @@ import tarfile
 from typing import IO
 
 from taming.errors import UserError
+from taming.user_files import regular
 
 SEPARATOR = "::"
 OPEN_TARS = 64
@@ -39,13 +40,13 @@ def require_plain(member: tarfile.TarInfo, tar: str | os.PathLike[str]) -> None:
 
 @functools.lru_cache(OPEN_TARS)
 def _tar(path: str) -> IO[bytes]:
-    return open(path, "rb")
+    return open(regular(path), "rb")
 
 
 def read_bytes(path: str) -> bytes:
     """The content of a file, or of a file in a tar; raises OSError."""
     if not is_member(path):
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             return file.read()
     tar, _, place = path.rpartition(SEPARATOR)
     offset, _, size = place.partition(".")[0].partition(":")
@@ -61,8 +62,11 @@ def read_bytes(path: str) -> bytes:
 
 
 def opened(path: str) -> str | io.BytesIO:
-    """The path, or for a file in a tar its content, as Pillow and numpy can open it."""
-    return io.BytesIO(read_bytes(path)) if is_member(path) else path
+    """The path, or for a file in a tar its content, as Pillow and numpy can open it.
+
+    Raises OSError if there is nothing, or what is no file.
+    """
+    return io.BytesIO(read_bytes(path)) if is_member(path) else regular(path)
 
 
 def add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -26,6 +26,7 @@ from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
 from taming.errors import UserError, absence
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
+from taming.user_files import regular, with_home
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Any]
@@ -60,7 +61,7 @@ def load_network(options: NetworkOptions, device: torch.device, **hub_options: A
     try:
         network = _build(options, hub_options if options.weights is None else {})
         if options.weights is not None:
-            state = torch.load(options.weights, map_location="cpu", weights_only=True)
+            state = torch.load(regular(options.weights), map_location="cpu", weights_only=True)
             network.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # the code of others may raise anything
         raise UserError(
@@ -85,7 +86,7 @@ def _reason(error: Exception) -> str:
 
 def _build(options: NetworkOptions, hub_options: Mapping[str, Any]) -> nn.Module:
     model, entry = options.model, options.entry
-    path = Path(model).expanduser()
+    path = with_home(Path(model))
     if path.is_dir():
         return torch.hub.load(str(path), entry, source="local")
     if path.suffix == ".py" and path.is_file():
@@ -177,13 +178,28 @@ class Report:
 
 
 def image_names(folder: str) -> list[str]:
-    """Names of the images below a folder, relative to it; raises `UserError` if there are none."""
+    """Names of the images below a folder, relative to it.
+
+    Raises:
+        UserError: if there are none, or two whose maps would be one file.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"--images: {absence('folder', folder)}")
     names = relative_names(folder)
     if not names:
         raise UserError(f"--images {folder} has no images")
+    by_map: dict[Path, str] = {}
+    for name in names:
+        if (other := by_map.setdefault(_map_name(name), name)) != name:
+            raise UserError(
+                f"--images {folder} has {other} and {name}, whose maps would both be "
+                f"{_map_name(name)}; rename one of them"
+            )
     return names
+
+
+def _map_name(name: str) -> Path:
+    return Path(name).with_suffix(".png")
 
 
 def extract(
@@ -201,7 +217,7 @@ def extract(
     """
     report = Report()
     for name in tqdm(names, f"to {output}", unit=" images", disable=None):
-        target = (Path(output) / name).with_suffix(".png")
+        target = Path(output) / _map_name(name)
         if target.is_file():
             report.already += 1
             continue

@@ -33,6 +33,7 @@ from taming.evaluation.sources.images import (
     part_of,
     stack_pixels,
 )
+from taming.user_files import with_home
 
 INCEPTION = "inception-v3-compat"
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
@@ -102,7 +103,7 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
     published = _published(name)
     named = explicit or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
     if named is not None:
-        path = Path(named).expanduser()
+        path = with_home(Path(named))
     elif published is not None:
         path = _cached(name, *published)
     else:

@@ -15,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
+from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
 from taming.evaluation.sources.images import Loaded, LoadedSource
+from taming.user_files import regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
 HASHING_THREADS = 8
@@ -122,4 +124,4 @@ def file_digest(path: str) -> bytes:
 
 @cache
 def _version_digest(path: str, changed: int, size: int) -> bytes:
-    return hashlib.sha256(Path(path).read_bytes()).digest()
+    return bytes.fromhex(file_hash(regular(path)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taming.data.files.annotations import all_fields, identity_of, read_csv
+from taming.data.files.annotations import all_fields, identity_of, read_csv, read_json
 from taming.errors import UserError
 
 GOOD = [{"id": 5, "width": 48, "name": "a"}, {"id": 6, "width": 48.5, "name": "b"}]
@@ -43,7 +43,13 @@ def test_entries_that_lack_a_field(records: Any) -> None:
 
 
 def test_ids_can_be_looked_up() -> None:
-    assert [identity_of(value) for value in (5, "a", [1], {"b": 2})] == [5, "a", "[1]", "{'b': 2}"]
+    values = [identity_of(value) for value in (5, "a", [1], {"b": 2}, 5.0, 5.5)]
+    assert list(map(repr, values)) == ["5", "'a'", "'[1]'", "\"{'b': 2}\"", "5", "5.5"]
+
+
+def test_the_mark_of_windows_is_no_part_of_json(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "f.json", ["a"], "x") == {"a": 1}
 
 
 def test_columns_by_name_with_their_lines(tmp_path: Path) -> None:

@@ -142,3 +142,17 @@ def test_lines_may_begin_at_the_users_folder(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "list.txt").write_text("~/a.png\n")
     assert list(read_image_list("~/../list.txt", "Own")) == [str(tmp_path / "home" / "a.png")]
+
+
+@pytest.mark.parametrize(
+    "line", [b"~a\0b.png", b"~nosuchuser/a.png", b"a\0b", b'"~\\ud800"', b"~\xff", b'"\\u0000"']
+)
+def test_any_bytes_are_a_name_that_is_missing(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(line + b"\n")
+    with pytest.raises(UserError, match="line 1 of .* does not exist"):
+        read_image_list(tmp_path / "list.txt", "x")
+
+
+def test_a_list_of_nobody_s_folder_is_missing() -> None:
+    with pytest.raises(UserError, match="the list file ~nosuchuser/a.txt does not exist"):
+        read_image_list("~nosuchuser/a.txt", "x")

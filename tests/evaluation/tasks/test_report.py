@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import Dataset
 
-from scripts.report import main
+from scripts.report import main, require_data
 from taming.errors import UserError
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import SmallClassifier
@@ -220,3 +220,11 @@ def test_samples_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["-r", str(run), "--device", "cpu"])
     assert "the samples have several sizes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_run_without_some_of_its_data(split: str) -> None:
+    sections = {name: {"target": "x"} for name in ("train", "validation") if name != split}
+    config = OmegaConf.create({"data": {"params": sections}})
+    with pytest.raises(UserError, match=f"no data.params.{split}, .* add -b YAML with both"):
+        require_data(config)
