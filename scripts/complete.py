@@ -22,7 +22,7 @@ from torch import Tensor
 
 from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
-from taming.errors import UserError, command
+from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
@@ -35,7 +35,7 @@ from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
 from taming.sampling.estimate import announce
-from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
 
 Sizes = tuple[int, int]
@@ -140,6 +140,7 @@ def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Pa
 
 
 @command
+@interruptible(ADVICE)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Complete an image: keep a part of it.", Arguments, top_k=100)
     add_side_flags(parser)

@@ -259,7 +259,7 @@ def test_an_interrupted_encoding_goes_on(
         return encode_batch(self, *args)
 
     monkeypatch.setattr(Encoding, "_encode_batch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="finished parts are kept"):
         encode([*command, "--out", "parts"])
     assert [path.name for path in Path("parts/unfinished").glob("*.npz")] == ["train-000000.npz"]
     with pytest.raises(UserError, match="parts are incomplete"):
