@@ -50,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Report on a trained transformer and its samples.")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
-    parser.add_argument("--samples", type=Path, help="folder of samples (default: the newest of the training's size)")
+    parser.add_argument(
+        "--samples",
+        type=Path,
+        help="folder of samples (default: the newest of the training's size)",
+    )
     args, overrides = parse(parser, argv)
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     # Reports are in float32, whatever --precision says.

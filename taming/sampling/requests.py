@@ -44,7 +44,7 @@ class Request:
 
 
 def sampling_script(model: Net2NetTransformer) -> str:
-    """The script that samples many images from a model: of classes, or for its data's conditions."""
+    """The script that samples many images from a model."""
     if model.condition_kind in ("none", "coordinates") or model.n_classes is not None:
         return "scripts/sample_fast.py"
     if model.cond_stage_key in BUILDERS:

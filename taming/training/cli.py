@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
 
 
+DEBUG_RUNS = Path("logs") / "debug_runs"
 # What no model of this project can do with its loss.
 _CONDITIONAL = "disc_conditional"
 
@@ -286,11 +288,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
             )
+            run = _to_be_moved(run) if args.debug else run
             try:
                 _train_and_test(args, trainer, model, data, run)
             finally:
-                if args.debug:
-                    _move_to_debug_runs(run)
+                _move(run)
 
 
 def _train_and_test(
@@ -317,13 +319,18 @@ def _train_and_test(
     if tests and requests.stop is None:
         final_test(trainer, model, data, last)
     if not args.train:
-        name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
-        say_what_was_checked(model, data, name, args.overrides)
+        say_what_was_checked(model, data, args.words)
+
+
+def _to_be_moved(run: RunFolder) -> RunFolder:
+    """`run`, which ends in the folder of debugging runs."""
+    folder = DEBUG_RUNS / run.path.name
+    return run if run.path.resolve() == folder.resolve() else replace(run, moves_to=folder)
 
 
 @rank_zero_only
-def _move_to_debug_runs(run: RunFolder) -> None:
-    if run.path.is_dir():
-        target = make_new_folder(Path("logs") / "debug_runs" / run.path.name)
+def _move(run: RunFolder) -> None:
+    if run.moves_to is not None and run.path.is_dir():
+        target = make_new_folder(run.moves_to)
         os.replace(run.path, target)  # an empty folder
         rank_zero_info(f"moved the run to {target}")

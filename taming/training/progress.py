@@ -110,7 +110,7 @@ class Pace(Callback):
         seconds, end = median(fastest) * _accumulated(trainer), steps_of_run(trainer)
         text = f"a step takes about {readable_time(seconds)}"
         left = 0 if end is None else end - trainer.global_step
-        if end is not None:
+        if left > 0:
             text += (
                 f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
             )

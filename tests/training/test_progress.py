@@ -81,6 +81,18 @@ def test_its_pace_is_said_once(
     assert "small" not in line and re.search("memory: .* [MG]iB$", line)
 
 
+def test_steps_to_come_are_told_of_if_there_are_any(caplog: pytest.LogCaptureFixture) -> None:
+    trainer: Any = SimpleNamespace(
+        num_training_batches=10, accumulate_grad_batches=1, lightning_module=None, max_epochs=-1
+    )
+    trainer.max_steps, trainer.global_step = 3, 3
+    pace = Pace()
+    pace._durations = [1.0]
+    with caplog.at_level("INFO"):
+        pace._say(trainer, progress.torch.device("cpu"))
+    assert re.fullmatch(r"a step takes about 1 s; memory: .*", caplog.messages[-1])
+
+
 @pytest.mark.parametrize(
     ("limits", "accumulate", "steps"),
     [
