@@ -34,7 +34,7 @@ from taming.limits import check_sizes
 from taming.lr_scheduler import RunSchedule
 from taming.run_length import RunLength
 from taming.training.arguments import parse_arguments
-from taming.training.code_checks import check_codes
+from taming.training.code_checks import check_codes, match_datasets
 from taming.training.data_module import (
     DataModuleFromConfig,
     batch_size_of,
@@ -109,10 +109,12 @@ def _read_configs(
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
     if run.resume_from is None:  # a checkpoint has the weights of all parts
-        if taken := inherit_data(config):
-            rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
+        for folder, taken in inherit_data(config).items():
+            rank_zero_info(f"as in {folder}: {_few(taken, 2)}")
         check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
+    if taken := match_datasets(config):
+        rank_zero_info(f"the codes are of {_few(taken, 2)}")
     plain(config.get("lightning"))  # all of it is used
     if run.stored and (base or overrides):
         _say_changes(config, run)
@@ -125,9 +127,14 @@ def _say_changes(config: DictConfig, run: RunFolder) -> None:
     keep_dataset_defaults(stored, new=False)
     before, now = _values(stored), _values(config)
     changes = [f"{key}={now.get(key)}" for key in now | before if now.get(key) != before.get(key)]
-    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
-    text = f"with {', '.join(changes[:8])}{more}" if changes else "with its own config, unchanged"
+    text = f"with {_few(changes, 8)}" if changes else "with its own config, unchanged"
     rank_zero_info(f"{run.path} goes on {text}")
+
+
+def _few(changes: Sequence[str], most: int) -> str:
+    """The first of many `key=value`, and how many more there are."""
+    more = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return f"{', '.join(changes[:most])}{more}"
 
 
 def _values(config: DictConfig) -> dict[str, Any]:
@@ -232,7 +239,8 @@ _EXPECTED = (
 
 def _set_up_messages() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    silent = ("💡", "Loading `train_dataloader`")  # advertisements, and what nobody waits for
+    # Advertisements, what nobody waits for, and what is not there.
+    silent = ("💡", "Loading `train_dataloader`", "TPU available: False")
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(silent)
     )

@@ -125,7 +125,7 @@ class Encoding:
     def _encode(self, parts: list[Part]) -> None:
         rank, processes = own_share()
         draws = processes * sum(len(self._numbers(part)) for part in parts)
-        with tqdm(total=draws, desc="encoding", unit="image", disable=rank > 0) as bar:
+        with tqdm(total=draws, desc="encoding", unit="image", disable=rank > 0 or not draws) as bar:
             for split in self.splits:
                 chosen = [part for part in parts if part[0] == split]
                 for part, arrays in self._encoded(split, chosen, bar):

@@ -152,7 +152,8 @@ def test_what_takes_long_is_said_before(
     assert said.out.startswith("12 x 8 pixels") and "48/48" in said.err and "token" in said.err
     for flags in (["--size", "8,12"], []):  # nothing to do, and no windows
         sample(run, "-n", "2", *flags)
-        assert "pixels are" not in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "pixels are" not in said.out and ("image/s" in said.err) != bool(flags)
 
 
 def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,21 @@ def train(folder: Path, *arguments: str) -> list[tuple[int, int | None, str]]:
 
 
 def test_the_bar_is_over_the_whole_run_also_of_a_resumed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen = train(tmp_path, "--max_epochs", "2", "--max_steps", "5")  # of 3 batches an epoch
     assert [(n, total) for n, total, _ in seen] == [(n, 5) for n in range(5)]
     assert [text[:7] for *_, text in seen] == 3 * ["Epoch 0"] + 2 * ["Epoch 1"]
-    assert re.search(r"5/5 \[\d\d:\d\d<", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"5/5 \[\d\d:\d\d<", shown) and "train/" in shown and "v_num" not in shown
+    said = " ".join(caplog.text.split())
+    assert re.search(r"Name Type Params Mode 0 encoder Encoder [\d.]+ K train", said)
+    assert "TPU" not in said
+    assert re.search(r" [\d,]+ weights, [\d.]+ [KM]iB: [\d,]+ are trained, 0 are not", said)
     [run] = tmp_path.glob("logs/*")
     Watch.seen.clear()
     main(["-r", str(run), "-t", "--max_steps", "-1", "--max_epochs", "3"])
