@@ -17,6 +17,7 @@ from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content
 from taming.distributed import is_first_process
 from taming.errors import UserError
+from taming.published_models import how_to_fetch
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def find_run(path: str | Path) -> Run:
     """
     path = normal_path(path)
     if not path.exists():
-        raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
+        hint = how_to_fetch(path) or did_you_mean_run(path)
+        raise UserError(f"there is no run or checkpoint at {path}{hint}")
     if path.suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a config, not a run or checkpoint")
     if path.is_file() and _may_be_damaged(path) and not is_mapped(path):

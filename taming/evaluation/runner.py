@@ -171,10 +171,7 @@ class Runner:
         """What is kept of an evaluation that is interrupted."""
         if not self.cache.enabled:
             return "nothing of the evaluation is kept"
-        return (
-            f"what is counted is kept every {self.save_every:g} s, and the same command goes on "
-            "from there"
-        )
+        return f"what is counted is kept every {self.save_every:g} s, and the same command goes on"
 
     def _pass(
         self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -43,7 +41,7 @@ from taming.training.data_module import (
 )
 from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
-from taming.training.loggers import silence_event_writers
+from taming.training.messages import few, set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.run_folder import (
     RunFolder,
@@ -110,11 +108,11 @@ def _read_configs(
     expand_stages(config)
     if run.resume_from is None:  # a checkpoint has the weights of all parts
         for folder, taken in inherit_data(config).items():
-            rank_zero_info(f"as in {folder}: {_few(taken, 2)}")
+            rank_zero_info(f"as in {folder}: {few(taken, 2)}")
         check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
     if taken := match_datasets(config):
-        rank_zero_info(f"the codes are of {_few(taken, 2)}")
+        rank_zero_info(f"the codes are of {few(taken, 2)}")
     plain(config.get("lightning"))  # all of it is used
     if run.stored and (base or overrides):
         _say_changes(config, run)
@@ -127,14 +125,8 @@ def _say_changes(config: DictConfig, run: RunFolder) -> None:
     keep_dataset_defaults(stored, new=False)
     before, now = _values(stored), _values(config)
     changes = [f"{key}={now.get(key)}" for key in now | before if now.get(key) != before.get(key)]
-    text = f"with {_few(changes, 8)}" if changes else "with its own config, unchanged"
+    text = f"with {few(changes, 8)}" if changes else "with its own config, unchanged"
     rank_zero_info(f"{run.path} goes on {text}")
-
-
-def _few(changes: Sequence[str], most: int) -> str:
-    """The first of many `key=value`, and how many more there are."""
-    more = f" and {len(changes) - most} more" if len(changes) > most else ""
-    return f"{', '.join(changes[:most])}{more}"
 
 
 def _values(config: DictConfig) -> dict[str, Any]:
@@ -224,37 +216,12 @@ def _data_config(config: DictConfig) -> Any:
     return with_codes(config).data
 
 
-# Warnings of Lightning about what is intended here.
-_EXPECTED = (
-    r".*treespec.*",  # its own use of torch
-    r".*module\(s\) in eval mode.*",  # the frozen stages
-    r"You have overridden `on_before_batch_transfer` in",  # transformers check their labels there
-    r"Checkpoint directory .* exists and is not empty",  # a resumed run
-    # Steps count on from epoch to epoch: values are logged in small sets, too.
-    r"The number of training batches .* is smaller than the logging interval",
-    r"This DataLoader will create .* worker processes",  # as many as the config says
-    r"The '.*' does not have many workers",
-)
-
-
-def _set_up_messages() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # Advertisements, what nobody waits for, and what is not there.
-    silent = ("💡", "Loading `train_dataloader`", "TPU available: False")
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith(silent)
-    )
-    silence_event_writers()
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run main.py with `argv` (default: the command line)."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own
-    _set_up_messages()
+    set_up_messages()
     args, flags, overrides = parse_arguments(argv)
     with requests.handled(), one_start():
         run = _open_run(args)
