@@ -91,7 +91,7 @@ def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | Non
                 files, metadata = _sample(dataset, index)
             except BadFile as error:
                 if skipped is None:
-                    raise UserError(str(error)) from None
+                    raise UserError(error.fatal()) from None
                 skipped.append(str(error))
                 continue
             for name, path in files.items():
