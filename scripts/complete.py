@@ -48,7 +48,8 @@ class Arguments:
     sampling: SampleArguments
     image: str = flag(MISSING, "the image file")
     keep: str | None = flag(
-        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, white: kept"
+        None,
+        f"{', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask, white: kept, in the image's own pixels",
     )
     pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
     condition: str | None = flag(
@@ -124,6 +125,20 @@ def read_known(own: Arguments, model: Net2NetTransformer, photo: Photo) -> Tenso
     return known_indices(model, picture, keep, pad)
 
 
+def condition_of(
+    own: Arguments, model: Net2NetTransformer, size: Sizes, reduced_to: Sizes | None
+) -> Tensor | None:
+    """What `--condition` gives for an image of `size`; raises `UserError` if it is needed."""
+    if own.condition is not None:
+        return read_condition(model, own.condition, size, reduced_to)
+    if model.condition_kind in ("none", "coordinates"):
+        return None
+    kind = "FILE" if model.n_classes is None else f"N, a class from 0 to {model.n_classes - 1}"
+    raise UserError(
+        f"this model samples for a given '{model.cond_stage_key}': give --condition {kind}"
+    )
+
+
 def say_if_reduced(photo: Photo) -> None:
     if photo.original is not None:
         height, width = photo.original
@@ -148,12 +163,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
+    say_if_reduced(photo)
     known = read_known(own, model, photo)
     shape = (known.shape[0], known.shape[1])
     size = (shape[0] * factor, shape[1] * factor)
-    c, reduced_to = None, None if any(parse_pad(own.pad, factor)) else photo.reduced_to
-    if own.condition is not None:
-        c = read_condition(model, own.condition, size, reduced_to)
+    reduced_to = None if any(parse_pad(own.pad, factor)) else photo.reduced_to
+    c = condition_of(own, model, size, reduced_to)
     request = request_for_condition(model, c, 0, shape, known)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
@@ -165,7 +180,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = own.num_samples - sum(n < own.num_samples for n in finished)
     requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
     write_inputs(photo.picture, known, own.pad, factor, root)
-    say_if_reduced(photo)
     first = [request] * min(count, sampling.batch_size)
     announce(model, first, sampling.settings, sampling.batch_size, shape, count=count)
     bar = TokenBar(count, int((known < 0).sum()))
