@@ -108,7 +108,7 @@ def _read_configs(
     expand_stages(config)
     if run.resume_from is None:  # a checkpoint has the weights of all parts
         for folder, taken in inherit_data(config).items():
-            rank_zero_info(f"as in {folder}: {few(taken, 2)}")
+            rank_zero_info(f"as in {folder}: {few(taken, 4)}")
         check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
     if taken := match_datasets(config):
