@@ -106,6 +106,7 @@ def _make_up_lpips(network: Any) -> None:
 
 def our_first_stage_step(model: Any, x: Tensor, cast: Callable[[], Any]) -> Step:
     """What `VQModel.training_step` does, without a Trainer."""
+    model.ways.lay_out(model)
     model.ways.prepare(model)
     (for_autoencoder, for_discriminator), _ = model.configure_optimizers()
     x = x.contiguous(memory_format=torch.channels_last) if model.ways.channels_last else x

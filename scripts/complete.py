@@ -24,6 +24,7 @@ from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.permuter import Identity
 from taming.sampling import request_for_condition, sample_images
 from taming.sampling.arguments import (
     SampleArguments,
@@ -139,6 +140,19 @@ def condition_of(
     )
 
 
+def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
+    """Refuse (`UserError`) a size that the model's order of sampling does not have."""
+    trained = tuple(side * pixels_per_token(model) for side in trained_shape(model))
+    if size == trained or isinstance(model.permuter, Identity):
+        return
+    height, width = trained
+    advice = "leave --pad out" if any(parse_pad(own.pad, 1)) else f"add --size {height},{width}"
+    raise UserError(
+        f"this model samples in the order {type(model.permuter).__name__}, which exists for images "
+        f"of {height} x {width} pixels only, and this one has {size[0]} x {size[1]}; {advice}"
+    )
+
+
 def say_if_reduced(photo: Photo) -> None:
     if photo.original is not None:
         height, width = photo.original
@@ -167,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = read_known(own, model, photo)
     shape = (known.shape[0], known.shape[1])
     size = (shape[0] * factor, shape[1] * factor)
+    require_order(own, model, size)
     reduced_to = None if any(parse_pad(own.pad, factor)) else photo.reduced_to
     c = condition_of(own, model, size, reduced_to)
     request = request_for_condition(model, c, 0, shape, known)

@@ -27,7 +27,7 @@ def load(
     download: bool = True,
     trust: Sequence[str] = (),
     weights: str | None = None,
-    parts: Sequence[str] = (),
+    parts: str | Sequence[str] = (),
 ) -> Any:
     """A trained model, in evaluation mode and without gradients.
 
@@ -46,7 +46,7 @@ def load(
         trust: packages of your own, or names in them, that the run's config may use as well.
         weights: "raw" or "ema", of files that have both; by default EMA, which is said. "int8" or
             "raw,int8": a transformer computes in int8 on a CPU (docs/training.md).
-        parts: load these alone, such as ["encoder"]; the other weights stay random.
+        parts: load these alone, such as ["encoder"] or "encoder"; the other weights stay random.
 
     Raises:
         taming.errors.UserError: if there is no such run, checkpoint or published model (the

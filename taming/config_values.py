@@ -4,7 +4,7 @@ The hints of a constructor are its schema. Ranges stand in them, beside the type
 
     def __init__(self, n_embed: Count, dropout: FractionBelowOne = 0.0) -> None: ...
 
-They say what a config may hold; calls from Python are not checked.
+They say what a config may hold, and functions in them read it; calls from Python are not checked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import Unpack
+
+from taming.run_length import percent
 
 # ---------------------------------------------------------------------- what hints say
 
@@ -88,15 +90,16 @@ class Arguments:
         self.targets = targets
 
 
-class ExpandsUser:
-    """The value is a path, in which `~` at the beginning is the user's folder."""
+def _expanded(path: Any) -> Any:
+    """A path, in which `~` at the beginning is the user's folder."""
+    return os.path.expanduser(path) if str(path).startswith("~") else path
 
 
 _MOST = 2**31 - 1  # of what is counted; products of such numbers are limited by memory
 
 Count = Annotated[int, Range(1, _MOST)]
 CountOrZero = Annotated[int, Range(0, _MOST)]
-StepOrShare = CountOrZero | Annotated[float, Range(above=0, below=1)]  # a share of the run
+StepOrShare = Annotated[CountOrZero | Annotated[float, Range(above=0, below=1)], percent]
 Pixels = Annotated[int, Range(1, 2**16)]  # a side of an image, or its channels
 Finite = Annotated[float, Range()]
 NonNegative = Annotated[float, Range(0)]
@@ -104,7 +107,7 @@ Weight = Annotated[float, Range(0, 1_000_000)]  # of a term of a loss, or of a r
 Positive = Annotated[float, Range(above=0)]
 Fraction = Annotated[float, Range(0, 1)]
 FractionBelowOne = Annotated[float, Range(0, below=1)]
-FilePath = Annotated[str, ExpandsUser()]
+FilePath = Annotated[str, _expanded]
 AnyPath = FilePath | Path
 ModuleConfig = Annotated[Mapping[str, Any], Builds("module")]
 LossConfig = Annotated[Mapping[str, Any], Builds("module", dispensable=True)]
@@ -138,7 +141,7 @@ def fitted(value: Any, hint: Any) -> Any:
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        return _within(_fitted_plainly(value, hint), hint)
+        return _fitted_to_rules(value, hint)
     if origin in (typing.Union, types.UnionType):
         return _fitted_to_one(value, parts)
     if origin is typing.Literal:
@@ -167,21 +170,19 @@ def _fitted_entries(value: Any, hint: Any) -> Any:
         raise Misfit(_name_of(hint)) from None
 
 
-def _fitted_plainly(value: Any, hint: Any) -> Any:
+def _fitted_to_rules(value: Any, hint: Any) -> Any:
+    """By functions among what stands beside the type, then by the type, then within its range."""
+    for rule in hint.__metadata__:
+        value = rule(value) if inspect.isroutine(rule) else value
     try:
-        return fitted(value, _plain(hint))
+        value = fitted(value, _plain(hint))
     except OutOfRange:
         raise
     except Misfit:
         raise Misfit(_name_of(hint)) from None
-
-
-def _within(value: Any, hint: Any) -> Any:
     for rule in hint.__metadata__:
         if isinstance(rule, Range | Length) and not rule.holds(value):
             raise OutOfRange(str(rule))
-        if isinstance(rule, ExpandsUser) and str(value).startswith("~"):
-            value = os.path.expanduser(value)
     return value
 
 
@@ -243,8 +244,8 @@ def _name_of(hint: Any) -> str:
         ranges = (rule for rule in parts[1:] if isinstance(rule, Range | Length))
         rules = [str(rule) for rule in ranges if rule != Range()]
         return " ".join([_name_of(parts[0]), *rules])
-    if origin is typing.Literal:
-        return " or ".join(map(str, parts))
+    if origin in (typing.Literal, typing.Union, types.UnionType):
+        return " or ".join(map(str if origin is typing.Literal else _name_of, parts))
     kind = _kind_of(hint)
     if kind is Sequence and parts and (noun := _NAMES.get(_kind_of(_plain(parts[0])))):
         return "a list of " + _name_of(parts[0]).replace(noun, f"{noun.removeprefix('a ')}s", 1)
@@ -255,7 +256,7 @@ def rules_of(hint: Any) -> Iterator[Any]:
     """What stands beside the types of a hint, or of its choices."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        yield from parts[1:]
+        yield from (*parts[1:], *rules_of(parts[0]))
     elif origin in (typing.Union, types.UnionType):
         for part in parts:
             yield from rules_of(part)
@@ -274,8 +275,7 @@ def parameters_of(target: Any) -> tuple[dict[str, Any], list[str], bool]:
     A subclass that passes `**kwargs` on takes what its base classes take; what they require, it may
     give itself, but for classes of this project with `*args, **kwargs`.
     """
-    accepted: dict[str, Any] = {}
-    required: list[str] = []
+    accepted, required = dict[str, Any](), list[str]()
     passes_on, lineage = True, list(_lineage(target))
     if lineage and (lineage[0].__module__, lineage[0].__qualname__) == MODULE:
         return {}, [], False

@@ -52,7 +52,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 class _Mean(torch.autograd.Function):
     """A mean over processes. Each one's loss depends on the others' values, so that its gradient
-    there is a mean over processes as well."""
+    there is a mean over processes as well, which may be differentiated in its turn."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -60,7 +60,8 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        return sum_over_ranks(grad_outputs[0].clone()) / world_size()
+        mean: Tensor = _Mean.apply(grad_outputs[0])
+        return mean
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

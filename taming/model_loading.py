@@ -28,7 +28,7 @@ def load_model(
     download: bool = True,
     trust: Sequence[str] = (),
     weights: str | None = None,
-    parts: Sequence[str] = (),
+    parts: str | Sequence[str] = (),
 ) -> nn.Module:
     """The model of a run, a checkpoint or a published name; see `taming.load`."""
     target = choose_device(device)

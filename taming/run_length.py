@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from taming.errors import UserError
 
@@ -30,3 +32,12 @@ class RunLength:
                 "--max_steps, or --max_epochs for data that have a length"
             )
         return self.steps
+
+
+def percent(value: Any) -> Any:
+    """The share that a text such as "10%" stands for, below 1; anything else as it is."""
+    if isinstance(value, str) and value.endswith("%"):
+        with suppress(ValueError):
+            share = float(value.removesuffix("%")) / 100
+            return share if 0 <= share < 1 else value
+    return value

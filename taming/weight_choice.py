@@ -96,8 +96,12 @@ def in_int8(device: str) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def choosing_weights(kind: str | None, parts: Sequence[str]) -> Iterator[None]:
-    """Load these while the context lasts; without any, what was chosen before."""
-    chosen = WeightChoice.parse(kind, parts) if kind or parts else weight_choice()
+    """Load these while the context lasts; without any, what was chosen before.
+
+    A text is one part.
+    """
+    named = (parts,) if isinstance(parts, str) else parts
+    chosen = WeightChoice.parse(kind, named) if kind or parts else weight_choice()
     token = chosen_weights.set(chosen)
     try:
         yield

@@ -57,7 +57,7 @@ ALLOWED = {
     "kernel_choice": {"atomic_files", "devices", "errors"},
     "config_files": {"config_values", "errors", "trust"},
     "limits": {"errors"},
-    "config_values": set(),
+    "config_values": {"run_length"},
     "config_names": {"config_files", "errors", "trust"},
     "config_targets": {"config_values", "errors", "trust", "user_code"},
     "config_schema": {"config_targets", "config_values", "errors"},

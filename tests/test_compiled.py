@@ -1,40 +1,27 @@
-"""What torch.compile takes as one graph, whole: a break costs a GPU its lead over the host."""
+"""What torch.compile takes as one graph, whole: a break costs a GPU its lead over the host.
+
+Modules alone are in `tests/test_parts.py`.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taming.config import instantiate_from_config
-from taming.modules.discriminator.model import NLayerDiscriminator
-from taming.modules.losses.lpips import LPIPS
-from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from taming.models.distillation import soft_loss
 from taming.modules.transformer.decoding import CachedDecoder
-from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.kmeans import KMeans
-from taming.modules.vqvae.quantize import EMAVectorQuantizer, GumbelQuantize, VectorQuantizer2
-from tests.kit.models import (
-    DALLE,
-    SEGMENTATION,
-    VQGAN,
-    cosine_config,
-    first_stage_config,
-    transformer_config,
-)
+from taming.modules.vqvae.quantize import VectorQuantizer2
+from tests.kit.models import first_stage_config, transformer_config
+from tests.kit.parts import VARIANTS
+from tests.kit.parts import gpt as small_gpt
 
-SCHEDULE = {"temperature_scheduler_config": cosine_config()}
-MODELS = {
-    "VQModel": first_stage_config(),
-    "EMAVQ": first_stage_config(VQGAN + "EMAVQ", revive_after=2),
-    "GumbelVQ": first_stage_config(VQGAN + "GumbelVQ", **SCHEDULE),
-    "VQSegmentationModel": SEGMENTATION,
-    "DalleVAE": DALLE,
-}
 INDICES = torch.arange(12).view(2, 6)
 
 
@@ -48,8 +35,9 @@ def model(config: dict[str, Any]) -> Any:
     return instantiate_from_config(copy.deepcopy(config)).eval()
 
 
-def decoder_step() -> Callable[..., Any]:
-    decoder = CachedDecoder(gpt(), 2, 8, static=True)
+def decoder_step(**options: Any) -> Callable[..., Any]:
+    torch.manual_seed(0)
+    decoder = CachedDecoder(small_gpt(**options).eval(), 2, 8, static=True)
     decoder.prefill(INDICES[:, :4])
     position = decoder._position.clone()
 
@@ -59,39 +47,6 @@ def decoder_step() -> Callable[..., Any]:
         return decoder._whole_step()
 
     return step
-
-
-def gpt(**options: Any) -> GPT:
-    torch.manual_seed(0)
-    return GPT(20, 24, 2, 2, 16, **options).eval()
-
-
-def lpips() -> LPIPS:
-    network = LPIPS()
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    assert network.ready
-    return network
-
-
-def game() -> VQLPIPSWithDiscriminator:
-    return VQLPIPSWithDiscriminator(0, disc_ndf=8, disc_num_layers=1, perceptual_weight=0.0)
-
-
-def generator_loss() -> Callable[..., Any]:
-    loss = game()
-
-    @torch.no_grad()
-    def evaluate(x: Tensor, outputs: Tensor) -> Any:
-        return loss.generator_loss(x, outputs, x.mean(), 5, last_layer=x)
-
-    return evaluate
-
-
-def colors() -> Callable[..., Any]:
-    stage = KMeans(8, 3, resolution=8)
-    stage.encode(images(8))
-    return stage.encode
 
 
 def transformer_step(**changes: Any) -> Callable[..., Any]:
@@ -107,28 +62,15 @@ QUICK: dict[str, tuple[Made, tuple[Any, ...]]] = {
     "a step of the decoder": (decoder_step, ()),
 }
 SLOW: dict[str, tuple[Made, tuple[Any, ...]]] = {
-    "EMAVectorQuantizer": (lambda: EMAVectorQuantizer(16, 3, 0.25).eval(), (images(8),)),
-    "GumbelQuantize": (lambda: GumbelQuantize(3, 4, 16).eval(), (images(8),)),
-    "colors": (colors, (images(8),)),
-    "GPT": (gpt, (INDICES,)),
-    "GPT with a condition": (lambda: gpt(n_unmasked=4), (INDICES,)),
-    "discriminator": (lambda: NLayerDiscriminator(3, 8, 1).eval(), (images(),)),
-    "discriminator's loss": (lambda: game().eval().discriminator_loss, (images(), images(), 5)),
-    "generator's loss": (generator_loss, (images(), images())),
-    "LPIPS": (lpips, (images(32), images(32).flip(0))),
     "step with classes": (transformer_step, (BATCH,)),
     "step with images": (
         lambda: transformer_step(transformer_config=gpt_of(40), **MAPS),
         (BATCH,),
     ),
+    "soft loss": (lambda: soft_loss, (torch.eye(6).view(2, 3, 6), torch.ones(2, 3, 6))),
+    "VQModel": (lambda: model(first_stage_config()), (images(),)),
+    "GPT": (lambda: small_gpt().eval(), (INDICES,)),
 }
-for name, config in MODELS.items():
-    channels = 5 if name == "VQSegmentationModel" else 3
-    SLOW[name] = (lambda config=config: model(config), (images(16, channels),))  # type: ignore[misc]
-    SLOW[f"indices of {name}"] = (  # type: ignore[assignment]
-        lambda config=config: model(config).encode_to_indices,
-        (images(16, channels),),
-    )
 
 
 def gpt_of(block_size: int) -> dict[str, Any]:
@@ -149,6 +91,12 @@ def check(case: tuple[Made, tuple[Any, ...]], backend: str) -> None:
 @pytest.mark.parametrize("name", QUICK)
 def test_one_graph_holds_all_of_it(name: str) -> None:
     check(QUICK[name], "eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_graph_holds_a_step_of_each_decoder(name: str) -> None:
+    check((partial(decoder_step, **VARIANTS[name]), ()), "eager")
 
 
 @pytest.mark.slow

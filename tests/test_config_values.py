@@ -19,6 +19,7 @@ from taming.config_values import (
     Misfit,
     Positive,
     Range,
+    StepOrShare,
     fitted,
 )
 from taming.config_values import FractionBelowOne as Range01
@@ -51,6 +52,10 @@ from tests.kit.models import VQGAN, ddconfig, first_stage_config
         (0, Fraction, 0),
         (1.0, Fraction, 1.0),
         ("a/b", FilePath, "a/b"),
+        ("10%", StepOrShare, 0.1),
+        ("2.5 %", StepOrShare | None, 0.025),
+        ("0%", StepOrShare, 0),
+        (1.0, StepOrShare, 1),
         ("anything", torch.Tensor, "anything"),
         ("anything", Any, "anything"),
     ],
@@ -64,6 +69,17 @@ def test_values_that_fit(value: Any, hint: Any, result: Any) -> None:
     ("value", "hint", "expected"),
     [
         (1.5, int, "a whole number"),
+        (
+            "100%",
+            StepOrShare,
+            "a whole number from 0 to 2,147,483,647 or a number above 0 to below 1",
+        ),
+        (
+            "ten%",
+            StepOrShare,
+            "a whole number from 0 to 2,147,483,647 or a number above 0 to below 1",
+        ),
+        ("10%", Fraction, "a number from 0 to 1"),
         (True, int, "a whole number"),
         (True, float, "a number"),
         (None, int, "a whole number"),

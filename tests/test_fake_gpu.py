@@ -1,7 +1,8 @@
 """What computes on a GPU, on one that is made up: PyTorch's fake tensors have a device and a shape.
 
 A tensor on another device than the others raises, as on a GPU, and so does every wait for a value
-(`.item()`, an `if` on a tensor), which would leave the GPU idle.
+(`.item()`, an `if` on a tensor), which would leave the GPU idle. Modules alone are in
+`tests/test_parts.py`; here is what is around them.
 """
 
 from __future__ import annotations
@@ -16,42 +17,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from taming.config import instantiate_from_config
+from taming.data.helper_types import Annotation, AnnotationList
 from taming.data.utils import custom_collate
 from taming.evaluation.metrics.reconstruction import _differences
-from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.evaluation.metrics.ssim import ms_ssim, ssim
+from taming.models import distillation
 from taming.models.codes import CodeHistogram, in_colors
-from taming.modules.discriminator.model import NLayerDiscriminator
 from taming.modules.ema import LitEma
-from taming.modules.losses.lpips import LPIPS, vgg16
-from taming.modules.losses.segmentation import BCELoss, BCELossWithQuant
-from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+from taming.modules.linear import training_kernel
+from taming.modules.packed_weight import PackedWeight
 from taming.modules.transformer import mingpt
 from taming.modules.transformer.decoding import CachedDecoder
-from taming.modules.transformer.kmeans import KMeans
-from taming.modules.util import ActNorm
-from taming.modules.vqvae.quantize import (
-    EMAVectorQuantizer,
-    GumbelQuantize,
-    VectorQuantizer,
-    VectorQuantizer2,
-)
+from taming.modules.transformer.inference import Weights
+from taming.modules.vqvae.quantize import VectorQuantizer2
 from taming.sampling import engine, sample_images, sample_sliding_window
 from taming.sampling.requests import Request, condition_indices
 from taming.sampling.settings import SampleSettings
 from tests.kit.models import (
-    DALLE,
-    LABELS,
-    SEGMENTATION,
     SPIRAL,
-    VQGAN,
-    cosine_config,
     first_stage_config,
     transformer_config,
     unconditional_config,
 )
+from tests.kit.parts import VARIANTS
+from tests.kit.parts import gpt as small_gpt
 
 GPU = torch.device("cuda")
 
@@ -83,68 +75,20 @@ def images(*shape: int) -> Tensor:
     return torch.rand(*(shape or IMAGES), device=GPU) * 2 - 1
 
 
-def config_of(kind: str, **changes: Any) -> dict[str, Any]:
-    return first_stage_config(f"{VQGAN}{kind}", **changes)
-
-
-FIRST_STAGES: dict[str, dict[str, Any]] = {
-    "VQModel": config_of("VQModel"),
-    "VQModel, ema": config_of("VQModel", use_ema=True, sane_index_shape=True),
-    "VQNoDiscModel": config_of("VQNoDiscModel"),
-    "EMAVQ": config_of("EMAVQ", revive_after=2),
-    "GumbelVQ": config_of("GumbelVQ", temperature_scheduler_config=cosine_config()),
-    "VQModelInterface": first_stage_config("taming.models.latent_diffusion.VQModelInterface"),
-    "VQSegmentationModel": SEGMENTATION,
-    "DalleVAE": DALLE,
-}
-
-
-QUICK = ("VQModel, ema", "EMAVQ", "GumbelVQ")
-
-
-@pytest.mark.parametrize("name", [n if n in QUICK else slow(n) for n in FIRST_STAGES])
-def test_first_stages(name: str) -> None:
-    model = on_gpu(instantiate_from_config, FIRST_STAGES[name])
+def test_use_and_pictures_of_a_first_stage() -> None:
+    model = on_gpu(instantiate_from_config, first_stage_config(use_ema=True))
     x = images(2, model.channels, 16, 16)
-    for training in (True, False):
-        model.train(training)
-        reconstructions, loss = model(x)
-        assert reconstructions.shape == x.shape and reconstructions.is_cuda and loss.is_cuda
-    with torch.no_grad():
-        indices = model.encode_to_indices(x)
-        assert model.decode_indices(indices).is_cuda
-        histogram = CodeHistogram(model.quantize.n_e)
-        histogram.add(indices)
-        assert histogram.counts_so_far().is_cuda
-        assert in_colors(x).is_cuda
-    if not isinstance(model, nn.Module) or name == "DalleVAE":
-        return
-    batch = {model.image_key: x.permute(0, 2, 3, 1)}
-    assert all(picture.is_cuda for picture in model.log_images(batch).values())
+    histogram = CodeHistogram(model.quantize.n_e)
+    histogram.add(torch.zeros(2, 8, 8, dtype=torch.long, device=GPU))
+    assert histogram.counts_so_far().is_cuda and in_colors(x).is_cuda
+    pictures = model.log_images({model.image_key: x.permute(0, 2, 3, 1)})
+    assert all(picture.is_cuda for picture in pictures.values())
 
 
 def test_bytes_become_images_on_the_gpu() -> None:
-    model = on_gpu(instantiate_from_config, config_of("VQModel"))
+    model = on_gpu(instantiate_from_config, first_stage_config())
     pixels = torch.zeros(2, 16, 16, 3, dtype=torch.uint8, device=GPU)
     assert model.get_input({"image": pixels}, "image").is_cuda
-
-
-QUANTIZERS: dict[str, Callable[[], nn.Module]] = {
-    "VectorQuantizer2": lambda: VectorQuantizer2(16, 4, 0.25, sane_index_shape=True),
-    "VectorQuantizer": lambda: VectorQuantizer(16, 4, 0.25),
-    "EMAVectorQuantizer": lambda: EMAVectorQuantizer(16, 4, 0.25, revive_after=2),
-    "GumbelQuantize": lambda: GumbelQuantize(4, 4, 16),
-    "GumbelQuantize, soft": lambda: GumbelQuantize(4, 4, 16, straight_through=False),
-}
-
-
-@pytest.mark.parametrize("name", QUANTIZERS)
-@pytest.mark.parametrize("training", [True, False])
-def test_quantizers(name: str, training: bool) -> None:
-    quantizer: Any = on_gpu(QUANTIZERS[name]).train(training)
-    z_q, loss, info = quantizer(images(2, 4, 8, 8))
-    assert z_q.is_cuda and loss.is_cuda and info[2].is_cuda
-    assert quantizer.get_codebook_entry(info[2].reshape(-1), (2, 8, 8, 4)).is_cuda
 
 
 @pytest.mark.parametrize("unknown", ["random", "extra", 3])
@@ -156,49 +100,6 @@ def test_remapped_indices(unknown: Any) -> None:
     assert z_q.is_cuda and quantizer.get_codebook_entry(indices).is_cuda
 
 
-def lpips(net: str) -> LPIPS:
-    network: LPIPS = on_gpu(LPIPS, net)
-    network._known_ready = True  # it has its weights; whether it has is looked at once
-    return network
-
-
-@pytest.mark.parametrize("net", ["vgg", "alex"])
-def test_perceptual_distances(net: str) -> None:
-    assert lpips(net)(images(), images()).is_cuda
-    assert all(maps.is_cuda for maps in on_gpu(vgg16, pretrained=False)(images()))
-
-
-@pytest.mark.parametrize("kind", ["hinge", "vanilla"])
-@pytest.mark.parametrize("conditional", [False, True])
-def test_losses_of_the_game(kind: Any, conditional: bool) -> None:
-    options = {"disc_conditional": conditional, "disc_in_channels": 6 if conditional else 3}
-    loss = on_gpu(VQLPIPSWithDiscriminator, 0, disc_ndf=8, disc_loss=kind, **options)
-    loss.perceptual_loss = lpips("vgg")
-    x, outputs, condition = images(), images(), images() if conditional else None
-    with torch.no_grad():  # as in validation: a backward pass takes a real GPU
-        for value, terms in (
-            loss.generator_loss(x, outputs, x.mean(), 5, last_layer=x, cond=condition),
-            loss.discriminator_loss(x, outputs, 5, cond=condition),
-        ):
-            assert value.is_cuda and all(term.is_cuda for term in terms.values())
-
-
-def test_losses_of_segmentations() -> None:
-    maps = (images(2, LABELS, 16, 16) > 0).float()
-    value, terms = BCELossWithQuant()(maps.mean(), maps, images(2, LABELS, 16, 16), "train")
-    assert value.is_cuda and all(term.is_cuda for term in terms.values())
-    assert BCELoss()(images(), images() * 0)[0].is_cuda
-
-
-@pytest.mark.parametrize("use_actnorm", [False, True])
-def test_discriminators(use_actnorm: bool) -> None:
-    network = on_gpu(NLayerDiscriminator, 3, 8, 2, use_actnorm)
-    for part in network.modules():
-        if isinstance(part, ActNorm):
-            part._known_initialized = True  # after its first batch, which is waited for
-    assert network.train()(images()).is_cuda and network.eval()(images()).is_cuda
-
-
 def test_averages_of_weights() -> None:
     model = on_gpu(nn.Linear, 3, 3)
     averages = on_gpu(LitEma, model)
@@ -207,16 +108,34 @@ def test_averages_of_weights() -> None:
         assert model.weight.is_cuda
 
 
-@pytest.mark.parametrize("n_unmasked", [slow(0), 4])
-def test_gpts(n_unmasked: int) -> None:
-    gpt = on_gpu(mingpt.GPT, 20, 24, 1, 2, 16, n_unmasked=n_unmasked)
+EMBEDDED = [name for name in VARIANTS if "adaln_classes" not in VARIANTS[name]]
+
+
+@pytest.mark.parametrize("name", [n if n == "n_unmasked" else slow(n) for n in EMBEDDED])
+def test_gpts_after_embeddings_and_with_a_past(name: str) -> None:
+    gpt = on_gpu(small_gpt, **VARIANTS[name])
     idx = torch.zeros(2, 6, dtype=torch.long, device=GPU)
-    for training in (True, False):
-        logits, loss = gpt.train(training)(idx, targets=idx)
-        assert logits.is_cuda and loss.is_cuda
-        assert gpt(idx, embeddings=torch.zeros(2, 3, 16, device=GPU))[0].is_cuda
+    assert gpt(idx, embeddings=torch.zeros(2, 3, 16, device=GPU))[0].is_cuda
     _, _, present = gpt.forward_with_past(idx)
     assert gpt.forward_with_past(idx[:, :1], past=present, past_length=6)[0].is_cuda
+
+
+@pytest.mark.parametrize("dtype", [None, slow(torch.bfloat16)])
+@pytest.mark.parametrize("name", [n if n == "all" else slow(n) for n in VARIANTS])
+def test_cached_decoders(name: str, dtype: torch.dtype | None) -> None:
+    gpt, idx = on_gpu(small_gpt, **VARIANTS[name]).eval(), torch.zeros(2, 4, dtype=torch.long)
+    decoder = CachedDecoder(gpt, 2, 8, dtype)
+    assert decoder.static  # recorded, on a GPU that is there
+    for tokens in (idx, idx[:, :1], idx[:, :2]):
+        read = decoder.extend if decoder.length else decoder.prefill
+        assert read(tokens.to(GPU)).is_cuda
+
+
+def test_kernels_of_processors_are_for_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMING_KERNEL", "packed")
+    gpt = on_gpu(small_gpt).eval().requires_grad_(False)
+    assert Weights(gpt).kernel == "torch" and not isinstance(gpt.head.weight, PackedWeight)
+    assert training_kernel(torch.zeros(1024, 1024, device=GPU), torch.float32, 256) == "torch"
 
 
 @pytest.mark.parametrize("options", [slow({}), {"top_k": 5, "top_p": 0.9}])
@@ -241,6 +160,7 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "classes, in a spiral": transformer_config(permuter_config=SPIRAL),
     "classes, dropped": transformer_config(cond_drop=0.1, pkeep=0.5),
     "classes, all at once": transformer_config(pkeep=0.0),
+    "classes, variants": transformer_config(VARIANTS["all"]),
     "unconditional": unconditional_config(first_stage_config=None),
     "images": transformer_config(WIDE, **WITH_MAPS, downsample_cond_size=8),
     "coordinates": transformer_config(WIDE, cond_stage_config=COORDINATES, cond_stage_key="coord"),
@@ -259,6 +179,11 @@ def transformer(name: str) -> Any:
     return model
 
 
+def codes_of_classes() -> dict[str, Tensor]:
+    codes = torch.zeros(2, 4, 4, dtype=torch.long, device=GPU)
+    return {"codes": codes, "condition_codes": torch.zeros(2, 1, dtype=torch.long, device=GPU)}
+
+
 def batch_of(size: int = 8) -> dict[str, Tensor]:
     return {
         "image": images(2, size, size, 3),
@@ -272,6 +197,7 @@ RARE = (
     "classes",
     "classes, in a spiral",
     "classes, all at once",
+    "classes, variants",
     "coordinates",
     "unconditional",
 )
@@ -292,10 +218,17 @@ def test_pictures_of_transformers(name: str) -> None:
 
 
 def test_steps_on_cached_codes() -> None:
+    assert transformer("classes").train().shared_step(codes_of_classes()).is_cuda
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["classes", "classes, variants"])
+def test_steps_with_a_teacher(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distillation, "load_run", lambda path: (transformer(teacher), None))
+    monkeypatch.setattr(distillation, "_check_alike", lambda *models: None)  # by hashes
     model = transformer("classes").train()
-    codes = torch.zeros(2, 4, 4, dtype=torch.long, device=GPU)
-    labels = torch.zeros(2, 1, dtype=torch.long, device=GPU)
-    assert model.shared_step({"codes": codes, "condition_codes": labels}).is_cuda
+    losses = model._learn_from(distillation.Teacher("logs/one", model), codes_of_classes())
+    assert len(losses) == 3 and all(loss.is_cuda for loss in losses.values())
 
 
 @pytest.mark.parametrize(
@@ -304,6 +237,7 @@ def test_steps_on_cached_codes() -> None:
         ("classes", SampleSettings(0.9, 5, 0.9)),
         slow("classes", SampleSettings()),
         slow("classes, in a spiral", SampleSettings()),
+        slow("classes, variants", SampleSettings(0.9, 5, 0.9)),
         slow("classes, all at once", SampleSettings(0.9, 5, 0.9)),
     ],
 )
@@ -342,13 +276,6 @@ def test_windows() -> None:
     assert sample_sliding_window(gpt, None, (3, 3), 2, batch_size=2).is_cuda
 
 
-def test_colors_as_codes() -> None:
-    stage = on_gpu(KMeans, 8, 3, resolution=8)
-    stage._known_initialized = True  # after its first batch, which is waited for
-    _, _, (_, _, indices) = stage.encode(images(2, 3, 8, 8))
-    assert indices.is_cuda and stage.decode_indices(indices).is_cuda
-
-
 def test_measures_of_images() -> None:
     first, second = torch.rand(2, 3, 192, 192, device=GPU), torch.rand(2, 3, 192, 192, device=GPU)
     values = [ssim(first, second), ms_ssim(first, second), *_differences(first, second).values()]
@@ -362,13 +289,21 @@ def test_labels_to_sample_are_checked_on_the_cpu(monkeypatch: pytest.MonkeyPatch
     assert len(checked) == 1 and checked[0].is_cpu
 
 
-def test_small_classifiers() -> None:
-    network = on_gpu(SmallClassifier, 3, side=16, width=8)
-    features, logits = network(torch.zeros(2, 3, 20, 20, dtype=torch.uint8, device=GPU))
-    assert features.is_cuda and logits.is_cuda
-
-
 def test_batches() -> None:
-    items = [{"image": np.zeros((4, 4, 3), np.float32), "class_label": n} for n in range(2)]
+    """Of all that datasets give: loaders' workers must not touch a GPU."""
+    box = Annotation(1.0, "1", (0.0, 0.0, 1.0, 1.0), 1, "cup")
+    items = [
+        {
+            "image": np.zeros((4, 4, 3), np.float32)[:, ::-1],
+            "class_label": n,
+            "codes": torch.zeros(4, 4, dtype=torch.long),
+            "annotations": AnnotationList([box] * n),
+            "boxes": [box] * (n + 1),
+            "sizes": [4, 4],
+            "name": "cup",
+        }
+        for n in range(2)
+    ]
     batch = custom_collate(items)
-    assert batch["image"].shape == (2, 4, 4, 3) and batch["image"].is_cpu
+    assert batch["image"].shape == (2, 4, 4, 3) and len(batch["annotations"]) == 2
+    assert all(leaf.is_cpu for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))

@@ -14,15 +14,18 @@ from taming.checkpoint.runs import Run, find_run, find_unsaved, normal_path
 from taming.checkpoint.savable import check_savable
 from taming.checkpoint.saving import CheckpointWriter, save_atomic
 from taming.checkpoint.stage_data import complete_data, inherit_data
+from taming.checkpoint.starting import StartsFromFile, configure_for
 from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
     "CheckpointWriter",
     "Run",
+    "StartsFromFile",
     "check_complete",
     "check_fit",
     "check_savable",
     "complete_data",
+    "configure_for",
     "consolidate",
     "expand_stages",
     "find_run",

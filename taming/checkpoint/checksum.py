@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,18 +63,20 @@ def _comment(checksum: int) -> bytes:
 
 
 def check(path: Path) -> None:
-    """Compare a file with the checksum in it, if there is one; once for each version of the file.
+    """Compare a file with the checksum in it, if there is one; once for each version of the file,
+    whatever its names.
 
     Raises:
         DamagedFileError: if they disagree, or the end of the file is not as it was written.
     """
     status = path.stat()
-    _check_version(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
+    version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if version not in _checked:
+        verify(path)
+        _checked.add(version)
 
 
-@lru_cache(maxsize=256)
-def _check_version(path: Path, version: tuple[int, ...]) -> None:
-    verify(path)
+_checked: set[tuple[int, ...]] = set()
 
 
 def verify(path: Path) -> None:

@@ -25,6 +25,7 @@ _COUNTS = (
 _SIZES = (
     (r"tok_emb\.weight", 1, "n_embd"),
     (r"tok_emb\.weight", 0, "vocab_size"),
+    (r"blocks\.0\.attn\.mask", 2, "block_size"),
     (r"pos_emb", 1, "block_size"),
     (r"quantize\.(embedding|embed)\.weight", 0, "n_embed"),
     (r"quantize\.(embedding|embed)\.weight", 1, "embed_dim"),
@@ -41,6 +42,16 @@ _SIZES = (
     (r"discriminator\..*", 0, "a width by lossconfig.params.disc_num_layers and disc_ndf"),
     (r"C", 0, "ncluster"),
 )
+
+# Tensors, and their dimensions, by which options of a GPT are seen; the first ones each GPT has.
+_OF_EACH = {"pos_emb": 3, "blocks.0.mlp.0.weight": 2, "blocks.0.mlp.2.weight": 2}
+_TELLING = {
+    **_OF_EACH,
+    "blocks.0.attn.mask": 4,
+    "blocks.0.attn.query_gain": 1,
+    "class_emb.weight": 2,
+    "ln_f.bias": 1,
+}
 
 _CONFIG_PATHS = {
     "first_stage_model.": "first_stage_config.params.",
@@ -59,7 +70,7 @@ def misfit(
     difference = _wrong_kind(file, model)
     if difference is None and (missing or excess):
         difference = _wrong_count(file, model)
-    difference = difference or _wrong_shape(file, model)
+    difference = difference or _wrong_variant(file, model) or _wrong_shape(file, model)
     if difference is None and (missing or excess):
         difference = "; ".join([*groups(missing, "missing"), *groups(excess, "unknown")])
         difference += _parts_alone(file, model) if difference else ""
@@ -127,6 +138,39 @@ def _numbers_by_stage(pattern: str, names: Iterable[str]) -> Mapping[str, set[st
     return numbers
 
 
+def _wrong_variant(file: Tensors, model: Tensors) -> str | None:
+    differences = [
+        _difference(stage, key, wanted, found[key])
+        for stage in ("", "transformer.")
+        for found in [_variants(file, stage)]
+        for key, wanted in _variants(model, stage).items()
+        if found.get(key, wanted) != wanted
+    ]
+    return " and ".join(differences) or None
+
+
+def _variants(tensors: Tensors, stage: str) -> dict[str, str]:
+    """Options of the GPT whose names begin with `stage`, as far as its tensors tell of them."""
+    found = {name: tensors[stage + name].shape for name in _TELLING if stage + name in tensors}
+    shapes = {name: shape for name, shape in found.items() if len(shape) == _TELLING[name]}
+    if not shapes.keys() >= _OF_EACH.keys():
+        return {}
+    classes = shapes["class_emb.weight"][0] - 1 if "class_emb.weight" in shapes else 0
+    gated = shapes["blocks.0.mlp.0.weight"][0] == 2 * shapes["blocks.0.mlp.2.weight"][1]
+    options = {
+        "adaln_classes": str(classes),
+        "mlp": "swiglu" if gated else "gelu",
+        "qk_norm": "true" if "blocks.0.attn.query_gain" in shapes else "false",
+    }
+    if not classes:  # else normalizations have no parameters
+        options["norm"] = "layer" if "ln_f.bias" in shapes else "rms"
+    if "blocks.0.attn.mask" in shapes:
+        size, learned = shapes["blocks.0.attn.mask"][-1], shapes["pos_emb"][1]
+        codes = size + 1 - learned
+        options["rope_grid"] = "null" if learned == size else f"one of {codes} codes"
+    return options
+
+
 def _wrong_shape(file: Tensors, model: Tensors) -> str | None:
     shapes = {n: (list(file[n].shape), list(model[n].shape)) for n in model if n in file}
     wrong = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
@@ -143,7 +187,7 @@ def _wrong_shape(file: Tensors, model: Tensors) -> str | None:
     return None
 
 
-def _difference(name: str, key: str, in_model: int, in_file: int | None) -> str:
+def _difference(name: str, key: str, in_model: int | str, in_file: int | str | None) -> str:
     """`name`, of a tensor or a stage, says in which part of the config the key is."""
     place = next((path for stage, path in _CONFIG_PATHS.items() if name.startswith(stage)), "")
     spaced = key.startswith(("the ", "a "))

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from taming.checkpoint import inert
 from taming.checkpoint.checksum import DamagedFileError, check
+from taming.checkpoint.file_kinds import what_is_wrong
 from taming.checkpoint.shards import folder_of, has_shards
 from taming.checkpoint.weight_sets import choose
 from taming.errors import REFUSALS, UserError, reason_of
@@ -22,6 +25,8 @@ from taming.published_models import how_to_fetch
 
 Read = TypeVar("Read")
 SAFETENSORS, INDEX = ".safetensors", ".index.json"
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})(?=\.\w+$)")
+_MOST_GROWTH = 8  # of an archive of arrays, which may be compressed
 
 # What torch, pickle and zipfile raise for files that are cut short or something else altogether.
 BROKEN: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, struct.error)
@@ -39,7 +44,9 @@ def read_content(path: str | Path) -> Any:
         UserError: for a file that is missing, no checkpoint, damaged, or that holds code.
     """
     path = index_of(Path(path))
-    return explained(path, _read_shards if path.name.endswith(INDEX) else _read_file)
+    if path.name.endswith(INDEX):
+        return explained(path, _read_shards)
+    return _read_without_index(path, shards) if (shards := shards_with(path)) else _read_one(path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -60,16 +67,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def is_mapped(path: Path) -> bool:
     """Whether a checkpoint's tensors are read from its file only when they are used."""
-    return path.name.endswith(INDEX) or _is_safetensors(path) or zipfile.is_zipfile(path)
+    if path.name.endswith(INDEX) or shards_with(path) or _is_safetensors(path):
+        return True
+    return zipfile.is_zipfile(path) and not _is_npz(path)
 
 
 def index_of(path: Path) -> Path:
     """The index of the shards to which a file belongs, if it lies beside; else the file."""
-    name = re.sub(r"-\d{5}-of-\d{5}(?=\.\w+$)", "", path.name)
+    name = _SHARD.sub("", path.name)
     if name == path.name:
         return path
     index = path.with_name(name + INDEX)
     return index if index.is_file() else path
+
+
+def shards_with(path: Path) -> list[Path]:
+    """All shards of the weights of which a file is one, by their names; empty if it is none."""
+    match = _SHARD.search(path.name)
+    if match is None:
+        return []
+    head, tail = path.name[: match.start()], path.name[match.end() :]
+    count = int(match[1])
+    return [path.with_name(f"{head}-{i:05d}-of-{count:05d}{tail}") for i in range(1, count + 1)]
 
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
@@ -82,7 +101,7 @@ def explained(path: Path, read: Callable[[Path], Read]) -> Read:
     except BROKEN as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             raise UserError(f"{path} cannot be read ({reason_of(error)})") from None
-        raise DamagedFileError(f"{path} {_what_is_wrong(path, error)}") from None
+        raise DamagedFileError(f"{path} {what_is_wrong(path, error)}") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -108,11 +127,30 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} names '{file}', which is no file beside it; refused")
         if not shard.is_file():
             raise UserError(f"{path} names {file}, which is missing beside it; fetch that as well")
-        tensors = explained(shard, _read_file)
-        state |= {name: t for name, t in dict(tensors).items() if isinstance(t, Tensor)}
+        state |= _tensors_in(shard)
     if absent := sorted(names.keys() - state.keys()):
         raise UserError(f"{path} names '{absent[0]}', which is in none of its files")
     return state
+
+
+def _read_without_index(path: Path, shards: list[Path]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for shard in shards:
+        if path.is_file() and not shard.is_file():
+            raise UserError(
+                f"{path} is one of {len(shards)} files, and {shard.name} is missing beside it; "
+                "fetch that as well"
+            )
+        state |= _tensors_in(shard)
+    return state
+
+
+def _tensors_in(shard: Path) -> dict[str, Tensor]:
+    return {name: t for name, t in dict(_read_one(shard)).items() if isinstance(t, Tensor)}
+
+
+def _read_one(path: Path) -> Any:
+    return explained(path, _read_file)
 
 
 def _read_file(path: Path) -> Any:
@@ -122,7 +160,24 @@ def _read_file(path: Path) -> Any:
         if file.read(2) != b"PK":
             file.seek(0)
             return inert.read_stream(path, file)
-    return inert.read_zip(path)
+    return _read_npz(path) if _is_npz(path) else inert.read_zip(path)
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether a zip archive is one of NumPy's, of arrays by name."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > _MOST_GROWTH * path.stat().st_size:
+        raise ValueError(f"it says that it holds {claimed:,} bytes")
+    with np.load(path, allow_pickle=False) as arrays:
+        numbers = {name: arrays[name] for name in arrays.files}
+    return {name: torch.from_numpy(a) for name, a in numbers.items() if a.dtype.kind in "fiub"}
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -132,26 +187,3 @@ def _is_safetensors(path: Path) -> bool:
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return True
     return path.suffix == SAFETENSORS and not start.startswith((b"PK", b"\x80"))
-
-
-_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")
-
-
-def _what_is_wrong(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        start = file.read(512)
-    size = f"{path.stat().st_size:,} bytes"
-    if not start:
-        return "is an empty file; fetch or save it again"
-    if start.lstrip().startswith(_IMAGES):
-        return "is an image, not a checkpoint"
-    if start.lstrip().startswith(b"<"):
-        return "is a web page, not a checkpoint; its link may need a browser or a login"
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        return f"is cut short (it ends after {size}); fetch or save it again"
-    if start.startswith(b"PK") and "data.pkl" in str(error):
-        return "is an archive without weights; unpack it and give the checkpoint inside"
-    if path.suffix != ".safetensors" and start.isascii() and b"\0" not in start:
-        return "is a text file, not a checkpoint"
-    reason = str(error).split("\n")[0].strip() or type(error).__name__
-    return f"is no checkpoint, or damaged or cut short ({size}: {reason}); fetch or save it again"

@@ -30,6 +30,18 @@ _DDCONFIG: tuple[str, ...] = (
 _DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
 
 
+def snapshot_in(folder: Path) -> Path:
+    """The folder with a model's files, in the folder that a cache of the hub keeps for the model.
+
+    It is the revision that `refs/main` names, or the only one. Any other path is returned.
+    """
+    revisions = [path for path in folder.glob("snapshots/*") if path.is_dir()]
+    main = folder / "refs" / "main"
+    named = main.read_text("utf-8", "replace").strip() if main.is_file() else ""
+    found = [path for path in revisions if path.name == named] or revisions
+    return found[0] if len(found) == 1 else folder
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The content of a `config.json`.
 

@@ -13,6 +13,7 @@ from torch import nn
 from taming.checkpoint import hub
 from taming.checkpoint.formats import read_content
 from taming.checkpoint.runs import Run, find_run
+from taming.checkpoint.starting import configure_for
 from taming.checkpoint.weights import LargeTensorsUnset, load_weights, weights_for
 from taming.config import (
     instantiate_from_config,
@@ -155,11 +156,14 @@ def load_run(
     content = read_content(run.checkpoint)
     with LargeTensorsUnset(), weights_from_file():
         model = instantiate_from_config(config, "model", "module")
-    state, ignored = weights_for(model.state_dict(keep_vars=True), content, run.checkpoint)
+        state, ignored = weights_for(model.state_dict(keep_vars=True), content, run.checkpoint)
+        if configure_for(model, state.keys()):
+            state, ignored = weights_for(model.state_dict(keep_vars=True), content, run.checkpoint)
     options: dict[str, Any] = {"source": run.checkpoint, "ignore_keys": ignored, "assign": True}
     if load_weights(model, state, **options):
         # What the file lacks needs initial values.
         model = instantiate_from_config(config, "model", "module")
+        configure_for(model, state.keys())
         load_weights(model, state, **options)
     return model.eval(), replace(run, model=config), _step_of(content)
 

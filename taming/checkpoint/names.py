@@ -15,6 +15,7 @@ Tensors = Mapping[str, Tensor]  # by name
 WRAPPERS = {"module", "_orig_mod", "_forward_module"}
 WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 OPTIONAL = ("loss.", "model_ema.")  # what only training needs
+UNTRAINED = {"colorize"}  # random colors, of which one set is as good as another
 
 
 @dataclass

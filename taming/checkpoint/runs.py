@@ -14,10 +14,13 @@ from typing import Any
 
 from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
-from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content
+from taming.checkpoint.file_kinds import what_folder
+from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
+from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.published_models import how_to_fetch
+from taming.weight_choice import RAW, weight_choice
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ _CHECKPOINTS: tuple[str, ...] = (
     "model.ckpt",
 )
 _CHECKPOINTS += hub.WEIGHTS
-_ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin")
+_ENDINGS = (".ckpt", ".pt", ".pth", ".safetensors", ".bin", ".npz")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ def find_run(path: str | Path) -> Run:
     if not path.exists():
         hint = how_to_fetch(path) or did_you_mean_run(path)
         raise UserError(f"there is no run or checkpoint at {path}{hint}")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is neither a file nor a folder, but a device or a pipe")
+    path = hub.snapshot_in(path)
     if path.suffix in (".yaml", ".yml"):
         raise UserError(f"{path} is a config, not a run or checkpoint")
     if path.is_file() and _may_be_damaged(path) and not is_mapped(path):
@@ -93,16 +99,28 @@ def run_folder_of(path: Path) -> Path:
 def _checkpoint_in(folder: Path) -> Path:
     for name in _CHECKPOINTS:
         if (folder / name).is_file():
-            return _newest_whole(folder / name)
+            return _newest_whole(_averaged(folder / name))
     checkpoints = folder / "checkpoints"
     if whole := sorted(_whole(checkpoints.glob("*.ckpt"))):
         return checkpoints / whole[-1][2]  # killed in its first save, after one of two names
     weights = [path for path in folder.glob("*") if path.suffix in _ENDINGS and path.is_file()]
     if len(weights) == 1:
         return weights[0]
-    raise UserError(
-        f"{folder} holds no checkpoints/last.ckpt: it is no run, or stopped before its first save"
-    )
+    shards = {path: set(shards_with(path)) for path in weights}
+    if first := next((path for path in sorted(weights) if shards[path] == set(weights)), None):
+        return first
+    raise UserError(f"{folder} {what_folder(folder, [path.name for path in weights])}")
+
+
+def _averaged(weights: Path) -> Path:
+    """The file beside one with weights that has their moving average, unless there is none or
+    `--weights raw` asks for the first one."""
+    name = f"{weights.stem}_ema{weights.suffix}"
+    average = weights.with_name(name)
+    if weights.name not in hub.WEIGHTS or not average.is_file() or weight_choice().kind == RAW:
+        return weights
+    say(str(average), (f"the moving average of {weights.name} (--weights raw takes that)",))
+    return average
 
 
 def _newest_whole(last: Path) -> Path:

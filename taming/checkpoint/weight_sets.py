@@ -1,32 +1,33 @@
-"""Which tensors of a file are a model's weights: where they lie in it, and averages beside them."""
+"""Which of the tensors in a file are a model's weights: the choice among all sets of them."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from taming.checkpoint.names import OPTIONAL, Tensors, is_counter, renamed, squeezed
+from taming.checkpoint.names import OPTIONAL, Tensors, renamed, squeezed
 from taming.checkpoint.shards import require_whole
-from taming.checkpoint.stand_ins import Inert, NumpyArray, QuantizedTensor
+from taming.checkpoint.stand_ins import Inert
+from taming.checkpoint.weight_search import (
+    AVERAGE,
+    DEEPEST,
+    WeightSet,
+    as_tensor,
+    text_of,
+    weight_sets,
+)
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.weight_choice import EMA, RAW
 
 log = logging.getLogger(__name__)
 
-# Entries of checkpoints that hold tensors, but no model.
-_NO_WEIGHTS = re.compile(
-    r".*(optim|sched|scaler|loop|rng|random|sampler|metric|logger|hparam|hyper|config|args).*",
-    re.IGNORECASE,
-)
-_AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|avg|shadow|polyak)(?![a-z])")
 # Of several sets, what is most likely the model that others use.
 _USUAL = (
     "state_dict",
@@ -39,55 +40,6 @@ _USUAL = (
     "generator",
     "g",
 )
-_DEEPEST = 4
-_MOST_VISITS = 20  # of a module that is a part of several others, or of itself
-
-
-@dataclass(frozen=True)
-class WeightSet:
-    """Tensors that belong together; `label` says where in the file, for people."""
-
-    label: str
-    tensors: Tensors
-    averaged: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def weight_sets(content: Any) -> list[WeightSet]:
-    """All sets of a file's content, averages among them."""
-    return list(_sets_in(_named(content), "", False, 0))
-
-
-def _named(content: Any) -> Any:
-    """The entries of lists by their numbers, if they are mappings."""
-    if not isinstance(content, list | tuple):
-        return content
-    return {str(i): each for i, each in enumerate(content) if isinstance(each, Mapping)}
-
-
-def _sets_in(content: Any, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
-    if isinstance(content, Inert):
-        yield from _sets_in_object(content, label, averaged, depth)
-    if not isinstance(content, Mapping) or depth > _DEEPEST:
-        return
-    named = {k: _as_tensor(t) for k, t in content.items() if isinstance(k, str)}
-    tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
-    if any("." in name for name in tensors) or len(tensors) * 2 > len(content):
-        yield from _split(tensors, label, averaged)
-    parts: dict[str, Tensor] = {}
-    for key, value in content.items():
-        if not isinstance(key, str) or _NO_WEIGHTS.fullmatch(key):
-            continue
-        place, average = f"{label}.{key}".lstrip("."), averaged or _is_average(key)
-        # As Lightning's WeightAveraging saves it.
-        average |= key == "state_dict" and "averaging_state" in content
-        for found in _sets_in(_named(value), place, average, depth + 1):
-            if found.averaged or "callback" not in place:
-                yield found
-            if not average and found.label == place:
-                parts |= {f"{key}.{name}": tensor for name, tensor in found.tensors.items()}
-    if len({name.partition(".")[0] for name in parts}) > 1:  # a file of parts, as encoder, decoder
-        yield WeightSet(f"{label}.*".lstrip("."), parts, averaged)
 
 
 def require_plain_tensors(content: Any, needed: Callable[[str], bool], source: object) -> None:
@@ -105,75 +57,20 @@ def require_plain_tensors(content: Any, needed: Callable[[str], bool], source: o
 def _no_plain_tensor(content: Any, needed: Callable[[str], bool], depth: int = 0) -> str:
     for key, value in content.items() if isinstance(content, Mapping) else ():
         empty = isinstance(value, Tensor) and value.is_meta
-        other = isinstance(value, Inert) and _as_tensor(value) is None
+        other = isinstance(value, Inert) and as_tensor(value) is None
         if (empty or other) and "." in str(key):
             if needed(f".{key}"):
                 return str(key)
-        elif depth < _DEEPEST and (found := _no_plain_tensor(value, needed, depth + 1)):
+        elif depth < DEEPEST and (found := _no_plain_tensor(value, needed, depth + 1)):
             return found
     return ""
-
-
-def _as_tensor(value: Any) -> Tensor | None:
-    """A tensor, quantized too, or an array of numbers as a tensor."""
-    if isinstance(value, NumpyArray | QuantizedTensor):
-        return value.tensor()
-    return value if isinstance(value, Tensor) else None
-
-
-def _sets_in_object(content: Inert, label: str, averaged: bool, depth: int) -> Iterator[WeightSet]:
-    """Of a model that was pickled whole, or of an object that keeps weights as an attribute."""
-    state = content.state if isinstance(content.state, Mapping) else {}
-    if "_parameters" in state or "_modules" in state:
-        if tensors := dict(_tensors_of(content, "")):
-            yield from _split(tensors, label, averaged)
-    elif state:
-        yield from _sets_in(state, label, averaged, depth + 1)
-
-
-def _tensors_of(
-    module: Any, prefix: str, visits: Counter[int] | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The `state_dict` of a module that was pickled whole."""
-    visits = Counter() if visits is None else visits
-    visits[id(module)] += 1
-    if not isinstance(module, Inert) or visits[id(module)] > _MOST_VISITS:
-        return
-    state = module.state if isinstance(module.state, Mapping) else {}
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in dict(state.get(kind) or {}).items():
-            if isinstance(tensor, Tensor):
-                yield f"{prefix}{name}", tensor.detach()
-    for name, child in dict(state.get("_modules") or {}).items():
-        yield from _tensors_of(child, f"{prefix}{name}.", visits)
-
-
-def _is_average(key: str) -> bool:
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
-    return _AVERAGE.search(words) is not None
-
-
-def _split(tensors: Tensors, label: str, averaged: bool) -> Iterator[WeightSet]:
-    """A set, or two if a part of the names says that it is an average, as `model_ema.`."""
-    state = renamed(tensors, None).tensors
-    average = {name for name in state if "." in name and _is_average(name.partition(".")[0])}
-    if not average:
-        yield WeightSet(label, tensors, averaged)
-        return
-    head = min(average).partition(".")[0]
-    rest = {name: tensor for name, tensor in state.items() if name not in average}
-    if any(not is_counter(name, tensor) for name, tensor in rest.items()):
-        yield WeightSet(label, rest, averaged)
-    own = {name.partition(".")[2]: state[name] for name in sorted(average)}
-    weights = {name: tensor for name, tensor in own.items() if not is_counter(name, tensor)}
-    yield WeightSet(f"{label}.{head}".lstrip("."), weights, True)
 
 
 # ---------------------------------------------------------------------- averages without names
 
 
 def in_order(content: Any, own: Tensors | None, source: object, *, needed: bool) -> list[WeightSet]:
-    """The averages of torch_ema, `shadow_params`, which are those of a model's parameters in order.
+    """Averages of a model's parameters in order, as `shadow_params` of torch_ema.
 
     Raises:
         UserError: if they are not, and are `needed`, as there is nothing else in the file.
@@ -193,11 +90,11 @@ def in_order(content: Any, own: Tensors | None, source: object, *, needed: bool)
 
 
 def _shadows(content: Any, label: str, depth: int) -> Iterator[tuple[str, list[Tensor]]]:
-    if not isinstance(content, Mapping) or depth > _DEEPEST:
+    if not isinstance(content, Mapping) or depth > DEEPEST:
         return
     for key, value in content.items():
         place = f"{label}.{key}".lstrip(".")
-        if key == "shadow_params" and isinstance(value, list | tuple) and value:
+        if isinstance(value, list | tuple) and value and AVERAGE.search(text_of(key).lower()):
             if all(isinstance(each, Tensor) for each in value):
                 yield place, list(value)
         else:
@@ -239,15 +136,17 @@ def choose(
         UserError: if there are no weights, or none of the kind that was asked for.
     """
     require_whole(content, source)
-    sets = [_fitted(each, own) for each in weight_sets(content)]
+    sets = [_fitted(each, own) for each in weight_sets(content, own)]
     sets += in_order(content, own, source, needed=not sets)
     if not sets:
         entries = f"it has {', '.join(map(repr, content))}" if _has_names(content) else "it is data"
         raise UserError(f"{source} holds no model weights ({entries})")
     raw = _best([each for each in sets if not each.averaged], own)
     average = _best([each for each in sets if each.averaged], own)
-    if own and raw and average and not _overlap(average, own):
+    if own and raw and average and not _is_of(average, own):
         average = None  # of another part, such as the diffusion model beside a first stage
+    if kind == EMA and average is None and AVERAGE.search(Path(str(source)).stem.lower()):
+        average = raw  # a file of its own
     wanted = {RAW: raw, EMA: average, None: average or raw}[kind]
     if wanted is None:
         there, word = (raw or average), "moving average (EMA)" if kind == EMA else "raw weights"
@@ -290,6 +189,14 @@ def _best(sets: list[WeightSet], own: Tensors | None) -> WeightSet | None:
 def _overlap(found: WeightSet, own: Tensors) -> int:
     names = {squeezed(name) for name in own}
     return sum(squeezed(name) in names for name in found.tensors)
+
+
+def _is_of(found: WeightSet, own: Tensors) -> bool:
+    """Whether the tensors that share a name with a model's have its shapes, most of them."""
+    shapes = {squeezed(name): tensor.shape for name, tensor in own.items()}
+    shared = {squeezed(name): t.shape for name, t in found.tensors.items()}
+    fits = [shapes[name] == shape for name, shape in shared.items() if name in shapes]
+    return any(fits) and 2 * sum(fits) >= len(fits)
 
 
 def _overlaid(raw: Tensors, average: Tensors) -> dict[str, Tensor]:

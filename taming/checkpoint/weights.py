@@ -12,10 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from taming.checkpoint.fit import groups, misfit
 from taming.checkpoint.formats import is_mapped, read_content
-from taming.checkpoint.names import OPTIONAL, Tensors
+from taming.checkpoint.names import OPTIONAL, UNTRAINED, Tensors
 from taming.checkpoint.runs import find_run
 from taming.checkpoint.shards import require_whole
 from taming.checkpoint.weight_sets import choose, require_plain_tensors, say
+from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.weight_choice import ordinary_choice
 
@@ -63,6 +64,8 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     for name, tensor in own.items():
         if name in state and tensor.is_floating_point():
             _check_numbers(name, state[name], source)
+    if broken := next((n for n in own if n in state and _begins_with_nan(state[n])), None):
+        notes.append(f"'{broken}' is not a number (NaN), as after training diverged: take another")
     notes += [f"{there} as {here}".replace("torch.", "") for there, here in sorted(kinds)]
     ignored: list[str] = []
     if parts := choice.parts:
@@ -72,6 +75,11 @@ def weights_for(own: Tensors, content: Any, source: str | Path) -> tuple[Tensors
     if notes:
         say(str(source), tuple(notes))
     return state, ignored
+
+
+def _begins_with_nan(tensor: Tensor) -> bool:
+    """A look at the first number alone: all of a large file need not be read for it."""
+    return bool(tensor.is_floating_point() and tensor.numel() and tensor.flatten()[0].isnan())
 
 
 def _check_numbers(name: str, tensor: Tensor, source: str | Path) -> None:
@@ -121,7 +129,7 @@ def load_weights(
         source: where the tensors come from, for errors.
         ignore_keys: names that start with one of these are dropped.
         optional: names with a part that starts with one of these may be missing or in excess (the
-            losses and averages, which only training needs).
+            losses and averages, which only training needs); so may be logged images' colors.
         assign: let the module's parameters and buffers, which stay the same objects, take the
             memory of `state_dict` instead of a copy, if device, dtype and layout agree. For tensors
             that nobody else uses: pages of a mapped file then serve as memory until they are
@@ -157,6 +165,23 @@ def load_file(module: nn.Module, path: str | Path, ignore_keys: Iterable[str] = 
         if _version(file) != version:
             raise UserError(f"{file} was replaced while it was being read; load it again")
     return file
+
+
+def load_added(
+    module: nn.Module, path: str | Path, names: Iterable[str], ignore_keys: Iterable[str] = ()
+) -> None:
+    """Put weights of a file into those tensors of a module that it has got since the others were
+    loaded. Those that the file lacks, or has in another shape, stay as they were made."""
+    file = find_run(path).checkpoint
+    own = module.state_dict(keep_vars=True)
+    state, ignored = weights_for(own, read_content(file), file)
+    wanted = [name for name in names if not name.startswith((*ignore_keys, *ignored))]
+    fitting = [n for n in wanted if n in state and state[n].shape == own[n].shape]
+    module.load_state_dict({name: state[name] for name in fitting}, strict=False)
+    kept = [n for n in wanted if n not in fitting and not _has_part(n, OPTIONAL)]
+    if kept and is_first_process():
+        text = "; ".join(groups(kept, "not in the checkpoint: left as the constructor made them"))
+        log.warning("%s: %s", file, text)
 
 
 def _version(file: Path) -> tuple[int, int, int]:
@@ -197,8 +222,9 @@ def check_fit(
 ) -> None:
     """Refuse `loaded` tensors that lack the names and shapes of a model's `own`.
 
-    Names that begin with one of `optional`, or have a part that does, may be on one side alone. The
-    `UserError` names the key of the config that is likely wrong.
+    Names that begin with one of `optional`, or have a part that does, may be on one side alone; so
+    may, with any of them, the colors of logged images. The `UserError` names the key of the config
+    that is likely wrong.
     """
     missing = [name for name in sorted(own.keys() - loaded.keys()) if not _has_part(name, optional)]
     excess = [name for name in sorted(loaded.keys() - own.keys()) if not _has_part(name, optional)]
@@ -235,4 +261,6 @@ def _overlapping(tensors: Tensors) -> set[str]:
 
 
 def _has_part(name: str, parts: Sequence[str]) -> bool:
+    if parts and name.rpartition(".")[2] in UNTRAINED:
+        return True
     return any(name.startswith(part) or f".{part}" in name for part in parts)

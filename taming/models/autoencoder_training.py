@@ -76,6 +76,10 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         check_outputs(self.decoder, x, self.image_key, self.loss.output_channels(x.shape[1]))
         self.loss.check_shape(x.shape)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.ways.lay_out(self)
+
     def on_fit_start(self) -> None:
         require_loss(self.loss)
         if isinstance(self.loss, FirstStageLoss):

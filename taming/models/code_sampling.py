@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.checkpoint import StartsFromFile
 from taming.errors import UserError
 from taming.models.codes import (
     CACHED,
@@ -33,7 +34,7 @@ from taming.pictures import text_images
 log = logging.getLogger(__name__)
 
 
-class CodeSampling(pl.LightningModule):
+class CodeSampling(StartsFromFile, pl.LightningModule):
     """A transformer between a frozen first stage and a frozen condition stage.
 
     Subclasses set the attributes; what they mean is said at `Net2NetTransformer`.
@@ -52,7 +53,6 @@ class CodeSampling(pl.LightningModule):
     pkeep: float
     cond_drop: float
     sos_token: int
-    loaded_from: str | None = None  # the file with its weights
     _tokens_seen = False  # whether the vocabulary has been seen to have those of a batch
     _weights_seen = False  # whether `warn_of_random_weights` has looked at them
 

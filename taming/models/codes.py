@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.checkpoint import StartsFromFile
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
 from taming.modules.dalle import DalleDecoder
@@ -68,7 +69,7 @@ def as_grid(indices: Tensor) -> Tensor:
     return indices.reshape(-1, side, side)
 
 
-class CodesInterface(nn.Module):
+class CodesInterface(StartsFromFile):
     """The part of `FirstStage` that follows from `encode`, `decode`, `quantize`, and an `encoder`
     and `decoder` like those of `taming.modules.diffusionmodules.model`."""
 
@@ -78,7 +79,6 @@ class CodesInterface(nn.Module):
     encoder: nn.Module
     decoder: Decoder | DalleDecoder
     quantize: CodeTable
-    loaded_from: str | None = None  # the file with its weights
 
     def encode(self, x: Tensor) -> Encoding:
         """Images [B, C, H, W] -> `Encoding`."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from taming.checkpoint import load_file, run_as_stage
+from taming.checkpoint import run_as_stage
 from taming.config import instantiate_from_config
 from taming.config_values import (
     CountOrZero,
@@ -122,7 +122,7 @@ class Net2NetTransformer(TransformerTraining):
         )
         check_config_fits(self)
         if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
+            self.start_from(ckpt_path, ignore_keys)
 
     def init_first_stage_from_ckpt(self, config: ModuleConfig | str) -> None:
         """Make `first_stage_model`."""
@@ -175,10 +175,6 @@ class Net2NetTransformer(TransformerTraining):
         """What is logged in training and validation."""
         parts = {"train/hard_loss", "train/soft_loss"} if self.ways.soft_weight else set()
         return {"train/loss", "val/loss"} | parts
-
-    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Load weights from a checkpoint or run folder."""
-        self.loaded_from = str(load_file(self, path, ignore_keys))
 
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from taming.checkpoint import load_file, load_weights, read_checkpoint, save_atomic
+from taming.checkpoint import load_weights, read_checkpoint, save_atomic
 from taming.config_values import Count, FilePath, Pixels, Range
 from taming.errors import UserError
 from taming.models.codes import CodesInterface
@@ -31,7 +31,7 @@ class _Codes(Codebook):
         return self.embedding.weight
 
 
-class DalleVAE(CodesInterface, nn.Module):
+class DalleVAE(CodesInterface):
     """Images [B, 3, H, W] in [-1, 1], H and W divisible by 8 <-> indices [B, H / 8, W / 8].
 
     For inference. The image is the mean of the decoder's logit-Laplace distribution. The defaults
@@ -52,11 +52,7 @@ class DalleVAE(CodesInterface, nn.Module):
         self.quantize = _Codes(n_embed, n_init)
         self.decoder = DalleDecoder(n_init, n_hid, blocks_per_group, resolution)
         if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path)
-
-    def init_from_ckpt(self, path: str) -> None:
-        """Load weights from a checkpoint or run folder, as `convert` writes them."""
-        self.loaded_from = str(load_file(self, path))
+            self.start_from(ckpt_path)
 
     def encode(self, x: Tensor) -> Encoding:
         """Images -> (codes [B, n_init, h, w], loss 0, (None, None, indices [B, h, w]))."""

@@ -121,12 +121,18 @@ class TrainingWays(SharedWays):
     reuse_reconstruction: bool = False
     channels_last: bool = False
 
-    def prepare(self, model: nn.Module) -> None:
-        """Make a model ready to train in these ways; once, when training starts."""
-        for blocks in _blocks(model):
-            blocks.checkpoints = self.checkpoint_activations
+    def lay_out(self, model: nn.Module) -> None:
+        """Lay out the weights; before DistributedDataParallel sees them.
+
+        It lays out gradients as weights were then: others it would average wrongly.
+        """
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make a model ready to train in the other ways; once, when training starts."""
+        for blocks in _blocks(model):
+            blocks.checkpoints = self.checkpoint_activations
         if self.compile:
             # The adaptive weight takes gradients of two losses by one graph.
             torch._functorch.config.donated_buffer = False

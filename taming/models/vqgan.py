@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from taming import published_names
-from taming.checkpoint import load_file
 from taming.config import checked_arguments, instantiate_from_config, is_installed
 from taming.config_values import (
     Arguments,
@@ -131,16 +130,22 @@ class VQModel(AutoencoderTraining):
         if use_ema:
             self.model_ema = LitEma(self)
         if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
+            self.start_from(ckpt_path, ignore_keys)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         return VectorQuantizer2(n_embed, embed_dim, beta=0.25, **options)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights from a checkpoint or run folder; losses may be missing from it."""
-        self.loaded_from = str(load_file(self, path, ignore_keys))
+        super().init_from_ckpt(path, ignore_keys)
         if self.use_ema:
             self.model_ema.restart(self)
+
+    def complete_start(self) -> None:
+        """Of what subclasses have added, there are averages, too."""
+        if self.use_ema:
+            self.model_ema.include(self)
+        super().complete_start()
 
     def encode(self, x: Tensor) -> Quantized:
         """[B, C, H, W] -> (codes [B, embed_dim, h, w], codebook loss, (_, _, indices))."""
@@ -256,7 +261,7 @@ class GumbelVQ(VQModel):
         if (first := value_at(self.temperature_scheduler, 0)) <= 0:
             raise UserError(f"temperature_scheduler_config begins at {first}; it must be above 0")
         if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
+            self.start_from(ckpt_path, ignore_keys)
 
     def _make_quantizer(self, n_embed: int, embed_dim: int, **options: Any) -> Quantizer:
         kept = {name: options[name] for name in ("remap", "revive_after")}

@@ -23,8 +23,13 @@ class LitEma(nn.Module):
         super().__init__()
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
+        self.include(model)
+
+    def include(self, model: nn.Module) -> None:
+        """Begin averages of those parameters that have none yet."""
         for name, parameter in _trained(model):
-            self.register_buffer(name, parameter.detach().clone())
+            if name not in self._buffers:
+                self.register_buffer(name, parameter.detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:

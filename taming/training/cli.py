@@ -30,7 +30,7 @@ from taming.data.codes import with_codes
 from taming.errors import UserError, command
 from taming.limits import check_sizes
 from taming.lr_scheduler import RunSchedule
-from taming.run_length import RunLength
+from taming.run_length import RunLength, percent
 from taming.training.arguments import parse_arguments
 from taming.training.code_checks import check_codes, match_datasets
 from taming.training.data_module import (
@@ -190,8 +190,7 @@ def _check_end(config: DictConfig, options: Mapping[str, Any]) -> None:
     if options.get("max_epochs") != -1 or (options.get("max_steps") or -1) >= 0:
         return
     key = "model.params.lossconfig.params.disc_start"
-    start = OmegaConf.select(config, key)
-    if isinstance(start, float):
+    if isinstance(start := percent(OmegaConf.select(config, key)), float):
         RunLength().steps_of(start, key)
     for name in ("scheduler_config", "temperature_scheduler_config"):
         node = OmegaConf.select(config, f"model.params.{name}")

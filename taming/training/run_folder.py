@@ -14,7 +14,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from taming.atomic_files import atomic_path, check_place, make_new_folder, sole_user
-from taming.checkpoint import check_fit, find_run, find_unsaved, normal_path, read_checkpoint
+from taming.checkpoint import (
+    check_fit,
+    configure_for,
+    find_run,
+    find_unsaved,
+    normal_path,
+    read_checkpoint,
+)
 from taming.distributed import is_first_process
 from taming.errors import UserError
 from taming.lightning_internals import read_place
@@ -179,7 +186,9 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
     Raises:
         UserError: for the weights of another model, and for weights without a training state.
     """
-    content, own = read_checkpoint(checkpoint), model.state_dict()
+    content = read_checkpoint(checkpoint)
+    configure_for(model, content["state_dict"].keys())
+    own = model.state_dict()
     # A perceptual loss that the config has turned off since is left out.
     state = {k: v for k, v in content["state_dict"].items() if k in own or "perceptual" not in k}
     check_fit(own, state, source=checkpoint)

@@ -27,6 +27,7 @@ from taming.config import get_obj_from_str
 from taming.errors import UserError
 from taming.lightning_internals import divide_over_all
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.losses.base import FirstStageLoss
 from taming.modules.synced_batch_norm import synced
 from taming.sharding import is_sharded, save_shards, sharded_like
 from taming.user_code import name_of
@@ -122,12 +123,16 @@ def _owner(place: str) -> str:
 
 
 class SyncedBatchNorm(TorchSyncBatchNorm):
-    """`sync_batchnorm: true`: batch normalization by the statistics of all processes, on CPUs too,
-    where torch has none."""
+    """`sync_batchnorm: true`: batch normalization by the statistics of all processes.
+
+    torch's is for GPUs, and cannot be differentiated twice, as R1 does; else it is our own.
+    """
 
     def apply(self, model: nn.Module) -> nn.Module:
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        return super().apply(model) if on_gpu else synced(model)
+        losses = (part for part in model.modules() if isinstance(part, FirstStageLoss))
+        twice = any(loss.differentiates_twice for loss in losses)
+        return super().apply(model) if on_gpu and not twice else synced(model)
 
 
 # ---------------------------------------------------------------------- options

@@ -102,6 +102,17 @@ def test_a_file_is_summed_once_for_each_version(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_a_file_of_two_names_is_summed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As resumed runs link the one that they go on from."""
+    path, other = write_run(tmp_path, (3,)), tmp_path / "other.ckpt"
+    read_checkpoint(path)
+    os.link(path, other)
+    monkeypatch.setattr(checksum, "verify", lambda path: pytest.fail("summed again"))
+    assert read_checkpoint(other)["global_step"] == 3
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_the_newest_whole_one_is_used(
     tmp_path: Path, both: bool, caplog: pytest.LogCaptureFixture

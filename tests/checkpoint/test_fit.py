@@ -13,11 +13,12 @@ import torch
 
 from taming.checkpoint import load_run, load_weights
 from taming.checkpoint.fit import misfit
-from taming.checkpoint.weights import LargeTensorsUnset
+from taming.checkpoint.weights import LargeTensorsUnset, check_fit
 from taming.config import instantiate_from_config
 from taming.errors import UserError
+from taming.modules.transformer.gpt import GPT
 from tests.kit.datasets import images
-from tests.kit.models import build, first_stage_config, unconditional_config
+from tests.kit.models import build, first_stage_config, transformer_config, unconditional_config
 from tests.support import write_run
 
 
@@ -82,6 +83,55 @@ def test_a_transformers_value_is_named_by_its_place(path: str) -> None:
     other = instantiate_from_config(set_in(unconditional_config(), path, TRANSFORMER[path]))
     with pytest.raises(UserError, match=f"{path} is {TRANSFORMER[path]}, but"):
         load_weights(other, state)
+
+
+VARIANTS = {
+    "rope_grid": ([4, 4], "null", "one of 16 codes"),
+    "qk_norm": (True, "false", "true"),
+    "norm": ("rms", "layer", "rms"),
+    "mlp": ("swiglu", "gelu", "swiglu"),
+    "adaln_classes": (5, "0", "5"),
+}
+
+
+@pytest.mark.parametrize("option", VARIANTS)
+def test_a_variants_option_is_named_either_way(option: str) -> None:
+    (value, off, on), key = VARIANTS[option], f"transformer_config.params.{option}"
+    with torch.device("meta"):
+        usual, variant = (
+            instantiate_from_config(transformer_config(o)) for o in ({}, {option: value})
+        )
+    for model, other, values in ((usual, variant, (off, on)), (variant, usual, (on, off))):
+        with pytest.raises(UserError) as error:
+            check_fit(model.state_dict(), other.state_dict(), source="a.ckpt")
+        difference = f"{key} is {values[0]}, but {values[1]} in the checkpoint"
+        assert str(error.value) == f"a.ckpt does not fit the config: {difference}"
+
+
+def test_all_that_differs_of_a_variant_is_named_and_sizes_as_the_config_has_them() -> None:
+    def tensors(**options: Any) -> dict[str, torch.Tensor]:
+        with torch.device("meta"):
+            return GPT(
+                **{"vocab_size": 23, "block_size": 20, "n_layer": 1, "n_embd": 16, **options}
+            ).state_dict()
+
+    both = tensors(rope_grid=[2, 2], adaln_classes=3, n_head=2)
+    with pytest.raises(
+        UserError, match="adaln_classes is 3, but 0 .* and rope_grid is one of 4 codes"
+    ):
+        check_fit(both, tensors(), source="a.ckpt")
+    turned = tensors(rope_grid=[2, 2], n_head=2)
+    longer = tensors(rope_grid=[2, 2], n_head=2, block_size=30)
+    with pytest.raises(UserError, match="block_size is 20, but 30 in the checkpoint"):
+        check_fit(turned, longer, source="a.ckpt")
+
+
+def test_tensors_of_other_dimensions_tell_nothing_of_variants() -> None:
+    with torch.device("meta"):
+        own = GPT(23, 20, 1, 2, 16).state_dict()
+    for name in ("pos_emb", "blocks.0.attn.mask", "blocks.0.mlp.0.weight", "ln_f.bias"):
+        with pytest.raises(UserError, match="in the checkpoint|has shape"):
+            check_fit(own, {**own, name: torch.zeros(())}, source="a.ckpt")
 
 
 def test_what_the_file_has_more_of_is_named() -> None:

@@ -5,69 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from taming.checkpoint import load_file, read_checkpoint, read_content
 from taming.checkpoint.names import renamed
 from taming.checkpoint.weight_sets import choose, say
 from taming.errors import UserError
-from taming.weight_choice import WeightChoice, choosing_weights, weight_choice
-
-State = dict[str, Tensor]
-
-
-class Tiny(nn.Module):
-    """The parts of a first stage, with a buffer, which averages leave out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
-        self.decoder = nn.Conv2d(2, 3, 1)
-        self.quantize = nn.Embedding(4, 2)
-
-
-def state_of(seed: int) -> State:
-    torch.manual_seed(seed)
-    return {
-        name: torch.randn(t.shape) if t.is_floating_point() else torch.tensor(seed)
-        for name, t in Tiny().state_dict().items()
-    }
-
-
-RAW, AVERAGE = state_of(1), state_of(2)
+from taming.weight_choice import choosing_weights, weight_choice
+from tests.kit.weights import AVERAGE, RAW, Tiny, loads_as, prefixed, save
 
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
     say.cache_clear()
-
-
-def prefixed(state: State, *parts: str) -> State:
-    return {"".join(f"{part}." for part in parts) + name: t for name, t in state.items()}
-
-
-def save(content: Any, folder: Path, kind: str = "zip") -> Path:
-    path = folder / ("x.safetensors" if kind == "safetensors" else "x.pt")
-    if kind == "safetensors":
-        save_file({name: t.contiguous() for name, t in content.items()}, path)
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    return path
-
-
-def loads_as(path: Path, expected: State, **choice: Any) -> None:
-    model = Tiny()
-    with choosing_weights(choice.get("kind"), choice.get("parts", ())):
-        load_file(model, path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, expected[name].to(tensor.dtype)), name
 
 
 PREFIXES = ["module", "_orig_mod", "model", "first_stage_model", "_forward_module"]
@@ -160,112 +116,6 @@ def test_the_parts_of_a_model_as_files_of_its_modules(tmp_path: Path) -> None:
     loads_as(save(parts, tmp_path), RAW)
 
 
-# ---------------------------------------------------------------------- averages
-
-
-def squeezed(state: State) -> State:
-    """As latent diffusion's LitEma names the parameters, which it keeps alone."""
-    kept = {n: t for n, t in state.items() if "running" not in n and "num_batches" not in n}
-    named = {f"model_ema.{n.replace('.', '')}": t for n, t in kept.items()}
-    return {**named, "model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3)}
-
-
-def swa(state: State) -> State:
-    return {**prefixed(state, "module"), "n_averaged": torch.tensor(5)}
-
-
-# Content with both sets, whether the average has buffers too, and where each is.
-BOTH: dict[str, tuple[Callable[[], Any], bool, str, str]] = {
-    "beside": (lambda: {"model": RAW, "ema": AVERAGE}, True, "model", "ema"),
-    "timm": (lambda: {"state_dict": RAW, "state_dict_ema": AVERAGE}, True, "state_dict", "_ema"),
-    "basicsr": (lambda: {"params": RAW, "params_ema": AVERAGE}, True, "params", "params_ema"),
-    "gan": (
-        lambda: {"g": RAW, "d": {"main.0.weight": torch.ones(2)}, "g_ema": AVERAGE},
-        True,
-        "g",
-        "g_ema",
-    ),
-    "litema": (lambda: {"state_dict": {**RAW, **squeezed(AVERAGE)}}, False, "state_dict", "model"),
-    "lightning": (
-        lambda: {"state_dict": AVERAGE, "current_model_state": RAW, "averaging_state": {"n": 1}},
-        True,
-        "current_model_state",
-        "state_dict",
-    ),
-    "litema apart": (
-        lambda: {
-            "state_dict": RAW,
-            "ema": {n.removeprefix("model_ema."): t for n, t in squeezed(AVERAGE).items()},
-        },
-        False,
-        "state_dict",
-        "ema",
-    ),
-    "swa": (lambda: {"model": RAW, "swa_model": swa(AVERAGE)}, True, "model", "swa_model"),
-    "nested": (
-        lambda: {"model": prefixed(RAW, "module"), "ema": {"decay": 0.9, "shadow": AVERAGE}},
-        True,
-        "model",
-        "ema.shadow",
-    ),
-    "within": (
-        lambda: {"model": RAW, "ema": {"decay": 0.9, "model": AVERAGE}},
-        True,
-        "model",
-        "ema.model",
-    ),
-    "lucidrains": (
-        lambda: {**prefixed(RAW, "online_model"), **prefixed(AVERAGE, "ema_model")},
-        True,
-        "the whole file",
-        "ema_model",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BOTH)
-def test_averages_are_preferred_named_and_left_on_demand(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    content, whole, raw, average = BOTH[name]
-    path = save(content(), tmp_path)
-    buffers = {n: t for n, t in RAW.items() if "running" in n or "num_batches" in n}
-    loads_as(path, AVERAGE if whole else {**AVERAGE, **buffers})
-    (line,) = (record.getMessage() for record in caplog.records)
-    assert f"the moving average '{'state_dict.' if name == 'litema' else ''}" in line
-    assert average in line and f"(--weights raw takes '{raw}')" in line
-    loads_as(path, RAW, kind="raw")
-    loads_as(path, AVERAGE if whole else {**AVERAGE, **buffers}, kind="ema")
-
-
-def test_an_average_of_another_shape_is_not_taken(tmp_path: Path) -> None:
-    average = {**AVERAGE, "decoder.bias": torch.ones(7)}
-    loads_as(
-        save({"model": RAW, "ema": average}, tmp_path),
-        AVERAGE | {"decoder.bias": RAW["decoder.bias"]},
-    )
-
-
-def test_an_average_alone_is_known_without_dots(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"decoder": nn.Conv2d(2, 3, 1), "quantize": nn.Embedding(4, 2)})
-    state = {n: t for n, t in squeezed(AVERAGE).items() if "encoder" not in n}
-    load_file(model, save(state, tmp_path))
-    assert torch.equal(model["decoder"].weight, AVERAGE["decoder.weight"])
-
-
-def test_what_is_not_there_is_not_taken(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x.pt holds no moving average \(EMA\), only 'model'"):
-        loads_as(save({"model": RAW}, tmp_path), RAW, kind="ema")
-    with pytest.raises(UserError, match="x.pt holds no raw weights, only 'ema'"):
-        loads_as(save({"ema": AVERAGE}, tmp_path), RAW, kind="raw")
-    for kind in ("best", ""):
-        with pytest.raises(UserError, match=f"--weights takes raw or ema, not '{kind}'"):
-            WeightChoice.parse(kind)
-    for kind in ("int8,best", "int8,", "int8,int8", "raw,ema,int8"):
-        with pytest.raises(UserError, match="--weights takes raw or ema, not .* int8"):
-            WeightChoice.parse(kind)
-
-
 # ---------------------------------------------------------------------- parts
 
 
@@ -335,6 +185,14 @@ def test_shards_are_read_by_their_index(tmp_path: Path, ending: str) -> None:
     index = write_shards(tmp_path, names, ending)
     for path in (index, tmp_path / files[0], tmp_path):  # any of them stands for all
         loads_as(path, RAW)
+    index.rename(tmp_path / "other.json")
+    for path in (tmp_path / files[1], tmp_path):
+        loads_as(path, RAW)
+    (tmp_path / files[0]).rename(tmp_path / "away")
+    with pytest.raises(UserError, match=f"{files[1]} is one of 2 files, and {files[0]} is missing"):
+        loads_as(tmp_path / files[1], RAW)
+    (tmp_path / "away").rename(tmp_path / files[0])
+    (tmp_path / "other.json").rename(index)
     (tmp_path / files[1]).unlink()
     with pytest.raises(UserError, match=rf"names {files[1]}, which is missing"):
         loads_as(index, RAW)
@@ -372,14 +230,6 @@ def test_files_are_known_by_their_content(tmp_path: Path) -> None:
         loads_as(tmp_path / name, RAW)
 
 
-def test_training_goes_on_from_all_that_was_saved(tmp_path: Path) -> None:
-    """The choice is for use: a checkpoint's own state is read as it is."""
-    state = {**RAW, **squeezed(AVERAGE)}
-    assert (
-        read_checkpoint(save({"state_dict": state}, tmp_path))["state_dict"].keys() == state.keys()
-    )
-
-
 def test_what_is_beside_weights_is_kept(tmp_path: Path) -> None:
     read = read_checkpoint(save({"model": RAW, "global_step": 3}, tmp_path))
     assert read["global_step"] == 3 and read["state_dict"].keys() == RAW.keys()
@@ -390,6 +240,36 @@ def test_no_weights_are_said_to_be_none_only_if_that_is_true(tmp_path: Path) -> 
     for content in (*of_others, {"epoch": 1}, [3], {"state_dict": {}}):
         with pytest.raises(UserError, match="x.pt holds no model weights"):
             loads_as(save(content, tmp_path), RAW)
+
+
+def test_names_and_places_need_not_be_text(tmp_path: Path) -> None:
+    as_bytes = {name.encode(): tensor for name, tensor in RAW.items()}
+    for content in ({0: RAW}, as_bytes, {b"model": as_bytes}, {"optimizer_targets": RAW}):
+        loads_as(save(content, tmp_path), RAW)
+    optimizer = torch.optim.Adam(Tiny().parameters())
+    state = {0: {"exp_avg": torch.ones(2), "step": torch.tensor(1.0)}}
+    content = {**optimizer.state_dict(), "state": state}
+    with pytest.raises(UserError, match="x.pt holds no model weights"):
+        loads_as(save(content, tmp_path), RAW)
+
+
+def test_arrays_of_numpy_by_name(tmp_path: Path) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in RAW.items()}
+    for save_as in (np.savez, np.savez_compressed):
+        for ending in (".npz", ".ckpt"):
+            with (tmp_path / f"x{ending}").open("wb") as file:
+                save_as(file, **arrays)
+            loads_as(tmp_path / f"x{ending}", RAW)
+    with (tmp_path / "y.npz").open("wb") as file:
+        np.savez_compressed(file, zeros=np.zeros(10**7, np.float32))
+    with pytest.raises(UserError, match="it says that it holds 40,000,128 bytes"):
+        loads_as(tmp_path / "y.npz", RAW)
+
+
+def test_numbers_that_are_none_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = RAW | {"decoder.bias": torch.full((3,), torch.nan)}
+    load_file(Tiny(), path := save(state, tmp_path))
+    assert f"{path}: 'decoder.bias' is not a number (NaN)" in caplog.text
 
 
 @pytest.fixture(autouse=True)
@@ -407,6 +287,8 @@ def test_what_was_chosen_before_holds_where_nothing_is_chosen() -> None:
     with choosing_weights("raw", ["encoder"]):
         with choosing_weights(None, ()):
             assert (weight_choice().kind, weight_choice().parts) == ("raw", ("encoder",))
+        with choosing_weights(None, "decoder"):
+            assert weight_choice().parts == ("decoder",)
         with choosing_weights("ema", ()):
             assert (weight_choice().kind, weight_choice().parts) == ("ema", ())
     assert weight_choice().kind is None

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from taming.evaluation.metrics.small_classifier import SmallClassifier, SmallClassifierExtractor
+
 TINY = "tiny"
 
 
@@ -79,13 +81,27 @@ def register_tiny() -> str:
     return TINY
 
 
-def write_inception_weights(path: Path, seed: int = 0) -> Path:
-    """Write random weights of torch-fidelity's Inception, which keep the images' variance."""
+def inception() -> Any:
+    """torch-fidelity's Inception without its weights' file."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     without_file = patch.object(inception, "load_state_dict_from_url", return_value={})
-    with without_file, patch.object(nn.Module, "load_state_dict"):
-        module = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    nothing_loaded = patch.object(nn.Module, "load_state_dict")
+    as_it_is = patch.object(nn.Module, "to", lambda module, dtype: module)  # in float32
+    with without_file, nothing_loaded, as_it_is:
+        return inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+
+
+def small_classifier_extractor() -> SmallClassifierExtractor:
+    """The extractor of a classifier of one's own, without its weights' file."""
+    network = SmallClassifier(3, side=16, width=8)
+    with patch.object(SmallClassifier, "load", return_value=network):
+        return SmallClassifierExtractor("own", ["features", "logits"], "weights.pt")
+
+
+def write_inception_weights(path: Path, seed: int = 0) -> Path:
+    """Write random weights of torch-fidelity's Inception, which keep the images' variance."""
+    module = inception()
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if parameter.dim() > 1:

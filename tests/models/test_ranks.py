@@ -77,10 +77,14 @@ QUANTIZER = {
     "target": "taming.modules.vqvae.nearest.VectorQuantizer2",
     "params": {"n_e": 12, "e_dim": 4, "beta": 0.25, "entropy_weight": 0.1},
 }
-ALIKE = {
-    # (model, normalization of its discriminator by ActNorm, options)
-    "batch normalization, entropy": ("VQModel", False, {"quantizer_config": QUANTIZER}),
-    "ActNorm, averaged codebook": ("EMAVQ", True, {}),
+ALIKE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    # (model, options of its loss, and its own)
+    "batch normalization, R1, entropy, channels last": (
+        "VQModel",
+        {"r1_weight": 0.1},
+        {"quantizer_config": QUANTIZER, "channels_last": True},
+    ),
+    "ActNorm, averaged codebook": ("EMAVQ", {"use_actnorm": True}, {}),
 }
 
 
@@ -96,8 +100,8 @@ class Losses(pl.Callback):
 
 def losses(folder: Path, case: str, number: int | None = None) -> list[dict[str, float]]:
     """Of ten steps over the batches of both processes, or of the process of that number alone."""
-    target, use_actnorm, options = ALIKE[case]
-    loss = {**DISCRIMINATED, "params": {**DISCRIMINATED["params"], "use_actnorm": use_actnorm}}
+    target, of_loss, options = ALIKE[case]
+    loss = {**DISCRIMINATED, "params": {**DISCRIMINATED["params"], **of_loss}}
     torch.manual_seed(0)
     model = build(first_stage_config(VQGAN + target, lossconfig=loss, **options))
     model.learning_rate = 2e-4

@@ -15,7 +15,7 @@ from scripts.complete import main
 from taming.sampling import sample_images
 from taming.sampling.conditions import read_picture
 from taming.sampling.folder import RECORD
-from tests.kit.models import LABELS, transformer_config
+from tests.kit.models import LABELS, SPIRAL, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED
 
@@ -192,3 +192,18 @@ def test_a_map_is_reduced_as_its_photograph(photo: Path, tmp_path: Path) -> None
     Image.fromarray(labels).save(tmp_path / "labels.png")
     root = complete(run, photo, tmp_path / "full", *flags, "--full_size")
     assert Image.open(root / "000000.png").size == (64, 48)
+
+
+def test_an_order_of_one_size_names_it(
+    image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(permuter_config=SPIRAL))
+    for flags, message in (
+        ((), "8 x 8 pixels only, and this one has 8 x 12; add --size 8,8"),
+        (("--size", "8,8", "--pad", "2,0,0,0"), "this one has 8 x 10; leave --pad out"),
+    ):
+        with pytest.raises(SystemExit):
+            complete(run, image, tmp_path / "out", "--keep", "top-half", *flags)
+        assert message in capsys.readouterr().err
+    flags = ("--keep", "top-half", "--size", "8,8", "--condition", "2")
+    assert (complete(run, image, tmp_path / "out", *flags) / "000003.png").is_file()

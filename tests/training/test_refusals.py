@@ -62,6 +62,7 @@ def test_without_the_weights_of_lpips_no_run_is_left_behind(
     ("argument", "message"),
     [
         ("model.params.lossconfig.params.disc_start=0.1", "lossconfig.params.disc_start follows"),
+        ("model.params.lossconfig.params.disc_start=10%", "lossconfig.params.disc_start follows"),
         (
             "model.params.scheduler_config={target: taming.lr_scheduler.CosineSchedule}",
             "model.params.scheduler_config: a schedule without `steps` follows",

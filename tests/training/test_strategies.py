@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scripts.consolidate import main as consolidate
 from scripts.sample_fast import main as sample_fast
@@ -17,6 +19,7 @@ from taming.checkpoint import read_checkpoint
 from taming.checkpoint.shards import has_shards
 from taming.errors import UserError
 from taming.modules.discriminator.model import NLayerDiscriminator
+from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.modules.synced_batch_norm import SyncedBatchNorm2d
 from taming.training import run_folder
 from taming.training.cli import main as main_command
@@ -169,7 +172,19 @@ def test_batch_normalization_keeps_its_parameters() -> None:
     images = torch.randn(4, 3, 32, 32)
     expected = copy.deepcopy(network)(images)
     model = SyncedBatchNorm().apply(network)
-    layers = [one for one in model.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+    layers = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
     assert len(layers) == 2 and all(type(one) is SyncedBatchNorm2d for one in layers)
     assert all(t is before[name] for name, t in model.state_dict(keep_vars=True).items())
     assert torch.equal(model(images), expected)  # of one process, it is torch's
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"), [({}, nn.SyncBatchNorm), ({"r1_weight": 1.0}, SyncedBatchNorm2d)]
+)
+def test_batch_normalization_on_gpus_can_be_differentiated_as_often_as_the_loss_does(
+    options: dict[str, float], kind: type
+) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        loss = VQLPIPSWithDiscriminator(0, disc_ndf=8, perceptual_weight=0.0, **options)
+        layers = [type(part) for part in SyncedBatchNorm().apply(loss).modules()]
+    assert layers.count(kind) == 3

@@ -5,6 +5,8 @@ MaskGIT's tokenizer compares the logits of ResNet50 so, later ones those of Conv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,9 +30,13 @@ def as_imagenet(images: Tensor, size: int) -> Tensor:
     """Images [B, 3 or 1, H, W] in [-1, 1] -> [B, 3, size, size], normalized as ImageNet's are."""
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    deviation = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    mean, deviation = (_of_channels(values, images) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / deviation
+
+
+def _of_channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """[3, 1, 1], filled on the device, which a copy from the CPU's memory would wait for."""
+    return torch.stack([like.new_full((1, 1), value) for value in values])
 
 
 class LogitDistance(nn.Module):

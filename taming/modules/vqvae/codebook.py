@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -109,6 +109,41 @@ def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
 @_nearest_code.register_fake
 def _(latents: Tensor, codebook: Tensor) -> Tensor:
     return latents.new_empty(len(latents), dtype=torch.long)
+
+
+def fp32_products(rows: Tensor, others: Tensor) -> Tensor:
+    """Each of `rows` [N, D] with each of `others` [K, D] -> [N, K]: fp32, and its gradients too,
+    also where TF32 is allowed."""
+    products: Tensor = _fp32_products(rows, others)
+    return products
+
+
+@torch.library.custom_op(
+    "taming::fp32_products", mutates_args=(), schema="(Tensor rows, Tensor others) -> Tensor"
+)
+def _fp32_products(rows: Tensor, others: Tensor) -> Tensor:
+    with full_fp32_matmul():
+        return rows @ others.t()
+
+
+@_fp32_products.register_fake
+def _(rows: Tensor, others: Tensor) -> Tensor:
+    return rows @ others.t()
+
+
+def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    (rows, others), needed = ctx.saved_tensors, ctx.needs_input_grad
+    return (
+        fp32_products(grad, others.t()) if needed[0] else None,  # (N, K) @ (K, D)
+        fp32_products(grad.t(), rows.t()) if needed[1] else None,  # (K, N) @ (N, D)
+    )
+
+
+_fp32_products.register_autograd(_gradients, setup_context=_keep_factors)
 
 
 def count_codes(indices: Tensor, n_codes: int) -> Tensor:

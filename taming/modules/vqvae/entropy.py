@@ -32,8 +32,6 @@ def weighted_entropy(latents: Tensor, codes: Tensor, options: EntropyOptions) ->
     return weight * entropy
 
 
-# Not compiled: as `nearest_code`.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """Mean entropy of each latent's codes less the entropy of all latents' together, in nats.
 
@@ -43,7 +41,7 @@ def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
     """
     rows = max(1, codebook.MAX_DISTANCES // len(codes))
     parts = torch.split(latents.float(), rows)
-    with without_autocast(latents.device), codebook.full_fp32_matmul():
+    with without_autocast(latents.device):
         # N x K probabilities of many parts are not kept, but made again in the backward pass.
         sums = [
             _sums(part, codes, temperature)
@@ -63,7 +61,8 @@ def _sums(latents: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, T
     """Of latents [n, D]: the sum of their entropies, and of their probabilities [K]."""
     codes = codes.float()
     # |z|^2 is the same for all codes, and no part of a softmax over them.
-    logits = (2 * latents @ codes.t() - codes.square().sum(dim=1)) / temperature  # (n, K)
+    products = codebook.fp32_products(2 * latents, codes)  # (n, K)
+    logits = (products - codes.square().sum(dim=1)) / temperature
     log_p = logits.log_softmax(dim=1)
     p = log_p.exp()
     return -(p * log_p).sum(), p.sum(dim=0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from taming.config import instantiate_from_config
 from taming.errors import UserError
 from taming.modules.losses.start import NEVER, DiscriminatorStart
 from taming.run_length import RunLength
+from tests.kit.models import GAN_LOSS
 
 RUN = RunLength(steps=200, steps_per_epoch=8)
 
@@ -21,6 +23,13 @@ def test_a_share_becomes_a_step_of_the_run() -> None:
     assert DiscriminatorStart(0.001).begin(RUN, 0) and DiscriminatorStart(7).begin(RUN, 0) == [
         "the discriminator counts from step 7 (epoch 0) on"
     ]
+
+
+def test_a_config_may_give_percent() -> None:
+    loss = instantiate_from_config(
+        {**GAN_LOSS, "params": GAN_LOSS["params"] | {"disc_start": "10%"}}
+    )
+    assert "from step 20 (epoch 2) on, after 0.1 of the run" in loss.begin(RUN, 0)[0]
 
 
 def test_a_step_beyond_the_run_is_said_and_a_share_is_never_beyond() -> None:
