@@ -104,6 +104,70 @@ def test_parameters_come_in_the_published_order(target: str) -> None:
     assert accepted[: len(wanted)] == wanted
 
 
+# Of methods that subclasses override, and pass on to.
+METHODS = {
+    "taming.modules.transformer.mingpt.CausalSelfAttention": {"forward": "x layer_past"},
+    "taming.modules.transformer.mingpt.Block": {"forward": "x layer_past return_present"},
+    "taming.modules.transformer.mingpt.GPT": {
+        "forward": "idx embeddings targets",
+        "forward_with_past": "idx embeddings targets past past_length",
+    },
+    "taming.modules.vqvae.quantize.VectorQuantizer2": {
+        "forward": "z temp rescale_logits return_logits",
+        "get_codebook_entry": "indices shape",
+    },
+    "taming.modules.vqvae.quantize.GumbelQuantize": {"forward": "z temp return_logits"},
+    "taming.modules.vqvae.quantize.EMAVectorQuantizer": {"forward": "z"},
+    "taming.modules.diffusionmodules.model.ResnetBlock": {"forward": "x temb"},
+    "taming.models.cond_transformer.Net2NetTransformer": {
+        "sample": "x c steps temperature sample top_k callback",
+        "log_images": "batch temperature top_k",
+    },
+}
+
+
+@pytest.mark.parametrize("target", METHODS)
+def test_parameters_of_methods_come_in_the_published_order(target: str) -> None:
+    methods = dict(inspect.getmembers(get_obj_from_str(target)))
+    for name, wanted in METHODS[target].items():
+        _, *accepted = inspect.signature(methods[name]).parameters
+        assert accepted[: len(wanted.split())] == wanted.split(), name
+
+
+LEVELS = {"ch": 32, "out_ch": 3, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []}
+AUTOENCODER = {**LEVELS, "in_channels": 3, "resolution": 8, "z_channels": 4}
+# What bodies of methods written for the original read, beyond submodules of checkpoints.
+ATTRIBUTES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "taming.modules.transformer.mingpt.GPT": (
+        {"vocab_size": 9, "block_size": 7, "n_layer": 1, "n_head": 1, "n_embd": 4},
+        {"block_size": 7},
+    ),
+    "taming.modules.diffusionmodules.model.Encoder": (AUTOENCODER, {"temb_ch": 0, "ch": 32}),
+    "taming.modules.diffusionmodules.model.Decoder": (AUTOENCODER, {"temb_ch": 0, "resolution": 8}),
+    "taming.modules.diffusionmodules.model.ResnetBlock": (
+        {"in_channels": 32, "out_channels": 64, "conv_shortcut": True},
+        {"use_conv_shortcut": True, "in_channels": 32, "out_channels": 64},
+    ),
+    "taming.modules.vqvae.quantize.EMAVectorQuantizer": (
+        {"n_embed": 5, "embedding_dim": 4, "beta": 0.25},
+        {"num_tokens": 5, "codebook_dim": 4, "beta": 0.25},
+    ),
+    "taming.modules.losses.lpips.LPIPS": ({}, {"chns": [64, 128, 256, 512, 512]}),
+    "taming.modules.losses.lpips.vgg16": ({"pretrained": False}, {"N_slices": 5}),
+    "main.ImageLogger": (
+        {"batch_frequency": 6, "max_images": 2},
+        {"batch_freq": 6, "log_steps": [1, 2, 4], "max_images": 2, "clamp": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ATTRIBUTES)
+def test_attributes_have_their_published_names(target: str) -> None:
+    params, expected = ATTRIBUTES[target]
+    attributes = vars(instantiate_from_config({"target": target, "params": params}))
+    assert {name: attributes.get(name) for name in expected} == expected
+
+
 @pytest.mark.parametrize("name", ["ldm_vq_f4", "ldm_vq_f8_n256", "ldm_vq_f8_16384", "ldm_vq_f16"])
 def test_latent_diffusions_first_stages_load(name: str) -> None:
     import torch

@@ -104,6 +104,11 @@ class AnnotatedObjectsDataset(NumberedCategories, CroppedImageFiles):
     ) -> None:
         self.data_path, self.split, self.keys = Path(data_path), split, list(keys or ())
         self._name = f"{type(self).__name__} of {data_path}"
+        self.target_image_size, self.min_object_area = target_image_size, min_object_area
+        self.min_objects_per_image = min_objects_per_image
+        self.max_objects_per_image, self.no_tokens = max_objects_per_image, no_tokens
+        self.crop_method, self.random_flip = crop_method, random_flip
+        self.use_group_parameter, self.encode_crop = use_group_parameter, encode_crop
         if self.split not in get_args(SplitType):
             hint = did_you_mean(str(self.split), get_args(SplitType))
             raise UserError(f"{self._name}: there is no split {self.split!r}{hint}")

@@ -25,8 +25,9 @@ from taming.models.codes import (
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
 from taming.models.result_checks import checked_entry, encoding_of, name_of_method
-from taming.modules.transformer import decoding
+from taming.modules.transformer import decoding, own_methods
 from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.plain import vocabulary_of
 from taming.modules.transformer.variants import check_layout
 from taming.modules.util import ConditionKind
 from taming.pictures import text_images
@@ -40,7 +41,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
     Subclasses set the attributes; what they mean is said at `Net2NetTransformer`.
     """
 
-    transformer: GPT
+    transformer: GPT  # or a module of a user's, see `taming.modules.transformer.plain`
     first_stage_model: FirstStage
     cond_stage_model: ConditionStage
     permuter: nn.Module
@@ -53,6 +54,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
     pkeep: float
     cond_drop: float
     sos_token: int
+    _vocab_size = 0  # of transformers that do not tell it
     _tokens_seen = False  # whether the vocabulary has been seen to have those of a batch
     _weights_seen = False  # whether `warn_of_random_weights` has looked at them
 
@@ -62,14 +64,18 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         return index_count(self.first_stage_model)
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens the transformer knows: codes, and what stands for conditions."""
+        return vocabulary_of(self.transformer) or self._vocab_size
+
+    @property
     def null_token(self) -> int:
         """What stands at every position of a dropped condition: the vocabulary's last token.
 
         It adds no weight, so that any checkpoint can be trained on with `cond_drop`. No real map
         has it throughout; of a single-token condition it is no value.
         """
-        size: int = self.transformer.config.vocab_size
-        return size - 1
+        return self.vocab_size - 1
 
     def warn_of_random_weights(self) -> None:
         """Say, once, that samples will be noise, if nothing was loaded and nothing was trained."""
@@ -181,11 +187,11 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             return decoding.sample_token(logits, None if numbers is None else numbers[n])
 
         if self.pkeep <= 0:  # trained on noise as image inputs: one pass gives every index
-            logits = decoding.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
+            logits = own_methods.one_pass_logits(self.transformer, prompt, steps)  # (B, steps, V)
             new = torch.stack([pick(logits[:, n], n) for n in range(steps)], dim=1)
         else:
             length = prompt.shape[1] + steps - 1
-            decoder = decoding.CachedDecoder(self.transformer, len(prompt), length)
+            decoder = own_methods.decoder_for(self.transformer, len(prompt), length)
             new = decoding.generate(decoder, prompt, steps, pick, lambda _, n: callback(n))
         return torch.cat((x, new), dim=1)
 
@@ -193,15 +199,16 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
     def log_images(
         self,
         batch: Mapping[str, Any],
-        max_images: int = 4,
-        temperature: float = 1.0,
+        temperature: float | None = 1.0,
         top_k: int | None = 100,
+        max_images: int = 4,
         **_: Any,
     ) -> dict[str, Tensor]:
         """Images of a batch, [B, C, H, W] by name.
 
         `inputs`, `reconstructions`, those of `condition_images`, and `samples_half` (lower half
-        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax).
+        sampled), `samples_nopix` (all of it sampled), `samples_det` (argmax). None is the
+        default of `temperature` and `top_k`.
         """
         if CACHED in batch:
             images, z_indices, c_indices, z_shape = self._decoded(batch, max_images)
@@ -219,7 +226,14 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             ("samples_det", nothing, False),
         ):
             steps = z_indices.shape[1] - start.shape[1]
-            indices = self.sample(start, c_indices, steps, temperature, sample=random, top_k=top_k)
+            indices = self.sample(
+                start,
+                c_indices,
+                steps,
+                1.0 if temperature is None else temperature,
+                sample=random,
+                top_k=100 if top_k is None else top_k,
+            )
             images[name] = self.decode_to_img(indices, z_shape)
         return images
 

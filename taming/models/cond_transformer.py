@@ -29,7 +29,7 @@ from taming.models.batch_checks import (
 )
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher
-from taming.models.first_stage import condition_of
+from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
 from taming.models.result_checks import (
     check_vocabulary,
@@ -37,7 +37,12 @@ from taming.models.result_checks import (
     name_of_method,
 )
 from taming.models.training_options import TransformerOptions, TransformerWays
-from taming.models.transformer_checks import check_config_fits, check_sequence, check_tokens
+from taming.models.transformer_checks import (
+    check_config_fits,
+    check_sequence,
+    check_tokens,
+    declared_vocabulary,
+)
 from taming.models.transformer_training import TransformerTraining
 from taming.modules.losses.base import DummyLoss
 from taming.modules.transformer.permuter import Identity, Permuter
@@ -120,6 +125,7 @@ class Net2NetTransformer(TransformerTraining):
         self.transformer = instantiate_from_config(
             transformer_config, "transformer_config", "module"
         )
+        self._vocab_size = declared_vocabulary(self.transformer, transformer_config)
         check_config_fits(self)
         if ckpt_path is not None:
             self.start_from(ckpt_path, ignore_keys)
@@ -179,8 +185,9 @@ class Net2NetTransformer(TransformerTraining):
     def train(self, mode: bool = True) -> Net2NetTransformer:
         """Only the transformer is trained: the stages stay in evaluation mode."""
         super().train(mode)
-        self.first_stage_model.eval()
-        self.cond_stage_model.eval()
+        for stage in (self.first_stage_model, self.cond_stage_model):
+            if isinstance(stage, nn.Module):
+                stage.eval()
         return self
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +202,7 @@ class Net2NetTransformer(TransformerTraining):
         name = name_of_method(self, method)
         tokens = checked_tokens(encoded, name, count)
         if tokens.device.type == "cpu" or not self._tokens_seen:  # wait for a device only once
-            check_vocabulary(tokens, name, self.transformer.config.vocab_size)
+            check_vocabulary(tokens, name, self.vocab_size)
         return tokens
 
 
@@ -207,6 +214,6 @@ def _frozen_stage(config: ModuleConfig | str, key: str) -> Any:
         raise UserError(
             f"{key}: VQModelInterface is for diffusion models; name VQModel, which has its weights"
         )
-    if "loss" in stage._modules:
+    if isinstance(stage, nn.Module) and "loss" in stage._modules:
         stage.loss = DummyLoss()
-    return stage.eval().requires_grad_(False)
+    return frozen(stage)

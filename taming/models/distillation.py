@@ -21,7 +21,10 @@ from taming.checkpoint import load_run
 from taming.checkpoint.fingerprint import weights_hash
 from taming.errors import UserError
 from taming.models.code_sampling import CodeSampling
+from taming.models.first_stage import tensors_of
 from taming.models.stage_identity import describe_condition, describe_first_stage
+from taming.modules.transformer.own_methods import logits_of
+from taming.modules.transformer.plain import block_size_of
 
 
 class Teacher:
@@ -53,7 +56,7 @@ class Teacher:
     def check_length(self, condition: int | None, shape: Sequence[int]) -> None:
         """Refuse (`UserError`) sequences that the teacher was not built for."""
         needed = (condition or 1) + shape[0] * shape[1] - 1
-        if needed > (size := self.transformer.get_block_size()):
+        if needed > (size := block_size_of(self.transformer)):
             raise UserError(
                 f"model.params.teacher: block_size of {self.path} is {size}, too small for the "
                 f"{needed} tokens that are read here; name a model of this size"
@@ -62,8 +65,7 @@ class Teacher:
     @torch.no_grad()
     def logits(self, sequence: Tensor, start: int) -> Tensor:
         """After the tokens of `sequence` (B, T) from `start` on: (B, T - start, V)."""
-        logits: Tensor = self.transformer(sequence)[0]
-        return logits[:, start:]
+        return logits_of(self.transformer, sequence)[:, start:]
 
 
 def soft_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def soft_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _check_alike(path: str, teacher: CodeSampling, student: CodeSampling) -> None:
-    sizes = [model.transformer.config.vocab_size for model in (teacher, student)]
+    sizes = [model.vocab_size for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         raise UserError(f"vocab_size of {path} is {sizes[0]}, and this model's {sizes[1]}")
     one, other = (_layout(model) for model in (teacher, student))
@@ -103,6 +105,6 @@ def _layout(model: CodeSampling) -> dict[str, object]:
     about |= {f"condition's {name}": value for name, value in condition.items()}
     about["sos_token"] = model.sos_token if model.be_unconditional else None
     about["permuter"] = type(model.permuter).__name__
-    about["permuter's order"] = weights_hash(model.permuter.state_dict())
+    about["permuter's order"] = weights_hash(tensors_of(model.permuter))
     about["reading"] = "conditions alone" if model.pkeep <= 0 else "conditions and codes"
     return about

@@ -18,7 +18,7 @@ from taming.modules.vqvae.codebook import CodeTable
 
 
 class Stage(Protocol):
-    """The methods of `nn.Module` that are called on stages; all stages are modules."""
+    """The methods of `nn.Module` that are called on stages that are modules, as nearly all are."""
 
     training: bool
 
@@ -85,11 +85,38 @@ class ConditionStage(Stage, Protocol):
 
 
 @runtime_checkable
+class EncodingStage(Protocol):
+    """What every condition stage can do."""
+
+    def encode(self, c: Tensor, /) -> Any:
+        """Conditions -> `Encoding`."""
+
+
+@runtime_checkable
 class DecodingStage(Protocol):
     """A condition stage that can show what it made of a condition."""
 
     def decode(self, quant: Tensor, /) -> Tensor:
         """Codes -> conditions [B, C, H, W]."""
+
+
+@runtime_checkable
+class _HasModes(Protocol):
+    def eval(self) -> Any: ...
+
+
+def frozen(stage: Any) -> Any:
+    """A stage in evaluation mode, without gradients; one that is no module only has the mode."""
+    if isinstance(stage, nn.Module):
+        return stage.eval().requires_grad_(False)
+    if isinstance(stage, _HasModes):
+        stage.eval()
+    return stage
+
+
+def tensors_of(stage: object) -> dict[str, Tensor]:
+    """The state of a stage; none of one that is no module."""
+    return stage.state_dict() if isinstance(stage, nn.Module) else {}
 
 
 def condition_of(stage: object) -> tuple[ConditionKind, int | None]:

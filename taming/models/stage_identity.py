@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taming.checkpoint.fingerprint import weights_hash
 from taming.models.code_sampling import CodeSampling
-from taming.models.first_stage import FirstStage, index_count
+from taming.models.first_stage import FirstStage, index_count, tensors_of
 from taming.user_code import name_of
 
 Tensors = Mapping[str, Tensor]
@@ -17,7 +17,7 @@ Tensors = Mapping[str, Tensor]
 
 def describe_first_stage(stage: FirstStage, weights: Tensors | None = None) -> dict[str, Any]:
     """What decides the codes of images; `weights` are the stage's own by default."""
-    state = stage.state_dict() if weights is None else weights
+    state = tensors_of(stage) if weights is None else weights
     return {
         "class": name_of(type(stage)),
         "n_codes": index_count(stage),
@@ -35,7 +35,7 @@ def describe_condition(
     if model.be_unconditional:
         return None
     stage = model.cond_stage_model
-    state = stage.state_dict() if weights is None else weights
+    state = tensors_of(stage) if weights is None else weights
     return {
         "key": model.cond_stage_key,
         "kind": model.condition_kind,

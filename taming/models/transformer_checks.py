@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from taming.errors import UserError
 from taming.models.batch_checks import token_count
 from taming.models.code_sampling import CodeSampling
+from taming.models.first_stage import EncodingStage, index_count
 from taming.modules.transformer.gpt import GPT
-from taming.modules.transformer.permuter import Identity
+from taming.modules.transformer.permuter import AbstractPermuter, Identity
+from taming.modules.transformer.plain import block_size_of, check_transformer, vocabulary_of
+from taming.user_code import name_of
+
+
+def declared_vocabulary(transformer: nn.Module, config: Mapping[str, Any]) -> int:
+    """How many tokens a transformer has: `config.vocab_size`, or that of the params it is made of.
+
+    Raises:
+        UserError: if neither tells, or it is nothing that can be trained and sampled.
+    """
+    key = "transformer_config"
+    check_transformer(transformer, key)
+    size = vocabulary_of(transformer)
+    if size is None:
+        size = (config.get("params") or {}).get("vocab_size")
+    if not isinstance(size, int):
+        raise UserError(
+            f"{key}: {name_of(type(transformer))} must tell how many tokens it has, by a parameter "
+            "vocab_size or an attribute config with one"
+        )
+    return size
 
 
 def check_config_fits(model: CodeSampling) -> None:
@@ -19,14 +44,38 @@ def check_config_fits(model: CodeSampling) -> None:
         UserError: if the vocabulary is too small for the codes or classes, or `cond_drop` or an
             option of the GPT do not fit the condition.
     """
+    _check_parts(model)
     _check_vocabulary(model)
     _check_cond_drop(model)
     if isinstance(model.transformer, GPT):
         _check_variants(model)
 
 
+def _check_parts(model: CodeSampling) -> None:
+    """Of stages and permuters of a user's, which need not inherit from anything."""
+    first, condition, permuter = model.first_stage_model, model.cond_stage_model, model.permuter
+    try:
+        index_count(first)
+    except AttributeError as error:
+        raise UserError(
+            f"first_stage_config: {name_of(type(first))} is no first stage with a codebook: {error}"
+        ) from None
+    if not isinstance(condition, EncodingStage):
+        raise UserError(
+            f"cond_stage_config: {name_of(type(condition))} must have a method encode(c), which "
+            "returns (codes, loss or None, (_, _, indices))"
+        )
+    bases = (nn.Module.forward, AbstractPermuter.forward)
+    unfinished = isinstance(permuter, nn.Module) and type(permuter).forward in bases
+    if unfinished or not callable(permuter):
+        raise UserError(
+            f"permuter_config: {name_of(type(permuter))} must be a function of indices [B, n] and "
+            "reverse=False, a method forward(x, reverse=False) of a module or __call__"
+        )
+
+
 def _check_vocabulary(model: CodeSampling) -> None:
-    size = model.transformer.config.vocab_size
+    size = model.vocab_size
     classes = model.n_classes or 0
     start = model.sos_token + 1 if model.be_unconditional else 0
     needs = {"codes of the first stage": model.n_codes, "classes": classes}
@@ -70,7 +119,7 @@ def _check_variants(model: CodeSampling) -> None:
 
 def check_tokens(model: CodeSampling, highest: int) -> None:
     """Refuse (`UserError`) tokens of conditions, up to `highest`, beyond the vocabulary."""
-    if highest >= (size := model.transformer.config.vocab_size):
+    if highest >= (size := model.vocab_size):
         raise UserError(
             f"transformer_config.params.vocab_size is {size}, and the conditions of the codes "
             f"have token {highest}; make it at least {highest + 1}"
@@ -89,7 +138,7 @@ def check_sequence(model: CodeSampling, shape: Sequence[int], condition: int | N
     """
     codes, length = math.prod(shape), condition or 1
     needed = length + codes - 1  # the last code predicts nothing
-    if needed > (size := model.transformer.get_block_size()):
+    if needed > (size := block_size_of(model.transformer)):
         raise UserError(
             f"transformer_config.params.block_size is {size}, too small for {codes} tokens of "
             f"an image and {length} of its condition; make it at least {needed}"

@@ -23,7 +23,8 @@ from taming.models.result_checks import (
 )
 from taming.models.run_length import run_length
 from taming.models.training_options import TransformerWays
-from taming.modules.transformer.gpt import GPT
+from taming.modules.transformer.gpt import GPT, parameter_groups
+from taming.modules.transformer.own_methods import logits_of
 from taming.modules.util import Labelator
 from taming.sharding import shard
 
@@ -65,12 +66,11 @@ class TransformerTraining(CodeSampling):
         if self.training and type(self.transformer).forward is GPT.forward:
             logits: Tensor = self.transformer(sequence, start=start)[0]
             return logits
-        logits = self.transformer(sequence)[0]  # (B, m + h*w - 1, vocab)
-        return logits[:, start:]
+        return logits_of(self.transformer, sequence, self.vocab_size)[:, start:]
 
     def _keep_some(self, indices: Tensor) -> Tensor:
         keep = torch.rand(indices.shape, device=indices.device) < self.pkeep
-        noise = torch.randint_like(indices, self.transformer.config.vocab_size)
+        noise = torch.randint_like(indices, self.vocab_size)
         return torch.where(keep, indices, noise)
 
     def shared_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Tensor:
@@ -171,7 +171,11 @@ class TransformerTraining(CodeSampling):
 
     def configure_optimizers(self) -> Any:
         """AdamW, and its schedule, if there is one."""
-        groups = self.transformer.parameter_groups(weight_decay=0.01)
+        groups = (
+            self.transformer.parameter_groups(weight_decay=0.01)
+            if isinstance(self.transformer, GPT)
+            else parameter_groups(self.transformer, weight_decay=0.01)
+        )
         rate, fused = self.learning_rate, self.ways.of_optimizer()
         optimizer = AdamW(groups, lr=rate, betas=(0.9, 0.95), **fused)
         if self.scheduler_config is None:

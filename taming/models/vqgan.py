@@ -253,6 +253,7 @@ class GumbelVQ(VQModel):
             revive_after=revive_after,
             **training,
         )
+        self.vocab_size = n_embed
         if temperature_scheduler_config is None:
             raise UserError("GumbelVQ needs temperature_scheduler_config")
         self.temperature_scheduler = instantiate_from_config(

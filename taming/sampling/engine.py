@@ -13,9 +13,16 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.decoding import CachedDecoder, generate, known_or, one_pass_logits
+from taming.modules.transformer.decoding import Decoder, generate, known_or
 from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.own_methods import (
+    OwnMethods,
+    decoder_for,
+    one_pass_logits,
+    weights_for,
+)
 from taming.modules.transformer.permuter import Identity
+from taming.modules.transformer.plain import device_of
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings, uniforms
 from taming.sampling.sizes import trained_shape
@@ -133,12 +140,12 @@ class TokenSampler:
                 f"this model samples in the order {name}, which exists for its own size only; "
                 "leave the size out"
             )
-        self._decoder: CachedDecoder | None = None
-        self._weights: Weights | None = None
+        self._decoder: Decoder | None = None
+        self._weights: Weights | OwnMethods | None = None
 
     def sample(self, batch: Sequence[Request], seed: int) -> Tensor:
         """Indices (B, H * W) in the transformer's order."""
-        device, (height, width) = self.gpt.pos_emb.device, self.shape
+        device, (height, width) = device_of(self.gpt), self.shape
         # One random number for every token: (B, H * W).
         uniform = uniforms(seed, [r.stream for r in batch], height * width).to(device)
         maps = [request.condition for request in batch if request.condition is not None]
@@ -149,7 +156,7 @@ class TokenSampler:
         if self.shape != self.window:
             for request in batch:
                 tokens = request.prompt if request.condition is None else request.condition
-                check_tokens(self.gpt, tokens)
+                check_tokens(self.model.vocab_size, tokens)
             return self._sample_by_windows(batch, condition, uniform, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
@@ -181,9 +188,7 @@ class TokenSampler:
         if self._decoder is None:
             rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
             # Of this length, as nothing reads the last token.
-            self._decoder = CachedDecoder(
-                self.gpt, rows, length, self.dtype, compiled=self.compiled
-            )
+            self._decoder = decoder_for(self.gpt, rows, length, self.dtype, self.compiled)
         return generate(
             self._decoder,
             prompt,
@@ -206,7 +211,7 @@ class TokenSampler:
         self, batch: Sequence[Request], condition: Tensor, uniform: Tensor, known: Tensor | None
     ) -> Tensor:
         if self._weights is None:
-            self._weights = Weights(self.gpt, self.dtype, self.copies * self.batch_size)
+            self._weights = weights_for(self.gpt, self.dtype, self.copies * self.batch_size)
         prompts = [request.prompt_in for request in batch if request.prompt_in is not None]
 
         def condition_in(box: Box) -> Tensor:

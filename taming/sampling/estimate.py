@@ -15,6 +15,7 @@ from taming.limits import readable_time
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import segment_at
 from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.sampling.engine import Progress, sample_images
 from taming.sampling.requests import Request
 from taming.sampling.settings import SampleSettings
@@ -149,9 +150,10 @@ def _seconds_by_windows(
     else:
         whole = (0.0, 0.0, 1.0, 1.0)
         before = len(first.prompt_in(whole) if first.prompt_in else first.prompt)
-    tokens = list(tokens_of_steps(layout, before, unknown.tolist()))
     rows = len(requests) * (2 if settings.guided else 1)
-    weights = Weights(model.transformer, rows=rows)
+    weights = weights_for(model.transformer, rows=rows)
+    kept = isinstance(weights, Weights)
+    tokens = list(tokens_of_steps(layout, before, unknown.tolist(), kept))
     length = before + h * w - 1
     short, long = (_seconds_of_pass(weights, rows, n) for n in (1, length))
     slope = max(0.0, long - short) / max(1, length - 1)
@@ -159,12 +161,12 @@ def _seconds_by_windows(
 
 
 def tokens_of_steps(
-    layout: Layout, before: int, unknown: Sequence[Sequence[bool]]
+    layout: Layout, before: int, unknown: Sequence[Sequence[bool]], kept: bool = True
 ) -> Iterator[int]:
     """Tokens that the transformer reads of an image in each step of a `SlidingWindow`.
 
     `before` of them are the condition's in every window. Windows that serve one position are read
-    from their start, others go on where they were left.
+    from their start, others go on where they were left if keys and values are `kept`.
     """
     read: dict[Corner, int] = {}
     for step in layout.steps():
@@ -174,20 +176,20 @@ def tokens_of_steps(
                 top, left = corner = layout.corner(row, column)
                 seen = before + (row - top) * layout.window[1] + column - left
                 tokens += seen - read.get(corner, 0)
-                if max(map(len, layout.served(corner))) > 1:
+                if kept and max(map(len, layout.served(corner))) > 1:
                     read[corner] = seen
         if tokens:
             yield tokens
 
 
 @torch.inference_mode()
-def _seconds_of_pass(weights: Weights, rows: int, length: int) -> float:
+def _seconds_of_pass(weights: Weights | OwnMethods, rows: int, length: int) -> float:
     """Seconds in which `rows` of `length` tokens are read: the faster of two, as one warms up."""
     tokens = torch.zeros(rows, length, dtype=torch.int64, device=weights.device)
     columns = torch.arange(length, device=weights.device)
     seconds = []
     for _ in range(2):
         start = time.monotonic()
-        weights.logits([segment_at(tokens, 0, columns, weights.config.n_unmasked)])[0, 0].item()
+        weights.logits([segment_at(tokens, 0, columns, weights.n_unmasked)])[0, 0].item()
         seconds.append(time.monotonic() - start)
     return min(seconds)

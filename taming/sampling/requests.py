@@ -14,6 +14,7 @@ from taming.data.faceshq import coordinates
 from taming.data.helper_types import WHOLE
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.plain import device_of
 from taming.sampling.inputs import SampleInputs
 from taming.sampling.scenes import Scene, SceneBuilder
 from taming.sampling.sizes import pixels_per_token, trained_shape
@@ -131,7 +132,7 @@ def request_for_condition(
 def condition_indices(model: Net2NetTransformer, c: Tensor) -> Tensor:
     """Indices [B, n], or [B, h, w] for maps, of conditions as `model.get_input` gives them."""
     if model.condition_kind != "class":  # labels are checked where nobody waits for a GPU
-        c = c.to(model.transformer.pos_emb.device)
+        c = c.to(device_of(model.transformer))
     quant, indices = model.encode_to_c(c)
     return indices.view(len(indices), *quant.shape[2:]) if quant.dim() == 4 else indices
 

@@ -23,6 +23,8 @@ from taming.errors import UserError
 from taming.modules.transformer.decoding import check_length, known_or, segment_at
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
+from taming.modules.transformer.own_methods import OwnMethods, weights_for
+from taming.modules.transformer.plain import block_size_of, vocabulary_of
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import check_layout
 from taming.sampling.settings import SampleSettings, uniforms
@@ -81,16 +83,22 @@ class Layout:
 class _Caches:
     """Keys and values of the windows that serve several positions."""
 
-    def __init__(self, weights: Weights, layout: Layout, rows: int, length: int) -> None:
+    def __init__(
+        self, weights: Weights | OwnMethods, layout: Layout, rows: int, length: int
+    ) -> None:
         self.weights, self.layout, self.rows, self.length = weights, layout, rows, length
-        size = rows * length * weights.config.n_embd * weights.dtype.itemsize
-        self.limit = CACHE_BYTES // (2 * weights.config.n_layer * size)
+        self.limit = 0
+        if isinstance(weights, Weights):
+            size = rows * length * weights.config.n_embd * weights.dtype.itemsize
+            self.limit = CACHE_BYTES // (2 * weights.config.n_layer * size)
         self.held: dict[Corner, Tensor] = {}
         self.filled: dict[Corner, int] = {}
         self._free: list[Tensor] = []
 
     def at(self, corner: Corner) -> Tensor | None:
         """The window's cache; None for a window that is not used again, or if memory is full."""
+        if isinstance(self.weights, OwnMethods):
+            return None
         if corner not in self.held:
             rows, columns = self.layout.served(corner)
             if len(columns) == 1 and (len(rows) == 1 or len(self.held) >= self.limit):
@@ -119,7 +127,7 @@ class SlidingWindow:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: Weights | OwnMethods,
         condition: Tensor,
         layout: Layout,
         copies: int = 1,
@@ -210,14 +218,13 @@ class SlidingWindow:
 
     def _continued(self, tokens: Tensor, corner: Corner, cache: Tensor) -> Segment:
         start = self.caches.filled.get(corner, 0)
-        if start < self.weights.config.n_unmasked:
+        if start < self.weights.n_unmasked:
             start = 0  # its first tokens see the new ones as well, so their keys have changed
         self.caches.filled[corner] = tokens.shape[1]
         return self._segment(tokens[:, start:], start, cache)
 
     def _segment(self, tokens: Tensor, start: int, cache: Tensor | None = None) -> Segment:
-        n_unmasked = self.weights.config.n_unmasked
-        segment = segment_at(tokens, start, self._columns, n_unmasked, cache)
+        segment = segment_at(tokens, start, self._columns, self.weights.n_unmasked, cache)
         if not segment.starts:
             segment.modulations = self._modulations
         return segment
@@ -260,11 +267,11 @@ def sample_sliding_window(
             window that is longer than its block size.
     """
     settings = SampleSettings(temperature, top_k, top_p)
-    weights = Weights(transformer, dtype, batch_size if cond is None else len(cond))
+    weights = weights_for(transformer, dtype, batch_size if cond is None else len(cond))
     if cond is None:
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:
-        check_tokens(transformer, cond)
+        check_tokens(vocabulary_of(transformer), cond)
     layout = layout_for(transformer, cond, shape, window)
     cond = cond.to(weights.device)
     if uniform is None:
@@ -293,19 +300,19 @@ def layout_for(
     before = h * w if cond.dim() == 3 else cond.shape[1]
     if not before:
         raise UserError("the condition is empty; without one, pass None")
-    check_layout(gpt.config, before, (h, w))
-    check_length(gpt, before + h * w - 1)
+    if isinstance(gpt, GPT):
+        check_layout(gpt.config, before, (h, w))
+    check_length(block_size_of(gpt), before + h * w - 1)
     return Layout(shape, (h, w))
 
 
-def check_tokens(gpt: GPT, cond: Tensor | Sequence[int]) -> None:
-    """Raise `UserError` if the transformer does not have the tokens of a condition.
+def check_tokens(size: int | None, cond: Tensor | Sequence[int]) -> None:
+    """Raise `UserError` if a vocabulary of this size, if it is known, lacks a condition's tokens.
 
     Call it before a condition is moved to a GPU, which it would wait for.
     """
-    size = gpt.config.vocab_size
     low, high = _extremes(cond)
-    if not 0 <= low <= high < size:
+    if size is not None and not 0 <= low <= high < size:
         raise UserError(
             f"the condition has tokens from {low} to {high}, but the transformer's "
             f"vocabulary counts from 0 to {size - 1}"

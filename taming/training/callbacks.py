@@ -115,20 +115,19 @@ class ImageLogger(Callback):
         increase_log_steps: bool = True,
     ) -> None:
         super().__init__()
-        self.batch_frequency = batch_frequency
+        self.batch_freq = batch_frequency
         self.max_images = max_images
         self.clamp = clamp
         self.increase_log_steps = increase_log_steps
+        self.log_steps = [2**n for n in range(batch_frequency.bit_length())]
         self._trainer: pl.Trainer | None = None
 
     def check_frequency(self, step: int) -> bool:
         """Whether pictures are due after `step` batches."""
-        if not self.batch_frequency:
+        if not self.batch_freq:
             return False
-        if step % self.batch_frequency == 0:
-            return True
-        power_of_two = step & (step - 1) == 0
-        return self.increase_log_steps and step < self.batch_frequency and power_of_two
+        early = self.increase_log_steps and step in self.log_steps
+        return early or step % self.batch_freq == 0
 
     def on_train_batch_end(
         self,
@@ -152,7 +151,7 @@ class ImageLogger(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._trainer = trainer
-        if batch_idx == 0 and self.batch_frequency and not trainer.sanity_checking:
+        if batch_idx == 0 and self.batch_freq and not trainer.sanity_checking:
             self.log_img(pl_module, batch, batch_idx, "val")
 
     @rank_zero_only

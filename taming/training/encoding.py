@@ -180,7 +180,7 @@ class Encoding:
             arrays = {CODES: _narrow(codes, model.n_codes)}
             if not model.be_unconditional:
                 tokens = [_as_grid(*model.encode_to_c(c)) for _, c in views]
-                arrays[CONDITION] = _narrow(tokens, model.transformer.config.vocab_size)
+                arrays[CONDITION] = _narrow(tokens, model.vocab_size)
         return arrays
 
 

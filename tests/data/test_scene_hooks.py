@@ -50,6 +50,9 @@ def test_what_is_known_of_images_and_classes(root: Path) -> None:
     files = {"instances_annotations": "annotations/instances_train2017.json", "files": "train2017"}
     assert files.items() <= data.get_path_structure().items()
     assert data.build_paths(root)["files"] == root / "train2017"
+    published = set(OPTIONS) & vars(data).keys() - {"keys"}
+    assert {name: vars(data)[name] for name in published} == {k: OPTIONS[k] for k in published}
+    assert {"max_objects_per_image", "no_tokens", "crop_method", "random_flip"} <= published
     with pytest.raises(
         UserError, match="is a base class; use one of its subclasses, or define get"
     ):

@@ -9,12 +9,12 @@ import torch
 from taming.errors import UserError
 from taming.kernel_choice import KERNELS, PACKED
 from taming.modules.packed_weight import PackedWeight
+from taming.modules.transformer import own_methods
 from taming.modules.transformer.decoding import sample_token
 from taming.sampling import (
     Progress,
     Request,
     SampleSettings,
-    engine,
     sample_images,
     sample_sliding_window,
     uniforms,
@@ -165,14 +165,14 @@ def test_bf16_samples_images_too(dtype: torch.dtype) -> None:
 def test_options_reach_what_computes(
     name: str, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, given, original = tiny_model(), [], getattr(engine, name)
+    model, given, original = tiny_model(), [], getattr(own_methods, name)
 
     def note(*arguments: Any, compiled: bool = False) -> Any:
         assert 4 in arguments  # rows
         given.extend((a, compiled) for a in arguments if isinstance(a, torch.dtype))
         return original(*arguments)
 
-    monkeypatch.setattr(engine, name, note)
+    monkeypatch.setattr(own_methods, name, note)
     monkeypatch.setattr(model, "warn_of_random_weights", lambda: given.append("warned"))
     options: dict[str, Any] = {"dtype": torch.bfloat16, "compiled": True, "batch_size": 4}
     list(sample_images(model, REQUESTS, shape=shape, **options))

@@ -33,6 +33,7 @@ from taming.evaluation.sources.images import (
     pixel_digest,
 )
 from taming.models.cond_transformer import Net2NetTransformer
+from taming.modules.transformer.plain import device_of
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
 from taming.sampling.estimate import announced
@@ -187,7 +188,7 @@ class SampledScenes(ImageSource):
         return about | {"sampler": sampler, **self.identity}
 
     def content_key(self) -> str:
-        device = self.model.transformer.pos_emb.device.type
+        device = device_of(self.model.transformer).type
         about = {name: value for name, value in self.describe().items() if name != "path"}
         setting = {"torch": torch.__version__, "device": device}
         return key_of(scenes=about, layouts=self.layouts.key, **setting)

@@ -99,6 +99,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.in_channels, self.out_channels = in_channels, out_channels
+        self.use_conv_shortcut = conv_shortcut
         self.norm1 = Normalize(in_channels)
         self.conv1 = _conv3x3(in_channels, out_channels)
         self.temb_proj = nn.Linear(temb_channels, out_channels) if temb_channels else None
@@ -244,7 +245,7 @@ class Encoder(nn.Module):
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
-        self.resolution, self.in_channels = resolution, in_channels
+        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
 
         warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
@@ -301,7 +302,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
-        self.resolution, self.in_channels = resolution, in_channels
+        self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
         self.give_pre_end = give_pre_end
         lowest = resolution // 2 ** (self.num_resolutions - 1)
         self.z_shape = (1, z_channels, lowest, lowest)

@@ -125,6 +125,7 @@ class vgg16(SlicedBackbone):  # noqa: N801, its published name
 
     def __init__(self, requires_grad: bool = False, pretrained: bool = True) -> None:
         super().__init__(BACKBONES["vgg"])
+        self.N_slices = len(VGG16)
         if pretrained:
             self.load_state_dict(backbone_weights(self, "vgg"))
         self.requires_grad_(requires_grad)
@@ -166,8 +167,9 @@ class LPIPS(nn.Module):
         self.backbone = net
         self.scaling_layer = ScalingLayer()
         self.net = SlicedBackbone(BACKBONES[net])
-        for index, convolutions in enumerate(BACKBONES[net].slices):
-            self.add_module(f"lin{index}", NetLinLayer(convolutions[-1][0], use_dropout=True))
+        self.chns = [convolutions[-1][0] for convolutions in BACKBONES[net].slices]
+        for index, channels in enumerate(self.chns):
+            self.add_module(f"lin{index}", NetLinLayer(channels, use_dropout=True))
         self._known_ready = False
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)

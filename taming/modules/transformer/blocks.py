@@ -17,6 +17,8 @@ from taming.modules.transformer.variants import (
     rotate,
 )
 
+Past = Tensor | tuple[Tensor, Tensor]
+
 
 def attention_mask(block_size: int, n_unmasked: int) -> Tensor:
     """1 where a position (row) may attend to another (column): float32 (1, 1, block, block).
@@ -47,8 +49,8 @@ class CausalSelfAttention(nn.Module):
         self.query = Linear(config.n_embd, config.n_embd)
         self.value = Linear(config.n_embd, config.n_embd)
         self.proj = Linear(config.n_embd, config.n_embd)
+        self.attn_drop = nn.Dropout(config.attn_pdrop)
         self.resid_drop = nn.Dropout(config.resid_pdrop)
-        self.attn_pdrop = config.attn_pdrop
         self.n_head, self.n_unmasked = config.n_head, config.n_unmasked
         self.rotates, self.normalizes = config.rope_grid is not None, config.qk_norm
         if config.qk_norm:
@@ -67,10 +69,31 @@ class CausalSelfAttention(nn.Module):
         return [self.get_parameter(name) for name in names]
 
     def forward(
-        self, x: Tensor, allowed: Tensor | None = None, rotation: Tensor | None = None
-    ) -> Tensor:
-        """`x` (B, T, C) -> (B, T, C); `allowed` bool (1, 1, T, T), by default that of the mask."""
-        return self.attend(*self.project(x, rotation), allowed)
+        self,
+        x: Tensor,
+        layer_past: Past | None = None,
+        *,
+        allowed: Tensor | None = None,
+        rotation: Tensor | None = None,
+        keep: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`x` (B, T, C) -> its attention (B, T, C), and its keys and values (2, B, nh, T, hs).
+
+        Args:
+            layer_past: keys and values (B, nh, T', hs) of the T' positions before, in a pair or
+                stacked.
+            allowed: bool (1, 1, T, T' + T), by default that of the mask.
+            rotation: see `project`.
+            keep: without, there is None for keys and values, which saves a copy of them.
+        """
+        q, k, v = self.project(x, rotation)
+        present = torch.stack((k, v)) if keep else None
+        if layer_past is not None:
+            (past_k, past_v), start = layer_past, layer_past[0].shape[-2]
+            k, v = torch.cat((past_k, k), dim=-2), torch.cat((past_v, v), dim=-2)
+            if allowed is None:
+                allowed = self.mask[..., start : k.shape[2], : k.shape[2]].bool()
+        return self.attend(q, k, v, allowed), present
 
     def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, nh, T, hs) of `x` (B, T, C); `rotation` (2, T, hs / 2)."""
@@ -96,7 +119,7 @@ class CausalSelfAttention(nn.Module):
         """Queries (B, nh, T, hs) at keys and values of as many or more positions -> (B, T, C)."""
         if allowed is None and self.n_unmasked:
             allowed = self.mask[..., : q.shape[2], : k.shape[2]].bool()
-        dropout = self.attn_pdrop if self.training else 0.0
+        dropout = self.attn_drop.p if self.training else 0.0
         y = attention(q, k, v, allowed, dropout)
         y = y.transpose(1, 2).flatten(2)  # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
         out: Tensor = self.resid_drop(self.proj(y))
@@ -125,41 +148,47 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        layer_past: Past | None = None,
+        return_present: bool = False,
+        *,
         allowed: Tensor | None = None,
         rotation: Tensor | None = None,
         classes: Tensor | None = None,
-    ) -> Tensor:
-        """`x` (B, T, C) -> (B, T, C); `classes` (B, C), of `ClassEmbedding`."""
-        if self.modulation is not None:
-            return self._adaptive(x, allowed, rotation, self.modulation(classes))
-        x = x + self.attn(self.ln1(x), allowed, rotation)
-        change: Tensor = self.mlp(self.ln2(x))  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
-        return x + change
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """`x` (B, T, C) -> (B, T, C); `classes` (B, C), of `ClassEmbedding`.
 
-    def _adaptive(
-        self, x: Tensor, allowed: Tensor | None, rotation: Tensor | None, modulation: Tensor
-    ) -> Tensor:
-        """`forward` as six vectors of the class, `modulation` (B, 6C), change it."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, dim=-1)
-        x = x + gate1 * self.attn(modulate(self.ln1(x), shift1, scale1), allowed, rotation)
-        change: Tensor = self.mlp(modulate(self.ln2(x), shift2, scale2))
-        return x + gate2 * change
+        After other positions, `layer_past`, and with `return_present` the keys and values of `x`
+        are returned as well; they and the rest are those of `CausalSelfAttention`.
+        """
+        change = () if self.modulation is None else self._change(self.modulation(classes))
+        normed: Tensor = self.ln1(x)
+        normed = modulate(normed, *change[:2]) if change else normed
+        keep = return_present or layer_past is not None
+        attended, present = self._attend(normed, layer_past, keep, allowed, rotation)
+        x = x + (change[2] * attended if change else attended)
+        normed = self.ln2(x)
+        normed = modulate(normed, *change[3:5]) if change else normed
+        hidden: Tensor = self.mlp(normed)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+        x = x + (change[5] * hidden if change else hidden)
+        return (x, present) if keep else x
 
-    def forward_with_past(
+    @staticmethod
+    def _change(modulation: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the perceptron, (B, 1, C) each, of what
+        a class has, (B, 6C)."""
+        return modulation[:, None].chunk(6, dim=-1)
+
+    def _attend(
         self,
         x: Tensor,
-        past: Tensor | None,
-        allowed: Tensor,
-        rotation: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`, after positions whose keys and values are `past` (2, B, nh, T', hs).
-
-        Returns keys and values of `x` as well, (2, B, nh, T, hs).
-        """
-        q, k, v = self.attn.project(self.ln1(x), rotation)
-        present = torch.stack((k, v))
-        if past is not None:
-            k, v = torch.cat((past, present), dim=-2)  # each (B, nh, T' + T, hs)
-        x = x + self.attn.attend(q, k, v, allowed)
-        change: Tensor = self.mlp(self.ln2(x))
-        return x + change, present
+        layer_past: Past | None,
+        keep: bool,
+        allowed: Tensor | None,
+        rotation: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if type(self.attn).forward is CausalSelfAttention.forward:
+            result = self.attn(x, layer_past, allowed=allowed, rotation=rotation, keep=keep)
+        else:  # of a user's, which takes the published arguments
+            result = self.attn(x) if layer_past is None else self.attn(x, layer_past)
+        attended, present = (result, None) if isinstance(result, Tensor) else result
+        return attended, present

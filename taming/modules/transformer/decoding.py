@@ -7,6 +7,7 @@ twice; `filter_logits` and `sample_token` turn logits into tokens. Nothing waits
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ from taming.kernel_choice import TORCH
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import Weights
 from taming.modules.transformer.segment import Segment
+
+
+class Decoder(Protocol):
+    """What gives next-token logits, one position at a time."""
+
+    def prefill(self, idx: Tensor, /) -> Tensor:
+        """Start afresh with the prompt `idx` (B, T); float32 logits (B, V) of its last token."""
+
+    def extend(self, idx: Tensor, /) -> Tensor:
+        """Read further tokens `idx` (B, T), T >= 1; float32 logits (B, V) after the last."""
 
 
 class CachedDecoder:
@@ -48,7 +59,7 @@ class CachedDecoder:
         kernel: str | None = None,
     ) -> None:
         config = gpt.config
-        check_length(gpt, max_length)
+        check_length(gpt.get_block_size(), max_length)
         self.n_unmasked, self.max_length = config.n_unmasked, max_length
         self.length = 0
         self._weights = Weights(gpt, dtype, batch_size, TORCH if compiled else kernel)
@@ -167,12 +178,12 @@ class CachedDecoder:
         return replay
 
 
-def check_length(gpt: GPT, length: int) -> None:
-    """Raise `UserError` if a sequence of `length` tokens is beyond the GPT's `block_size`."""
-    if length > gpt.config.block_size:
+def check_length(block_size: int, length: int) -> None:
+    """Raise `UserError` if a sequence of `length` tokens is beyond a transformer's `block_size`."""
+    if length > block_size:
         raise UserError(
             f"condition and image make a sequence of {length} tokens, but the transformer's "
-            f"block_size is {gpt.config.block_size}; sample a smaller image"
+            f"block_size is {block_size}; sample a smaller image"
         )
 
 
@@ -199,7 +210,7 @@ def segment_at(
 
 
 def generate(
-    decoder: CachedDecoder,
+    decoder: Decoder,
     prompt: Tensor,
     steps: int,
     pick: Callable[[Tensor, int], Tensor],
@@ -238,19 +249,6 @@ def generate(
 def known_or(sampled: Tensor, known: Tensor | None, n: int) -> Tensor:
     """The n-th tokens (B,): those of `known` (B, steps) where they are not -1, else `sampled`."""
     return sampled if known is None else torch.where(known[:, n] >= 0, known[:, n], sampled)
-
-
-def one_pass_logits(gpt: GPT, condition: Tensor, steps: int) -> Tensor:
-    """Float32 logits (B, steps, V) of all image positions at once, from the condition (B, T) alone.
-
-    For models trained with `pkeep <= 0`: their image inputs were noise, so that any will do; here
-    the condition again. With condition [a, b] and 3 steps the input is [a, b, a, b], of which the
-    last 3 positions predict the 3 tokens.
-    """
-    length = condition.shape[1]
-    idx = condition.repeat(1, 2 + steps // length)[:, : length + steps - 1]  # (B, T + steps - 1)
-    logits: Tensor = gpt.head(gpt.hidden(idx)[:, length - 1 :])
-    return logits.float()
 
 
 def filter_logits(

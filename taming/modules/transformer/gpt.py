@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -87,6 +87,7 @@ class GPT(nn.Module):
             **vars(options),
         )
         check_variants(config)
+        self.block_size = block_size
         self.gradient_checkpointing = gradient_checkpointing
         self.tok_emb = nn.Embedding(vocab_size, n_embd)
         positions = block_size if grid is None else rope_prefix(block_size, grid)
@@ -126,10 +127,9 @@ class GPT(nn.Module):
         x = self.drop(x + self.positions()[:, :length])  # (1, E + T, C) for the whole batch
         rotation = self.rotations(slice(length))
         classes = None if self.class_emb is None else self.class_emb(idx[:, 0])  # (B, C)
-        extras = () if rotation is None and classes is None else (rotation, classes)
-        allowed = self._allowed(length)
+        extras = {"allowed": self._allowed(length), "rotation": rotation, "classes": classes}
         for block in self.blocks:
-            x = self._run(block, x, allowed, *extras)
+            x = self._run(block, x, extras)
         normed: Tensor = self.ln_f(x)
         if self.modulation is None:
             return normed
@@ -168,11 +168,13 @@ class GPT(nn.Module):
             return None
         return self.get_buffer("blocks.0.attn.mask")[..., :length, :length].bool()
 
-    def _run(self, block: nn.Module, x: Tensor, *others: Tensor | None) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, extras: Mapping[str, Any]) -> Tensor:
+        # A block of a user's takes the published arguments.
+        named = extras if type(block).forward is Block.forward else {}
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            x = checkpoint(block, x, *others, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=False, **named)
         else:
-            x = block(x, *others)
+            x = block(x, **named)
         return x
 
     def forward(
@@ -229,23 +231,31 @@ class GPT(nn.Module):
         x = self.drop(x + self.positions()[:, start:end])
         rotation = self.rotations(slice(start, end))
         allowed = self.get_buffer("blocks.0.attn.mask")[..., start:end, :end].bool()
+        extras = {"allowed": allowed, "rotation": rotation}
         presents = []
-        for number, block in enumerate(self.blocks.children()):
-            assert isinstance(block, Block)
+        for number, block in enumerate(self.blocks):
             before = None if past is None else past[number]
-            x, present = block.forward_with_past(x, before, allowed, rotation)
+            named = extras if type(block).forward is Block.forward else {}
+            x, present = block(x, layer_past=before, return_present=True, **named)
             presents.append(present)
         logits = self.head(self.ln_f(x))
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss, torch.stack(presents)
 
     def parameter_groups(self, weight_decay: float = 0.01) -> list[dict[str, Any]]:
-        """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""
-        decayed = {
-            f"{name}.weight" for name, layer in self.named_modules() if isinstance(layer, nn.Linear)
-        }
-        parameters = sorted(self.named_parameters())
-        return [
-            {"params": [p for n, p in parameters if n in decayed], "weight_decay": weight_decay},
-            {"params": [p for n, p in parameters if n not in decayed], "weight_decay": 0.0},
-        ]
+        """See the function `parameter_groups`."""
+        return parameter_groups(self, weight_decay)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """Groups for AdamW: `weight_decay` on the weights of Linear layers, none on the rest."""
+    decayed = {
+        f"{name}.weight".lstrip(".")
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    parameters = sorted(module.named_parameters())
+    return [
+        {"params": [p for n, p in parameters if n in decayed], "weight_decay": weight_decay},
+        {"params": [p for n, p in parameters if n not in decayed], "weight_decay": 0.0},
+    ]

@@ -23,6 +23,7 @@ from taming.modules.linear import sampling_kernel
 from taming.modules.linear_kernels import SamplingLinear, linear, sampling_linear
 from taming.modules.packed_weight import quantized_in_place
 from taming.modules.transformer.gpt import GPT, Block
+from taming.modules.transformer.plain import is_plain
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import (
     NormKind,
@@ -33,6 +34,7 @@ from taming.modules.transformer.variants import (
     rotate,
     swiglu,
 )
+from taming.user_code import name_of
 
 Pair = tuple[Tensor, Tensor]  # weight and bias
 
@@ -162,6 +164,10 @@ class Weights:
     def device(self) -> torch.device:
         return self.pos_emb.device
 
+    @property
+    def n_unmasked(self) -> int:
+        return self.config.n_unmasked
+
     def new_cache(self, batch_size: int, length: int) -> Tensor:
         """Room for the keys and values of `length` positions in every layer; see `Segment`."""
         heads, size = self.config.n_head, self.config.n_embd // self.config.n_head
@@ -248,9 +254,15 @@ def quantize_in_place(model: nn.Module) -> None:
     """Have the transformers of a model compute with int8 weights, but for their heads, for good.
 
     Raises:
-        UserError: if it has none.
+        UserError: if it has none, or one that computes otherwise than `Weights` do.
     """
     gpts = [part for part in model.modules() if isinstance(part, GPT)]
+    for gpt in gpts:
+        if not is_plain(gpt):
+            raise UserError(
+                f"int8 is for GPTs of this project, and {name_of(type(gpt))} has methods or parts "
+                "of its own; leave int8 out"
+            )
     if not gpts:
         raise UserError("int8 is for transformers, and this model has none; leave int8 out")
     for block in (cast(Block, block) for gpt in gpts for block in gpt.blocks):

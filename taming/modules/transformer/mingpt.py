@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from taming import published_names
-from taming.modules.transformer.decoding import CachedDecoder, filter_logits, generate, sample_token
+from taming.modules.transformer.decoding import filter_logits, generate, sample_token
 from taming.modules.transformer.gpt import GPT, Block, CausalSelfAttention, GPTConfig
 from taming.modules.transformer.kmeans import KMeans
+from taming.modules.transformer.own_methods import decoder_for, whole_logits
 from taming.modules.transformer.variants import check_whole
 
 __all__ = [
@@ -57,7 +58,7 @@ def sample_with_past(
     taken. `callback(n)` is called after the n-th token. T + steps - 1 must fit into the model's
     block size.
     """
-    decoder = CachedDecoder(model, len(x), x.shape[1] + max(steps, 1) - 1)
+    decoder = decoder_for(model, len(x), x.shape[1] + max(steps, 1) - 1)
     uniform = torch.rand(steps, len(x), device=x.device) if sample_logits else None
 
     def pick(logits: Tensor, n: int) -> Tensor:
@@ -81,12 +82,13 @@ def sample(
     There is no limit to the length: each token sees the last `block_size` before it. Slower than
     `sample_with_past`, which computes no position twice.
     """
-    check_whole(model.config, x.shape[1] + steps - 1)
+    if isinstance(model, GPT):
+        check_whole(model.config, x.shape[1] + steps - 1)
     training = model.training
     model.eval()
     for _ in range(steps):
         seen = x[:, -model.get_block_size() :]
-        logits = filter_logits(model.head(model.hidden(seen)[:, -1]), temperature, top_k)
+        logits = filter_logits(whole_logits(model, seen, -1)[:, 0], temperature, top_k)
         token = sample_token(logits, torch.rand(len(x), device=x.device) if sample else None)
         x = torch.cat((x, token[:, None]), dim=1)
     model.train(training)

@@ -24,7 +24,9 @@ from taming.errors import UserError
 from taming.limits import check_sizes
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
-"""(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), in fp32 under autocast too.
+"""(z_q [B, e_dim, h, w], loss, (perplexity, one-hot codes, indices)), computed in fp32 or better.
+
+`z_q` has the dtype of the codebook, which is fp32 under autocast too.
 
 `indices` has one entry for each of the B * h * w positions, in any shape.
 """
@@ -79,7 +81,7 @@ def full_fp32_matmul() -> Iterator[None]:
 
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, computed in fp32."""
+    """Indices [N] of the codes [K, D] nearest to the latents [N, D] in L2, in fp32 or better."""
     indices: Tensor = _nearest_code(latents, codebook)
     return indices
 
@@ -94,14 +96,14 @@ def _nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
     |z - c|^2 = |z|^2 - 2 z.c + |c|^2, where |z|^2 is the same for all codes c and left out. So the
     search is one matrix product, with the codes' squared lengths added in the same kernel.
     """
-    codebook = codebook.float()
+    codebook, latents = precise(codebook), precise(latents).to(precise(codebook))
     rows = max(1, MAX_DISTANCES // len(codebook))
     with without_autocast(latents.device), full_fp32_matmul():
         lengths = codebook.square().sum(dim=1)  # (K,)
         parts = [
             # (K,) - 2 (rows, D) @ (D, K) -> (rows, K) -> (rows,)
             torch.addmm(lengths, part, codebook.t(), alpha=-2).argmin(dim=1)
-            for part in torch.split(latents.float(), rows)
+            for part in torch.split(latents, rows)
         ]
     return torch.cat(parts)
 
@@ -160,9 +162,14 @@ def perplexity(indices: Tensor, n_codes: int) -> Tensor:
     return torch.exp(-(frequencies * (frequencies + 1e-10).log()).sum())
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in fp32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def channels_last(z: Tensor) -> Tensor:
-    """Latents [B, C, h, w] as fp32 rows [B * h * w, C]."""
-    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    """Latents [B, C, h, w] as rows [B * h * w, C], in fp32 at least."""
+    return precise(z).permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
 def channels_first(rows: Tensor, like: Tensor) -> Tensor:

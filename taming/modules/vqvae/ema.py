@@ -56,7 +56,8 @@ class EmbeddingEMA(nn.Module):
         M, a code is M / N (arXiv 1711.00937, equations 6 to 8). Laplace smoothing keeps N from 0.
         """
         counts = sum_over_ranks(codebook.count_codes(indices, len(self.weight)))  # (n_embed,)
-        sums = sum_over_ranks(torch.zeros_like(self.embed_avg).index_add_(0, indices, rows))
+        empty = rows.new_zeros(self.embed_avg.shape)
+        sums = sum_over_ranks(empty.index_add_(0, indices, rows))
         self.cluster_size_ema_update(counts)
         self.embed_avg_ema_update(sums)
         self.weight_update(len(self.weight))
@@ -64,12 +65,12 @@ class EmbeddingEMA(nn.Module):
     @torch.no_grad()
     def cluster_size_ema_update(self, new_cluster_size: Tensor) -> None:
         """Move N towards a batch's counts n [n_embed]."""
-        self.cluster_size.lerp_(new_cluster_size, 1 - self.decay)
+        self.cluster_size.lerp_(new_cluster_size.to(self.cluster_size), 1 - self.decay)
 
     @torch.no_grad()
     def embed_avg_ema_update(self, new_embed_avg: Tensor) -> None:
         """Move M towards a batch's sums m [n_embed, C]."""
-        self.embed_avg.lerp_(new_embed_avg, 1 - self.decay)
+        self.embed_avg.lerp_(new_embed_avg.to(self.embed_avg), 1 - self.decay)
 
     @torch.no_grad()
     def weight_update(self, num_tokens: int) -> None:
@@ -114,6 +115,7 @@ class EMAVectorQuantizer(Codebook):
         super().__init__(n_embed, embedding_dim, remap, unknown_index)
         self.sane_index_shape, self.entropy = sane_index_shape, entropy
         self.beta, self.decay, self.revive_after = beta, decay, revive_after
+        self.num_tokens, self.codebook_dim = n_embed, embedding_dim
         self.embedding = EmbeddingEMA(n_embed, embedding_dim, decay, eps)
 
     @property
@@ -123,7 +125,7 @@ class EMAVectorQuantizer(Codebook):
     def forward(self, z: Tensor) -> Quantized:
         rows = codebook.channels_last(z)  # (N, C)
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
-        codes = self.embedding(indices)  # (N, C), before this batch moves them
+        codes = self.embedding(indices).to(rows)  # (N, C), before this batch moves them
         entropy = weighted_entropy(rows, self.codes, self.entropy)
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         if self.training and self.embedding.update and torch.is_grad_enabled():
@@ -132,6 +134,7 @@ class EMAVectorQuantizer(Codebook):
                 self.embedding.revive(rows.detach(), self.decay**self.revive_after)
         loss = self.beta * F.mse_loss(rows, codes)  # codes are buffers: only the encoder is pulled
         loss = loss + entropy
-        z_q = codebook.channels_first(codebook.straight_through(rows, codes), like=z)
+        passed_through = codebook.straight_through(rows, codes)
+        z_q = codebook.channels_first(passed_through, like=z).to(self.codes.dtype)
         usage = codebook.perplexity(indices, self.n_e)
         return z_q, loss, (usage, None, self._shaped(indices, z, self.sane_index_shape))

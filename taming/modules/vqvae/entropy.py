@@ -40,7 +40,7 @@ def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
     -log K, each code for as many latents, and 0. In training, E[p] is that of all processes.
     """
     rows = max(1, codebook.MAX_DISTANCES // len(codes))
-    parts = torch.split(latents.float(), rows)
+    parts = torch.split(codebook.precise(latents), rows)
     with without_autocast(latents.device):
         # N x K probabilities of many parts are not kept, but made again in the backward pass.
         sums = [
@@ -59,7 +59,7 @@ def entropy_loss(latents: Tensor, codes: Tensor, temperature: float) -> Tensor:
 
 def _sums(latents: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Of latents [n, D]: the sum of their entropies, and of their probabilities [K]."""
-    codes = codes.float()
+    codes = codes.to(latents)
     # |z|^2 is the same for all codes, and no part of a softmax over them.
     products = codebook.fp32_products(2 * latents, codes)  # (n, K)
     logits = (products - codes.square().sum(dim=1)) / temperature

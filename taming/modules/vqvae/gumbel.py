@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, CountOrZero, FilePath, Positive, Weight
 from taming.devices import without_autocast
+from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, UnknownIndex
 from taming.modules.vqvae.revival import IdleCodes, one_for_each, replace
 
@@ -55,6 +56,15 @@ class GumbelQuantize(Codebook):
     def input_channels(self) -> int:
         return self.num_hiddens
 
+    def _logits(self, z: Tensor) -> Tensor:
+        """`proj` of latents [B, num_hiddens, h, w] -> [B, K, h, w], in fp32 at least."""
+        weight, z = codebook.precise(self.proj.weight), codebook.precise(z)
+        if weight is self.proj.weight:
+            logits: Tensor = self.proj(z.to(weight))
+            return logits
+        bias = None if self.proj.bias is None else codebook.precise(self.proj.bias)
+        return F.conv2d(z.to(weight), weight, bias)
+
     def _choose(self, logits: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Codes [B, C, h, w] and indices [B, h, w] for logits [B, K, h, w] of codes [K, C]."""
         if not self.training:
@@ -67,7 +77,7 @@ class GumbelQuantize(Codebook):
     @torch.no_grad()
     def _revive(self, z: Tensor, idle: IdleCodes) -> None:
         """Give dead codes the weights of probable ones of the latents [B, num_hiddens, h, w]."""
-        probable = self.proj(z).argmax(dim=1).reshape(-1)  # (B * h * w,)
+        probable = self._logits(z).argmax(dim=1).reshape(-1)  # (B * h * w,)
         source, dead = one_for_each(probable, self.n_e), idle.take_dead()  # (K,), (K,)
         for table in (self.proj.weight, self.proj.bias, self.embed.weight):
             if table is not None:
@@ -84,8 +94,8 @@ class GumbelQuantize(Codebook):
         idle = self.idle if self.training and torch.is_grad_enabled() else None
         with without_autocast(z.device):
             if idle is not None:
-                self._revive(z.float(), idle)
-            logits, codes = self.proj(z.float()), self.codes  # (B, K, h, w), (K, C)
+                self._revive(z, idle)
+            logits, codes = self._logits(z), codebook.precise(self.codes)  # (B, K, h, w), (K, C)
             if self.remap is not None:
                 # K becomes len(used).
                 logits, codes = logits[:, self.used], codes[self.used]
@@ -98,5 +108,6 @@ class GumbelQuantize(Codebook):
             probabilities = logits.softmax(dim=1)
             log_ratios = (probabilities * logits.shape[1] + 1e-10).log()  # (B, K, h, w)
             loss = self.kl_weight * (probabilities * log_ratios).sum(dim=1).mean()
+        z_q = z_q.to(self.codes.dtype)
         info = (None, None, indices) if self.use_vqinterface else indices
         return (z_q, loss, info, logits) if return_logits else (z_q, loss, info)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from taming.config_values import Count, CountOrZero, FilePath, Weight
+from taming.errors import UserError
 from taming.modules.vqvae import codebook
 from taming.modules.vqvae.codebook import Codebook, Quantized, UnknownIndex
 from taming.modules.vqvae.entropy import EntropyOptions, weighted_entropy
@@ -55,7 +56,25 @@ class VectorQuantizer2(Codebook):
             return encoder_term + self.beta * codebook_term
         return self.beta * encoder_term + codebook_term
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(
+        self,
+        z: Tensor,
+        temp: float | None = None,
+        rescale_logits: bool = False,
+        return_logits: bool = False,
+    ) -> Quantized:
+        """Latents [B, e_dim, h, w] -> `Quantized`.
+
+        The other arguments are those of `GumbelQuantize` and change nothing here.
+
+        Raises:
+            UserError: if they ask for anything.
+        """
+        if temp not in (None, 1) or rescale_logits or return_logits:
+            raise UserError(
+                f"{type(self).__name__} takes the nearest code, without temperature or logits: "
+                "leave out temp, rescale_logits and return_logits, or use GumbelQuantize"
+            )
         rows = codebook.channels_last(z)  # (N, C)
         # Without gradients it is the discriminator's turn, on a batch that was counted before.
         idle = self.idle if self.training and torch.is_grad_enabled() else None
@@ -65,10 +84,10 @@ class VectorQuantizer2(Codebook):
         indices = codebook.nearest_code(rows, self.codes)  # (N,)
         if idle is not None:
             idle.follow(indices)
-        codes = F.embedding(indices, self.codes).float()  # (N, C)
+        codes = F.embedding(indices, self.codes).to(rows)  # (N, C)
         loss = self._loss(rows, codes) + weighted_entropy(rows, self.codes, self.entropy)
         passed_through = codebook.straight_through(rows, codes)
-        z_q = codebook.channels_first(passed_through, like=z)  # (B, C, h, w)
+        z_q = codebook.channels_first(passed_through, like=z).to(self.codes.dtype)  # (B, C, h, w)
         return z_q, loss, (None, None, self._shaped(indices, z, self.sane_index_shape))
 
 
@@ -89,7 +108,7 @@ class VectorQuantizer(VectorQuantizer2):
     ) -> None:
         super().__init__(n_e, e_dim, beta, revive_after=revive_after, **entropy)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> Quantized:  # type: ignore[override]  # as published
         z_q, loss, (_, _, indices) = super().forward(z)
         encodings = F.one_hot(indices, self.n_e).float()
         return z_q, loss, (codebook.perplexity(indices, self.n_e), encodings, indices[:, None])

@@ -20,11 +20,11 @@ from taming.modules.transformer.decoding import (
     filter_logits,
     generate,
     known_or,
-    one_pass_logits,
     sample_token,
 )
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.inference import quantize_in_place
+from taming.modules.transformer.own_methods import one_pass_logits
 from tests.modules.transformer.test_mingpt import TENSORS, golden_gpt
 from tests.support import assert_close
 

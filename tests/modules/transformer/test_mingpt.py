@@ -183,7 +183,7 @@ def test_every_dropout_zeroes_its_share(monkeypatch: pytest.MonkeyPatch) -> None
 
     model.blocks[0].register_forward_pre_hook(lambda _, args: note(args[0]))
     block = resid.blocks[0]
-    block.attn.register_forward_hook(lambda _, args, output: note(output))
+    block.attn.register_forward_hook(lambda _, args, output: note(output[0]))
     block.mlp.register_forward_hook(lambda _, args, output: note(output))
     nn.init.ones_(block.attn.proj.bias)
     nn.init.normal_(model.pos_emb)

@@ -163,9 +163,9 @@ def test_a_class_scales_shifts_and_gates() -> None:
     torch.testing.assert_close(classes, nn.functional.silu(model.class_emb.weight[3:4]))
     x = torch.randn(1, 4, 16)
     a, b, c, d, e, f = block.modulation(classes).view(6, 16)
-    expected = x + c * block.attn(nn.functional.layer_norm(x, (16,)) * (1 + b) + a)
+    expected = x + c * block.attn(nn.functional.layer_norm(x, (16,)) * (1 + b) + a)[0]
     expected += f * block.mlp(nn.functional.layer_norm(expected, (16,)) * (1 + e) + d)
-    torch.testing.assert_close(block(x, None, None, classes), expected)
+    torch.testing.assert_close(block(x, classes=classes), expected)
     assert not list(block.ln1.parameters()) and not list(model.ln_f.parameters())
 
 
