@@ -22,7 +22,7 @@ from torch import Tensor
 
 from taming.checkpoint import model_hashes
 from taming.command_line import add_side_flags, flag, parse_size
-from taming.errors import UserError, command
+from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.permuter import Identity
 from taming.sampling import request_for_condition, sample_images
@@ -36,7 +36,7 @@ from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
 from taming.sampling.estimate import announce_size, announce_time
-from taming.sampling.folder import FolderWriter, SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
 
 Sizes = tuple[int, int]
@@ -49,7 +49,9 @@ class Arguments:
     sampling: SampleArguments
     image: str = flag(MISSING, "the image file")
     keep: str | None = flag(
-        None, f"{', '.join(HALVES)}, a box x0,y0,x1,y1 in pixels, or a mask, kept: white and opaque"
+        None,
+        f"{', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask, kept: white and opaque, in the "
+        "image's own pixels",
     )
     pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
     condition: str | None = flag(
@@ -122,6 +124,20 @@ def read_kept(own: Arguments, factor: int, photo: Photo) -> Tensor:
     return torch.ones(size[0] // factor, size[1] // factor, dtype=torch.bool)
 
 
+def condition_of(
+    own: Arguments, model: Net2NetTransformer, size: Sizes, reduced_to: Sizes | None
+) -> Tensor | None:
+    """What `--condition` gives for an image of `size`; raises `UserError` if it is needed."""
+    if own.condition is not None:
+        return read_condition(model, own.condition, size, reduced_to)
+    if model.condition_kind in ("none", "coordinates"):
+        return None
+    kind = "FILE" if model.n_classes is None else f"N, a class from 0 to {model.n_classes - 1}"
+    raise UserError(
+        f"this model samples for a given '{model.cond_stage_key}': give --condition {kind}"
+    )
+
+
 def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
     """Refuse (`UserError`) a size that the model's order of sampling does not have."""
     trained = tuple(side * pixels_per_token(model) for side in trained_shape(model))
@@ -151,6 +167,7 @@ def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Pa
 
 
 @command
+@interruptible(ADVICE)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Complete an image: keep a part of it.", Arguments, top_k=100)
     add_side_flags(parser)
@@ -158,10 +175,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
+    say_if_reduced(photo)
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
     require_order(own, model, size)
+    c = condition_of(own, model, size, None if any(pad) else photo.reduced_to)
     root = Path(arguments.outdir or run.folder / "completions" / Path(own.image).stem) / str(step)
     record = make_record(
         sampling.seed, step, dtype, sampling.settings, model_hashes(model, run.model)
@@ -170,12 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
     finished = folder.finished(None)
     count = own.num_samples - sum(n < own.num_samples for n in finished)
-    say_if_reduced(photo)
     sampled = shape[0] * shape[1] - int(kept.sum())
     announce_size(model, shape, count, sampled)  # before anything of that size is computed
-    c, reduced_to = None, None if any(pad) else photo.reduced_to
-    if own.condition is not None:
-        c = read_condition(model, own.condition, size, reduced_to)
     known = known_indices(model, photo.picture, kept, pad)
     request = request_for_condition(model, c, 0, shape, known)
     requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from taming.command_line import Parser
 from taming.config import did_you_mean
 from taming.errors import UserError, command
-from taming.pretrained import Published, download_model, lacks_config, published_models
+from taming.pretrained import download_model, lacks_config
+from taming.published_models import Published, published_models
 
 NO_CONFIG = (
     "but it came without a config, and its sizes are not known here: name a YAML with --base when "

@@ -22,6 +22,7 @@ from taming.export.onnx import to_onnx
 from taming.export.weights import save_weights
 from taming.models.cond_transformer import Net2NetTransformer
 
+TARGET = "the file to write; of diffusers, from_diffusers and onnx a folder, which is made"
 FORMATS = ("safetensors", "diffusers", "from_diffusers", "onnx")
 
 
@@ -31,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_weight_flags(parser)
     parser.add_argument("format", choices=FORMATS)
     parser.add_argument("source", metavar="IN", help="the run: its folder or checkpoint")
-    parser.add_argument("target", metavar="OUT", help="the file or folder to write")
+    parser.add_argument("target", metavar="OUT", help=TARGET)
     parser.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="merged over the run's configs"
     )
@@ -44,6 +45,7 @@ def first_stage(source: str, base: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     model, run, _ = load_run(source, base)
     params = run_config(run, base, used=["model"]).model.params
     if isinstance(model, Net2NetTransformer):
+        print(f"{source} is a transformer: its first stage alone is written")
         return model.first_stage_model, params.first_stage_config.params
     return model, params
 
@@ -51,18 +53,21 @@ def first_stage(source: str, base: Sequence[str]) -> tuple[Any, dict[str, Any]]:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    place = f"the folder {args.target}"
     if args.format == "from_diffusers":
         from_diffusers(args.source, args.target)
     elif args.format == "safetensors":
         model, _, _ = load_run(args.source, args.base)
         save_weights(model.state_dict(), args.target)
+        place = args.target
     elif args.format == "diffusers":
         model, params = first_stage(args.source, args.base)
         to_diffusers(model, params["ddconfig"], args.target)
     else:
         model, _ = first_stage(args.source, args.base)
-        to_onnx(model, args.target, args.size)
-    print(f"{args.format}: {args.source} is in {args.target}")
+        files = to_onnx(model, args.target, args.size)
+        place += f", as {' and '.join(file.name for file in files)}"
+    print(f"{args.format}: {args.source} is in {place}")
 
 
 if __name__ == "__main__":

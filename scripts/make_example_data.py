@@ -33,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = write_all(options.outdir, options.train, options.validation)
     here = os.path.relpath(os.getcwd(), options.outdir)
     print(f"{options.outdir}: {count} files; to train on them, for example:")
-    print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache python {here}/main.py \\")
-    print(f"    --base {here}/configs/faceshq_vqgan.yaml -t True \\")
-    print("    --max_steps 1 data.params.batch_size=1")
+    # ImageNet's images are looked for in the cache; torch's weights stay where they are.
+    print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache TORCH_HOME=~/.cache/torch \\")
+    print(f"    python {here}/main.py --base {here}/configs/faceshq_vqgan.yaml -t True \\")
+    print("    --max_steps 1 data.params.batch_size=1 \\")
+    print("    model.params.lossconfig.params.perceptual_weight=0")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from taming.checkpoint import model_hashes
 from taming.command_line import flag
-from taming.errors import command
+from taming.errors import command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, request_for_condition
 from taming.sampling.arguments import (
@@ -28,7 +28,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
-from taming.sampling.folder import SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items
 
@@ -68,6 +68,7 @@ def write_inputs(model: Net2NetTransformer, inputs: SampleInputs, root: Path) ->
 
 
 @command
+@interruptible(ADVICE)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(
         "Sample an image for every condition of a run's data.", Arguments, top_k=100

@@ -21,7 +21,7 @@ from torch import Tensor
 from taming.checkpoint import model_hashes
 from taming.command_line import flag, parse_size
 from taming.data.seeding import SeededDataset
-from taming.errors import command
+from taming.errors import command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, requests_for_scene, sample_images
 from taming.sampling.arguments import (
@@ -33,7 +33,7 @@ from taming.sampling.arguments import (
 )
 from taming.sampling.bars import ImageBar
 from taming.sampling.estimate import announced
-from taming.sampling.folder import SampleFolder, make_record, save_png
+from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
 from taming.sampling.sizes import tokens_for
 
@@ -86,6 +86,7 @@ def write_image(model: Net2NetTransformer, image: Tensor | None, name: str, root
 
 
 @command
+@interruptible(ADVICE)
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Sample scenes from boxes.", Arguments, top_k=100)
     arguments, own = read_arguments(parser, Arguments, argv)

@@ -26,7 +26,14 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path, check_place
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.data.files.find import find_images
-from taming.errors import UserError, absence, command, end_with_damaged, sentence
+from taming.errors import (
+    UserError,
+    absence,
+    command,
+    end_with_damaged,
+    interruptible,
+    sentence,
+)
 from taming.evaluation.tasks.first_stage import shown
 from taming.evaluation.tasks.reconstruction import score_first_stage
 from taming.limits import check_picture, readable_time
@@ -219,6 +226,7 @@ def summary(scores: Mapping[str, Any]) -> str:
 
 
 @command
+@interruptible("what is written stays, and the same command begins anew")
 def main(argv: Sequence[str] | None = None) -> None:
     arguments, own, folder = read_arguments(argv)
     paths = list_images(folder, own.num_images)

@@ -35,6 +35,8 @@ from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.tasks.report import ReportSets, make_report, newest_samples
 from taming.sampling.arguments import RunArguments, make_parser
 from taming.sampling.load import load_transformer
+from taming.sampling.requests import sampling_script
+from taming.sampling.sizes import trained_size
 from taming.training.data_module import DataModuleFromConfig
 
 SCRIPT = "scripts/report.py"
@@ -49,17 +51,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Report on a trained transformer and its samples.")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of all scripts
-    parser.add_argument("--samples", type=Path, help="folder of samples (default: the newest)")
+    parser.add_argument(
+        "--samples",
+        type=Path,
+        help="folder of samples (default: the newest of the training's size)",
+    )
     args, overrides = parse(parser, argv)
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     # Reports are in float32, whatever --precision says.
     model, run, step = load_transformer(
         arguments.resume, arguments.base, arguments.device, overrides
     )
-    samples = args.samples or newest_samples(run.folder)
+    script = sampling_script(model)
+    samples = args.samples or newest_samples(run.folder, script, trained_size(model))
     if not samples.is_dir():
-        advice = "make samples with scripts/sample_fast.py"
-        raise UserError(f"{absence('folder', samples)}; {advice}")
+        raise UserError(f"{absence('folder', samples)}; make samples with {script}")
+    print(f"on the samples in {samples}")
     config = run_config(run, arguments.base, overrides)
     require_data(config)
     with damage_found_later():

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from taming.errors import UserError
+from taming.errors import UserError, interruptible
 
 TIMEOUT = 60  # seconds without a byte, after which a connection counts as lost
 _FAILED = (OSError, http.client.HTTPException)
@@ -29,6 +29,7 @@ class Patience:
     wait: float = 1.0  # seconds before the second try; they double with each
 
 
+@interruptible("received bytes are kept, and the same command goes on from there")
 def fetch(
     url: str,
     path: str | os.PathLike[str],

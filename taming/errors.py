@@ -6,11 +6,13 @@ import contextvars
 import errno
 import functools
 import os
+import signal
 import sys
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
@@ -79,6 +81,18 @@ class Stopped(SystemExit):
     def __init__(self, number: int, message: str = "") -> None:
         super().__init__(128 + number)
         self.number, self.message = number, message
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """A block, or a function, of which an interruption from the keyboard says what is `kept`.
+
+    It stays a `KeyboardInterrupt`, for who calls this from a notebook; the innermost block counts.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or kept) from None
 
 
 class NonFiniteError(UserError):
@@ -159,7 +173,7 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
     So does what the system says of a file, if it is the user's to mend, and what users' own code
     raises, or may be the cause of.
 
-    The message of `Stopped` is printed likewise.
+    The message of `Stopped` is printed likewise, and that of an interruption from the keyboard.
     """
 
     @functools.wraps(main)
@@ -175,6 +189,9 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
             if stop.message:
                 print(stop.message, file=sys.stderr)
             raise SystemExit(stop.code) from None
+        except KeyboardInterrupt as interrupt:
+            print(f"interrupted; {interrupt}".rstrip("; "), file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
         except Exception as error:
             message = _of_system(error) or context.run(_of_own_code, error)
             if message is None:

@@ -13,7 +13,8 @@ from taming.checkpoint.runs import did_you_mean_run
 from taming.devices import choose_device
 from taming.errors import UserError
 from taming.modules.transformer.inference import quantize_in_place
-from taming.pretrained import Published, download_model, is_downloaded, published_models
+from taming.pretrained import download_model, is_downloaded
+from taming.published_models import Published, published_models
 from taming.trust import trusting
 from taming.weight_choice import choosing_weights, in_int8
 

@@ -1,11 +1,10 @@
-"""The published models: their table, their addresses, and downloading them into `logs/`.
+"""The published models: their addresses, and downloading them into `logs/`.
 
 Addresses are files, or shared folders of a Seafile server, which lists what is in them.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from taming.checkpoint import find_run, read_checkpoint
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.models.dalle import convert
+from taming.published_models import Published
 
 # In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
 RECORD = "downloads.json"
@@ -37,33 +37,12 @@ Resolve = Callable[[str], "list[RemoteFile]"]
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published model: `fid` as published, `folder` where it goes, `addresses` on the web."""
-
-    name: str
-    what: str
-    fid: str
-    folder: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class RemoteFile:
     """A file to fetch: where to put it, relative to the model's folder, and its size if known."""
 
     url: str
     path: str
     size: int | None = None
-
-
-def published_models() -> dict[str, Published]:
-    """All published models by name, in the order of the table `pretrained.tsv`."""
-    text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
-    rows = csv.reader(text.splitlines(), delimiter="\t")
-    return {
-        name: Published(name, what, fid, folder, tuple(addresses.split()))
-        for name, what, fid, folder, addresses in list(rows)[1:]
-    }
 
 
 # ---------------------------------------------------------------------- addresses -> files

@@ -17,6 +17,7 @@ from taming.errors import (
     absence,
     command,
     end_with_damaged,
+    interruptible,
     is_full,
     reason_of,
     sentence,
@@ -44,6 +45,21 @@ def test_mistakes_of_users_are_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert said(UserError("no\nsuch thing"), capsys) == (2, "error: no such thing\n")
     assert said(Stopped(15, "saved"), capsys) == (143, "saved\n")
     assert said(Stopped(2), capsys) == (130, "")
+
+
+def test_interruptions_say_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
+
+    @command
+    @interruptible("all of it is kept")
+    @interruptible("half of it is kept")
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        stopped()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted; half of it is kept\n"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +91,7 @@ def test_what_users_own_code_raises_is_a_sentence(
     code, text = said(KeyError("a"), capsys)
     (kept,) = tmp_path.iterdir()
     assert code == 2
-    assert text == f"error: KeyError: 'a' (test_errors.py, line 31); the way there is in {kept}\n"
+    assert text == f"error: KeyError: 'a' (test_errors.py, line 32); the way there is in {kept}\n"
     assert "Traceback (most recent call last)" in kept.read_text()
 
 

@@ -23,13 +23,12 @@ from taming.downloads import Patience
 from taming.errors import UserError
 from taming.pretrained import (
     RECORD,
-    Published,
     RemoteFile,
     _in_run_layout,
     download_model,
-    published_models,
     remote_files,
 )
+from taming.published_models import Published, how_to_fetch, published_models
 from tests.kit.archives import zeros_in_zip
 from tests.kit.models import build, unconditional_config
 from tests.web import Site, serve
@@ -75,6 +74,17 @@ def shared_folder(site: Site) -> None:
 def site() -> Iterator[Site]:
     with serve(Site()) as running:
         yield running
+
+
+def test_missing_runs_of_published_models_can_be_fetched() -> None:
+    for name, model in published_models().items():
+        for path in (Path("logs", name), Path(model.folder), Path("x", name, "checkpoints/a.ckpt")):
+            assert how_to_fetch(path).endswith(f"python scripts/download_models.py {name}")
+    assert how_to_fetch(Path("logs/mine")) == ""
+    with pytest.raises(UserError, match="at logs/vqgan_imagenet_f16_16384; fetch it with python"):
+        find_run("logs/vqgan_imagenet_f16_16384")
+    with pytest.raises(UserError, match="no checkpoint at a/vq_f8/last.ckpt; fetch it with python"):
+        read_checkpoint("a/vq_f8/last.ckpt")
 
 
 def model_at(*addresses: str) -> Published:

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from taming.config import get_obj_from_str
-from taming.pretrained import published_models
+from taming.published_models import published_models
 from taming.training.trainer_options import trainer_options
 from tests.documents import (
     PROJECT,

@@ -23,7 +23,7 @@ from taming.checkpoint import expand_stages, save_atomic
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
-from taming.pretrained import published_models
+from taming.published_models import published_models
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
 from tests.test_configs import prepare, shrink

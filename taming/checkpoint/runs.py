@@ -19,6 +19,7 @@ from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, 
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
+from taming.published_models import how_to_fetch
 from taming.user_files import with_home
 from taming.weight_choice import RAW, weight_choice
 
@@ -60,7 +61,8 @@ def find_run(path: str | Path) -> Run:
     """
     path = normal_path(path)
     if not path.exists():
-        raise UserError(f"there is no run or checkpoint at {path}{did_you_mean_run(path)}")
+        hint = how_to_fetch(path) or did_you_mean_run(path)
+        raise UserError(f"there is no run or checkpoint at {path}{hint}")
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is neither a file nor a folder, but a device or a pipe")
     path = hub.snapshot_in(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,30 +28,30 @@ _OF_FILES: tuple[str, ...] = ("on_error", "exif", "value_range", "extensions", "
 _OF_FILES += ("shift_segmentation", "validation_fraction", "split_seed")
 
 
-def inherit_data(config: DictConfig) -> list[str]:
+def inherit_data(config: DictConfig) -> dict[Path, list[str]]:
     """Take, in place, what the `data` section leaves open from the runs of the model's stages.
 
     That is all of it, if there is none, or none but overrides. Otherwise it is, in the params of
     datasets of the same class, what is left open (`???`), and the places that our YAMLs name, if
     nothing is there; with them go the options of how files are read, such as `on_error`, unless
     they are given.
-    Returns what was taken, as `key=value`, and from where.
+    Returns what was taken, as `key=value`, by the folder of the run.
 
     Raises:
         UserError: if there is no section, and that of the run may not be used.
     """
-    taken: list[str] = []
+    taken: dict[Path, list[str]] = {}
     for run in _runs_of_stages(config):
         if "target" not in (config.get("data") or {}):
             data = run_config(run, used=["data"]).get("data")
             if data is not None:
                 own = config.get("data") or {}
                 config.data = OmegaConf.merge(plain(data, allow_missing=True), own)
-                return [f"data=... from {run.folder}"]
+                return {run.folder: ["data=..."]}
         else:
             with suppress(UserError):  # then places stay open, which is an error of its own
-                taken += _inherit_places(config, run)
-    return taken
+                taken.setdefault(run.folder, []).extend(_inherit_places(config, run))
+    return {folder: values for folder, values in taken.items() if values}
 
 
 def complete_data(config: DictConfig, run: Run) -> None:
@@ -73,7 +74,7 @@ def _inherit_places(config: DictConfig, run: Run) -> list[str]:
     if not places:
         return []
     section = plain(run_config(run, used=["data"]).get("data"), allow_missing=True)
-    return list(_take(config, section, places, run))
+    return list(_take(config, section, places))
 
 
 def _runs_of_stages(config: DictConfig) -> Iterator[Run]:
@@ -102,7 +103,7 @@ def _is_open(params: DictConfig, name: str) -> bool:
     return params[name] in _DEFAULT_PLACES and not os.path.exists(params[name])
 
 
-def _take(config: DictConfig, data: Any, places: list[tuple[str, str]], run: Run) -> Iterator[str]:
+def _take(config: DictConfig, data: Any, places: list[tuple[str, str]]) -> Iterator[str]:
     datasets = (data or {}).get("params") or {}
     for split, name in places:
         own, dataset = config.data.params[split], datasets.get(split)
@@ -117,4 +118,4 @@ def _take(config: DictConfig, data: Any, places: list[tuple[str, str]], run: Run
         more = [key for key in _OF_FILES if key in given and key not in own.params]
         for key in (name, *more):
             OmegaConf.update(own.params, key, given[key], force_add=True)
-            yield f"data.params.{split}.params.{key}={given[key]} from {run.folder}"
+            yield f"data.params.{split}.params.{key}={given[key]}"

@@ -173,10 +173,7 @@ class ImageFiles(Dataset[Item]):
         try:
             yield
         except BadImage as error:
-            raise BadFile(
-                f"{path}, from {self.source}, {error}; replace the file, take it out, or pass over "
-                "such files with on_error: skip among the parameters of the dataset"
-            ) from None
+            raise BadFile(f"{path}, from {self.source}, {error}") from None
 
     def header_size(self, path: str) -> tuple[int, int]:
         """(height, width) in pixels without decoding; raises `BadImage`."""
@@ -235,7 +232,7 @@ class ImageFiles(Dataset[Item]):
                 return self._item((index + step) % len(self) if step else index)
             except BadFile as error:
                 if self.options.on_error == "raise":
-                    raise DamagedImage(str(error)) from None
+                    raise DamagedImage(error.fatal()) from None
                 log.warning("skipped: %s", error)
         which = "none of its files can be used, such as"
         if tried < len(self):

@@ -10,6 +10,9 @@ from contextvars import ContextVar
 from taming.data.files.find import in_threads
 from taming.errors import UserError
 
+# How to say that damaged files are left out; an example, as no dataset knows its split.
+SKIP = "data.params.train.params.on_error=skip, and likewise of other splits"
+
 log = logging.getLogger(__name__)
 
 _found_later: ContextVar[bool] = ContextVar("found_later", default=False)
@@ -31,6 +34,10 @@ def damage_found_later() -> Iterator[None]:
 class BadFile(Exception):
     """One of a dataset's files cannot be used, as its sentence says; the others may be fine."""
 
+    def fatal(self) -> str:
+        """The sentence where it ends the work, with what to do."""
+        return f"{self}; replace the file, take it out, or pass over such files: {SKIP}"
+
 
 def check_items(
     check: Callable[[int], None], numbers: list[int], *, label: str, source: str, raises: bool
@@ -48,7 +55,7 @@ def check_items(
             check(index)
         except BadFile as error:
             if raises and not later:
-                raise UserError(str(error)) from None
+                raise UserError(error.fatal()) from None
             bad.append(error)
 
     for _ in in_threads(numbers, check_or_count, f"{label} {source}"):

@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from taming.data.base import Item, of_subclasses
+from taming.data.checks import SKIP
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap, Labels, MapKind
 from taming.data.files.annotations import all_fields, identity_of, read_json
@@ -160,7 +161,7 @@ def _captions_by_image(
             place = f"entry {number} of annotations"
             unknown.append(f"{place} is for image {identity}, which is not among images")
     if unknown and on_error == "raise":
-        raise UserError(f"{file}: {unknown[0]}; repair it, or set on_error: skip")
+        raise UserError(f"{file}: {unknown[0]}; repair it, or leave it out: {SKIP}")
     if unknown:
         message = "%s: left out %d captions, the first because %s"
         log.warning(message, file, len(unknown), unknown[0])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taming.data.checks import SKIP
 from taming.data.helper_types import Annotation, AnnotationList
 from taming.data.options import OnError
 from taming.errors import UserError, shorten
@@ -188,8 +189,7 @@ class SceneCollector:
         """Count an object that cannot be right, or raise `UserError`."""
         if self.on_error == "raise":
             raise UserError(
-                f"{self.dataset}: {problem}; repair the file, or set on_error: skip to leave such "
-                "objects out"
+                f"{self.dataset}: {problem}; repair the file, or leave such objects out: {SKIP}"
             )
         self._skipped, self._first_skipped = self._skipped + 1, self._first_skipped or problem
 

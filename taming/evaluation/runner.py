@@ -21,7 +21,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path, user_cache
 from taming.devices import own_share
 from taming.distributed import gather_objects
-from taming.errors import UserError
+from taming.errors import UserError, interruptible
 from taming.evaluation.metrics.base import ImageAccumulator
 from taming.evaluation.metrics.features import FeatureAccumulators, Requests, SetFeatures
 from taming.evaluation.sources.images import (
@@ -160,10 +160,18 @@ class Runner:
         self._recall_damage(source, damage_key)
         while True:
             self._leave_out_damaged(source, damage_key)
-            counted = self._pass(source, make_accumulator, key, label)
+            with interruptible(self._kept):
+                counted = self._pass(source, make_accumulator, key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator
             key = key_of(key=key, without=sorted(source.damaged))
+
+    @property
+    def _kept(self) -> str:
+        """What is kept of an evaluation that is interrupted."""
+        if not self.cache.enabled:
+            return "nothing of the evaluation is kept"
+        return f"what is counted is kept every {self.save_every:g} s, and the same command goes on"
 
     def _pass(
         self, source: ImageSource, make_accumulator: Callable[[], A], key: str, label: str

@@ -12,7 +12,8 @@ class ImageBar:
     """Over images, with the tokens of the batch that is being sampled; a context, and `OnStep`."""
 
     def __init__(self, images: int, *, disable: bool = False) -> None:
-        self.bar = tqdm(total=images, unit="image", miniters=0, disable=disable)
+        # Without images there is nothing to wait for.
+        self.bar = tqdm(total=images, unit="image", miniters=0, disable=disable or not images)
 
     def __enter__(self) -> Self:
         return self
@@ -33,7 +34,7 @@ class TokenBar(ImageBar):
     """Over the tokens that are sampled, of all images: where a single one may take long."""
 
     def __init__(self, images: int, tokens: int, *, disable: bool = False) -> None:
-        self.bar = tqdm(total=images * tokens, unit="token", disable=disable)
+        self.bar = tqdm(total=images * tokens, unit="token", disable=disable or not images)
         self.total, self.tokens, self.finished = images * tokens, tokens, 0
 
     def __call__(self, progress: Progress) -> None:

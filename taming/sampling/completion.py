@@ -46,10 +46,19 @@ def keep_mask(
         pixels = _reduced(pixels, size)
     tokens = pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
     if not tokens.any():
-        raise UserError(f"'{keep}' keeps no whole patch of {factor} x {factor} pixels")
+        patch = f"'{keep}' keeps no whole patch of {factor} x {factor} pixels"
+        raise UserError(patch + _once_reduced(original, size))
     if tokens.all():
         raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to sample")
     return tokens
+
+
+def _once_reduced(original: tuple[int, int] | None, size: tuple[int, int]) -> str:
+    """In which pixels boxes and masks of an image are that was reduced, for the end of errors."""
+    if original is None:
+        return ""
+    before, now = (f"{width} x {height}" for height, width in (original, size))
+    return f" once the image is reduced: boxes and masks are in its own {before} pixels, not {now}"
 
 
 def _within(box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
@@ -101,7 +110,7 @@ def _box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
     x0, y0, x1, y1 = (int(part) for part in parts)
     if not (x0 < x1 <= size[1] and y0 < y1 <= size[0]):
         raise UserError(
-            f"the box {text} is not inside of the image, 0,0,{size[1]},{size[0]} in pixels"
+            f"the box {text} is not inside of the image, 0,0,{size[1]},{size[0]} in its own pixels"
         )
     return x0, y0, x1, y1
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taming.atomic_files import atomic_path, check_place, sole_user
 from taming.distributed import is_first_process
-from taming.errors import UserError, reason_of
+from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
 from taming.sampling.engine import Sample
@@ -188,6 +188,7 @@ def _bar(job: SamplingJob, images: int) -> ImageBar:
     return TokenBar(job.sampled(images), shape[0] * shape[1], disable=disable)
 
 
+@interruptible(ADVICE)
 def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     """Sample what `folder` lacks of a job, with a progress bar; the number of new images.
 

@@ -20,7 +20,7 @@ from taming.models.first_stage import FirstStage
 from taming.sampling import scenes
 from taming.sampling.conditions import cut_to_tokens, image_condition_stage, read_input
 from taming.sampling.scenes import Scene, SceneBuilder, scene_dataset
-from taming.sampling.sizes import pixels_per_token, trained_shape
+from taming.sampling.sizes import pixels_per_token, trained_shape, trained_size
 
 # Side, in pixels, of pictures of a condition that has no pixels of its own.
 PICTURE_SIDE = 384
@@ -120,8 +120,7 @@ def inputs_of_files(
 
 def _read(model: Net2NetTransformer, stage: FirstStage, path: str, reduce: bool) -> Tensor:
     factor = pixels_per_token(model)
-    height, width = (side * factor for side in trained_shape(model))
-    x = read_input(stage, path, reduce_to=(height, width) if reduce else None)
+    x = read_input(stage, path, reduce_to=trained_size(model) if reduce else None)
     return cut_to_tokens(x, factor)
 
 

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from taming.data.annotated_objects_dataset import BUILDERS
 from taming.data.faceshq import coordinates
 from taming.data.helper_types import WHOLE
 from taming.errors import UserError
@@ -43,6 +44,15 @@ class Request:
         return (self.label or 0) * 2**32 + self.number
 
 
+def sampling_script(model: Net2NetTransformer) -> str:
+    """The script that samples many images from a model."""
+    if model.condition_kind in ("none", "coordinates") or model.n_classes is not None:
+        return "scripts/sample_fast.py"
+    if model.cond_stage_key in BUILDERS:
+        return "scripts/make_scene_samples.py"
+    return "scripts/make_samples.py"
+
+
 def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) -> list[int | None]:
     """The classes to sample, all of the model's by default; [None] for a model without them.
 
@@ -56,7 +66,7 @@ def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) 
     if model.n_classes is None:
         raise UserError(
             f"this model samples images for a given '{model.cond_stage_key}', which is no class; "
-            "use scripts/make_samples.py (or make_scene_samples.py, for scenes)"
+            f"use {sampling_script(model)}"
         )
     for label in classes or ():
         if not 0 <= label < model.n_classes:

@@ -25,6 +25,12 @@ def trained_shape(model: Net2NetTransformer) -> tuple[int, int]:
     return height, width
 
 
+def trained_size(model: Net2NetTransformer) -> tuple[int, int]:
+    """(height, width) in pixels of the images that the model was trained on."""
+    factor, (rows, columns) = pixels_per_token(model), trained_shape(model)
+    return rows * factor, columns * factor
+
+
 def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int] | None:
     """(height, width) in tokens of a `size`, sides of which must be whole tokens; None of None."""
     if size is None:

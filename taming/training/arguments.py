@@ -118,5 +118,5 @@ def parse_arguments(
     # `--base a.yaml key=value`: the list of files ends where overrides begin.
     overrides = [word for word in args.base if is_override(word)] + overrides
     args.base = [Path(word) for word in args.base if not is_override(word)]
-    args.overrides = overrides
+    args.words = words
     return args, flags, overrides

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from taming.limits import check_sizes
 from taming.lr_scheduler import RunSchedule
 from taming.run_length import RunLength, percent
 from taming.training.arguments import parse_arguments
-from taming.training.code_checks import check_codes
+from taming.training.code_checks import check_codes, match_datasets
 from taming.training.data_module import (
     DataModuleFromConfig,
     batch_size_of,
@@ -42,7 +41,7 @@ from taming.training.data_module import (
 )
 from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
-from taming.training.loggers import silence_event_writers
+from taming.training.messages import few, set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.run_folder import (
     RunFolder,
@@ -108,10 +107,12 @@ def _read_configs(
         raise UserError("the configs have no 'model' section: add model.target and model.params")
     expand_stages(config)
     if run.resume_from is None:  # a checkpoint has the weights of all parts
-        if taken := inherit_data(config):
-            rank_zero_info(f"as the stages were trained: {', '.join(taken)}")
+        for folder, taken in inherit_data(config).items():
+            rank_zero_info(f"as in {folder}: {few(taken, 4)}")
         check_complete(with_codes(config))
     keep_dataset_defaults(config, new=not run.stored)
+    if taken := match_datasets(config):
+        rank_zero_info(f"the codes are of {few(taken, 2)}")
     plain(config.get("lightning"))  # all of it is used
     if run.stored and (base or overrides):
         _say_changes(config, run)
@@ -124,8 +125,7 @@ def _say_changes(config: DictConfig, run: RunFolder) -> None:
     keep_dataset_defaults(stored, new=False)
     before, now = _values(stored), _values(config)
     changes = [f"{key}={now.get(key)}" for key in now | before if now.get(key) != before.get(key)]
-    more = f" and {len(changes) - 8} more" if len(changes) > 8 else ""
-    text = f"with {', '.join(changes[:8])}{more}" if changes else "with its own config, unchanged"
+    text = f"with {few(changes, 8)}" if changes else "with its own config, unchanged"
     rank_zero_info(f"{run.path} goes on {text}")
 
 
@@ -168,6 +168,7 @@ def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{key} was {before} and is now {now}: it cannot change in a run")
 
 
+DEBUG_RUNS = Path("logs") / "debug_runs"
 # What no model of this project can do with its loss.
 _CONDITIONAL = "disc_conditional"
 
@@ -214,36 +215,12 @@ def _data_config(config: DictConfig) -> Any:
     return with_codes(config).data
 
 
-# Warnings of Lightning about what is intended here.
-_EXPECTED = (
-    r".*treespec.*",  # its own use of torch
-    r".*module\(s\) in eval mode.*",  # the frozen stages
-    r"You have overridden `on_before_batch_transfer` in",  # transformers check their labels there
-    r"Checkpoint directory .* exists and is not empty",  # a resumed run
-    # Steps count on from epoch to epoch: values are logged in small sets, too.
-    r"The number of training batches .* is smaller than the logging interval",
-    r"This DataLoader will create .* worker processes",  # as many as the config says
-    r"The '.*' does not have many workers",
-)
-
-
-def _set_up_messages() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    silent = ("💡", "Loading `train_dataloader`")  # advertisements, and what nobody waits for
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: not record.getMessage().startswith(silent)
-    )
-    silence_event_writers()
-    for message in _EXPECTED:
-        warnings.filterwarnings("ignore", message=message)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run main.py with `argv` (default: the command line)."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's own
-    _set_up_messages()
+    set_up_messages()
     args, flags, overrides = parse_arguments(argv)
     with requests.handled(), one_start():
         run = _open_run(args)
@@ -285,11 +262,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             model.learning_rate = learning_rate(
                 config.model, accumulate, trainer.world_size, batch_size, args.scale_lr
             )
+            run = _to_be_moved(run) if args.debug else run
             try:
                 _train_and_test(args, trainer, model, data, run)
             finally:
-                if args.debug:
-                    _move_to_debug_runs(run)
+                _move(run)
 
 
 def _train_and_test(
@@ -316,13 +293,18 @@ def _train_and_test(
     if tests and requests.stop is None:
         final_test(trainer, model, data, last)
     if not args.train:
-        name = f"-r {run.path}" if run.resume_from else f"--base {' '.join(map(str, args.base))}"
-        say_what_was_checked(model, data, name, args.overrides)
+        say_what_was_checked(model, data, args.words)
+
+
+def _to_be_moved(run: RunFolder) -> RunFolder:
+    """`run`, which ends in the folder of debugging runs."""
+    folder = DEBUG_RUNS / run.path.name
+    return run if run.path.resolve() == folder.resolve() else replace(run, moves_to=folder)
 
 
 @rank_zero_only
-def _move_to_debug_runs(run: RunFolder) -> None:
-    if run.path.is_dir():
-        target = make_new_folder(Path("logs") / "debug_runs" / run.path.name)
+def _move(run: RunFolder) -> None:
+    if run.moves_to is not None and run.path.is_dir():
+        target = make_new_folder(run.moves_to)
         os.replace(run.path, target)  # an empty folder
         rank_zero_info(f"moved the run to {target}")

@@ -1,17 +1,24 @@
-"""Whether cached codes are those of the model that is to be trained on them."""
+"""Whether cached codes are of the images and the model that a config names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
-from taming.data.codes import SCRIPT, CodeDataset
+from taming.config import plain
+from taming.config_files import as_key, entries
+from taming.data.codes import SCRIPT, CodeDataset, read_manifest
+from taming.data.from_config import SPLITS
+from taming.data.options import ImageOptions
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.stage_identity import Tensors, describe_condition, describe_first_stage
@@ -85,3 +92,65 @@ def _check_condition(
                 f"{name} is {stored[name]}, and the model's {value}; encode the data with this "
                 f"model's config ({SCRIPT})"
             )
+
+
+# ---------------------------------------------------------------------- the images
+
+# What does not decide which images there are, but how they are read.
+_READING = {field.name for field in fields(ImageOptions)} - {"source"}
+_NONE = "none"  # in sentences: a parameter that is not there
+
+
+def match_datasets(config: DictConfig) -> list[str]:
+    """Of a config with `data.params.codes`, compare its datasets with those that were encoded.
+
+    What it leaves open of them, or all that it does not name, is filled in, in place: a run's
+    config says what it was trained on. Returns that as `key=value`.
+
+    Raises:
+        UserError: if it names other images.
+    """
+    folder = OmegaConf.select(config, "data.params.codes", throw_on_missing=False)
+    if folder is None:
+        return []
+    params, encoded = config.data.params, read_manifest(Path(folder)).settings.datasets
+    named = [split for split in SPLITS if params.get(split)]
+    filled: list[str] = []
+    for split in named or encoded:
+        if split not in encoded:
+            continue  # it is refused where codes are opened
+        before = {key: encoded[split].get(key) for key in ("target", "params")}
+        if split not in named:
+            params[split] = before
+            filled.append(f"data.params.{split}={before['target']}")
+            continue
+        for key, value, of_codes in _differences(params[split], before):
+            if value != "???":
+                raise UserError(
+                    f"data.params.{split}.{key} is {value}, and the codes in {folder} are of "
+                    f"{of_codes}: encode these images ({SCRIPT}), or name those of the codes, "
+                    "which need not be there"
+                )
+            if of_codes != _NONE:
+                OmegaConf.update(params[split], key, of_codes, force_add=True)
+                filled.append(f"data.params.{split}.{key}={of_codes}")
+    return filled
+
+
+def _differences(own: DictConfig, encoded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Of what decides the images of a dataset and differs: key, value, and that of the codes."""
+    plain_values = json.loads(json.dumps(plain(own, allow_missing=True), default=str))
+    values, of_codes = _of_images(plain_values), _of_images(encoded)
+    for key in {**values, **of_codes}:
+        one, other = values.get(key, _NONE), of_codes.get(key, _NONE)
+        if one != other:
+            yield key, one, other
+
+
+def _of_images(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the images of a dataset's config, by its key there."""
+    return {
+        as_key(place): value
+        for place, value in entries(dict(dataset))
+        if not isinstance(value, dict | list) and value is not None and not _READING & set(place)
+    }

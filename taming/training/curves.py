@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from taming.config import load_config
 from taming.errors import UserError
 from taming.figures import new_figure, save_figure
 from taming.training.logged_rows import read_values
@@ -48,9 +51,21 @@ def plot_curves(runs: Mapping[str, Path], path: Path, level: float | None = None
 
 def _values_of(folder: Path) -> dict[str, Points]:
     values = read_values(folder / "csv")
-    if not values:
-        raise UserError(f"{folder} has no logged values (csv/*/metrics.csv) yet: is it a run?")
-    return values
+    if values:
+        return values
+    if _logs_nothing(folder):
+        raise UserError(
+            f"{folder} has no logged values, as it was trained with --logger false: go on with it, "
+            "or start again, with --logger true"
+        )
+    raise UserError(f"{folder} has no logged values (csv/*/metrics.csv) yet: is it a run?")
+
+
+def _logs_nothing(folder: Path) -> bool:
+    """Whether the last start of a run was without loggers."""
+    stored = sorted(folder.glob("configs/*-lightning.yaml"))[-1:]
+    config = load_config((), stored=stored, used=("lightning",))
+    return OmegaConf.select(config, "lightning.trainer.logger") is False
 
 
 def _panel(key: str) -> str:

@@ -25,7 +25,7 @@ from taming.data.tools.code_writer import Arrays, CodeWriter, Part
 from taming.data.utils import custom_collate
 from taming.devices import computing_in, own_share
 from taming.distributed import gather_objects
-from taming.errors import UserError
+from taming.errors import UserError, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.stage_identity import describe_condition, describe_first_stage
 from taming.training.data_module import DataModuleFromConfig
@@ -99,6 +99,7 @@ class Encoding:
             self.model.check_batch(batch)
         return list(self.model.get_xc(batch)[0].shape[2:])
 
+    @interruptible("finished parts are kept, and the same command goes on with the rest")
     def run(self) -> Manifest | None:
         """Encode what is not encoded yet. Processes above rank 0 do their share, and return None.
 
@@ -124,7 +125,7 @@ class Encoding:
     def _encode(self, parts: list[Part]) -> None:
         rank, processes = own_share()
         draws = processes * sum(len(self._numbers(part)) for part in parts)
-        with tqdm(total=draws, desc="encoding", unit="image", disable=rank > 0) as bar:
+        with tqdm(total=draws, desc="encoding", unit="image", disable=rank > 0 or not draws) as bar:
             for split in self.splits:
                 chosen = [part for part in parts if part[0] == split]
                 for part, arrays in self._encoded(split, chosen, bar):

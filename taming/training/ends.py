@@ -88,7 +88,7 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
             "no checkpoint; to train, leave it out"
         )
     if trainer.global_step > start:
-        where = f"the run is in {run.path}, go on with -r {run.path}"
+        where = f"the run is in {run.last_path}, go on with -r {run.last_path}"
         reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
         return f"trained to step {trainer.global_step}{reason}; {where}"
     limits = {
@@ -99,21 +99,20 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
     reasons = [f"{name} is 0" for name, limit in limits.items() if limit == 0]
     reasons += ["its max_time was over"] if _is_out_of_time(trainer) else []
     because = f", as {' and '.join(reasons)}" if reasons else ""
-    return f"nothing was trained{because}; {run.path} has no new checkpoint"
+    return f"nothing was trained{because}; {run.last_path} has no new checkpoint"
 
 
 def say_what_was_checked(
-    model: pl.LightningModule, data: pl.LightningDataModule, command: str, overrides: Sequence[str]
+    model: pl.LightningModule, data: pl.LightningDataModule, words: Sequence[str]
 ) -> None:
-    """The last line of a start without `-t`; `command` names its configs or run."""
+    """The last line of a start without `-t`; `words` are its command line."""
     datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
     sized = {split: one for split, one in datasets.items() if isinstance(one, Sized)}
     parts = [f"{len(one):,} items of {split}" for split, one in sized.items()]
     parts.append(f"{count_params(model):,} weights of the model")
-    changes = "".join(f" {shlex.quote(text)}" for text in overrides)
     rank_zero_info(
         f"checked: the config, {', '.join(parts)}; nothing was trained: to train, add -t, as in "
-        f"{command} -t True{changes}"
+        f"python main.py {shlex.join(words)} -t"
     )
 
 
@@ -187,7 +186,7 @@ def _raising_callback(error: Exception) -> Callback | None:
 
 
 def _command(run: RunFolder) -> str:
-    return f"python main.py -r {run.path} -t"
+    return f"python main.py -r {run.last_path} -t"
 
 
 def _how_it_stopped(stop: Stopped, trainer: pl.Trainer, run: RunFolder) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, ModelSummary, TQDMProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.limits import peak_memory, readable_size, readable_time
@@ -75,6 +75,39 @@ class RunProgress(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module), refresh=False)
             bar.update(done - bar.n)
 
+    def get_metrics(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What is shown behind the bar; not its loggers' version, which is the run's time here."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class Summary(ModelSummary):
+    """A table of a model's parts. Lightning's has FLOPs, which are 0 for all models here."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        model_size: float,  # in MB
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        columns = [[name, *map(str, column)] for name, column in summary_data if name != "FLOPs"]
+        widths = [max(map(len, column)) for column in columns]
+        lines = [
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in zip(*columns, strict=True)
+        ]
+        rest = total_parameters - trainable_parameters
+        lines.append(
+            f"{total_parameters:,} weights, {readable_size(int(model_size * 1e6))}: "
+            f"{trainable_parameters:,} are trained, {rest:,} are not"
+        )
+        rank_zero_info("\n".join(lines))
+
 
 class Pace(Callback):
     """Says once, after a few batches, how long a step takes, how long the run, and its memory."""
@@ -110,7 +143,7 @@ class Pace(Callback):
         seconds, end = median(fastest) * _accumulated(trainer), steps_of_run(trainer)
         text = f"a step takes about {readable_time(seconds)}"
         left = 0 if end is None else end - trainer.global_step
-        if end is not None:
+        if left > 0:
             text += (
                 f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
             )

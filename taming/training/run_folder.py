@@ -64,6 +64,12 @@ class RunFolder:
     is_new: bool = False
     by_name: bool = False
     stored: tuple[Path, ...] = ()  # those of `configs` that are in the folder
+    moves_to: Path | None = None  # where it is once it has ended, if that is another place
+
+    @property
+    def last_path(self) -> Path:
+        """Where it is once this training has ended."""
+        return self.moves_to or self.path
 
     @property
     def checkpoints(self) -> Path:
@@ -94,8 +100,9 @@ def new_run(
     label = name or (configs[0].stem if configs else "")
     if not label:
         raise UserError("nothing to do: give a config with --base, or a run to go on with --resume")
-    if Path(label).name != label or "\\" in label:
-        raise UserError(f"-n/--name is a name, not a path: {label}; -p takes a folder")
+    for flag, part in (("-n/--name", label), ("-f/--postfix", postfix)):
+        if part and (Path(part).name != part or "\\" in part):
+            raise UserError(f"{flag} is a name, not a path: {part}; -p takes a folder")
     parent = Path("logs") / project if project else Path("logs")
     path = parent / f"{run_time()}_{label}{postfix}"
     check_place(path, "choose another folder to start in")

@@ -12,7 +12,13 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, ModelPruning, ProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    ModelCheckpoint,
+    ModelPruning,
+    ModelSummary,
+    ProgressBar,
+)
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
@@ -35,7 +41,7 @@ from taming.training.noise import PositionedNoise
 from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
-from taming.training.progress import Pace, RunProgress
+from taming.training.progress import Pace, RunProgress, Summary
 from taming.training.run_folder import RunFolder, run_time
 from taming.training.strategies import trainer_arguments
 from taming.user_code import is_ours, name_of
@@ -101,6 +107,9 @@ def make_trainer(
     own_bar = any(isinstance(one, ProgressBar) for one in arguments["callbacks"])
     if arguments.get("enable_progress_bar") is not False and not own_bar:
         arguments["callbacks"].append(RunProgress())
+    own_table = any(isinstance(one, ModelSummary) for one in arguments["callbacks"])
+    if arguments.get("enable_model_summary") is not False and not own_table:
+        arguments["callbacks"].append(Summary())
     try:
         return pl.Trainer(
             **arguments,

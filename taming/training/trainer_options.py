@@ -159,11 +159,23 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     _check_names(options)
     options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
+    _check_length(options)
     if str(options.get("precision")) in ("16", "16-mixed") and not _has_accelerator(options):
         raise UserError(
             f"--precision is {options['precision']}, in which a CPU does not train; use bf16-mixed"
         )
     return options
+
+
+def _check_length(options: Mapping[str, Any]) -> None:
+    """Refuse a run that is to be longer than it may be."""
+    for unit in ("steps", "epochs"):
+        least, most = options.get(f"min_{unit}") or 0, options.get(f"max_{unit}")
+        if most is not None and 0 <= most < least:
+            raise UserError(
+                f"--min_{unit} is {least}, above --max_{unit}, which is {most}: raise the latter, "
+                "or lower the former"
+            )
 
 
 def _check_names(options: Mapping[str, Any]) -> None:

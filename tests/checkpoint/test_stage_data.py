@@ -43,7 +43,7 @@ def over(run: Path, **sections: Any) -> DictConfig:
 
 def test_without_data_all_of_the_runs_are_taken(run: Path) -> None:
     config = over(run)
-    assert inherit_data(config) == ["data=... from logs/first"]
+    assert inherit_data(config) == {run: ["data=..."]}
     taken = OmegaConf.to_container(config.data)
     assert taken == data(CUSTOM, **OWN, exif="ignore")  # as runs of that time were trained
 
@@ -52,11 +52,13 @@ def test_what_is_left_open_is_taken_from_the_same_class(run: Path) -> None:
     open_list = {"training_images_list_file": OPEN}
     config = over(run, data=data(CUSTOM, size="???", crop_size="???", **open_list))
     place = "data.params.train.params"
-    assert inherit_data(config) == [
-        f"{place}.size=16 from logs/first",
-        f"{place}.exif=ignore from logs/first",  # that run's, which is of before that option
-        f"{place}.training_images_list_file=mine.txt from logs/first",
-    ]
+    assert inherit_data(config) == {
+        run: [
+            f"{place}.size=16",
+            f"{place}.exif=ignore",  # that run's, which is of before that option
+            f"{place}.training_images_list_file=mine.txt",
+        ]
+    }
     params = config.data.params.train.params
     assert (params.size, params.training_images_list_file) == (16, "mine.txt")
     assert OmegaConf.is_missing(params, "crop_size")
@@ -72,7 +74,7 @@ def test_what_somebody_chose_or_another_class_has_stays(run: Path) -> None:
     Path(OPEN).touch()  # the user's, where the YAML looks for it
     for section in others:
         config = over(run, data=section)
-        assert inherit_data(config) == []
+        assert inherit_data(config) == {}
         assert OmegaConf.to_container(config.data) == section
 
 
@@ -91,18 +93,16 @@ def test_how_files_are_divided_and_read_goes_with_their_places(run: Path) -> Non
     left_open = {"images": "data/pairs/images", "kind": "depth", "suffix": ""}
     config = over(run, data=data(PAIRED, **left_open))
     place = "data.params.train.params"
-    assert inherit_data(config) == [
-        f"{place}.images=a from logs/first",
-        f"{place}.exif=ignore from logs/first",
-        f"{place}.split_seed=3 from logs/first",
-    ]
+    assert inherit_data(config) == {
+        run: [f"{place}.images=a", f"{place}.exif=ignore", f"{place}.split_seed=3"]
+    }
     assert config.data.params.train.params.suffix == ""  # somebody chose it
 
 
 def test_pairs_of_another_kind_are_others(run: Path) -> None:
     paired(run, "depth")
     config = over(run, data=data(PAIRED, images="???", kind="segmentation"))
-    assert inherit_data(config) == []
+    assert inherit_data(config) == {}
 
 
 def test_a_model_that_is_complete_stays_beside_a_run(run: Path) -> None:
@@ -117,4 +117,4 @@ def test_a_model_that_is_complete_stays_beside_a_run(run: Path) -> None:
 def test_lone_checkpoints_have_no_data(run: Path) -> None:
     Path("lone").mkdir()
     (run / "checkpoints/last.ckpt").rename("lone/lone.ckpt")
-    assert inherit_data(over(Path("lone/lone.ckpt"))) == []
+    assert inherit_data(over(Path("lone/lone.ckpt"))) == {}

@@ -158,7 +158,7 @@ def test_image_that_shrinks_later_is_named_while_loading(tmp_path: Path) -> None
 
 
 def test_bad_files_are_replaced_by_the_next_good_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = write_images(tmp_path, 6)
     dataset = ImagePaths(paths, on_error="skip")
@@ -166,6 +166,14 @@ def test_bad_files_are_replaced_by_the_next_good_ones(
         Path(paths[number]).write_text("hello")
     found = [dataset[index]["file_path_"] for index in range(6)]
     assert found == [paths[index] for index in (0, 1, 4, 4, 4, 0)]
+    assert "skipped: " in caplog.text and "on_error" not in caplog.text  # which is set
+    raising = ImagePaths([paths[0], paths[4]])
+    whole = Path(paths[4]).read_bytes()
+    Path(paths[4]).write_text("hello")
+    for fatal in (lambda: ImagePaths(paths), lambda: raising[1]):
+        with pytest.raises(UserError, match=r"data\.params\.train\.params\.on_error=skip, and lik"):
+            fatal()
+    Path(paths[4]).write_bytes(whole)
     monkeypatch.setattr(base, "REPLACEMENTS_TRIED", 2)
     assert dataset[3]["file_path_"] == paths[4]
     with pytest.raises(UserError, match="2 files in a row cannot be used, the last ones"):

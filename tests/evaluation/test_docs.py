@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taming.evaluation.published_numbers import PRESETS, preset
-from taming.pretrained import published_models
+from taming.published_models import published_models
 from tests.support import ROOT
 
 TEXT = (ROOT / "docs" / "evaluation.md").read_text()

@@ -9,7 +9,8 @@ import yaml
 
 from taming.downloads import Patience
 from taming.errors import UserError
-from taming.pretrained import Published, download_model
+from taming.pretrained import download_model
+from taming.published_models import Published
 from tests.faults.cases import CASES
 from tests.faults.hostile import large_in_zip, some_hostile_files
 from tests.faults.made_up_input import PLACES, attacked

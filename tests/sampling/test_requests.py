@@ -5,8 +5,12 @@ import torch
 
 from taming.errors import UserError
 from taming.sampling import Request, labels_for, requests_for_labels, sample_images
-from taming.sampling.requests import condition_indices, request_for_condition
-from tests.kit.models import tiny_model, transformer_config
+from taming.sampling.requests import (
+    condition_indices,
+    request_for_condition,
+    sampling_script,
+)
+from tests.kit.models import scene_config, tiny_model, transformer_config
 
 UNCONDITIONAL = {"cond_stage_config": "__is_unconditional__", "sos_token": 2}
 COORD = {
@@ -38,8 +42,13 @@ def test_unconditional_models_have_no_classes() -> None:
 
 def test_other_conditions_need_another_script() -> None:
     maps = {"cond_stage_config": "__is_first_stage__", "cond_stage_key": "sketch"}
-    with pytest.raises(UserError, match="given 'sketch'.*make_samples"):
+    with pytest.raises(UserError, match="given 'sketch'.*use scripts/make_samples.py"):
         labels_for(tiny_model(transformer_config(**maps)))
+    scenes = tiny_model(transformer_config(**scene_config(block_size=64)))
+    with pytest.raises(UserError, match="given 'objects_bbox'.*use scripts/make_scene_samples.py"):
+        labels_for(scenes)
+    for model in (tiny_model(), tiny_model(transformer_config(**UNCONDITIONAL))):
+        assert sampling_script(model) == "scripts/sample_fast.py"
 
 
 def test_coordinates_of_an_item_are_those_of_its_crop() -> None:

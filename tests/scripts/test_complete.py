@@ -92,7 +92,7 @@ def test_unconditional(image: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--condition", "1"], "--keep, or how far"),
-        (["--keep", "top-half"], "samples for a given 'class_label'"),
+        (["--keep", "top-half"], "a given 'class_label': give --condition N, a class from 0 to 4"),
         (["--keep", "top-half", "--condition", "9"], "a class, 0 to 4"),
         (["--keep", "middle", "--condition", "1"], "--keep takes"),
         (["--pad", "1,0,0,0", "--condition", "1"], "multiples of 2"),
@@ -156,6 +156,19 @@ def test_boxes_and_masks_are_of_the_photograph(run: Path, photo: Path, tmp_path:
     assert torch.equal(kept[0], kept[1])
     assert torch.equal(kept[0][..., :4], read_picture(roots[0] / "input.png")[..., :4])
     assert kept[0][..., 4:].abs().max() < 0.01
+
+
+def test_a_box_too_small_for_the_reduced_photograph(
+    run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        complete(run, photo, tmp_path / "out", "--keep", "0,0,8,8", "--condition", "2")
+    said = capsys.readouterr()
+    assert said.out == "the image of 64 x 48 pixels is reduced; --full_size keeps its size\n"
+    assert "once the image is reduced: boxes and masks are in its own 64 x 48 pixels" in said.err
+    with pytest.raises(SystemExit):
+        complete(run, photo, tmp_path / "out", "--keep", "0,0,99,8", "--condition", "2")
+    assert "not inside of the image, 0,0,64,48 in its own pixels" in capsys.readouterr().err
 
 
 def test_full_size_keeps_the_photograph(

@@ -29,6 +29,7 @@ from taming.errors import UserError
 from taming.evaluation.results import read_result
 from taming.training import DataModuleFromConfig
 from taming.training.cli import main as main_command
+from taming.training.code_checks import match_datasets
 from taming.training.encoding import Encoding, _narrow
 from tests.kit.datasets import Noise
 from tests.kit.images import write_images
@@ -230,6 +231,30 @@ def test_codes_of_another_model_are_refused_before_training(
     assert message in str(caught.value) and not Path("logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.params.train.params.seed=1", "train.params.seed is 1, and the codes in .* of none"),
+        ("data.params.validation.params.length=9", "validation.params.length is 9, and .* of 4: "),
+        ("data.params.train.target=tests.scripts.test_encode_dataset.Pairs", "train.target is .*P"),
+    ],
+)
+def test_codes_of_other_images_are_refused_before_training(
+    home: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(home, f"data.params.codes={home / 'codes'}", override)
+    assert not Path("logs").exists()
+
+
+def test_what_a_config_leaves_open_of_its_images_is_that_of_the_codes(home: Path) -> None:
+    config = load_config([home / "transformer.yaml"], [f"data.params.codes={home / 'codes'}"])
+    config.data.params.train.params.length = "???"
+    config.data.params.train.params.random_flip = True  # how they are read
+    assert match_datasets(config) == ["data.params.train.params.length=12"]
+    assert config.data.params.train.params.length == 12
+
+
 def test_first_stages_do_not_train_on_codes(home: Path) -> None:
     base = write_config(Path(), small_vqgan())
     with pytest.raises(UserError, match="codes are for transformers, and this model reads images"):
@@ -259,7 +284,7 @@ def test_an_interrupted_encoding_goes_on(
         return encode_batch(self, *args)
 
     monkeypatch.setattr(Encoding, "_encode_batch", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="finished parts are kept"):
         encode([*command, "--out", "parts"])
     assert [path.name for path in Path("parts/unfinished").glob("*.npz")] == ["train-000000.npz"]
     with pytest.raises(UserError, match="parts are incomplete"):
@@ -423,6 +448,14 @@ def test_codes_need_neither_images_nor_a_data_section(home: Path) -> None:
     [stored] = Path("logs").glob("*_run/configs/*-project.yaml")
     data = OmegaConf.load(stored).data.params
     assert (data.codes, data.train.params.training_images_list_file) == ("codes", "list.txt")
+
+    # Without a word about its images, a config gets those of the codes.
+    nothing = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2}}
+    config = OmegaConf.create({"data": {**nothing, "params": {"codes": "codes"}}})
+    assert match_datasets(config) == [
+        f"data.params.{split}=taming.data.custom.CustomTrain" for split in ("train", "validation")
+    ]
+    assert config.data.params.train.params.training_images_list_file == "list.txt"
 
     # Values that a config leaves to the user are those of images, too.
     whole.data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2}}

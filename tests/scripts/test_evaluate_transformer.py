@@ -96,7 +96,9 @@ def test_batches_workers_and_processes_change_nothing(run: Path) -> None:
     assert [row["images"] for row in two["by_class"].values()] == [3, 2, 2]
 
 
-def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_evaluation_goes_on(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--batch_size", "2", "--save_every", "0")
     whole = evaluate(run, *flags)
     seen: list[int] = []
@@ -112,8 +114,9 @@ def test_an_interrupted_evaluation_goes_on(run: Path, monkeypatch: pytest.Monkey
     for changed, again in ((False, [4, 5, 6]), (True, list(range(7)))):
         stop = True
         seen.clear()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             evaluate(run, *flags)
+        assert "what is counted is kept every 0 s, and the same com" in capsys.readouterr().err
         assert len(list(cache_folder().glob("*.partial.*"))) == 1
         stop = False
         seen.clear()
@@ -140,7 +143,7 @@ def test_what_decides_items_and_numbers_is_in_the_key(
     with monkeypatch.context() as patched:
         patched.setattr(Runner, "run", stop)
         for seed, precision in enumerate(("fp32", "bf16", "fp32")):
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(SystemExit):
                 evaluate(run, "--seed", str(seed), "--precision", precision)
             if seed == 1:
                 checkpoint = torch.load(run / "checkpoints" / "last.ckpt")

@@ -119,11 +119,28 @@ def test_no_room_for_weights(tmp_path: Path, name: str) -> None:
         save_weights({"a": torch.ones(3)}, tmp_path / "file" / name)
 
 
-def test_diffusers_take_the_first_stage_of_a_transformer(run: Path, tmp_path: Path) -> None:
+def test_diffusers_take_the_first_stage_of_a_transformer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export.main(["diffusers", str(run), str(tmp_path / "theirs")])
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run} is a transformer: its first stage alone is written",
+        f"diffusers: {run} is in the folder {tmp_path}/theirs",
+    ]
     export.main(["from_diffusers", str(tmp_path / "theirs"), str(tmp_path / "ours")])
     model, _, _ = load_run(tmp_path / "ours")
     assert model.decoder.resolution == ddconfig()["resolution"]
+
+
+def test_onnx_says_that_it_is_a_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = Path("ex.onnx/encoder.onnx"), Path("ex.onnx/decoder.onnx")
+    monkeypatch.setattr(export, "to_onnx", lambda *_: files)
+    export.main(["onnx", str(run), "ex.onnx"])
+    first, last = capsys.readouterr().out.splitlines()
+    assert "its first stage alone" in first
+    assert last.endswith("is in the folder ex.onnx, as encoder.onnx and decoder.onnx")
 
 
 def test_a_wrong_size_is_explained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,33 @@ from omegaconf import OmegaConf
 from scripts.make_example_data import main
 from taming.config import load_config
 from taming.data.from_config import dataset_of
+from taming.training.arguments import parse_arguments
 from tests.support import ROOT
+
+
+def test_the_command_that_is_printed_fits_its_config(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scripts.make_example_data.write_all", lambda *_: 9)
+    monkeypatch.chdir(ROOT)
+    main([])
+    _, command = capsys.readouterr().out.split("\n", 1)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["cd", "example_data", "&&"] and "TORCH_HOME=~/.cache/torch" in words
+    args, flags, overrides = parse_arguments(words[words.index("../main.py") + 1 :])
+    assert args.train and flags == {"max_steps": 1}
+    assert args.base == [Path("../configs/faceshq_vqgan.yaml")]
+    config = load_config([ROOT / "configs" / args.base[0].name], overrides)
+    assert config.model.params.lossconfig.params.perceptual_weight == 0
+
+
+def test_the_configs_with_a_perceptual_loss_are_named() -> None:
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    listed = text[text.index("The VQGANs\nof images and depth") : text.index("train with LPIPS")]
+    for path in (ROOT / "configs").glob("*_vqgan.yaml"):
+        loss = load_config([path]).model.params.lossconfig
+        loads = "LPIPS" in loss.target and loss.params.get("perceptual_weight") != 0
+        assert (f"`{path.stem.removesuffix('_vqgan')}`" in listed) == loads, path.name
 
 
 @pytest.mark.slow  # renders a few hundred images

@@ -142,16 +142,18 @@ def test_what_takes_long_is_said_before(
 
     with monkeypatch.context() as patched:
         patched.setattr(TokenSampler, "sample", sampled)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit):
             sample(run, "-n", "2", "--size", "8,12")
-    said = capsys.readouterr().out
-    assert re.fullmatch(r"12 x 8 pixels are 24 tokens for each of 2 images: about .*\n", said)
+    said = capsys.readouterr()
+    assert re.fullmatch(r"12 x 8 pixels are 24 tokens for each of 2 images: about .*\n", said.out)
+    assert "interrupted; finished samples stay, and the same command goes on" in said.err
     sample(run, "-n", "2", "--size", "8,12")
     said = capsys.readouterr()
     assert said.out.startswith("12 x 8 pixels") and "48/48" in said.err and "token" in said.err
     for flags in (["--size", "8,12"], []):  # nothing to do, and no windows
         sample(run, "-n", "2", *flags)
-        assert "pixels are" not in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "pixels are" not in said.out and ("image/s" in said.err) != bool(flags)
 
 
 def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from scripts.plot_curves import main
@@ -67,6 +68,20 @@ def test_the_script_draws_runs_into_the_first_one(
     assert capsys.readouterr().out == f"{run}/curves.png\n"
     with Image.open(run / "curves.png") as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("logs", [False, True])
+def test_a_run_without_a_logger_is_told_of(
+    tmp_path: Path, logs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, logger in (("2020", not logs), ("2021", logs)):
+        config = {"lightning": {"trainer": {"logger": logger}}}
+        OmegaConf.save(config, tmp_path / "configs" / f"{name}-lightning.yaml")
+    with pytest.raises(SystemExit):
+        main(["-r", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert ("trained with --logger false" in said) != logs and ("is it a run?" in said) == logs
 
 
 def test_a_folder_without_values_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,15 +81,28 @@ def test_the_last_line_says_what_was_done(
     assert ends._what_was_done(trainer, RUN, start).startswith(expected)
 
 
+def test_a_run_that_will_be_moved_is_named_by_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved = replace(RUN, moves_to=Path("logs/debug_runs/x"))
+    trainer: Any = SimpleNamespace(fast_dev_run=False, global_step=3, callbacks=[])
+    line = ends._what_was_done(trainer, moved, 2)
+    assert line.endswith("the run is in logs/debug_runs/x, go on with -r logs/debug_runs/x")
+    monkeypatch.setattr(ends, "is_first_process", lambda: True)
+    stopped = ends._how_it_stopped(Stopped(signal.SIGINT), trainer, moved)
+    assert stopped.endswith("go on with python main.py -r logs/debug_runs/x -t")
+
+
 def test_what_was_checked_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(ends, "rank_zero_info", said.append)
     data, model = DataModuleFromConfig(1, num_workers=0), nn.Linear(1000, 2)
     data.datasets = {"train": range(1234), "test": range(5)}
-    ends.say_what_was_checked(model, data, "--base a.yaml", ["x.y=a b", "z=1"])  # type: ignore[arg-type]
+    words = ["--base", "a.yaml", "--max_steps", "20", "x.y=a b", "z=1"]
+    ends.say_what_was_checked(model, data, words)  # type: ignore[arg-type]
     counts = "1,234 items of train, 5 items of test, 2,002 weights of the model"
     assert said[0].startswith(f"checked: the config, {counts}; nothing was trained")
-    assert said[0].endswith(" --base a.yaml -t True 'x.y=a b' z=1")
+    assert said[0].endswith("python main.py --base a.yaml --max_steps 20 'x.y=a b' z=1 -t")
 
 
 def test_a_process_that_has_died_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,13 +43,21 @@ def train(folder: Path, *arguments: str) -> list[tuple[int, int | None, str]]:
 
 
 def test_the_bar_is_over_the_whole_run_also_of_a_resumed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     seen = train(tmp_path, "--max_epochs", "2", "--max_steps", "5")  # of 3 batches an epoch
     assert [(n, total) for n, total, _ in seen] == [(n, 5) for n in range(5)]
     assert [text[:7] for *_, text in seen] == 3 * ["Epoch 0"] + 2 * ["Epoch 1"]
-    assert re.search(r"5/5 \[\d\d:\d\d<", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"5/5 \[\d\d:\d\d<", shown) and "train/" in shown and "v_num" not in shown
+    said = " ".join(caplog.text.split())
+    assert re.search(r"Name Type Params Mode 0 encoder Encoder [\d.]+ K train", said)
+    assert "TPU" not in said
+    assert re.search(r" [\d,]+ weights, [\d.]+ [KM]iB: [\d,]+ are trained, 0 are not", said)
     [run] = tmp_path.glob("logs/*")
     Watch.seen.clear()
     main(["-r", str(run), "-t", "--max_steps", "-1", "--max_epochs", "3"])
@@ -79,6 +87,18 @@ def test_its_pace_is_said_once(
     (line,) = [r.message for r in caplog.records if r.message.startswith("a step takes about")]
     assert re.search(r"about [\d.]+ s, the 2 steps to come [\d.e-]+ s .*memory: [\d.]+ \w+", line)
     assert "small" not in line and re.search("memory: .* [MG]iB$", line)
+
+
+def test_steps_to_come_are_told_of_if_there_are_any(caplog: pytest.LogCaptureFixture) -> None:
+    trainer: Any = SimpleNamespace(
+        num_training_batches=10, accumulate_grad_batches=1, lightning_module=None, max_epochs=-1
+    )
+    trainer.max_steps, trainer.global_step = 3, 3
+    pace = Pace()
+    pace._durations = [1.0]
+    with caplog.at_level("INFO"):
+        pace._say(trainer, progress.torch.device("cpu"))
+    assert re.fullmatch(r"a step takes about 1 s; memory: .*", caplog.messages[-1])
 
 
 @pytest.mark.parametrize(

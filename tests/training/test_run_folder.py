@@ -50,6 +50,8 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a/b", "a\\b"):
         with pytest.raises(UserError, match="-n/--name is a name, not a path"):
             new_run(name, configs)
+        with pytest.raises(UserError, match="-f/--postfix is a name, not a path"):
+            new_run(None, configs, name)
     with pytest.raises(UserError, match="nothing to do"):
         new_run(None, [])
     run = new_run("own", configs)

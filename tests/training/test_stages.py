@@ -169,8 +169,8 @@ def test_a_run_is_enough_for_the_data_too(
     }
     model, _, _ = load_run(SECOND)
     assert model.transformer.config.vocab_size == model.n_codes == 16
-    lines = [record.message for record in caplog.records if "as the stages" in record.message]
-    assert len(lines) == 1 and f"train.txt from {FIRST}" in lines[0]
+    [line] = [record.message for record in caplog.records if "as in" in record.message]
+    assert line.startswith(f"as in {FIRST}: ") and "training_images_list_file=train.txt" in line
 
 
 def test_a_config_without_data_takes_the_runs(tmp_path: Path) -> None:

@@ -184,18 +184,18 @@ def test_without_t_nothing_is_trained_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = write_config(tmp_path, run_config("vqgan"))
-    main(["--base", base, "data.params.batch_size=2"])
+    main(["--base", base, "--max_steps", "2", "data.params.batch_size=2"])
     last = caplog.messages[-1]
     assert re.match(
         r"checked: the config, \d+ items of train, .* [\d,]+ weights of the model", last
     )
-    assert f"nothing was trained: to train, add -t, as in --base {base} -t True" in last
-    assert last.endswith(" data.params.batch_size=2")
+    again = f"python main.py --base {base} --max_steps 2 data.params.batch_size=2 -t"
+    assert last.endswith(f"nothing was trained: to train, add -t, as in {again}")
     assert not Path("logs").exists()
     run = train(tmp_path, "vqgan", "--max_epochs", "1")
     caplog.clear()
     main(["-r", str(run)])
-    assert f"nothing was trained: to train, add -t, as in -r {run} -t" in caplog.text
+    assert f"nothing was trained: to train, add -t, as in python main.py -r {run} -t" in caplog.text
 
 
 # ---------------------------------------------------------------------- runs do not collide

@@ -182,7 +182,7 @@ def test_what_is_tested_is_what_was_trained(
     monkeypatch.setattr(cli, "is_finished", lambda *_: finished)
     monkeypatch.setattr(cli, "fit", lambda *_: done.append("fit"))
     monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
-    args = Namespace(**{"no_test": False, "base": [], "overrides": [], **flags})
+    args = Namespace(**{"no_test": False, "words": [], **flags})
     lightning: Any = SimpleNamespace(max_epochs=None, max_steps=3)
     lightning.num_test_batches, lightning.limit_test_batches = [1], 1.0
     lightning.test = lambda *_, ckpt_path: done.append(ckpt_path)
@@ -243,7 +243,7 @@ def test_a_finished_run_says_how_to_train_it_further(
     said: list[str] = []
     monkeypatch.setattr(cli, "rank_zero_info", said.append)
     monkeypatch.setattr(cli, "is_finished", lambda *_: True)
-    args = Namespace(no_test=True, base=[], overrides=[], train=True)
+    args = Namespace(no_test=True, train=True)
     made: Any = SimpleNamespace(max_epochs=limits[0], max_steps=limits[1])
     data = DataModuleFromConfig(1, num_workers=0)
     cli._train_and_test(args, made, cast(Any, None), data, RunFolder(Path("x"), (), Path("y")))

@@ -148,6 +148,15 @@ def test_numbers_have_a_least(name: str) -> None:
         checked_options({name: least - 1})
 
 
+@pytest.mark.parametrize("unit", ["steps", "epochs"])
+def test_no_run_is_longer_than_it_may_be(unit: str) -> None:
+    for most in (5, -1):
+        options = {f"min_{unit}": 5, f"max_{unit}": most}
+        assert checked_options(options) == options
+    with pytest.raises(UserError, match=f"--min_{unit} is 5, above --max_{unit}, which is 2"):
+        checked_options({f"min_{unit}": 5, f"max_{unit}": 2})
+
+
 def test_what_ends_in_errors_is_refused() -> None:
     assert checked_options({"val_check_interval": 0.1}) == {"val_check_interval": 0.1}
     with pytest.raises(UserError, match="--val_check_interval is 0; it must be above 0"):

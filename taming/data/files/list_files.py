@@ -15,7 +15,7 @@ from taming.atomic_files import atomic_path
 from taming.data.columns import StringTable
 from taming.data.files.find import EXTENSIONS, in_threads, relative_names, split_off
 from taming.data.options import OnError
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
@@ -239,9 +239,12 @@ def write_image_lists(
 ) -> tuple[int, int]:
     """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
 
-    Returns how many images each lists; raises `UserError` if there are fewer than two images.
+    Returns how many images each lists; raises `UserError` if there is no such folder, or fewer than
+    two images in it.
     """
     top = os.path.abspath(with_home(Path(folder)))
+    if not os.path.isdir(top):
+        raise UserError(absence("folder", folder))
     names = relative_names(top)
     if len(names) < 2:
         raise UserError(

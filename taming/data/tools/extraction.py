@@ -24,7 +24,7 @@ from taming.command_line import flag
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.files.find import relative_names
 from taming.data.files.images import ORIENTATION_TAG, BadImage, read_with_orientation, turned
-from taming.errors import UserError, absence
+from taming.errors import UserError, absence, interruptible
 from taming.pictures import IMAGENET_MEAN, IMAGENET_STD
 from taming.user_files import regular, with_home
 
@@ -202,6 +202,7 @@ def _map_name(name: str) -> Path:
     return Path(name).with_suffix(".png")
 
 
+@interruptible("written maps stay, and the same command goes on with the rest")
 def extract(
     names: Iterable[str],
     images: str | Path,

@@ -19,7 +19,7 @@ from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.shards import BEFORE, DESCRIPTION
-from taming.errors import UserError
+from taming.errors import UserError, interruptible
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def _sample(dataset: Any, index: int) -> tuple[dict[str, str], Item]:
     return files, metadata | own(index) if own else metadata
 
 
+@interruptible("finished shards stay, and the same command goes on with the rest")
 def write_shards(dataset: Any, output: str | Path, per_shard: int, skip_bad: bool = False) -> int:
     """Write the dataset as `output/shard-000000.tar` and so on; returns how many samples.
 
@@ -90,7 +91,7 @@ def _write_tar(dataset: Any, indices: range, tar: Path, skipped: list[str] | Non
                 files, metadata = _sample(dataset, index)
             except BadFile as error:
                 if skipped is None:
-                    raise UserError(str(error)) from None
+                    raise UserError(error.fatal()) from None
                 skipped.append(str(error))
                 continue
             for name, path in files.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.data.files.images import BadImage, image_mode_and_size
 from taming.errors import UserError
 from taming.evaluation.metrics.accuracy import ClassifiedImages, LabeledImages, neighbor_accuracy
 from taming.evaluation.metrics.features import Extractor
@@ -47,6 +49,12 @@ BY_GROUPS = "a small classifier of groups of similar training images: comparable
 SEED = 0
 WEIGHTS = "classifier.pt"
 ACCURACY_BATCH = 64
+# Where scripts put a run's samples.
+SAMPLES_OF = {
+    "sample_fast.py": "samples/*/*",
+    "make_samples.py": "samples_of_data/*/samples",
+    "make_scene_samples.py": "scenes/*/samples",
+}
 FEWEST = 8  # images of a set for precision and recall, and for two halves of a kernel distance
 PER_CLASS = 10  # samples of a class in the picture, and as many real images
 ROWS = 4  # of these, if there are no classes
@@ -55,13 +63,31 @@ GROUPS, THUMBNAIL = 10, 8  # groups of similar images, by their pixels at 8 x 8
 log = logging.getLogger(__name__)
 
 
-def newest_samples(run_folder: Path) -> Path:
-    """The folder of the latest samples that scripts/sample_fast.py wrote for a run."""
-    images = list((run_folder / "samples").glob("*/*/**/*.png"))
-    if not images:
-        raise UserError(f"{run_folder} has no samples yet; make some with scripts/sample_fast.py")
-    newest = max(images, key=lambda path: path.stat().st_mtime)
-    return run_folder / "samples" / Path(*newest.relative_to(run_folder / "samples").parts[:2])
+def newest_samples(run_folder: Path, script: str, size: tuple[int, int]) -> Path:
+    """The folder of a run's samples that a report is about.
+
+    It is the newest one of those that `script` (see `sampling_script`) writes, if there is a choice
+    of those with images of the training's `size` (height, width), and with enough of them.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folders = {
+        folder: images
+        for folder in run_folder.glob(SAMPLES_OF[Path(script).name])
+        if (images := list(folder.rglob("*.png")))
+    }
+    if not folders:
+        raise UserError(f"{run_folder} has no samples yet; make some with {script}")
+
+    def rank(folder: Path) -> tuple[bool, bool, float]:
+        images = folders[folder]
+        with suppress(BadImage):  # it is named when it is read
+            fits = image_mode_and_size(str(min(images)))[1] == size
+            return fits, len(images) >= FEWEST, max(one.stat().st_mtime for one in images)
+        return False, False, 0.0
+
+    return max(folders, key=rank)
 
 
 def read_labeled(source: ImageSource, what: str) -> LabeledImages:
@@ -134,8 +160,11 @@ def make_report(
     real = read_labeled(sets.training, "training images")
     samples = read_labeled(sets.samples, "samples")
     left_out = sets.training.leave_out_damaged() + sets.samples.leave_out_damaged()
+    _check_sizes(real, samples)
     about = metrics["samples"] = {"images": len(samples[0])}
-    if (samples[1] >= 0).all() and (real[1] >= 0).all():
+    if (real[1] < 0).any():  # folders of samples are then of layouts, not of classes
+        samples = samples[0], np.full_like(samples[1], -1)
+    elif (samples[1] >= 0).all():
         about["named_right_by_5_neighbours"] = neighbor_accuracy(real, samples)
     outdir.mkdir(parents=True, exist_ok=True)
     class_grid(real, samples).save(outdir / "samples.png")
@@ -151,6 +180,15 @@ def make_report(
         "by_class": own.classes,
         "left_out": left_out,
     }
+
+
+def _check_sizes(real: LabeledImages, samples: LabeledImages) -> None:
+    (height, width), (rows, columns) = (images[0].shape[1:3] for images in (real, samples))
+    if (height, width) != (rows, columns):
+        raise UserError(
+            f"the samples have {columns} x {rows} pixels, and the training images {width} x "
+            f"{height}: a report is of samples of that size"
+        )
 
 
 @dataclass
@@ -188,7 +226,7 @@ def evaluate_by_own_classifier(
         if smallest >= FEWEST:
             reason, advice = "all training images are alike", "train on images that differ"
         elif scarcest == "samples":
-            advice = "make more with scripts/sample_fast.py"
+            advice = "make more with the script that made them"
         else:
             advice = "add images to the run's data"
         log.warning(

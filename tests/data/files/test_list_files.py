@@ -84,7 +84,7 @@ def test_script_says_where_the_lists_are(
     assert said == "data/own/train.txt lists 3 images, data/own/test.txt 1\n"
     with pytest.raises(SystemExit, match="2"):
         run_script(monkeypatch, "absent")
-    assert capsys.readouterr().err.startswith("error: absent has 0 image files")
+    assert capsys.readouterr().err.startswith("error: there is no folder absent")
 
 
 @pytest.mark.parametrize(

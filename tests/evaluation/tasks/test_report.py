@@ -132,9 +132,7 @@ def test_with_few_images_there_is_the_rest(
     assert "by_own_classifier" not in result
     assert result["samples"]["images"] == 7
     assert result["first_stage"]["images"] == result["transformer"]["images"] == 30
-    said = (
-        "without distances .*: there are 7 samples, and 8 are needed; make more with scripts/samp"
-    )
+    said = "without distances .*: there are 7 samples, and 8 are needed; make more with the script"
     assert re.search(said, caplog.text)
     assert (run / "report" / "samples.png").is_file()
 
@@ -186,14 +184,46 @@ def test_pictures_are_spread_over_their_sets() -> None:
     assert {0, 49, 50, 99} <= set(np.unique(page[HEAD:])) and len(np.unique(page[HEAD:])) <= 22
 
 
-def test_the_newest_samples_are_taken(tmp_path: Path) -> None:
+def samples_at(folder: Path, age: int, count: int = 8, size: tuple[int, int] = (8, 8)) -> Path:
+    for number in range(count):
+        path = folder / "0" / f"{number:06}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(path)
+        os.utime(path, (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_the_newest_samples_of_the_trainings_size_are_taken(tmp_path: Path) -> None:
+    def newest(script: str = "scripts/sample_fast.py") -> Path:
+        return newest_samples(tmp_path, script, (8, 8))
+
     with pytest.raises(UserError, match="has no samples yet"):
-        newest_samples(tmp_path)
-    image = tmp_path / "samples/top_k_250/7/0/000000.png"
-    for place, age in ((image, 1), (tmp_path / "samples/top_k_100/8/000000.png", 2)):
-        touch(place)
-        os.utime(place, (1e9 - age, 1e9 - age))
-    assert newest_samples(tmp_path) == tmp_path / "samples/top_k_250/7"
+        newest()
+    of_other_size = samples_at(tmp_path / "samples/top_k_250_size_4x8/7", 1, size=(8, 4))
+    assert newest() == of_other_size
+    few = samples_at(tmp_path / "samples/top_k_9/7", 2, count=7)
+    assert newest() == few
+    old = samples_at(tmp_path / "samples/top_k_100/7", 9)
+    assert newest() == old
+    new = samples_at(tmp_path / "samples/top_k_100/8", 3)
+    assert newest() == new
+    touch(tmp_path / "samples/top_k_1/8/0/000000.png")  # no image
+    assert newest() == new
+    for script, folder in (("make_samples", "samples_of_data"), ("make_scene_samples", "scenes")):
+        made = samples_at(tmp_path / folder / "7_100_1.0" / "samples", 1)
+        assert newest(f"scripts/{script}.py") == made
+
+
+def test_samples_are_not_compared_with_images_of_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    folder = samples_at(tmp_path / "run/samples/top_k_250_size_4x16/7", 1, size=(16, 4))
+    with pytest.raises(SystemExit):
+        main(["-r", str(run), "--device", "cpu"])
+    said = capsys.readouterr()
+    assert f"on the samples in {folder}\n" in said.out
+    assert "the samples have 16 x 4 pixels, and the training images 8 x 8" in said.err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""The table of the published models, `pretrained.tsv`: `taming.pretrained` downloads them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: `fid` as published, `folder` where it goes, `addresses` on the web."""
+
+    name: str
+    what: str
+    fid: str
+    folder: str
+    addresses: tuple[str, ...]
+
+
+def published_models() -> dict[str, Published]:
+    """All published models by name, in the order of the table `pretrained.tsv`."""
+    text = resources.files("taming").joinpath("pretrained.tsv").read_text("utf-8")
+    rows = csv.reader(text.splitlines(), delimiter="\t")
+    return {
+        name: Published(name, what, fid, folder, tuple(addresses.split()))
+        for name, what, fid, folder, addresses in list(rows)[1:]
+    }
+
+
+def how_to_fetch(path: Path) -> str:
+    """`"; fetch it with ..."`, if a `path` that does not exist is of a published model, or ""."""
+    parts = set(path.parts)
+    for name, model in published_models().items():
+        if parts & {name, Path(model.folder).name}:
+            return f"; fetch it with python scripts/download_models.py {name}"
+    return ""
