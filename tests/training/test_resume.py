@@ -350,7 +350,7 @@ def test_two_processes_go_on_as_one_run(launcher: Launcher, tmp_path: Path) -> N
     now = {run_folder._TIME_VARIABLE: "2022-01-01T00-00-00"}
     assert two_train(launcher, folders[0], start, **now).code == 0
     failing = moments(("on_train_batch_start", 5, "raise"))
-    assert two_train(launcher, folders[1], start, **failing, **now).code == 1
+    assert two_train(launcher, folders[1], start, **failing, **now).code == 2
     run = Path(own_run())
     shutil.copytree(folders[1], tmp_path / "one")
     assert two_train(launcher, folders[1], ["-r", str(run), *flags], **now).code == 0
