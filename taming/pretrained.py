@@ -25,7 +25,17 @@ from taming.checkpoint import find_run, read_checkpoint
 from taming.downloads import TIMEOUT, Patience, fetch, file_hash
 from taming.errors import UserError
 from taming.models.dalle import convert
-from taming.published_models import Published
+from taming.published_models import Published, published_models
+
+__all__ = [
+    "Published",
+    "RemoteFile",
+    "download_model",
+    "is_downloaded",
+    "lacks_config",
+    "published_models",
+    "remote_files",
+]
 
 # In each model's folder: {"complete": all files are there, "files": {path: url, size, sha256}}.
 RECORD = "downloads.json"

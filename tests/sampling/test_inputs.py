@@ -71,7 +71,7 @@ def test_conditions_of_another_size_than_their_image_are_not_cut() -> None:
 def test_images_are_reduced_to_the_trained_height_and_width(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taming.sampling.inputs.trained_shape", lambda _: (2, 8))
+    monkeypatch.setattr("taming.sampling.sizes.trained_shape", lambda _: (2, 8))
     image = write(tmp_path / "image.png", np.zeros((32, 32, 3)))
     assert inputs_of_files(tiny_model(), None, image, None).shape == (8, 8)
     assert inputs_of_files(tiny_model(), None, image, None, reduce=False).shape == (16, 16)

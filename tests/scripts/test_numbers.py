@@ -61,7 +61,7 @@ CASES = [
     (make_example_data.main, f"--train {HUGE}", "--train must be from 5 to 5,000"),
     (make_example_data.main, "--validation 0", "--validation must be from 1 to 5,000"),
     (make_example_data.main, "-o text.txt/x", "text.txt/x/data"),
-    (make_image_list.main, "gone", "gone has 0 image files"),
+    (make_image_list.main, "gone", "there is no folder gone"),
     (extract_depth.main, "--images gone --device cpu", "--images: there is no folder gone"),
     (extract_depth.main, DEPTH, "it is no TorchScript file, or damaged"),
     (extract_submodel.main, ". out.ckpt encoder", "there is no checkpoint at ."),

@@ -13,8 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
-from taming.sampling.engine import TokenSampler
-from taming.sampling.folder import RECORD
+from taming.sampling.folder import RECORD, FolderWriter
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
 from tests.kit.runs import tiny_run
@@ -141,7 +140,7 @@ def test_what_takes_long_is_said_before(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(TokenSampler, "sample", sampled)
+        patched.setattr(FolderWriter, "save", sampled)
         with pytest.raises(SystemExit):
             sample(run, "-n", "2", "--size", "8,12")
     said = capsys.readouterr()
