@@ -19,7 +19,7 @@ from tests.kit.launch import Ended, Launcher
 TRAIN = ["-t", "True", "--no-test", "True"]
 
 # Exit codes; a crash ends as Python ends it.
-CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 0, "raise": 1}
+CODES = {"SIGKILL": 137, "SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 0, "raise": 2}
 
 # Kinds of moments -> the moments of hooks.py.
 MOMENTS: dict[str, list[str]] = {
