@@ -30,7 +30,7 @@ _KEYS: dict[Place, Sequence[str]] = {
 }
 _CALLBACKS = ("lightning", "callbacks")
 # Callbacks that there are without a target in the config.
-OWN_CALLBACKS = ("checkpoints", "image_logger", "learning_rate_logger")
+OWN_CALLBACKS = ("checkpoints", "image_logger", "learning_rate_logger", "setup_callback")
 _TRAINER = ("lightning", "trainer")
 
 

@@ -52,8 +52,8 @@ class SetupCallback(Callback):
         logdir: str | Path,
         ckptdir: str | Path,
         cfgdir: str | Path,
-        config: DictConfig,
-        lightning_config: DictConfig,
+        config: DictConfig | None = None,
+        lightning_config: DictConfig | None = None,
     ) -> None:
         super().__init__()
         self.resume = resume

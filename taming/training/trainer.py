@@ -208,6 +208,16 @@ def _callback_configs(
             "target": "main.LearningRateMonitor",
             "params": {"logging_interval": "step"},
         },
+        "setup_callback": {
+            "target": "main.SetupCallback",
+            "params": {
+                "resume": run.resume_from and str(run.resume_from),
+                "now": run_time(),
+                "logdir": str(run.path),
+                "ckptdir": str(run.checkpoints),
+                "cfgdir": str(run.config_folder),
+            },
+        },
     }
     own = lightning_config.get("modelcheckpoint") or {}
     defaults["checkpoints"] = _merged(defaults["checkpoints"], own)
@@ -228,15 +238,6 @@ def _callback_key(name: str, lightning_config: DictConfig) -> str:
 def _callbacks(
     chosen: Mapping[str, Any], lightning_config: DictConfig, config: DictConfig, run: RunFolder
 ) -> list[Callback]:
-    setup = SetupCallback(
-        resume=run.resume_from,
-        now=run_time(),
-        logdir=run.path,
-        ckptdir=run.checkpoints,
-        cfgdir=run.config_folder,
-        config=config,
-        lightning_config=lightning_config,
-    )
     from_config = [
         _callback(_callback_key(name, lightning_config), node) for name, node in chosen.items()
     ]
@@ -249,12 +250,21 @@ def _callbacks(
         TrainsSomething(),
         FiniteValidation(),
     ]
+    setups = [one for one in from_config if isinstance(one, SetupCallback)]
+    if not setups:
+        raise UserError(
+            "lightning.callbacks.setup_callback must be main.SetupCallback, or a subclass: it "
+            "makes the run's folders"
+        )
+    for setup in setups:
+        setup.config, setup.lightning_config = config, lightning_config
+    rest = [one for one in from_config if not isinstance(one, SetupCallback)]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
-        from_config += checkpoints
+        rest += checkpoints
     wait = checkpoints[0].writer.wait
-    return [setup, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
+    return [*setups, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *rest]
 
 
 def _callback(key: str, node: Any) -> Callback:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
-from taming.training.callbacks import ImageLogger
+from taming.training.callbacks import ImageLogger, SetupCallback
 from taming.training.cli import main as main_command
 from taming.training.effect import TrainsSomething
 from tests.kit.first_stages import IMAGES, made, train
@@ -201,3 +201,26 @@ def test_a_loader_that_ends_for_good(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="after 1 epochs there are no more batches"):
         trainer.fit(made(VQModel), batches)
     assert trainer.global_step
+
+
+class OwnSetup(SetupCallback):
+    def on_pretrain_routine_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_pretrain_routine_start(trainer, pl_module)
+        (self.logdir / "notes.txt").write_text(f"{self.now} {len(self.config.model.params)}")
+
+
+def test_the_callback_that_makes_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = run_config("vqgan")
+    OmegaConf.update(
+        config, "lightning.callbacks.setup_callback.target", f"{__name__}.OwnSetup", force_add=True
+    )
+    base = write_config(tmp_path, config)
+    main(["--base", base, "-t", "--no-test", "--max_steps", "1"])
+    (notes,) = tmp_path.glob("logs/*/notes.txt")
+    assert re.fullmatch(r"\d{4}-\S+ \d+", notes.read_text())
+    assert list(notes.parent.glob("configs/*-project.yaml"))
+    with pytest.raises(UserError, match="setup_callback must be main.SetupCallback"):
+        main(["--base", base, "-t", "lightning.callbacks.setup_callback=null"])
