@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +34,7 @@ from taming.training.callbacks import SetupCallback
 from taming.training.checkpoints import Checkpoints
 from taming.training.effect import FiniteValidation, TrainsSomething
 from taming.training.first_items import FirstBatches
+from taming.training.hooks import check_hooks
 from taming.training.logged_rows import free_version
 from taming.training.monitors import LoggedNames, Monitored
 from taming.training.noise import PositionedNoise
@@ -44,7 +44,7 @@ from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress, Summary
 from taming.training.run_folder import RunFolder, run_time
 from taming.training.strategies import trainer_arguments
-from taming.user_code import is_ours, name_of
+from taming.user_code import is_ours
 
 
 def prepare_loss(model: pl.LightningModule) -> None:
@@ -272,27 +272,10 @@ def _callback(key: str, node: Any) -> Callback:
         callback: Callback = instantiate_from_config(node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
-    _check_hooks(key, callback)
+    check_hooks(key, callback)
     if isinstance(callback, ModelPruning):  # masked weights are no parameters, which ours need
         raise UserError(f"{key}: ModelPruning cannot be used in training; prune the trained model")
     return callback
-
-
-def _check_hooks(key: str, callback: Any) -> None:
-    """Refuse (`UserError`) what is no callback, and hooks that Lightning cannot call."""
-    name = name_of(type(callback))
-    if not isinstance(callback, Callback):
-        raise UserError(f"{key}: {name} is no pytorch_lightning.callbacks.Callback")
-    for hook, original in vars(Callback).items():
-        if not hook.startswith("on_") or not callable(own := vars(type(callback)).get(hook)):
-            continue
-        arguments = inspect.signature(original).parameters
-        try:
-            inspect.signature(own).bind(*arguments)
-        except TypeError:
-            raise UserError(
-                f"{key}: {name}.{hook} must take ({', '.join(arguments)}), as Lightning calls it"
-            ) from None
 
 
 def _check_monitor(params: dict[str, Any], config: DictConfig) -> None:

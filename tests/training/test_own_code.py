@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from taming.errors import UserError
@@ -18,6 +19,7 @@ from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.training.callbacks import ImageLogger, SetupCallback
 from taming.training.cli import main as main_command
 from taming.training.effect import TrainsSomething
+from taming.training.hooks import check_hooks
 from tests.kit.first_stages import IMAGES, made, train
 from tests.kit.resuming import run_config
 from tests.kit.training import tiny_trainer, write_config
@@ -224,3 +226,19 @@ def test_the_callback_that_makes_the_folders(
     assert list(notes.parent.glob("configs/*-project.yaml"))
     with pytest.raises(UserError, match="setup_callback must be main.SetupCallback"):
         main(["--base", base, "-t", "lightning.callbacks.setup_callback=null"])
+
+
+class FormerHooks(Callback):
+    def on_epoch_end(self, trainer: Any, pl_module: Any) -> None: ...
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None: ...
+
+
+def test_hooks_that_are_called_no_more_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    check_hooks("lightning.callbacks.own", FormerHooks())
+    check_hooks("lightning.callbacks.setup_callback", OwnSetup(None, "now", "a", "b", "c"))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"lightning.callbacks.own: Lightning calls no {__name__}.FormerHooks.on_epoch_end any more; "
+        "rename it to on_train_epoch_end"
+    )
