@@ -1,4 +1,4 @@
-"""Hooks of callbacks that users bring: Lightning calls them, or a sentence says that it does not."""
+"""Hooks of users' callbacks: Lightning calls them, or a sentence says that it does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taming.user_code import name_of
 
 log = logging.getLogger(__name__)
 
-# Hooks of callbacks that Lightning has called before version 2, and what is called at that time now.
+# Hooks that Lightning has called before version 2, and what is called at that time now.
 _FORMER_HOOKS = {
     "on_batch_end": "on_train_batch_end",
     "on_batch_start": "on_train_batch_start",
@@ -35,9 +35,7 @@ def check_hooks(key: str, callback: Any) -> None:
         raise UserError(f"{key}: {name} is no pytorch_lightning.callbacks.Callback")
     for hook, now in _FORMER_HOOKS.items() if not isinstance(callback, SetupCallback) else ():
         if any(hook in vars(cls) for cls in type(callback).__mro__):
-            log.warning(
-                "%s: Lightning calls no %s.%s any more; rename it to %s", key, name, hook, now
-            )
+            log.warning("%s: Lightning calls no %s.%s; rename it to %s", key, name, hook, now)
     for hook, original in vars(Callback).items():
         if not hook.startswith("on_") or not callable(own := vars(type(callback)).get(hook)):
             continue

@@ -239,6 +239,6 @@ def test_hooks_that_are_called_no_more_are_named(caplog: pytest.LogCaptureFixtur
     check_hooks("lightning.callbacks.setup_callback", OwnSetup(None, "now", "a", "b", "c"))
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"lightning.callbacks.own: Lightning calls no {__name__}.FormerHooks.on_epoch_end any more; "
+        f"lightning.callbacks.own: Lightning calls no {__name__}.FormerHooks.on_epoch_end; "
         "rename it to on_train_epoch_end"
     )
