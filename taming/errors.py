@@ -28,6 +28,7 @@ FULL = {number for number, name in errno.errorcode.items() if name in ("ENOSPC",
 
 _HERE = Path(__file__).parent
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")})
+_PACKAGES = {"site-packages", "dist-packages"}  # also those of the user, and of other environments
 _OURS = (str(_HERE), *(str(_HERE.parent / name) for name in ("scripts", "benchmarks")))
 _MAIN = str(_HERE.parent / "main.py")
 
@@ -138,7 +139,8 @@ def line_of(error: BaseException) -> traceback.FrameSummary | None:
 
 def _is_users(file: str) -> bool:
     folders = tuple(f"{folder}{os.sep}" for folder in (*_OURS, *_INSTALLED))
-    return file != _MAIN and not file.startswith(("<", *folders))
+    installed = not _PACKAGES.isdisjoint(Path(file).parts)
+    return file != _MAIN and not installed and not file.startswith(("<", *folders))
 
 
 def _shown(file: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taming.errors import DamagedImage, Stopped, UserError, described
+from taming.errors import DamagedImage, Stopped, UserError, described, line_of
 from taming.trust import is_dotted
 from taming.user_code import calling, is_ours, name_of
 
@@ -44,6 +44,9 @@ def test_the_last_line_of_the_users_own_is_named(
     elsewhere = described(raised(tmp_path / "own.py"))
     assert elsewhere.startswith("TypeError: ") and f"({tmp_path}/own.py, line 7)" in elsewhere
     assert described(KeyError("a")) == "KeyError: 'a'"
+    package = tmp_path / "lib/site-packages"
+    package.mkdir(parents=True)
+    assert line_of(raised(package / "own.py")).filename == __file__  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("error", [UserError("no"), DamagedImage("no"), Stopped(15)])
