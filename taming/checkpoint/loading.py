@@ -85,9 +85,10 @@ def expand_stages(config: DictConfig) -> None:
         if isinstance(stage, str) and not stage.startswith("__"):
             params[key] = run_as_stage(stage, f"model.params.{key}")
         elif isinstance(stage, DictConfig) and "target" not in stage:
-            if missing_keys(stage):
-                continue  # `check_complete` asks for these
-            changes = dict(stage.get("params") or {})
+            own = stage.get("params") or {}
+            if missing_keys(stage) or not isinstance(own, Mapping):
+                continue  # `check_complete` asks for these, and the stage's schema for mappings
+            changes = dict(own)
             if path := changes.pop("ckpt_path", None):
                 whole = run_as_stage(path, f"model.params.{key}.params.ckpt_path")
                 params[key] = OmegaConf.merge(whole, {"params": changes})

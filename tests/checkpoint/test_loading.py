@@ -114,3 +114,11 @@ def test_defaults_of_before_are_those_of_runs_alone(run: Path) -> None:
     lone = Path("logs/lone.ckpt")
     (run / "checkpoints/last.ckpt").rename(lone)
     assert "exif" not in run_config(find_run(lone), ["configs/own.yaml"]).data.params.train.params
+
+
+@pytest.mark.parametrize("params", ["x", "{a: 1}", [1, 2]])
+def test_parameters_of_a_stage_that_are_no_mapping_are_left_to_its_schema(params: Any) -> None:
+    stage = {"params": params}
+    config = OmegaConf.create({"model": {"params": {"cond_stage_config": stage}}})
+    expand_stages(config)
+    assert config.model.params.cond_stage_config == stage
