@@ -267,8 +267,17 @@ def test_defaults_can_be_off() -> None:
     assert set(_callback_configs(OmegaConf.create({}), run)) == set(OWN_CALLBACKS)
     config = OmegaConf.create({"callbacks": {"image_logger": None, "own": {"target": "a.b"}}})
     assert isinstance(config, DictConfig)
-    assert set(_callback_configs(config, run)) == {"checkpoints", "learning_rate_logger", "own"}
-    assert set(_callback_configs(config, run, logs=False)) == {"checkpoints", "own"}
+    assert set(_callback_configs(config, run)) == {
+        "checkpoints",
+        "learning_rate_logger",
+        "own",
+        "setup_callback",
+    }
+    assert set(_callback_configs(config, run, logs=False)) == {
+        "checkpoints",
+        "own",
+        "setup_callback",
+    }
 
 
 def test_all_configs_count_wherever_they_are_named(tmp_path: Path) -> None:
