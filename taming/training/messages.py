@@ -26,6 +26,7 @@ def set_up_messages() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Advertisements, what nobody waits for, and what is not there.
     silent = ("💡", "Loading `train_dataloader`", "TPU available: False")
+    silent += ("Trainer already configured with model summary callbacks",)  # the run's own table
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(silent)
     )
