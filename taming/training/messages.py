@@ -25,8 +25,10 @@ def set_up_messages() -> None:
     """Show what is said by logging, without what is expected or of no use."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Advertisements, what nobody waits for, and what is not there.
-    silent = ("💡", "Loading `train_dataloader`", "TPU available: False")
-    silent += ("Trainer already configured with model summary callbacks",)  # the run's own table
+    silent = (
+        *("💡", "Loading `train_dataloader`", "TPU available: False"),
+        "Trainer already configured with model summary callbacks",  # the run's own table
+    )
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(silent)
     )
