@@ -37,7 +37,7 @@ from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
-from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape
+from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape, trained_size
 
 Sizes = tuple[int, int]
 
@@ -140,7 +140,7 @@ def condition_of(
 
 def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> None:
     """Refuse (`UserError`) a size that the model's order of sampling does not have."""
-    trained = tuple(side * pixels_per_token(model) for side in trained_shape(model))
+    trained = trained_size(model)
     if size == trained or isinstance(model.permuter, Identity):
         return
     height, width = trained

@@ -20,7 +20,7 @@ _KINDS = {
 }
 
 
-def kind_of(path: str | os.PathLike[str]) -> str:
+def special_kind(path: str | os.PathLike[str]) -> str:
     """What is at `path`, also through links, if it can be read without being a file; else empty.
 
     Raises OSError where there is nothing.
@@ -34,7 +34,7 @@ def regular(path: AnyPath) -> AnyPath:
     Raises:
         OSError: if there is nothing, or a pipe, a socket or a device.
     """
-    if kind := kind_of(path):
+    if kind := special_kind(path):
         raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
     return path
 

@@ -136,8 +136,9 @@ def _seconds_of_steps(
     requests: Sequence[Request],
     settings: SampleSettings,
     shape: tuple[int, int],
+    most: int = MEASURED_TOKENS,
 ) -> list[float]:
-    """Of the first steps within one window; of all at once, if the model takes no steps."""
+    """Of the first steps; of all at once, if the model takes no steps."""
     seconds: list[float] = []
     before, done = time.monotonic(), 0
 
@@ -148,16 +149,14 @@ def _seconds_of_steps(
         if progress.done > done:
             seconds.append(now - before)
         before, done = now, progress.done
-        if len(seconds) == MEASURED_TOKENS:
+        if len(seconds) == most:
             raise _Enough
 
-    try:
+    with suppress(_Enough):
         for _ in sample_images(
             model, requests, settings, batch_size=len(requests), shape=shape, on_step=note
         ):
             pass
-    except _Enough:
-        pass
     return seconds or [time.monotonic() - before]
 
 
@@ -237,28 +236,11 @@ def _tried(
     layout = Layout(shape, (h, w))
     steps = list(window.steps(layout, unknown.tolist()))
     known = torch.where(unknown, -1, 0)
-    seconds: list[float] = []
-    before, done = time.monotonic(), 0
-
-    def note(progress: Progress) -> None:
-        nonlocal before, done
-        progress.indices[0, 0].item()  # the device is waited for
-        now = time.monotonic()
-        if progress.done > done:
-            seconds.append(now - before)
-        before, done = now, progress.done
-        if len(seconds) == len(steps):
-            raise _Enough
-
     tried = [
         replace(r, known=known, condition=None if r.condition is None else torch.zeros_like(known))
         for r in requests
     ]
-    with suppress(_Enough):
-        for _ in sample_images(
-            model, tried, settings, batch_size=len(tried), shape=shape, on_step=note
-        ):
-            pass
+    seconds = _seconds_of_steps(model, tried, settings, shape, len(steps))
     return list(zip(steps, seconds, strict=True))
 
 

@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling import Request, SampleSettings, sample_images
-from tests.kit.models import SPIRAL, tiny_model, transformer_config, unconditional_config
+from tests.kit.datasets import images
+from tests.kit.models import (
+    CLASSES,
+    SPIRAL,
+    build,
+    tiny_model,
+    transformer_config,
+    unconditional_config,
+)
 
 VARIANTS: dict[str, Any] = {
     "rope_grid": [4, 4],
@@ -118,3 +127,41 @@ def test_the_training_s_size_is_that_of_the_grid() -> None:
     """And not that of the first stage's config, 4 x 4."""
     model = model_with({"rope_grid": [2, 8], "block_size": 16})
     assert next(sample_images(model, [Request(0, (1,), 1)])).image.shape == (3, 4, 16)
+
+
+def lengths(config: Any, **batch: Tensor) -> str:
+    """What the check of a batch says."""
+    model: Net2NetTransformer = build(config)
+    with pytest.raises(UserError) as caught:
+        model.check_batch(batch)
+    return str(caught.value)
+
+
+def test_block_size_is_compared_with_the_sequence() -> None:
+    small: dict[str, Any] = {"vocab_size": 40, "block_size": 15}
+    batch = {"image": images(1, 3, 8, 8), "class_label": torch.tensor([1])}
+    text = lengths(transformer_config(gpt=small), **batch)
+    assert text.endswith("16 tokens of an image and 1 of its condition; make it at least 16")
+    build(transformer_config(gpt={**small, "block_size": 16})).check_batch(batch)
+    coordinates = {"target": "taming.modules.misc.coord.CoordStage"}
+    coordinates["params"] = {"n_embed": 20, "down_factor": 2}  # type: ignore[assignment]
+    conditioned = {"cond_stage_config": coordinates, "cond_stage_key": "coord"}
+    batch = {"image": images(1, 3, 8, 8), "coord": torch.zeros(1, 8, 8, 1)}
+    assert "16 of its condition; make it at least 31" in lengths(
+        transformer_config(gpt=small, **conditioned), **batch
+    )
+    own = transformer_config(gpt=small, cond_stage_config="__is_first_stage__")
+    own["params"] |= {"cond_stage_key": "image", "downsample_cond_size": 4}
+    assert "4 of its condition; make it at least 19" in lengths(own, image=images(1, 3, 8, 8))
+    text = lengths(unconditional_config(gpt={"block_size": 63}), image=images(1))
+    assert text.endswith("make it at least 64")
+
+
+def test_an_order_of_another_size_is_refused() -> None:
+    order = {"target": "taming.modules.transformer.permuter.ZCurve", "params": {"H": 8, "W": 4}}
+    text = lengths(
+        transformer_config(permuter_config=order, cond_stage_config=CLASSES),
+        image=images(1, 3, 8, 8),
+        class_label=torch.tensor([1]),
+    )
+    assert "orders 32 positions, but the latent has 16" in text

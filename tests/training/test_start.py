@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from taming.config import instantiate_from_config
 from taming.config_keys import OWN_CALLBACKS
 from taming.errors import UserError
-from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.vqgan import VQModel
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from taming.training import cli
@@ -23,7 +22,6 @@ from taming.training.run_folder import new_run
 from taming.training.trainer import _callback_configs
 from tests.kit.datasets import images
 from tests.kit.models import (
-    CLASSES,
     DEPTH,
     SEGMENTATION,
     VQGAN,
@@ -32,7 +30,6 @@ from tests.kit.models import (
     ddconfig,
     first_stage_config,
     transformer_config,
-    unconditional_config,
 )
 from tests.kit.resuming import run_config
 from tests.kit.training import fit, write_config
@@ -375,44 +372,6 @@ def test_attention_that_is_nowhere_is_warned_of(caplog: pytest.LogCaptureFixture
     caplog.clear()
     instantiate_from_config(first_stage_config(ddconfig=ddconfig() | {"attn_resolutions": [8]}))
     assert not caplog.records
-
-
-def lengths(config: Any, **batch: Tensor) -> str:
-    """What the check of a batch says."""
-    model: Net2NetTransformer = build(config)
-    with pytest.raises(UserError) as caught:
-        model.check_batch(batch)
-    return str(caught.value)
-
-
-def test_block_size_is_compared_with_the_sequence() -> None:
-    small: dict[str, Any] = {"vocab_size": 40, "block_size": 15}
-    batch = {"image": images(1, 3, 8, 8), "class_label": torch.tensor([1])}
-    text = lengths(transformer_config(gpt=small), **batch)
-    assert text.endswith("16 tokens of an image and 1 of its condition; make it at least 16")
-    build(transformer_config(gpt={**small, "block_size": 16})).check_batch(batch)
-    coordinates = {"target": "taming.modules.misc.coord.CoordStage"}
-    coordinates["params"] = {"n_embed": 20, "down_factor": 2}  # type: ignore[assignment]
-    conditioned = {"cond_stage_config": coordinates, "cond_stage_key": "coord"}
-    batch = {"image": images(1, 3, 8, 8), "coord": torch.zeros(1, 8, 8, 1)}
-    assert "16 of its condition; make it at least 31" in lengths(
-        transformer_config(gpt=small, **conditioned), **batch
-    )
-    own = transformer_config(gpt=small, cond_stage_config="__is_first_stage__")
-    own["params"] |= {"cond_stage_key": "image", "downsample_cond_size": 4}
-    assert "4 of its condition; make it at least 19" in lengths(own, image=images(1, 3, 8, 8))
-    text = lengths(unconditional_config(gpt={"block_size": 63}), image=images(1))
-    assert text.endswith("make it at least 64")
-
-
-def test_an_order_of_another_size_is_refused() -> None:
-    order = {"target": "taming.modules.transformer.permuter.ZCurve", "params": {"H": 8, "W": 4}}
-    text = lengths(
-        transformer_config(permuter_config=order, cond_stage_config=CLASSES),
-        image=images(1, 3, 8, 8),
-        class_label=torch.tensor([1]),
-    )
-    assert "orders 32 positions, but the latent has 16" in text
 
 
 def test_lpips_takes_one_or_three_channels() -> None:

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from taming.data.files.bit_depth import ValueRange, deep_pixels, is_deep
 from taming.data.files.tar_members import is_member, opened, read_bytes
-from taming.user_files import kind_of, regular
+from taming.user_files import regular, special_kind
 
 log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # pixels do not depend on them
@@ -85,7 +85,7 @@ def damage_of(path: str, error: Exception) -> str:
         return "does not exist"
     if os.path.isdir(path):
         return "is a folder, not an image file"
-    if kind := kind_of(path):
+    if kind := special_kind(path):
         return f"is {kind}, not an image file"
     if os.path.getsize(path) == 0:
         return "is empty (0 bytes)"

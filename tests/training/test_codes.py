@@ -1,0 +1,207 @@
+"""Training on codes in place of images, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.evaluate_transformer import main as evaluate
+from taming.checkpoint import read_checkpoint
+from taming.config import load_config
+from taming.data.codes import CodeDataset
+from taming.errors import UserError
+from taming.evaluation.results import read_result
+from taming.training import DataModuleFromConfig
+from taming.training.cli import main as main_command
+from taming.training.code_checks import match_datasets
+from tests.kit.codes import FIRST, write_home
+from tests.kit.training import small_vqgan, write_config
+
+main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
+NOISE = {"target": "tests.kit.datasets.Noise", "params": {"length": 12}}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_home(tmp_path_factory.mktemp("codes"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def train(home: Path, *arguments: str, steps: int = 4, name: str = "run") -> Path:
+    """Train and return the run's folder."""
+    base = ["--base", str(home / "transformer.yaml"), "-n", name, f"{FIRST}{home / 'first'}"]
+    main([*base, "-t", "--max_steps", str(steps), *arguments])
+    return next(Path("logs").glob(f"*_{name}"))
+
+
+def losses(run: Path) -> list[tuple[str, str]]:
+    """(step, loss) of training and validation, as they are written."""
+    tables = sorted(run.glob("csv/*/metrics.csv"))
+    rows = [row for table in tables for row in csv.DictReader(table.open())]
+    return [
+        (row["step"], row[key])
+        for row in rows
+        for key in ("train/loss", "val/loss")
+        if row.get(key)
+    ]
+
+
+def test_training_on_codes_is_training_on_images(home: Path) -> None:
+    """To the bit, through a stop; and the run goes on to be evaluated on its images."""
+    images = train(home, "lightning.callbacks.image_logger=null", name="images")
+    codes = train(home, f"data.params.codes={home / 'codes'}", name="codes", steps=2)
+    assert losses(codes) == losses(images)[:2] and len(losses(images)) == 5
+    main(["-r", str(codes), "-t", "--max_steps", "4"])
+    assert losses(codes) == losses(images)
+    before, after = (
+        read_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in (images, codes)
+    )
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    kinds = {path.name.partition("_gs-")[0] for path in codes.glob("images/train/*.png")}
+    assert kinds == {"reconstructions", "conditioning", "side_by_side"} | {
+        f"samples_{kind}" for kind in ("half", "nopix", "det")
+    }
+    evaluate(["-r", str(codes), "--device", "cpu", "--workers", "0", "--no_cache"])
+    assert read_result(codes / "evaluation/transformer.json")["metrics"]["images"] == 4
+
+    # The weights to compare with are those of the run's checkpoint.
+    others = changed(home, first_stage={"n_codes": 12, "weights": "0" * 16})
+    with pytest.raises(UserError, match=r"of another first stage \(weights 0{16}, the model's are"):
+        main(["-r", str(codes), "-t", "--max_steps", "5", f"data.params.codes={others}"])
+
+
+def changed(home: Path, **settings: Any) -> Path:
+    """A copy of the codes whose manifest says something else."""
+    shutil.rmtree("changed", ignore_errors=True)
+    shutil.copytree(home / "codes", "changed")
+    path = Path("changed", "manifest.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return path.parent
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:length])
+
+    return apply
+
+
+def begun(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    (folder / "unfinished").mkdir()
+
+
+def larger_codes(folder: Path) -> None:
+    np.save(folder / "train.codes.npy", np.full((12, 1, 8, 8), 12, np.uint16))
+
+
+def without_train(folder: Path) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["splits"]["train"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut("train.codes.npy", 700), "train.codes.npy is cut short or damaged; copy it again"),
+        (cut("validation.conditions.npy", 50), "validation.conditions.npy is cut short or damaged"),
+        (cut("train.codes.npy", 0), "train.codes.npy is cut short or damaged"),
+        (cut("manifest.json", 100), "manifest.json is damaged; copy it again, or write it anew"),
+        (lambda folder: (folder / "train.codes.npy").unlink(), "train.codes.npy is missing"),
+        (lambda folder: shutil.copy(folder / "validation.codes.npy", folder / "train.codes.npy"),
+         "train.codes.npy holds uint16 [4, 1, 8, 8], and manifest.json says uint16 [12, 1, 8, 8]"),
+        (begun, "are incomplete; go on with the same scripts/encode_dataset.py"),
+        (without_train, "has no codes of data.params.train, only of validation; encode it"),
+        (shutil.rmtree, "changed has no codes (manifest.json); write them with"),
+    ],
+)  # fmt: skip
+def test_damaged_folders_are_refused(home: Path, damage: Any, message: str) -> None:
+    damage(changed(home))
+    with pytest.raises(UserError) as caught:
+        DataModuleFromConfig(4, train=NOISE, validation=NOISE, codes="changed").setup()
+    assert message in str(caught.value)
+
+
+def test_codes_that_there_are_not_are_refused_while_loading(home: Path) -> None:
+    larger_codes(changed(home))
+    with pytest.raises(UserError, match="train.codes.npy is damaged: image 3 has code 12 of 12"):
+        CodeDataset("changed", "train")[3]
+
+
+CONDITION = {"key": "class_label", "kind": "class", "class": "taming.modules.util.Labelator",
+             "weights": None, "settings": {"n_classes": 5, "quantize_interface": True},
+             "downsample_cond_size": -1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        ({}, ["{larger}"], "are of a codebook of 12 entries, and n_embed of the model's first "
+         "stage is 16; encode the data"),
+        ({}, ["{other}"], "are of another first stage (weights"),
+        ({"condition": None}, [], "are without conditions, and the model has 'class_label'"),
+        ({"condition": CONDITION}, [], "have other conditions than the model: their settings is "
+         "{'n_classes': 5"),
+        ({}, ["model.params.cond_stage_key=label"], "their key is class_label, and the model's "
+         "label"),
+        ({"version": 2}, [], "is of version 2 of the format, and this is version 1"),
+        ({}, ["model.params.transformer_config.params.block_size=60"], "block_size is 60, too "
+         "small for 64 tokens"),
+    ],
+)  # fmt: skip
+def test_codes_of_another_model_are_refused_before_training(
+    home: Path, settings: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    folder = changed(home, **settings)
+    stages = {name: f"{FIRST}{home / name}" for name in ("larger", "other")}
+    own = [text.format(**stages) for text in overrides]
+    with pytest.raises(UserError) as caught:
+        train(home, f"data.params.codes={folder}", *own)
+    assert message in str(caught.value) and not Path("logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.params.train.params.seed=1", "train.params.seed is 1, and the codes in .* of none"),
+        ("data.params.validation.params.length=9", "validation.params.length is 9, and .* of 4: "),
+        ("data.params.train.target=tests.scripts.test_encode_dataset.Pairs", "train.target is .*P"),
+    ],
+)
+def test_codes_of_other_images_are_refused_before_training(
+    home: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(home, f"data.params.codes={home / 'codes'}", override)
+    assert not Path("logs").exists()
+
+
+def test_what_a_config_leaves_open_of_its_images_is_that_of_the_codes(home: Path) -> None:
+    config = load_config([home / "transformer.yaml"], [f"data.params.codes={home / 'codes'}"])
+    config.data.params.train.params.length = "???"
+    config.data.params.train.params.random_flip = True  # how they are read
+    assert match_datasets(config) == ["data.params.train.params.length=12"]
+    assert config.data.params.train.params.length == 12
+
+
+def test_first_stages_do_not_train_on_codes(home: Path) -> None:
+    base = write_config(Path(), small_vqgan())
+    with pytest.raises(UserError, match="codes are for transformers, and this model reads images"):
+        main(["--base", base, "-t", f"data.params.codes={home / 'codes'}"])
