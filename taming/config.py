@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ __all__ = [
     "did_you_mean",
     "get_obj_from_str",
     "instantiate_from_config",
+    "instantiate_with",
     "is_installed",
     "left_open",
     "load_config",
@@ -94,9 +95,14 @@ def load_config(
     return merged
 
 
-def check_config(config: Any, key: str, expects: str | None = None) -> None:
-    """Refuse what `instantiate_from_config` would, and of all configs in it, without building."""
-    check_node(plain(config), key, expects)
+def check_config(
+    config: Any, key: str, expects: str | None = None, extra: Collection[str] = ()
+) -> None:
+    """Refuse what `instantiate_from_config` would, and of all configs in it, without building.
+
+    `extra` are the names of what that will be given besides.
+    """
+    check_node(plain(config), key, expects, extra)
 
 
 def instantiate_from_config(
@@ -114,8 +120,15 @@ def instantiate_from_config(
         UserError: naming the place, before anything is built: if a target or one of its parameters,
             here or in a config among these, does not exist or is not what is expected there.
     """
+    return instantiate_with(extra, config, key, expects)
+
+
+def instantiate_with(
+    extra: Mapping[str, Any], config: Any, key: str = "", expects: str | None = None
+) -> Any:
+    """`instantiate_from_config`, also of parameters `extra` that are called as one of its own."""
     node = plain(config)
-    check_node(node, key, expects)
+    check_node(node, key, expects, extra)
     with inside(key):
         target, name = target_of(node, expects), str(node["target"])
         own = params_of(node)

@@ -5,7 +5,7 @@ The schema of a class is its signature; `taming.config_values` says what hints m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from taming.config_targets import (
@@ -29,13 +29,16 @@ from taming.config_values import (
 from taming.errors import UserError, shorten
 
 
-def check_node(node: Any, key: str, expects: str | None = None) -> None:
+def check_node(
+    node: Any, key: str, expects: str | None = None, extra: Collection[str] = ()
+) -> None:
     """Check a config, `target` and `params`, and those among its parameters, without building.
 
     Args:
         node: dicts and lists, with nothing to be resolved.
         key: the config's place inside its parent, for errors.
         expects: one of `taming.config.KINDS`.
+        extra: names of parameters that are given besides.
 
     Raises:
         UserError: naming the place, the value there, and what is possible.
@@ -44,7 +47,7 @@ def check_node(node: Any, key: str, expects: str | None = None) -> None:
         target = target_of(node, expects)
         with inside("params"):
             own = params_of(node)
-            arguments_for(target, str(node["target"]), own, own)
+            arguments_for(target, str(node["target"]), own, {**dict.fromkeys(extra), **own})
 
 
 def arguments_for(

@@ -52,8 +52,8 @@ class SetupCallback(Callback):
         logdir: str | Path,
         ckptdir: str | Path,
         cfgdir: str | Path,
-        config: DictConfig | None = None,
-        lightning_config: DictConfig | None = None,
+        config: DictConfig,
+        lightning_config: DictConfig,
     ) -> None:
         super().__init__()
         self.resume = resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.atomic_files import check_place
 from taming.checkpoint import read_checkpoint, save_atomic
-from taming.config import check_config, instantiate_from_config, plain
+from taming.config import check_config, instantiate_from_config, instantiate_with, plain
 from taming.errors import UserError
 from taming.lr_scheduler import make_rule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
@@ -45,6 +46,9 @@ from taming.training.progress import Pace, RunProgress, Summary
 from taming.training.run_folder import RunFolder, run_time
 from taming.training.strategies import trainer_arguments
 from taming.user_code import is_ours
+
+_SETUP = "setup_callback"
+_SETUP_ARGUMENTS = tuple(inspect.signature(SetupCallback).parameters)
 
 
 def prepare_loss(model: pl.LightningModule) -> None:
@@ -158,7 +162,8 @@ def check_lightning(lightning_config: DictConfig, run: RunFolder) -> None:
     """
     check_config(_logger_config(lightning_config, run), "lightning.logger", "logger")
     for name, node in _callback_configs(lightning_config, run).items():
-        check_config(node, _callback_key(name, lightning_config), "callback")
+        extra = _SETUP_ARGUMENTS if name == _SETUP else ()
+        check_config(node, _callback_key(name, lightning_config), "callback", extra)
 
 
 def _logger_config(lightning_config: DictConfig, run: RunFolder) -> Any:
@@ -208,16 +213,7 @@ def _callback_configs(
             "target": "main.LearningRateMonitor",
             "params": {"logging_interval": "step"},
         },
-        "setup_callback": {
-            "target": "main.SetupCallback",
-            "params": {
-                "resume": run.resume_from and str(run.resume_from),
-                "now": run_time(),
-                "logdir": str(run.path),
-                "ckptdir": str(run.checkpoints),
-                "cfgdir": str(run.config_folder),
-            },
-        },
+        _SETUP: {"target": "main.SetupCallback"},
     }
     own = lightning_config.get("modelcheckpoint") or {}
     defaults["checkpoints"] = _merged(defaults["checkpoints"], own)
@@ -238,8 +234,11 @@ def _callback_key(name: str, lightning_config: DictConfig) -> str:
 def _callbacks(
     chosen: Mapping[str, Any], lightning_config: DictConfig, config: DictConfig, run: RunFolder
 ) -> list[Callback]:
+    setup = _setup_callback(chosen.get(_SETUP), lightning_config, config, run)
     from_config = [
-        _callback(_callback_key(name, lightning_config), node) for name, node in chosen.items()
+        _callback(_callback_key(name, lightning_config), node)
+        for name, node in chosen.items()
+        if name != _SETUP
     ]
     own_callbacks = [
         ExactResume(run.tables, free_version(run.tables, run_time())),
@@ -250,26 +249,41 @@ def _callbacks(
         TrainsSomething(),
         FiniteValidation(),
     ]
-    setups = [one for one in from_config if isinstance(one, SetupCallback)]
-    if not setups:
-        raise UserError(
-            "lightning.callbacks.setup_callback must be main.SetupCallback, or a subclass: it "
-            "makes the run's folders"
-        )
-    for setup in setups:
-        setup.config, setup.lightning_config = config, lightning_config
-    rest = [one for one in from_config if not isinstance(one, SetupCallback)]
     checkpoints = [one for one in from_config if isinstance(one, Checkpoints)]
     if not checkpoints:  # the config puts others in their place, which know of epochs alone
         checkpoints = [Checkpoints(dirpath=run.checkpoints, save_top_k=0)]
-        rest += checkpoints
+        from_config += checkpoints
     wait = checkpoints[0].writer.wait
-    return [*setups, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *rest]
+    return [setup, Pace(), ProcessWatch(wait), LoaderWatch(wait), *own_callbacks, *from_config]
 
 
-def _callback(key: str, node: Any) -> Callback:
+def _setup_callback(
+    node: Any, lightning_config: DictConfig, config: DictConfig, run: RunFolder
+) -> Callback:
+    """What makes the run's folders, with the published arguments that its config does not say."""
+    key = _callback_key(_SETUP, lightning_config)
+    published = {
+        "resume": run.resume_from,
+        "now": run_time(),
+        "logdir": run.path,
+        "ckptdir": run.checkpoints,
+        "cfgdir": run.config_folder,
+        "config": config,
+        "lightning_config": lightning_config,
+    }
+    own = (node or {}).get("params") or {}
+    given = {name: value for name, value in published.items() if name not in own}
+    callback = None if node is None else _callback(key, node, given)
+    if not isinstance(callback, SetupCallback):
+        raise UserError(
+            f"{key} must be main.SetupCallback, or a subclass: it makes the run's folders"
+        )
+    return callback
+
+
+def _callback(key: str, node: Any, extra: Mapping[str, Any] | None = None) -> Callback:
     try:
-        callback: Callback = instantiate_from_config(node, key, "callback")
+        callback: Callback = instantiate_with(extra or {}, node, key, "callback")
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
     check_hooks(key, callback)

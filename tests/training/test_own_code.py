@@ -205,7 +205,22 @@ def test_a_loader_that_ends_for_good(tmp_path: Path) -> None:
     assert trainer.global_step
 
 
-class OwnSetup(SetupCallback):
+class PublishedSetup(SetupCallback):
+    def __init__(
+        self,
+        resume: Any,
+        now: str,
+        logdir: Any,
+        ckptdir: Any,
+        cfgdir: Any,
+        config: Any,
+        lightning_config: Any,
+    ) -> None:
+        super().__init__(resume, now, logdir, ckptdir, cfgdir, config, lightning_config)
+        assert "setup_callback" in lightning_config.callbacks
+
+
+class OwnSetup(PublishedSetup):
     def on_pretrain_routine_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_pretrain_routine_start(trainer, pl_module)
         (self.logdir / "notes.txt").write_text(f"{self.now} {len(self.config.model.params)}")
@@ -235,8 +250,12 @@ class FormerHooks(Callback):
 
 
 def test_hooks_that_are_called_no_more_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    empty = OmegaConf.create()
     check_hooks("lightning.callbacks.own", FormerHooks())
-    check_hooks("lightning.callbacks.setup_callback", OwnSetup(None, "now", "a", "b", "c"))
+    check_hooks(
+        "lightning.callbacks.setup_callback",
+        SetupCallback(None, "now", "a", "b", "c", empty, empty),
+    )
     (record,) = caplog.records
     assert record.getMessage() == (
         f"lightning.callbacks.own: Lightning calls no {__name__}.FormerHooks.on_epoch_end; "
