@@ -48,9 +48,6 @@ class KeptHooks(pl.LightningModule):
         """Step by the metric, the last argument."""
         super().lr_scheduler_step(scheduler, former[-1] if former else None)
 
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int = 0) -> Any:
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
 
 def _mentions(own: Hook, name: str) -> bool:
     """Whether a function calls a method of that name, as `super().name()` does."""

@@ -335,9 +335,6 @@ class WarmUp(VQModel):
     def optimizer_zero_grad(self, epoch, batch_idx, optimizer, optimizer_idx):
         super().optimizer_zero_grad(epoch, batch_idx, optimizer, optimizer_idx)
 
-    def transfer_batch_to_device(self, batch, device):
-        return super().transfer_batch_to_device(batch, device)
-
     def configure_gradient_clipping(self, optimizer, optimizer_idx, value, how):
         super().configure_gradient_clipping(optimizer, optimizer_idx, 2 * value, how)
 
