@@ -47,7 +47,7 @@ from taming.evaluation.results import (
 from taming.evaluation.sources.images import key_of
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet, flattened
-from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row
+from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row, shown
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
@@ -143,7 +143,7 @@ class Job:
         _, last = evaluated[-1]
         metrics, sets = last.metrics, last.sets
         if self.swept:
-            names = [", ".join(f"{k}={v:g}" for k, v in chosen.items()) for chosen, _ in evaluated]
+            names = [", ".join(f"{k}={shown(v)}" for k, v in chosen.items()) for chosen, _ in evaluated]
             named = dict(zip(names, [e for _, e in evaluated], strict=True))
             metrics = {name: e.metrics for name, e in named.items()}
             sets = {f"samples {name}": e.sets["samples"] for name, e in named.items()}

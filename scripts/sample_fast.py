@@ -51,7 +51,7 @@ def folder_for(
     plan: SamplingPlan, root: Path, step: int, hashes: Mapping[str, str]
 ) -> SampleFolder:
     settings = plan.settings
-    name = f"top_k_{settings.top_k}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
+    name = f"top_k_{settings.top_k_name}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
     if settings.guided:
         name += f"_guidance_{settings.guidance}_{settings.guidance_schedule}"
     if plan.size:

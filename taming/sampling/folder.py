@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def make_record(
 
     `hashes` are those of `taming.checkpoint.model_hashes`.
     """
-    record = {"seed": seed, "global_step": global_step, "dtype": str(dtype), **asdict(settings)}
-    return {**record, **hashes}
+    decided = {"seed": seed, "global_step": global_step, "dtype": str(dtype)}
+    return {**decided, **settings.describe(), **hashes}
 
 
 def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
@@ -132,6 +132,8 @@ class SampleFolder:
         record = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}
+        if sample.top_k is not None:
+            record["own_top_k"] = sample.top_k
         save_png(sample.image, self.path(sample.label, sample.number), record)
 
 

@@ -7,7 +7,7 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class SamplingPlan:
         """Everything that decides the samples, as JSON values."""
         height, width = self.size or (None, None)
         return {
-            **asdict(self.settings),
+            **self.settings.describe(),
             "num_samples": self.num_samples,
             "seed": self.seed,
             "classes": None if self.classes is None else list(self.classes),

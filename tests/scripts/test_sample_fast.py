@@ -232,6 +232,38 @@ def test_processes_share_the_work(
         assert (alone / name).read_bytes() == (shared / name).read_bytes()
 
 
+def records(root: Path) -> dict[str, Any]:
+    found = {}
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            name = f"{path.parent.name}/{path.stem}"
+            found[name] = {**json.loads(image.info[RECORD]), "pixels": image.tobytes()}
+    return found
+
+
+def test_several_k(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("-n", "4", "--classes", "0,3", "-k", "1,2,30", "--seed", "5")
+    sample(run, *flags, out=tmp_path)
+    root = tmp_path / "samples" / "top_k_1-2-30_temp_1.00_top_p_1.0" / "7"
+    files = {path: path.read_bytes() for path in root.rglob("*.png")}
+    found = records(root)
+    assert {record["own_top_k"] for record in found.values()} == {1, 2, 30}
+    assert all(record["top_k"] == [1, 2, 30] for record in found.values())
+    for k in (1, 2, 30):
+        sample(run, *flags, "-k", str(k), out=tmp_path / "alone")
+        alone = records(tmp_path / "alone" / "samples" / f"top_k_{k}_temp_1.00_top_p_1.0" / "7")
+        for name in (name for name, record in found.items() if record["own_top_k"] == k):
+            assert alone[name]["pixels"] == found[name]["pixels"]
+            assert alone[name]["top_k"] == k and "own_top_k" not in alone[name]
+    for path in list(files)[::2]:  # with others beside them in the batch, the same
+        path.unlink()
+    sample(run, *flags, "--batch_size", "3", out=tmp_path)
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == files
+    with pytest.raises(SystemExit):
+        sample(run, *flags, "-k", "1,0", out=tmp_path)
+    assert "top_k must be at least 1, not 0" in capsys.readouterr().err
+
+
 def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
