@@ -143,7 +143,9 @@ class Job:
         _, last = evaluated[-1]
         metrics, sets = last.metrics, last.sets
         if self.swept:
-            names = [", ".join(f"{k}={shown(v)}" for k, v in chosen.items()) for chosen, _ in evaluated]
+            names = [
+                ", ".join(f"{k}={shown(v)}" for k, v in chosen.items()) for chosen, _ in evaluated
+            ]
             named = dict(zip(names, [e for _, e in evaluated], strict=True))
             metrics = {name: e.metrics for name, e in named.items()}
             sets = {f"samples {name}": e.sets["samples"] for name, e in named.items()}

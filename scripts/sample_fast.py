@@ -60,6 +60,9 @@ def folder_for(
     if plan.classifier:
         name += f"_reject_{plan.reject_ratio}"
         record |= {"reject_ratio": plan.reject_ratio, "classifier": plan.classifier}
+    if plan.pooled:
+        name += "_best_{}_of_{}".format(*plan.group)
+        record |= {"reject_pool": plan.reject_pool, "pool": list(plan.group)}
     return SampleFolder(root / "samples" / name / str(step), record)
 
 

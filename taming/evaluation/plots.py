@@ -40,7 +40,9 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Pa
     along, others = swept[0], swept[1:]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(", ".join(f"{name} {_text(row[name])}" for name in others), []).append(row)
+        groups.setdefault(", ".join(f"{name} {_text(row[name])}" for name in others), []).append(
+            row
+        )
     to_scale = not any(isinstance(row[along], str) for row in rows)
     for metric, axes in zip(metrics, charts, strict=True):
         for n, (name, group) in enumerate(groups.items()):

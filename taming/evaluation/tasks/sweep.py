@@ -13,7 +13,6 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 
 
-
 def _top_k(text: str) -> int | tuple[int, ...]:
     """A number, or several of "100+200", of which each sample has one."""
     first, *more = (int(part) for part in text.split("+"))

@@ -280,14 +280,17 @@ def test_every_row_has_its_own_k(top_p: float) -> None:
     kept = torch.stack(rows).isfinite()
     for most in (64, 99, None):
         assert torch.equal(filter_logits(logits, 0.7, ks, top_p, most_k=most).isfinite(), kept)
-    assert filter_logits(logits, 0.7, ks, 1.0, most_k=64).isfinite().sum(1).tolist()[1:] == [64, 1, 20]
+    assert filter_logits(logits, 0.7, ks, 1.0, most_k=64).isfinite().sum(1).tolist()[1:] == [
+        64,
+        1,
+        20,
+    ]
 
 
 def test_ks_of_rows_need_not_be_read_by_the_host() -> None:
     """Under torch.compile with no break, and for tensors that have no values at all."""
     logits, ks = torch.empty(3, 40, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
     assert filter_logits(logits, 1.0, ks, 0.9, most_k=20).shape == (3, 40)
-
 
 
 def test_nucleus_is_taken_after_temperature() -> None:
