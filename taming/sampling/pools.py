@@ -121,20 +121,23 @@ class PoolSampler:
     files: ScoreFiles | None = None
     on_candidate: Callable[[], object] = lambda: None
     _known: dict[int, dict[int, float]] = field(default_factory=dict)  # by place in `pools`
+    _finished: int = 0  # pools
 
     def __iter__(self) -> Iterator[Sample]:
         drawn = self.draw(self._requests())  # read ahead, as batches go across pools
         for place, pool in enumerate(self.pools):
             yield from self._best(place, pool, drawn)
+            self._finished += 1
             self._known.pop(place)
             if self.files is not None and self.share[0] == 0:
                 self.files.delete(pool)
 
     def _requests(self) -> Iterator[Request]:
         for place, pool in enumerate(self.pools):
-            yield from pool.requests(self.own(place))
+            if place >= self._finished:  # else, all of its candidates had scores
+                yield from pool.requests(self._own(place))
 
-    def own(self, place: int) -> list[int]:
+    def _own(self, place: int) -> list[int]:
         """The candidates of a pool that this process has to make: those without a score."""
         pool, (rank, processes) = self.pools[place], self.share
         if place not in self._known:
@@ -144,7 +147,7 @@ class PoolSampler:
 
     def _best(self, place: int, pool: Pool, drawn: Iterator[Sample]) -> Iterator[Sample]:
         """The samples of a pool that this process is to give."""
-        own = islice(drawn, len(self.own(place)))
+        own = islice(drawn, len(self._own(place)))
         scores, best = dict(self._known[place]), Best(pool.group.kept)
         for number, score in scores.items():
             best.add(number, score)

@@ -155,6 +155,14 @@ def test_an_interrupted_pool_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []  # nothing is left of finished pools
 
 
+def test_a_pool_whose_scores_are_all_there(tmp_path: Path) -> None:
+    files, model = ScoreFiles(tmp_path, "key"), Model()
+    scores = {n: value(3, n) for n in POOLS[0].candidates}
+    files.save(POOLS[0], 7, {n: -math.inf if math.isnan(v) else v for n, v in scores.items()})
+    assert found(PoolSampler(POOLS, model, score, files=files)) == EXPECTED
+    assert len(model.drawn) == 154
+
+
 def test_damaged_scores_are_computed_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = ScoreFiles(tmp_path, "key")
     files.save(POOLS[0], 0, {0: 0.5, 999: 1.0})
