@@ -21,7 +21,6 @@ from typing import Any
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_device
 from taming.errors import UserError, command, end_with_damaged
-from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     EvaluationArguments,
     FidelityExtractorArguments,
@@ -35,6 +34,7 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
+from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import (
     Result,
     command_line,
@@ -60,11 +60,7 @@ Evaluated = tuple[dict[str, Any], Evaluation]
 class Arguments:
     """The flags of this script alone."""
 
-    preset: str | None = flag(
-        None,
-        "the protocol of a published number: "
-        + ", ".join(preset.name for preset in presets.PRESETS),
-    )
+    preset: str | None = flag(None, PRESET_HELP)
     sweep: str | None = flag(
         None, 'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0": table and chart'
     )
@@ -90,10 +86,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], li
     add_flags(parser, FidelityExtractorArguments)
     add_set_flags(parser)
     add_flags(parser, Arguments)
-    early, _ = parser.parse_known_args(argv)
-    if early.preset:
-        parser.set_defaults(**presets.flags(presets.preset(early.preset)))
-    return parse_sets(parser, argv, most=2)
+    return parse_sets(parser, with_preset(parser, argv, SCRIPT), most=2)
 
 
 class Job:
@@ -163,7 +156,7 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     result, (_, evaluation) = job.result(evaluated, seconds), evaluated[-1]
     key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
     path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
-    tables = [published(job.own.preset)] if job.own.preset else []
+    tables = noted(result, job.own.preset)
     if job.swept:
         rows = sweep_rows(evaluated)
         tables.append(markdown_table(rows))
@@ -180,13 +173,6 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
 
 def sweep_rows(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     return [row(chosen, evaluation.metrics) for chosen, evaluation in evaluated]
-
-
-def published(name: str) -> str:
-    preset = presets.preset(name)
-    numbers = ", ".join(f"{metric} {number:g}" for metric, number in preset.published)
-    settings = ", ".join(f"{key}: {value}" for key, value in presets.SAMPLER.items())
-    return f"Published ({preset.what}): {numbers}. Sampler: {settings}."
 
 
 def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
@@ -226,8 +212,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluated = job.run()
     if not evaluated:
         return
-    if job.own.preset:
-        print(published(job.own.preset))
     print(markdown_table(sweep_rows(evaluated)) if job.swept else summary(evaluated[0][1].metrics))
     path = write(job, evaluated, time.monotonic() - start)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")

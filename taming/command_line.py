@@ -76,6 +76,10 @@ class Parser(argparse.ArgumentParser):
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
 
+    def knows(self, flag: str) -> bool:
+        """Whether there is such a flag, as `--seed`."""
+        return flag in self._option_string_actions
+
     def error(self, message: str) -> NoReturn:
         _, unrecognized, words = message.partition("unrecognized arguments: ")
         if unrecognized:

@@ -165,6 +165,7 @@ class ImageSource(Protocol):
 
     def keep_unfinished_in(self, folder: Path | None) -> None:
         """Where to write down work behind images that are not finished; nowhere by default."""
+        return
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         """The images of these indices, made or loaded about `batch_size` at a time."""
