@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.command_line import add_flags, flag, from_flags
-from taming.devices import choose_device
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -44,9 +44,11 @@ from taming.evaluation.results import (
     read_result,
     write_result,
 )
-from taming.evaluation.sources.images import key_of
+from taming.evaluation.sources.images import LoadedSource, key_of
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet, flattened
+from taming.evaluation.tasks.first_stage import LoadedFirstStage
+from taming.evaluation.tasks.reconstructed_set import ReconstructedSource
 from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row, shown
 
 SCRIPT = "scripts/evaluate_fid.py"
@@ -66,6 +68,11 @@ class Arguments:
     )
     neighbors: int = flag(
         0, "picture of the nearest K images", hidden=("--neighbours",), metavar="K"
+    )
+    reconstruct: str | None = flag(
+        None,
+        "SAMPLES is a first stage's run: its reconstructions of this split of REFERENCE's config",
+        metavar="SPLIT",
     )
     reproduce: Path | None = flag(None, "run this result again and compare", metavar="JSON")
     tolerance: float = flag(1e-3, "of --reproduce, relative")
@@ -110,11 +117,24 @@ class Job:
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         self.device = choose_device(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-        sets = open_sets(self.names, args, overrides, self.device)
+        sets = self._sets(args, overrides)
         self.samples: ImageSet = sets[0]
         self.reference: ImageSet | None = sets[1] if len(sets) > 1 else None
         if self.swept and not isinstance(self.samples, RunSource):
             raise UserError(f"--sweep makes samples of a run, and {self.names[0]} is none")
+
+    def _sets(self, args: Namespace, overrides: Sequence[str]) -> list[ImageSet]:
+        if self.own.reconstruct is None:
+            return open_sets(self.names, args, overrides, self.device)
+        if len(self.names) < 2:
+            raise UserError("--reconstruct takes the images of a REFERENCE's config; give one")
+        stage, config = LoadedFirstStage.load(self.names[0]), self.names[1]
+        args.samples_split = self.own.reconstruct
+        images, reference = open_sets([config, config], args, overrides, self.device)
+        if not isinstance(images, LoadedSource):
+            raise UserError(f"--reconstruct takes the images of a config, and {config} is none")
+        dtype = choose_dtype(self.common.precision, self.device)
+        return [ReconstructedSource(stage, images, self.device, dtype), reference]
 
     def run(self) -> list[Evaluated]:
         """One evaluation, or those of a sweep; none in ranks above 0."""

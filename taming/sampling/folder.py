@@ -211,8 +211,8 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     new = 0
     pooled = job.plan.pooled
     with _bar(job, folder.finished) as bar, FolderWriter(folder) as writer:
-        options = {"scores": folder.scores(), "on_candidate": bar.image} if pooled else {}
-        for sample in job.samples(folder.finished, bar, **options):
+        scores = folder.scores() if pooled else None
+        for sample in job.samples(folder.finished, bar, scores, bar.image):
             writer.save(sample)
             new += 1
             if not pooled:

@@ -106,7 +106,7 @@ def scores_of(samples: Sequence[Sample], score: Score, at_once: int = 0) -> list
     if len(labels) < len(samples):
         raise UserError("rejection asks how like its class a sample is; this model has none")
     copies = max(0, at_once - len(samples))
-    images = torch.stack([sample.image for sample in (*samples, *samples[-1:] * copies)])
+    images = torch.stack([sample.image for sample in [*samples, *[samples[-1]] * copies]])
     scores = score(images, torch.tensor(labels + labels[-1:] * copies))
     return scores[: len(samples)].tolist()
 
