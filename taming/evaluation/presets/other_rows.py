@@ -14,7 +14,7 @@ from taming.evaluation.presets.base import (
 from taming.evaluation.presets.image_rows import EVALUATOR
 
 OTHERS = "others"
-SNAIL = "PixelSNAIL, which is not a model here,"
+SNAIL = "PixelSNAIL, not a model here,"
 
 
 def _likelihood(
