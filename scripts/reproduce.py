@@ -5,8 +5,8 @@
     python scripts/reproduce.py --all -- --device cuda --precision bf16
 
 What follows -- goes to the evaluation scripts. No model or dataset is downloaded: what is missing
-is named, with the command that fetches it. Results stay in `reproduced/<preset>-<key>/`, so that the
-same command goes on with the rest, and `reproduced/reproduced.{md,json}` compares the published
+is named, with the command that fetches it. Results stay in `reproduced/<preset>-<key>/`, so that
+the same command goes on with the rest, and `reproduced/reproduced.{md,json}` compares the published
 numbers with the measured ones.
 `torchrun --standalone --nproc_per_node 4 scripts/reproduce.py ...` shares each preset's work.
 """

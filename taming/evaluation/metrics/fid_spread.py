@@ -8,6 +8,7 @@ comes twice tells nothing new, and the FID rises as sets shrink.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ from taming.evaluation.metrics.fid import Gaussian, Moments, frechet_distance
 from taming.evaluation.sources.images import State, joined_states, part_of
 from taming.sampling.settings import uniforms
 
-SMALLEST_SET = 20  # of which no resampled set is empty
 MOST_TIMES = 20  # that an image comes; more is rarer than 1e-18
 
 
@@ -74,9 +74,11 @@ def _compute(
     samples: ResampledMoments, reference: ResampledMoments | Gaussian, settings: ResampleSettings
 ) -> dict[str, float]:
     real = reference.whole if isinstance(reference, ResampledMoments) else reference
-    distances = [frechet_distance(moments, real) for moments in samples.resampled]
-    spread = np.std(distances, ddof=1) if len(distances) > 1 else 0.0
-    return {"std": float(spread), "mean_of_resampled": float(np.mean(distances))}
+    # Of very few samples a set may have none.
+    distances = [frechet_distance(m, real) for m in samples.resampled if m.count > 1]
+    if len(distances) < 2:
+        return {"std": math.nan, "mean_of_resampled": math.nan}
+    return {"std": float(np.std(distances, ddof=1)), "mean_of_resampled": float(np.mean(distances))}
 
 
 FID_SPREAD = Metric(
@@ -86,7 +88,6 @@ FID_SPREAD = Metric(
     compute=_compute,
     settings=ResampleSettings,
     options={"resamples": "fid_resamples"},
-    smallest_set=lambda settings: SMALLEST_SET,
     facts={"resampling": "each image a Poisson number of times, mean 1"},
     accepts_statistics=True,
     layer_of="fid",

@@ -16,10 +16,12 @@ METRICS = {
 
 def published_text(entry: Preset) -> str:
     """The numbers of a preset, and of what else they are, or who measured them."""
-    parts = []
+    parts, named = [], [number.metric for number in entry.measured]
     for number in entry.numbers:
         metric = METRICS.get(number.metric, number.metric)
         whose = number.of or (f"by {number.by}" if number.by else "")
+        if named.count(number.metric) > 1:
+            whose = whose or number.source
         parts.append(f"{metric} {number.text}{f' ({whose})' if whose else ''}")
     return ", ".join(parts) or "none"
 

@@ -173,7 +173,7 @@ def rows(preset: Preset, result: Result | None, why_not: str = "") -> list[dict[
                 "metric": number.metric + (f" of {number.of}" if number.of else ""),
                 "published": number.text,
                 "where": number.source + (f", measured by {number.by}" if number.by else ""),
-                "measured": why_not or "not measured here" if value is None else value,
+                "measured": (why_not or "not measured here") if value is None else value,
                 "spread": spread_of(number, measured) if value is not None else None,
                 "by": protocol_name(result) if result else None,
             }
@@ -184,8 +184,8 @@ def rows(preset: Preset, result: Result | None, why_not: str = "") -> list[dict[
 def protocol_name(result: Result) -> str:
     """Which protocol a number is of, in a few words: extractor, and the reference's resize."""
     protocol, sets = result["protocol"], result["sets"]
-    extractor = protocol.get("extractor") or {}
-    words = [str(extractor.get("name") or extractor.get("extractor") or "no extractor")]
+    extractor = protocol.get("extractor") or protocol.get("rfid") or {}
+    words = [str(extractor.get("extractor") or protocol.get("evaluator") or "no extractor")]
     reference = sets.get("reference") or sets.get("images") or {}
     words += [f"{key} {reference[key]}" for key in ("resize", "crop") if reference.get(key)]
     count = (sets.get("samples") or sets.get("images") or {}).get("images")

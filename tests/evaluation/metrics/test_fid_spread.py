@@ -66,6 +66,11 @@ def test_parts_of_several_processes_are_one() -> None:
     assert FID_SPREAD.compute(joined, reference, settings) == pytest.approx(expected, rel=1e-9)
 
 
+def test_of_one_resampled_set_there_is_no_spread() -> None:
+    counted = resampled(features(30, 1), 1)
+    assert np.isnan(FID_SPREAD.compute(counted, counted, ResampleSettings(1))["std"])
+
+
 def test_the_spread_is_that_of_other_samples() -> None:
     """Of 200 sets drawn from the distribution itself, within what 40 resampled sets can tell."""
     reference = resampled(features(4000, 0), 1)
