@@ -228,6 +228,10 @@ class SamplingJob:
             return draw(self.requests(finished))
         if self.plan.pooled:
             pools = self.pools(finished)
-            return iter(PoolSampler(pools, draw, self.score, self.share, scores, on_candidate))
+            return iter(
+                PoolSampler(
+                    pools, draw, self.score, self.share, files=scores, on_candidate=on_candidate
+                )
+            )
         chosen = best_of(draw(self.requests(finished)), self.score, self.plan.group)
         return (sample for sample in chosen if sample.number < self.plan.num_samples)

@@ -277,12 +277,10 @@ def sample_sliding_window(
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:
         check_tokens(vocabulary_of(transformer), cond)
-    layout = layout_for(transformer, cond, shape, window)
+    layout, numbers = layout_for(transformer, cond, shape, window), range(len(cond))
     cond = cond.to(weights.device)
-    if uniform is None:
-        uniform = uniforms(seed, range(len(cond)), shape[0] * shape[1])
-    uniform = uniform.to(weights.device)
-    own_k = settings.own_top_k(seed, range(len(cond)))
+    uniform = uniforms(seed, numbers, shape[0] * shape[1]) if uniform is None else uniform
+    uniform, own_k = uniform.to(weights.device), settings.own_top_k(seed, numbers)
     top_ks = None if own_k is None else torch.tensor(own_k).to(weights.device)
 
     def pick(logits: Tensor, row: int, column: int) -> Tensor:

@@ -86,34 +86,67 @@ def _decoding(
     numbers = (Number("fid", fid, source), Number("isc.mean", isc[0], source, isc[1]))
     what = f"50,000 samples of ImageNet, {what}, against the training images"
     return Preset(
-        name, what, numbers, parameters, "evaluate_fid", "cin_transformer", "cin_transformer"
+        name,
+        what,
+        numbers,
+        parameters,
+        script="evaluate_fid",
+        model="cin_transformer",
+        config="cin_transformer",
     )
 
 
 TABLE_4 = (
-    _decoding(1, "cin_mixed_k", "mixed k", 17.04, (70.6, 1.8), top_k=MIXED_K),
-    _decoding(2, "cin_k973", "k = 973", 29.20, (47.3, 1.3), top_k=973),
-    _decoding(3, "cin_k250", "k = 250", 15.98, (78.6, 1.1), top_k=250),
-    _decoding(4, "cin_k973_p088", "k = 973, p = 0.88", 15.78, (74.3, 1.8), top_k=973, top_p=0.88),
+    _decoding(1, "cin_mixed_k", "mixed k", fid=17.04, isc=(70.6, 1.8), top_k=MIXED_K),
+    _decoding(2, "cin_k973", "k = 973", fid=29.20, isc=(47.3, 1.3), top_k=973),
+    _decoding(3, "cin_k250", "k = 250", fid=15.98, isc=(78.6, 1.1), top_k=250),
     _decoding(
-        5, "cin_k600_a005", "k = 600, acceptance 0.05", 5.20, (280.3, 5.5),
-        top_k=600, reject_ratio=0.05,
+        4, "cin_k973_p088", "k = 973, p = 0.88", fid=15.78, isc=(74.3, 1.8), top_k=973, top_p=0.88
     ),
     _decoding(
-        6, "cin_mixed_k_a05", "mixed k, acceptance 0.5", 10.26, (125.5, 2.4),
-        top_k=MIXED_K, reject_ratio=0.5,
+        5,
+        "cin_k600_a005",
+        "k = 600, acceptance 0.05",
+        fid=5.20,
+        isc=(280.3, 5.5),
+        top_k=600,
+        reject_ratio=0.05,
     ),
     _decoding(
-        7, "cin_mixed_k_a025", "mixed k, acceptance 0.25", 7.35, (188.6, 3.3),
-        top_k=MIXED_K, reject_ratio=0.25,
+        6,
+        "cin_mixed_k_a05",
+        "mixed k, acceptance 0.5",
+        fid=10.26,
+        isc=(125.5, 2.4),
+        top_k=MIXED_K,
+        reject_ratio=0.5,
     ),
     _decoding(
-        8, "cin_mixed_k_a005", "mixed k, acceptance 0.05", 5.88, (304.8, 3.6),
-        top_k=MIXED_K, reject_ratio=0.05,
+        7,
+        "cin_mixed_k_a025",
+        "mixed k, acceptance 0.25",
+        fid=7.35,
+        isc=(188.6, 3.3),
+        top_k=MIXED_K,
+        reject_ratio=0.25,
     ),
     _decoding(
-        9, "cin_mixed_k_a0005", "mixed k, acceptance 0.005", 6.59, (402.7, 2.9),
-        top_k=MIXED_K, reject_ratio=0.005,
+        8,
+        "cin_mixed_k_a005",
+        "mixed k, acceptance 0.05",
+        fid=5.88,
+        isc=(304.8, 3.6),
+        top_k=MIXED_K,
+        reject_ratio=0.05,
+    ),
+    _decoding(
+        9,
+        "cin_mixed_k_a0005",
+        "mixed k, acceptance 0.005",
+        fid=6.59,
+        isc=(402.7, 2.9),
+        top_k=MIXED_K,
+        reject_ratio=0.005,
     ),
     Preset(
         "imagenet_validation",
@@ -128,10 +161,10 @@ TABLE_4 = (
             Parameter("split", "train", WHOLE_TRAINING),
             *REFERENCE,
         ),
-        "evaluate_fid",
+        script="evaluate_fid",
         config="imagenet_vqgan",
     ),
-)  # fmt: skip
+)
 
 TABLE_2 = (
     Preset(
@@ -139,9 +172,9 @@ TABLE_2 = (
         "samples for the segmentations of COCO-Stuff's validation images, against these",
         (Number("fid", 22.4, "table 2"), Number("fid", 20.4, README)),
         OF_LAYOUTS,
-        "evaluate_fid",
-        "coco_transformer",
-        "coco_transformer",
+        script="evaluate_fid",
+        model="coco_transformer",
+        config="coco_transformer",
         conditions=True,
     ),
     Preset(
@@ -149,9 +182,9 @@ TABLE_2 = (
         "samples for the segmentations of ADE20K's validation images, against these",
         (Number("fid", 35.5, "table 2"),),
         OF_LAYOUTS,
-        "evaluate_fid",
-        "ade20k_transformer",
-        "ade20k_transformer",
+        script="evaluate_fid",
+        model="ade20k_transformer",
+        config="ade20k_transformer",
         conditions=True,
     ),
 )
@@ -161,18 +194,18 @@ TABLE_3 = (
         "50,000 samples of CelebA-HQ, against the training images",
         (Number("fid", 10.2, "table 3"),),
         with_source(SAMPLED, top_k=(400, f"{SUPPLEMENT}: the best of 100, 200, ..., 500")),
-        "evaluate_fid",
-        "celebahq_transformer",
-        "celebahq_transformer",
+        script="evaluate_fid",
+        model="celebahq_transformer",
+        config="celebahq_transformer",
     ),
     Preset(
         "ffhq",
         "50,000 samples of FFHQ, against the training images",
         (Number("fid", 9.6, "table 3"),),
         with_source(SAMPLED, top_k=(300, SUPPLEMENT)),
-        "evaluate_fid",
-        "ffhq_transformer",
-        "ffhq_transformer",
+        script="evaluate_fid",
+        model="ffhq_transformer",
+        config="ffhq_transformer",
     ),
 )
 
@@ -187,9 +220,9 @@ def _rfid(
         f"{what}, against these",
         (Number("rfid", validation, "table 5, validation"),),
         RECONSTRUCTED,
-        "evaluate_first_stage",
-        model,
-        "imagenet_vqgan",
+        script="evaluate_first_stage",
+        model=model,
+        config="imagenet_vqgan",
         note=note,
     )
     against_training = Preset(
@@ -201,9 +234,9 @@ def _rfid(
             Parameter("reconstruct", "validation", "table 5"),
             *with_source(RECONSTRUCTED, split=("train", "table 5, training")),
         ),
-        "evaluate_fid",
-        model,
-        "imagenet_vqgan",
+        script="evaluate_fid",
+        model=model,
+        config="imagenet_vqgan",
         note=note,
     )
     return against_itself, against_training
@@ -211,13 +244,30 @@ def _rfid(
 
 NO_TWO_LEVELS = "no checkpoint of it is published; train one, and name its run"
 TABLE_5 = (
-    *_rfid("vqgan_1024", "f16, 1,024 codes", "vqgan_imagenet_f16_1024", 7.94, 10.54),
-    *_rfid("vqgan_16384", "f16, 16,384 codes", "vqgan_imagenet_f16_16384", 4.98, 7.41),
-    *_rfid("gumbel_f8", "f8, 8,192 codes, Gumbel", "vqgan_gumbel_f8", 1.49, 3.24),
     *_rfid(
-        "two_levels", "two levels, 64 x 64 and 32 x 32, 512 codes", None, 1.45, 2.78, NO_TWO_LEVELS
+        "vqgan_1024", "f16, 1,024 codes", "vqgan_imagenet_f16_1024", validation=7.94, training=10.54
     ),
-    *_rfid("dalle", "DALL-E's dVAE, f8, 8,192 codes", "dalle_dvae", 32.01, 33.88),
+    *_rfid(
+        "vqgan_16384",
+        "f16, 16,384 codes",
+        "vqgan_imagenet_f16_16384",
+        validation=4.98,
+        training=7.41,
+    ),
+    *_rfid(
+        "gumbel_f8", "f8, 8,192 codes, Gumbel", "vqgan_gumbel_f8", validation=1.49, training=3.24
+    ),
+    *_rfid(
+        "two_levels",
+        "two levels, 64 x 64 and 32 x 32, 512 codes",
+        None,
+        validation=1.45,
+        training=2.78,
+        note=NO_TWO_LEVELS,
+    ),
+    *_rfid(
+        "dalle", "DALL-E's dVAE, f8, 8,192 codes", "dalle_dvae", validation=32.01, training=33.88
+    ),
 )
 
 
@@ -232,9 +282,9 @@ def _readme_rfid(name: str, codes: str, model: str, rfid: float) -> Preset:
         what,
         numbers,
         tuple(parameters),
-        "evaluate_first_stage",
-        model,
-        "imagenet_vqgan",
+        script="evaluate_first_stage",
+        model=model,
+        config="imagenet_vqgan",
     )
 
 

@@ -42,22 +42,41 @@ def _likelihood(
             Parameter("split", None, NOT_PUBLISHED),
             Parameter("num_images", None, NOT_PUBLISHED),
         ),
-        "evaluate_transformer",
-        model,
-        config,
+        script="evaluate_transformer",
+        model=model,
+        config=config,
         note=note if model else "no checkpoint of it is published; train one, and name its run",
     )
 
 
 TABLE_1 = (
-    _likelihood("rin", "RIN", "85 M", (4.78, 4.84, 4.96), None, None),
-    _likelihood("lsun_ct", "LSUN churches and towers", "310 M", (4.63, 4.69, 4.89), None, None),
-    _likelihood("in", "ImageNet", "310 M", (4.78, 4.83, 4.96), None, "cin_transformer"),
+    _likelihood("rin", "RIN", "85 M", numbers=(4.78, 4.84, 4.96), model=None, config=None),
     _likelihood(
-        "drin", "D-RIN", "180 M", (4.70, 4.78, 4.88), "drin_transformer", "drin_transformer"
+        "lsun_ct",
+        "LSUN churches and towers",
+        "310 M",
+        numbers=(4.63, 4.69, 4.89),
+        model=None,
+        config=None,
     ),
     _likelihood(
-        "sflckr", "S-FLCKR", "310 M", (4.49, 4.57, 4.64), "sflckr_transformer", "sflckr_transformer"
+        "in", "ImageNet", "310 M", numbers=(4.78, 4.83, 4.96), model=None, config="cin_transformer"
+    ),
+    _likelihood(
+        "drin",
+        "D-RIN",
+        "180 M",
+        numbers=(4.70, 4.78, 4.88),
+        model="drin_transformer",
+        config="drin_transformer",
+    ),
+    _likelihood(
+        "sflckr",
+        "S-FLCKR",
+        "310 M",
+        numbers=(4.49, 4.57, 4.64),
+        model="sflckr_transformer",
+        config="sflckr_transformer",
     ),
 )
 
@@ -75,7 +94,7 @@ COSTS = (
             Parameter("top_k", None, NOT_PUBLISHED),
             Parameter("num_samples", None, NOT_PUBLISHED),
         ),
-        None,
+        script=None,
         note="a comparison of two models of which none is published; train both, and evaluate each",
     ),
     Preset(
@@ -86,7 +105,7 @@ COSTS = (
             Parameter("downsampling_factor", 1, "figure 7"),
             Parameter("device", "Titan X", "figure 7"),
         ),
-        None,
+        script=None,
         note="the time is that of its hardware; compare sampling costs on your own",
     ),
 )
@@ -113,9 +132,9 @@ def _scenes(
             Parameter("top_k", None, NOT_PUBLISHED),
             *training,
         ),
-        "evaluate_scenes",
-        name,
-        "open_images_scene_images_transformer",
+        script="evaluate_scenes",
+        model=name,
+        config="open_images_scene_images_transformer",
         note=SCENE_SIZE,
     )
 
@@ -145,9 +164,9 @@ SCENES = (
             Parameter("num_layouts", 3097, f"this line of work ({SCENES_PAPER})"),
             Parameter("split", "validation", f"this line of work ({SCENES_PAPER})"),
         ),
-        "evaluate_scenes",
-        "coco_scene_60",
-        "coco_scene_images_transformer",
+        script="evaluate_scenes",
+        model="coco_scene_60",
+        config="coco_scene_images_transformer",
         note="the protocol is known, and no number of it was found",
     ),
 )
@@ -163,9 +182,9 @@ def _measured_again(name: str, what: str, model: str, rfid: float) -> Preset:
             Parameter("split", "validation", "later papers"),
             Parameter("evaluator", None, f"{NOT_PUBLISHED} in what was found: {how}"),
         ),
-        "evaluate_first_stage",
-        model,
-        "imagenet_vqgan",
+        script="evaluate_first_stage",
+        model=model,
+        config="imagenet_vqgan",
         note=f"the paper's own evaluation gives another number, see rfid_{name}",
     )
 
@@ -188,9 +207,9 @@ def _benchmark(
             Parameter("top_p", None, NOT_PUBLISHED),
             Parameter("temperature", None, NOT_PUBLISHED),
         ),
-        "evaluate_fid",
-        None,
-        config,
+        script="evaluate_fid",
+        model=None,
+        config=config,
         note="no checkpoint of it is published; train one with the config, and name its run",
     )
 
@@ -225,9 +244,9 @@ PICTURED = (
         "unconditional samples of LSUN churches and towers",
         (),
         (Parameter("dataset", "LSUN churches and towers", f"{PAPER}, table 1 and pictures"),),
-        "evaluate_fid",
-        None,
-        "lsun_transformer",
+        script="evaluate_fid",
+        model=None,
+        config="lsun_transformer",
         note="samples are shown, and no FID of them is published; see nll_lsun_ct",
     ),
     Preset(
@@ -235,9 +254,9 @@ PICTURED = (
         "landscapes of S-FLCKR for segmentations, at several sizes",
         (),
         (Parameter("dataset", "S-FLCKR", f"{PAPER}, table 1 and pictures"),),
-        "evaluate_fid",
-        "sflckr_transformer",
-        "sflckr_transformer",
+        script="evaluate_fid",
+        model="sflckr_transformer",
+        config="sflckr_transformer",
         conditions=True,
         note="samples are shown, and no FID of them is published; see nll_sflckr",
     ),
