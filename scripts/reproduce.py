@@ -56,7 +56,7 @@ class Arguments:
 
     list: bool = flag(False, "show the presets, and their commands, and stop")
     all: bool = flag(False, "measure all that can be measured here")
-    run: tuple[tuple[str, str], ...] = flag(
+    model: tuple[tuple[str, str], ...] = flag(
         (),
         "where the model of a preset is (default: logs/...)",
         metavar="NAME=RUN",
@@ -93,7 +93,7 @@ def chosen_presets(own: Arguments, names: Sequence[str]) -> list[Preset]:
 def reproductions(
     own: Arguments, presets: Sequence[Preset], extra: tuple[str, ...]
 ) -> Iterator[Reproduction]:
-    runs, data = dict(own.run), dict(own.data)
+    runs, data = dict(own.model), dict(own.data)
     root = Path() if Path("configs").is_dir() else ROOT
     for entry in presets:
         named = [name for name in (entry.name, entry.model) if name is not None]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from taming.atomic_files import write_text
 from taming.distributed import gather_objects
+from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
 from taming.sampling.rejection import Group, Score, scores_of
 from taming.sampling.requests import Request
@@ -153,7 +154,9 @@ class PoolSampler:
             best.add(number, score)
         saved = time.monotonic()
         while samples := list(islice(own, SCORED)):
-            for sample, score in zip(samples, scores_of(samples, self.score, SCORED), strict=True):
+            # Of the pixels that a PNG has: what batches of other sizes round otherwise is gone.
+            written = [replace(s, image=to_values(to_uint8(s.image))) for s in samples]
+            for sample, score in zip(samples, scores_of(written, self.score, SCORED), strict=True):
                 scores[sample.number] = -math.inf if math.isnan(score) else score
                 best.add(sample.number, scores[sample.number], sample)
                 self.on_candidate()

@@ -47,7 +47,7 @@ def lines(place: Path) -> list[dict[str, Any]]:
 def test_a_number_is_measured_once(
     place: Path, run: str, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["cin_k250", "--run", f"cin_transformer={run}", "--data", f"cin_k250={data}"]
+    words = ["cin_k250", "--model", f"cin_transformer={run}", "--data", f"cin_k250={data}"]
     main([*words, *SMALL])
     said = capsys.readouterr().out
     assert "sampling 12 images takes about" in said
@@ -83,7 +83,7 @@ def test_the_key_follows_the_checkpoint_and_the_data(place: Path, run: str, data
 def test_first_stages_and_real_images(place: Path, data: str) -> None:
     stage = str(tiny_run(place / "stage", FIRST_STAGE))
     names = ("rfid_vq_f8", "rfid_vqgan_1024_train")
-    words = ["--run", f"vq_f8={stage}", "--run", f"rfid_vqgan_1024_train={stage}"]
+    words = ["--model", f"vq_f8={stage}", "--model", f"rfid_vqgan_1024_train={stage}"]
     words += [word for name in names for word in ("--data", f"{name}={data}")]
     main([*names, *words, "--", *TINY, "--batch_size", "4"])
     measured = {(line["preset"], line["metric"]): line for line in lines(place)}
@@ -104,7 +104,7 @@ def test_what_is_missing_is_said(place: Path, run: str, data: str, capsys: Any) 
     said = capsys.readouterr()
     assert "fetch it with python scripts/download_models.py ffhq_transformer" in said.out
     assert "FFHQTrain: the folder data/ffhq does not exist" in said.out
-    assert "train one, and name its run: --run rfid_two_levels=RUN" in said.out
+    assert "train one, and name its run: --model rfid_two_levels=RUN" in said.out
     assert "is no single run: " in said.out
     assert said.err.strip() == "error: 3 of 3 presets were not measured"
     assert {line["measured"] for line in lines(place)} == {"missing: model or data"}
@@ -116,7 +116,7 @@ def test_one_that_fails_does_not_stop_the_others(
 ) -> None:
     names = ("cin_k973", "cin_k250")
     words = [word for name in names for word in ("--data", f"{name}={data}")]
-    words += ["--run", f"cin_transformer={run}"]
+    words += ["--model", f"cin_transformer={run}"]
     with pytest.raises(SystemExit):
         main([*names, *words, *SMALL, "--classes", "7"])
     said = capsys.readouterr()
@@ -136,8 +136,8 @@ def test_the_list(capsys: Any) -> None:
         ((), "name presets, or give --all"),
         (("ffhq", "--all"), "name presets, or give --all"),
         (("fhq",), "did you mean 'ffhq'"),
-        (("ffhq", "--run", "logs/run"), "--run: give NAME=PATH, not 'logs/run'"),
-        (("ffhq", "--run", "fhq=logs/run"), "there is no preset or published model 'fhq'"),
+        (("ffhq", "--model", "logs/run"), "--model: give NAME=PATH, not 'logs/run'"),
+        (("ffhq", "--model", "fhq=logs/run"), "there is no preset or published model 'fhq'"),
         (("ffhq", "--unknown"), "unknown argument --unknown"),
     ],
 )

@@ -96,7 +96,7 @@ class Reproduction:
 
     def _missing_model(self) -> Iterator[str]:
         if self.model_path is None:
-            yield f"{self.preset.note}: --run {self.preset.name}=RUN"
+            yield f"{self.preset.note}: --model {self.preset.name}=RUN"
             return
         try:
             find_run(self.model_path)
