@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,17 @@ class Classifier:
         weights = models.get_model_weights(architecture).DEFAULT
         self.transform = weights.transforms(antialias=True)
         self.network, self.device = self._load(architecture, file).to(device).eval(), device
+
+    @staticmethod
+    def missing_file(name: str) -> Path | None:
+        """Where published weights of a classifier would be fetched to; None if they are there."""
+        from torchvision import models
+
+        if ":" in name:
+            return None
+        url = models.get_model_weights(name).DEFAULT.url
+        path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+        return None if path.is_file() else path
 
     @staticmethod
     def _load(architecture: str, file: str) -> nn.Module:

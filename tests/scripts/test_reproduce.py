@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def test_first_stages_and_real_images(place: Path, data: str) -> None:
     assert isc["measured"] > 1 and isc["spread"] > 0
 
 
-def test_what_is_missing_is_said(place: Path, run: str, data: str, capsys: Any) -> None:
+def test_what_is_missing_is_said(
+    place: Path, run: str, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["ffhq", "rfid_two_levels", "cifar10_f2", "--data", f"rfid_two_levels={data}"])
     assert stop.value.code == 1
@@ -109,6 +112,11 @@ def test_what_is_missing_is_said(place: Path, run: str, data: str, capsys: Any) 
     assert said.err.strip() == "error: 3 of 3 presets were not measured"
     assert {line["measured"] for line in lines(place)} == {"missing: model or data"}
     assert not list((place / "reproduced").glob("*/"))
+    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
+    with pytest.raises(SystemExit):
+        main(["cin_4", "--model", f"cin_transformer={run}", "--data", f"cin_mixed_k_a005={data}"])
+    said = capsys.readouterr()
+    assert re.search(r"there is no .*resnet101-\w+\.pth; fetch it with python -c ", said.out)
 
 
 def test_one_that_fails_does_not_stop_the_others(

@@ -25,6 +25,7 @@ from taming.published_models import how_to_fetch, published_models
 from taming.sampling.estimate import estimated_seconds
 from taming.sampling.inputs import inputs_of_item
 from taming.sampling.load import open_dataset
+from taming.sampling.rejection import Classifier
 from taming.sampling.requests import request_for_condition, requests_for_labels
 from taming.sampling.sizes import trained_shape
 from taming.user_files import read_text
@@ -93,6 +94,7 @@ class Reproduction:
         if not preset.of_data_alone:
             yield from self._missing_model()
         yield from self._missing_data()
+        yield from self._missing_classifier()
 
     def _missing_model(self) -> Iterator[str]:
         if self.model_path is None:
@@ -116,6 +118,17 @@ class Reproduction:
                     open_dataset(load_config([self.config_path], used=["data"]).data, split)
             except UserError as error:
                 yield f"{split} data of {self.config_path}: {sentence(error)} (see docs/data.md)"
+
+    def _missing_classifier(self) -> Iterator[str]:
+        name = self.preset.parameter("classifier")
+        if name is None or "--classifier" in self.extra:
+            return
+        if (path := Classifier.missing_file(str(name))) is not None:
+            fetch = f"import torchvision; torchvision.models.{name}(weights='DEFAULT')"
+            yield (
+                f'there is no {path}; fetch it with python -c "{fetch}", or name a file: '
+                f"-- --classifier {name}:FILE"
+            )
 
     @property
     def key(self) -> str:
