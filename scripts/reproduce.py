@@ -13,7 +13,6 @@ numbers with the measured ones.
 
 from __future__ import annotations
 
-import importlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,8 +36,7 @@ from taming.evaluation.tasks.reproduction import (
     write_table,
 )
 from taming.limits import readable_time
-
-ROOT = Path(__file__).resolve().parents[1]
+from taming.program import load
 
 
 def parse_pair(text: str) -> tuple[str, str]:
@@ -94,13 +92,12 @@ def reproductions(
     own: Arguments, presets: Sequence[Preset], extra: tuple[str, ...]
 ) -> Iterator[Reproduction]:
     runs, data = dict(own.model), dict(own.data)
-    root = Path() if Path("configs").is_dir() else ROOT
     for entry in presets:
         named = [name for name in (entry.name, entry.model) if name is not None]
         run, config = (
             next((there[name] for name in named if name in there), None) for there in (runs, data)
         )
-        yield Reproduction(entry, run, config, extra, root)
+        yield Reproduction(entry, run, config, extra)
 
 
 def say(text: str) -> None:
@@ -121,9 +118,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     """Run the command of a preset in this process; what went wrong, or nothing."""
     script_name, *words = one.command()
     words += ["-o", str(folder)]
-    if str(ROOT) not in sys.path:  # a script's own folder is, and not the one above it
-        sys.path.append(str(ROOT))
-    script = importlib.import_module(f"scripts.{Path(script_name).stem}")
+    script = load(Path(__file__).with_name(Path(script_name).name))
     say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
     try:
         if one.preset.script == "evaluate_fid":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scripts import evaluate_fid
+from scripts import reproduce as script
 from scripts.reproduce import main
 from taming.evaluation.presets import PRESETS, preset
 from taming.evaluation.tasks.reproduction import Reproduction, measured_numbers, rows
@@ -60,7 +60,7 @@ def test_a_number_is_measured_once(
     table = (place / "reproduced" / "reproduced.md").read_text()
     assert "| cin_k250 | fid " in " ".join(table.split()) and "drawn with replacement" in table
     # The same command has nothing to do; another setting is another result.
-    monkeypatch.setattr(evaluate_fid, "main", lambda argv: pytest.fail("evaluated again"))
+    monkeypatch.setattr(script, "load", lambda path: pytest.fail("evaluated again"))
     main([*words, *SMALL])
     assert "cin_k250 is in reproduced/cin_k250-" in capsys.readouterr().out
     assert lines(place) == [fid, isc]

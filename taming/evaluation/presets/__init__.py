@@ -90,10 +90,11 @@ def preset_words(entry: Preset, parser: Parser, script: str) -> list[str]:
         raise UserError(f"the preset {entry.name}, {entry.what}, is no single run: {entry.note}")
     if entry.script != Path(script).stem:
         raise UserError(f"the preset {entry.name} is computed by scripts/{entry.script}.py")
+    known = parser.flags()
     return [
         word
         for parameter in entry.parameters
-        if parameter.value is not None and parser.knows(f"--{parameter.name}")
+        if parameter.value is not None and f"--{parameter.name}" in known
         for word in (f"--{parameter.name}", parameter.text)
     ]
 
@@ -104,9 +105,7 @@ def with_preset(parser: Parser, argv: Sequence[str] | None, script: str) -> list
     Raises UserError for an unknown preset, and one of another script.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    early = Parser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset")
-    name = early.parse_known_args(words)[0].preset
+    name = _named(words)
     if name is None:
         return words
     entry = preset(name)
@@ -114,6 +113,15 @@ def with_preset(parser: Parser, argv: Sequence[str] | None, script: str) -> list
     if is_first_process():
         print(sources_text(entry))
     return [*flags, *words]
+
+
+def _named(words: Sequence[str]) -> str | None:
+    """What follows `--preset`, before anything is parsed, as that decides other flags' values."""
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--preset":
+            return value if equals else next(iter(words[place + 1 :]), None)
+    return None
 
 
 def sources_text(entry: Preset) -> str:

@@ -28,6 +28,7 @@ from taming.sampling.load import open_dataset
 from taming.sampling.rejection import Classifier
 from taming.sampling.requests import request_for_condition, requests_for_labels
 from taming.sampling.sizes import trained_shape
+from taming.shipped import find_config
 from taming.user_files import read_text
 
 # Where the spread of a metric is in results, and what it is over.
@@ -54,7 +55,6 @@ class Reproduction:
     run: str | None = None  # of its model, if it is not where scripts/download_models.py puts it
     config: str | None = None  # of its data, if it is not its own
     extra: tuple[str, ...] = ()  # further flags of the script
-    root: Path = Path()  # in which logs/ and configs/ lie
 
     @property
     def model_path(self) -> Path | None:
@@ -62,14 +62,14 @@ class Reproduction:
         if self.run is not None:
             return Path(self.run)
         model = self.preset.model
-        return None if model is None else self.root / published_models()[model].folder
+        return None if model is None else Path(published_models()[model].folder)
 
     @property
     def config_path(self) -> Path | None:
         if self.config is not None:
             return Path(self.config)
         name = self.preset.config
-        return None if name is None else self.root / "configs" / f"{name}.yaml"
+        return None if name is None else find_config(f"configs/{name}.yaml")
 
     def command(self) -> list[str]:
         """`[script, *words]`, without the folder of the results."""
@@ -108,16 +108,16 @@ class Reproduction:
             yield text + hint
 
     def _missing_data(self) -> Iterator[str]:
-        if self.config_path is None:
-            return
         names = ("reconstruct", "samples_split", "split")
         splits = [str(value) for name in names if (value := self.preset.parameter(name))]
         for split in dict.fromkeys(splits or ["validation"]):
             try:
-                with damage_found_later():
-                    open_dataset(load_config([self.config_path], used=["data"]).data, split)
+                if (path := self.config_path) is not None:
+                    with damage_found_later():
+                        open_dataset(load_config([path], used=["data"]).data, split)
             except UserError as error:
-                yield f"{split} data of {self.config_path}: {sentence(error)} (see docs/data.md)"
+                name = self.config or f"configs/{self.preset.config}.yaml"
+                yield f"{split} data of {name}: {sentence(error)} (see docs/data.md)"
 
     def _missing_classifier(self) -> Iterator[str]:
         name = self.preset.parameter("classifier")

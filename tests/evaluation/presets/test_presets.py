@@ -136,7 +136,7 @@ def test_scripts_take_what_is_published(
     parser, script = parsers[entry.script], f"scripts/{entry.script}.py"
     words = preset_words(entry, parser, script)
     flags = {word.removeprefix("--") for word in words[::2]}
-    late = set() if parser.knows("--reference_resize") else RESIZES
+    late = set() if "--reference_resize" in parser.flags() else RESIZES
     own = {p.name for p in entry.parameters if p.value is not None} - FACTS
     not_here = {"metrics", "classifier"} if entry.script != "evaluate_fid" else set()
     assert own - flags <= late | not_here | (RESIZES - {"reference_resize"} if not late else set())
