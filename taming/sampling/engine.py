@@ -188,6 +188,8 @@ class TokenSampler:
         """The n-th tokens (B,) from logits (copies * B, V)."""
         codes = logits[:, : self.n_codes]  # further tokens stand for conditions
         guided = self.settings.guide(codes, n / chance.uniform.shape[1])  # (B, n_codes)
+        if chance.top_k is None:
+            return self.settings.pick(guided, chance.uniform[:, n])
         return self.settings.pick(guided, chance.uniform[:, n], chance.top_k)
 
     def _report(self, done: int, sampled: Sequence[int], indices: Tensor) -> None:
