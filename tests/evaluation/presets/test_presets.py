@@ -136,10 +136,11 @@ def test_scripts_take_what_is_published(
     parser, script = parsers[entry.script], f"scripts/{entry.script}.py"
     words = preset_words(entry, parser, script)
     flags = {word.removeprefix("--") for word in words[::2]}
-    late = set() if "--reference_resize" in parser.flags() else RESIZES
     own = {p.name for p in entry.parameters if p.value is not None} - FACTS
-    not_here = {"metrics", "classifier"} if entry.script != "evaluate_fid" else set()
-    assert own - flags <= late | not_here | (RESIZES - {"reference_resize"} if not late else set())
+    not_yet = set() if "--reference_resize" in parser.flags() else RESIZES
+    if entry.script != "evaluate_fid":
+        not_yet = not_yet | {"reference_crop", "reference_size"}
+    assert own - flags <= not_yet
     line = command_of(entry)
     assert line[0] == script and entry.name in line
     all_words = with_preset(parser, line[1:], script)
