@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    (source,) = open_sets(names[:1], args, overrides, device, [REFERENCE])
+    (source,) = open_sets(names[:1], args, overrides, device)
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
     settings = FidelitySettings(("fid",), dict(extraction.layer))

@@ -17,7 +17,7 @@ from PIL import Image
 from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.base import NumpyPaths, has_whole_images, set_loading, whole_image
+from taming.data.base import NumpyPaths, set_loading
 from taming.data.coco import CocoImagesAndCaptionsTrain
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomTrain
@@ -37,6 +37,7 @@ from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import UserError
 from tests.kit.images import truncate, write_image
 from tests.kit.scenes import OPTIONS, write_coco, write_open_images

@@ -68,7 +68,7 @@ def opened(
     parser = make_parser("For tests.", EvaluationArguments)
     add_set_flags(parser, roles)
     args, names, overrides = parse_sets(parser, [sets.get(word, word) for word in words], most=2)
-    return open_sets(names, args, overrides, CPU, roles)
+    return open_sets(names, args, overrides, CPU)
 
 
 def resizings(sets: dict[str, str], *words: str, **options: Any) -> list[Any]:

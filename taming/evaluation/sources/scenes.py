@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
-from taming.data.base import has_whole_images, whole_image
 from taming.data.helper_types import BoundingBox, in_crop, touches
 from taming.data.scene_crops import SceneCrop
 from taming.data.seeding import SeededDataset
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.devices import dtype_name
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import (
