@@ -10,7 +10,7 @@ from torch import Tensor
 from taming.command_line import flag
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric, MetricSettings
-from taming.evaluation.metrics.feature_bank import FeatureBank, feature_pair
+from taming.evaluation.metrics.feature_bank import FeatureBank, distances, feature_pair
 
 
 def precision_recall(
@@ -36,11 +36,11 @@ def precision_recall(
 
 def _coverage(points: Tensor, manifold: Tensor, neighbors: int, block: int) -> float:
     """The share of `points` [N, D] in the ball of any of `manifold` [M, D]."""
-    own = (torch.cdist(part, manifold) for part in manifold.split(block))
+    own = (distances(part, manifold) for part in manifold.split(block))
     # One more than the neighbors, since the nearest is the image itself.
-    radii = torch.cat([distances.kthvalue(neighbors + 1).values for distances in own])
-    others = (torch.cdist(part, manifold) for part in points.split(block))
-    inside = torch.cat([(distances <= radii).any(dim=1) for distances in others])
+    radii = torch.cat([rows.kthvalue(neighbors + 1).values for rows in own])
+    others = (distances(part, manifold) for part in points.split(block))
+    inside = torch.cat([(rows <= radii).any(dim=1) for rows in others])
     return float(inside.float().mean())
 
 
