@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 
 import numpy as np
@@ -45,6 +46,15 @@ class FeatureFile:
         if not self.count:
             return np.zeros((0, self.width), np.float32)
         return np.memmap(self._file, np.float32, "c", shape=(self.count, self.width))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` [stop - start, width], in memory of their own."""
+        rows = np.empty((min(stop, self.count) - start, self.width), np.float32)
+        content, place = rows.data.cast("B"), start * self.width * rows.itemsize
+        while len(content):
+            done = os.preadv(self._file.fileno(), [content], place)
+            content, place = content[done:], place + done
+        return rows
 
     def in_order(self, order: np.ndarray) -> FeatureFile:
         """Another file, whose n-th row is row `order[n]` of this one."""

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics import feature_bank, feature_file
-from taming.evaluation.metrics.feature_bank import FeatureBank, distances, feature_pair
+from taming.evaluation.metrics.feature_bank import (
+    FeatureBank,
+    distances,
+    feature_pair,
+    neighborhood_radii,
+)
 from taming.evaluation.metrics.feature_file import FeatureFile
 from taming.evaluation.metrics.kid import kernel_distance
 from taming.evaluation.metrics.precision_recall import precision_recall
@@ -104,9 +109,32 @@ def test_metrics_are_the_same_from_files(monkeypatch: pytest.MonkeyPatch) -> Non
     assert numbers() == expected
     monkeypatch.setattr(feature_bank, "ROWS_AT_ONCE", 16)
     assert numbers() == pytest.approx(expected)
-    found = distances(rows(6), rows(40, seed=2))
-    differences = rows(6)[:, None].double() - rows(40, seed=2).double()
-    torch.testing.assert_close(found.double(), differences.norm(dim=2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 16, 100])
+@pytest.mark.parametrize("in_memory", [100, 2**20])
+def test_distances_and_neighborhoods(
+    monkeypatch: pytest.MonkeyPatch, rows_at_once: int, in_memory: int
+) -> None:
+    monkeypatch.setattr(feature_bank, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(feature_bank, "IN_MEMORY", in_memory)
+    features, some = rows(40, seed=2), rows(6)
+    bank = filled([*range(20, 40), *range(20)], features, step=3)
+    assert bank.width == WIDTH and FeatureBank().width == 0
+    parts = list(distances(some, bank))
+    assert [len(found[0]) for _, found in parts] == [
+        min(rows_at_once, 40 - start) for start in range(0, 40, rows_at_once)
+    ]
+    assert [place.start for place, _ in parts] == list(range(0, 40, rows_at_once))
+    expected = (some[:, None].double() - features.double()).norm(dim=2)
+    found = torch.cat([part for _, part in parts], dim=1)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    own = (features[:, None].double() - features.double()).norm(dim=2).sort(dim=1).values
+    for neighbors in (1, 3, 9):
+        radii = neighborhood_radii(bank, neighbors, block=11)
+        torch.testing.assert_close(radii.double(), own[:, neighbors], atol=1e-5, rtol=1e-5)
+    whole = torch.cat([part for _, part in bank.parts(9)])
+    assert torch.equal(whole, features)
 
 
 @pytest.mark.usefixtures("in_files")

@@ -134,6 +134,10 @@ def test_objects_are_all_pixels_of_a_box_resized_by_pillow() -> None:
         image = Image.fromarray(whole).crop(place)
         expected = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(crop.permute(1, 2, 0), expected)
+    large = generator.randint(0, 256, (700, 500, 3)).astype(np.uint8)
+    (crop,) = cut_objects(torch.from_numpy(large).permute(2, 0, 1), [(0.0, 0.0, 1.0, 1.0)], 1.0)
+    expected = np.asarray(Image.fromarray(large).resize((224, 224), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(crop.permute(1, 2, 0), expected)
     # Just as large as the least, and a little less.
     least = [(0.0, 0.0, 4 / 40, 4 / 17), (0.0, 0.0, 3.9 / 40, 1.0), (0.0, 0.0, 1.0, 3.9 / 17)]
     assert len(cut_objects(torch.zeros(3, 17, 40, dtype=torch.uint8), least, 4.0 - 1e-9)) == 1
@@ -142,10 +146,11 @@ def test_objects_are_all_pixels_of_a_box_resized_by_pillow() -> None:
 @pytest.mark.parametrize("flip", [False, True])
 def test_real_images_by_another_filter(data: Path, flip: bool) -> None:
     """They are what the layout shows of its file, by that filter alone."""
-    scenes = layouts(data, 4, crop_method="center", random_flip=flip)
+    scenes = layouts(data, 6, crop_method="center", random_flip=flip)
+    assert any(scenes[number][0].flipped for number in range(6)) is flip
     resized = RealScenes(scenes, Resizing("opencv", "center", (20, 20)))
     found = scene_images(resized)
-    for number in range(4):
+    for number in range(6):
         layout, _ = scenes[number]
         whole = scenes.dataset.pixels(number)
         expected = Resizing("opencv", "center", (20, 20))(whole)
