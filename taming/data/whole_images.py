@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import ConcatDataset
 
-from taming.data.base import ImageFiles, Item, image_files_in
+from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
+from taming.data.loading import image_files_in
 from taming.errors import DamagedImage
 
 
