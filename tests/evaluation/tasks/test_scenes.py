@@ -213,6 +213,12 @@ def test_numbers_are_those_of_the_images(data: Path) -> None:
     everything = list(made.values())
     distance = frechet_distance(object_moments(everything), object_moments(truth))
     assert found.metrics["scene_fid"] == pytest.approx(distance, rel=1e-6)
+    pixels = torch.stack([made[n].pixels for n in range(12)])
+    distance = frechet_distance(moments_of(features(pixels)), whole)
+    assert found.metrics["fid"] == pytest.approx(distance, rel=1e-6)
+    assert found.metrics["fid"] != pytest.approx(found.rows[0]["fid"], rel=1e-3)
+    mean, std = scores_of(Extractor(register_tiny())(pixels)["logits"], 2).compute()
+    assert found.metrics["isc"] == pytest.approx({"mean": mean, "std": std}, rel=1e-6)
     assert found.sets["samples"]["objects"] == 2 * found.sets["reference"]["objects"]
     spread = found.metrics["one_per_layout"]["fid"]
     for name, over_rows in (("mean", np.mean), ("std", np.std)):
