@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taming.checkpoint import model_hashes
-from taming.command_line import add_flags, add_side_flags, from_flags, parse
+from taming.command_line import add_flags, from_flags, parse
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 from taming.words import there_are
 
 
