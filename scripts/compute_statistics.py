@@ -23,6 +23,7 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.statistics_file import Statistics, npz_path
+from taming.evaluation.reference import REFERENCE
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 from taming.words import counted
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.usage = "%(prog)s SOURCE OUT.npz [flags]"
     add_flags(parser, ExtractorArguments)
-    add_set_flags(parser)
+    add_set_flags(parser, [REFERENCE])
     args, names, overrides = parse_sets(parser, argv, most=2)
     if len(names) != 2:
         raise UserError("give SOURCE (a folder of images, a run or a config) and OUT.npz")
