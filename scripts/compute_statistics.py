@@ -23,6 +23,7 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.statistics_file import Statistics, npz_path
+from taming.evaluation.reference import REFERENCE
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.usage = "%(prog)s SOURCE OUT.npz [flags]"
     add_flags(parser, ExtractorArguments)
-    add_set_flags(parser)
+    add_set_flags(parser, [REFERENCE])
     args, names, overrides = parse_sets(parser, argv, most=2)
     if len(names) != 2:
         raise UserError("give SOURCE (a folder of images, a run or a config) and OUT.npz")
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    (source,) = open_sets(names[:1], args, overrides, device)
+    (source,) = open_sets(names[:1], args, overrides, device, [REFERENCE])
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
     settings = FidelitySettings(("fid",), dict(extraction.layer))

@@ -36,7 +36,7 @@ from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.images import key_of
 from taming.evaluation.sources.prepared import PreparedSource
-from taming.evaluation.sources.resize import RESIZES, parse_resizes
+from taming.evaluation.sources.resize import FILTERS
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import (
     FirstStageEvaluator,
@@ -56,7 +56,7 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_codes,
     write_pairs,
 )
-from taming.evaluation.tasks.first_stage_images import FirstStageImages
+from taming.evaluation.tasks.first_stage_images import FirstStageImages, parse_filters
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"
@@ -84,10 +84,10 @@ class Arguments:
     chosen: FirstStageImages
     reference_resize: tuple[str, ...] = flag(
         (),
-        f"filters that bring whole images to --size, an rFID each: {', '.join(RESIZES)} "
-        "(default: as --size alone does)",
+        f"filters that bring whole images to --size (256), an rFID each: {', '.join(FILTERS)} "
+        "(default: images as training sees them, or as --size alone resizes them)",
         metavar="FILTER,...",
-        parse=parse_resizes,
+        parse=parse_filters,
     )
     speed_rounds: int = flag(5, "timed rounds with one batch, for images a second; 0: not timed")
     rows: int = flag(8, "images in the picture")

@@ -29,6 +29,12 @@ from taming.errors import UserError
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.reference import (
+    REFERENCE,
+    SAMPLES,
+    SIZE_FLAGS,
+    resize_sets,
+)
 from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
@@ -244,9 +250,14 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     return parser
 
 
-def add_set_flags(parser: argparse.ArgumentParser) -> None:
-    """What folders, configs and runs need that are given as sets of images."""
+def add_set_flags(
+    parser: argparse.ArgumentParser, roles: Sequence[str] = (SAMPLES, REFERENCE)
+) -> None:
+    """What folders, configs and runs need that are given as sets of images, in these roles."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
+    sizes = parser.add_argument_group("sizes of images")
+    for role in roles:
+        add_flags(sizes, SIZE_FLAGS[role])
     group = parser.add_argument_group("images of a run")
     add_flags(group, SamplingPlan, top_k=TOP_K)
     add_side_flags(group)
@@ -254,13 +265,19 @@ def add_set_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_sets(
-    names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str], device: torch.device
+    names: Sequence[str],
+    args: argparse.Namespace,
+    overrides: Sequence[str],
+    device: torch.device,
+    roles: Sequence[str] = (SAMPLES, REFERENCE),
 ) -> list[ImageSet]:
     """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
 
-    A config beside a run need not say what the run knows, such as its lists of images.
+    A config beside a run need not say what the run knows, such as its lists of images. `roles` are
+    those that the flags were added for.
 
-    Raises UserError for names of no set, and flags of a run's samples that are out of range.
+    Raises UserError for names of no set, flags out of range, and statistics of images that were
+    resized otherwise than the flags say.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
@@ -269,7 +286,12 @@ def open_sets(
         raise UserError(f"--base {base[0]} is merged over a run's configs, and none is given")
     if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
         raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
-    return [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
+    sets = [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
+    choices = {role: from_flags(SIZE_FLAGS[role], args).choice() for role in roles}
+    if REFERENCE in choices or not choices[SAMPLES].says_nothing:
+        by_role: dict[str, ImageSet] = dict(zip(roles, sets, strict=False))
+        resize_sets(by_role.get(SAMPLES), by_role.get(REFERENCE), choices)
+    return sets
 
 
 def sampling_plan(

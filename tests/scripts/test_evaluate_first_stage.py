@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.evaluate_first_stage import Arguments, main
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import PreparedSource
-from taming.evaluation.sources.resize import RESIZES, resized
+from taming.evaluation.sources.resize import CENTER, FILTERS, Resizing
 from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_sizes, truncate, write_image, write_images
@@ -21,6 +21,7 @@ from tests.kit.processes import in_two_processes
 from tests.kit.runs import run_with_data, tiny_run
 from tests.modules.losses.backbones import backbone_file
 
+NAMES = list(FILTERS)
 TINY = "tests.kit.extractor:TinyExtractor"
 
 
@@ -131,27 +132,28 @@ def test_an_rfid_for_each_resize(tmp_path: Path) -> None:
     folder = image_sizes(tmp_path / "images", {f"{n}.png": (40, 30 + n) for n in range(5)})
     run = str(tiny_run(tmp_path / "run", FIRST_STAGE))
     flags = ["-r", run, "--extractor", TINY, "--device", "cpu", "--speed_rounds", "0"]
-    every = ["--images", str(folder), "--size", "16", "--reference_resize", ",".join(RESIZES)]
+    every = ["--images", str(folder), "--size", "16", "--reference_resize", ",".join(NAMES)]
     main([*flags, *every, "-o", str(tmp_path / "out")])
     place, result = written(tmp_path / "out")
     metrics = result["metrics"]["run"]
-    assert list(metrics["rfid_by_resize"]) == list(RESIZES)
+    assert list(metrics["rfid_by_resize"]) == NAMES
     assert result["images_a_second"] == {}
-    assert result["sets"]["images"]["resize"] == RESIZES[0]
+    assert result["sets"]["images"]["resize"] == NAMES[0]
+    assert result["sets"]["images"]["size"] == [16, 16]
     head = (place / "first_stages.md").read_text().partition("| first stage")[2].splitlines()[0]
-    assert [f"rFID ({how})" in head for how in RESIZES] == [True] * 3 and "rFID |" not in head
+    assert [f"rFID ({how})" in head for how in NAMES] == [True] * 3 and "rFID |" not in head
     assert r"& rFID (opencv) $\downarrow$ &" in (place / "first_stages.tex").read_text()
-    for how in RESIZES:
+    for how in NAMES:
         for path in sorted(folder.iterdir()):
-            small = resized(Image.open(path), 16, how, crop=True)
+            small = Resizing(how, CENTER, (16, 16))(np.asarray(Image.open(path)))
             (tmp_path / how).mkdir(exist_ok=True)
             Image.fromarray(small).save(tmp_path / how / path.name)
         main([*flags, "--images", str(tmp_path / how), "-o", str(tmp_path / "alone" / how)])
         alone = written(tmp_path / "alone" / how)[1]["metrics"]["run"]
         assert alone["rfid"] == pytest.approx(metrics["rfid_by_resize"][how], rel=1e-9)
-        assert (alone["psnr"] == metrics["psnr"]) == (how == RESIZES[0])
+        assert (alone["psnr"] == metrics["psnr"]) == (how == NAMES[0])
     assert len(set(metrics["rfid_by_resize"].values())) == 3
-    assert metrics["rfid"] == metrics["rfid_by_resize"][RESIZES[0]]
+    assert metrics["rfid"] == metrics["rfid_by_resize"][NAMES[0]]
 
 
 def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,12 +206,9 @@ def test_two_processes_find_what_one_finds(
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),
         (["-r", "RUN", "--speed_rounds", "-1"], "--speed_rounds must be at least 0"),
-        (["-r", "RUN", "--reference_resize", "opencvv"], "no resize 'opencvv'; did you mean"),
-        (["-r", "RUN", "--reference_resize", ","], "there is no resize ''"),
-        (
-            ["-r", "RUN", "--images", "IMAGES", "--reference_resize", "opencv"],
-            "--reference_resize makes squares; give --size",
-        ),
+        (["-r", "RUN", "--reference_resize", "opencvv"], "no filter 'opencvv'; did you mean"),
+        (["-r", "RUN", "--reference_resize", ","], "there is no filter ''"),
+        (["-r", "SEGMENTATION", "--reference_resize", "opencv"], "for images in color, not for"),
     ],
 )
 def test_one_sentence_for_wrong_input(

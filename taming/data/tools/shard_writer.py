@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
-from taming.data.base import ImageFiles, Item, image_files_in
+from taming.data.base import ImageFiles, Item, image_files_in, item_files
 from taming.data.checks import BadFile
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import add_member, read_bytes
@@ -26,15 +25,8 @@ log = logging.getLogger(__name__)
 
 def _sample(dataset: Any, index: int) -> tuple[dict[str, str], Item]:
     """Files and metadata of an item of a dataset that may wrap others; raises `BadFile`."""
-    if isinstance(dataset, ImageFiles):
-        return dataset.files(index), dataset.metadata(index)
-    if isinstance(dataset, ConcatDataset):
-        part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
-        before = dataset.cumulative_sizes[part - 1] if part else 0
-        return _sample(dataset.datasets[part], index - before)
-    files, metadata = _sample(dataset.data, index)
-    own = getattr(dataset, "metadata", None)  # FacesHQ adds the collection that an image is from
-    return files, metadata | own(index) if own else metadata
+    files, place, metadata = item_files(dataset, index)
+    return files.files(place), metadata
 
 
 @interruptible("finished shards stay, and the same command goes on with the rest")

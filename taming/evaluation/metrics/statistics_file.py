@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ import numpy as np
 from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
 # Fields of `Statistics` as the file's JSON names them.
@@ -77,6 +82,43 @@ class Statistics:
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
         return cls(mean, covariance, **known)
 
+    def image_size(self) -> Size | None:
+        """(height, width) of all images that these are of; None if that is not known."""
+        sizes = self._images.get("sizes")
+        if not isinstance(sizes, Mapping) or len(sizes) != 1:
+            return None
+        width, _, height = str(next(iter(sizes))).partition("x")
+        return (int(height), int(width)) if width.isdecimal() and height.isdecimal() else None
+
+    @property
+    def _images(self) -> Mapping[str, Any]:
+        """How the images were read, as far as the file says it."""
+        images = self.protocol.get("images")
+        return images if isinstance(images, Mapping) else {}
+
+    def require_resizing(self, wanted: Resizing, any_size: bool = False) -> None:
+        """Raise UserError if these are of images that were resized or cropped otherwise.
+
+        Images that had the size are equal with any filter. Files that do not say how their images
+        were resized are taken with a warning. `any_size`: whatever their size.
+        """
+        file = self.protocol.get("file", "the statistics file")
+        own = {name: self._images.get(name) for name in wanted.describe()}
+        if own["resize"] is None:
+            log.warning("%s does not say how its images were resized and cropped", file)
+            return
+        whole = own["resize"] == own["crop"] == NONE
+        of_files = self._images.get("images_are") != AS_IN_TRAINING
+        if whole and of_files and wanted.size is not None and self.image_size() == wanted.size:
+            return
+        expected = wanted.describe() | ({"size": own["size"]} if any_size else {})
+        if own != expected:
+            raise UserError(
+                f"{file} is of images with another resize or crop ({_resizing_text(own)}) than "
+                f"this evaluation's ({_resizing_text(expected)}); compute it again with "
+                f"scripts/compute_statistics.py, or evaluate with {_resizing_flags(own)}"
+            )
+
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
         """Raise UserError if these are not of that extractor, its weights and that layer.
 
@@ -89,6 +131,18 @@ class Statistics:
                 f"{path} is of another extractor ({_named(*own)}) than this evaluation's "
                 f"({_named(*wanted)}); compute it again with scripts/compute_statistics.py"
             )
+
+
+def _resizing_text(about: Mapping[str, Any]) -> str:
+    size = about["size"]
+    to = f" to {size[1]} x {size[0]}" if size else ""
+    return f"resize {about['resize']}{to}, crop {about['crop']}"
+
+
+def _resizing_flags(about: Mapping[str, Any]) -> str:
+    size = about["size"]
+    flags = {"resize": about["resize"], "crop": about["crop"], "size": size and size[0]}
+    return " ".join(f"--reference_{name} {value}" for name, value in flags.items() if value)
 
 
 def _named(extractor: str, layer: str, weights_hash: str) -> str:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.images import Loaded, LoadedSource, key_of
-from taming.evaluation.sources.resize import resized
 from taming.pictures import resize_and_crop, to_gray, to_values
 
 MOST_LABELS = 256  # that label numbers of one byte can tell apart
@@ -29,7 +27,6 @@ class PreparedSource(LoadedSource):
             leaves them as they are.
         multiple: rows and columns beyond a multiple of so many pixels are cut off.
         limit: number of images; None for all of them.
-        resize: the filter, one of `RESIZES`, that makes whole images squares of the side `size`.
 
     Raises UserError for numbers out of range; while reading, for images smaller than `multiple`.
     """
@@ -40,13 +37,9 @@ class PreparedSource(LoadedSource):
         size: tuple[int, int] | None = None,
         multiple: int = 1,
         limit: int | None = None,
-        resize: str | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise UserError(f"--num_images must be at least 1, not {limit}")
-        if resize is not None and (size is None or size[0] != size[1]):
-            raise UserError("--reference_resize makes squares; give --size with one number")
-        self.resize = resize
         self.source, self.size, self.multiple, self.limit = source, size, multiple, limit
         self.workers = source.workers
 
@@ -54,10 +47,8 @@ class PreparedSource(LoadedSource):
         return min(len(self.source), self.limit or len(self.source))
 
     def describe(self) -> dict[str, Any]:
-        size = None if self.size is None else list(self.size)
-        resize = {} if self.resize is None else {"resize": self.resize, "crop": "center"}
-        about = {"size": size, **resize, "cut_to_multiples_of": self.multiple}
-        return {**self.source.describe(), **about}
+        size = {} if self.size is None else {"size": list(self.size)}
+        return {**self.source.describe(), **size, "cut_to_multiples_of": self.multiple}
 
     def has_classes(self) -> bool | None:
         return self.source.has_classes()
@@ -66,8 +57,7 @@ class PreparedSource(LoadedSource):
     def _content_key(self) -> str:
         if "passes_over" in vars(self):
             self.source.pass_over_damage()
-        parts: dict[str, Any] = {"size": self.size, "multiple": self.multiple, "images": len(self)}
-        parts |= {} if self.resize is None else {"resize": self.resize}
+        parts = {"size": self.size, "multiple": self.multiple, "images": len(self)}
         return key_of(source=self.source.content_key(), **parts)
 
     def leave_out(self, indices: Container[int]) -> None:
@@ -78,7 +68,7 @@ class PreparedSource(LoadedSource):
         pixels, label, name, mode = self.source.load(index)
         if self.size is not None:
             image = np.ascontiguousarray(pixels.transpose(1, 2, 0))  # (H, W, C)
-            pixels = self._resized(image, self.size).transpose(2, 0, 1)
+            pixels = resize_and_crop(image, self.size).transpose(2, 0, 1)
         height, width = (side // self.multiple * self.multiple for side in pixels.shape[1:])
         if not height or not width:
             raise UserError(
@@ -86,11 +76,6 @@ class PreparedSource(LoadedSource):
                 f"{self.multiple} that go into a code; resize with --size"
             )
         return np.ascontiguousarray(pixels[:, :height, :width]), label, name, mode
-
-    def _resized(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if self.resize is None:
-            return resize_and_crop(image, size)
-        return resized(Image.fromarray(image), size[0], self.resize, crop=True)
 
 
 class LabelSource(DatasetSource):

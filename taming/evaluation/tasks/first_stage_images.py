@@ -14,8 +14,17 @@ from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import LoadedSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.sources.resize import CENTER, FILTERS, PAPER_SIDE, Resizing, require_name
 from taming.evaluation.tasks.first_stage import LoadedFirstStage
 from taming.limits import check_picture
+
+
+def parse_filters(text: str) -> tuple[str, ...]:
+    """The names of `FILTERS` in a comma list; UserError for others, and for none."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names or ("",):
+        require_name("filter", name, tuple(FILTERS))
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +61,22 @@ class FirstStageImages:
         workers: int | None = None,
         resize: str | None = None,
     ) -> PreparedSource:
-        """The same images for all first stages; `resize` is one of `RESIZES`.
+        """The same images for all first stages.
+
+        Args:
+            resize: one of `FILTERS`, which makes the largest centered crop of each whole image so
+                large as `size` says; of 256 pixels a side by default.
 
         Raises UserError if there are none, or they are of another kind than the stages take.
         """
         multiple = math.lcm(*(stage.model.downsampling_factor for stage in stages))
+        if resize is not None and stages[0].model.reads_labels:
+            raise UserError("--reference_resize is for images in color, not for segmentations")
         source = self._source(stages, base, overrides, workers)
-        if resize is not None and not self.images:
-            raise UserError(
-                "--reference_resize resizes whole images, and those of a dataset are resized "
-                "already; give them by --images FOLDER"
-            )
-        return PreparedSource(source, self.size, multiple, self.num_images, resize)
+        if resize is not None:
+            source.resizing = Resizing(resize, CENTER, self.size or (PAPER_SIDE, PAPER_SIDE))
+        size = None if resize else self.size
+        return PreparedSource(source, size, multiple, self.num_images)
 
     def _source(
         self,

@@ -56,6 +56,9 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
         "path": str(tmp_path),
         "deep": True,
         "classes": 2,
+        "resize": "none",
+        "crop": "none",
+        "size": None,
     }
 
 
