@@ -13,9 +13,10 @@ figure's flags. FID over sampler settings is `scripts/evaluate_fid.py --sweep`.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taming.checkpoint import Run
@@ -31,14 +32,17 @@ from taming.evaluation.figures.arguments import (
     save_page,
 )
 from taming.evaluation.figures.commands import draw_cost, draw_neighbors, draw_sizes
-from taming.evaluation.figures.loss_curves import LossCurve, loss_rows, plot_losses
+from taming.evaluation.figures.loss_curves import LossCurve, compared, loss_rows, plot_losses
 from taming.evaluation.figures.samples import first_requests, order_picture
 from taming.evaluation.metrics.likelihood import LikelihoodScores
-from taming.evaluation.tasks.likelihood import LikelihoodArguments, measure_run
+from taming.evaluation.tasks.likelihood import LikelihoodArguments, MeasuredLikelihood, measure_run
 from taming.pictures import Cell, grid
 from taming.sampling.arguments import require_positive
+from taming.sampling.plan import TOP_K
 from taming.training.logged_rows import read_values
 from taming.training.logged_times import read_seconds
+
+log = logging.getLogger(__name__)
 
 LOSS = "val/loss"  # of transformers: nats per token of the validation data
 
@@ -55,13 +59,17 @@ def curve_of(name: str, run: Run, value: str) -> LossCurve | None:
     return LossCurve(name, list(by_step), list(by_step.values()), times)
 
 
-def curves_of(runs: Mapping[str, Run], value: str) -> list[LossCurve]:
-    """Of all runs; UserError if one of them has none."""
+def curves_of(runs: Mapping[str, Run], value: str, required: bool = True) -> list[LossCurve]:
+    """Of all runs. If one has none: none at all, with a warning; UserError if they are required."""
     curves = []
     for name, run in runs.items():
         curve = curve_of(name, run, value)
         if curve is None:
-            raise UserError(f"{run.folder} has logged no {value} (csv/*/metrics.csv) yet")
+            reason = f"{run.folder} has logged no {value} (csv/*/metrics.csv) yet"
+            if required:
+                raise UserError(reason)
+            log.warning("%s: the curves are left out", reason)
+            return []
         curves.append(curve)
     return curves
 
@@ -92,6 +100,7 @@ def score_columns(scores: LikelihoodScores | None) -> dict[str, Any]:
 
 
 def draw_likelihood(argv: Sequence[str]) -> None:
+    """Draw what `likelihood` is asked for."""
     files = FigureFiles("likelihood", argv)
     parser = make_parser("Likelihoods of several transformers, and their curves.", LikelihoodFigure)
     args, overrides = parse(parser, argv)
@@ -99,35 +108,36 @@ def draw_likelihood(argv: Sequence[str]) -> None:
     runs = own.runs.runs()
     if not runs:
         raise UserError("--resume names the runs; give at least one")
-    scores, protocol, sets = {}, {}, {}
-    for name, run in {} if own.logs_only else runs.items():
-        measured = measure_run(own.runs.of(run, overrides), own.data)
-        if measured is not None:
-            scores[name] = measured.likelihood.compute()
-            protocol[name], sets[name] = measured.protocol, measured.images
+    measured = {} if own.logs_only else measure_runs(own, runs, overrides)
     if own_share()[0] > 0:
         return
-    rows = [{"run": name} | score_columns(scores.get(name)) for name in runs]
-    curves = [curve for name, run in runs.items() if (curve := curve_of(name, run, own.value))]
-    if own.logs_only or len(curves) == len(runs):
-        curves = curves_of(runs, own.value)
-        logged = loss_rows(curves)
-        rows = [row | of_log for row, of_log in zip(rows, logged, strict=True)]
+    scores = {name: one.likelihood.compute() for name, one in measured.items()}
+    curves = curves_of(runs, own.value, required=own.logs_only)
+    logged = {row["run"]: row for row in loss_rows(curves)} if curves else {}
+    rows = [{"run": name} | score_columns(scores.get(name)) | logged.get(name, {}) for name in runs]
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
+    metrics: dict[str, dict[str, Any]] = {name: asdict(one) for name, one in scores.items()}
     if curves:
         plot_losses(curves, folder / "likelihood.png", own.value)
+        metrics["logged"] = compared(curves)
     files.write(
         folder,
         rows,
-        {row["run"]: row | asdict_of(scores.get(row["run"])) for row in rows},
-        protocol={"logged": own.value, **protocol},
-        sets=sets,
+        metrics,
+        protocol={"logged": own.value} | {name: one.protocol for name, one in measured.items()},
+        sets={name: one.images for name, one in measured.items()},
         device=choose_device(own.runs.figure.device),
     )
 
 
-def asdict_of(scores: LikelihoodScores | None) -> dict[str, Any]:
-    return {} if scores is None else asdict(scores)
+def measure_runs(
+    own: LikelihoodFigure, runs: Mapping[str, Run], overrides: Sequence[str]
+) -> dict[str, MeasuredLikelihood]:
+    """By name; none in processes other than that of rank 0."""
+    measured = {
+        name: measure_run(own.runs.of(run, overrides), own.data) for name, run in runs.items()
+    }
+    return {name: one for name, one in measured.items() if one is not None}
 
 
 # ---------------------------------------------------------------------- orders
@@ -155,8 +165,9 @@ class OrdersFigure:
 
 
 def draw_orders(argv: Sequence[str]) -> None:
+    """Draw what `orders` is asked for."""
     files = FigureFiles("orders", argv)
-    parser = make_parser("Runs that predict in different orders.", OrdersFigure, top_k=100)
+    parser = make_parser("Runs that predict in different orders.", OrdersFigure, top_k=TOP_K)
     args, overrides = parse(parser, argv)
     own = from_flags(OrdersFigure, args)
     runs = own.runs.runs()
@@ -167,7 +178,7 @@ def draw_orders(argv: Sequence[str]) -> None:
     for curve, run in zip(curves, runs.values(), strict=True):
         order, (picture, gap, *samples) = own.row_of(run, overrides)
         rows_of_picture.append([(order, picture), gap, *samples])
-        named.append(LossCurve(f"{order}: {curve.name}", *_points(curve)))
+        named.append(replace(curve, name=f"{order}: {curve.name}"))
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
     plot_losses(named, folder / "orders.png", own.value)
     page = grid(rows_of_picture, {0: "order", 2: "samples"}, side=128)
@@ -176,16 +187,12 @@ def draw_orders(argv: Sequence[str]) -> None:
     files.write(
         folder,
         rows,
-        {row["run"]: row for row in rows},
+        compared(named),
         protocol={"logged": own.value, "label": own.label, "seed": own.sampling.seed}
         | asdict(own.sampling.settings),
         sets={name: {"path": str(run.folder)} for name, run in runs.items()},
         device=choose_device(own.runs.figure.device),
     )
-
-
-def _points(curve: LossCurve) -> tuple[Any, ...]:
-    return curve.steps, curve.losses, curve.seconds
 
 
 FIGURES: dict[str, Callable[[Sequence[str]], None]] = {

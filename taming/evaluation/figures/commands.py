@@ -47,6 +47,7 @@ from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.pictures import grid
 from taming.sampling.arguments import require_positive
 from taming.sampling.load import data_config, open_dataset
+from taming.sampling.plan import TOP_K
 
 FEATURES, LPIPS_DISTANCE = "features", "lpips"
 
@@ -61,7 +62,7 @@ class NeighborArguments:
     common: EvaluationArguments
     extraction: ExtractorArguments
     by: str = flag(LPIPS_DISTANCE, f"distance: {LPIPS_DISTANCE} or {FEATURES} of the extractor")
-    neighbors: int = flag(5, "nearest images per sample", "-k")
+    neighbors: int = flag(5, "nearest images per sample")
     rows: int = flag(8, "samples in the picture")
     candidates: int | None = flag(
         None,
@@ -114,6 +115,7 @@ class NeighborArguments:
 
 
 def draw_neighbors(argv: Sequence[str]) -> None:
+    """Draw what `figures.py neighbors` is asked for."""
     files = FigureFiles("neighbors", argv)
     parser = make_parser("Nearest images of a training set to some samples.", NeighborArguments)
     add_set_flags(parser)
@@ -202,23 +204,23 @@ class CostArguments:
 
 
 def draw_cost(argv: Sequence[str]) -> None:
+    """Draw what `figures.py cost` is asked for."""
     files = FigureFiles("cost", argv)
-    parser = make_parser("Sampling cost against f, at equal size.", CostArguments)
+    parser = make_parser("Sampling cost against f, at equal size.", CostArguments, top_k=TOP_K)
     args, overrides = parse(parser, argv)
     own = from_flags(CostArguments, args)
     costs = own.measure(overrides)
     runs = list(own.runs.runs().values())
     folder = own.runs.figure.folder_for(runs[0].folder if runs else None)
     plot_costs(list(costs.values()), folder / "cost.png")
-    protocol = {"size": list(own.size), "batch_size": own.sampling.batch_size}
+    protocol: dict[str, Any] = {"size": list(own.size), "batch_size": own.sampling.batch_size}
     protocol |= {} if runs else {"stand_in": asdict(own.stand_in)}
+    protocol |= asdict(own.sampling.settings) | {"precision": own.runs.figure.precision}
     files.write(
         folder,
         [cost.row(name) for name, cost in costs.items()],
         {name: asdict(cost) for name, cost in costs.items()},
-        protocol=protocol
-        | asdict(own.sampling.settings)
-        | {"precision": own.runs.figure.precision},
+        protocol=protocol,
         sets={},
         device=choose_device(own.runs.figure.device),
     )
@@ -274,8 +276,9 @@ class SizesArguments:
 
 
 def draw_sizes(argv: Sequence[str]) -> None:
+    """Draw what `figures.py sizes` is asked for."""
     files = FigureFiles("sizes", argv)
-    parser = make_parser("One sample at several sizes.", SizesArguments, batch_size=1)
+    parser = make_parser("One sample at several sizes.", SizesArguments, batch_size=1, top_k=TOP_K)
     args, overrides = parse(parser, argv)
     own = from_flags(SizesArguments, args)
     if len(own.runs.resume) != 1:
@@ -289,11 +292,12 @@ def draw_sizes(argv: Sequence[str]) -> None:
         {"size": one.caption, "tokens": one.tokens, "seconds": float(f"{one.seconds:.3g}")}
         for one in samples
     ]
+    metrics = {one.caption: {"tokens": one.tokens, "seconds": one.seconds} for one in samples}
     condition = {"label": own.label, "item": own.item, "seed": own.sampling.seed}
     files.write(
         folder,
         rows,
-        {row["size"]: {name: row[name] for name in ("tokens", "seconds")} for row in rows},
+        metrics,
         protocol=condition | asdict(own.sampling.settings),
         sets={"run": about},
         device=choose_device(own.runs.figure.device),

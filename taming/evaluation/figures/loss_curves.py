@@ -51,22 +51,36 @@ class EqualPoints:
         return cls(min(curve.steps[-1] for curve in curves), min(times) if known else None)
 
 
-def loss_rows(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
-    """A row per run: its last and smallest loss, and that at `EqualPoints`; "-" if unknown."""
+def compared(curves: Sequence[LossCurve]) -> dict[str, dict[str, float | None]]:
+    """By name the last and the smallest loss of each, and those at `EqualPoints`; None: unknown."""
     equal = EqualPoints.of(curves)
-    at_step = f"at step {equal.step:,}"
-    at_time = "at equal time" if equal.seconds is None else f"at {equal.seconds / HOUR:.3g} h"
-    return [
-        {
-            "run": curve.name,
+    return {
+        curve.name: {
             "steps": curve.steps[-1],
-            "hours": _text(curve.seconds[-1] / HOUR if curve.seconds else None, "{:.3g}"),
-            "last": _text(curve.losses[-1]),
-            "smallest": _text(min(curve.losses)),
-            at_step: _text(curve.at_step(equal.step)),
-            at_time: _text(curve.at_time(equal.seconds)),
+            "hours": curve.seconds[-1] / HOUR if curve.seconds else None,
+            "last": curve.losses[-1],
+            "smallest": min(curve.losses),
+            "at_equal_steps": curve.at_step(equal.step),
+            "at_equal_time": curve.at_time(equal.seconds),
         }
         for curve in curves
+    }
+
+
+def loss_rows(curves: Sequence[LossCurve]) -> list[dict[str, Any]]:
+    """A row per run of what is `compared`; heads say where."""
+    equal = EqualPoints.of(curves)
+    time = "at equal time" if equal.seconds is None else f"at {equal.seconds / HOUR:.3g} h"
+    heads = {"last": "last", "smallest": "smallest"}
+    heads |= {"at_equal_steps": f"at step {equal.step:,}", "at_equal_time": time}
+    return [
+        {
+            "run": name,
+            "steps": numbers["steps"],
+            "hours": _text(numbers["hours"], "{:.3g}"),
+            **{head: _text(numbers[key]) for key, head in heads.items()},
+        }
+        for name, numbers in compared(curves).items()
     ]
 
 
