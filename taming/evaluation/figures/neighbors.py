@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def neighbors_page(
     rows = []
     for sample in samples:
         cells = [(f"{distance:.3f}", _array(real[n])) for n, distance in nearest[sample.index]]
-        rows.append([(sample.name, _array(sample.pixels)), None, *cells])
+        rows.append([(Path(sample.name).name, _array(sample.pixels)), None, *cells])
     return grid(rows, {0: "sample", 2: "nearest images, with their distances"}, side=side)
 
 

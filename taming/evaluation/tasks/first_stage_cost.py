@@ -62,7 +62,15 @@ def measure_speed(
         for values in (*zip(*counted, strict=True), [first + second for first, second in counted])
     )
     batch_size, _, height, width = x.shape
-    return Speed(encode, decode, both, batch_size, height, width, rounds)
+    return Speed(
+        encode=encode,
+        decode=decode,
+        both=both,
+        batch_size=batch_size,
+        height=height,
+        width=width,
+        rounds=rounds,
+    )
 
 
 def _timed(compute: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, Tensor]:

@@ -73,13 +73,13 @@ def measure_run(arguments: RunArguments, own: LikelihoodArguments) -> MeasuredLi
     if own_share()[0] > 0:
         return None
     return MeasuredLikelihood(
-        likelihood,
-        loaded.run,
-        loaded.step,
-        model.device,
-        _protocol(own, loaded, checkpoint, likelihood),
-        _describe_data(own, data) | manifest.describe(),
-        runner.left_out,
+        likelihood=likelihood,
+        run=loaded.run,
+        step=loaded.step,
+        device=model.device,
+        protocol=_protocol(own, loaded, checkpoint, likelihood),
+        images=_describe_data(own, data) | manifest.describe(),
+        left_out=runner.left_out,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -11,9 +12,13 @@ from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
+from taming.sampling.plan import SamplingPlan
 
 Number = type[int] | type[float]
+ACCEPTANCE = "acceptance"  # the share of `--reject_ratio`; 1 needs no classifier
 SWEPT: dict[str, Number] = {"top_k": int, "top_p": float, "temperature": float, "guidance": float}
+SWEPT |= {ACCEPTANCE: float}
+OTHER_NAMES = {"reject_ratio": ACCEPTANCE}
 
 
 def parse_sweep(text: str) -> dict[str, list[Any]]:
@@ -24,6 +29,7 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
     swept: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, _, values = (piece.strip() for piece in part.partition("="))
+        name = OTHER_NAMES.get(name, name)
         if name not in SWEPT:
             raise UserError(f"--sweep has no '{name}'{did_you_mean(name, SWEPT)}")
         try:
@@ -42,10 +48,32 @@ def evaluate_sweep(
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
     """Settings and numbers of every combination; UserError, before all, for values out of range."""
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
-    settings = [replace(run.plan.settings, **values) for values in chosen]
-    plans = [replace(run.plan, settings=one) for one in settings]
+    plans = [_changed(run.plan, values) for values in chosen]
     for values, plan in zip(chosen, plans, strict=True):
         yield values, evaluator(run.with_plan(plan))
+
+
+def _changed(plan: SamplingPlan, values: Mapping[str, Any]) -> SamplingPlan:
+    """The plan with other settings, and with another share of accepted samples."""
+    settings = {name: value for name, value in values.items() if name != ACCEPTANCE}
+    plan = replace(plan, settings=replace(plan.settings, **settings))
+    if ACCEPTANCE not in values:
+        return plan
+    ratio = values[ACCEPTANCE]
+    return replace(plan, reject_ratio=ratio, classifier=plan.classifier if ratio < 1 else None)
+
+
+def start_of_sweep(swept: Mapping[str, list[Any]], args: argparse.Namespace) -> None:
+    """Set `--reject_ratio` for a sweep over it, as a plan with a classifier has to have one.
+
+    Raises UserError without a classifier, or if nothing of it is to be swept.
+    """
+    rejected = [ratio for ratio in swept.get(ACCEPTANCE, ()) if ratio < 1]
+    if not rejected:
+        return
+    if args.classifier is None:
+        raise UserError(f"--sweep {ACCEPTANCE}= needs --classifier, such as resnet101")
+    args.reject_ratio = rejected[0]
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
