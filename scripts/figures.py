@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,11 +25,11 @@ from taming.command_line import flag, from_flags, parse
 from taming.config import did_you_mean
 from taming.devices import choose_device, own_share
 from taming.errors import UserError, command
-from taming.evaluation.arguments import make_parser
 from taming.evaluation.figures.arguments import (
     DrawingArguments,
     FigureFiles,
     RunsArguments,
+    figure_parser,
     save_page,
 )
 from taming.evaluation.figures.commands import draw_cost, draw_neighbors, draw_sizes
@@ -102,7 +103,9 @@ def score_columns(scores: LikelihoodScores | None) -> dict[str, Any]:
 def draw_likelihood(argv: Sequence[str]) -> None:
     """Draw what `likelihood` is asked for."""
     files = FigureFiles("likelihood", argv)
-    parser = make_parser("Likelihoods of several transformers, and their curves.", LikelihoodFigure)
+    parser = figure_parser(
+        "likelihood", "Likelihoods of several transformers, and their curves.", LikelihoodFigure
+    )
     args, overrides = parse(parser, argv)
     own = from_flags(LikelihoodFigure, args)
     runs = own.runs.runs()
@@ -167,7 +170,9 @@ class OrdersFigure:
 def draw_orders(argv: Sequence[str]) -> None:
     """Draw what `orders` is asked for."""
     files = FigureFiles("orders", argv)
-    parser = make_parser("Runs that predict in different orders.", OrdersFigure, top_k=TOP_K)
+    parser = figure_parser(
+        "orders", "Runs that predict in different orders.", OrdersFigure, top_k=TOP_K
+    )
     args, overrides = parse(parser, argv)
     own = from_flags(OrdersFigure, args)
     runs = own.runs.runs()
@@ -209,7 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)
-        return
+        for draw in FIGURES.values():
+            with suppress(SystemExit):
+                draw(["--help"])
+        raise SystemExit(0)
     if name not in FIGURES:
         hint = did_you_mean(name, FIGURES)
         raise UserError(f"there is no figure '{name}'{hint}; there are {', '.join(FIGURES)}")

@@ -196,7 +196,7 @@ def test_sizes_of_one_sample(
 
 
 def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
-    """The condition of one item, resized: depth, as another first stage knows it."""
+    """The condition of one item, resized: an image, as another first stage knows it."""
     stage = unconditional_config()["params"]["first_stage_config"]
     config = unconditional_config(cond_stage_config=stage, cond_stage_key="image")
     scenes = {"target": "tests.kit.datasets.Scenes", "params": {"length": 2}}
@@ -250,10 +250,13 @@ def test_one_sentence_for_what_cannot_be(
     assert error.startswith("error: ") and message in error
 
 
-def test_help_names_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_flags_of_all_figures(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--help"]):
-        main(words)
-        assert "figures.py sizes" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert text.count("usage: figures.py ") == 5 and "--factors" in text and "--item" in text
     with pytest.raises(SystemExit):
         main(["cost", "--help"])
-    assert "--factors" in capsys.readouterr().out
+    assert "usage: figures.py cost" in capsys.readouterr().out

@@ -13,7 +13,8 @@ from PIL import Image
 
 from taming.atomic_files import atomic_path
 from taming.checkpoint import Run, find_run
-from taming.command_line import flag
+from taming.command_line import Parser, flag
+from taming.evaluation.arguments import make_parser
 from taming.evaluation.figures.samples import Drawing
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.sampling.arguments import RunArguments, require_positive
@@ -88,6 +89,13 @@ class DrawingArguments:
 
     def drawing(self) -> Drawing:
         return Drawing(self.settings, self.seed, self.batch_size)
+
+
+def figure_parser(name: str, description: str, settings: type, **defaults: Any) -> Parser:
+    """A parser of a figure's flags, with other `defaults` than the dataclass's own."""
+    parser = make_parser(description, settings, **defaults)
+    parser.prog = f"figures.py {name}"
+    return parser
 
 
 @dataclass

@@ -16,7 +16,6 @@ from taming.evaluation.arguments import (
     RunSetArguments,
     add_set_flags,
     extractor_name,
-    make_parser,
     open_sets,
     parse_sets,
 )
@@ -24,6 +23,7 @@ from taming.evaluation.figures.arguments import (
     DrawingArguments,
     FigureFiles,
     RunsArguments,
+    figure_parser,
     save_page,
 )
 from taming.evaluation.figures.neighbors import (
@@ -117,7 +117,9 @@ class NeighborArguments:
 def draw_neighbors(argv: Sequence[str]) -> None:
     """Draw what `figures.py neighbors` is asked for."""
     files = FigureFiles("neighbors", argv)
-    parser = make_parser("Nearest images of a training set to some samples.", NeighborArguments)
+    parser = figure_parser(
+        "neighbors", "Nearest images of a training set to some samples.", NeighborArguments
+    )
     add_set_flags(parser)
     args, names, overrides = parse_sets(parser, argv, most=2)
     own = from_flags(NeighborArguments, args)
@@ -206,7 +208,9 @@ class CostArguments:
 def draw_cost(argv: Sequence[str]) -> None:
     """Draw what `figures.py cost` is asked for."""
     files = FigureFiles("cost", argv)
-    parser = make_parser("Sampling cost against f, at equal size.", CostArguments, top_k=TOP_K)
+    parser = figure_parser(
+        "cost", "Sampling cost against f, at equal size.", CostArguments, top_k=TOP_K
+    )
     args, overrides = parse(parser, argv)
     own = from_flags(CostArguments, args)
     costs = own.measure(overrides)
@@ -278,7 +282,9 @@ class SizesArguments:
 def draw_sizes(argv: Sequence[str]) -> None:
     """Draw what `figures.py sizes` is asked for."""
     files = FigureFiles("sizes", argv)
-    parser = make_parser("One sample at several sizes.", SizesArguments, batch_size=1, top_k=TOP_K)
+    parser = figure_parser(
+        "sizes", "One sample at several sizes.", SizesArguments, batch_size=1, top_k=TOP_K
+    )
     args, overrides = parse(parser, argv)
     own = from_flags(SizesArguments, args)
     if len(own.runs.resume) != 1:
