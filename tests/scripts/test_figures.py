@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from scripts.figures import main
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
+from tests.documents import ROOT, commands_in
 from tests.kit.images import image_folder
 from tests.kit.models import SPIRAL, tiny_model, transformer_config, unconditional_config
 from tests.kit.runs import tiny_run
 from tests.modules.losses.backbones import backbone_file
+from tests.workplace import run_script
 
 TINY = ("--extractor", "tests.kit.extractor:TinyExtractor")
 CPU = ("--device", "cpu")
@@ -248,6 +253,37 @@ def test_one_sentence_for_what_cannot_be(
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
+
+
+SECTION = (ROOT / "docs" / "evaluation.md").read_text().partition("## The paper's figures")[2]
+COMMANDS = commands_in(SECTION.split("```")[1])
+SMALLER = {
+    "--sizes 256,512,1024": "--sizes 8,16 --device cpu",
+    "--factors 2,4,8,16 --size 256": (
+        "--factors 2,4 --size 16 --window 4 --layers 1 --width 16 --device cpu"
+    ),
+    "FOLDER_OF_TRAINING_IMAGES": "IMAGES -n 2 --classes 1 --extractor "
+    "tests.kit.extractor:TinyExtractor --device cpu",
+    "neighbors RUN": "neighbors RUN --by features",
+    "fid,isc": "fid,isc --isc_splits 1",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documentation(
+    command: str, runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand there, at small sizes, with the first value of each setting of the sweep."""
+    monkeypatch.setattr("sys.path", [str(ROOT), *sys.path])
+    text = command.replace("logs/<run>", "RUN").replace("logs/<another>", runs[1])
+    for long, short in SMALLER.items():
+        text = text.replace(long, short)
+    text = re.sub(r"(=[\d.]+)[\d.,]*(?=[;\"])", r"\1", text)
+    images = image_folder(tmp_path / "images", 3, 8, 8)
+    text = text.replace("RUN", runs[0]).replace("IMAGES", str(images))
+    _, script, *words = shlex.split(text)
+    run_script(str(ROOT / script), [*words, "-o", str(tmp_path / "out")])
+    assert list((tmp_path / "out").glob("*.json")) and list((tmp_path / "out").glob("*.png"))
 
 
 def test_help_has_the_flags_of_all_figures(capsys: pytest.CaptureFixture[str]) -> None:

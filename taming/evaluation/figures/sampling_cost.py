@@ -21,6 +21,7 @@ from taming.errors import UserError
 from taming.evaluation.figures.samples import Drawing, first_requests
 from taming.figures import new_figure, save_figure
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
+from taming.modules.transformer.gpt import GPT
 from taming.sampling.estimate import estimated_seconds
 from taming.sampling.sizes import pixels_per_token, tokens_for
 
@@ -75,7 +76,9 @@ class StandIn:
         """The model, with random weights, in eval mode."""
         torch.manual_seed(0)
         model = instantiate_from_config(self.config(factor))
-        assert isinstance(model, Net2NetTransformer)
+        assert isinstance(model, Net2NetTransformer) and isinstance(model.transformer, GPT)
+        # Zeros, with which training starts, would be warned of.
+        torch.nn.init.normal_(model.transformer.pos_emb, std=0.02)
         return model.eval().requires_grad_(False).to(device)
 
 

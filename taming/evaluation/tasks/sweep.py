@@ -64,16 +64,17 @@ def _changed(plan: SamplingPlan, values: Mapping[str, Any]) -> SamplingPlan:
 
 
 def start_of_sweep(swept: Mapping[str, list[Any]], args: argparse.Namespace) -> None:
-    """Set `--reject_ratio` for a sweep over it, as a plan with a classifier has to have one.
+    """Set `--reject_ratio` and `--classifier` to where a sweep over the acceptance can start.
 
-    Raises UserError without a classifier, or if nothing of it is to be swept.
+    Raises UserError if there are shares below 1 and no classifier.
     """
-    rejected = [ratio for ratio in swept.get(ACCEPTANCE, ()) if ratio < 1]
-    if not rejected:
+    if ACCEPTANCE not in swept:
         return
-    if args.classifier is None:
+    rejecting = [ratio for ratio in swept[ACCEPTANCE] if ratio < 1]
+    if rejecting and args.classifier is None:
         raise UserError(f"--sweep {ACCEPTANCE}= needs --classifier, such as resnet101")
-    args.reject_ratio = rejected[0]
+    args.reject_ratio = rejecting[0] if rejecting else 1.0
+    args.classifier = args.classifier if rejecting else None
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,10 +41,12 @@ def test_a_sweep_over_the_acceptance_begins_with_a_plan_that_rejects() -> None:
     args = Namespace(classifier="resnet101", reject_ratio=1.0)
     start_of_sweep({"acceptance": [1.0, 0.25, 0.05]}, args)
     assert args.reject_ratio == 0.25
-    for swept in ({"acceptance": [1.0]}, {"top_k": [5]}):
-        args = Namespace(classifier=None, reject_ratio=1.0)
-        start_of_sweep(swept, args)
-        assert args.reject_ratio == 1.0
+    start_of_sweep({"acceptance": [1.0]}, args)
+    assert (args.reject_ratio, args.classifier) == (1.0, None)
+    args = Namespace(classifier="resnet101", reject_ratio=0.5)
+    start_of_sweep({"top_k": [5]}, args)
+    assert (args.reject_ratio, args.classifier) == (0.5, "resnet101")
+    args = Namespace(classifier=None, reject_ratio=1.0)
     with pytest.raises(UserError, match="needs --classifier"):
         start_of_sweep({"acceptance": [0.5]}, args)
 
