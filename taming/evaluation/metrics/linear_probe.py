@@ -6,7 +6,7 @@ Everything is in float64, and decided by the features, the classes and the setti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,31 +101,43 @@ def fit_logistic(features: Tensor, labels: Tensor, classes: int, decay: float) -
         features: [N, D]; one that is constant is left out by its weight 0.
         labels: int64 [N], below `classes`.
     """
+    (classifier,) = _fit_each(features, labels, classes, (decay,))
+    return classifier
+
+
+def _fit_each(
+    features: Tensor, labels: Tensor, classes: int, decays: Sequence[float]
+) -> list[LinearClassifier]:
+    """`fit_logistic` with each of the decays."""
     mean, scale = _moments(features)
-    standard = (features.double() - mean) / scale
-    # The penalty keeps every row of the weights in the span of the images: with fewer images than
-    # features, that span's coordinates [N, N] are as good, and far fewer.
-    basis = None
-    if standard.shape[0] < standard.shape[1]:
-        _, _, basis = torch.linalg.svd(standard, full_matrices=False)  # (N, D), orthonormal
-        standard = standard @ basis.T
-    weight, bias = _minimum(standard, labels, classes, decay)
-    return LinearClassifier(mean, scale, weight if basis is None else weight @ basis, bias)
+    x = (features.double() - mean) / scale
+    axes = None
+    if len(x) < x.shape[1]:
+        # The penalty keeps every row of the weights in the span of the images, whose coordinates
+        # [N, N] on orthonormal axes are as good, and fewer.
+        axes = torch.linalg.svd(x, full_matrices=False).Vh  # (N, D)
+        x = x @ axes.T
+    found = [_minimum(x, labels.to(x.device), classes, decay) for decay in decays]
+    return [
+        LinearClassifier(mean, scale, weight if axes is None else weight @ axes, bias)
+        for weight, bias in found
+    ]
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [D]; the deviation of constants is infinite, which makes them 0."""
     mean = features.double().mean(0)
     deviation = features.double().std(0, correction=0)
     constant = deviation <= 1e-12 * mean.abs().clamp_min(1)
     return mean, torch.where(constant, torch.inf, deviation)
 
 
-def _minimum(x: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
+def _minimum(x: Tensor, targets: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
+    """Weights [C, R] and biases [C] for features x [N, R]."""
     weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device)
     bias = torch.zeros(classes, dtype=torch.float64, device=x.device)
-    parameters = [weight.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.LBFGS(
-        parameters,
+        [weight.requires_grad_(), bias.requires_grad_()],
         max_iter=MOST_STEPS,
         tolerance_grad=GRADIENT,
         tolerance_change=CHANGE,
@@ -135,7 +147,7 @@ def _minimum(x: Tensor, labels: Tensor, classes: int, decay: float) -> tuple[Ten
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(x @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+        value = F.cross_entropy(x @ weight.T + bias, targets) + decay / 2 * weight.square().sum()
         value.backward()
         return value
 
@@ -198,7 +210,8 @@ def _scores_of_folds(
 
 
 def _accuracy(features: Tensor, targets: Tensor, held_out: Tensor, decay: float) -> float:
-    classifier = _fitted(features[~held_out], targets[~held_out], decay)
+    classes = int(targets.max()) + 1
+    classifier = fit_logistic(features[~held_out], targets[~held_out], classes, decay)
     guessed = classifier.logits(features[held_out]).argmax(1).cpu()
     return float((guessed == targets[held_out]).double().mean())
 
@@ -209,15 +222,9 @@ def choose_decay(features: Tensor, targets: Tensor, decays: tuple[float, ...], s
         return decays[0]
     held_out = stratified_folds(targets, INNER_FOLDS, seed) == 0
     classes = int(targets.max()) + 1
-
-    def loss(decay: float) -> float:
-        rest = features[~held_out], targets[~held_out].to(features.device)
-        classifier = fit_logistic(*rest, classes, decay)
-        logits = classifier.logits(features[held_out]).cpu()
-        return float(F.cross_entropy(logits, targets[held_out]))
-
-    return min(decays, key=loss)
-
-
-def _fitted(features: Tensor, targets: Tensor, decay: float) -> LinearClassifier:
-    return fit_logistic(features, targets.to(features.device), int(targets.max()) + 1, decay)
+    classifiers = _fit_each(features[~held_out], targets[~held_out], classes, decays)
+    losses = [
+        float(F.cross_entropy(one.logits(features[held_out]).cpu(), targets[held_out]))
+        for one in classifiers
+    ]
+    return decays[losses.index(min(losses))]
