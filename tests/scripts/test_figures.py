@@ -269,6 +269,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_documentation(
     command: str, runs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -95,7 +95,15 @@ def test_pooling_over_a_grid() -> None:
     assert pooled(maps, 1).tolist() == [[7.5]]
 
 
-def test_a_dataset_and_two_processes(tmp_path: Path) -> None:
+def test_the_classes_of_a_dataset(tmp_path: Path) -> None:
+    run = run_with_data(tmp_path / "run", length=12)
+    main(["-r", str(run), *SMALL, "--features", "histogram"])
+    found = result(run / "evaluation")["metrics"]["run"]["histogram"]
+    assert (found["images"], found["classes"], found["chance"]) == (12, 2, 0.5)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     run = str(run_with_data(tmp_path / "run", length=12))
     main(["-r", run, *SMALL, "-o", str(tmp_path / "1"), "--no_cache"])
     flags = ["-r", run, *SMALL, "--workers", "0", "--no_cache", "--batch_size", "5"]

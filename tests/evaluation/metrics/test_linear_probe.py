@@ -65,9 +65,9 @@ def test_separable_classes_are_told_apart() -> None:
     features = torch.zeros(40, 6)
     features[torch.arange(40), labels - 10] = 1.0
     features += 0.05 * torch.randn(40, 6, generator=generator)
-    scores = probe(features, labels, ProbeSettings(repeats=2))
+    scores = probe(features, labels, ProbeSettings(folds=4, repeats=2, decays=(0.01, 1.0)))
     assert (scores.accuracy, scores.std, scores.chance) == (1.0, 0.0, 0.25)
-    assert len(scores.folds) == len(scores.decays) == 10
+    assert len(scores.folds) == len(scores.decays) == 8
     assert (scores.classes, scores.images, scores.dimensions) == (4, 40, 6)
 
 
@@ -76,7 +76,7 @@ def test_labels_without_a_meaning_are_at_chance() -> None:
     features, _ = noisy_classes(90, 120)
     generator = torch.Generator().manual_seed(1)
     permuted = (torch.arange(90) % 3)[torch.randperm(90, generator=generator)]
-    scores = probe(features, permuted, ProbeSettings(repeats=2, decays=(0.01, 1.0)))
+    scores = probe(features, permuted, ProbeSettings(decays=(0.01, 1.0)))
     # 90 guesses of one in three: a deviation of 0.05.
     assert abs(scores.accuracy - 1 / 3) < 3 * math.sqrt(2 / 9 / 90)
 
