@@ -133,6 +133,15 @@ def draw_likelihood(argv: Sequence[str]) -> None:
     )
 
 
+def data_columns(measured: Mapping[str, MeasuredLikelihood]) -> dict[str, dict[str, str]]:
+    """By run, the beginning of the hash of its items, if they are not the same for all."""
+    hashes = {name: str(one.images["fingerprint"])[:8] for name, one in measured.items()}
+    if len(set(hashes.values())) < 2:
+        return {}
+    log.warning("the runs were evaluated on different items; --data YAML gives all the same")
+    return {name: {"data": value} for name, value in hashes.items()}
+
+
 def measure_runs(
     own: LikelihoodFigure, runs: Mapping[str, Run], overrides: Sequence[str]
 ) -> dict[str, MeasuredLikelihood]:

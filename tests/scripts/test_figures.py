@@ -61,11 +61,14 @@ def labeled() -> dict[str, Any]:
 class Labeled(torch.utils.data.Dataset[dict[str, Any]]):
     """Noise of 8 x 8 pixels and classes below 5."""
 
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
     def __len__(self) -> int:
         return 3
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = np.random.RandomState(index).rand(8, 8, 3).astype(np.float32) * 2 - 1
+        image = np.random.RandomState(self.seed + index).rand(8, 8, 3).astype(np.float32) * 2 - 1
         return {"image": image, "class_label": index}
 
 
@@ -126,6 +129,7 @@ def test_likelihoods_of_runs_and_their_curves(
     equal = {name: logged["at_equal_steps"] for name, logged in scores["logged"].items()}
     assert equal == {"rows": 2.5, "spiral": 2.75}
     printed = capsys.readouterr().out
+    assert "| data " not in printed  # the same for both
     assert "at step 20" in printed and f"| {scores['rows']['nats_per_token']:.4f} " in printed
     assert pixels(tmp_path / "likelihood.png").shape[0] > 300
     main(["likelihood", "-r", runs[0], "-r", runs[1], "--logs_only", "-o", str(tmp_path / "logs")])
@@ -140,6 +144,22 @@ def test_likelihood_of_a_run_without_logs(
     assert list(result(tmp_path / "out", "likelihood")["metrics"]) == ["rows", "silent"]
     assert "has logged no val/loss" in caplog.text
     assert not (tmp_path / "out" / "likelihood.png").exists()
+
+
+def test_likelihoods_of_different_data_say_so(
+    runs: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = {"target": f"{__name__}.Labeled", "params": {"seed": 10}}
+    run = tiny_run(tmp_path / "other", validation=other)
+    main(["likelihood", "-r", runs[0], "-r", str(run), *CPU, "-o", str(tmp_path / "out")])
+    found = result(tmp_path / "out", "likelihood")
+    hashes = [found["sets"][name]["fingerprint"][:8] for name in ("rows", "other")]
+    table = capsys.readouterr().out
+    assert "| data " in table and all(text in table for text in hashes)
+    assert "evaluated on different items" in caplog.text
 
 
 def test_orders_beside_samples_of_the_same_seeds(runs: tuple[str, str], tmp_path: Path) -> None:

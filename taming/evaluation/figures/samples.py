@@ -32,13 +32,19 @@ class Drawing:
     batch_size: int = 4
 
     def images(
-        self, model: Net2NetTransformer, requests: Sequence[Request], shape: Shape | None = None
+        self,
+        model: Net2NetTransformer,
+        requests: Sequence[Request],
+        shape: Shape | None = None,
+        announce: bool = True,
     ) -> list[Tensor]:
-        """[C, H, W] of each request; of large sizes it is said how long they take."""
-        batch_size, count = min(self.batch_size, len(requests)), len(requests)
-        announcing = announced(model, requests, self.settings, batch_size, shape, count=count)
+        """[C, H, W] of each request; with `announce` it is said how long large sizes take."""
+        batch_size, ordered = min(self.batch_size, len(requests)), iter(requests)
+        if announce:
+            count = len(requests)
+            ordered = announced(model, requests, self.settings, batch_size, shape, count=count)
         samples = sample_images(
-            model, announcing, self.settings, batch_size=batch_size, seed=self.seed, shape=shape
+            model, ordered, self.settings, batch_size=batch_size, seed=self.seed, shape=shape
         )
         return [sample.image for sample in samples]
 

@@ -23,7 +23,7 @@ from taming.figures import new_figure, save_figure
 from taming.models.cond_transformer import UNCONDITIONAL, Net2NetTransformer
 from taming.modules.transformer.gpt import GPT
 from taming.sampling.estimate import estimated_seconds
-from taming.sampling.sizes import pixels_per_token, tokens_for
+from taming.sampling.sizes import pixels_per_token, tokens_for, trained_shape
 
 CODES = 1024  # of a stand-in, which has the paper's smaller codebook
 
@@ -114,16 +114,18 @@ def measure_cost(
     """The cost of samples of `size` (height, width) in pixels; of a class, if there are classes.
 
     Args:
-        whole: sample a batch to its end, instead of only some first steps that tell of the rest.
+        whole: sample a batch to its end, instead of only some steps that tell of the rest; so are
+            samples that are no larger than the transformer's own.
 
     Raises UserError for a size of no whole tokens, or conditions from data.
     """
     shape = tokens_for(model, size)
     assert shape is not None
     requests = first_requests(model, drawing.batch_size, shape=shape)
+    whole = whole or math.prod(shape) <= math.prod(trained_shape(model))
     start = time.monotonic()
     if whole:
-        drawing.images(model, requests, shape)
+        drawing.images(model, requests, shape, announce=False)
         seconds = time.monotonic() - start
     else:
         seconds = estimated_seconds(model, requests, drawing.settings, drawing.batch_size, shape)

@@ -151,8 +151,10 @@ def probe_all(
             "dataset with 'class_label'"
         )
     labels = torch.from_numpy(manifest.labels)
+    exact = counted.device.type != "mps"  # which has no float64
+    device = counted.device if exact else torch.device("cpu")
     return {
-        name: probe(_matrix(bank).to(counted.device), labels, settings)
+        name: probe(_matrix(bank).to(device), labels, settings)
         for name, bank in counted.banks.items()
     }
 
