@@ -117,7 +117,11 @@ def draw_likelihood(argv: Sequence[str]) -> None:
     scores = {name: one.likelihood.compute() for name, one in measured.items()}
     curves = curves_of(runs, own.value, required=own.logs_only)
     logged = {row["run"]: row for row in loss_rows(curves)} if curves else {}
-    rows = [{"run": name} | score_columns(scores.get(name)) | logged.get(name, {}) for name in runs]
+    data = data_columns(measured)
+    rows = [
+        {"run": name} | data.get(name, {}) | score_columns(scores.get(name)) | logged.get(name, {})
+        for name in runs
+    ]
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
     metrics: dict[str, dict[str, Any]] = {name: asdict(one) for name, one in scores.items()}
     if curves:

@@ -129,8 +129,8 @@ class FigureFiles:
         pictures = [f"![{n}]({n}.png)" for n in self._pictures(folder)]
         write_result(result, path, [markdown_table(rows), *pictures])
         print(markdown_table(rows))
-        names = ", ".join(f"{n}.png" for n in self._pictures(folder))
-        print(f"{path.name}, its .md and {names} are in {folder}")
+        names = [path.name, f"{self.name}.md", *(f"{n}.png" for n in self._pictures(folder))]
+        print(f"{', '.join(names)} are in {folder}")
         return path
 
     def _pictures(self, folder: Path) -> Iterator[str]:
