@@ -125,7 +125,7 @@ def draw_likelihood(argv: Sequence[str]) -> None:
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
     metrics: dict[str, dict[str, Any]] = {name: asdict(one) for name, one in scores.items()}
     if curves:
-        plot_losses(curves, folder / "likelihood.png", own.value)
+        plot_losses(curves, files.picture(folder), own.value)
         metrics["logged"] = compared(curves)
     files.write(
         folder,
@@ -198,9 +198,9 @@ def draw_orders(argv: Sequence[str]) -> None:
         rows_of_picture.append([(order, picture), gap, *samples])
         named.append(replace(curve, name=f"{order}: {curve.name}"))
     folder = own.runs.figure.folder_for(next(iter(runs.values())).folder)
-    plot_losses(named, folder / "orders.png", own.value)
+    plot_losses(named, files.picture(folder), own.value)
     page = grid(rows_of_picture, {0: "order", 2: "samples"}, side=128)
-    save_page(page, folder / "orders-samples.png")
+    save_page(page, files.picture(folder, "-samples"))
     rows = loss_rows(named)
     files.write(
         folder,

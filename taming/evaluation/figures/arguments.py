@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,12 @@ class FigureFiles:
     name: str
     argv: Sequence[str] | None  # behind the figure's name
     start: float = field(default_factory=time.monotonic)
+    pictures: list[str] = field(default_factory=list)  # the files' names
+
+    def picture(self, folder: Path, ending: str = "") -> Path:
+        """Where a picture of the figure is to be written."""
+        self.pictures.append(f"{self.name}{ending}.png")
+        return folder / self.pictures[-1]
 
     def write(
         self,
@@ -126,17 +132,11 @@ class FigureFiles:
             command=command_line([self.name, *(self.argv or ())], SCRIPT),
         )
         path = folder / f"{self.name}.json"
-        pictures = [f"![{n}]({n}.png)" for n in self._pictures(folder)]
+        pictures = [f"![{Path(name).stem}]({name})" for name in self.pictures]
         write_result(result, path, [markdown_table(rows), *pictures])
         print(markdown_table(rows))
-        names = [path.name, f"{self.name}.md", *(f"{n}.png" for n in self._pictures(folder))]
-        print(f"{', '.join(names)} are in {folder}")
+        print(f"{', '.join([path.name, f'{self.name}.md', *self.pictures])} are in {folder}")
         return path
-
-    def _pictures(self, folder: Path) -> Iterator[str]:
-        for name in (self.name, f"{self.name}-samples"):
-            if (folder / f"{name}.png").is_file():
-                yield name
 
 
 def save_page(page: Image.Image, path: Path) -> Path:

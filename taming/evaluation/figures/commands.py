@@ -138,7 +138,7 @@ def draw_neighbors(argv: Sequence[str]) -> None:
         return
     run = samples.run.folder if isinstance(samples, RunSource) else Path()
     folder = own.common.outdir or run / "figures"
-    save_page(neighbors_page(chosen, reference, nearest), folder / "neighbors.png")
+    save_page(neighbors_page(chosen, reference, nearest), files.picture(folder))
     labels = {sample.index: sample.name for sample in chosen}
     files.write(
         folder,
@@ -216,7 +216,7 @@ def draw_cost(argv: Sequence[str]) -> None:
     costs = own.measure(overrides)
     runs = list(own.runs.runs().values())
     folder = own.runs.figure.folder_for(runs[0].folder if runs else None)
-    plot_costs(list(costs.values()), folder / "cost.png")
+    plot_costs(list(costs.values()), files.picture(folder))
     protocol: dict[str, Any] = {"size": list(own.size), "batch_size": own.sampling.batch_size}
     protocol |= {} if runs else {"stand_in": asdict(own.stand_in)}
     protocol |= asdict(own.sampling.settings) | {"precision": own.runs.figure.precision}
@@ -293,7 +293,7 @@ def draw_sizes(argv: Sequence[str]) -> None:
     (run,) = own.runs.runs().values()
     folder = own.runs.figure.folder_for(run.folder)
     page = grid([[(sample.caption, sample.image) for sample in samples]])
-    save_page(page, folder / "sizes.png")
+    save_page(page, files.picture(folder))
     rows = [
         {"size": one.caption, "tokens": one.tokens, "seconds": float(f"{one.seconds:.3g}")}
         for one in samples
