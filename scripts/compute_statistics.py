@@ -26,6 +26,7 @@ from taming.evaluation.metrics.statistics_file import Statistics, npz_path
 from taming.evaluation.reference import REFERENCE
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
+from taming.words import counted
 
 
 @command
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    (source,) = open_sets(names[:1], args, overrides, device, [REFERENCE])
+    (source,) = open_sets(names[:1], args, overrides, device)
     if isinstance(source, Statistics):
         raise UserError(f"{names[0]} holds statistics already; give the images")
     settings = FidelitySettings(("fid",), dict(extraction.layer))
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol=about | {"images": describe_set(source, features)},
     )
     path = statistics.save(output)
-    print(f"the statistics of {moments.count} images are in {path}")
+    print(f"the statistics of {counted(moments.count, 'image')} are in {path}")
     end_with_damaged(runner.left_out)
 
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common = from_flags(EvaluationArguments, args)
     device = choose_device(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-    (images,) = open_sets(names, args, overrides, device, [SAMPLES])
+    (images,) = open_sets(names, args, overrides, device)
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
     classifier = load_classifier(args.judge, device)

@@ -16,7 +16,6 @@ from taming.checkpoint import Run, find_run
 from taming.command_line import (
     Parser,
     add_flags,
-    add_side_flags,
     add_trust_flag,
     add_weight_flags,
     flag,
@@ -29,12 +28,7 @@ from taming.errors import UserError
 from taming.evaluation.metrics.features import INCEPTION, Extractor
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.reference import (
-    REFERENCE,
-    SAMPLES,
-    SIZE_FLAGS,
-    resize_sets,
-)
+from taming.evaluation.reference import ROLES, add_size_flags, resize_by_flags
 from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
@@ -42,6 +36,7 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
@@ -250,14 +245,10 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     return parser
 
 
-def add_set_flags(
-    parser: argparse.ArgumentParser, roles: Sequence[str] = (SAMPLES, REFERENCE)
-) -> None:
+def add_set_flags(parser: argparse.ArgumentParser, roles: Sequence[str] = ROLES) -> None:
     """What folders, configs and runs need that are given as sets of images, in these roles."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
-    sizes = parser.add_argument_group("sizes of images")
-    for role in roles:
-        add_flags(sizes, SIZE_FLAGS[role])
+    add_size_flags(parser, roles)
     group = parser.add_argument_group("images of a run")
     add_flags(group, SamplingPlan, top_k=TOP_K)
     add_side_flags(group)
@@ -265,16 +256,11 @@ def add_set_flags(
 
 
 def open_sets(
-    names: Sequence[str],
-    args: argparse.Namespace,
-    overrides: Sequence[str],
-    device: torch.device,
-    roles: Sequence[str] = (SAMPLES, REFERENCE),
+    names: Sequence[str], args: argparse.Namespace, overrides: Sequence[str], device: torch.device
 ) -> list[ImageSet]:
     """The sets of images that the positional arguments name, by the flags of `add_set_flags`.
 
-    A config beside a run need not say what the run knows, such as its lists of images. `roles` are
-    those that the flags were added for.
+    A config beside a run need not say what the run knows, such as its lists of images.
 
     Raises UserError for names of no set, flags out of range, and statistics of images that were
     resized otherwise than the flags say.
@@ -287,10 +273,7 @@ def open_sets(
     if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
         raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
     sets = [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
-    choices = {role: from_flags(SIZE_FLAGS[role], args).choice() for role in roles}
-    if REFERENCE in choices or not choices[SAMPLES].says_nothing:
-        by_role: dict[str, ImageSet] = dict(zip(roles, sets, strict=False))
-        resize_sets(by_role.get(SAMPLES), by_role.get(REFERENCE), choices)
+    resize_by_flags(sets, args)
     return sets
 
 

@@ -7,11 +7,12 @@ taken as they are; a dataset's config holds real images on either side.
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taming.command_line import flag
+from taming.command_line import add_flags, flag, from_flags
 from taming.errors import UserError
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.sources.dataset import DatasetSource
@@ -30,7 +31,7 @@ from taming.evaluation.sources.resize import (
 )
 from taming.evaluation.tasks.fidelity import ImageSet
 
-SAMPLES, REFERENCE = "samples", "reference"
+ROLES = (SAMPLES, REFERENCE) = ("samples", "reference")
 PAPER_SIZE = (PAPER_SIDE, PAPER_SIDE)
 RESIZES_TEXT, CROPS_TEXT = (
     ", ".join(names[:-1]) + f" or {names[-1]}" for names in (RESIZES, CROPS)
@@ -129,6 +130,22 @@ class SamplesResizeArguments:
 
 SizeFlags = type[ResizeArguments] | type[SamplesResizeArguments]
 SIZE_FLAGS: dict[str, SizeFlags] = {SAMPLES: SamplesResizeArguments, REFERENCE: ResizeArguments}
+
+
+def add_size_flags(parser: argparse.ArgumentParser, roles: Sequence[str] = ROLES) -> None:
+    """What sets of images in these roles need."""
+    group = parser.add_argument_group("sizes of images")
+    for role in roles:
+        add_flags(group, SIZE_FLAGS[role])
+
+
+def resize_by_flags(sets: Sequence[ImageSet], args: argparse.Namespace) -> None:
+    """`resize_sets` of those that there are, in the order of the roles whose flags were added."""
+    roles = [role for role in ROLES if f"{role}_resize" in args]
+    choices = {role: from_flags(SIZE_FLAGS[role], args).choice() for role in roles}
+    by_role = dict(zip(roles, sets, strict=False))
+    if REFERENCE in choices or not choices[SAMPLES].says_nothing:
+        resize_sets(by_role.get(SAMPLES), by_role.get(REFERENCE), choices)
 
 
 def resize_sets(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from taming.lr_scheduler import make_schedule
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher, soft_loss
+from taming.models.own_hooks import KeptHooks
 from taming.models.result_checks import (
     checked_inputs,
     checked_prediction,
@@ -31,17 +33,17 @@ from taming.sharding import shard
 log = logging.getLogger(__name__)
 
 
-class TransformerTraining(CodeSampling):
+class TransformerTraining(CodeSampling, KeptHooks):
     """Steps and optimizer of a transformer between its stages.
 
     Subclasses set the attributes and have `forward`; see `Net2NetTransformer`.
     """
 
-    ways: TransformerWays
-    teacher: Teacher | None
+    ways = TransformerWays()
+    teacher: Teacher | None = None
     learning_rate: float
     scheduler_config: Mapping[str, Any] | None
-    loss_terms: dict[str, Tensor]  # the last losses of training
+    loss_terms: Mapping[str, Tensor] = MappingProxyType({})  # of the last step of training
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` from indices of images, in predicted order, and of conditions."""

@@ -85,7 +85,7 @@ def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> 
     if isinstance(weights, OwnMethods):
         return 0
     size = rows * length * weights.config.n_embd * weights.dtype.itemsize
-    return CACHE_BYTES // (2 * weights.config.n_layer * size)
+    return CACHE_BYTES // (2 * len(weights.layers) * size)
 
 
 class _Caches:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.base import NumpyPaths, set_loading
+from taming.data.base import NumpyPaths
 from taming.data.coco import CocoImagesAndCaptionsTrain
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomTrain
@@ -31,11 +32,13 @@ from taming.data.imagenet import (
     ImageNetTrain,
     ImageNetTrainWithDepth,
 )
+from taming.data.loading import set_loading
 from taming.data.options import ImageOptions
 from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import UserError
 from tests.kit.images import truncate, write_image
 from tests.kit.scenes import OPTIONS, write_coco, write_open_images
@@ -107,6 +110,19 @@ def test_shards_give_the_same_items(
         assert item.pop("__key__") == f"{index:09}" and item.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_array_equal(item[key], value, err_msg=key)
+        for source in (dataset, sharded):  # nothing is done with the file's pixels
+            whole, metadata = whole_image(source, index)
+            np.testing.assert_array_equal(whole, stored(expected["file_path_"]))
+            assert metadata.get("class_label") == expected.get("class_label")
+    assert has_whole_images(dataset) and has_whole_images(sharded)
+
+
+def stored(path: str) -> np.ndarray:
+    """The pixels (H, W, 3) of a file."""
+    if path.endswith(".npy"):
+        return np.asarray(np.load(path)[0].transpose(1, 2, 0))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def test_coordinates_of_faces(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,11 @@ MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take
 # Fields of `Statistics` as the file's JSON names them.
 ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
 ABOUT["weights_hash"] = "weights_sha256"
+KINDS = {"count": int | None, "fingerprint": str | None, "protocol": dict}  # the others: text
+ASYMMETRY = 1e-4  # of the largest entry: sums in float32 may differ above and below the diagonal
+# What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
+NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
+NOT_READ += (RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
@@ -71,16 +77,11 @@ class Statistics:
         """
         arrays = _read(Path(path))
         mean, covariance = arrays["mu"], arrays["sigma"]
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(
-                f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
-                "give a file with D and D x D numbers"
-            )
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
+        if reason := _what_is_wrong(mean, covariance):
+            raise UserError(f"{path} {reason}; compute the statistics again")
         about = _about(Path(path), arrays)
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
-        return cls(mean, covariance, **known)
+        return cls(mean.astype(np.float64), covariance.astype(np.float64), **known)
 
     def image_size(self) -> Size | None:
         """(height, width) of all images that these are of; None if that is not known."""
@@ -157,17 +158,32 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             if any(entry.file_size > MOST_BYTES for entry in file.zip.infolist()):
                 raise ValueError("it says that it holds much more than statistics are")
             arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
-            numbers = {
-                name: arrays[name].astype(np.float64) for name in {"mu", "sigma"} & {*arrays}
-            }
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except NOT_READ as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):
         raise UserError(
             f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
             "scripts/compute_statistics.py wrote"
         )
-    return arrays | numbers
+    return arrays
+
+
+def _what_is_wrong(mean: np.ndarray, covariance: np.ndarray) -> str | None:
+    """Why these are no mean and covariance; None if they can be."""
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f" or array.dtype.itemsize < 4:
+            return f"is no statistics file ({name} is {array.dtype}, not float64 or float32)"
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        shapes = f"a mean of shape {mean.shape} and a covariance of {covariance.shape}"
+        return f"has {shapes}, where D and D x D numbers are needed"
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return "holds NaN or infinity"
+    largest = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > ASYMMETRY * largest:
+        return "has a sigma that is not symmetric, which no covariance is"
+    if covariance.diagonal().min() < 0:
+        return "has a negative variance on the diagonal of sigma"
+    return None
 
 
 def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -177,6 +193,15 @@ def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         about = json.loads(str(arrays["about"]))
     except ValueError:
         about = None
-    if not isinstance(about, dict):
+    if not isinstance(about, dict) or not _fits(about):
         raise UserError(f"{path} is damaged (its description); compute the statistics again")
+    count = about.get("count")
+    if count is not None and count < 2:
+        raise UserError(f"{path} is of {count} images; a covariance needs 2 or more")
     return about
+
+
+def _fits(about: Mapping[str, Any]) -> bool:
+    """Whether the entries of a file's description, as far as there are any, are of their kinds."""
+    there = [entry for entry in ABOUT.values() if entry in about]
+    return all(isinstance(about[entry], KINDS.get(entry, str)) for entry in there)

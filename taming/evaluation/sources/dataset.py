@@ -18,10 +18,10 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 from taming.checkpoint import Run, complete_data
 from taming.config import did_you_mean, instantiate_from_config, load_config
 from taming.config_before import is_of_run, keep_dataset_defaults
-from taming.data.base import has_whole_images, whole_image
 from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset, as_entries
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
 from taming.evaluation.sources.resize import AS_IN_TRAINING, AS_IT_IS, Size

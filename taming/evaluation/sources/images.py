@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
-from taming.errors import DamagedImage, sentence
+from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.resize import AS_IT_IS, Resizing, Size
 
 NO_LABEL = -1
@@ -271,10 +271,13 @@ class LoadedSource(ImageSource, Dataset[Any]):
         raise NotImplementedError
 
     def own_image_size(self) -> Size | None:
-        """That of a few images, evenly spaced, if they agree."""
+        """That of a few images, evenly spaced, if they agree.
+
+        What is wrong with them is said when the set is gone through.
+        """
         sizes, count = set(), min(len(self), SIZES_LOOKED_AT)
         for number in range(count):
-            with suppress(DamagedImage):
+            with suppress(UserError):
                 sizes.add(self.load(number * len(self) // count)[0].shape[1:])
         return common_size(sizes)
 
