@@ -44,6 +44,8 @@ SCRIPTS = {
     "evaluate-transformer": "evaluate_transformer",
     "evaluate-scenes": "evaluate_scenes",
     "evaluate-classes": "evaluate_classes",
+    "probe": "linear_probe",
+    "figures": "figures",
     "statistics": "compute_statistics",
     "download": "download_models",
     "export": "export",

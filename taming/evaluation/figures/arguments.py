@@ -94,7 +94,7 @@ class DrawingArguments:
 def figure_parser(name: str, description: str, settings: type, **defaults: Any) -> Parser:
     """A parser of a figure's flags, with other `defaults` than the dataclass's own."""
     parser = make_parser(description, settings, **defaults)
-    parser.prog = f"figures.py {name}"
+    parser.prog = f"{Parser.program or 'figures.py'} {name}"
     return parser
 
 
