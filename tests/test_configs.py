@@ -148,4 +148,4 @@ def test_config_trains_logs_resumes_and_is_sampled_from(
     assert step == 3 and not model.training
     [sampled] = sample_one(run, model, tmp_path / "samples")
     with Image.open(sampled) as image:
-        assert image.size == ((32, 32) if "digits" in path.stem else (SIZE, SIZE))
+        assert image.size == ((2 * SIZE, 2 * SIZE) if "cin512" in path.stem else (SIZE, SIZE))
