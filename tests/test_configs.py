@@ -55,7 +55,8 @@ def shrink(config: DictConfig) -> DictConfig:
         if "ch_mult" in node:
             set_if_there(node, ch=32, ch_mult=[1] * len(node.ch_mult), num_res_blocks=1)
             set_if_there(node, z_channels=32)
-            set_if_there(node, resolution=max(SIZE, node.resolution * SIZE // 256))
+            side = node.get("resolution", 0)  # of a network between levels: none
+            set_if_there(node, resolution=max(SIZE, side * SIZE // 256))
         if "n_layer" in node:
             set_if_there(node, n_layer=1, n_head=2, n_embd=16)
         if "disc_start" in node:

@@ -21,6 +21,7 @@ from taming.evaluation.tasks.first_stage import (
     FirstStageResult,
     LoadedFirstStage,
 )
+from taming.modules.vqvae.two_level import LEVELS
 from taming.pictures import grid
 
 # Titles of columns, and how values are written in them, by metric.
@@ -33,6 +34,8 @@ COLUMNS = {
     "mean_iou": ("mean IoU", "{:.4f}"),
     "codebook_usage": ("codes used", "{:.1%}"),
     "codebook_perplexity": ("perplexity", "{:.1f}"),
+    **{f"codebook_usage_{level}": (f"{level} codes used", "{:.1%}") for level in LEVELS},
+    **{f"codebook_perplexity_{level}": (f"perplexity, {level}", "{:.1f}") for level in LEVELS},
 }
 SIDE, GAP = 256, 4  # pixels of the larger side of an image in the picture, and between images
 
