@@ -65,8 +65,8 @@ def _check_parts(model: CodeSampling) -> None:
         if levels := stage.code_levels if isinstance(stage, CodesInterface) else {}:
             raise UserError(
                 f"{name}: {name_of(type(stage))} has a grid of codes for each of {len(levels)} "
-                f"levels, {' and '.join(levels)}, and a transformer predicts one grid; take a first "
-                "stage of one level, such as VQModel"
+                f"levels, {' and '.join(levels)}, and a transformer predicts one grid; take a "
+                "first stage of one level, such as VQModel"
             )
     if not isinstance(condition, EncodingStage):
         raise UserError(

@@ -89,8 +89,8 @@ class TwoLevelVQ(VQModel):
         return self.quantize(self.encode_to_prequant(x))  # type: ignore[no-any-return]
 
     def encode(self, x: Tensor) -> Any:
-        """Images [B, C, H, W] -> (codes [B, 2 * embed_dim, h, w] for `decode`, codebook loss, (None,
-        None, `Indices`))."""
+        """Images [B, C, H, W] -> (codes [B, 2 * embed_dim, h, w] for `decode`, codebook loss,
+        (None, None, `Indices`))."""
         quant, loss, (_, _, indices) = self.quantized(x)
         return quant, loss, (None, None, self.quantize.split(indices))
 

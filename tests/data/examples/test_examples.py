@@ -47,7 +47,7 @@ def test_data_section_of_every_config(
             assert len(batch[key]) == 2
             if batch[key].dim() > 2:
                 side = batch[key].shape[1]
-                assert side == batch[key].shape[2] == SIDES.get(name.split("_")[0], 256)
+                assert side == batch[key].shape[2] == SIDES.get(name.partition("_")[0], 256)
         assert batch["image"].shape[3] == 3
 
 
