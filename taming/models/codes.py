@@ -160,7 +160,7 @@ def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:
 
 
 class CodeHistogram:
-    """Counts how often each of `n_codes` is used, over batches and, in `summary`, over ranks."""
+    """Counts how often each of `n_codes` is used, over batches and, in `taken`, over ranks."""
 
     def __init__(self, n_codes: int) -> None:
         self.n_codes = n_codes
@@ -186,10 +186,6 @@ class CodeHistogram:
     def counts_so_far(self) -> Tensor:
         """How often each code has occurred in this process, int64 [n_codes]."""
         return torch.zeros(self.n_codes, dtype=torch.long) if self.counts is None else self.counts
-
-    def summary(self) -> tuple[float, float]:
-        """`codebook_use` of what all processes have counted, and start again from 0."""
-        return codebook_use(self.taken())
 
     def taken(self) -> Tensor:
         """What all processes have counted, int64 [n_codes]; and start again from 0."""

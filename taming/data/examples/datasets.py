@@ -194,7 +194,7 @@ def write_lsun(out: ExampleWriter) -> None:
     for place, category in enumerate(("bedroom", "tower", "church_outdoor")):
         for split, short in (("train", "train"), ("validation", "val")):
             scenes = out.scenes(split, 90_000 + 100 * place)
-            images = {hashlib.sha1(scene.image).hexdigest(): scene for scene in scenes}
+            images = {hashlib.sha1(scene.image.tobytes()).hexdigest(): scene for scene in scenes}
             name = f"data/lsun/{category}_{short}"
             if category == "church_outdoor":
                 out.text(f"{name}.txt", [f"{key}.jpg" for key in images])

@@ -81,7 +81,7 @@ def damage_of(path: str, error: Exception) -> str:
         return "is damaged: it claims to hold more than the memory does"
     if is_member(path):
         unknown = isinstance(error, UnidentifiedImageError)
-        return "is no image that Pillow can read" if unknown else f"cannot be read ({error})"
+        return f"cannot be read ({'it is no image that Pillow knows' if unknown else error})"
     if not os.path.exists(path):
         return "does not exist"
     if os.path.isdir(path):

@@ -25,10 +25,17 @@ from taming.data.files.lmdb_records import FILE, record_paths
 from taming.data.options import OnError
 from taming.errors import UserError
 
-SCENES = ("bedroom", "bridge", "church_outdoor", "classroom", "conference_room", "dining_room")
+SCENES: tuple[str, ...] = (
+    "bedroom",
+    "bridge",
+    "church_outdoor",
+    "classroom",
+    "conference_room",
+    "dining_room",
+)
 SCENES += ("kitchen", "living_room", "restaurant", "tower")
 # What they are also called.
-NAMES = {scene: (scene, f"{scene}s") for scene in SCENES}
+NAMES: dict[str, tuple[str, ...]] = {scene: (scene, f"{scene}s") for scene in SCENES}
 NAMES |= {"church_outdoor": ("church_outdoor", "church", "churches")}
 SPLITS = {True: ("train",), False: ("val", "validation")}
 VALIDATION_IMAGES = 300  # of each published category
