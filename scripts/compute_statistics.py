@@ -25,6 +25,7 @@ from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.statistics_file import Statistics, npz_path
 from taming.evaluation.results import versions
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
+from taming.words import counted
 
 
 @command
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         protocol=about | {"images": describe_set(source, features)},
     )
     path = statistics.save(output)
-    print(f"the statistics of {moments.count} images are in {path}")
+    print(f"the statistics of {counted(moments.count, 'image')} are in {path}")
     end_with_damaged(runner.left_out)
 
 

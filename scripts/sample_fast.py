@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taming.checkpoint import model_hashes
-from taming.command_line import add_flags, add_side_flags, from_flags, parse
+from taming.command_line import add_flags, from_flags, parse
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
+from taming.words import there_are
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, SamplingPlan, int]:
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes > 1:
         print(f"process {rank} of {processes} made {new} of {total} samples in {folder.root}")
     else:
-        print(f"{total} samples are in {folder.root} ({new} of them new)")
+        print(f"{there_are(total, 'sample')} in {folder.root} ({new} of them new)")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files"}
+GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
+GROUND |= {"shipped"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -43,6 +44,11 @@ LEAVES = GROUND | {
 ALLOWED = {
     "errors": set(),
     "user_files": set(),
+    "words": set(),
+    "shipped": {"errors"},
+    "completion_script": set(),
+    "__main__": {"program"},
+    "program": {"command_line", "completion_script", "errors", "shipped", "training"},
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
@@ -56,7 +62,7 @@ ALLOWED = {
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "user_files", "weight_choice"},
     "kernel_choice": {"atomic_files", "devices", "errors"},
-    "config_files": {"config_values", "errors", "trust"},
+    "config_files": {"config_values", "errors", "shipped", "trust"},
     "limits": {"errors"},
     "config_values": {"run_length", "user_files"},
     "config_names": {"config_files", "errors", "trust"},
@@ -73,7 +79,8 @@ ALLOWED = {
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
+    "checkpoint": GROUND
+    | {"checkpoint", "config", "config_before", "config_files", "config_schema"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
     "modules": GROUND | {"config", "downloads", "modules", "util"},

@@ -16,7 +16,6 @@ from taming.checkpoint import Run, find_run
 from taming.command_line import (
     Parser,
     add_flags,
-    add_side_flags,
     add_trust_flag,
     add_weight_flags,
     flag,
@@ -36,6 +35,7 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 
 CONFIGS = (".yaml", ".yml")
 MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall

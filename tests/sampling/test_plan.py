@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from taming.command_line import Parser, add_flags, add_side_flags, from_flags
+from taming.command_line import Parser, add_flags, from_flags
 from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling import plan as plans
 from taming.sampling.plan import TOP_K, SamplingJob, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 from tests.kit.models import tiny_model
 
 
