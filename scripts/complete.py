@@ -61,7 +61,7 @@ class Arguments:
         f"{', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask, kept: white and opaque, in the "
         "image's own pixels",
     )
-    pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
+    pad: str = flag("0,0,0,0", "left,top,right,bottom pixels to add, once it is reduced")
     condition: str | None = flag(
         None, "a class number, or the file of a map, for models that need one"
     )

@@ -53,7 +53,7 @@ def folder_for(
     plan: SamplingPlan, root: Path, step: int, hashes: Mapping[str, str]
 ) -> SampleFolder:
     settings = plan.settings
-    name = f"top_k_{settings.top_k}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
+    name = f"top_k_{settings.top_k_name}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
     if settings.guided:
         name += f"_guidance_{settings.guidance}_{settings.guidance_schedule}"
     if plan.size:
@@ -62,6 +62,9 @@ def folder_for(
     if plan.classifier:
         name += f"_reject_{plan.reject_ratio}"
         record |= {"reject_ratio": plan.reject_ratio, "classifier": plan.classifier}
+    if plan.pooled:
+        name += "_best_{}_of_{}".format(*plan.group)
+        record |= {"reject_pool": plan.reject_pool, "pool": list(plan.group)}
     return SampleFolder(root / "samples" / name / str(step), record)
 
 

@@ -44,6 +44,7 @@ SCRIPTS = {
     "evaluate-transformer": "evaluate_transformer",
     "evaluate-scenes": "evaluate_scenes",
     "evaluate-classes": "evaluate_classes",
+    "reproduce": "reproduce",
     "statistics": "compute_statistics",
     "download": "download_models",
     "export": "export",

@@ -11,12 +11,13 @@ from typing import Any
 
 from taming.evaluation.metrics.base import Metric, MetricSettings
 from taming.evaluation.metrics.fid import FID
+from taming.evaluation.metrics.fid_spread import FID_SPREAD
 from taming.evaluation.metrics.inception_score import INCEPTION_SCORE
 from taming.evaluation.metrics.kid import KID
 from taming.evaluation.metrics.precision_recall import PRECISION_RECALL
 
 METRICS: dict[str, Metric[Any]] = {
-    metric.name: metric for metric in (FID, INCEPTION_SCORE, KID, PRECISION_RECALL)
+    metric.name: metric for metric in (FID, FID_SPREAD, INCEPTION_SCORE, KID, PRECISION_RECALL)
 }
 
 
