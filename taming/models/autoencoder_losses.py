@@ -190,11 +190,5 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
                 same_on_all_ranks(buffer)
 
     def on_validation_epoch_end(self) -> None:
-<<<<<<< HEAD
-        for name, value in codebook_uses(self, self._used_codes.taken()).items():
+        for name, value in codebook_uses(self, self.used_codes.taken()).items():
             self.log(f"val/{name}", value, rank_zero_only=True)
-=======
-        used, perplexity = self.used_codes.summary()
-        self.log("val/codebook_usage", used, rank_zero_only=True)
-        self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
->>>>>>> main
