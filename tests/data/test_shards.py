@@ -33,6 +33,7 @@ from taming.data.imagenet import (
     ImageNetTrainWithDepth,
 )
 from taming.data.loading import set_loading
+from taming.data.lsun import LSUNTrain
 from taming.data.options import ImageOptions
 from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase
@@ -66,6 +67,7 @@ DATASETS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "imagenet": (lambda: ImageNetTrain({"size": 32}), {}),
     "depth": (lambda: ImageNetTrainWithDepth(size=32, random_flip=True), {"random_flip": True}),
     "classes": (lambda: ImageFolderTrain("data/classes", 32), {"random_crop": False}),
+    "records": (lambda: LSUNTrain("tower", 32, random_crop=True), {}),
     "super-resolution": (lambda: ImageNetScaleTrain(32, **SR), SR),
     "edges": (lambda: ImageNetEdgesTrain(2, size=32), {"edges": "lr", "up_factor": 2}),
     "captions": (

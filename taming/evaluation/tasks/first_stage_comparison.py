@@ -23,6 +23,7 @@ from taming.evaluation.tasks.first_stage import (
     FirstStageResult,
     LoadedFirstStage,
 )
+from taming.modules.vqvae.two_level import LEVELS
 from taming.pictures import grid
 
 
@@ -44,6 +45,10 @@ COLUMNS = {
     "mean_iou": Column("mean IoU", "{:.4f}", UP),
     "codebook_usage": Column("codes used", "{:.1%}"),
     "codebook_perplexity": Column("perplexity", "{:.1f}"),
+    **{f"codebook_usage_{level}": Column(f"{level} codes used", "{:.1%}") for level in LEVELS},
+    **{
+        f"codebook_perplexity_{level}": Column(f"perplexity, {level}", "{:.1f}") for level in LEVELS
+    },
 }
 BY_RESIZE = "rfid_by_resize"
 PARAMETER_COLUMNS = ("encoder", "quantizer", "decoder", "total")
