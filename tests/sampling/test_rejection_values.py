@@ -80,6 +80,8 @@ def test_the_best_of_each_group_whoever_samples_it(ratio: float, kept: int, of: 
 def test_processes_have_equal_parts_of_the_work() -> None:
     requests = [len(list(job((rank, 3)).requests(lambda label: set()))) for rank in range(3)]
     assert requests == [10, 10, 10]  # of 2 classes with 3 groups of 5 each
+    few = [len(list(job((r, 2), 0.25, 1).requests(lambda label: set()))) for r in range(2)]
+    assert few == [4, 4]  # a class each
     assert job((0, 3)).sampled(4) == 10 and job((0, 3)).sampled(5) == 15  # whole groups
     assert job((0, 1), ratio=0.25).sampled(3) == 12
 

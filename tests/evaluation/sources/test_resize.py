@@ -192,6 +192,9 @@ def test_datasets_say_which_pixels_they_give(tmp_path: Path) -> None:
     source = dataset_of(paths, tmp_path)
     assert source.describe()["images_are"] == "as in training"
     assert source.image_size() == source.own_image_size() == (64, 64)
+    Image.fromarray(noise(64, 80)).save(paths[1])  # one of them has another shape
+    whole = ["data.params.validation.params.size=null"]
+    assert DatasetSource(tmp_path / "data.yaml", overrides=whole).own_image_size() is None
     before = source.content_key()
     source = dataset_of(paths, tmp_path)
     source.resizing = Resizing(PILLOW, CENTER, (32, 32))
