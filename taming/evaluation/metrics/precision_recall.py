@@ -36,12 +36,17 @@ def precision_recall(
 
 def _coverage(points: Tensor, manifold: Tensor, neighbors: int, block: int) -> float:
     """The share of `points` [N, D] in the ball of any of `manifold` [M, D]."""
-    own = (torch.cdist(part, manifold) for part in manifold.split(block))
-    # One more than the neighbors, since the nearest is the image itself.
-    radii = torch.cat([distances.kthvalue(neighbors + 1).values for distances in own])
+    radii = neighborhood_radii(manifold, neighbors, block)
     others = (torch.cdist(part, manifold) for part in points.split(block))
     inside = torch.cat([(distances <= radii).any(dim=1) for distances in others])
     return float(inside.float().mean())
+
+
+def neighborhood_radii(manifold: Tensor, neighbors: int, block: int) -> Tensor:
+    """[M], the distance of every one of `manifold` [M, D] to its `neighbors`-th nearest other."""
+    own = (torch.cdist(part, manifold) for part in manifold.split(block))
+    # One more than the neighbors, since the nearest is the image itself.
+    return torch.cat([distances.kthvalue(neighbors + 1).values for distances in own])
 
 
 @dataclass(frozen=True)

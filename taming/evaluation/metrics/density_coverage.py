@@ -1,0 +1,66 @@
+"""Density and coverage of samples, by neighborhoods of real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from taming.command_line import flag
+from taming.errors import UserError
+from taming.evaluation.metrics.base import Metric, MetricSettings
+from taming.evaluation.metrics.feature_bank import FeatureBank, feature_pair
+from taming.evaluation.metrics.precision_recall import neighborhood_radii
+
+
+def density_coverage(
+    generated: FeatureBank, real: FeatureBank, neighbors: int = 5, block: int = 1000
+) -> tuple[float, float]:
+    """Density and coverage of Naeem et al. (2020).
+
+    A real image's ball reaches to its `neighbors`-th nearest real image. Density is the number of
+    balls that a generated image is in, over `neighbors`, as mean; coverage is the share of balls
+    with a generated image in them. Density may exceed 1. Distances are in memory for `block` images
+    at a time. Raises UserError if there are no more than `neighbors` real images.
+    """
+    points, manifold = feature_pair(generated, real)
+    if len(manifold) <= neighbors or not len(points):
+        raise UserError(
+            f"density and coverage with {neighbors} neighbors need more images than that, and "
+            f"there are {len(manifold)} real ones and {len(points)} samples; give more images or a "
+            "smaller --density_neighbors"
+        )
+    radii = neighborhood_radii(manifold, neighbors, block)
+    inside, covered = 0, torch.zeros(len(manifold), dtype=torch.bool)
+    for part in points.split(block):
+        in_ball = torch.cdist(part, manifold) < radii
+        inside += int(in_ball.sum())
+        covered |= in_ball.any(dim=0)
+    return inside / (neighbors * len(points)), float(covered.double().mean())
+
+
+@dataclass(frozen=True)
+class DensitySettings(MetricSettings):
+    """How far a real image's neighborhood reaches."""
+
+    density_neighbors: int = flag(5, "a real image's ball reaches to so many neighbors")
+
+
+def _compute(
+    samples: FeatureBank, reference: FeatureBank, settings: DensitySettings
+) -> dict[str, float]:
+    scores = density_coverage(samples, reference, settings.density_neighbors)
+    return dict(zip(("density", "coverage"), scores, strict=True))
+
+
+DENSITY_COVERAGE = Metric(
+    name="density_coverage",
+    title="density and coverage",
+    accumulator=FeatureBank,
+    compute=_compute,
+    settings=DensitySettings,
+    smallest_set=lambda settings: settings.density_neighbors + 1,
+    smallest_flag="--density_neighbors",
+    layer_of="prc",
+    of_manifold=True,
+)
