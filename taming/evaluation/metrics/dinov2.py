@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
         return network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W], of whole patches -> [B, D], the class token's features."""
+        """Normalized images [B, 3, H, H], of whole patches -> [B, D] of the class token."""
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], dim=1)
         side = images.shape[-1] // PATCH
         return self.norm(self.blocks(x + self._positions(side)))[:, 0]
@@ -156,4 +156,4 @@ class DinoV2(FeatureExtractorBase):
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        return {name: "dinov2" for name in ("fid", "isc", "kid", "prc")}[metric]
+        return dict.fromkeys(("fid", "isc", "kid", "prc"), "dinov2")[metric]

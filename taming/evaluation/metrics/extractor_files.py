@@ -16,6 +16,7 @@ from taming.errors import UserError
 from taming.user_files import with_home
 
 INCEPTION = "inception-v3-compat"
+SPATIAL = "spatial"  # Inception's layer for sFID
 WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
 TORCH_FIDELITY_METRICS = ("fid", "isc", "kid", "prc")  # for which extractors have default layers
 
@@ -23,7 +24,8 @@ TORCH_FIDELITY_METRICS = ("fid", "isc", "kid", "prc")  # for which extractors ha
 OWN_CLASSES = {
     INCEPTION: "taming.evaluation.metrics.inception:Inception",
     **{
-        f"dinov2-vit-{size}-14": "taming.evaluation.metrics.dinov2:DinoV2" for size in ("s", "b", "l")
+        f"dinov2-vit-{size}-14": "taming.evaluation.metrics.dinov2:DinoV2"
+        for size in ("s", "b", "l")
     },
 }
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/{0}/{0}_pretrain.pth"
@@ -90,8 +92,8 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
 
     It is `explicit`, else what TAMING_EXTRACTOR_WEIGHTS names (the file, or a folder with files of
     the published names), else the published file in torch's cache (`$TORCH_HOME/hub/checkpoints`),
-    which a download fills. The variable is for extractors that have published weights. A file of the published name has to have the hash in that name.
-    Raises UserError.
+    which a download fills. The variable is for extractors that have published weights. A file of
+    the published name has to have the hash in that name. Raises UserError.
     """
     extractor_class(name)
     published = _published(name)

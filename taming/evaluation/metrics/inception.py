@@ -7,7 +7,8 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-SPATIAL = "spatial"
+from taming.evaluation.metrics.extractor_files import SPATIAL
+
 SPATIAL_CHANNELS = 7
 SPATIAL_PART = "Mixed_6d"  # TensorFlow's mixed_6
 POOLED = {"MaxPool_1": "64", "MaxPool_2": "192", "Mixed_6e": "768", "AvgPool": "2048"}

@@ -41,7 +41,7 @@ class Resize:
             return np.asarray(whole.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         channels = [Image.fromarray(channel) for channel in image.astype(np.float32)]
         resized = [channel.resize(size, Image.Resampling.BICUBIC) for channel in channels]
-        return np.stack(resized).clip(0, 255)
+        return np.stack([np.asarray(channel) for channel in resized]).clip(0, 255)
 
 
 def _center_square(image: np.ndarray) -> np.ndarray:

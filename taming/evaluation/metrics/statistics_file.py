@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import numpy as np
 
 from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
+from taming.evaluation.metrics.extractor_files import SPATIAL
 from taming.evaluation.metrics.features import Extractor
 
 MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
 # Fields of `Statistics` as the file's JSON names them.
 ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
 ABOUT["weights_hash"] = "weights_sha256"
+SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
+IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
@@ -46,16 +49,34 @@ class Statistics:
     count: int | None = None  # the number of images; None if the file does not say it
     fingerprint: str | None = None  # SHA-256 over the images; None if unknown
     protocol: dict[str, Any] = field(default_factory=dict)  # how it was made, for results
+    # Mean and covariance of the features that sFID compares; None if the file has none.
+    spatial: tuple[np.ndarray, np.ndarray] | None = None
+
+    def of(self, layer: str) -> Statistics:
+        """Those of a layer; UserError if sFID's are wanted and not there."""
+        if layer != SPATIAL or self.layer == SPATIAL:
+            return self
+        if self.spatial is None:
+            raise UserError(
+                "the statistics have no mu_s and sigma_s, which sfid needs; leave sfid out, or "
+                "compute them again with scripts/compute_statistics.py --format adm"
+            )
+        mean, covariance = self.spatial
+        layer = SPATIAL if self.layer else ""
+        return replace(self, mean=mean, covariance=covariance, layer=layer, spatial=None)
 
     def save(self, path: str | Path) -> Path:
         """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.
 
+        Those of `spatial` are `mu_s` and `sigma_s`, as the ADM suite names them.
         Returns its path, which ends with .npz. Raises UserError if it cannot be written.
         """
         path = npz_path(path)
         about = {entry: vars(self)[name] for name, entry in ABOUT.items()}
         with atomic_path(path) as partial, partial.open("wb") as file:
-            np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
+            arrays = {"mu": self.mean, "sigma": self.covariance}
+            arrays |= dict(zip(("mu_s", "sigma_s"), self.spatial or (), strict=False))
+            np.savez(file, about=json.dumps(about), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod
@@ -65,25 +86,24 @@ class Statistics:
         `protocol["note"]` says so of the latter. Raises UserError.
         """
         arrays = _read(Path(path))
-        mean, covariance = arrays["mu"], arrays["sigma"]
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(
-                f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
-                "give a file with D and D x D numbers"
-            )
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
+        pairs = [(arrays["mu"], arrays["sigma"])]
+        if set(arrays) >= SPATIAL_ARRAYS:
+            pairs.append((arrays["mu_s"], arrays["sigma_s"]))
+        for mean, covariance in pairs:
+            _check_pair(path, mean, covariance)
         about = _about(Path(path), arrays)
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
-        return cls(mean, covariance, **known)
+        return cls(*pairs[0], spatial=pairs[1] if len(pairs) > 1 else None, **known)
 
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
         """Raise UserError if these are not of that extractor, its weights and that layer.
 
         Of another tool's file, only the width can be checked, once there are features.
         """
-        own = (self.extractor, self.layer, self.weights_hash)
-        wanted = (extractor.name, layer, extractor.weights_hash)
+        resize = extractor.describe()["resize"]
+        own_resize = self.protocol.get("extractor", {}).get("resize", resize)
+        own = (self.extractor, self.layer, self.weights_hash, own_resize)
+        wanted = (extractor.name, layer, extractor.weights_hash, resize)
         if self.extractor and own != wanted:
             raise UserError(
                 f"{path} is of another extractor ({_named(*own)}) than this evaluation's "
@@ -91,8 +111,18 @@ class Statistics:
             )
 
 
-def _named(extractor: str, layer: str, weights_hash: str) -> str:
-    return f"{extractor}, layer {layer}, weights {weights_hash[:8]}"
+def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
+    return f"{extractor}, layer {layer}, weights {weights_hash[:8]}, resize {resize}"
+
+
+def _check_pair(path: str | Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(
+            f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
+            "give a file with D and D x D numbers"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -100,12 +130,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
-            if any(entry.file_size > MOST_BYTES for entry in file.zip.infolist()):
+            sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
+            if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
-            arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
-            numbers = {
-                name: arrays[name].astype(np.float64) for name in {"mu", "sigma"} & {*arrays}
-            }
+            numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
+            arrays = {name: file[name] for name in numbered | {"about"} if name in file.files}
+            numbers = {name: arrays[name].astype(np.float64) for name in numbered & {*arrays}}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):

@@ -17,15 +17,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.metrics.features import (
+from taming.evaluation.metrics.extractor_files import (
     INCEPTION,
     WEIGHTS_VARIABLE,
-    Extractor,
-    FeatureRequest,
     default_layers,
     weights_file,
 )
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
