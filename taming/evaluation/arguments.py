@@ -28,7 +28,7 @@ from taming.devices import choose_dtype
 from taming.errors import UserError
 from taming.evaluation.metrics.evaluators import TORCH_FIDELITY
 from taming.evaluation.metrics.extractor_files import INCEPTION
-from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.metrics.features import Extraction, Extractor, make_extractors
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
@@ -99,14 +99,16 @@ class ExtractorArguments:
     def build(
         self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
     ) -> Extractor:
-        """The extractor of all metrics of `settings`.
+        """The extractor of all metrics of `settings`; by default, that of their evaluator.
 
         Raises UserError for unknown names and layers, or weights that are not there.
         """
-        name = extractor_name(self.extractor or INCEPTION)
+        name = extractor_name(self.extractor or settings.evaluator.extractor)
         layers, weights = settings.layers_of(settings.metrics, name), self.extractor_weights
+        wanted = Extraction(name, layers, weights, settings.evaluator.resize)
         dtype = extractor_dtype(precision, device)
-        return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
+        (made,) = make_extractors([wanted], device=device, dtype=dtype, compiled=compiled)
+        return made
 
 
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +126,8 @@ def fidelity_settings(
     Raises UserError for an unknown metric or a number out of range.
     """
     of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
-    rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics} | chosen
+    rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics}
+    rest |= {"evaluator": TORCH_FIDELITY} | chosen
     return from_flags(FidelitySettings, args, **rest)
 
 

@@ -32,6 +32,7 @@ class Evaluator:
     resize: Resize | None = None  # before the network; None: the network does it itself
     manifold_extractor: str | None = None  # of precision, recall, density, coverage; None: the same
     own_metrics: Mapping[str, Metric[Any]] = field(default_factory=dict)  # not those of `METRICS`
+    known_references: bool = False  # whether statistics beside a reference's images are its own
 
     def metric(self, name: str) -> Metric[Any]:
         """Its definition of a metric."""
@@ -55,6 +56,7 @@ ADM = Evaluator(
     usual=("fid", "sfid", "isc", "prc"),
     source="evaluations/evaluator.py of openai/guided-diffusion",
     own_metrics={"isc": ADM_INCEPTION_SCORE},
+    known_references=True,
 )
 CLEAN_FID = Evaluator(
     name="clean-fid",

@@ -101,7 +101,8 @@ class Statistics:
         Of another tool's file, only the width can be checked, once there are features.
         """
         resize = extractor.describe()["resize"]
-        own_resize = self.protocol.get("extractor", {}).get("resize", resize)
+        described = self.protocol.get("extractor")
+        own_resize = described.get("resize", resize) if isinstance(described, dict) else resize
         own = (self.extractor, self.layer, self.weights_hash, own_resize)
         wanted = (extractor.name, layer, extractor.weights_hash, resize)
         if self.extractor and own != wanted:

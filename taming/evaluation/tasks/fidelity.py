@@ -11,7 +11,7 @@ from taming.config import did_you_mean
 from taming.devices import own_share
 from taming.errors import UserError
 from taming.evaluation.metrics.base import SEED, Metric, MetricSettings
-from taming.evaluation.metrics.evaluators import ADM, ALL_METRICS, TORCH_FIDELITY, Evaluator
+from taming.evaluation.metrics.evaluators import ALL_METRICS, TORCH_FIDELITY, Evaluator
 from taming.evaluation.metrics.extractor_files import default_layer
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
@@ -178,11 +178,10 @@ class FidelityEvaluator:
 
     def _known(self, name: str, role: str, images: ImageSet | None) -> Statistics | None:
         """Statistics that stand for a request: a file's, or those beside the ADM suite's images."""
-        if isinstance(images, NpzImages) and self.settings.evaluator is ADM and role == "reference":
-            accepted = (
-                name in self.settings.metrics and self.settings.metric(name).accepts_statistics
-            )
-            images = images.statistics if accepted else None
+        if isinstance(images, NpzImages):
+            own = role == "reference" and self.settings.evaluator.known_references
+            metric = self.settings.metric(name) if name in self.settings.metrics else None
+            images = images.statistics if own and metric and metric.accepts_statistics else None
         return images.of(self.requests[name].layer) if isinstance(images, Statistics) else None
 
     def require_set(self, role: str, images: ImageSet | None) -> None:
