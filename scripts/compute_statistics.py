@@ -68,7 +68,7 @@ class Arguments:
 
     def chosen(self) -> Evaluator:
         """Raises UserError for an unknown name."""
-        return ADM if self.format == ADM_FORMAT else evaluator_named(self.evaluator)
+        return evaluator_named(ADM.name if self.format == ADM_FORMAT else self.evaluator)
 
 
 def statistics_of(

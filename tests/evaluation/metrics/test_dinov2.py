@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taming.errors import UserError
 from taming.evaluation.metrics.dinov2 import VisionTransformer
+from taming.evaluation.metrics.extractor_files import default_layer
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.resizes import CMMD, DGM_EVAL
 from tests.kit.extractor import write_clip_weights, write_dinov2_weights
@@ -30,22 +31,22 @@ def by_pytorch(state: dict[str, Tensor], images: Tensor) -> Tensor:
     x = torch.cat([state["cls_token"].repeat(len(x), 1, 1), x.flatten(2).transpose(1, 2)], dim=1)
     x, width = x + state["pos_embed"], x.shape[2]
     for number in range(2):
-        part = {
-            k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"blocks.{number}.")
-        }
-        normalized = [
-            lambda y, n=n: F.layer_norm(y, (width,), *of(part, f"norm{n}"), 1e-6) for n in "12"
-        ]
-        attention = nn.MultiheadAttention(width, width // 64, batch_first=True)
-        attention.load_state_dict(
-            {f"in_proj_{k}": part[f"attn.qkv.{k}"] for k in ("weight", "bias")}
-            | {f"out_proj.{k}": part[f"attn.proj.{k}"] for k in ("weight", "bias")}
-        )
-        y = normalized[0](x)
-        x = x + attention(y, y, y, need_weights=False)[0] * part["ls1.gamma"]
-        hidden = F.gelu(F.linear(normalized[1](x), *of(part, "mlp.fc1")))
-        x = x + F.linear(hidden, *of(part, "mlp.fc2")) * part["ls2.gamma"]
+        prefix = f"blocks.{number}."
+        x = block(x, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     return F.layer_norm(x, (width,), *of(state, "norm"), 1e-6)[:, 0]
+
+
+def block(x: Tensor, state: dict[str, Tensor]) -> Tensor:
+    width = x.shape[2]
+    attention = nn.MultiheadAttention(width, width // 64, batch_first=True)
+    projections = {"in_proj_": "attn.qkv.", "out_proj.": "attn.proj."}
+    names = [(a, b, k) for a, b in projections.items() for k in ("weight", "bias")]
+    attention.load_state_dict({f"{a}{k}": state[f"{b}{k}"] for a, b, k in names})
+    y = F.layer_norm(x, (width,), *of(state, "norm1"), 1e-6)
+    x = x + attention(y, y, y, need_weights=False)[0] * state["ls1.gamma"]
+    y = F.layer_norm(x, (width,), *of(state, "norm2"), 1e-6)
+    hidden = F.gelu(F.linear(y, *of(state, "mlp.fc1")))
+    return x + F.linear(hidden, *of(state, "mlp.fc2")) * state["ls2.gamma"]
 
 
 def of(state: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
@@ -95,6 +96,4 @@ def test_clip_gets_the_middle_of_images(tmp_path: Path) -> None:
     middle = extractor(PICTURES[:, :, :, 10:50])["clip"]
     assert torch.equal(found, middle)
     with pytest.raises(UserError, match="has no layer for sfid; name one by --layer sfid=LAYER"):
-        from taming.evaluation.metrics.extractor_files import default_layer
-
         default_layer("clip-vit-l-14-336px", "sfid")
