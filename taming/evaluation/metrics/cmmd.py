@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,23 +21,23 @@ def embedding_discrepancy(a: FeatureBank, b: FeatureBank, block: int = 1000) -> 
 
     1000 times the squared discrepancy of embeddings of length 1, by a Gaussian kernel with sigma
     10, over all pairs (an image and itself as well, so that it is above 0). Pairs are in memory for
-    `block` images at a time. Raises UserError for an empty set.
+    `block` images of each set at a time. Raises UserError for an empty set.
     """
     pair = feature_pair(a, b)
     if not (len(pair[0]) and len(pair[1])):
         raise UserError("CMMD needs at least 1 image in each set; give more images")
-    first, second = (F.normalize(features.double(), dim=1) for features in pair)
+    first, second = pair
     own = _mean_kernel(first, first, block) + _mean_kernel(second, second, block)
     return SCALE * (own - 2 * _mean_kernel(first, second, block))
 
 
-def _mean_kernel(x: Tensor, y: Tensor, block: int) -> float:
-    """The mean of exp(-|x_i - y_j|^2 / (2 sigma^2)) for rows of length 1."""
+def _mean_kernel(first: Tensor, second: Tensor, block: int) -> float:
+    """The mean of exp(-|x_i - y_j|^2 / (2 sigma^2)) for rows x_i, y_j, made to be of length 1."""
     total = 0.0
-    for part in x.split(block):
-        squares = 2 - 2 * part @ y.T
+    for x, y in product(first.split(block), second.split(block)):
+        squares = 2 - 2 * F.normalize(x.double(), dim=1) @ F.normalize(y.double(), dim=1).T
         total += float(torch.exp(-squares / (2 * SIGMA**2)).sum())
-    return total / (len(x) * len(y))
+    return total / (len(first) * len(second))
 
 
 CLIP_DISCREPANCY = Metric(
