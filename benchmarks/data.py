@@ -23,8 +23,9 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from taming.command_line import Parser
-from taming.data.base import ImagePaths, set_loading
+from taming.data.base import ImagePaths
 from taming.data.examples.rendering import render
+from taming.data.loading import set_loading
 from taming.errors import command
 from taming.models.codes import channels_first
 

@@ -38,6 +38,7 @@ from taming.sampling.conditions import cut_to_tokens, read_condition, read_pictu
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape, trained_size
+from taming.words import there_are
 
 Sizes = tuple[int, int]
 
@@ -73,12 +74,14 @@ class Arguments:
 class Photo:
     """The image to complete, [1, C, H, W] in whole tokens.
 
-    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover.
+    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover;
+    `cut_off` are the rows and columns at its end that fill no token.
     """
 
     picture: Tensor
     original: Sizes | None = None
     reduced_to: Sizes | None = None
+    cut_off: Sizes = (0, 0)
 
 
 def read_image(own: Arguments, model: Net2NetTransformer) -> Photo:
@@ -92,7 +95,7 @@ def read_image(own: Arguments, model: Net2NetTransformer) -> Photo:
     height, width = whole.shape[2:]
     rows, columns = trained_shape(model)
     if own.full_size or height // factor <= rows or width // factor <= columns:
-        return Photo(cut_to_tokens(whole, factor))
+        return Photo(cut_to_tokens(whole, factor), cut_off=(height % factor, width % factor))
     covered = (rows * factor, columns * factor)
     picture = read_picture(own.image, channels, reduce_to=covered)
     return Photo(cut_to_tokens(picture, factor), (height, width), covered)
@@ -151,10 +154,13 @@ def require_order(own: Arguments, model: Net2NetTransformer, size: Sizes) -> Non
     )
 
 
-def say_if_reduced(photo: Photo) -> None:
+def say_if_changed(photo: Photo) -> None:
     if photo.original is not None:
         height, width = photo.original
         print(f"the image of {width} x {height} pixels is reduced; --full_size keeps its size")
+    if any(photo.cut_off):
+        rows, columns = photo.cut_off
+        print(f"cut off, as they fill no token: {rows} rows below, {columns} columns on the right")
 
 
 def write_inputs(picture: Tensor, known: Tensor, pad: str, factor: int, root: Path) -> None:
@@ -175,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = own.sampling
     model, run, step, dtype = arguments.load()
     photo, factor = read_image(own, model), pixels_per_token(model)
-    say_if_reduced(photo)
+    say_if_changed(photo)
     kept, pad = read_kept(own, factor, photo), parse_pad(own.pad, factor)
     shape = (kept.shape[0] + pad[1] + pad[3], kept.shape[1] + pad[0] + pad[2])
     size = (shape[0] * factor, shape[1] * factor)
@@ -211,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for sample in samples:
             writer.save(replace(sample, label=None))
             bar.image()
-    print(f"{own.num_samples} completions are in {root} ({count} of them new)")
+    print(f"{there_are(own.num_samples, 'completion')} in {root} ({count} of them new)")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource
 from taming.evaluation.sources.npz_images import write_samples
 from taming.evaluation.tasks.fidelity import FidelitySettings, describe_set
+from taming.words import counted
 
 OWN_FORMAT, ADM_FORMAT, SAMPLES_FORMAT = "taming", "adm", "adm-samples"
 FORMATS = (OWN_FORMAT, ADM_FORMAT, SAMPLES_FORMAT)
@@ -129,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     statistics = statistics_of(source, extractor, settings, runner)
     if statistics is None:
         return
-    print(f"the statistics of {statistics.count} images are in {statistics.save(output)}")
+    path = statistics.save(output)
+    print(f"the statistics of {counted(statistics.count or 0, 'image')} are in {path}")
     end_with_damaged(runner.left_out)
 
 
@@ -137,7 +139,7 @@ def save_samples(source: ImageSource, output: Path, batch_size: int) -> None:
     """Write the images; by rank 0 alone."""
     if own_share()[0] == 0:
         count = write_samples(source, output, batch_size)
-        print(f"{count} images are in {output}")
+        print(f"{counted(count, 'image')} are in {output}")
 
 
 if __name__ == "__main__":

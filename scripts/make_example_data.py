@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.data.examples import write_all
 from taming.errors import UserError, command
+from taming.words import counted
 
 MOST = 5000  # seeds of the scenes of a split
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = from_flags(Options, parser.parse_args(argv))
     count = write_all(options.outdir, options.train, options.validation)
     here = os.path.relpath(os.getcwd(), options.outdir)
-    print(f"{options.outdir}: {count} files; to train on them, for example:")
+    print(f"{options.outdir}: {counted(count, 'file')}; to train on them, for example:")
     # ImageNet's images are looked for in the cache; torch's weights stay where they are.
     print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache TORCH_HOME=~/.cache/torch \\")
     print(f"    python {here}/main.py --base {here}/configs/faceshq_vqgan.yaml -t True \\")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from taming.command_line import Parser, add_flags, flag, from_flags
-from taming.data.files.list_files import write_image_lists
+from taming.data.files.find import in_threads
+from taming.data.files.images import BadImage, image_mode_and_size
+from taming.data.files.list_files import read_image_list, write_image_lists
 from taming.errors import UserError, command
+from taming.words import counted
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,15 @@ class Options:
             )
 
 
+def damage_of(path: str) -> str:
+    """What is wrong with an image's header, or ""."""
+    try:
+        image_mode_and_size(path)
+    except BadImage as error:
+        return f"{path} {error}"
+    return ""
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__)
@@ -35,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.folder, options.outdir, options.test_fraction, options.seed
     )
     lists = [os.path.join(options.outdir, name) for name in ("train.txt", "test.txt")]
-    print(f"{lists[0]} lists {train} images, {lists[1]} {test}")
+    print(f"{lists[0]} lists {counted(train, 'image')}, {lists[1]} {test}")
+    names = [name for path in lists for name in read_image_list(path, path)]
+    damaged = [text for text in in_threads(names, damage_of, "checking") if text]
+    if damaged:
+        which = f"{counted(len(damaged), 'listed file')} cannot be read as an image"
+        print(f"{which} ({damaged[0]}): delete, or train with on_error=skip", file=sys.stderr)
 
 
 if __name__ == "__main__":

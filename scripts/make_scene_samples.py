@@ -36,6 +36,7 @@ from taming.sampling.estimate import announced
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
 from taming.sampling.sizes import tokens_for
+from taming.words import counted
 
 Layout = tuple[Scene, Tensor | None]
 """A scene and, if it is of the data, its image [1, H, W, 3]."""
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 folder.save(replace(sample, label=None))
                 bar.image()
                 new += 1
-    print(f"layouts and samples are in {root} ({new} samples of them new)")
+    print(f"layouts and samples are in {root} ({counted(new, 'new sample')})")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from taming.config import load_config
 from taming.data.from_config import SPLITS, dataset_of
 from taming.data.tools.shard_writer import write_shards
 from taming.errors import UserError, command
+from taming.words import counted
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--per_shard is {options.per_shard}; it must be at least 1")
     dataset = dataset_of(load_config(args.base, overrides), args.split)
     count = write_shards(dataset, options.outdir, options.per_shard, options.skip_bad)
-    print(f"{options.outdir}: {count} samples of {type(dataset).__name__}")
+    print(f"{options.outdir}: {counted(count, 'sample')} of {type(dataset).__name__}")
 
 
 if __name__ == "__main__":

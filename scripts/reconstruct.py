@@ -44,6 +44,7 @@ from taming.sampling.conditions import cut_to_tokens, read_input
 from taming.sampling.folder import ADVICE, save_png
 from taming.sampling.load import load_first_stage
 from taming.user_files import read_text
+from taming.words import counted
 
 Named = tuple[str, Tensor]
 FAR_BEYOND = 4  # times the pixels of training
@@ -248,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with atomic_path(root / "metrics.json", advice=ADVICE) as partial:
         partial.write_text(json.dumps({**scores, **made}, indent=2) + "\n")
     print(summary(scores))
-    print(f"{scores['images']} reconstructions, comparison.jpg and metrics.json are in {root}")
+    made_of = counted(scores["images"], "reconstruction")
+    print(f"{made_of}, comparison.jpg and metrics.json are in {root}")
     end_with_damaged(images.left_out)
 
 

@@ -20,6 +20,7 @@ from taming.sampling.arguments import RunArguments, make_parser, require_positiv
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.words import there_are
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, SamplingPlan, int]:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes > 1:
         print(f"process {rank} of {processes} made {new} of {total} samples in {folder.root}")
     else:
-        print(f"{total} samples are in {folder.root} ({new} of them new)")
+        print(f"{there_are(total, 'sample')} in {folder.root} ({new} of them new)")
 
 
 if __name__ == "__main__":

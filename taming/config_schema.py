@@ -6,6 +6,7 @@ The schema of a class is its signature; `taming.config_values` says what hints m
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from taming.config_targets import (
@@ -59,10 +60,8 @@ def arguments_for(
         UserError: for a name that it does not have, one that it needs, and a value that is not what
             its hint says.
     """
-    accepted, required, open_ended = parameters_of(target)
-    for param in params:
-        if param not in accepted and not open_ended:
-            raise config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
+    _check_names(target, name, params)
+    accepted, required, _ = parameters_of(target)
     for param in required:
         if param not in params:
             place = f"{current_key()}.{param}".strip(".")
@@ -73,6 +72,29 @@ def arguments_for(
             value = _fitted(params[param], own[param], accepted[param])
             arguments[param] = _with_nested(value, accepted[param])
     return arguments
+
+
+def _check_names(target: Any, name: str, params: Mapping[str, Any]) -> None:
+    accepted, _, open_ended = parameters_of(target)
+    for param in params:
+        if param not in accepted and not open_ended:
+            raise config_error(f"{name} has no parameter '{param}'{did_you_mean(param, accepted)}")
+
+
+def check_names(node: Any) -> None:
+    """Check the names of all parameters in a config and in those that lie in it, not their values,
+    which may be open (`???`); raises `UserError`."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("target"), str) and isinstance(node.get("params"), Mapping):
+            target = None
+            with suppress(UserError):  # of a target that is none, all else may be as it should
+                target = target_of(node, None)
+            if target is not None:
+                with inside("params"):
+                    _check_names(target, node["target"], node["params"])
+        for key, value in node.items():
+            with inside(str(key)):
+                check_names(value)
 
 
 def _fitted(value: Any, written: Any, hint: Any) -> Any:

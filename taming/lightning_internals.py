@@ -20,6 +20,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loops.evaluation_loop import RestartStage
@@ -274,10 +275,9 @@ def leave_out_of_ddp(module: nn.Module, parameters: Sequence[str]) -> None:
     module._ddp_params_and_buffers_to_ignore = list(parameters)  # type: ignore[assignment]
 
 
-def uncounted_step(trainer: pl.Trainer, optimizer: Any, module: pl.LightningModule) -> None:
-    """Step one of Lightning's wrapped optimizers without adding to `trainer.global_step`."""
-    inner: Optimizer = optimizer.optimizer
-    trainer.strategy.optimizer_step(inner, lambda: None, model=module)
+def uncounted(trainer: pl.Trainer, optimizer: LightningOptimizer) -> LightningOptimizer:
+    """An optimizer's wrapper whose steps do not add to `trainer.global_step`."""
+    return LightningOptimizer._to_lightning_optimizer(optimizer.optimizer, trainer.strategy)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def tree_of(path: Path) -> ast.Module:
 # Small files that any room may use.
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
-GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files"}
+GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -43,6 +43,7 @@ LEAVES = GROUND | {
 ALLOWED = {
     "errors": set(),
     "user_files": set(),
+    "words": set(),
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
@@ -73,7 +74,8 @@ ALLOWED = {
     "lightning_internals": set(),
     "downloads": GROUND,
     "util": GROUND | {"downloads"},
-    "checkpoint": GROUND | {"checkpoint", "config", "config_before", "config_files"},
+    "checkpoint": GROUND
+    | {"checkpoint", "config", "config_before", "config_files", "config_schema"},
     "pretrained": GROUND | {"checkpoint", "downloads", "models"},
     "model_loading": GROUND | {"checkpoint", "modules", "pretrained"},
     "modules": GROUND | {"config", "downloads", "modules", "util"},

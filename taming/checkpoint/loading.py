@@ -26,6 +26,7 @@ from taming.config import (
 )
 from taming.config_before import keep_dataset_defaults
 from taming.config_files import SECTIONS, STAGES, as_stage
+from taming.config_schema import check_names
 from taming.errors import UserError
 from taming.limits import weights_from_file
 
@@ -101,8 +102,10 @@ def check_complete(config: DictConfig) -> None:
     Raises:
         UserError: for all that is left open, or the first that is not there, with what to add.
     """
-    plain(config, allow_missing=True)  # interpolations of nothing, too
+    content = plain(config, allow_missing=True)  # interpolations of nothing, too
     if keys := missing_keys(config):
+        for section in ("model", "data"):  # a misspelt name leaves another one open
+            check_names({section: content.get(section)})
         raise UserError(left_open(keys))
     for place in ("model", *(f"model.params.{stage}" for stage in STAGES)):
         node = OmegaConf.select(config, place, throw_on_resolution_failure=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +28,14 @@ from taming.data.options import Exif, FileOptions, ImageOptions, OnError
 from taming.data.transforms import JointTransform
 from taming.errors import DamagedImage, UserError
 from taming.pictures import to_values_array
+from taming.user_code import name_of
 
 Item = dict[str, Any]
 Preprocessor = Callable[..., Mapping[str, Any]]  # (image=pixels) -> {"image": pixels}
 REPLACEMENTS_TRIED = 100
 HEADERS_CHECKED = 20_000
 DEEP_DECODED = 8  # at start, of images with more than 8 bits
+_MADE_IN_INIT = ("options", "paths", "labels", "transform", "item_sizes", "reading", "size")
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class ImageFiles(Dataset[Item]):
             path of each: with two of them, items cannot share a batch.
     """
 
-    fast_decode = False  # these two are set by `set_loading`
+    fast_decode = False  # these two are set by `loading.set_loading`
     image_bytes = False
     _preprocessor: Preprocessor | None = None  # in place of `transform`
     reducible = True  # JPEGs may be decoded at a part of their size
@@ -282,6 +284,22 @@ class ImagePaths(ImageFiles):
         )
         super().__init__(paths, options, labels)
 
+    def __getattr__(self, name: str) -> Any:
+        """What `__init__` makes, for subclasses that set `labels` (with `file_path_`), `size` and
+        `preprocessor` by themselves, as the published class allowed."""
+        if name not in _MADE_IN_INIT:
+            raise AttributeError(f"{type(self).__name__} has no attribute '{name}'")
+        own = vars(self)
+        labels = dict(own.get("labels", {}))
+        if "file_path_" not in labels:
+            raise UserError(
+                f"{name_of(type(self))}.__init__ must call super().__init__(paths), or set "
+                "self.labels = {'file_path_': paths}"
+            )
+        paths = labels.pop("file_path_")
+        ImagePaths.__init__(self, paths, own.get("size"), own.get("random_crop", False), labels)
+        return vars(self)[name]
+
 
 class NumpyPaths(NumpyFiles, ImagePaths):
     """`NumpyFiles` with the arguments of `ImagePaths`."""
@@ -300,28 +318,3 @@ def of_subclasses(dataset: object, method: str) -> UserError:
     """The error of a base class that was used itself, without a `method` of its own."""
     name = type(dataset).__name__
     return UserError(f"{name} is a base class; use one of its subclasses, or define {method} in it")
-
-
-def image_files_in(dataset: object) -> Iterator[ImageFiles]:
-    """The `ImageFiles` that `dataset` is, wraps or joins, in the order of its items."""
-    if isinstance(dataset, ImageFiles):
-        yield dataset
-        return
-    # Wrappers of any project keep what they wrap in `data`; torch's in `datasets`.
-    inner = getattr(dataset, "data", None)
-    parts: Sequence[object] = getattr(dataset, "datasets", [] if inner is None else [inner])
-    for part in parts:
-        yield from image_files_in(part)
-
-
-def set_loading(dataset: object, fast_decode: bool, image_bytes: bool) -> int:
-    """Set how all the `ImageFiles` in `dataset` load; returns how many these are.
-
-    Args:
-        fast_decode: see `read_rgb_fast`; images that have maps or boxes keep their size.
-        image_bytes: items hold `image` as uint8 0..255, which the models scale to [-1, 1].
-    """
-    found = list(image_files_in(dataset))
-    for files in found:
-        files.fast_decode, files.image_bytes = fast_decode, image_bytes
-    return len(found)

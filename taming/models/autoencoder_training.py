@@ -20,7 +20,7 @@ from taming.lightning_internals import (
     clip_gradients,
     leave_out_of_ddp,
     one_scale,
-    uncounted_step,
+    uncounted,
     without_gradient_sync,
 )
 from taming.lr_scheduler import make_schedule
@@ -175,7 +175,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
             self._backward(loss_of(GENERATOR))
         if boundary:
-            self._update(self._all_optimizers()[0], counted=True)
+            self._update(self._all_optimizers()[0], batch_idx)
 
     def _train_discriminator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
@@ -184,30 +184,42 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
             self._backward(loss_of(DISCRIMINATOR))
         if self._ends_window(batch_idx) and self.discriminator is not None:
             average_gradients(self.discriminator.parameters())
-            self._update(self._all_optimizers()[1], counted=False)
+            # Lightning counts the steps of its own wrappers: `global_step` counts batches.
+            self._update(uncounted(self.trainer, self._all_optimizers()[1]), batch_idx)
 
     def _backward(self, result: Any) -> None:
         loss = loss_of_step(result, name_of_method(self, "training_step"))
         if loss is not None:  # with None, a subclass's step leaves a side out
             self.manual_backward(loss / self.accumulate_grad_batches)
 
-    def _update(self, optimizer: Any, *, counted: bool) -> None:
-        """Step. Lightning counts the steps of its own wrappers of optimizers: only the
-        autoencoder's is one, so that `global_step` counts batches."""
+    def _update(self, optimizer: Any, batch_idx: int) -> None:
+        """Step, by the hooks that Lightning calls where it optimizes itself."""
         if isinstance(optimizer.optimizer, LBFGS):
             raise UserError(f"{name_of(type(self))} cannot be trained by LBFGS; choose another")
-        if counted:
-            optimizer.step()
-        else:
-            uncounted_step(self.trainer, optimizer, self)
-        optimizer.zero_grad()
+        self.optimizer_step(self.current_epoch, batch_idx, optimizer)
+        self.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
         self._step_schedule(optimizer)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip the gradients, without the scale of float16."""
-        if self.gradient_clip_val:
-            how = self.gradient_clip_algorithm or "norm"
-            clip_gradients(self.trainer, optimizer, self.gradient_clip_val, how)
+    def on_before_optimizer_step(self, optimizer: Optimizer, optimizer_idx: int = 0) -> None:
+        """Clip the gradients; `optimizer_idx` is for callers as of Lightning 1."""
+        if self.automatic_optimization:
+            return  # Lightning clips
+        self.configure_gradient_clipping(
+            optimizer,
+            gradient_clip_val=self.gradient_clip_val,
+            gradient_clip_algorithm=self.gradient_clip_algorithm,
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by "norm" (also if it is None) or "value", without the scale of float16."""
+        if gradient_clip_val:
+            how = gradient_clip_algorithm or "norm"
+            clip_gradients(self.trainer, optimizer, gradient_clip_val, how)
 
     def _step_schedule(self, optimizer: Any) -> None:
         schedules = self.lr_schedulers()
@@ -219,7 +231,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
                     f"{name_of(type(self))} steps its schedules after every update, which "
                     "ReduceLROnPlateau is not made for; choose another, or scheduler_config"
                 )
-            schedule.step()
+            self.lr_scheduler_step(schedule, None)
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
@@ -236,7 +248,9 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         same = (side, side) == tuple(x.shape[-2:])
         return x if same else F.interpolate(x, size=side, mode="bicubic")
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self.use_ema and self._ends_window(batch_idx):
             self.model_ema(self)
 

@@ -11,9 +11,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import pytorch_lightning as pl
 from torch import Tensor
 
+from taming.models.own_hooks import KeptHooks
 from taming.models.result_checks import loss_of_step, name_of_method
 from taming.user_code import is_ours
 
@@ -34,7 +34,7 @@ class TwoSided(Protocol):
     def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None: ...
 
 
-class PublishedSteps(pl.LightningModule):
+class PublishedSteps(KeptHooks):
     """A first stage, of which subclasses may define the step as for the original."""
 
     _gives_one_loss = False  # whether `training_step` is a subclass's, for one optimizer

@@ -15,6 +15,7 @@ from taming.lr_scheduler import make_schedule
 from taming.models.code_sampling import CodeSampling
 from taming.models.codes import CACHED, CodesInterface
 from taming.models.distillation import Teacher, soft_loss
+from taming.models.own_hooks import KeptHooks
 from taming.models.result_checks import (
     checked_inputs,
     checked_prediction,
@@ -31,7 +32,7 @@ from taming.sharding import shard
 log = logging.getLogger(__name__)
 
 
-class TransformerTraining(CodeSampling):
+class TransformerTraining(CodeSampling, KeptHooks):
     """Steps and optimizer of a transformer between its stages.
 
     Subclasses set the attributes and have `forward`; see `Net2NetTransformer`.

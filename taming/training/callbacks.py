@@ -136,6 +136,7 @@ class ImageLogger(Callback):
         outputs: Any,
         batch: Any,
         batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._trainer = trainer
         if trainer.global_step > 0 and self.check_frequency(trainer.global_step):

@@ -41,6 +41,7 @@ from taming.training.data_module import (
 )
 from taming.training.ends import final_test, fit, say_what_was_checked
 from taming.training.first_items import check_first_items
+from taming.training.hooks import check_model_hooks
 from taming.training.messages import few, set_up_messages
 from taming.training.monitors import check_monitors
 from taming.training.run_folder import (
@@ -240,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_strategy(options, config.model.get("target"), run.resume_from)
         data = build_data(_data_config(config))
         model = instantiate_from_config(_model_config(config, run), "model", "module")
+        check_model_hooks("model", model)
         if run.resume_from and args.train:
             _check_unchanged(config, run)
             check_resumable(model, run.resume_from)

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from taming.config import instantiate_from_config
 from taming.config_values import Count, CountOrZero, DatasetConfig, FilePath, NonNegative
-from taming.data.base import ImageFiles, set_loading
+from taming.data.base import ImageFiles
 from taming.data.codes import code_datasets
 from taming.data.custom import CustomBase
+from taming.data.loading import set_loading
 from taming.data.readings import Readings
 from taming.data.seeding import NamedStream, PositionSampler, SeededDataset, length_of
 from taming.data.shards import Shards

@@ -79,6 +79,18 @@ def test_what_weights_start_from_has_to_be_there(run: Path) -> None:
         check_complete(config(first_stage_config=stage("taming.x.Y", "???")))
 
 
+def test_a_misspelt_name_beside_what_is_open_is_named() -> None:
+    """It is why the other one is open."""
+    open_config = config(first_stage_config="???", cond_stage_config="???", first_stage_confg="run")
+    open_config.model.target = "taming.models.cond_transformer.Net2NetTransformer"
+    found = r"^model.params.*no parameter 'first_stage_confg'; did you mean 'first_stage_config'"
+    with pytest.raises(UserError, match=found):
+        check_complete(open_config)
+    stage = {"target": "taming.models.vqgan.VQModel", "params": {"n_embd": 3, "ckpt_path": "???"}}
+    with pytest.raises(UserError, match=rf"^{STAGE}.params.*no parameter 'n_embd'; did you mean"):
+        check_complete(config(first_stage_config=stage))
+
+
 def test_all_that_is_left_open_is_asked_for_at_once() -> None:
     """The stages first, whose runs know more of it, then the data, in their order."""
     open_stage = {"target": "taming.x.Y", "params": {"ckpt_path": "???"}}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 import textwrap
 from pathlib import Path
@@ -15,13 +16,13 @@ from taming.data.base import (
     ConcatDatasetWithIndex,
     ImagePaths,
     NumpyPaths,
-    set_loading,
 )
 from taming.data.checks import damage_found_later
 from taming.data.columns import StringTable
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomBase
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.loading import set_loading
 from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import DamagedImage, UserError
@@ -282,3 +283,37 @@ def test_another_preprocessor_may_be_set(tmp_path: Path) -> None:
     dataset.preprocessor = mirrored
     np.testing.assert_allclose(dataset[0]["image"], ramps(24, 32)[:8, ::-1] / 127.5 - 1, atol=1e-6)
     assert ImagePaths([path], size=16)[0]["image"].shape == (16, 16, 3)
+
+
+class Published(ImagePaths):
+    """A subclass that makes everything itself, as the published class allowed."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.size, self.random_crop = 16, False
+        self.labels = {"name": ["a", "b"], "file_path_": paths}
+        self._length = len(paths)
+
+
+def test_subclasses_may_set_everything_themselves(tmp_path: Path) -> None:
+    paths = write_images(tmp_path, 2)
+    own, usual = Published(paths), ImagePaths(paths, 16, labels={"name": ["a", "b"]})
+    pickled = pickle.loads(pickle.dumps(Published(paths)))
+    assert len(own) == 2 and (own.size, own.source) == (16, "Published")
+    for dataset in (own, pickled):
+        np.testing.assert_array_equal(dataset[1]["image"], usual[1]["image"])
+        assert dataset[1]["name"] == "b" and dataset[1].keys() == usual[1].keys()
+    own.preprocessor = lambda image: {"image": image[:4]}
+    assert own[0]["image"].shape == (4, 32, 3)
+    assert not hasattr(own, "nothing")
+
+
+def test_subclasses_that_set_nothing_are_told_what_to_set() -> None:
+    class Empty(ImagePaths):
+        def __init__(self) -> None: ...
+
+    message = (
+        r"Empty.__init__ must call super\(\).__init__\(paths\), or set self.labels = {'file_path_'"
+    )
+    for use in (len, lambda data: data[0]):
+        with pytest.raises(UserError, match=message):
+            use(Empty())

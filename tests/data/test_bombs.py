@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from taming.data.base import ImageFiles, ImagePaths, NumpyPaths, set_loading
+from taming.data.base import ImageFiles, ImagePaths, NumpyPaths
 from taming.data.columns import StringTable
 from taming.data.condition_maps import Depth, ImageMap, Labels, MapKind
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
+from taming.data.loading import set_loading
 from taming.data.options import ImageOptions
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards

@@ -16,9 +16,10 @@ from taming.checkpoint import find_run, run_config
 from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data import ade20k, coco, faceshq, imagenet
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
-from taming.data.base import ImagePaths, set_loading
+from taming.data.base import ImagePaths
 from taming.data.custom import CustomTest, CustomTrain
 from taming.data.folder import ImageFolderTrain
+from taming.data.loading import set_loading
 from taming.data.paired import PairedTrain
 from taming.data.sflckr import SegmentationBase
 from taming.data.shards import Shards

@@ -16,7 +16,7 @@ import pytest
 from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
 from taming.data.annotated_objects_open_images import AnnotatedObjectsOpenImages
-from taming.data.base import NumpyPaths, set_loading
+from taming.data.base import NumpyPaths
 from taming.data.coco import CocoImagesAndCaptionsTrain
 from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomTrain
@@ -31,6 +31,7 @@ from taming.data.imagenet import (
     ImageNetTrain,
     ImageNetTrainWithDepth,
 )
+from taming.data.loading import set_loading
 from taming.data.options import ImageOptions
 from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase

@@ -365,10 +365,12 @@ def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatc
     model._trainer = SimpleNamespace(is_last_batch=True, global_step=5, precision_plugin=None)
     model._backward, model._update = Mock(), Mock()
     model._all_optimizers = lambda: ["generator", "discriminator"]
+    monkeypatch.setattr(autoencoder_training, "uncounted", lambda trainer, one: (one, "uncounted"))
     model.train_both(0, lambda side: asked.append(side) or side)
     assert asked == [0, 1] == [call.args[0] for call in model._backward.call_args_list]
-    updates = [(call.args[0], call.kwargs["counted"]) for call in model._update.call_args_list]
-    assert updates == [("generator", True), ("discriminator", False)] and model._step is None
+    updates = [call.args for call in model._update.call_args_list]
+    assert updates == [("generator", 0), (("discriminator", "uncounted"), 0)]
+    assert model._step is None
 
 
 def test_gradients_are_clipped_if_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

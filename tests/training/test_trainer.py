@@ -267,17 +267,9 @@ def test_flags_come_before_those_of_the_run(
     assert tuple(vars(args).values()) == tuple(config[name] for name in KEPT_FLAGS) == expected
 
 
-class OfEarlierLightning(Callback):
-    def on_train_batch_end(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader: int,
-    ) -> None:
-        """As before Lightning 2."""
+class WithMore(Callback):
+    def on_train_end(self, trainer: Any, pl_module: Any, more: int) -> None:  # type: ignore[override]
+        """With an argument that no Lightning gave."""
 
 
 class Fits(Callback):
@@ -288,10 +280,7 @@ class Fits(Callback):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (
-            "OfEarlierLightning",
-            r"on_train_batch_end must take \(self, trainer, .*, batch_idx\), as",
-        ),
+        ("WithMore", r"on_train_end must take \(trainer, pl_module\), as Lightning calls it"),
         ("NoCallback", "is no pytorch_lightning.callbacks.Callback"),
     ],
 )

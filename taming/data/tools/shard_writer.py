@@ -13,11 +13,12 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
-from taming.data.base import ImageFiles, Item, image_files_in
+from taming.data.base import ImageFiles, Item
 from taming.data.checks import BadFile
 from taming.data.files.list_files import write_lines
 from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
+from taming.data.loading import image_files_in
 from taming.data.shards import BEFORE, DESCRIPTION
 from taming.errors import UserError, interruptible
 

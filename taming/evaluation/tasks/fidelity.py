@@ -228,9 +228,11 @@ class FidelityEvaluator:
         self.require_set("samples", samples)
         if self._reference_features is None and self.reference is not None:
             requests = self.requests_of("reference", self.reference)
-            self._reference_features = counted(self.runner, self.reference, requests, "reference")
+            self._reference_features = features_of_set(
+                self.runner, self.reference, requests, "reference"
+            )
         requests = self.requests_of("samples", samples)
-        features = counted(self.runner, samples, requests, "samples")
+        features = features_of_set(self.runner, samples, requests, "samples")
         if own_share()[0] > 0:
             return None
         return self.evaluation(samples, features, self._reference_features)
@@ -282,7 +284,7 @@ class FidelityEvaluator:
         return about
 
 
-def counted(
+def features_of_set(
     runner: Runner, images: ImageSet, requests: Sequence[FeatureRequest], role: str
 ) -> Features:
     """What `requests` ask of a set, in one pass; a reference's is kept for other evaluations."""

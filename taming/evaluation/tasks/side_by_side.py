@@ -12,7 +12,7 @@ from taming.evaluation.tasks.fidelity import (
     Features,
     FidelityEvaluator,
     ImageSet,
-    counted,
+    features_of_set,
 )
 
 
@@ -58,4 +58,4 @@ class SideBySide:
     def _features(self, role: str, images: ImageSet) -> Features:
         wanted = (each.requests_of(role, images) for each in self.evaluators.values())
         requests = list(dict.fromkeys(request for some in wanted for request in some))
-        return counted(self.runner, images, requests, role)
+        return features_of_set(self.runner, images, requests, role)

@@ -82,6 +82,10 @@ def test_script_says_where_the_lists_are(
     run_script(monkeypatch, "images")
     said = capsys.readouterr().out
     assert said == "data/own/train.txt lists 3 images, data/own/test.txt 1\n"
+    (tmp_path / "images" / "bad.png").write_text("no image")
+    run_script(monkeypatch, "images")
+    found = f"1 listed file cannot be read as an image ({tmp_path}/images/bad.png is no image that"
+    assert capsys.readouterr().err.startswith(found)
     with pytest.raises(SystemExit, match="2"):
         run_script(monkeypatch, "absent")
     assert capsys.readouterr().err.startswith("error: there is no folder absent")

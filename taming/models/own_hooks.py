@@ -1,0 +1,46 @@
+"""Hooks of Lightning that users' subclasses of our models define, without losing ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import pytorch_lightning as pl
+
+from taming.user_code import is_ours
+
+Hook = Callable[..., Any]
+
+
+class KeptHooks(pl.LightningModule):
+    """A model whose hooks also run where a subclass's do not call them.
+
+    Lightning's own hooks do nothing, and neither did those of the published models: code written
+    for them has no `super().on_train_start()`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, own in list(vars(cls).items()) if not is_ours(cls) else ():
+            if not inspect.isfunction(own) or not (name == "setup" or name.startswith("on_")):
+                continue
+            defined = (vars(base)[name] for base in cls.__mro__[1:] if name in vars(base))
+            ours = next(defined, None)
+            if ours is not None and is_ours(ours) and not _mentions(own, name):
+                setattr(cls, name, _after(ours, own))
+
+
+def _mentions(own: Hook, name: str) -> bool:
+    """Whether a function calls a method of that name, as `super().name()` does."""
+    return name in inspect.unwrap(own).__code__.co_names
+
+
+def _after(ours: Hook, own: Hook) -> Hook:
+    @wraps(own)
+    def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ours(self, *args, **kwargs)
+        return own(self, *args, **kwargs)
+
+    return hook

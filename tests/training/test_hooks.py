@@ -1,0 +1,224 @@
+"""Hooks of users' callbacks and models, as of Lightning 1 and without `super()`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from taming.errors import UserError
+from taming.models.vqgan import VQModel
+from taming.training.callbacks import ImageLogger
+from taming.training.hooks import check_hooks, check_model_hooks
+from tests.kit.first_stages import assert_equal, batches, made, train
+from tests.kit.models import build, transformer_config
+from tests.kit.training import tiny_trainer
+
+# mypy: disable-error-code="override, no-untyped-def"
+Calls = list[tuple[Any, ...]]
+
+
+class FormerModel(VQModel):
+    """What code for the published models overrides, with the arguments of its time."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self.calls: Calls = []
+
+    def optimizer_step(
+        self, epoch, batch_idx, optimizer, optimizer_idx, optimizer_closure=None, on_tpu=None
+    ):
+        self.calls.append(("step", epoch, batch_idx, optimizer_idx, on_tpu))
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer, number):
+        self.calls.append(("zero", number))
+        optimizer.zero_grad()
+
+    def configure_gradient_clipping(self, optimizer, optimizer_idx, value, how):
+        self.calls.append(("clip", optimizer_idx, value, how))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx, dataloader_idx):
+        super().on_train_batch_end(outputs, batch, batch_idx, dataloader_idx)
+        self.calls.append(("end", batch_idx, dataloader_idx))
+
+    def transfer_batch_to_device(self, batch, device):
+        return {"image": batch["image"].to(device)}
+
+
+def test_hooks_of_a_first_stage_are_called_as_they_were(tmp_path: Path) -> None:
+    model = made(FormerModel)
+    check_model_hooks("model", model)
+    model.gradient_clip_val = 0.5
+    trained, calls = train(model, tmp_path), model.calls
+    assert [c for c in calls if c[0] == "step"] == [
+        ("step", 0, batch, side, False) for batch in (0, 1) for side in (0, 1)
+    ]
+    assert [c for c in calls if c[0] in ("zero", "clip")] == [
+        *(("clip", 0, 0.5, "norm"), ("zero", 0), ("clip", 1, 0.5, "norm"), ("zero", 1)),
+        *(("clip", 0, 0.5, "norm"), ("zero", 0), ("clip", 1, 0.5, "norm"), ("zero", 1)),
+    ]
+    assert [c for c in calls if c[0] == "end"] == [("end", 0, 0), ("end", 1, 0)]
+    assert model.trainer.global_step == 2
+    plain = train(made(VQModel), tmp_path)  # the override leaves the clipping out
+    assert_equal({name: trained[name] for name in plain}, plain)
+    once = FormerModel.optimizer_step
+    check_model_hooks("model", model)
+    assert FormerModel.optimizer_step is once
+
+
+class Schedule(VQModel):
+    def lr_scheduler_step(self, scheduler, optimizer_idx, metric):
+        self.seen = [*getattr(self, "seen", []), (optimizer_idx, metric)]
+        scheduler.step()
+
+
+def test_schedules_are_stepped_by_the_hook(tmp_path: Path) -> None:
+    model = made(Schedule, scheduler_config={"target": f"{__name__}.Halving", "params": {}})
+    check_model_hooks("model", model)
+    train(model, tmp_path)
+    assert model.seen == [(0, None), (1, None)] * 2
+
+
+class Halving:
+    def __call__(self, n: int) -> float:
+        return 0.5**n
+
+
+class Silent(VQModel):
+    """Hooks that do not call those of `VQModel`, as there were none."""
+
+    def setup(self, stage=None):
+        self.stage = stage
+
+    def on_train_start(self):
+        self.begun = True
+
+    def on_before_optimizer_step(self, optimizer, optimizer_idx):
+        self.sides = [*getattr(self, "sides", []), optimizer_idx]
+
+    def on_train_batch_end(self, *args):
+        self.ends = getattr(self, "ends", 0) + 1
+
+
+def test_own_hooks_do_not_replace_those_of_the_model(tmp_path: Path) -> None:
+    options = {"use_ema": True}
+    silent, plain = made(Silent, **options), made(VQModel, **options)
+    check_model_hooks("model", silent)
+    silent.gradient_clip_val = plain.gradient_clip_val = 1e-3
+    first, second = train(silent, tmp_path), train(plain, tmp_path)
+    assert (silent.stage, silent.begun, silent.ends) == ("fit", True, 2)
+    assert silent.sides == [0, 1, 0, 1]
+    assert_equal(first, second)
+    free = train(made(VQModel, **options), tmp_path)
+    assert not torch.equal(free["encoder.conv_in.weight"], first["encoder.conv_in.weight"])
+
+
+class FormerCallback(Callback):
+    def __init__(self) -> None:
+        self.calls: Calls = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx, loader):
+        self.calls.append(("start", batch_idx, loader))
+
+    def on_train_epoch_end(self, trainer, pl_module, outputs):
+        self.calls.append(("epoch",))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer, optimizer_idx):
+        self.calls.append(("step", optimizer_idx))
+
+
+class FormerPictures(ImageLogger):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self.last = batch_idx
+
+
+class Derived(FormerPictures):
+    """Of the user's class: the hook is its base's."""
+
+
+def test_callbacks_with_arguments_of_lightning_1(tmp_path: Path) -> None:
+    callback, pictures = FormerCallback(), Derived(batch_frequency=0, max_images=1)
+    for own in (callback, pictures):
+        check_hooks("lightning.callbacks.own", own)
+    model = made(VQModel)
+    model.learning_rate = 1e-3
+    tiny_trainer(tmp_path, max_epochs=1, callbacks=[callback, pictures]).fit(model, batches())
+    batch = [("start", 0, 0), ("step", 0), ("step", 1)]
+    assert callback.calls == [*batch, ("start", 1, 0), *batch[1:], ("epoch",)]
+    assert pictures.last == 1
+
+
+def test_a_transformers_step_as_it_was(tmp_path: Path) -> None:
+    class WarmUp(type(build(transformer_config()))):  # type: ignore[misc]
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_idx, closure, *rest):
+            optimizer.step(closure=closure)
+            self.seen = (epoch, batch_idx, optimizer_idx, rest)
+
+    check_model_hooks("model", model := WarmUp(**transformer_config()["params"]))
+    model.learning_rate = 1e-3
+    batch = {"image": torch.zeros(2, 8, 8, 3), "class_label": torch.zeros(2, dtype=torch.long)}
+    data = torch.utils.data.DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+    tiny_trainer(tmp_path, max_epochs=1).fit(model, data)
+    assert model.seen == (0, 0, 0, (False, False, False))
+
+
+class Reads(Callback):
+    def on_train_epoch_end(self, trainer, pl_module, outputs):
+        print(len(outputs))
+
+
+class Unknown(Callback):
+    def on_train_end(self, trainer, pl_module, more):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("callback", "message"),
+    [
+        (Reads(), r"own: .*epoch_end reads 'outputs', which Lightning keeps no more; it "
+         r"must take \(trainer, pl_module\)$"),
+        (Unknown(), r"own: .*Unknown.on_train_end must take \(trainer, pl_module\), as Lightning"),
+        (object(), r"own: builtins.object is no pytorch_lightning.callbacks.Callback"),
+    ],
+)  # fmt: skip
+def test_hooks_that_cannot_be_called(callback: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_hooks("own", callback)
+
+
+class EpochEnd(VQModel):
+    def training_epoch_end(self, outputs):
+        raise AssertionError
+
+
+class StepEnd(VQModel):
+    def validation_step_end(self, outputs):
+        raise AssertionError
+
+
+class Plain(pl.LightningModule):
+    def backward(self, loss, optimizer, optimizer_idx):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (EpochEnd, "model: .*training_epoch_end is of Lightning 1, .* in on_train_epoch_end$"),
+        (StepEnd, "model: .*validation_step_end is of Lightning 1, .* in validation_step$"),
+    ],
+)
+def test_steps_that_lightning_has_no_more(cls: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_model_hooks("model", made(cls))
+
+
+def test_a_backward_pass_that_needs_the_optimizer() -> None:
+    with pytest.raises(UserError, match=r"Plain.backward reads 'optimizer'.* take \(loss\)"):
+        check_model_hooks("model", Plain())
