@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
-from taming.evaluation.metrics.extractor_files import SPATIAL
+from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
 
 MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
@@ -65,6 +66,10 @@ class Statistics:
         layer = SPATIAL if self.layer else ""
         return replace(self, mean=mean, covariance=covariance, layer=layer, spatial=None)
 
+    def digest(self) -> str:
+        """SHA-256 of mean and covariance."""
+        return hashlib.sha256(self.mean.tobytes() + self.covariance.tobytes()).hexdigest()
+
     def save(self, path: str | Path) -> Path:
         """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.
 
@@ -100,6 +105,15 @@ class Statistics:
 
         Of another tool's file, only the width can be checked, once there are features.
         """
+        if (
+            not self.extractor
+            and self.spatial
+            and (extractor.name != INCEPTION or extractor.resize)
+        ):
+            raise UserError(
+                f"{path} is of the ADM suite (it has mu_s), and this evaluation's features are of "
+                f"{extractor.name}, resize {extractor.describe()['resize']}; name adm in --evaluators"
+            )
         resize = extractor.describe()["resize"]
         described = self.protocol.get("extractor")
         own_resize = described.get("resize", resize) if isinstance(described, dict) else resize

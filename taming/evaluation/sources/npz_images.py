@@ -90,7 +90,9 @@ class NpzImages(LoadedSource):
         return self.shape[0]
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "npz", "path": str(self.path), "array": "arr_0"}
+        about = {"kind": "npz", "path": str(self.path), "array": "arr_0"}
+        known = {"statistics_sha256": self.statistics.digest()} if self.statistics else {}
+        return about | known
 
     def has_classes(self) -> bool:
         return self.labels is not None

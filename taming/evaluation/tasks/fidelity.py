@@ -227,15 +227,14 @@ class FidelityEvaluator:
         """
         self.require_set("samples", samples)
         if self._reference_features is None and self.reference is not None:
-            requests = self.requests_of("reference", self.reference)
-            self._reference_features = features_of_set(
-                self.runner, self.reference, requests, "reference"
-            )
-        requests = self.requests_of("samples", samples)
-        features = features_of_set(self.runner, samples, requests, "samples")
+            self._reference_features = self._features("reference", self.reference)
+        features = self._features("samples", samples)
         if own_share()[0] > 0:
             return None
         return self.evaluation(samples, features, self._reference_features)
+
+    def _features(self, role: str, images: ImageSet) -> Features:
+        return features_of_set(self.runner, images, self.requests_of(role, images), role)
 
     def evaluation(self, samples: ImageSet, features: Features, reference: Features) -> Evaluation:
         """The numbers, once `requests_of` both sets are fulfilled."""

@@ -15,6 +15,7 @@ from scripts.evaluate_fid import main
 from taming.evaluation.metrics.evaluators import EVALUATORS
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.resizes import Resize
+from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import flattened
@@ -155,7 +156,10 @@ def test_references_of_the_adm_suite(
         np.savez(tmp_path / "both.npz", **arrays, arr_0=second["arr_0"])
     flags = (*TINY[2:], "--metrics", "all", "--evaluators")
     both = str(tmp_path / "both.npz")
-    found = evaluate(tmp_path / "both", sets[0], both, *flags, "adm")["metrics"]["adm"]
+    result = evaluate(tmp_path / "both", sets[0], both, *flags, "adm")
+    found = result["metrics"]["adm"]
+    digest = result["sets"]["reference"]["statistics_sha256"]
+    assert digest == Statistics.load(both).digest()
     by_images = evaluate(tmp_path / "i", sets[0], other, *flags, "adm")["metrics"]["adm"]
     by_statistics = evaluate(tmp_path / "s", *sets, *flags, "adm")["metrics"]["adm"]
     assert found["fid"] == pytest.approx(by_statistics["fid"], rel=1e-6)
