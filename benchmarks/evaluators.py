@@ -82,7 +82,11 @@ def write_weights(folder: Path) -> dict[str, Path]:
     files = {INCEPTION: folder / "inception.pth", DINOV2: folder / "dinov2.pth"}
     download = patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url")
     with download, patch.object(nn.Module, "load_state_dict"):
-        torch.save(Inception(INCEPTION, ["2048"]).state_dict(), files[INCEPTION])
+        inception = Inception(INCEPTION, ["2048"])
+    for parameter in inception.parameters():
+        if parameter.dim() > 1:  # kept in size, since numbers near 0 take a CPU much longer
+            nn.init.kaiming_normal_(parameter)
+    torch.save(inception.state_dict(), files[INCEPTION])
     torch.save(VisionTransformer(384, 12).state_dict(), files[DINOV2])
     return files
 

@@ -27,7 +27,8 @@ class Inception(FeatureExtractorInceptionV3):
         """[B, 3, H, W] -> float32 [B, D] for every name of `features_list`."""
         size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)
         x = images.to(self.feature_extractor_internal_dtype)
-        x = interpolate_bilinear_2d_like_tensorflow1x(x, size=size, align_corners=False)
+        if x.shape[-2:] != size:
+            x = interpolate_bilinear_2d_like_tensorflow1x(x, size=size, align_corners=False)
         x = (x - 128) / 128
         found: dict[str, Tensor] = {}
         for name, part in self.named_children():  # they are registered in the order of the graph

@@ -30,9 +30,8 @@ class Resize:
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> [B, 3, side, side] of uint8, or of float32 if `exact`."""
         with ThreadPoolExecutor(available_cpus()) as threads:  # Pillow lets go of Python's lock
-            return torch.from_numpy(
-                np.stack(list(threads.map(self._resized, images.cpu().numpy())))
-            )
+            resized = list(threads.map(self._resized, images.cpu().numpy()))
+        return torch.from_numpy(np.stack(resized))
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         size = (self.side, self.side)

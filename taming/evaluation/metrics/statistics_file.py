@@ -105,16 +105,13 @@ class Statistics:
 
         Of another tool's file, only the width can be checked, once there are features.
         """
-        if (
-            not self.extractor
-            and self.spatial
-            and (extractor.name != INCEPTION or extractor.resize)
-        ):
+        resize = extractor.describe()["resize"]
+        adms = not self.extractor and self.spatial is not None
+        if adms and (extractor.name != INCEPTION or extractor.resize):
             raise UserError(
                 f"{path} is of the ADM suite (it has mu_s), and this evaluation's features are of "
-                f"{extractor.name}, resize {extractor.describe()['resize']}; name adm in --evaluators"
+                f"{extractor.name}, resize {resize}; name adm alone in --evaluators"
             )
-        resize = extractor.describe()["resize"]
         described = self.protocol.get("extractor")
         own_resize = described.get("resize", resize) if isinstance(described, dict) else resize
         own = (self.extractor, self.layer, self.weights_hash, own_resize)

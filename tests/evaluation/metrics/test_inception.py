@@ -91,3 +91,12 @@ def test_features_are_clean_fids(weights: Path, folder: Path) -> None:
     assert np.abs(other - expected).max() > 100 * np.abs(found - expected).max()
     assert clean.describe()["resize"] == "pillow-bicubic-float 299"
     assert by_tensorflow.describe()["resize"] == "tf1-bilinear 299"
+
+
+def test_images_of_the_networks_size_are_not_resized(weights: Path) -> None:
+    """As torch-fidelity's resize to the same size changes nothing."""
+    images = torch.randint(0, 256, (1, 3, 299, 299), dtype=torch.uint8)
+    theirs = FeatureExtractorInceptionV3(INCEPTION, ["192"], str(weights))(images)[0]
+    found = Extractor(layers=["192"], weights=weights)
+    assert torch.equal(found(images)["192"], theirs)
+    assert torch.equal(found.of_resized(images.float())["192"], theirs)

@@ -76,7 +76,9 @@ def test_statistics_of_two_layers(tmp_path: Path) -> None:
 def test_files_of_the_adm_suite_are_of_its_network(tmp_path: Path) -> None:
     square = np.eye(3)
     np.savez(tmp_path / "a.npz", mu=square[0], sigma=square, mu_s=square[0], sigma_s=square)
-    with pytest.raises(UserError, match=r"a.npz is of the ADM suite .* of tiny.*; name adm in"):
+    with pytest.raises(
+        UserError, match=r"a.npz is of the ADM suite .* of tiny.*; name adm alone in"
+    ):
         Statistics.load(tmp_path / "a.npz").check(EXTRACTOR, "16", tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", mu=square[0], sigma=square)
     Statistics.load(tmp_path / "b.npz").check(EXTRACTOR, "16")
