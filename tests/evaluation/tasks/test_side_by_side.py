@@ -18,7 +18,7 @@ from taming.evaluation.metrics.resizes import Resize
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.tasks.fidelity import flattened
+from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings, flattened
 from tests.kit.extractor import (
     TinyExtractor,
     register_tiny,
@@ -86,6 +86,7 @@ def test_one_pass_gives_the_numbers_of_one_pass_each(
     resizes = {n: about["extractor"]["resize"] for n, about in together["protocol"].items()}
     assert resizes["clean-fid"] == "pillow-bicubic-float 9" and resizes["dinov2"].endswith("c 9")
     assert together["protocol"]["adm"]["isc_parts"] == "5000 images in their order each"
+    assert "isc_splits" not in together["protocol"]["adm"]
     tables = next((tmp_path / "all").glob("*.md")).read_text()
     assert header in tables
 
@@ -169,6 +170,17 @@ def test_references_of_the_adm_suite(
     assert clean == evaluate(tmp_path / "ci", sets[0], other, *of_images)["metrics"]
     samples = evaluate(tmp_path / "f", images, sets[1], *flags, "adm")["metrics"]
     assert samples == evaluate(tmp_path / "fi", other, sets[1], *flags, "adm")["metrics"]
+
+
+def test_metrics_of_one_layer_share_its_features(sets: tuple[str, str]) -> None:
+    small = metric_settings(kid_subset_size=4)
+    names = ("kid", "prc", "density_coverage", "cmmd", "fid")
+    settings = FidelitySettings(names, of_metrics=small)
+    reference = FolderSource(sets[1])
+    evaluator = FidelityEvaluator(reference, Extractor(register_tiny()), settings)
+    requests = {name: evaluator.requests[name] for name in settings.metrics}
+    assert len({requests[name] for name in ("kid", "prc", "density_coverage", "cmmd")}) == 1
+    assert len(set(requests.values())) == 2
 
 
 def test_classes_are_of_the_first(small_networks: None, tmp_path: Path) -> None:
