@@ -131,3 +131,12 @@ def test_distance_of_features_in_space() -> None:
     root = sum(np.sqrt(max(value.real, 0.0)) for value in values if value.real > 1e-9)
     expected = difference @ difference + sum(map(np.trace, covariances)) - 2 * root
     assert frechet_distance(moments_of(x), moments_of(y)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_balls_border_is_inside_for_one_and_outside_for_the_other() -> None:
+    real, generated = torch.arange(4.0)[:, None], torch.tensor([[4.0], [9.0]])
+    precision = precision_recall(bank_of(generated), bank_of(real), neighbors=1)[0]
+    assert precision == 0.5  # 4 is at the border of the ball around 3, whose radius is 1
+    assert density_coverage(bank_of(generated), bank_of(real), neighbors=1) == (0, 0)
+    near = torch.tensor([[3.5], [9.0]])
+    assert density_coverage(bank_of(near), bank_of(real), neighbors=1) == (0.5, 0.25)

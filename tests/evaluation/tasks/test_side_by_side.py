@@ -15,6 +15,7 @@ from scripts.evaluate_fid import main
 from taming.evaluation.metrics.evaluators import EVALUATORS
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.resizes import Resize
+from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource
