@@ -58,7 +58,7 @@ class FidelitySettings:
     def of(self, name: str) -> MetricSettings:
         """The settings of a metric."""
         own, given = self.metric(name).settings, self.of_metrics.get(name)
-        return given if type(given) is own else own()
+        return given if given is not None and type(given) is own else own()
 
     def metric(self, name: str) -> Metric[Any]:
         """The evaluator's definition of a metric."""
