@@ -46,13 +46,7 @@ mutants: install
 
 # Train both stages on handwritten digits, sample, and report: four to ten minutes on two cores.
 demo: install
-	$(BIN)/python main.py --base configs/digits_vqgan.yaml -t True
-	vqgan=$$(ls -td logs/*_digits_vqgan | head -n 1) && \
-	$(BIN)/python main.py --base configs/digits_transformer.yaml -t True \
-	    model.params.first_stage_config=$$vqgan
-	run=$$(ls -td logs/*_digits_transformer | head -n 1) && \
-	$(BIN)/python scripts/sample_fast.py -r $$run --num_samples 50 --batch_size 100 --top_p 0.95 && \
-	$(BIN)/python scripts/report.py -r $$run
+	$(BIN)/python scripts/digits.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taming.checkpoint import model_hashes
-from taming.command_line import add_side_flags, flag, parse_size
+from taming.command_line import flag, parse_size
 from taming.errors import UserError, command, interruptible
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.permuter import Identity
@@ -37,7 +37,14 @@ from taming.sampling.completion import HALVES, keep_mask, known_indices
 from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
-from taming.sampling.sizes import Sides, pixels_per_token, tokens_for, trained_shape, trained_size
+from taming.sampling.sizes import (
+    Sides,
+    add_side_flags,
+    pixels_per_token,
+    tokens_for,
+    trained_shape,
+    trained_size,
+)
 from taming.words import there_are
 
 Sizes = tuple[int, int]
@@ -54,7 +61,7 @@ class Arguments:
         f"{', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask, kept: white and opaque, in the "
         "image's own pixels",
     )
-    pad: str = flag("0,0,0,0", "pixels to add on the left,top,right,bottom")
+    pad: str = flag("0,0,0,0", "left,top,right,bottom pixels to add, once it is reduced")
     condition: str | None = flag(
         None, "a class number, or the file of a map, for models that need one"
     )

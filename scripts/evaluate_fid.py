@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from taming.command_line import add_flags, flag, from_flags
-from taming.devices import choose_device
+from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command, end_with_damaged
-from taming.evaluation import published_numbers as presets
 from taming.evaluation.arguments import (
     EvaluationArguments,
     RunSetArguments,
@@ -36,6 +35,7 @@ from taming.evaluation.arguments import (
 from taming.evaluation.evaluator_arguments import FidelityExtractorArguments, make_evaluator
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
+from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import (
     Result,
     command_line,
@@ -45,11 +45,13 @@ from taming.evaluation.results import (
     read_result,
     write_result,
 )
-from taming.evaluation.sources.images import key_of
+from taming.evaluation.sources.images import LoadedSource, key_of
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, ImageSet, flattened
+from taming.evaluation.tasks.first_stage import LoadedFirstStage
+from taming.evaluation.tasks.reconstructed_set import ReconstructedSource
 from taming.evaluation.tasks.side_by_side import SideBySide
-from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row
+from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row, shown
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
@@ -62,16 +64,17 @@ Evaluated = tuple[dict[str, Any], Evaluation]
 class Arguments:
     """The flags of this script alone."""
 
-    preset: str | None = flag(
-        None,
-        "the protocol of a published number: "
-        + ", ".join(preset.name for preset in presets.PRESETS),
-    )
+    preset: str | None = flag(None, PRESET_HELP)
     sweep: str | None = flag(
         None, 'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0": table and chart'
     )
     neighbors: int = flag(
         0, "picture of the nearest K images", hidden=("--neighbours",), metavar="K"
+    )
+    reconstruct: str | None = flag(
+        None,
+        "SAMPLES is a first stage's run: its reconstructions of this split of REFERENCE's config",
+        metavar="SPLIT",
     )
     reproduce: Path | None = flag(None, "run this result again and compare", metavar="JSON")
     tolerance: float = flag(1e-3, "of --reproduce, relative")
@@ -92,10 +95,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Namespace, list[str], li
     add_flags(parser, FidelityExtractorArguments)
     add_set_flags(parser)
     add_flags(parser, Arguments)
-    early, _ = parser.parse_known_args(argv)
-    if early.preset:
-        parser.set_defaults(**presets.flags(presets.preset(early.preset)))
-    return parse_sets(parser, argv, most=2)
+    return parse_sets(parser, with_preset(parser, argv, SCRIPT), most=2)
 
 
 class Job:
@@ -118,11 +118,24 @@ class Job:
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         self.device = choose_device(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
-        sets = open_sets(self.names, args, overrides, self.device)
+        sets = self._sets(args, overrides)
         self.samples: ImageSet = sets[0]
         self.reference: ImageSet | None = sets[1] if len(sets) > 1 else None
         if self.swept and not isinstance(self.samples, RunSource):
             raise UserError(f"--sweep makes samples of a run, and {self.names[0]} is none")
+
+    def _sets(self, args: Namespace, overrides: Sequence[str]) -> list[ImageSet]:
+        if self.own.reconstruct is None:
+            return open_sets(self.names, args, overrides, self.device)
+        if len(self.names) < 2:
+            raise UserError("--reconstruct takes the images of a REFERENCE's config; give one")
+        stage, config = LoadedFirstStage.load(self.names[0]), self.names[1]
+        args.samples_split = self.own.reconstruct
+        images, reference = open_sets([config, config], args, overrides, self.device)
+        if not isinstance(images, LoadedSource):
+            raise UserError(f"--reconstruct takes the images of a config, and {config} is none")
+        dtype = choose_dtype(self.common.precision, self.device)
+        return [ReconstructedSource(stage, images, self.device, dtype), reference]
 
     def run(self) -> list[Evaluated]:
         """One evaluation, or those of a sweep; none in ranks above 0."""
@@ -143,7 +156,9 @@ class Job:
         _, last = evaluated[-1]
         metrics, sets = last.metrics, last.sets
         if self.swept:
-            names = [", ".join(f"{k}={v:g}" for k, v in chosen.items()) for chosen, _ in evaluated]
+            names = [
+                ", ".join(f"{k}={shown(v)}" for k, v in chosen.items()) for chosen, _ in evaluated
+            ]
             named = dict(zip(names, [e for _, e in evaluated], strict=True))
             metrics = {name: e.metrics for name, e in named.items()}
             sets = {f"samples {name}": e.sets["samples"] for name, e in named.items()}
@@ -161,7 +176,7 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     result, (_, evaluation) = job.result(evaluated, seconds), evaluated[-1]
     key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
     path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
-    tables = [published(job.own.preset)] if job.own.preset else []
+    tables = noted(result, job.own.preset)
     if job.side_by_side and not job.swept:
         tables.append(by_evaluator(evaluation.metrics))
     if job.swept:
@@ -180,13 +195,6 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
 
 def sweep_rows(evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
     return [row(chosen, evaluation.metrics) for chosen, evaluation in evaluated]
-
-
-def published(name: str) -> str:
-    preset = presets.preset(name)
-    numbers = ", ".join(f"{metric} {number:g}" for metric, number in preset.published)
-    settings = ", ".join(f"{key}: {value}" for key, value in presets.SAMPLER.items())
-    return f"Published ({preset.what}): {numbers}. Sampler: {settings}."
 
 
 def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
@@ -245,8 +253,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluated = job.run()
     if not evaluated:
         return
-    if job.own.preset:
-        print(published(job.own.preset))
     print(printed(job, evaluated))
     path = write(job, evaluated, time.monotonic() - start)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")

@@ -32,6 +32,7 @@ from taming.evaluation.arguments import (
 )
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
 from taming.evaluation.metrics.lpips import load_networks
+from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
@@ -91,6 +92,7 @@ class Arguments:
     )
     num_images: int | None = flag(None, "the first n images (default: all)", "-n")
     rows: int = flag(8, "images in the picture")
+    preset: str | None = flag(None, PRESET_HELP)
     vgg_path: Path | None = flag(None, "torchvision's VGG16, for LPIPS", metavar="FILE")
     alex_path: Path | None = flag(None, "torchvision's AlexNet, for LPIPS", metavar="FILE")
 
@@ -182,6 +184,8 @@ def write(
     results: Sequence[FirstStageResult],
     seconds: float,
     line: list[str],
+    *,
+    preset: str | None = None,
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
@@ -195,6 +199,7 @@ def write(
     key = key_of(protocol=protocol, sets=sets)
     path = outdir / f"first_stages-{key[:8]}" / "first_stages.json"
     tables = [markdown_table(table_rows(results)), *reasons(results), *class_tables(results)]
+    tables += noted(result, preset)
     write_result(result, path, tables)
     for r in results:
         if r.values:
@@ -216,9 +221,8 @@ def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
-    args, overrides = parse(
-        make_parser("Compare first stages on the same images.", Arguments), argv
-    )
+    parser = make_parser("Compare first stages on the same images.", Arguments)
+    args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     own = from_flags(Arguments, args)
     stages = load_first_stages(own.resume, own.base, overrides)
     images = prepared_images(own, stages, overrides)
@@ -228,7 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if own_share()[0] > 0:
         return
     outdir = own.common.outdir or stages[0].run.folder / "evaluation"
-    path = write(outdir, evaluator, results, time.monotonic() - start, command_line(argv, SCRIPT))
+    path = write(
+        outdir,
+        evaluator,
+        results,
+        time.monotonic() - start,
+        command_line(argv, SCRIPT),
+        preset=own.preset,
+    )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))
     print(f"{path.name}, its .md and .png, and what is behind them are in {path.parent}")

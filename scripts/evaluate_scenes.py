@@ -25,6 +25,7 @@ from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
+from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.scenes import Layouts, SampledScenes
 from taming.evaluation.tasks.fidelity import FidelitySettings
@@ -58,6 +59,7 @@ class Arguments:
         None, "of the transformer, if it is not that of --precision"
     )
     compile: bool = flag(False, "torch.compile; for many images")
+    preset: str | None = flag(None, PRESET_HELP)
 
     def __post_init__(self) -> None:
         require_positive(num_layouts=self.num_layouts, samples_per_layout=self.samples_per_layout)
@@ -118,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         top_k=100,
         batch_size=20,
     )
-    args, overrides = parse(parser, argv)
+    args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     own, extraction = from_flags(Arguments, args), from_flags(ExtractorArguments, args)
     device = choose_device(arguments.device)
@@ -144,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     result["by_sample"] = evaluation.rows
     outdir = Path(arguments.outdir or run.folder / "evaluation")
-    path = write_result(result, outdir / "scenes.json", [markdown_table(evaluation.rows)])
+    tables = [markdown_table(evaluation.rows), *noted(result, own.preset)]
+    path = write_result(result, outdir / "scenes.json", tables)
     print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
     end_with_damaged(left_out)

@@ -31,6 +31,7 @@ from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments
 from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
+from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.images import key_of
@@ -50,6 +51,7 @@ class Arguments:
     num_images: int | None = flag(None, "the first of the data (default: all)", "-n")
     batch_size: int = flag(16, "items at once")
     seed: int = flag(0, "decides each item, together with its number")
+    preset: str | None = flag(None, PRESET_HELP)
 
     def __post_init__(self) -> None:
         require_positive(num_images=self.num_images, batch_size=self.batch_size)
@@ -71,7 +73,9 @@ def describe_data(own: Arguments, data: DictConfig) -> dict[str, Any]:
     return {**about, "seed": own.seed}
 
 
-def write(result: dict[str, Any], likelihood: Likelihood, outdir: Path) -> Path:
+def write(
+    result: dict[str, Any], likelihood: Likelihood, outdir: Path, ends: Sequence[str] = ()
+) -> Path:
     """All files of a result; returns the JSON's path."""
     path, classes = outdir / "transformer.json", likelihood.by_class()
     images = plotted(plot_map, likelihood.map(), outdir / "positions.png", "nats per token")
@@ -81,14 +85,14 @@ def write(result: dict[str, Any], likelihood: Likelihood, outdir: Path) -> Path:
         nats = {label: row["nats_per_token"] for label, row in classes.items()}
         images += plotted(plot_bars, nats, outdir / "classes.png", "nats per token")
     tables += [f"![{image.stem}]({image.name})" for image in images]
-    return write_result(result, path, tables)
+    return write_result(result, path, [*tables, *ends])
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = make_parser("Evaluate a transformer's likelihood.", Arguments)
-    args, overrides = parse(parser, argv)
+    args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     own = from_flags(Arguments, args)
     model, run, step, dtype = arguments.load()
@@ -121,8 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
     result = make_result(scores, protocol, sets, seconds=seconds, device=model.device, command=line)
     result["by_class"] = likelihood.by_class()
+    tables = noted(result, own.preset)
     result["by_position"] = likelihood.map().tolist()
-    path = write(result, likelihood, Path(arguments.outdir or run.folder / "evaluation"))
+    outdir = Path(arguments.outdir or run.folder / "evaluation")
+    path = write(result, likelihood, outdir, tables)
     print_scores(scores)
     print(
         f"step {step}; {path.name}, {path.with_suffix('.md').name} and plots are in {path.parent}"

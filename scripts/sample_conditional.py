@@ -9,7 +9,7 @@ import hashlib
 import io
 import sys
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -340,7 +340,7 @@ def show() -> None:
             st.session_state.pop("result", None)
             requests = requests_for_inputs(model, inputs, kept, count)
             images, frames = sample(model, requests, settings, seed, inputs.shape)
-            record = {"seed": seed, **asdict(settings)} | ({"keep": keep} if keep else {})
+            record = {"seed": seed, **settings.describe()} | ({"keep": keep} if keep else {})
             st.session_state.result = finished(images, frames, record)
         if "result" in st.session_state:
             show_result(st.session_state.result)

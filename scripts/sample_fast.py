@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taming.checkpoint import model_hashes
-from taming.command_line import add_flags, add_side_flags, from_flags, parse
+from taming.command_line import add_flags, from_flags, parse
 from taming.devices import choose_device, choose_dtype
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 from taming.words import there_are
 
 
@@ -52,7 +53,7 @@ def folder_for(
     plan: SamplingPlan, root: Path, step: int, hashes: Mapping[str, str]
 ) -> SampleFolder:
     settings = plan.settings
-    name = f"top_k_{settings.top_k}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
+    name = f"top_k_{settings.top_k_name}_temp_{settings.temperature:.2f}_top_p_{settings.top_p}"
     if settings.guided:
         name += f"_guidance_{settings.guidance}_{settings.guidance_schedule}"
     if plan.size:
@@ -61,6 +62,9 @@ def folder_for(
     if plan.classifier:
         name += f"_reject_{plan.reject_ratio}"
         record |= {"reject_ratio": plan.reject_ratio, "classifier": plan.classifier}
+    if plan.pooled:
+        name += "_best_{}_of_{}".format(*plan.group)
+        record |= {"reject_pool": plan.reject_pool, "pool": list(plan.group)}
     return SampleFolder(root / "samples" / name / str(step), record)
 
 

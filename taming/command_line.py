@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from taming.errors import UserError
 from taming.trust import checked_names, trusted
@@ -62,7 +62,16 @@ class Parser(argparse.ArgumentParser):
     What `--trust`, `--weights` and `--parts` say holds from the parsing on.
     """
 
+    program: ClassVar[str | None] = None  # the name in usage lines, if it is not the file's
+    asked: ClassVar[list[str] | None] = None  # gets the flags, see `flags_of`
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"prog": self.program, **options})
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if Parser.asked is not None:
+            Parser.asked.extend(self.flags())
+            raise _Asked
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
         words = [_with_user_folder(word) for word in (sys.argv[1:] if args is None else args)]
@@ -76,6 +85,11 @@ class Parser(argparse.ArgumentParser):
         chosen_weights.set(WeightChoice.parse(weights, parts) if weights or parts else None)
         return namespace, rest
 
+    def flags(self) -> list[str]:
+        """All that `--help` shows."""
+        shown = (a for a in self._actions if a.help != argparse.SUPPRESS)
+        return [name for action in shown for name in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
         _, unrecognized, words = message.partition("unrecognized arguments: ")
         if unrecognized:
@@ -84,12 +98,27 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
         """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
-        flag = word.partition("=")[0]
-        shown = [a for a in self._actions if a.help != argparse.SUPPRESS and a.option_strings]
-        flags = [name for action in shown for name in action.option_strings] + list(more)
+        flag, flags = word.partition("=")[0], [*self.flags(), *more]
         close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("--") else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.error(f"unknown argument {word}{hint}")
+
+
+class _Asked(BaseException):
+    """Ends a command that was only called for its flags."""
+
+
+def flags_of(main: Callable[[Sequence[str]], object]) -> list[str]:
+    """The flags of the first parser that a `main` asks, which does nothing else then."""
+    found: list[str] = []
+    Parser.asked = found
+    try:
+        main([])
+    except _Asked:
+        return sorted(found)
+    finally:
+        Parser.asked = None
+    return []
 
 
 def parse(
@@ -171,35 +200,6 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"a size is height,width in pixels, such as 256,384, not '{text}'")
     return int(parts[0]), int(parts[-1])
-
-
-class _SetSide(argparse.Action):
-    """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        sides = list(vars(namespace)[self.dest] or (None, None))
-        sides[self.const] = values
-        vars(namespace)[self.dest] = tuple(sides)
-
-
-def add_side_flags(parser: Arguments) -> None:
-    """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
-    for place, name in enumerate(("--height", "--width")):
-        parser.add_argument(
-            name,
-            dest="size",
-            type=int,
-            action=_SetSide,
-            const=place,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

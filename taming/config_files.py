@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from taming.errors import UserError, absence, reason_of, shorten
+from taming.shipped import find_config
 from taming.trust import Trust, own_trust, stranger, trust_in
 
 SECTIONS = ("model", "data", "lightning")
@@ -62,7 +63,7 @@ def read_parts(
     """
     own, others = own_trust(), stranger()
     files = [(Path(path), others) for path in stored]
-    files += [(Path(path), own) for path in paths]
+    files += [(find_config(path), own) for path in paths]
     parts = []
     for number, (path, otherwise) in enumerate(files):
         trust = trust_in(path, otherwise)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def counted(number: int, name: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    """`1 image`, `1,200 images`."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def there_are(number: int, name: str) -> str:

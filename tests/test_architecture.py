@@ -29,6 +29,7 @@ def tree_of(path: Path) -> ast.Module:
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
+GROUND |= {"shipped"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -44,6 +45,10 @@ ALLOWED = {
     "errors": set(),
     "user_files": set(),
     "words": set(),
+    "shipped": {"errors"},
+    "completion_script": set(),
+    "__main__": {"program"},
+    "program": {"command_line", "completion_script", "errors", "shipped", "training"},
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
     "devices": {"errors"},
@@ -57,7 +62,7 @@ ALLOWED = {
     "weight_choice": {"errors"},
     "command_line": {"errors", "trust", "user_files", "weight_choice"},
     "kernel_choice": {"atomic_files", "devices", "errors"},
-    "config_files": {"config_values", "errors", "trust"},
+    "config_files": {"config_values", "errors", "shipped", "trust"},
     "limits": {"errors"},
     "config_values": {"run_length", "user_files"},
     "config_names": {"config_files", "errors", "trust"},

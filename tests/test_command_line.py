@@ -13,7 +13,6 @@ from taming.command_line import (
     Extend,
     Parser,
     add_flags,
-    add_side_flags,
     add_weight_flags,
     flag,
     from_flags,
@@ -23,6 +22,7 @@ from taming.command_line import (
     parse_switch,
 )
 from taming.errors import UserError
+from taming.sampling.sizes import add_side_flags
 from taming.weight_choice import WeightChoice, weight_choice
 
 

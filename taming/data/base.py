@@ -80,6 +80,7 @@ class ImageFiles(Dataset[Item]):
         self.transform = JointTransform(self.options, self.smooth_maps())
         self.item_sizes: dict[tuple[int, int], str] = {}
         self._warned_of_dark = False
+        self._skipped: set[str] = set()
         low, high = options.value_range or (0, 0)
         value_range = (low, high) if options.value_range else None
         self.reading = Reading(options.exif == "apply", value_range, self._warn_of_dark, True)
@@ -235,7 +236,9 @@ class ImageFiles(Dataset[Item]):
             except BadFile as error:
                 if self.options.on_error == "raise":
                     raise DamagedImage(error.fatal()) from None
-                log.warning("skipped: %s", error)
+                if (sentence := str(error)) not in self._skipped:  # not in every epoch
+                    self._skipped.add(sentence)
+                    log.warning("skipped: %s", sentence)
         which = "none of its files can be used, such as"
         if tried < len(self):
             which = f"{tried} files in a row cannot be used, the last ones around"

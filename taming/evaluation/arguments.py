@@ -16,7 +16,6 @@ from taming.checkpoint import Run, find_run
 from taming.command_line import (
     Parser,
     add_flags,
-    add_side_flags,
     add_trust_flag,
     add_weight_flags,
     flag,
@@ -39,6 +38,7 @@ from taming.evaluation.sources.npz_images import NpzImages, holds_images
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 
 CONFIGS = (".yaml", ".yml")
 EXTRACTOR_HELP = (
@@ -149,6 +149,7 @@ class SetArguments:
 
     deep: bool = flag(False, "look into folders below as well")
     split: str = flag("validation", "train, validation or test")
+    samples_split: str | None = flag(None, "of SAMPLES, if it is another one")
     image_key: str = flag("image", "the items' entry")
 
     def open(
@@ -241,7 +242,11 @@ def open_sets(
         raise UserError(f"--base {base[0]} is merged over a run's configs, and none is given")
     if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
         raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
-    return [own.open(name, make_plan, overrides, workers, runs=runs) for name in names]
+    of_samples = replace(own, split=own.samples_split or own.split)
+    return [
+        (own if place else of_samples).open(name, make_plan, overrides, workers, runs=runs)
+        for place, name in enumerate(names)
+    ]
 
 
 def sampling_plan(

@@ -31,22 +31,34 @@ def plot_classes(distances: Mapping[int, float], path: Path) -> Path:
 
 
 def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Path) -> Path:
-    """A chart per metric over the first of the `swept` settings; a line per value of the others."""
+    """A chart per metric over the first of the `swept` settings; a line per value of the others.
+
+    If a value of the first one is a text ("100+200", a mixture), its values are not to scale.
+    """
     metrics = [name for name in rows[0] if name not in swept]
     figure, charts = new_figure(4.5 * len(metrics), 4, len(metrics))
     along, others = swept[0], swept[1:]
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(", ".join(f"{name} {row[name]:g}" for name in others), []).append(row)
+        groups.setdefault(", ".join(f"{name} {_text(row[name])}" for name in others), []).append(
+            row
+        )
+    to_scale = not any(isinstance(row[along], str) for row in rows)
     for metric, axes in zip(metrics, charts, strict=True):
         for n, (name, group) in enumerate(groups.items()):
-            group = sorted(group, key=lambda row: row[along])
-            points = [row[along] for row in group], [row[metric] for row in group]
+            if to_scale:
+                group = sorted(group, key=lambda row: row[along])
+            at = [row[along] if to_scale else _text(row[along]) for row in group]
+            points = at, [row[metric] for row in group]
             axes.plot(*points, marker=MARKERS[n % len(MARKERS)], label=name)
         axes.set(xlabel=along, ylabel=metric)
     if others:
         charts[0].legend()
     return save_figure(figure, path)
+
+
+def _text(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def plot_codes(counts: Mapping[str, np.ndarray], path: Path) -> Path:

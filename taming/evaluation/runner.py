@@ -179,6 +179,7 @@ class Runner:
         """All images, once; None if some turn out to be damaged, as `source.damaged` then says."""
         self._unfinished.append(key)
         images, (rank, processes) = len(source), own_share()
+        source.keep_unfinished_in(self.cache.folder if self.cache.enabled else None)
 
         def empty() -> _Part[A]:
             return _Part(Manifest(images), make_accumulator())

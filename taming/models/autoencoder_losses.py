@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,11 +44,15 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
     image_key: str
     use_ema: bool = False
     model_ema: LitEma
-    _used_codes: CodeHistogram
+    _used_codes: CodeHistogram | None = None
+    loss_terms: Mapping[str, Tensor] = MappingProxyType({})  # of the last step of training
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training, and its terms
+    @property
+    def used_codes(self) -> CodeHistogram:
+        """Counts of the codes of this validation, for the quantizer that there is now."""
+        if self._used_codes is None or self._used_codes.n_codes != self.quantize.n_e:
+            self._used_codes = CodeHistogram(self.quantize.n_e)
+        return self._used_codes
 
     def get_last_layer(self) -> Tensor:
         """The weight at which the adaptive weight compares gradients (equation 7)."""
@@ -165,7 +170,7 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         x = self.images_in(batch)
         quant, codebook_loss, (_, _, indices) = self.quantized(x)
         if split != "val_ema":
-            self._used_codes.add(indices)
+            self.used_codes.add(indices)
         made = (self.outputs_of(quant), codebook_loss)
         if not self.gives_distribution:
             made = checked_reconstruction(made, name_of_method(self, "decode"), x)
@@ -181,6 +186,6 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
                 same_on_all_ranks(buffer)
 
     def on_validation_epoch_end(self) -> None:
-        used, perplexity = self._used_codes.summary()
+        used, perplexity = self.used_codes.summary()
         self.log("val/codebook_usage", used, rank_zero_only=True)
         self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adam, Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Adam, Optimizer
 from typing_extensions import Unpack
 
 from taming.distributed import average_gradients, same_on_all_ranks, world_size
 from taming.errors import UserError
 from taming.lightning_internals import (
-    clip_gradients,
     leave_out_of_ddp,
     one_scale,
     uncounted,
@@ -26,23 +25,28 @@ from taming.lightning_internals import (
 from taming.lr_scheduler import make_schedule
 from taming.models.autoencoder_losses import DISCRIMINATOR, GENERATOR, AutoencoderLosses
 from taming.models.batch_checks import check_images, check_outputs
-from taming.models.codes import CodeHistogram
+from taming.models.manual_steps import ManualSteps
 from taming.models.published_steps import PublishedSteps
-from taming.models.result_checks import loss_of_step, name_of_method, nothing_to_train
+from taming.models.result_checks import (
+    check_quantizer,
+    loss_of_step,
+    name_of_method,
+    nothing_to_train,
+)
 from taming.models.run_length import run_length
 from taming.models.training_options import TrainingOptions, TrainingWays
 from taming.modules.losses.base import FirstStageLoss, Reconstruction, require_loss
 from taming.modules.vqvae.nearest import VectorQuantizer2
 from taming.run_length import RunLength
-from taming.user_code import name_of
+from taming.user_code import is_ours
 
 log = logging.getLogger(__name__)
 
 
-class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
+class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
     """Steps and optimizers of a model with `encode`, `decode` and a `loss`.
 
-    Subclasses call `_prepare_training()` at the end of `__init__`. Optimization is manual, as
+    Optimization is manual, as
     Lightning offers no turns of two optimizers: `accumulate_grad_batches`, `gradient_clip_val` and
     `gradient_clip_algorithm` are set here by whoever builds the Trainer, which would refuse them.
     """
@@ -51,21 +55,14 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
     lr_g_factor: float = 1.0  # of the autoencoder's rate
     scheduler_config: Mapping[str, Any] | None = None
     batch_resize_range: tuple[int, int] | None = None
+    accumulate_grad_batches = 1
+    ways = TrainingWays()
+    _step: int | None = None  # while a batch trains both sides
 
     def __init__(self, **options: Unpack[TrainingOptions]) -> None:
         super().__init__()
         self.ways = TrainingWays(**options)
-        self.automatic_optimization = False
-        self.accumulate_grad_batches = 1
-        self.gradient_clip_val: float | None = None
-        self.gradient_clip_algorithm = "norm"
-        self._step: int | None = None  # while a batch trains both sides
-
-    def _prepare_training(self) -> None:
-        self._used_codes = CodeHistogram(self.quantize.n_e)
-        # The discriminator has a backward pass of its own, and averages its own gradients.
-        names = [name for name, _ in self.named_parameters()]
-        leave_out_of_ddp(self, [n for n in names if n.startswith("loss.discriminator.")])
+        self._automatic_optimization = False
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Refuse, before training, a batch of images that the model or its loss cannot take."""
@@ -77,10 +74,15 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         self.loss.check_shape(x.shape)
 
     def setup(self, stage: str) -> None:
-        if stage == "fit":
-            self.ways.lay_out(self)
+        if stage != "fit":
+            return
+        self.ways.lay_out(self)
+        # The discriminator has a backward pass of its own, and averages its own gradients.
+        names = [name for name, _ in self.named_parameters()]
+        leave_out_of_ddp(self, [n for n in names if n.startswith("loss.discriminator.")])
 
     def on_fit_start(self) -> None:
+        check_quantizer(self.quantize, "quantize")
         require_loss(self.loss)
         if isinstance(self.loss, FirstStageLoss):
             self.loss.prepare()
@@ -93,11 +95,23 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         self.ways.prepare(self)
 
     def on_train_start(self) -> None:
+        self._check_optimizers()
         self.ways.prepare_states(self.trainer.optimizers)
         if isinstance(self.loss, FirstStageLoss):
             for line in self.loss.begin(self._run_length(), self.global_step):
                 if self.trainer.is_global_zero:
                     log.info(line)
+
+    def _check_optimizers(self) -> None:
+        """Refuse, before the first batch, optimizers of sides that the step does not have."""
+        self.check_optimizers()
+        count, sides = len(self.all_optimizers()), 1 if self.discriminator is None else 2
+        whose = next(cls for cls in type(self).__mro__ if "training_step" in vars(cls))
+        if is_ours(whose) and count > sides:
+            raise UserError(
+                f"{name_of_method(self, 'configure_optimizers')} gives {count} optimizers, and the "
+                f"model trains {sides}: define training_step(batch, batch_idx, optimizer_idx), too"
+            )
 
     @property
     def global_step(self) -> int:
@@ -151,18 +165,12 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def _train_sides(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         self.train_generator(batch_idx, loss_of)
-        if self.discriminator is None or len(self._all_optimizers()) < 2:
-            return
-        if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self.global_step):
-            if self._ends_window(batch_idx):
-                self._step_schedule(self._all_optimizers()[1])
-        else:
-            self._train_discriminator(batch_idx, loss_of)
-
-    def _all_optimizers(self) -> list[Any]:
-        """Those of `configure_optimizers`; of a subclass's, there may be one."""
-        made: Any = self.optimizers()
-        return made if isinstance(made, list) else [made]
+        for side in range(DISCRIMINATOR, len(self.all_optimizers())):
+            if isinstance(self.loss, FirstStageLoss) and self.loss.idles(self.global_step):
+                if self._ends_window(batch_idx):
+                    self.step_schedules("step", batch_idx, self.all_optimizers()[side].optimizer)
+            else:
+                self._train_other(side, batch_idx, loss_of)
 
     def _ends_window(self, batch_idx: int) -> bool:
         """Whether the gradients that were added up so far are taken for an update."""
@@ -171,67 +179,30 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
 
     def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         """Update the autoencoder by its loss."""
-        boundary = self._ends_window(batch_idx)
+        boundary, optimizer = self._ends_window(batch_idx), self.all_optimizers()[GENERATOR]
         with nullcontext() if boundary else without_gradient_sync(self.trainer):
-            self._backward(loss_of(GENERATOR))
+            self._backward(optimizer, loss_of, GENERATOR)
         if boundary:
-            self._update(self._all_optimizers()[0], batch_idx)
+            self.update(optimizer, batch_idx)
 
-    def _train_discriminator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+    def _train_other(self, side: int, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
+        optimizer = self.all_optimizers()[side]
         # DistributedDataParallel leaves these gradients alone. It must not be made ready for them
         # either: it would then average those of the next batch, which may be within a window.
         with without_gradient_sync(self.trainer):
-            self._backward(loss_of(DISCRIMINATOR))
-        if self._ends_window(batch_idx) and self.discriminator is not None:
-            average_gradients(self.discriminator.parameters())
+            self._backward(optimizer, loss_of, side)
+        if self._ends_window(batch_idx):
+            average_gradients(p for group in optimizer.param_groups for p in group["params"])
             # Lightning counts the steps of its own wrappers: `global_step` counts batches.
-            self._update(uncounted(self.trainer, self._all_optimizers()[1]), batch_idx)
+            self.update(uncounted(self.trainer, optimizer), batch_idx)
 
-    def _backward(self, result: Any) -> None:
-        loss = loss_of_step(result, name_of_method(self, "training_step"))
-        if loss is not None:  # with None, a subclass's step leaves a side out
-            self.manual_backward(loss / self.accumulate_grad_batches)
-
-    def _update(self, optimizer: Any, batch_idx: int) -> None:
-        """Step, by the hooks that Lightning calls where it optimizes itself."""
-        if isinstance(optimizer.optimizer, LBFGS):
-            raise UserError(f"{name_of(type(self))} cannot be trained by LBFGS; choose another")
-        self.optimizer_step(self.current_epoch, batch_idx, optimizer)
-        self.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
-        self._step_schedule(optimizer)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer, optimizer_idx: int = 0) -> None:
-        """Clip the gradients; `optimizer_idx` is for callers as of Lightning 1."""
-        if self.automatic_optimization:
-            return  # Lightning clips
-        self.configure_gradient_clipping(
-            optimizer,
-            gradient_clip_val=self.gradient_clip_val,
-            gradient_clip_algorithm=self.gradient_clip_algorithm,
-        )
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+    def _backward(
+        self, optimizer: LightningOptimizer, loss_of: Callable[[int], Any], side: int
     ) -> None:
-        """Clip by "norm" (also if it is None) or "value", without the scale of float16."""
-        if gradient_clip_val:
-            how = gradient_clip_algorithm or "norm"
-            clip_gradients(self.trainer, optimizer, gradient_clip_val, how)
-
-    def _step_schedule(self, optimizer: Any) -> None:
-        schedules = self.lr_schedulers()
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if schedule is None or schedule.optimizer is not optimizer.optimizer:
-                continue
-            if isinstance(schedule, ReduceLROnPlateau):
-                raise UserError(
-                    f"{name_of(type(self))} steps its schedules after every update, which "
-                    "ReduceLROnPlateau is not made for; choose another, or scheduler_config"
-                )
-            self.lr_scheduler_step(schedule, None)
+        with self.one_of(optimizer) if self._gives_losses else nullcontext():
+            loss = loss_of_step(loss_of(side), name_of_method(self, "training_step"))
+            if loss is not None:  # with None, a subclass's step leaves a side out
+                self.manual_backward(loss / self.accumulate_grad_batches)
 
     def get_input(self, batch: Mapping[str, Any], k: str) -> Tensor:
         """As `CodesInterface.get_input`; in training of a size within `batch_resize_range`."""
@@ -275,7 +246,8 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps):
         if self.scheduler_config is None:
             return list(optimizers), []
         rule, length = self.scheduler_config, self._run_length
-        return list(optimizers), [make_schedule(rule, one, length) for one in optimizers]
+        schedules = [make_schedule(rule, one, length) for one in optimizers]
+        return list(optimizers), [{"scheduler": one, "interval": "step"} for one in schedules]
 
     def _run_length(self) -> RunLength:
         return run_length(self._trainer, self.accumulate_grad_batches)

@@ -18,6 +18,7 @@ from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
 from taming.pictures import to_values
+from taming.user_code import name_of
 
 # Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
 CACHED, CACHED_CONDITION = "codes", "condition_codes"
@@ -113,8 +114,17 @@ class CodesInterface(StartsFromFile):
 
     @property
     def downsampling_factor(self) -> int:
-        factor: int = 2 ** (self.decoder.num_resolutions - 1)
+        factor: int = 2 ** (self._of_decoder("num_resolutions") - 1)
         return factor
+
+    def _of_decoder(self, name: str) -> Any:
+        """An attribute that a decoder of the user's may lack, which is a `UserError` then."""
+        if name not in vars(self.decoder):
+            raise UserError(
+                f"the decoder, {name_of(type(self.decoder))}, must have num_resolutions, the "
+                "number of its levels, and z_shape, (1, channels, height, width) of one latent"
+            )
+        return vars(self.decoder)[name]
 
     @property
     def channels(self) -> int:
@@ -126,7 +136,7 @@ class CodesInterface(StartsFromFile):
         return self.channels not in (1, 3) or "colorize" in self._buffers
 
     def latent_shape(self) -> tuple[int, int, int]:
-        _, _, height, width = self.decoder.z_shape
+        _, _, height, width = self._of_decoder("z_shape")
         return self.quantize.e_dim, height, width
 
     def to_rgb(self, x: Tensor) -> Tensor:

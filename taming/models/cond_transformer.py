@@ -28,7 +28,6 @@ from taming.models.batch_checks import (
     condition_length,
 )
 from taming.models.codes import CACHED, CodesInterface
-from taming.models.distillation import Teacher
 from taming.models.first_stage import condition_of, frozen
 from taming.models.latent_diffusion import VQModelInterface
 from taming.models.result_checks import (
@@ -104,9 +103,7 @@ class Net2NetTransformer(TransformerTraining):
     ) -> None:
         super().__init__()
         self.ways = TransformerWays(**training)
-        self.teacher: Teacher | None = None
         self.learning_rate = 4.5e-6
-        self.loss_terms: dict[str, Tensor] = {}  # the last loss of training
         self.scheduler_config = scheduler_config
         self.be_unconditional = unconditional or cond_stage_config == UNCONDITIONAL
         self.sos_token = sos_token

@@ -18,7 +18,7 @@ class KeptHooks(pl.LightningModule):
     """A model whose hooks also run where a subclass's do not call them.
 
     Lightning's own hooks do nothing, and neither did those of the published models: code written
-    for them has no `super().on_train_start()`.
+    for them has no `super().on_train_start()`. Where it has one, it may give arguments of its time.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -30,6 +30,23 @@ class KeptHooks(pl.LightningModule):
             ours = next(defined, None)
             if ours is not None and is_ours(ours) and not _mentions(own, name):
                 setattr(cls, name, _after(ours, own))
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, *former: Any, **named: Any
+    ) -> None:
+        """Step by the closure: the argument behind the optimizer, or, as in Lightning 1, behind its
+        number."""
+        closure = next((a for a in (*former, *named.values()) if callable(a)), None)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_idx: int = 0
+    ) -> None:
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
+    def lr_scheduler_step(self, scheduler: Any, *former: Any) -> None:
+        """Step by the metric, the last argument."""
+        super().lr_scheduler_step(scheduler, former[-1] if former else None)
 
 
 def _mentions(own: Hook, name: str) -> bool:

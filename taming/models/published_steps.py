@@ -38,12 +38,14 @@ class PublishedSteps(KeptHooks):
     """A first stage, of which subclasses may define the step as for the original."""
 
     _gives_one_loss = False  # whether `training_step` is a subclass's, for one optimizer
+    _gives_losses = False  # or one of optimizers in turn, of which each gets the gradients alone
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (step := vars(cls).get("training_step")) is not None:
             cls.training_step = adapted(step)  # type: ignore[method-assign]
             cls._gives_one_loss = gives_one_loss(step)
+            cls._gives_losses = not is_ours(cls) and gives_losses(step)
 
     @property
     def automatic_optimization(self) -> bool:
@@ -64,12 +66,17 @@ def gives_one_loss(step: Step) -> bool:
     return "optimizer_idx" not in parameters and not varied
 
 
+def gives_losses(step: Step) -> bool:
+    """Whether a subclass's step is asked for the loss of one optimizer after the other."""
+    index = inspect.signature(step).parameters.get("optimizer_idx")
+    return index is not None and index.default is not None
+
+
 def adapted(step: Step) -> Step:
     """A subclass's `training_step`, such that what it returns is what is trained with."""
     if gives_one_loss(step):
         return _one(step)
-    index = inspect.signature(step).parameters.get("optimizer_idx")
-    return step if index is None or index.default is None else _two(step)
+    return _two(step) if gives_losses(step) else step
 
 
 def _two(step: Step) -> Step:

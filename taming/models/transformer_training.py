@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ class TransformerTraining(CodeSampling, KeptHooks):
     Subclasses set the attributes and have `forward`; see `Net2NetTransformer`.
     """
 
-    ways: TransformerWays
-    teacher: Teacher | None
+    ways = TransformerWays()
+    teacher: Teacher | None = None
     learning_rate: float
     scheduler_config: Mapping[str, Any] | None
-    loss_terms: dict[str, Tensor]  # the last losses of training
+    loss_terms: Mapping[str, Tensor] = MappingProxyType({})  # of the last step of training
 
     def predict(self, target: Tensor, c_indices: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` from indices of images, in predicted order, and of conditions."""

@@ -125,7 +125,6 @@ class VQModel(AutoencoderTraining):
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
         if monitor is not None:
             self.monitor = monitor
-        self._prepare_training()
         self.use_ema = use_ema
         if use_ema:
             self.model_ema = LitEma(self)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Sample:
     image: Tensor  # float32 (C, H, W), about [-1, 1]
     candidate: int | None = None  # with rejection, the number that decided the image
     score: float | None = None  # of this candidate
+    top_k: int | None = None  # its own, if there are several (see `SampleSettings`)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Progress:
 
 
 OnStep = Callable[[Progress], None]
+
+
+class Chance(NamedTuple):
+    """What chance decides of the images of a batch, by each one's seed and number alone."""
+
+    uniform: Tensor  # (B, H * W), a number in [0, 1) for every token
+    top_k: Tensor | None  # int64 (B,); None: one k for all, of the settings
 
 
 def sample_images(
@@ -105,8 +113,10 @@ def sample_images(
         with torch.no_grad():
             images = model.decode_to_img(indices, (len(indices), channels, *sampler.shape))
         parts = zip(batch, indices.cpu(), images.float().cpu(), strict=False)  # without the copies
-        for request, row, image in parts:
-            yield Sample(request.number, request.label, row, image)
+        own_k = sampler.settings.own_top_k(seed, [request.stream for request in batch])
+        for n, (request, row, image) in enumerate(parts):
+            top_k = None if own_k is None else own_k[n]
+            yield Sample(request.number, request.label, row, image, top_k=top_k)
 
 
 @dataclass
@@ -146,8 +156,12 @@ class TokenSampler:
     def sample(self, batch: Sequence[Request], seed: int) -> Tensor:
         """Indices (B, H * W) in the transformer's order."""
         device, (height, width) = device_of(self.gpt), self.shape
-        # One random number for every token: (B, H * W).
-        uniform = uniforms(seed, [r.stream for r in batch], height * width).to(device)
+        streams = [request.stream for request in batch]
+        own_k = self.settings.own_top_k(seed, streams)
+        chance = Chance(
+            uniforms(seed, streams, height * width).to(device),
+            None if own_k is None else torch.tensor(own_k).to(device),
+        )
         maps = [request.condition for request in batch if request.condition is not None]
         condition = torch.stack(maps) if maps else torch.tensor([r.prompt for r in batch])
         condition = self._with_null(condition.to(device))  # (copies * B, n) or (copies * B, H, W)
@@ -157,12 +171,12 @@ class TokenSampler:
             for request in batch:
                 tokens = request.prompt if request.condition is None else request.condition
                 check_tokens(self.model.vocab_size, tokens)
-            return self._sample_by_windows(batch, condition, uniform, known)
+            return self._sample_by_windows(batch, condition, chance, known)
         self.model.check_layout(math.prod(condition.shape[1:]), self.shape)
         # The i-th known index in the order of sampling is not the i-th in the image's rows.
         ordered = None if known is None else cast(Tensor, self.model.permuter(known.flatten(1)))
         sample = self._sample_at_once if self.model.pkeep <= 0 else self._sample_in_order
-        return sample(condition.flatten(1), uniform, ordered)
+        return sample(condition.flatten(1), chance, ordered)
 
     def _with_null(self, condition: Tensor) -> Tensor:
         """With guidance, the condition and below it, as further rows, the empty one."""
@@ -170,20 +184,22 @@ class TokenSampler:
             return condition
         return torch.cat((condition, torch.full_like(condition, self.model.null_token)))
 
-    def _pick(self, logits: Tensor, n: int, uniform: Tensor) -> Tensor:
+    def _pick(self, logits: Tensor, n: int, chance: Chance) -> Tensor:
         """The n-th tokens (B,) from logits (copies * B, V)."""
         codes = logits[:, : self.n_codes]  # further tokens stand for conditions
-        guided = self.settings.guide(codes, n / uniform.shape[1])  # (B, n_codes)
-        return self.settings.pick(guided, uniform[:, n])
+        guided = self.settings.guide(codes, n / chance.uniform.shape[1])  # (B, n_codes)
+        if chance.top_k is None:
+            return self.settings.pick(guided, chance.uniform[:, n])
+        return self.settings.pick(guided, chance.uniform[:, n], chance.top_k)
 
     def _report(self, done: int, sampled: Sequence[int], indices: Tensor) -> None:
         """`done` indices are there, of which `sampled[done]` had to be sampled."""
         if self.on_step is not None and sampled[-1]:
             self.on_step(Progress(sampled[done], sampled[-1], indices))
 
-    def _sample_in_order(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+    def _sample_in_order(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
         """One token after the other; `prompt` is (copies * B, n)."""
-        steps = uniform.shape[1]
+        steps = chance.uniform.shape[1]
         sampled = _sampled_of_first(known, range(steps))
         if self._decoder is None:
             rows, length = self.copies * self.batch_size, prompt.shape[1] + steps - 1
@@ -193,22 +209,22 @@ class TokenSampler:
             self._decoder,
             prompt,
             steps,
-            lambda logits, n: self._pick(logits, n, uniform),
+            lambda logits, n: self._pick(logits, n, chance),
             lambda tokens, n: self._report(n + 1, sampled, tokens),
             known=known,
             copies=self.copies,
         )
 
     @torch.no_grad()
-    def _sample_at_once(self, prompt: Tensor, uniform: Tensor, known: Tensor | None) -> Tensor:
+    def _sample_at_once(self, prompt: Tensor, chance: Chance, known: Tensor | None) -> Tensor:
         """All tokens from one pass: for models that were trained to read nothing but `prompt`."""
-        steps = uniform.shape[1]
+        steps = chance.uniform.shape[1]
         logits = one_pass_logits(self.gpt, prompt, steps)  # (copies * B, H * W, V)
-        tokens = [self._pick(logits[:, n], n, uniform) for n in range(steps)]
+        tokens = [self._pick(logits[:, n], n, chance) for n in range(steps)]
         return torch.stack([known_or(token, known, n) for n, token in enumerate(tokens)], dim=1)
 
     def _sample_by_windows(
-        self, batch: Sequence[Request], condition: Tensor, uniform: Tensor, known: Tensor | None
+        self, batch: Sequence[Request], condition: Tensor, chance: Chance, known: Tensor | None
     ) -> Tensor:
         if self._weights is None:
             self._weights = weights_for(self.gpt, self.dtype, self.copies * self.batch_size)
@@ -224,7 +240,7 @@ class TokenSampler:
         sampled = _sampled_of_first(None if known is None else known.flatten(1), order)
         sampler = SlidingWindow(self._weights, condition, layout, self.copies, by_window)
         grid = sampler.sample(  # (B, H, W)
-            lambda logits, row, column: self._pick(logits, row * width + column, uniform),
+            lambda logits, row, column: self._pick(logits, row * width + column, chance),
             known,
             lambda grid, done: self._report(done, sampled, grid.flatten(1)),
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
 from taming.sampling.engine import Sample
-from taming.sampling.plan import SamplingJob
+from taming.sampling.plan import Finished, SamplingJob
+from taming.sampling.pools import ScoreFiles
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
 
@@ -49,8 +51,8 @@ def make_record(
 
     `hashes` are those of `taming.checkpoint.model_hashes`.
     """
-    record = {"seed": seed, "global_step": global_step, "dtype": str(dtype), **asdict(settings)}
-    return {**record, **hashes}
+    decided = {"seed": seed, "global_step": global_step, "dtype": str(dtype)}
+    return {**decided, **settings.describe(), **hashes}
 
 
 def png_info(record: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
@@ -117,6 +119,11 @@ class SampleFolder:
         self.record["batch_size"] = before.get("batch_size", job.batch_size)
         return replace(job, batch_size=self.record["batch_size"])
 
+    def scores(self) -> ScoreFiles:
+        """Of candidates that are compared with many others, until their best are samples."""
+        text = json.dumps(self.record, sort_keys=True)
+        return ScoreFiles(self.root, hashlib.sha256(text.encode()).hexdigest()[:16])
+
     def _check_settings(self, path: Path) -> None:
         record = _record_of(path)
         for key, value in self.record.items():
@@ -132,6 +139,8 @@ class SampleFolder:
         record = {**self.record, "class": sample.label, "number": sample.number}
         if sample.candidate is not None:
             record |= {"candidate": sample.candidate, "score": sample.score}
+        if sample.top_k is not None:
+            record["own_top_k"] = sample.top_k
         save_png(sample.image, self.path(sample.label, sample.number), record)
 
 
@@ -180,12 +189,16 @@ class FolderWriter:
                 pending.result()
 
 
-def _bar(job: SamplingJob, images: int) -> ImageBar:
-    """The bar of a process: over the tokens where those of one image may take long."""
+def _bar(job: SamplingJob, finished: Finished) -> ImageBar:
+    """The bar of a process: over the tokens where those of one image may take long.
+
+    It is over candidates where many of them are compared before any is a sample.
+    """
     shape, disable = job.shape, job.share[0] > 0
+    images = job.sampled(finished) if job.plan.pooled else job.count(finished)
     if not images or shape is None or shape == trained_shape(job.model):
         return ImageBar(images, disable=disable)
-    return TokenBar(job.sampled(images), shape[0] * shape[1], disable=disable)
+    return TokenBar(job.sampled(finished), shape[0] * shape[1], disable=disable)
 
 
 @interruptible(ADVICE)
@@ -196,9 +209,12 @@ def fill_folder(folder: SampleFolder, job: SamplingJob) -> int:
     """
     job = folder.goes_on_with(job)
     new = 0
-    with _bar(job, job.count(folder.finished)) as bar, FolderWriter(folder) as writer:
-        for sample in job.samples(folder.finished, bar):
+    pooled = job.plan.pooled
+    with _bar(job, folder.finished) as bar, FolderWriter(folder) as writer:
+        scores = folder.scores() if pooled else None
+        for sample in job.samples(folder.finished, bar, scores, bar.image):
             writer.save(sample)
             new += 1
-            bar.image()
+            if not pooled:
+                bar.image()
     return new

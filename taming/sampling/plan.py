@@ -6,8 +6,8 @@ a loaded model it becomes a `SamplingJob`, the part of one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,16 @@ from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.engine import OnStep, Sample, sample_images
 from taming.sampling.estimate import announced
-from taming.sampling.rejection import Classifier, Score, best_of, candidates, group_of
+from taming.sampling.pools import Pool, PoolSampler, ScoreFiles
+from taming.sampling.rejection import (
+    GROUP,
+    Classifier,
+    Group,
+    Score,
+    best_of,
+    candidates,
+    group_of,
+)
 from taming.sampling.requests import Request, labels_for, requests_for_labels
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import Sides, tokens_for
@@ -50,6 +59,12 @@ class SamplingPlan:
     classifier: str | None = flag(
         None, "torchvision model, as resnet101, or with own weights: resnet18:FILE"
     )
+    reject_pool: str = flag(
+        GROUP,
+        "among which the best are: groups as small as the share allows, all of a class, or so many",
+        hidden=("--reject-pool",),
+        metavar="group|class|N",
+    )
     base: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     device: torch.device = torch.device("cpu")
@@ -67,15 +82,27 @@ class SamplingPlan:
             raise UserError(
                 "--temperature 0 would sample one image again and again; it must be above 0"
             )
-        group_of(self.reject_ratio)
+        group_of(self.reject_ratio, self.reject_pool)
+        if self.reject_pool != GROUP and self.classifier is None:
+            raise UserError("--reject_pool needs --reject_ratio below 1 and --classifier")
         if (self.reject_ratio < 1) != (self.classifier is not None):
             raise UserError("rejection needs both --reject_ratio below 1 and --classifier")
+
+    @property
+    def group(self) -> Group:
+        """How many of how many candidates are kept; 1 of 1 without rejection."""
+        return group_of(self.reject_ratio, self.reject_pool, self.num_samples)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether candidates are compared in larger pools than groups, see `PoolSampler`."""
+        return self.reject_pool != GROUP
 
     def describe(self) -> dict[str, Any]:
         """Everything that decides the samples, as JSON values."""
         height, width = self.size or (None, None)
         return {
-            **asdict(self.settings),
+            **self.settings.describe(),
             "num_samples": self.num_samples,
             "seed": self.seed,
             "classes": None if self.classes is None else list(self.classes),
@@ -83,6 +110,11 @@ class SamplingPlan:
             "width": width,
             "reject_ratio": self.reject_ratio,
             "classifier": self.classifier,
+            **(
+                {"reject_pool": self.reject_pool, "pool": list(self.group)}
+                if self.classifier
+                else {}
+            ),
             "base": list(self.base),
             "overrides": list(self.overrides),
             "precision": dtype_name(self.dtype),
@@ -122,8 +154,9 @@ class SamplingJob:
 
     def of_few_samples(self) -> SamplingJob:
         """Not with larger batches than there are samples, which would be filled up."""
-        candidates = group_of(self.plan.reject_ratio)[1] if self.score else 1
-        total = len(self.labels) * self.plan.num_samples * candidates
+        kept, of = self.plan.group
+        most = -(-self.plan.num_samples // kept) if self.plan.pooled else self.plan.num_samples
+        total = len(self.labels) * most * (of if self.score else 1)
         return replace(self, batch_size=min(self.batch_size, -(-total // self.share[1])))
 
     def count(self, finished: Finished) -> int:
@@ -132,14 +165,26 @@ class SamplingJob:
         existing = sum(n < most for label in self.labels for n in finished(label))
         return -(-(len(self.labels) * most - existing) // self.share[1])
 
-    def sampled(self, images: int) -> int:
-        """How many have to be sampled for so many images, with candidates that are rejected."""
-        kept, tried = group_of(self.plan.reject_ratio) if self.score else (1, 1)
-        return -(-images // kept) * tried
+    def sampled(self, finished: Finished) -> int:
+        """How many images this process has to sample, with candidates that are rejected."""
+        kept, tried = self.plan.group if self.score else Group(1, 1)
+        if self.plan.pooled:
+            return -(-len(self.pools(finished)) * tried // self.share[1])
+        return -(-self.count(finished) // kept) * tried
+
+    def pools(self, finished: Finished) -> list[Pool]:
+        """The pools of candidates of which samples are missing, the same in all processes."""
+        group, pools = self.plan.group, []
+        for label in self.labels:
+            (request,) = requests_for_labels(self.model, [label], 1, shape=self.shape)
+            missing = set(range(self.plan.num_samples)) - finished(label)
+            for number in sorted({n // group.kept for n in missing}):
+                wanted = frozenset(n for n in missing if n // group.kept == number)
+                pools.append(Pool(request, number, group, wanted))
+        return pools
 
     def requests(self, finished: Finished) -> Iterator[Request]:
         """What this process has to sample: with rejection, the candidates of whole groups."""
-        ratio = self.plan.reject_ratio
         requests = requests_for_labels(
             self.model,
             self.labels,
@@ -147,27 +192,46 @@ class SamplingJob:
             finished=finished,
             shape=self.shape,
             share=self.share,
-            block=group_of(ratio)[0] if self.score else 1,
+            block=self.plan.group.kept if self.score else 1,
         )
-        return candidates(requests, ratio) if self.score else requests
+        return candidates(requests, self.plan.group) if self.score else requests
 
-    def samples(self, finished: Finished, on_step: OnStep | None = None) -> Iterator[Sample]:
-        """The samples that do not exist yet; of large sizes it is said how long they take."""
-        model, settings = self.model, self.plan.settings
-        count = self.sampled(self.count(finished))
-        requests = self.requests(finished)
-        samples = sample_images(
-            model,
-            announced(model, requests, settings, self.batch_size, self.shape, count=count),
-            settings,
-            batch_size=self.batch_size,
-            seed=self.plan.seed,
-            on_step=on_step,
-            shape=self.shape,
-            compiled=self.plan.compiled,
-            filled=self.rounds_by_batch,
-        )
+    def samples(
+        self,
+        finished: Finished,
+        on_step: OnStep | None = None,
+        scores: ScoreFiles | None = None,
+        on_candidate: Callable[[], object] = lambda: None,
+    ) -> Iterator[Sample]:
+        """The samples that do not exist yet; of large sizes it is said how long they take.
+
+        Of pools (`SamplingPlan.pooled`), `scores` are written to files, and `on_candidate` is
+        called after each candidate.
+        """
+
+        def draw(requests: Iterable[Request]) -> Iterator[Sample]:
+            model, settings = self.model, self.plan.settings
+            count = self.sampled(finished)
+            return sample_images(
+                model,
+                announced(model, requests, settings, self.batch_size, self.shape, count=count),
+                settings,
+                batch_size=self.batch_size,
+                seed=self.plan.seed,
+                on_step=on_step,
+                shape=self.shape,
+                compiled=self.plan.compiled,
+                filled=self.rounds_by_batch,
+            )
+
         if self.score is None:
-            return samples
-        chosen = best_of(samples, self.score, self.plan.reject_ratio)
+            return draw(self.requests(finished))
+        if self.plan.pooled:
+            pools = self.pools(finished)
+            return iter(
+                PoolSampler(
+                    pools, draw, self.score, self.share, files=scores, on_candidate=on_candidate
+                )
+            )
+        chosen = best_of(draw(self.requests(finished)), self.score, self.plan.group)
         return (sample for sample in chosen if sample.number < self.plan.num_samples)

@@ -1,15 +1,18 @@
 """Rejection sampling: of several candidates, those that a classifier finds most like their class.
 
-As in arXiv 2012.09841, section 4.4 and supplement, with the acceptance taken within small groups,
-so that candidates pass by and are never all in memory, and a sample depends on its group alone.
+As in arXiv 2012.09841, section 4.4 and supplement, which do not say among which candidates the
+best are chosen. By default that is small groups, so that a sample depends on its group alone;
+larger pools, as of all candidates of a class, are in `taming.sampling.pools`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,39 +26,90 @@ from taming.sampling.requests import Request
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
-def group_of(ratio: float) -> tuple[int, int]:
-    """(k, m): the k best of m candidates are kept, k / m being about `ratio`, 0.001 to 1."""
+GROUP, CLASS = "group", "class"  # what candidates are compared with, beside a number of them
+
+
+class Group(NamedTuple):
+    """The best `kept` of `of` candidates become samples."""
+
+    kept: int
+    of: int
+
+
+def group_of(ratio: float, pool: str = GROUP, num_samples: int = 1) -> Group:
+    """Which candidates are compared if about `ratio` of them, 0.001 to 1, are kept.
+
+    `pool` is "group", for as few as possible; "class", for all of the candidates that `num_samples`
+    of a class are the best of; or a number of candidates.
+
+    Raises:
+        UserError: for other values, and a number of which no whole number is kept.
+    """
     if not 0.001 <= ratio <= 1:
         raise UserError(f"--reject_ratio is the share that is kept, 0.001 to 1, not {ratio}")
     share = Fraction(ratio).limit_denominator(1000)
-    return share.numerator, share.denominator
+    if pool == GROUP:
+        return Group(share.numerator, share.denominator)
+    if pool == CLASS:
+        return Group(num_samples, -(-num_samples * share.denominator // share.numerator))
+    return _group_of_size(ratio, share, pool)
 
 
-def candidates(requests: Iterable[Request], ratio: float) -> Iterator[Request]:
+def _group_of_size(ratio: float, share: Fraction, pool: str) -> Group:
+    if not pool.isdecimal():
+        raise UserError(
+            f"--reject_pool is {GROUP}, {CLASS} or a number of candidates, not '{pool}'"
+        )
+    kept = int(pool) * share
+    if kept < 1:
+        raise UserError(
+            f"--reject_pool {pool} is smaller than 1 / --reject_ratio, so that none is kept; give "
+            f"at least {-(-share.denominator // share.numerator)}"
+        )
+    if kept.denominator > 1:
+        raise UserError(
+            f"--reject_ratio {ratio} of --reject_pool {pool} is no whole number of images; give a "
+            f"multiple of {share.denominator}"
+        )
+    return Group(int(kept), int(pool))
+
+
+def candidates(requests: Iterable[Request], group: Group) -> Iterator[Request]:
     """The requests for all candidates of the groups that `requests`, in order, belong to."""
-    kept, of = group_of(ratio)
-    for (_, group), members in groupby(requests, key=lambda r: (r.label, r.number // kept)):
+    kept, of = group
+    for (_, place), members in groupby(requests, key=lambda r: (r.label, r.number // kept)):
         first = next(members)
-        for number in range(group * of, (group + 1) * of):
+        for number in range(place * of, (place + 1) * of):
             yield replace(first, number=number)
 
 
-def best_of(samples: Iterable[Sample], score: Score, ratio: float) -> Iterator[Sample]:
+def best_of(samples: Iterable[Sample], score: Score, group: Group) -> Iterator[Sample]:
     """Of every group of candidates the best, best first, numbered as samples.
 
     `score(images [B, C, H, W], labels [B])` is [B], the higher the better.
     """
-    kept, of = group_of(ratio)
+    kept, of = group
     iterator = iter(samples)
-    while group := list(islice(iterator, of)):
-        labels = [sample.label for sample in group if sample.label is not None]
-        if len(labels) < len(group):
-            raise UserError("rejection asks how like its class a sample is; this model has none")
-        scores = score(torch.stack([s.image for s in group]), torch.tensor(labels)).cpu()
+    while together := list(islice(iterator, of)):
+        scores = torch.tensor(scores_of(together, score), dtype=torch.float64)
         for place, index in enumerate(scores.argsort(descending=True, stable=True)[:kept].tolist()):
-            chosen, best = group[index], float(scores[index])
+            chosen, best = together[index], float(scores[index])
             number = chosen.number // of * kept + place
             yield replace(chosen, number=number, candidate=chosen.number, score=best)
+
+
+def scores_of(samples: Sequence[Sample], score: Score, at_once: int = 0) -> list[float]:
+    """How like its class each of the samples is; fewer than `at_once` are filled up with copies.
+
+    Raises UserError for samples without a class.
+    """
+    labels = [sample.label for sample in samples if sample.label is not None]
+    if len(labels) < len(samples):
+        raise UserError("rejection asks how like its class a sample is; this model has none")
+    copies = max(0, at_once - len(samples))
+    images = torch.stack([sample.image for sample in [*samples, *[samples[-1]] * copies]])
+    scores = score(images, torch.tensor(labels + labels[-1:] * copies))
+    return scores[: len(samples)].tolist()
 
 
 class Classifier:
@@ -77,6 +131,17 @@ class Classifier:
         weights = models.get_model_weights(architecture).DEFAULT
         self.transform = weights.transforms(antialias=True)
         self.network, self.device = self._load(architecture, file).to(device).eval(), device
+
+    @staticmethod
+    def missing_file(name: str) -> Path | None:
+        """Where published weights of a classifier would be fetched to; None if they are there."""
+        from torchvision import models
+
+        if ":" in name:
+            return None
+        url = models.get_model_weights(name).DEFAULT.url
+        path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+        return None if path.is_file() else path
 
     @staticmethod
     def _load(architecture: str, file: str) -> nn.Module:

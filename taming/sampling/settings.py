@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from taming.command_line import flag
+from taming.command_line import flag, parse_numbers
 from taming.errors import UserError
 from taming.modules.transformer.decoding import filter_logits, sample_token
 
@@ -22,9 +24,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+TopK = int | tuple[int, ...] | None
+MOST_NAMED = 12  # of a list, in the names of folders
+_RAW = 2**64  # raw numbers of Philox are below it
+
+
+def parse_top_k(text: str) -> TopK:
+    """A number, or several of "100,200,300", which are a tuple without repetitions."""
+    numbers = parse_numbers(text.strip())
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 @dataclass(frozen=True)
 class SampleSettings:
     """Temperature, then top-k, then nucleus top-p (see `filter_logits`); and guidance.
+
+    Of several k each sample has its own, see `own_top_k`.
 
     Classifier-free guidance (arXiv 2207.12598) moves the logits from those without the condition
     (scale 0) through those with it (scale 1: no guidance) and beyond. With a schedule other than
@@ -32,23 +47,27 @@ class SampleSettings:
     """
 
     temperature: float = flag(1.0, "divides the logits; 0: always the likeliest token", "-t")
-    top_k: int | None = flag(
+    top_k: TopK = flag(
         None,
-        "sample among the k likeliest tokens only; as published, sample_fast.py begins with more "
-        "of them than scripts for conditions of data",
+        "sample among the k likeliest tokens only; of a list as 100,200,300 each sample has one, "
+        "by seed and number; as published, sample_fast.py begins with more of them than scripts "
+        "for conditions of data",
         "-k",
+        parse=parse_top_k,
     )
     top_p: float = flag(1.0, "sample among the likeliest tokens that make up p only", "-p")
     guidance: float = flag(1.0, "scale of the guidance, for models trained with cond_drop")
     guidance_schedule: str = flag("constant", f"of the scale: {', '.join(SCHEDULES)}")
 
     def __post_init__(self) -> None:
+        if isinstance(self.top_k, list):
+            object.__setattr__(self, "top_k", tuple(self.top_k))
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 or more, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and min(self.top_ks, default=0) < 1:
             raise UserError(
-                f"top_k must be at least 1, not {self.top_k}; a number as large as the codebook "
-                "is no limit"
+                f"top_k must be at least 1, not {min(self.top_ks, default=0)}; a number as large "
+                "as the codebook is no limit"
             )
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
@@ -57,6 +76,44 @@ class SampleSettings:
         if self.guidance_schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise UserError(f"guidance_schedule is one of {known}, not '{self.guidance_schedule}'")
+
+    @property
+    def top_ks(self) -> tuple[int, ...]:
+        """All values of k; none without a limit."""
+        if isinstance(self.top_k, tuple):
+            return self.top_k
+        return () if self.top_k is None else (self.top_k,)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each sample has its own k."""
+        return isinstance(self.top_k, tuple)
+
+    @property
+    def top_k_name(self) -> str:
+        """The value, or the values, of k for the name of a folder."""
+        if not self.mixed:
+            return str(self.top_k)
+        text = "-".join(map(str, self.top_ks))
+        if len(self.top_ks) <= MOST_NAMED:
+            return text
+        return f"{len(self.top_ks)}-values-{zlib.crc32(text.encode()):08x}"
+
+    def describe(self) -> dict[str, Any]:
+        """All settings as JSON values."""
+        return {**asdict(self), "top_k": list(self.top_ks) if self.mixed else self.top_k}
+
+    def own_top_k(self, seed: int, sample_numbers: Sequence[int]) -> list[int] | None:
+        """Of several k the one of each sample; None if there is one k for all.
+
+        Each is as likely as the others, and decided by `seed` and the sample's number (with its
+        class, see `Request.stream`) alone: Philox with both as its key, as for `uniforms`, counted
+        from 2^128, where no sample's random numbers for its tokens are.
+        """
+        if not self.mixed:
+            return None
+        raw = [int(_philox(seed, number, 2**128).random_raw()) for number in sample_numbers]
+        return [self.top_ks[number * len(self.top_ks) // _RAW] for number in raw]
 
     @property
     def guided(self) -> bool:
@@ -74,11 +131,16 @@ class SampleSettings:
         conditional, free = logits.chunk(2)  # (B, V) each
         return torch.lerp(free, conditional, scale)
 
-    def pick(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1)."""
+    def pick(self, logits: Tensor, uniform: Tensor, top_k: Tensor | None = None) -> Tensor:
+        """One token (B,) of `logits` (B, V), by the numbers `uniform` (B,) in [0, 1).
+
+        `top_k` int64 (B,) is each row's own, of several.
+        """
         if self.temperature == 0:
             return sample_token(logits)
-        filtered = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+        most = max(self.top_ks, default=None)
+        k = most if top_k is None else top_k
+        filtered = filter_logits(logits, self.temperature, k, self.top_p, most_k=most)
         return sample_token(filtered, uniform)
 
 
@@ -88,10 +150,12 @@ def uniforms(seed: int, sample_numbers: Sequence[int], steps: int) -> Tensor:
     Row i depends on `seed` and `sample_numbers[i]` alone, so that a sample is the same in any
     batch, on any device and in any order. The generator is Philox with both as its key.
     """
-    rows = [
-        np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(steps)
-        for number in sample_numbers
-    ]
+    rows = [_philox(seed, number).random_raw(steps) for number in sample_numbers]
     # The upper 24 bits are what a float32 below 1 can hold exactly.
     numbers = (np.stack(rows) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
     return torch.from_numpy(numbers)
+
+
+def _philox(seed: int, number: int, start: int = 0) -> np.random.Philox:
+    """The random numbers of a sample, from the `start`-th block of four on."""
+    return np.random.Philox(key=np.array([seed % 2**64, number], np.uint64), counter=start)

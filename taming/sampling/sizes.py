@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from taming.command_line import Arguments
 from taming.errors import UserError
 from taming.limits import check_picture
 from taming.models.cond_transformer import Net2NetTransformer
@@ -44,3 +49,32 @@ def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int]
         shape[place] = shape[place] if pixels is None else pixels // factor
     check_picture(shape[0] * factor, shape[1] * factor)
     return shape[0], shape[1]
+
+
+class _SetSide(argparse.Action):
+    """Store one side of a size; `const` says which, 0 for the height and 1 for the width."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        sides = list(vars(namespace)[self.dest] or (None, None))
+        sides[self.const] = values
+        vars(namespace)[self.dest] = tuple(sides)
+
+
+def add_side_flags(parser: Arguments) -> None:
+    """The hidden flags --height and --width, earlier spellings of --size; each sets one side."""
+    for place, name in enumerate(("--height", "--width")):
+        parser.add_argument(
+            name,
+            dest="size",
+            type=int,
+            action=_SetSide,
+            const=place,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )

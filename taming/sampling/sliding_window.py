@@ -27,7 +27,7 @@ from taming.modules.transformer.own_methods import OwnMethods, weights_for
 from taming.modules.transformer.plain import block_size_of, vocabulary_of
 from taming.modules.transformer.segment import Segment
 from taming.modules.transformer.variants import check_layout
-from taming.sampling.settings import SampleSettings, uniforms
+from taming.sampling.settings import SampleSettings, TopK, uniforms
 
 # Windows that only later rows use again keep their keys and values while all of them fit into it.
 CACHE_BYTES = 4 * 2**30
@@ -85,7 +85,7 @@ def windows_in_memory(weights: Weights | OwnMethods, rows: int, length: int) -> 
     if isinstance(weights, OwnMethods):
         return 0
     size = rows * length * weights.config.n_embd * weights.dtype.itemsize
-    return CACHE_BYTES // (2 * weights.config.n_layer * size)
+    return CACHE_BYTES // (2 * len(weights.layers) * size)
 
 
 class _Caches:
@@ -242,7 +242,7 @@ def sample_sliding_window(
     window: int | tuple[int, int] = 16,
     *,
     temperature: float = 1.0,
-    top_k: int | None = None,
+    top_k: TopK = None,
     top_p: float = 1.0,
     seed: int = 0,
     uniform: Tensor | None = None,
@@ -277,14 +277,14 @@ def sample_sliding_window(
         cond = torch.zeros(batch_size, 1, dtype=torch.int64)
     elif cond.is_cpu:
         check_tokens(vocabulary_of(transformer), cond)
-    layout = layout_for(transformer, cond, shape, window)
+    layout, numbers = layout_for(transformer, cond, shape, window), range(len(cond))
     cond = cond.to(weights.device)
-    if uniform is None:
-        uniform = uniforms(seed, range(len(cond)), shape[0] * shape[1])
-    uniform = uniform.to(weights.device)
+    uniform = uniforms(seed, numbers, shape[0] * shape[1]) if uniform is None else uniform
+    uniform, own_k = uniform.to(weights.device), settings.own_top_k(seed, numbers)
+    top_ks = None if own_k is None else torch.tensor(own_k).to(weights.device)
 
     def pick(logits: Tensor, row: int, column: int) -> Tensor:
-        return settings.pick(logits[:, :n_codes], uniform[:, row * shape[1] + column])
+        return settings.pick(logits[:, :n_codes], uniform[:, row * shape[1] + column], top_ks)
 
     return SlidingWindow(weights, cond, layout).sample(pick, known, on_step).clone()
 

@@ -121,6 +121,8 @@ class ImageLogger(Callback):
         self.increase_log_steps = increase_log_steps
         self.log_steps = [2**n for n in range(batch_frequency.bit_length())]
         self._trainer: pl.Trainer | None = None
+        # By the class of a logger: called with (pl_module, images, batch_idx, split), as published.
+        self.logger_log_images: dict[type, Callable[..., Any]] = {}
 
     def check_frequency(self, step: int) -> bool:
         """Whether pictures are due after `step` batches."""
@@ -179,6 +181,9 @@ class ImageLogger(Callback):
                 _save(composed["side_by_side"], _path(folder, "side_by_side", place))
             for key, picture in composed.items():
                 _send_to_loggers(trainer, f"{split}/{key}", picture)
+            for logger in trainer.loggers:
+                if (own := self.logger_log_images.get(type(logger))) is not None:
+                    own(pl_module, pictures, batch_idx, split)
         except OSError as error:
             path = error.filename or trainer.default_root_dir
             log.warning("%s cannot be written (%s): training goes on", path, reason_of(error))

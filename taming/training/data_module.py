@@ -154,13 +154,23 @@ class DataModuleFromConfig(pl.LightningDataModule):
                     "data.params.batch_size=1"
                 )
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Any:
+        return self._train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        return self._val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self._test_dataloader()
+
+    # Subclasses may override these or those above: the published class had both.
+    def _train_dataloader(self) -> Any:
         return self._loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def _val_dataloader(self) -> Any:
         return self._loader("validation") if "validation" in self.datasets else []
 
-    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def _test_dataloader(self) -> Any:
         return self._loader("test") if "test" in self.datasets else []
 
     def _loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:

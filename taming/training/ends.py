@@ -50,6 +50,8 @@ def fit(
         sentence = _death(trainer, error)
         end_loaders(trainer)
         if sentence is None:
+            if isinstance(error, UserError) and run.last_checkpoint.exists():
+                rank_zero_info(f"once what follows is mended, go on with {_command(run)}")
             raise
         raise UserError(f"{sentence}; go on with {_command(run)}") from None
     if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:

@@ -42,10 +42,12 @@ _FORMER_STEPS = {
     "training_epoch_end": "on_train_epoch_end",
     **{f"{split}_step_end": f"{split}_step" for split in ("training", "validation", "test")},
 }
+_STEPS = ("validation_step", "test_step")
+_BATCH = ("batch", "batch_idx", "dataloader_idx")
 # The arguments that hooks had then, where they were others; callbacks have two before these.
 _FORMER_ARGUMENTS = {
-    "on_train_batch_start": ("batch", "batch_idx", "dataloader_idx"),
-    "on_train_batch_end": ("outputs", "batch", "batch_idx", "dataloader_idx"),
+    "on_train_batch_start": _BATCH,
+    "on_train_batch_end": ("outputs", *_BATCH),
     "on_train_epoch_end": ("outputs",),
     "on_validation_epoch_end": ("outputs",),
     "on_before_optimizer_step": ("optimizer", "optimizer_idx"),
@@ -60,6 +62,9 @@ _FORMER_ARGUMENTS = {
     "lr_scheduler_step": ("scheduler", "optimizer_idx", "metric"),
     "backward": ("loss", "optimizer", "optimizer_idx"),
     "transfer_batch_to_device": ("batch", "device"),
+    **{f"on_{split}_batch_start": _BATCH for split in ("validation", "test")},
+    **{f"on_{split}_batch_end": ("outputs", *_BATCH) for split in ("validation", "test")},
+    **dict.fromkeys(_STEPS, _BATCH),
 }
 _NOT_COUNTED = ("self", "args", "kwargs")
 _CONSTANTS = {"dataloader_idx": 0, "on_tpu": False, "using_native_amp": False, "using_lbfgs": False}
@@ -108,18 +113,22 @@ def _make_ready(key: str, kind: type, base: type, first: tuple[str, ...]) -> Non
         for name, own in list(vars(cls).items()):
             called = getattr(base, name, None)
             known = name.startswith("on_") or name in _FORMER_ARGUMENTS
-            if known and callable(called) and inspect.isfunction(own):
+            adaptable = inspect.isfunction(own) and not is_ours(own)  # not one of an earlier call
+            if known and callable(called) and adaptable:
                 former = (*first, *_FORMER_ARGUMENTS.get(name, ()))
                 setattr(cls, name, _fitted(f"{key}: {name_of(cls)}.{name}", own, called, former))
 
 
 def _fitted(name: str, own: Hook, called: Hook, former: tuple[str, ...]) -> Hook:
     """`own`, or what calls it with its arguments of Lightning 1, made of those of today."""
-    now = tuple(p for p in inspect.signature(called).parameters if p not in _NOT_COUNTED)
+    now = _given_today(called)
     arguments = [p for p in inspect.signature(own).parameters if p != "self"]
-    if _takes(own, len(now)) and not set(arguments) & set(former) - set(now):
-        return own
     count = next((n for n in range(len(former), 0, -1) if _takes(own, n)), 0)
+    # An argument that was among the others, and not behind them: more are then meant as before.
+    moved = former[: len(now)] != now and count > len(now)
+    former_names = set(arguments[: len(now)]) & (set(former) - set(now))
+    if _takes(own, len(now)) and not moved and not former_names:
+        return own
     if not count or former == now:
         raise UserError(f"{name} must take ({', '.join(now)}), as Lightning calls it")
     for argument, place in zip(arguments, former[:count], strict=False):
@@ -129,6 +138,19 @@ def _fitted(name: str, own: Hook, called: Hook, former: tuple[str, ...]) -> Hook
                 f"({', '.join(now)})"
             )
     return _in_former_manner(own, called, former[:count])
+
+
+def _given_today(called: Hook) -> tuple[str, ...]:
+    """What Lightning gives a hook; of batches, no loader's number where there is one loader."""
+    loader = inspect.signature(called).parameters.get("dataloader_idx")
+    names = _names_today(called)
+    by_default = called.__name__ in _STEPS or (loader is not None and loader.default == 0)
+    return names[:-1] if by_default else names
+
+
+def _names_today(called: Hook) -> tuple[str, ...]:
+    names = tuple(p for p in inspect.signature(called).parameters if p not in _NOT_COUNTED)
+    return _BATCH if called.__name__ in _STEPS else names
 
 
 def _takes(own: Hook, count: int) -> bool:
@@ -150,18 +172,17 @@ def _reads(own: Hook, argument: str) -> bool:
 
 
 def _in_former_manner(own: Hook, called: Hook, former: tuple[str, ...]) -> Hook:
-    signature = inspect.signature(called)
+    names = ("self", *_names_today(called))
+    defaults = {name: p.default for name, p in inspect.signature(called).parameters.items()}
 
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(self, *args, **kwargs)
-        given.apply_defaults()
-        values = {**_CONSTANTS, **given.arguments}
+        given = {**dict(zip(names, (self, *args), strict=False)), **kwargs}
+        values = {**_CONSTANTS, **defaults, **given}
         if "optimizer_idx" in former:
             values["optimizer_idx"] = _number_of_optimizer(values)
         return own(self, *(values.get(name) for name in former))
 
     hook.__name__, hook.__qualname__, hook.__doc__ = own.__name__, own.__qualname__, own.__doc__
-    hook.__module__ = own.__module__
     return hook
 
 

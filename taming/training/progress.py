@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.limits import peak_memory, readable_size, readable_time
 from taming.models.autoencoder_training import AutoencoderTraining
+from taming.words import counted
 
 BATCHES_TIMED, SECONDS_TIMED = 10, 20.0  # whichever ends first, after a batch at least
 LONG_ON_A_CPU = 12 * 3600.0  # seconds
@@ -145,7 +146,8 @@ class Pace(Callback):
         left = 0 if end is None else end - trainer.global_step
         if left > 0:
             text += (
-                f", the {left:,} steps to come {readable_time(left * seconds)} without validation"
+                f", the {counted(left, 'step')} to come {readable_time(left * seconds)} without "
+                "validation"
             )
         text += f"; memory: {memory_in_use(device)}"
         if device.type == "cpu" and left * seconds > LONG_ON_A_CPU:

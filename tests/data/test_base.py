@@ -168,6 +168,8 @@ def test_bad_files_are_replaced_by_the_next_good_ones(
     found = [dataset[index]["file_path_"] for index in range(6)]
     assert found == [paths[index] for index in (0, 1, 4, 4, 4, 0)]
     assert "skipped: " in caplog.text and "on_error" not in caplog.text  # which is set
+    said = caplog.text.count("skipped: ")
+    assert len(list(dataset)) == len(dataset) and caplog.text.count("skipped: ") == said
     raising = ImagePaths([paths[0], paths[4]])
     whole = Path(paths[4]).read_bytes()
     Path(paths[4]).write_text("hello")

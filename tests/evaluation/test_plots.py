@@ -135,6 +135,9 @@ def test_a_sweep_has_a_chart_per_metric_and_a_line_per_value(
             assert list(line.get_xdata()) == [3, 6, 9]
             assert list(line.get_ydata()) == [value(k, p) for k in (3, 6, 9)]
     assert charts[0].get_legend() is not None
+    mixed = [*rows, {"top_k": "3+9", "top_p": 1.0, "fid": 5.0, "isc": 1.0}]
+    (axes, _) = figure(plot_sweep(mixed, ["top_k", "top_p"], tmp_path / "x.png")).axes
+    assert list(axes.lines[1].get_xdata()) == ["9", "3", "6", "3+9"]
 
 
 def test_codes_go_from_the_commonest_to_the_rarest(

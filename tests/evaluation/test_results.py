@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.evaluation import published_numbers as presets
 from taming.evaluation.results import (
     PACKAGES,
     Result,
@@ -114,21 +113,3 @@ def test_what_differs() -> None:
         f"threads was {torch.get_num_threads()} and is 999",
     ]
     assert differences(old, result(fid=10.5, isc={"mean": 3.0}), 0.1) == []
-
-
-def test_presets() -> None:
-    published = [dict(entry.published)["fid"] for entry in presets.PRESETS if entry.samples == 50000
-                 and entry.script == "evaluate_fid"]  # fmt: skip
-    assert published == [9.6, 10.2, 15.98, 15.78, 6.59, 5.88, 5.2]
-    ffhq = presets.preset("ffhq")
-    assert presets.flags(ffhq) == {"metrics": "fid", "num_samples": 50000, "split": "train"}
-    assert presets.flags(presets.preset("cin_1"))["num_samples"] == 50
-    segmented = presets.flags(presets.preset("ade20k"))
-    assert segmented == {"metrics": "fid", "split": "validation"}
-    assert {e.samples for e in presets.PRESETS if e.name.startswith("rfid")} == {50_000}
-    assert presets.SAMPLER["top_k"] == "not published"
-    assert len({entry.name for entry in presets.PRESETS}) == len(presets.PRESETS)
-    with pytest.raises(UserError, match="did you mean 'ffhq'"):
-        presets.preset("fhq")
-    with pytest.raises(UserError, match="scripts/evaluate_first_stage.py"):
-        presets.flags(presets.preset("rfid_dalle"))

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models import autoencoder_training
+from taming.models import autoencoder_training, manual_steps
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.vqgan import VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.losses.base import Reconstruction
@@ -160,7 +160,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
     start, golden, spec = golden_training_model()
     start.accumulate_grad_batches, start.manual_backward = 4, Mock()
-    start._backward(torch.tensor(2.0))
+    start._backward(Mock(), lambda side: torch.tensor(2.0 + side), 0)
     start.manual_backward.assert_called_once_with(torch.tensor(0.5))  # Adam does not see it
     four = golden["batches"][:4]
     small, large = run(four, 2), run(four.reshape(2, 4, *four.shape[2:]), 1)
@@ -248,7 +248,7 @@ def test_validation_logs_both_sides_and_counts_codes_once(use_ema: bool) -> None
     with torch.no_grad():
         indices = model.encode_to_indices(IMAGES.permute(0, 3, 1, 2))
     counts = torch.bincount(indices.flatten(), minlength=12)
-    assert torch.equal(model._used_codes.counts_so_far(), counts)
+    assert torch.equal(model.used_codes.counts_so_far(), counts)
 
 
 def test_a_test_logs_under_its_own_name() -> None:
@@ -279,7 +279,8 @@ def test_optimizers_have_the_published_betas_and_what_is_trained() -> None:
     factored = made(VQModel, lr_g_factor=0.5, scheduler_config=cosine_config())
     optimizers, schedules = factored.configure_optimizers()
     assert [one.defaults["lr"] for one in optimizers] == [2.25e-6, 4.5e-6]
-    assert [one.optimizer for one in schedules] == optimizers
+    assert [one["scheduler"].optimizer for one in schedules] == optimizers
+    assert {one["interval"] for one in schedules} == {"step"}
     for optimizer in (generator, discriminator):
         assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.9)}
     trained = {id(p) for group in generator.param_groups for p in group["params"]}
@@ -363,19 +364,20 @@ def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(autoencoder_training, "without_gradient_sync", lambda _: nullcontext())
     model, asked = made(VQModel), []
     model._trainer = SimpleNamespace(is_last_batch=True, global_step=5, precision_plugin=None)
-    model._backward, model._update = Mock(), Mock()
-    model._all_optimizers = lambda: ["generator", "discriminator"]
+    model.manual_backward, model.update = Mock(), Mock()
+    first, second = (Mock(param_groups=[]) for _ in range(2))
+    model.all_optimizers = lambda: [first, second]
     monkeypatch.setattr(autoencoder_training, "uncounted", lambda trainer, one: (one, "uncounted"))
-    model.train_both(0, lambda side: asked.append(side) or side)
-    assert asked == [0, 1] == [call.args[0] for call in model._backward.call_args_list]
-    updates = [call.args for call in model._update.call_args_list]
-    assert updates == [("generator", 0), (("discriminator", "uncounted"), 0)]
+    model.train_both(0, lambda side: asked.append(side) or torch.tensor(float(side)))
+    assert asked == [0, 1] == [call.args[0] for call in model.manual_backward.call_args_list]
+    updates = [call.args for call in model.update.call_args_list]
+    assert updates == [(first, 0), ((second, "uncounted"), 0)]
     assert model._step is None
 
 
 def test_gradients_are_clipped_if_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer, clip = made(VQModel), Mock(), Mock()
-    monkeypatch.setattr(autoencoder_training, "clip_gradients", clip)
+    monkeypatch.setattr(manual_steps, "clip_gradients", clip)
     model._trainer = SimpleNamespace()
     model.on_before_optimizer_step(optimizer)
     clip.assert_not_called()
@@ -397,7 +399,8 @@ def test_averages_are_validated_in_the_weights_place() -> None:
 
 def test_the_codebooks_use_is_logged_by_the_first_process() -> None:
     model = made(VQModel)
-    model.log, model._used_codes = Mock(), Mock(summary=lambda: (0.25, 3.0))
+    model.log, model._used_codes = Mock(), Mock(n_codes=model.quantize.n_e)
+    model._used_codes.summary = lambda: (0.25, 3.0)
     model.on_validation_epoch_end()
     assert [(call.args, call.kwargs) for call in model.log.call_args_list] == [
         (("val/codebook_usage", 0.25), {"rank_zero_only": True}),

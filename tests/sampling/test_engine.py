@@ -326,3 +326,33 @@ def test_windows_of_scenes_have_prompts_of_their_own() -> None:
         for request in (scene, Request(0, (3,), 1))
     )
     assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize(
+    ("shape", "guidance", "pkeep"),
+    [((4, 4), 1.0, 1.0), ((5, 6), 1.0, 1.0), ((4, 4), 2.0, 1.0), ((4, 4), 1.0, 0.0)],
+)
+def test_samples_of_several_k_are_those_of_each_k(
+    shape: tuple[int, int], guidance: float, pkeep: float
+) -> None:
+    model = tiny_model(transformer_config(pkeep=pkeep, cond_drop=0.0 if guidance == 1 else 0.1))
+    mixed = SampleSettings(top_k=(1, 3, 20), top_p=0.9, guidance=guidance)
+    drawn = list(sample_images(model, REQUESTS, mixed, seed=6, shape=shape, batch_size=4))
+    for sample, request in zip(drawn, REQUESTS, strict=True):
+        assert [sample.top_k] == mixed.own_top_k(6, [request.stream])
+        alone = replace(mixed, top_k=sample.top_k)
+        (expected,) = sample_images(model, [request], alone, seed=6, shape=shape)
+        assert torch.equal(sample.indices, expected.indices) and expected.top_k is None
+    assert len({sample.top_k for sample in drawn}) > 1
+
+
+def test_grids_of_several_k() -> None:
+    gpt = tiny_model().transformer
+    options: dict[str, Any] = {"batch_size": 6, "seed": 2, "n_codes": 32}
+    mixed = sample_sliding_window(gpt, None, (5, 5), 4, top_k=(1, 9), **options)
+    own = SampleSettings(top_k=(1, 9)).own_top_k(2, range(6))
+    assert own is not None and set(own) == {1, 9}
+    for k in (1, 9):
+        alone = sample_sliding_window(gpt, None, (5, 5), 4, top_k=k, **options)
+        for n in (n for n in range(6) if own[n] == k):
+            assert torch.equal(mixed[n], alone[n])

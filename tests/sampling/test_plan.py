@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from taming.command_line import Parser, add_flags, add_side_flags, from_flags
+from taming.command_line import Parser, add_flags, from_flags
 from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling import plan as plans
 from taming.sampling.plan import TOP_K, SamplingJob, SamplingPlan
+from taming.sampling.sizes import add_side_flags
 from tests.kit.models import tiny_model
 
 
@@ -56,6 +57,8 @@ def test_flags_are_the_fields() -> None:
         (["-t", "0"], "must be above 0"),
         (["--reject_ratio", "0.5"], "needs both --reject_ratio below 1 and --classifier"),
         (["--classifier", "resnet18"], "needs both --reject_ratio below 1 and --classifier"),
+        (["--reject_pool", "class"], "--reject_pool needs --reject_ratio below 1 and --classifier"),
+        (["--reject_pool", "all"], "--reject_pool is group, class or a number"),
         (["--classes", "cat"], "--classes: a list takes numbers such as 0,1,7, not 'cat'"),
         (["--classes", ","], "--classes: the list of numbers is empty"),
         (["--size", "wide"], "--size: a size is height,width in pixels"),
@@ -91,6 +94,8 @@ def test_descriptions_are_json() -> None:
         "width": None,
         "reject_ratio": 0.5,
         "classifier": "resnet18",
+        "reject_pool": "group",
+        "pool": [1, 2],
         "base": ["a.yaml"],
         "overrides": ["b=1"],
         "precision": "bfloat16",

@@ -10,7 +10,7 @@ from torchvision import models
 
 from taming.errors import UserError
 from taming.sampling import Request, Sample
-from taming.sampling.rejection import Classifier, best_of, candidates, group_of
+from taming.sampling.rejection import Classifier, Group, best_of, candidates, group_of
 
 CPU = torch.device("cpu")
 
@@ -25,13 +25,28 @@ def test_groups() -> None:
             group_of(wrong)
 
 
+def test_larger_pools() -> None:
+    assert group_of(0.05, "class", 50) == (50, 1000)
+    assert group_of(0.005, "class", 50) == (50, 10_000)
+    assert group_of(0.4, "class", 3) == (3, 8)  # 7.5, and none fewer
+    assert group_of(0.05, "1000") == (50, 1000) and group_of(0.4, "10") == (4, 10)
+    for pool, message in (
+        ("199", "smaller than 1 / --reject_ratio, so that none is kept; give at least 200"),
+        ("300", "no whole number of images; give a multiple of 200"),
+        ("-1", "is group, class or a number of candidates, not '-1'"),
+        ("classes", "not 'classes'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            group_of(0.005, pool)
+
+
 def test_candidates_of_what_is_missing() -> None:
     wanted = [Request(n, (7,), 7) for n in (0, 2, 3)]
-    wider = [(r.label, r.number, r.prompt) for r in candidates(wanted, 0.4)]
+    wider = [(r.label, r.number, r.prompt) for r in candidates(wanted, Group(2, 5))]
     assert wider == [(7, n, (7,)) for n in range(10)]
-    assert [r.number for r in candidates(wanted[1:], 0.4)] == [5, 6, 7, 8, 9]
+    assert [r.number for r in candidates(wanted[1:], Group(2, 5))] == [5, 6, 7, 8, 9]
     classes = [Request(0, (label,), label) for label in (7, 8)]
-    assert [r.label for r in candidates(classes, 0.4)] == [7] * 5 + [8] * 5
+    assert [r.label for r in candidates(classes, Group(2, 5))] == [7] * 5 + [8] * 5
 
 
 def test_the_best_of_every_group_pass() -> None:
@@ -44,18 +59,21 @@ def test_the_best_of_every_group_pass() -> None:
         assert (labels == 3).all()
         return images.mean((1, 2, 3))
 
-    chosen = list(best_of(samples(), score, 0.4))
+    chosen = list(best_of(samples(), score, Group(2, 5)))
     assert [(s.number, s.candidate) for s in chosen] == [(0, 1), (1, 3), (2, 7), (3, 9)]
     assert chosen[0].score == pytest.approx(0.9)
-    assert len(list(best_of(samples(), score, 1.0))) == 10
+    assert len(list(best_of(samples(), score, Group(1, 1)))) == 10
     many = [replace(s, number=n, image=s.image.round()) for n, s in enumerate(samples() * 20)]
-    assert [s.candidate for s in best_of(many, score, 0.01)] == [1, 101]  # the first of equals
+    assert [s.candidate for s in best_of(many, score, Group(1, 100))] == [
+        1,
+        101,
+    ]  # the first of equals
 
 
 def test_classless_samples() -> None:
     sample = Sample(0, None, torch.zeros(1), torch.zeros(3, 2, 2))
     with pytest.raises(UserError, match="this model has none"):
-        list(best_of([sample], lambda images, labels: labels, 0.5))
+        list(best_of([sample], lambda images, labels: labels, Group(1, 2)))
 
 
 def test_a_classifier_of_ones_own(tmp_path: Path) -> None:

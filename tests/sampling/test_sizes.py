@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from taming.command_line import Parser, add_side_flags, parse_size
+from taming.command_line import Parser, parse_size
 from taming.errors import UserError
-from taming.sampling.sizes import pixels_per_token, tokens_for, trained_shape
+from taming.sampling.sizes import add_side_flags, pixels_per_token, tokens_for, trained_shape
 from tests.kit.models import tiny_model
 
 

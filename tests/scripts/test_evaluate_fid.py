@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from PIL import Image
 
 from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
+from scripts.evaluate_first_stage import main as first_stage
 from taming.evaluation.results import read_result
 from taming.evaluation.tasks.fidelity import flattened
 from taming.pictures import HEAD
@@ -180,11 +182,41 @@ def test_reproduced_or_not(tmp_path: Path, cache: Path, capsys: pytest.CaptureFi
 
 
 def test_preset(run: str, classes: tuple[str, str], tmp_path: Path, capsys: Any) -> None:
-    flags = ("--preset", "cin_1", "--classes", "1", "-n", "3")
+    flags = ("--preset", "cin_1", "--classes", "1", "-n", "3", "--isc_splits", "2")
     found = evaluate(tmp_path / "out", run, classes[1], *flags)
-    assert found["sets"]["samples"]["sampler"]["num_samples"] == 3
-    assert "fid 15.98. Sampler: top_k: not published" in capsys.readouterr().out
+    sampler = found["sets"]["samples"]["sampler"]
+    assert (sampler["num_samples"], sampler["top_k"]) == (3, 250)  # its own, and the preset's
+    assert set(found["metrics"]) == {"fid", "isc"} and found["preset"]["name"] == "cin_k250"
+    said = capsys.readouterr().out
+    assert re.search(r"^top_k +250 \(table 4, row 3\)$", said, re.MULTILINE)
+    assert re.search(r"^published isc.mean +78.6 \+- 1.1 \(table 4, row 3\)$", said, re.MULTILINE)
+    (path,) = (tmp_path / "out").glob("*.md")
+    assert re.search(r"\| seed +\| not published +\|", path.read_text())
     assert "scripts/evaluate_first_stage.py" in fails(capsys, "a", "b", "--preset", "rfid_vq_f8")
+
+
+def test_splits_and_reconstructions(tmp_path: Path, capsys: Any) -> None:
+    config = write_config(tmp_path, small_vqgan())
+    found = evaluate(
+        tmp_path / "a", config, config, "--split", "train", "--samples_split", "validation"
+    )
+    assert [found["sets"][name]["split"] for name in ("samples", "reference")] == [
+        "validation",
+        "train",
+    ]
+    stage = str(tiny_run(tmp_path / "stage", FIRST_STAGE))
+    flags = (stage, config, "--split", "train", "--reconstruct", "validation")
+    found = evaluate(tmp_path / "b", *flags)
+    samples = found["sets"]["samples"]
+    assert samples["kind"] == "reconstructions" and samples["of"]["split"] == "validation"
+    assert found["sets"]["reference"]["split"] == "train"
+    # What scripts/evaluate_first_stage.py has of the same images against themselves.
+    itself = evaluate(tmp_path / "c", stage, config, "--reconstruct", "validation")
+    first_stage(["-r", stage, "--data", config, *TINY, "-o", str(tmp_path / "d")])
+    (path,) = (tmp_path / "d").rglob("first_stages.json")
+    (numbers,) = read_result(path)["metrics"].values()
+    assert itself["metrics"]["fid"] == pytest.approx(numbers["rfid"], rel=1e-6)
+    assert "takes the images of a REFERENCE's config" in fails(capsys, stage, "--reconstruct", "x")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 from scripts.make_samples import main
-from taming.sampling import items, sample_images
+from taming.sampling import SampleSettings, items, sample_images
 from taming.sampling.conditions import read_picture
+from taming.sampling.folder import RECORD
 from tests.kit.models import tiny_model, transformer_config
 from tests.kit.runs import tiny_run
 
@@ -61,6 +63,26 @@ def write_data(path: Path, count: int = 3) -> Path:
 def make(run: Path, data: Path, out: Path, *flags: str) -> Path:
     main(["-r", str(run), "-b", str(data), "--outdir", str(out), "--device", "cpu", *flags])
     return out / "7_100_1.0"
+
+
+def test_every_sample_has_its_k(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SEGMENTED))
+    data = write_data(tmp_path / "data.yaml", 9)
+    make(run, data, tmp_path / "out", "-k", "1,30", "--seed", "2")
+    root = tmp_path / "out" / "7_1-30_1.0" / "samples"
+    ks = {}
+    for path in sorted(root.glob("*.png")):
+        with Image.open(path) as image:
+            record = json.loads(image.info[RECORD])
+        assert record["top_k"] == [1, 30]
+        ks[int(path.stem)] = record["own_top_k"]
+    assert list(ks.values()) == SampleSettings(top_k=(1, 30)).own_top_k(2, range(9))
+    for k in (1, 30):
+        make(run, data, tmp_path / "alone", "-k", str(k), "--seed", "2")
+        for number in (number for number in ks if ks[number] == k):
+            alone = tmp_path / "alone" / f"7_{k}_1.0" / "samples" / f"{number:06}.png"
+            with Image.open(alone) as one, Image.open(root / alone.name) as other:
+                assert one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["class", "sketch", "none"])

@@ -13,6 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
+from taming.sampling import pools
 from taming.sampling.folder import RECORD, FolderWriter
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -232,6 +233,38 @@ def test_processes_share_the_work(
         assert (alone / name).read_bytes() == (shared / name).read_bytes()
 
 
+def records(root: Path) -> dict[str, Any]:
+    found = {}
+    for path in root.rglob("*.png"):
+        with Image.open(path) as image:
+            name = f"{path.parent.name}/{path.stem}"
+            found[name] = {**json.loads(image.info[RECORD]), "pixels": image.tobytes()}
+    return found
+
+
+def test_several_k(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("-n", "4", "--classes", "0,3", "-k", "1,2,30", "--seed", "5")
+    sample(run, *flags, out=tmp_path)
+    root = tmp_path / "samples" / "top_k_1-2-30_temp_1.00_top_p_1.0" / "7"
+    files = {path: path.read_bytes() for path in root.rglob("*.png")}
+    found = records(root)
+    assert {record["own_top_k"] for record in found.values()} == {1, 2, 30}
+    assert all(record["top_k"] == [1, 2, 30] for record in found.values())
+    for k in (1, 2, 30):
+        sample(run, *flags, "-k", str(k), out=tmp_path / "alone")
+        alone = records(tmp_path / "alone" / "samples" / f"top_k_{k}_temp_1.00_top_p_1.0" / "7")
+        for name in (name for name, record in found.items() if record["own_top_k"] == k):
+            assert alone[name]["pixels"] == found[name]["pixels"]
+            assert alone[name]["top_k"] == k and "own_top_k" not in alone[name]
+    for path in list(files)[::2]:  # with others beside them in the batch, the same
+        path.unlink()
+    sample(run, *flags, "--batch_size", "3", out=tmp_path)
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == files
+    with pytest.raises(SystemExit):
+        sample(run, *flags, "-k", "1,0", out=tmp_path)
+    assert "top_k must be at least 1, not 0" in capsys.readouterr().err
+
+
 def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
@@ -248,6 +281,50 @@ def test_rejection(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         sample(run, "-n", "1", *classifier)
     assert "needs both --reject_ratio below 1 and --classifier" in capsys.readouterr().err
+
+
+def test_the_best_of_a_class(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "SCORED", 2)
+    torch.manual_seed(0)
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    flags = ("--classes", "1,3", "--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}")
+    flags += ("-k", "5,30", "--batch_size", "4")
+    pool = ("-n", "2", "--reject_ratio", "0.4", "--reject_pool", "class")
+    sample(run, *flags, *pool, out=tmp_path)
+    assert "5/5" in capsys.readouterr().err.replace("10/10", "5/5")  # candidates
+    root = tmp_path / "samples" / "top_k_5-30_temp_1.00_top_p_1.0_reject_0.4_best_2_of_5" / "7"
+    best = records(root)
+    assert sorted(best) == ["1/000000", "1/000001", "3/000000", "3/000001"]
+    assert names(root) == [f"{name}.png" for name in sorted(best)]  # and nothing else is left
+    assert not list(root.glob(".scores*"))
+    # All candidates, each the best of one.
+    sample(
+        run, *flags, "-n", "5", "--reject_ratio", "0.999", "--reject_pool", "class", out=tmp_path
+    )
+    (folder,) = (tmp_path / "samples").glob("*_best_5_of_6")
+    every = {(r["class"], r["candidate"]): r for r in records(folder / "7").values()}
+    for label in (1, 3):
+        of_class = [r for (c, n), r in every.items() if c == label and n < 5]
+        ranked = sorted(of_class, key=lambda r: (-r["score"], r["candidate"]))
+        for number, expected in enumerate(ranked[:2]):
+            found = best[f"{label}/{number:06}"]
+            assert found["pool"] == [2, 5] and found["reject_pool"] == "class"
+            for key in ("candidate", "score", "own_top_k", "pixels"):
+                assert found[key] == expected[key], key
+    # What is missing is made again, the same; a pool of 5 of 5 has another name.
+    (root / "3" / "000001.png").unlink()
+    sample(run, *flags, *pool, out=tmp_path)
+    assert records(root) == best
+    for wrong, message in (("2", "so that none is kept; give at least 3"), ("some", "not 'some'")):
+        with pytest.raises(SystemExit):
+            sample(run, *flags, *pool, "--reject-pool", wrong, out=tmp_path)
+        assert message in capsys.readouterr().err
 
 
 def test_guidance(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

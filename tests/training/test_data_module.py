@@ -244,3 +244,22 @@ def test_subclasses_are_asked_for_their_datasets() -> None:
 
     Own(2, noise(5), num_workers=0).prepare_data()
     assert calls == ["prepare_data", "setup"]
+
+
+class OwnLoaders(DataModuleFromConfig):
+    """The published class's own methods, where its subclasses chose another sampler."""
+
+    def _train_dataloader(self) -> Any:
+        return ["train"]
+
+    def _val_dataloader(self) -> Any:
+        return ["validation"]
+
+    def _test_dataloader(self) -> Any:
+        return ["test"]
+
+
+def test_loaders_of_subclasses_by_their_published_names() -> None:
+    module = OwnLoaders(2, noise(4))
+    loaders = (module.train_dataloader(), module.val_dataloader(), module.test_dataloader())
+    assert loaders == (["train"], ["validation"], ["test"])

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import CSVLogger
 
 from taming.errors import UserError
 from taming.models.vqgan import VQModel
@@ -222,3 +223,182 @@ def test_steps_that_lightning_has_no_more(cls: Any, message: str) -> None:
 def test_a_backward_pass_that_needs_the_optimizer() -> None:
     with pytest.raises(UserError, match=r"Plain.backward reads 'optimizer'.* take \(loss\)"):
         check_model_hooks("model", Plain())
+
+
+def counted_schedules(model: VQModel) -> list[float]:
+    """The learning rates after two epochs of three batches."""
+    model.learning_rate = 1e-3
+    check_model_hooks("model", model)
+    trainer = tiny_trainer(Path("."), max_epochs=2)
+    trainer.fit(model, batches(3))
+    return [round(group["lr"], 9) for one in trainer.optimizers for group in one.param_groups]
+
+
+class OwnSchedules(VQModel):
+    interval: dict[str, Any] = {}  # noqa: RUF012
+
+    def configure_optimizers(self):
+        optimizers, _ = super().configure_optimizers()
+        made = [torch.optim.lr_scheduler.StepLR(one, 1, gamma=0.5) for one in optimizers]
+        return optimizers, [{"scheduler": one, **self.interval} for one in made]
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps"),
+    [
+        ({}, 2),  # of epochs, as Lightning has it
+        ({"interval": "epoch", "frequency": 2}, 1),
+        ({"interval": "step"}, 6),
+        ({"interval": "step", "frequency": 2}, 2),
+    ],
+)
+def test_schedules_of_ones_own_keep_their_interval(interval: dict[str, Any], steps: int) -> None:
+    model = made(OwnSchedules)
+    model.interval = interval
+    assert counted_schedules(model) == [round(1e-3 * 0.5**steps, 9)] * 2
+
+
+class ThreeSides(VQModel):
+    """A loss of its own for each of three optimizers, as Lightning 1 asked for it."""
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__(**params)
+        self.critic = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch, batch_idx, optimizer_idx):
+        x = self.get_input(batch, self.image_key)
+        made, codebook_loss = self(x)
+        if optimizer_idx == 0:
+            return (made - x).abs().mean() + codebook_loss
+        if optimizer_idx == 1:  # not detached: only the discriminator may get gradients
+            return self.loss.discriminator(made).mean()
+        return self.critic(made.mean((2, 3))).mean()
+
+    def configure_optimizers(self):
+        parts = (self.encoder, self.loss.discriminator, self.critic)
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts], []
+
+
+class FirstOfThree(ThreeSides):
+    def training_step(self, batch, batch_idx, optimizer_idx):
+        return super().training_step(batch, batch_idx, 0) if optimizer_idx == 0 else None
+
+
+def test_every_optimizer_trains_its_own_parameters_alone(tmp_path: Path) -> None:
+    start = made(ThreeSides).state_dict()
+    three, first = train(made(ThreeSides), tmp_path, 3), train(made(FirstOfThree), tmp_path, 3)
+    for name in ("critic.weight", "loss.discriminator.main.0.weight"):
+        assert not torch.equal(three[name], start[name])
+        assert torch.equal(first[name], start[name])
+    assert_equal({n: v for n, v in first.items() if n.startswith("encoder.")}, three)
+
+
+class MoreThanSides(VQModel):
+    def configure_optimizers(self):
+        optimizers, schedules = super().configure_optimizers()
+        return [*optimizers, torch.optim.SGD(self.encoder.parameters(), lr=0.1)], schedules
+
+
+class Plateau(VQModel):
+    def configure_optimizers(self):
+        optimizers, _ = super().configure_optimizers()
+        rule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizers[0])
+        return optimizers, [{"scheduler": rule, "monitor": "train/aeloss"}]
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (MoreThanSides, r"configure_optimizers gives 3 optimizers, and the model trains 2: define"),
+        (Plateau, "steps its schedules itself, without the value that ReduceLROnPlateau waits"),
+    ],
+)
+def test_what_cannot_be_stepped_is_refused_before_the_first(
+    cls: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(made(cls), tmp_path)
+
+
+class WarmUp(VQModel):
+    """As on the pages of Lightning 1 and 2, with calls of `super()` as it was then."""
+
+    def optimizer_step(
+        self, epoch, batch_nb, optimizer, optimizer_i, second_order_closure=None, **more
+    ):
+        if batch_nb % 2:
+            second_order_closure()
+        super().optimizer_step(
+            epoch, batch_nb, optimizer, optimizer_i, second_order_closure, **more
+        )
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer, optimizer_idx):
+        super().optimizer_zero_grad(epoch, batch_idx, optimizer, optimizer_idx)
+
+    def configure_gradient_clipping(self, optimizer, optimizer_idx, value, how):
+        super().configure_gradient_clipping(optimizer, optimizer_idx, 2 * value, how)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        assert dataloader_idx == 0
+        return super().validation_step(batch, batch_idx)
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx, dataloader_idx):
+        self.validated = dataloader_idx
+
+
+def test_former_arguments_may_be_handed_on(tmp_path: Path) -> None:
+    warm, plain = made(WarmUp), made(VQModel)
+    check_model_hooks("model", warm)
+    warm.gradient_clip_val, plain.gradient_clip_val = 0.05, 0.1
+    assert_equal(train(plain, tmp_path), train(warm, tmp_path))
+    tiny_trainer(tmp_path).validate(warm, batches(1))
+    assert warm.validated == 0
+
+
+class FormerValidation(ImageLogger):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx):
+        self.started = dataloader_idx
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, loader):
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, loader)
+        self.ended = loader
+
+
+def test_hooks_of_validation_with_the_loaders_number(tmp_path: Path) -> None:
+    pictures = FormerValidation(batch_frequency=1, max_images=1)
+    check_hooks("own", pictures)
+    seen = []
+    pictures.logger_log_images = {CSVLogger: lambda *given: seen.append(given[2:])}
+    logger = CSVLogger(tmp_path)
+    tiny_trainer(tmp_path, callbacks=[pictures], logger=logger).validate(made(VQModel), batches(1))
+    assert (pictures.started, pictures.ended, seen) == (0, 0, [(0, "val")])
+
+
+class SetsAll(VQModel):
+    """Makes everything itself, as code that was copied from the published class does."""
+
+    def __init__(self, **params: Any) -> None:
+        pl.LightningModule.__init__(self)
+        whole = VQModel(**params)
+        for name in ("encoder", "decoder", "loss", "quantize", "quant_conv", "post_quant_conv"):
+            setattr(self, name, getattr(whole, name))
+        self.image_key, self.image_channels, self.monitor = "image", 3, None
+
+
+class ByProperty(VQModel):
+    @property
+    def automatic_optimization(self):
+        return False
+
+
+def test_a_model_that_sets_everything_itself_is_trained_alike(tmp_path: Path) -> None:
+    plain = train(made(VQModel), tmp_path)
+    for cls in (SetsAll, ByProperty):
+        assert_equal(plain, train(made(cls), tmp_path))
+
+
+def test_codes_are_counted_for_the_quantizer_that_there_is(tmp_path: Path) -> None:
+    model = made(VQModel)
+    model.quantize = type(model.quantize)(64, model.quantize.e_dim, beta=0.25)
+    tiny_trainer(tmp_path).validate(model, batches(1))
+    assert model.used_codes.n_codes == 64

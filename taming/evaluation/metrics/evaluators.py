@@ -14,6 +14,7 @@ from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric
 from taming.evaluation.metrics.extractor_files import INCEPTION
+from taming.evaluation.metrics.fid_spread import FID_SPREAD
 from taming.evaluation.metrics.inception_score import ADM_INCEPTION_SCORE
 from taming.evaluation.metrics.resizes import CLEAN, CMMD, DGM_EVAL, Resize
 from taming.evaluation.metrics.set_metrics import METRICS
@@ -39,8 +40,12 @@ class Evaluator:
         return self.own_metrics.get(name) or METRICS[name]
 
     def of_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those metrics of `--metrics` that it is known for; "all" names all of them."""
-        return self.usual if ALL_METRICS in names else tuple(n for n in names if n in self.usual)
+        """Those metrics of `--metrics` that it is known for, and the spread of its FID.
+
+        "all" names all that it is known for.
+        """
+        own = (*self.usual, FID_SPREAD.name)
+        return self.usual if ALL_METRICS in names else tuple(name for name in names if name in own)
 
 
 TORCH_FIDELITY = Evaluator(

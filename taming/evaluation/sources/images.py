@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -161,6 +162,10 @@ class ImageSource(Protocol):
         """Images in batches of one size each: a process's share, without the indices of `skip`."""
         indices = [index for index in range(share[0], len(self), share[1]) if index not in skip]
         return by_size(self.images(indices, batch_size), batch_size)
+
+    def keep_unfinished_in(self, folder: Path | None) -> None:
+        """Where to write down work behind images that are not finished; nowhere by default."""
+        return
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         """The images of these indices, made or loaded about `batch_size` at a time."""

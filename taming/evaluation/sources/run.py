@@ -30,6 +30,7 @@ from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
+from taming.sampling.pools import ScoreFiles
 from taming.weight_choice import weight_choice
 
 
@@ -45,6 +46,7 @@ class RunSource(ImageSource):
     def __init__(self, path: str | Path, plan: SamplingPlan | None = None) -> None:
         self.path, self.plan = Path(path), plan or SamplingPlan()
         self.run = find_run(path)
+        self._unfinished: Path | None = None
         config = run_config(self.run, self.plan.base, self.plan.overrides, ["model"])
         self.config = without_checkpoint_paths(config.model)
         if "transformer_config" not in (self.config.get("params") or {}):
@@ -120,6 +122,10 @@ class RunSource(ImageSource):
         _, _, file = (self.plan.classifier or "").partition(":")
         return file_hash(file) if file and Path(file).is_file() else None
 
+    def keep_unfinished_in(self, folder: Path | None) -> None:
+        """Where the scores of candidates are written down, in pools that are not finished."""
+        self._unfinished = folder
+
     def batches(self, batch_size: int, share: Share = ALONE, skip: Container[int] = ()) -> Batches:
         places = {label: place for place, label in enumerate(self.labels)}
 
@@ -128,7 +134,10 @@ class RunSource(ImageSource):
             first = places[label] * self.plan.num_samples
             return {n for n in range(self.plan.num_samples) if first + n in skip}
 
-        samples = self.plan.job(self.model, batch_size, share).samples(finished)
+        job, scores = self.plan.job(self.model, batch_size, share), None
+        if self._unfinished is not None:
+            scores = ScoreFiles(self._unfinished, self.content_key()[:16])
+        samples = job.samples(finished, scores=scores)
         images = (self._image(sample, places[sample.label]) for sample in samples)
         return by_size((image for image in images if image.index not in skip), batch_size)
 

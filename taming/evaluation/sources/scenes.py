@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -183,7 +183,7 @@ class SampledScenes(ImageSource):
     def describe(self) -> dict[str, Any]:
         shape = list(self.shape or trained_shape(self.model))
         sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
-        sampler |= {**asdict(self.settings), "precision": dtype_name(self.dtype)}
+        sampler |= {**self.settings.describe(), "precision": dtype_name(self.dtype)}
         about = {"kind": "scenes of a run", **self.layouts.describe()}
         return about | {"sampler": sampler, **self.identity}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -13,12 +13,25 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 from taming.evaluation.tasks.side_by_side import SideBySide
 
-Number = type[int] | type[float]
-SWEPT: dict[str, Number] = {"top_k": int, "top_p": float, "temperature": float, "guidance": float}
+
+def _top_k(text: str) -> int | tuple[int, ...]:
+    """A number, or several of "100+200", of which each sample has one."""
+    first, *more = (int(part) for part in text.split("+"))
+    return (first, *more) if more else first
+
+
+SWEPT: dict[str, Callable[[str], Any]] = {
+    "top_k": _top_k,
+    "top_p": float,
+    "temperature": float,
+    "guidance": float,
+}
 
 
 def parse_sweep(text: str) -> dict[str, list[Any]]:
     """{"top_k": [50, 100]} of "top_k=50,100"; several settings are separated by semicolons.
+
+    The samples of "top_k=50,50+100" have k = 50, and then one of both each.
 
     Raises UserError for unknown settings and for values that are no numbers.
     """
@@ -49,7 +62,13 @@ def evaluate_sweep(
         yield values, evaluator(run.with_plan(plan))
 
 
+def shown(value: Any) -> str:
+    """A swept value as `parse_sweep` takes it."""
+    return "+".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the sweep's table; deviations over splits and subsets are left out."""
     numbers = {name: value for name, value in flattened(metrics) if not name.endswith(".std")}
-    return {**chosen, **{name.removesuffix(".mean"): value for name, value in numbers.items()}}
+    own = {name: shown(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
+    return {**own, **{name.removesuffix(".mean"): value for name, value in numbers.items()}}

@@ -252,7 +252,11 @@ def known_or(sampled: Tensor, known: Tensor | None, n: int) -> Tensor:
 
 
 def filter_logits(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | Tensor | None = None,
+    top_p: float | None = None,
+    most_k: int | None = None,
 ) -> Tensor:
     """Scale `logits` (..., V) by 1/temperature, then drop (-inf) all but the likely tokens.
 
@@ -261,23 +265,34 @@ def filter_logits(
 
     Args:
         temperature: above 0.
-        top_k: keep the k likeliest; None, or more than there are, is no limit.
+        top_k: keep the k likeliest; None, or more than there are, is no limit. int64 (...) on the
+            logits' device: each row's own k.
         top_p: of these, keep the likeliest whose probabilities sum to just above p ("nucleus",
             arXiv 1904.09751); None or 1 is no limit.
+        most_k: no row's k is larger, as nothing may wait for the device to tell; the vocabulary if
+            None, which takes longer.
     """
     logits = _precise(logits) / temperature
     vocabulary = logits.shape[-1]
-    k = min(top_k or vocabulary, vocabulary)
+    own_k = top_k if isinstance(top_k, Tensor) else None
+    k = min((most_k if isinstance(top_k, Tensor) else top_k) or vocabulary, vocabulary)
     p = 1.0 if top_p is None else top_p
-    if k == vocabulary and p >= 1:
+    if own_k is None and k == vocabulary and p >= 1:
         return logits
     likeliest = logits.topk(k).values  # (..., k), descending
+    last_place = None if own_k is None else own_k.clamp(max=k)[..., None] - 1  # (..., 1)
     if p >= 1:
-        return logits.masked_fill(logits < likeliest[..., -1:], -torch.inf)
+        last = likeliest[..., -1:] if last_place is None else likeliest.gather(-1, last_place)
+        return logits.masked_fill(logits < last, -torch.inf)
+    if last_place is not None:
+        places = torch.arange(k, device=logits.device)
+        likeliest = likeliest.masked_fill(places > last_place, -torch.inf)
     # Probabilities .5 .3 .15 .05 sum to .5 .8 .95 1; for p = .6, one of the first three sums is at
     # most p, so that the token at place 1 is the last one kept: .5 and .3, together just above p.
     total = running_sum(likeliest.softmax(-1))  # (..., k)
     last_kept = (total[..., :-1] <= p).sum(-1, keepdim=True)  # (..., 1), a place among k
+    if last_place is not None:
+        last_kept = last_kept.minimum(last_place)  # as rounded sums may end below p
     return logits.masked_fill(logits < likeliest.gather(-1, last_kept), -torch.inf)
 
 

@@ -171,7 +171,7 @@ class Weights:
     def new_cache(self, batch_size: int, length: int) -> Tensor:
         """Room for the keys and values of `length` positions in every layer; see `Segment`."""
         heads, size = self.config.n_head, self.config.n_embd // self.config.n_head
-        return self.pos_emb.new_zeros((self.config.n_layer, 2, batch_size, heads, length, size))
+        return self.pos_emb.new_zeros((len(self.layers), 2, batch_size, heads, length, size))
 
     def logits(self, segments: Sequence[Segment]) -> Tensor:
         """Float32 logits (B1 + B2 + ..., V) after the last token of every sequence.

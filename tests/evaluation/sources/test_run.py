@@ -16,7 +16,8 @@ from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.run import RunSource
-from taming.sampling import SampleSettings
+from taming.pictures import to_rgb_pixels
+from taming.sampling import SampleSettings, pools
 from taming.sampling.plan import SamplingPlan
 from taming.weight_choice import choosing_weights
 from tests.evaluation.sources.test_sources import images_of
@@ -94,6 +95,31 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     key = source.content_key()
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
     assert RunSource(run, source.plan).content_key() != key
+
+
+def test_the_best_of_a_class(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "SCORED", 2)
+    network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"
+    plan = replace(PLAN, reject_ratio=0.5, classifier=classifier, reject_pool="class")
+    source, group = RunSource(run, plan), RunSource(run, replace(plan, reject_pool="group"))
+    assert source.content_key() != group.content_key()
+    assert source.describe()["sampler"]["pool"] == [plan.num_samples, 2 * plan.num_samples]
+    whole = images_of(source)
+    assert sorted(whole) == list(range(len(source)))
+    samples = list(plan.job(source.model, 4).samples(lambda label: set()))
+    for place, sample in enumerate(samples):  # class by class, the best first
+        assert torch.equal(whole[place].pixels, to_rgb_pixels(sample.image))
+    # Scores of an unfinished pool are written down where the evaluation keeps its own.
+    monkeypatch.setattr(pools, "SAVE_EVERY", -1)
+    source.keep_unfinished_in(tmp_path / "kept")
+    next(source.batches(1))
+    assert len(list((tmp_path / "kept").glob(".scores-*.json"))) == 1
+    assert {n: image.digest for n, image in images_of(source).items()} == {
+        n: image.digest for n, image in whole.items()
+    }
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_precision_is_that_of_the_plan(run: Path) -> None:

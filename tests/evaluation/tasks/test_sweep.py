@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taming.errors import UserError
-from taming.evaluation.tasks.sweep import parse_sweep, row
+from taming.evaluation.tasks.sweep import parse_sweep, row, shown
 
 
 def test_settings_and_their_values() -> None:
@@ -20,10 +20,17 @@ def test_settings_and_their_values() -> None:
     assert type(swept["top_k"][0]) is int and type(swept["temperature"][0]) is float
 
 
+def test_mixtures_of_k() -> None:
+    (values,) = parse_sweep("top_k=50, 50+100").values()
+    assert values == [50, (50, 100)] and [shown(value) for value in values] == ["50", "50+100"]
+    assert row({"top_k": (50, 100)}, {"fid": 3.0}) == {"top_k": "50+100", "fid": 3.0}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("top_k=1.5", "top_k takes numbers"),
+        ("top_k=1+", "top_k takes numbers"),
         ("top_k=5;top_p=", "--sweep top_p=: give at least one value"),
         (" ; ", "--sweep is empty"),
         ("seed=1", "--sweep has no 'seed'"),

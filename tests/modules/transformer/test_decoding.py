@@ -267,6 +267,32 @@ def test_filters_without_effect() -> None:
     assert torch.equal(filter_logits(logits, temperature=0.5), logits * 2)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 1 - 1e-9])
+def test_every_row_has_its_own_k(top_p: float) -> None:
+    logits = torch.randn(4, 64, generator=torch.Generator().manual_seed(3))
+    logits[0, :32] = logits[0, 0]  # equals, beyond the k-th of which nothing counts for p
+    for k in (1, 5, 64, 99):
+        equal = torch.full((4,), k)
+        scalar = filter_logits(logits, 0.7, k, top_p)
+        assert torch.equal(filter_logits(logits, 0.7, equal, top_p, most_k=k), scalar)
+    ks = torch.tensor([5, 64, 1, 20])
+    rows = [filter_logits(logits[n], 0.7, int(k), top_p) for n, k in enumerate(ks)]
+    kept = torch.stack(rows).isfinite()
+    for most in (64, 99, None):
+        assert torch.equal(filter_logits(logits, 0.7, ks, top_p, most_k=most).isfinite(), kept)
+    assert filter_logits(logits, 0.7, ks, 1.0, most_k=64).isfinite().sum(1).tolist()[1:] == [
+        64,
+        1,
+        20,
+    ]
+
+
+def test_ks_of_rows_need_not_be_read_by_the_host() -> None:
+    """Under torch.compile with no break, and for tensors that have no values at all."""
+    logits, ks = torch.empty(3, 40, device="meta"), torch.empty(3, dtype=torch.int64, device="meta")
+    assert filter_logits(logits, 1.0, ks, 0.9, most_k=20).shape == (3, 40)
+
+
 def test_nucleus_is_taken_after_temperature() -> None:
     logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
     assert filter_logits(logits, top_p=0.5).isfinite().sum() == 1

@@ -116,3 +116,13 @@ def test_what_decoding_holds_is_weights_and_one_cache() -> None:
     cache = storages([decoder._cache])
     config = gpt.config
     assert list(cache.values()) == [2 * config.n_layer * 3 * 20 * config.n_embd * 4]
+
+
+def test_blocks_of_another_number_than_configured() -> None:
+    """As a subclass has them that replaces `blocks`."""
+    gpt = golden_gpt()
+    gpt.blocks = nn.Sequential(*gpt.blocks, *golden_gpt().blocks)
+    assert len(Weights(gpt).new_cache(1, 4)) == len(gpt.blocks)
+    tokens = torch.tensor([[1, 2, 3]])
+    logits = CachedDecoder(gpt, 1, 4).prefill(tokens)
+    torch.testing.assert_close(logits, gpt(tokens)[0][:, -1])

@@ -1,0 +1,177 @@
+"""Measure published numbers again, each by the command and the protocol that its preset names.
+
+    python scripts/reproduce.py --list
+    python scripts/reproduce.py cin_k250 ffhq
+    python scripts/reproduce.py --all -- --device cuda --precision bf16
+
+What follows -- goes to the evaluation scripts. No model or dataset is downloaded: what is missing
+is named, with the command that fetches it. Results stay in `reproduced/<preset>-<key>/`, so that
+the same command goes on with the rest, and `reproduced/reproduced.{md,json}` compares the published
+numbers with the measured ones.
+`torchrun --standalone --nproc_per_node 4 scripts/reproduce.py ...` shares each preset's work.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taming.command_line import Parser, add_flags, flag, from_flags
+from taming.devices import own_share
+from taming.distributed import gather_objects
+from taming.errors import UserError, command
+from taming.evaluation.presets import PRESETS, Preset, preset
+from taming.evaluation.presets.listing import listing
+from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.reproduction import (
+    Reproduction,
+    result_in,
+    rows,
+    sampling_seconds,
+    write_table,
+)
+from taming.limits import readable_time
+from taming.program import load
+
+
+def parse_pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"give NAME=PATH, not '{text}'")
+    if name not in {word for entry in PRESETS.values() for word in (entry.name, entry.model)}:
+        raise UserError(f"there is no preset or published model '{name}'; --list shows them")
+    return name, path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The flags of this script."""
+
+    list: bool = flag(False, "show the presets, and their commands, and stop")
+    all: bool = flag(False, "measure all that can be measured here")
+    model: tuple[tuple[str, str], ...] = flag(
+        (),
+        "where the model of a preset is (default: logs/...)",
+        metavar="NAME=RUN",
+        parse=parse_pair,
+        repeated=True,
+    )
+    data: tuple[tuple[str, str], ...] = flag(
+        (),
+        "other data for a preset than those of its YAML in configs/",
+        metavar="NAME=YAML",
+        parse=parse_pair,
+        repeated=True,
+    )
+    outdir: Path = flag(Path("reproduced"), "where results go", "-o")
+
+
+def read_arguments(argv: Sequence[str] | None) -> tuple[Arguments, list[str], tuple[str, ...]]:
+    """The flags, the presets' names, and what goes to the evaluation scripts."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    parser = Parser(description="Measure published numbers again.", usage="%(prog)s [NAME ...]")
+    add_flags(parser, Arguments)
+    parser.add_argument("names", nargs="*", help="presets, see --list")
+    args = parser.parse_intermixed_args(words[:cut])
+    return from_flags(Arguments, args), args.names, tuple(words[cut + 1 :])
+
+
+def chosen_presets(own: Arguments, names: Sequence[str]) -> list[Preset]:
+    if own.all == bool(names):
+        raise UserError("name presets, or give --all; --list shows them")
+    return [preset(name) for name in names] if names else list(PRESETS.values())
+
+
+def reproductions(
+    own: Arguments, presets: Sequence[Preset], extra: tuple[str, ...]
+) -> Iterator[Reproduction]:
+    runs, data = dict(own.model), dict(own.data)
+    for entry in presets:
+        named = [name for name in (entry.name, entry.model) if name is not None]
+        run, config = (
+            next((there[name] for name in named if name in there), None) for there in (runs, data)
+        )
+        yield Reproduction(entry, run, config, extra)
+
+
+def say(text: str) -> None:
+    if own_share()[0] == 0:
+        print(text, flush=True)
+
+
+def announce_time(script: Any, words: Sequence[str]) -> None:
+    """Say how long the samples of a run will take."""
+    with redirect_stdout(io.StringIO()):  # the sources, which the evaluation prints as well
+        job = script.Job(words)
+    if isinstance(job.samples, RunSource):
+        seconds = sampling_seconds(job.samples, job.runner.batch_size)
+        say(f"sampling {len(job.samples):,} images takes about {readable_time(seconds)}")
+
+
+def measure(one: Reproduction, folder: Path) -> str:
+    """Run the command of a preset in this process; what went wrong, or nothing."""
+    script_name, *words = one.command()
+    words += ["-o", str(folder)]
+    script = load(Path(__file__).with_name(Path(script_name).name))
+    say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
+    try:
+        if one.preset.script == "evaluate_fid":
+            announce_time(script, words)
+        script.main(words)
+    except UserError as error:
+        return str(error)
+    except SystemExit as stop:  # the script has said why
+        code = stop.code if isinstance(stop.code, int) else 1
+        if code > 2:  # interrupted
+            raise
+        return "" if code < 2 else "failed"
+    return ""
+
+
+def reproduce(one: Reproduction, outdir: Path) -> list[dict[str, Any]]:
+    """The lines of a preset in the final table; None in ranks above 0."""
+    if missing := list(one.missing()):
+        for text in missing:
+            say(f"{one.preset.name} cannot be measured: {text}")
+        return rows(one.preset, None, "missing: model or data")
+    folder = one.folder(outdir)
+    # The first process decides for all, as it is the one that writes results.
+    finished = gather_objects(result_in(folder) is not None)[0]
+    problem = "" if finished else measure(one, folder)
+    if finished:
+        say(f"{one.preset.name} is in {folder}")
+    if problem:
+        say(f"{one.preset.name} could not be measured: {problem}")
+    return rows(one.preset, result_in(folder), problem)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    own, names, extra = read_arguments(argv)
+    if own.list:
+        return say(listing())
+    presets = chosen_presets(own, names)
+    every = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]
+    if own_share()[0] > 0:
+        return
+    lines = [line for part in every for line in part]
+    print(write_table(lines, own.outdir))
+    print(f"reproduced.md and reproduced.json are in {own.outdir}")
+    if lost := [part[0]["preset"] for part in every if part and is_lost(part)]:
+        print(f"error: {len(lost)} of {len(every)} presets were not measured", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def is_lost(part: Sequence[dict[str, Any]]) -> bool:
+    """Whether no number of a preset was measured."""
+    return not any(isinstance(line["measured"], float) for line in part)
+
+
+if __name__ == "__main__":
+    main()

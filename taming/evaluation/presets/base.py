@@ -1,0 +1,106 @@
+"""What a preset is: published numbers, and how they were made, each with the place it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PAPER = "arXiv 2012.09841v3"
+SCENES_PAPER = "arXiv 2105.06458"
+SUPPLEMENT = "supplement, section A, and captions"
+README = "README of the published code"
+NOT_PUBLISHED = "not published"
+Value = str | int | float | tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting, named as the flag that sets it, if there is one, and where it is published.
+
+    `value` is what the preset sets; None leaves it to the script.
+    """
+
+    name: str
+    value: Value
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The value as a flag takes it."""
+        return ",".join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published number; `metric` as `flattened` results have it."""
+
+    metric: str
+    value: float
+    source: str
+    spread: float | None = None  # what stands behind +-
+    of: str = ""  # of what else than the preset's model, which is not measured here
+    by: str = ""  # who measured it, if not those who made the model
+
+    @property
+    def text(self) -> str:
+        """The number, and its spread, as published."""
+        return f"{self.value:g}" if self.spread is None else f"{self.value:g} +- {self.spread:g}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A row of a table: its numbers, and every parameter of how they were made."""
+
+    name: str  # as `--preset` takes it
+    what: str  # of what and on which data
+    numbers: tuple[Number, ...]
+    parameters: tuple[Parameter, ...]
+    script: str | None  # of the folder scripts, without .py; None: nothing here measures it
+    model: str | None = None  # as scripts/download_models.py takes it; None: none is published
+    config: str | None = None  # the YAML of the data, in the folder configs
+    conditions: bool = False  # whether the conditions are of the data of `config`
+    note: str = ""
+
+    def parameter(self, name: str) -> Value:
+        """The value of a parameter; None without one."""
+        return next((entry.value for entry in self.parameters if entry.name == name), None)
+
+    @property
+    def of_data_alone(self) -> bool:
+        """Whether real images are compared with real images."""
+        return self.parameter("samples_split") is not None
+
+    @property
+    def measured(self) -> tuple[Number, ...]:
+        """The numbers of the preset's model."""
+        return tuple(number for number in self.numbers if not number.of)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Numbers and parameters with their sources, as JSON values."""
+        numbers = [
+            {
+                "name": f"published {number.metric}" + (f", {number.of}" if number.of else ""),
+                "value": number.text,
+                "source": number.source + (f", measured by {number.by}" if number.by else ""),
+            }
+            for number in self.numbers
+        ]
+        settings = [
+            {
+                "name": entry.name,
+                "value": NOT_PUBLISHED if entry.value is None else entry.text,
+                "source": entry.source,
+            }
+            for entry in self.parameters
+        ]
+        return [*numbers, *settings]
+
+
+def with_source(
+    parameters: Sequence[Parameter], **values: tuple[Value, str]
+) -> tuple[Parameter, ...]:
+    """`parameters` with other values and sources for some names, and further ones after them."""
+    changed = {name: Parameter(name, *pair) for name, pair in values.items()}
+    kept = tuple(changed.pop(entry.name, entry) for entry in parameters)
+    return (*kept, *changed.values())

@@ -1,0 +1,235 @@
+"""Published numbers measured again: which command, what is missing for it, and the final table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from taming.atomic_files import write_text
+from taming.checkpoint import find_run
+from taming.config import load_config
+from taming.data.checks import damage_found_later
+from taming.devices import own_share
+from taming.errors import UserError, sentence
+from taming.evaluation.presets import Number, Preset, command_of
+from taming.evaluation.results import Result, markdown_table, read_result
+from taming.evaluation.sources.conditioned_run import ConditionedRunSource
+from taming.evaluation.sources.images import key_of
+from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.fidelity import flattened
+from taming.published_models import how_to_fetch, published_models
+from taming.sampling.estimate import estimated_seconds
+from taming.sampling.inputs import inputs_of_item
+from taming.sampling.load import open_dataset
+from taming.sampling.rejection import Classifier
+from taming.sampling.requests import request_for_condition, requests_for_labels
+from taming.sampling.sizes import trained_shape
+from taming.shipped import find_config
+from taming.user_files import read_text
+
+# Where the spread of a metric is in results, and what it is over.
+SPREADS = {
+    "fid": ("fid_spread.std", "samples drawn again with replacement"),
+    "isc.mean": ("isc.std", "splits of the samples"),
+}
+ONE_PER_LAYOUT = "sets of one image per layout"
+RESULTS = ("fidelity-*.json", "first_stages-*/first_stages.json", "transformer.json", "scenes.json")
+NOTE = (
+    "Spreads are standard deviations: of FID over sets drawn with replacement from the samples "
+    "(each image a Poisson number of times; the deviation only, as such sets have a higher FID "
+    "themselves), of Inception Score over its splits, of scenes over sets of one image per layout. "
+    "They are of the draw of samples alone: weights and reference are the same. What is published "
+    "behind +- may be over something else."
+)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A preset, and what measures it here."""
+
+    preset: Preset
+    run: str | None = None  # of its model, if it is not where scripts/download_models.py puts it
+    config: str | None = None  # of its data, if it is not its own
+    extra: tuple[str, ...] = ()  # further flags of the script
+
+    @property
+    def model_path(self) -> Path | None:
+        """The run that is evaluated; None if the preset needs one that nobody has named."""
+        if self.run is not None:
+            return Path(self.run)
+        model = self.preset.model
+        return None if model is None else Path(published_models()[model].folder)
+
+    @property
+    def config_path(self) -> Path | None:
+        if self.config is not None:
+            return Path(self.config)
+        name = self.preset.config
+        return None if name is None else find_config(f"configs/{name}.yaml")
+
+    def command(self) -> list[str]:
+        """`[script, *words]`, without the folder of the results."""
+        words = command_of(self.preset, None if self.model_path is None else str(self.model_path))
+        own = f"configs/{self.preset.config}.yaml"
+        words = [str(self.config_path) if word == own else word for word in words]
+        return [*words, *self._spread(), *self.extra]
+
+    def _spread(self) -> list[str]:
+        """Flags that measure the spread of the draw, too: of samples, not of all that there is."""
+        sampled = self.preset.script == "evaluate_fid" and not self.preset.of_data_alone
+        if not sampled or self.preset.parameter("reconstruct"):
+            return []
+        return ["--metrics", f"{self.preset.parameter('metrics') or 'fid'},fid_spread"]
+
+    def missing(self) -> Iterator[str]:
+        """What has to be there, in sentences that say how to get it; nothing is downloaded."""
+        preset = self.preset
+        if preset.script is None:
+            yield f"{preset.what} is no single run: {preset.note}"
+            return
+        if not preset.of_data_alone:
+            yield from self._missing_model()
+        yield from self._missing_data()
+        yield from self._missing_classifier()
+
+    def _missing_model(self) -> Iterator[str]:
+        if self.model_path is None:
+            yield f"{self.preset.note}: --model {self.preset.name}=RUN"
+            return
+        try:
+            find_run(self.model_path)
+        except UserError as error:
+            text = sentence(error)
+            hint = "" if "download_models" in text else how_to_fetch(self.model_path)
+            yield text + hint
+
+    def _missing_data(self) -> Iterator[str]:
+        names = ("reconstruct", "samples_split", "split")
+        splits = [str(value) for name in names if (value := self.preset.parameter(name))]
+        for split in dict.fromkeys(splits or ["validation"]):
+            try:
+                if (path := self.config_path) is not None:
+                    with damage_found_later():
+                        open_dataset(load_config([path], used=["data"]).data, split)
+            except UserError as error:
+                name = self.config or f"configs/{self.preset.config}.yaml"
+                yield f"{split} data of {name}: {sentence(error)} (see docs/data.md)"
+
+    def _missing_classifier(self) -> Iterator[str]:
+        name = self.preset.parameter("classifier")
+        if name is None or "--classifier" in self.extra:
+            return
+        if (path := Classifier.missing_file(str(name))) is not None:
+            fetch = f"import torchvision; torchvision.models.{name}(weights='DEFAULT')"
+            yield (
+                f'there is no {path}; fetch it with python -c "{fetch}", or name a file: '
+                f"-- --classifier {name}:FILE"
+            )
+
+    @property
+    def key(self) -> str:
+        """Of all that decides the result and can be known before it."""
+        files = [self.config_path] if self.config_path else []
+        checkpoint = None
+        if not self.preset.of_data_alone and self.model_path is not None:
+            file = find_run(self.model_path).checkpoint
+            checkpoint = [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+        return key_of(
+            command=self.command(),
+            sources=self.preset.describe(),
+            configs=[read_text(path) for path in files],
+            checkpoint=checkpoint,
+        )[:8]
+
+    def folder(self, outdir: Path) -> Path:
+        """Where its results are."""
+        return outdir / f"{self.preset.name}-{self.key}"
+
+
+def result_in(folder: Path) -> Result | None:
+    """The result that a script has written into a folder; None if there is none."""
+    found = [path for pattern in RESULTS for path in folder.glob(pattern)]
+    return read_result(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def measured_numbers(preset: Preset, result: Result) -> dict[str, float]:
+    """The numbers of a result by name, as `Number.metric` has them."""
+    metrics: Mapping[str, Any] = result["metrics"]
+    if preset.script == "evaluate_first_stage":
+        (metrics,) = metrics.values()  # of the one first stage
+    return {name: value for name, value in flattened(metrics) if isinstance(value, int | float)}
+
+
+def spread_of(number: Number, measured: Mapping[str, float]) -> float | None:
+    """The standard deviation of a number over the draw of samples; None if it is not known."""
+    name = number.metric.removesuffix(".mean")
+    of_scenes = measured.get(f"one_per_layout.{name}.std")
+    return (
+        of_scenes if of_scenes is not None else measured.get(SPREADS.get(number.metric, ("",))[0])
+    )
+
+
+def rows(preset: Preset, result: Result | None, why_not: str = "") -> list[dict[str, Any]]:
+    """Lines of the final table: a published number each, and the measured one, or why there is
+    none."""
+    measured = {} if result is None else measured_numbers(preset, result)
+    lines = []
+    for number in preset.numbers:
+        value = None if number.of else measured.get(number.metric)
+        lines.append(
+            {
+                "preset": preset.name,
+                "metric": number.metric + (f" of {number.of}" if number.of else ""),
+                "published": number.text,
+                "where": number.source + (f", measured by {number.by}" if number.by else ""),
+                "measured": (why_not or "not measured here") if value is None else value,
+                "spread": spread_of(number, measured) if value is not None else None,
+                "by": protocol_name(result) if result else None,
+            }
+        )
+    return lines
+
+
+def protocol_name(result: Result) -> str:
+    """Which protocol a number is of, in a few words: extractor, and the reference's resize."""
+    protocol, sets = result["protocol"], result["sets"]
+    extractor = protocol.get("extractor") or protocol.get("rfid") or {}
+    words = [str(extractor.get("extractor") or protocol.get("evaluator") or "no extractor")]
+    reference = sets.get("reference") or sets.get("images") or {}
+    words += [f"{key} {reference[key]}" for key in ("resize", "crop") if reference.get(key)]
+    count = (sets.get("samples") or sets.get("images") or {}).get("images")
+    return ", ".join([*words, *([f"{count} images"] if count else [])])
+
+
+def write_table(lines: Sequence[Mapping[str, Any]], outdir: Path) -> str:
+    """Write `reproduced.json` and `reproduced.md`; returns the Markdown."""
+    shown = [{k: "" if v is None else v for k, v in line.items()} for line in lines]
+    text = f"{markdown_table(shown)}\n\n{NOTE}\n"
+    write_text(outdir / "reproduced.json", json.dumps(list(lines), indent=2) + "\n")
+    write_text(outdir / "reproduced.md", text)
+    return text
+
+
+def sampling_seconds(source: RunSource, batch_size: int) -> float:
+    """Seconds that sampling all images of a run takes, by a short trial: see `estimated_seconds`.
+
+    With candidates that are rejected, and shared by the processes.
+    """
+    plan, model = source.plan, source.model
+    kept, tried = plan.group
+    count = -(-len(source) * tried // (kept * own_share()[1]))
+    shape = trained_shape(model)
+    if isinstance(source, ConditionedRunSource):
+        numbers = source.kept[: min(batch_size, len(source))]
+        inputs = [inputs_of_item(model, source.dataset, number) for number in numbers]
+        alike = [one for one in inputs if one.shape == inputs[0].shape]
+        requests = [request_for_condition(model, i.c, i.number, i.shape) for i in alike]
+        shape = inputs[0].shape
+    else:
+        every = requests_for_labels(model, source.labels, plan.num_samples)
+        requests = list(islice(every, min(batch_size, count)))
+    return estimated_seconds(model, requests, plan.settings, batch_size, shape, count=count)

@@ -1,0 +1,101 @@
+"""Updates of a model that steps its optimizers itself, by the hooks that Lightning has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from taming.errors import UserError
+from taming.lightning_internals import clip_gradients
+from taming.models.own_hooks import KeptHooks
+from taming.user_code import name_of
+
+
+class ManualSteps(KeptHooks):
+    """Steps, clipping and schedules, such that what subclasses define of these hooks is called."""
+
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = "norm"
+
+    def all_optimizers(self) -> list[Any]:
+        """Those of `configure_optimizers`, as Lightning wraps them; of a subclass's, there may be
+        one."""
+        made: Any = self.optimizers()
+        return made if isinstance(made, list) else [made]
+
+    @contextmanager
+    def one_of(self, optimizer: LightningOptimizer) -> Iterator[None]:
+        """A context in which only the parameters of one optimizer get gradients."""
+        self.toggle_optimizer(optimizer)
+        try:
+            yield
+        finally:
+            self.untoggle_optimizer(optimizer)
+
+    def update(self, optimizer: Any, batch_idx: int) -> None:
+        """Step an optimizer, empty its gradients, and step its schedules."""
+        self.optimizer_step(self.current_epoch, batch_idx, optimizer, lambda: None)
+        self.optimizer_zero_grad(self.current_epoch, batch_idx, optimizer)
+        self.step_schedules("step", batch_idx, optimizer.optimizer)
+
+    def step_schedules(
+        self, interval: str, number: int, optimizer: Optimizer | None = None
+    ) -> None:
+        """Step the schedules, of one optimizer or all, that are due after a "step" or an "epoch".
+
+        `number` is that of the batch or epoch, from 0.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            own = optimizer is None or config.scheduler.optimizer is optimizer
+            if own and config.interval == interval and (number + 1) % config.frequency == 0:
+                self.lr_scheduler_step(config.scheduler, None)
+
+    def on_train_epoch_end(self) -> None:
+        if not self.automatic_optimization:
+            self.step_schedules("epoch", self.current_epoch)
+
+    def check_optimizers(self) -> None:
+        """Refuse (`UserError`) optimizers and schedules that cannot be stepped so."""
+        name = name_of(type(self))
+        if self.automatic_optimization:
+            return
+        if any(isinstance(one.optimizer, LBFGS) for one in self.all_optimizers()):
+            raise UserError(f"{name} cannot be trained by LBFGS; choose another")
+        schedules = (config.scheduler for config in self.trainer.lr_scheduler_configs)
+        if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
+            raise UserError(
+                f"{name} steps its schedules itself, without the value that ReduceLROnPlateau "
+                "waits for; choose another, or scheduler_config"
+            )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer, optimizer_idx: int = 0) -> None:
+        """Clip the gradients; `optimizer_idx` is for callers as of Lightning 1."""
+        if self.automatic_optimization:
+            return  # Lightning clips
+        self.configure_gradient_clipping(
+            optimizer,
+            gradient_clip_val=self.gradient_clip_val,
+            gradient_clip_algorithm=self.gradient_clip_algorithm,
+        )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        *former: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by "norm" (also if it is None) or "value", without the scale of float16.
+
+        Both may be given in their order, as in Lightning 1 behind the optimizer's number.
+        """
+        if former:
+            *_, gradient_clip_val, gradient_clip_algorithm = (None, *former)[-3:]
+        if gradient_clip_val:
+            how = gradient_clip_algorithm or "norm"
+            clip_gradients(self.trainer, optimizer, gradient_clip_val, how)

@@ -1,0 +1,162 @@
+"""The command `taming`: `main.py` and every script, as `taming train`, `taming sample` and so on.
+
+Nothing but the script that is asked for is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import taming
+from taming.command_line import Parser, flags_of
+from taming.completion_script import SHELLS, completion_script
+from taming.errors import UserError, command
+from taming.shipped import config_names, find_config, shipped
+
+# The scripts by their subcommands, in the order in which they are needed.
+SCRIPTS = {
+    "digits": "digits",
+    "list": "make_image_list",
+    "preview": "preview_data",
+    "shards": "make_shards",
+    "examples": "make_example_data",
+    "depth": "extract_depth",
+    "segmentation": "extract_segmentation",
+    "encode": "encode_dataset",
+    "curves": "plot_curves",
+    "sample": "sample_fast",
+    "sample-data": "make_samples",
+    "scenes": "make_scene_samples",
+    "complete": "complete",
+    "reconstruct": "reconstruct",
+    "demo": "sample_conditional",
+    "report": "report",
+    "evaluate": "evaluate_fid",
+    "evaluate-first-stage": "evaluate_first_stage",
+    "evaluate-transformer": "evaluate_transformer",
+    "evaluate-scenes": "evaluate_scenes",
+    "evaluate-classes": "evaluate_classes",
+    "reproduce": "reproduce",
+    "statistics": "compute_statistics",
+    "download": "download_models",
+    "export": "export",
+    "submodel": "extract_submodel",
+    "consolidate": "consolidate",
+}
+TRAIN, CONFIGS, COMPLETION = "train", "configs", "completion"
+OWN = {
+    TRAIN: "Train a first stage or a transformer, as main.py does.",
+    CONFIGS: "List the shipped configs, or copy some to change them.",
+    COMPLETION: "Print what lets a shell complete commands, flags and configs.",
+}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `taming` with `argv` (default: the command line)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print(f"taming {taming.__version__}")
+    elif name in OWN:
+        Parser.program = f"taming {name}"
+        {TRAIN: train, CONFIGS: configs, COMPLETION: completion}[name](rest)
+    elif name in SCRIPTS:
+        Parser.program = f"taming {name}"
+        run_script(name, rest)
+    else:
+        close = difflib.get_close_matches(name, [*OWN, *SCRIPTS], n=1)
+        hint = f"; did you mean {close[0]}?" if close else " (see taming --help)"
+        raise UserError(f"there is no command {name}{hint}")
+
+
+def summary(path: Path) -> str:
+    """The first sentence of a script's docstring, without importing it."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def overview() -> str:
+    """What `taming --help` says."""
+    commands = dict(OWN)
+    for name, script in SCRIPTS.items():
+        commands[name] = summary(shipped("scripts") / f"{script}.py")
+    width = max(map(len, commands))
+    lines = [f"  {name:{width}}  {text}" for name, text in commands.items()]
+    first = "usage: taming COMMAND [arguments]     (taming COMMAND --help says which)"
+    return "\n".join([first, "", *lines])
+
+
+def train(argv: Sequence[str]) -> None:
+    """What main.py does."""
+    from taming.training.cli import main
+
+    main(argv)
+
+
+def run_script(name: str, argv: Sequence[str]) -> None:
+    """Run a script in this process; the demo's page is served by Streamlit in its place."""
+    path = shipped("scripts") / f"{SCRIPTS[name]}.py"
+    if name != "demo" or "--help" in argv or "-h" in argv:
+        return load(path).main(argv)
+    if importlib.util.find_spec("streamlit") is None:
+        raise UserError("the demo needs Streamlit: pip install 'taming-transformers[demo]'")
+    words = [sys.executable, "-m", "streamlit", "run", str(path), "--", *argv]
+    os.execv(sys.executable, words)
+
+
+def load(path: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def configs(argv: Sequence[str]) -> None:
+    """Print the names of the shipped configs, or copy some; UserError for one that is not there."""
+    parser = Parser(description=OWN[CONFIGS])
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--copy", nargs="+", default=[], metavar="NAME", help="copy these")
+    parser.add_argument(
+        "--outdir", "-o", type=Path, default=Path(), help="where to (default: here)"
+    )
+    args = parser.parse_args(argv)
+    if args.list or not args.copy:
+        print("\n".join(config_names()))
+    for name in args.copy:
+        target = args.outdir / find_config(name).name
+        if target.exists():
+            raise UserError(f"{target} exists; delete it, or give another --outdir")
+        args.outdir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(find_config(name), target)
+        print(f"{name} is in {target}")
+
+
+def completion(argv: Sequence[str]) -> None:
+    """Print the completion script of a shell."""
+    parser = Parser(description=OWN[COMPLETION], epilog='eval "$(taming completion bash)"')
+    parser.add_argument("shell", choices=SHELLS)
+    shell = parser.parse_args(argv).shell
+    print(completion_script(shell, flags_of_commands(), config_names()))
+
+
+def flags_of_commands() -> dict[str, list[str]]:
+    """The flags of every command; imports all scripts, which takes seconds."""
+    flags = {name: flags_of(globals()[name]) for name in OWN}
+    for name, script in SCRIPTS.items():
+        if name != "demo":  # Streamlit's script runs when it is imported
+            flags[name] = flags_of(load(shipped("scripts") / f"{script}.py").main)
+    return {**flags, "demo": flags["sample"]}

@@ -1,0 +1,40 @@
+"""What comes with the package beside its code: the scripts, and the configs, by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from taming.errors import UserError, absence
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def shipped(folder: str) -> Path:
+    """The folder `scripts` or `configs`: within an installed package, or beside it in a clone."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def config_names() -> list[str]:
+    """The names of the shipped configs: `digits_vqgan`, `small/vqgan`."""
+    root = shipped("configs")
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find_config(path: str | Path) -> Path:
+    """A config file of the user's, else the shipped one of that name.
+
+    `digits_vqgan`, `digits_vqgan.yaml` and `configs/digits_vqgan.yaml` are such names.
+    Raises UserError if there is neither.
+    """
+    path = Path(path)
+    if os.path.isfile(path):  # False of impossible names, too
+        return path
+    name = str(path).removeprefix(f"configs{os.sep}")
+    if path.suffix in SUFFIXES:
+        name = name.removesuffix(path.suffix)
+    if name in config_names():
+        return shipped("configs") / f"{name}.yaml"
+    raise UserError(absence("config file", path))

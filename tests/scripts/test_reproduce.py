@@ -1,0 +1,177 @@
+"""scripts/reproduce.py on small stand-ins: commands, what is missing, resumption, the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import reproduce as script
+from scripts.reproduce import main
+from taming.evaluation.presets import PRESETS, preset
+from taming.evaluation.tasks.reproduction import Reproduction, measured_numbers, rows
+from tests.kit.models import FIRST_STAGE
+from tests.kit.runs import tiny_run
+from tests.kit.training import small_vqgan, write_config
+
+TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
+SMALL = ("--", "-n", "6", "--classes", "1,3", "-k", "10", "--isc_splits", "2", *TINY)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_config(tmp_path_factory.mktemp("data"), small_vqgan())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_run(tmp_path_factory.mktemp("logs") / "run"))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(place: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((place / "reproduced" / "reproduced.json").read_text())
+    return found
+
+
+def test_a_number_is_measured_once(
+    place: Path, run: str, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["cin_k250", "--model", f"cin_transformer={run}", "--data", f"cin_k250={data}"]
+    main([*words, *SMALL])
+    said = capsys.readouterr().out
+    assert "sampling 12 images takes about" in said
+    assert said.index("takes about") < said.index("published isc.mean")
+    fid, isc = lines(place)
+    assert (fid["published"], fid["where"]) == ("15.98", "table 4, row 3")
+    assert fid["measured"] > 0 and fid["spread"] > 0 and isc["measured"] > 1 <= isc["spread"] + 1
+    assert "tests.kit.extractor:TinyExtractor" in fid["by"] and "12 images" in fid["by"]
+    table = (place / "reproduced" / "reproduced.md").read_text()
+    assert "| cin_k250 | fid " in " ".join(table.split()) and "drawn with replacement" in table
+    # The same command has nothing to do; another setting is another result.
+    monkeypatch.setattr(script, "load", lambda path: pytest.fail("evaluated again"))
+    main([*words, *SMALL])
+    assert "cin_k250 is in reproduced/cin_k250-" in capsys.readouterr().out
+    assert lines(place) == [fid, isc]
+    with pytest.raises(pytest.fail.Exception, match="evaluated again"):
+        main([*words, *SMALL, "--seed", "3"])
+
+
+def test_the_key_follows_the_checkpoint_and_the_data(place: Path, run: str, data: str) -> None:
+    copied = shutil.copytree(run, place / "other")
+    config = Path(shutil.copy(data, place / "data.yaml"))
+    keys = {Reproduction(preset("cin_k250"), str(copied), str(config)).key}
+    keys.add(Reproduction(preset("cin_k250"), str(copied), str(config), ("-n", "2")).key)
+    keys.add(Reproduction(preset("cin_k973"), str(copied), str(config)).key)
+    os.utime(copied / "checkpoints" / "last.ckpt", (1, 1))
+    keys.add(Reproduction(preset("cin_k250"), str(copied), str(config)).key)
+    config.write_text(config.read_text() + "# other\n")
+    keys.add(Reproduction(preset("cin_k250"), str(copied), str(config)).key)
+    assert len(keys) == 5
+
+
+def test_first_stages_and_real_images(place: Path, data: str) -> None:
+    stage = str(tiny_run(place / "stage", FIRST_STAGE))
+    names = ("rfid_vq_f8", "rfid_vqgan_1024_train")
+    words = ["--model", f"vq_f8={stage}", "--model", f"rfid_vqgan_1024_train={stage}"]
+    words += [word for name in names for word in ("--data", f"{name}={data}")]
+    main([*names, *words, "--", *TINY, "--batch_size", "4"])
+    measured = {(line["preset"], line["metric"]): line for line in lines(place)}
+    assert set(measured) == {("rfid_vq_f8", "rfid"), ("rfid_vqgan_1024_train", "fid")}
+    for line in measured.values():
+        assert line["measured"] > 0 and line["spread"] is None and "4 images" in line["by"]
+    name = "imagenet_validation"
+    main([name, "--data", f"{name}={data}", "--", *TINY, "--isc_splits", "2"])
+    fid, isc = lines(place)
+    assert fid["measured"] > 0 and fid["spread"] is None  # nothing is drawn
+    assert isc["measured"] > 1 and isc["spread"] > 0
+
+
+def test_what_is_missing_is_said(
+    place: Path, run: str, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["ffhq", "rfid_two_levels", "cifar10_f2", "--data", f"rfid_two_levels={data}"])
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "fetch it with python scripts/download_models.py ffhq_transformer" in said.out
+    assert "FFHQTrain: the folder data/ffhq does not exist" in said.out
+    assert "train one, and name its run: --model rfid_two_levels=RUN" in said.out
+    assert "is no single run: " in said.out
+    assert said.err.strip() == "error: 3 of 3 presets were not measured"
+    assert {line["measured"] for line in lines(place)} == {"missing: model or data"}
+    assert not list((place / "reproduced").glob("*/"))
+    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
+    with pytest.raises(SystemExit):
+        main(["cin_4", "--model", f"cin_transformer={run}", "--data", f"cin_mixed_k_a005={data}"])
+    said = capsys.readouterr()
+    assert re.search(r"there is no .*resnet101-\w+\.pth; fetch it with python -c ", said.out)
+
+
+def test_one_that_fails_does_not_stop_the_others(
+    place: Path, run: str, data: str, capsys: Any
+) -> None:
+    names = ("cin_k973", "cin_k250")
+    words = [word for name in names for word in ("--data", f"{name}={data}")]
+    words += ["--model", f"cin_transformer={run}"]
+    with pytest.raises(SystemExit):
+        main([*names, *words, *SMALL, "--classes", "7"])
+    said = capsys.readouterr()
+    assert "class 7 is out of range" in said.out + said.err
+    assert "error: 2 of 2 presets were not measured" in said.err
+
+
+def test_the_list(capsys: Any) -> None:
+    main(["--list"])
+    said = capsys.readouterr().out
+    assert all(f"| {name} |" in said for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "name presets, or give --all"),
+        (("ffhq", "--all"), "name presets, or give --all"),
+        (("fhq",), "did you mean 'ffhq'"),
+        (("ffhq", "--model", "logs/run"), "--model: give NAME=PATH, not 'logs/run'"),
+        (("ffhq", "--model", "fhq=logs/run"), "there is no preset or published model 'fhq'"),
+        (("ffhq", "--unknown"), "unknown argument --unknown"),
+    ],
+)
+def test_one_sentence_for_wrong_flags(flags: tuple[str, ...], message: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*flags])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_spreads_and_names_of_scenes_and_likelihoods() -> None:
+    scenes = {"fid": 41.0, "scene_fid": 14.0, "isc": {"mean": 18.0, "std": 0.2}}
+    scenes |= {
+        "one_per_layout": {n: {"mean": 1.0, "std": 0.1} for n in ("fid", "scene_fid", "isc")}
+    }
+    result: dict[str, Any] = {"metrics": scenes, "protocol": {}, "sets": {}}
+    found = rows(preset("oi_scene_1b"), result)
+    assert [(r["metric"], r["measured"], r["spread"]) for r in found] == [
+        ("fid", 41.0, 0.1),
+        ("scene_fid", 14.0, 0.1),
+        ("isc.mean", 18.0, 0.1),
+    ]
+    result = {"metrics": {"nats_per_token": 5.0}, "protocol": {}, "sets": {}}
+    own, steps, time = rows(preset("nll_rin"), result)
+    assert (own["measured"], own["spread"]) == (5.0, None)
+    assert steps["measured"] == time["measured"] == "not measured here"
+    one = {"metrics": {"run": {"rfid": 3.0}}}
+    assert measured_numbers(preset("rfid_vq_f8"), one) == {"rfid": 3.0}

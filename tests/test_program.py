@@ -1,0 +1,156 @@
+"""The command `taming`, from a clone and from a wheel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from taming import __version__
+from taming.command_line import Parser
+from taming.config import load_config
+from taming.errors import UserError
+from taming.program import OWN, SCRIPTS, load, main, overview
+from taming.shipped import config_names, find_config, shipped
+from tests.support import ROOT
+
+
+@pytest.fixture(autouse=True)
+def program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Parser, "program", None)
+
+
+def run(*words: str) -> None:
+    main.__wrapped__(list(words))  # type: ignore[attr-defined]  # errors as exceptions
+
+
+def test_every_script_is_a_command_with_a_summary() -> None:
+    assert {f"{name}.py" for name in SCRIPTS.values()} == {
+        path.name for path in (ROOT / "scripts").glob("*.py")
+    }
+    lines = [line.split(maxsplit=1) for line in overview().splitlines()[2:]]
+    assert [line[0] for line in lines] == [*OWN, *SCRIPTS]
+    assert all(text[0].isupper() and text.endswith(".") for _, text in lines)
+
+
+def test_what_is_asked_of_the_program_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["-h"], ["--help"]):
+        run(*words)
+        assert capsys.readouterr().out == overview() + "\n"
+    run("--version")
+    assert capsys.readouterr().out == f"taming {__version__}\n"
+    with pytest.raises(UserError, match="there is no command smaple; did you mean sample"):
+        run("smaple")
+    with pytest.raises(UserError, match=r"there is no command \? \(see taming --help\)"):
+        run("?")
+
+
+def test_commands_are_the_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run("list", "--help")
+    assert capsys.readouterr().out.startswith("usage: taming list [-h]")
+    with pytest.raises(SystemExit) as caught:
+        run("list", "gone")
+    assert (caught.value.code, capsys.readouterr().err) == (2, "error: there is no folder gone\n")
+    with pytest.raises(SystemExit):
+        run("train", "--base", "digits_vqgann")
+    assert capsys.readouterr().err == "error: there is no config file digits_vqgann\n"
+
+
+def test_configs_are_listed_copied_and_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("configs", "--list")
+    names = capsys.readouterr().out.split()
+    assert names == config_names() and {"digits_vqgan", "small/vqgan"} <= set(names)
+    run("configs", "--copy", "digits_vqgan", "small/vqgan", "-o", "own")
+    said = capsys.readouterr().out
+    assert said == "digits_vqgan is in own/digits_vqgan.yaml\nsmall/vqgan is in own/vqgan.yaml\n"
+    shipped_text = (shipped("configs") / "digits_vqgan.yaml").read_text()
+    assert Path("own/digits_vqgan.yaml").read_text() == shipped_text
+    with pytest.raises(UserError, match="own/vqgan.yaml exists; delete it"):
+        run("configs", "--copy", "small/vqgan", "-o", "own")
+    for name in ("digits_vqgan", "digits_vqgan.yaml", "configs/digits_vqgan.yaml"):
+        assert find_config(name) == shipped("configs") / "digits_vqgan.yaml"
+    Path("digits_vqgan").write_text("model: {target: own.Model}")
+    assert find_config("digits_vqgan") == Path("digits_vqgan")  # the user's comes first
+    assert load_config(["digits_vqgan.yaml"]).model.params.n_embed == 64
+
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@pytest.fixture(scope="module")
+def completions() -> dict[str, str]:
+    code = "from taming.program import main\n"
+    code += "".join(f"print('#', {shell!r}); main(['completion', {shell!r}])\n" for shell in SHELLS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    made = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    parts = [part.partition("\n") for part in made.stdout.split("# ")[1:]]
+    return {name: text for name, _, text in parts}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("taming", "sa"), "sample sample-data"),
+        (("taming", "train", "--no-t"), "--no-test"),
+        (("taming", "train", "--base", "digits_v"), "digits_variants_transformer digits_vqgan"),
+        (("taming", "evaluate", "--swe"), "--sweep"),
+    ],
+)
+def test_bash_completes(completions: dict[str, str], words: tuple[str, ...], expected: str) -> None:
+    tail = f"\nCOMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _taming; "
+    tail += 'echo "${COMPREPLY[@]}"'
+    made = subprocess.run(
+        ["bash", "-c", completions["bash"] + tail], capture_output=True, text=True
+    )
+    assert made.stdout.strip() == expected and not made.stderr
+    assert "bashcompinit" in completions["zsh"] and "-l no-test" in completions["fish"]
+
+
+@pytest.mark.slow
+def test_the_wheel_has_scripts_and_configs(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("taming", "scripts", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    code = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (wheel,) = source.glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    shutil.rmtree(source)
+    elsewhere = tmp_path / "empty"
+    elsewhere.mkdir()
+
+    def taming(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "taming", *words]
+        environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(line, cwd=elsewhere, env=environment, capture_output=True, text=True)
+
+    assert taming("configs").stdout.split() == config_names()
+    made = taming("digits", "--max_steps", "2", "-n", "2")
+    assert made.returncode == 0, made.stderr
+    assert "FID" in made.stdout and len(list(elsewhere.glob("logs/*/samples/*/*/*/*.png"))) == 20
+    assert taming("sample").stderr.startswith("error: the following arguments are required: -r")
+
+
+def test_scripts_are_loaded_as_modules() -> None:
+    module = load(ROOT / "scripts/make_image_list.py")
+    assert module.Options.__module__ == "make_image_list"
+    assert module.Options(seed=3).seed == 3
