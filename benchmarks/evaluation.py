@@ -23,11 +23,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from measure import write_results
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
-from benchmarks.measure import write_results
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import METRICS, metric_settings
 from taming.evaluation.runner import Cache, Runner

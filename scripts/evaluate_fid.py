@@ -1,11 +1,13 @@
 """FID, Inception Score, KID, precision and recall of a set of images against another.
 
     python scripts/evaluate_fid.py SAMPLES REFERENCE --metrics fid,isc,kid,prc
+    python scripts/evaluate_fid.py SAMPLES REFERENCE --metrics all --evaluators adm,clean-fid
 
 Each is a folder of images, a dataset's config (YAML), a run (its samples are made, and not kept),
-or, as reference for FID, an .npz of scripts/compute_statistics.py. The numbers go to a JSON file
-that says how they were made, and a table beside it. An interrupted evaluation goes on when the same
-command is given again; `torchrun --nproc_per_node 4 scripts/evaluate_fid.py ...` shares the work.
+an .npz of images, or, as reference for FID, an .npz of scripts/compute_statistics.py. The numbers
+go to a JSON file that says how they were made, and a table beside it. An interrupted evaluation
+goes on when the same command is given again; `torchrun --nproc_per_node 4
+scripts/evaluate_fid.py ...` shares the work.
 """
 
 from __future__ import annotations
@@ -23,15 +25,14 @@ from taming.devices import choose_device, choose_dtype
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
-    FidelityExtractorArguments,
     RunSetArguments,
     add_metric_flags,
     add_set_flags,
-    fidelity_settings,
     make_parser,
     open_sets,
     parse_sets,
 )
+from taming.evaluation.evaluator_arguments import FidelityExtractorArguments, make_evaluator
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
@@ -46,9 +47,10 @@ from taming.evaluation.results import (
 )
 from taming.evaluation.sources.images import LoadedSource, key_of
 from taming.evaluation.sources.run import RunSource
-from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, ImageSet, flattened
+from taming.evaluation.tasks.fidelity import Evaluation, ImageSet, flattened
 from taming.evaluation.tasks.first_stage import LoadedFirstStage
 from taming.evaluation.tasks.reconstructed_set import ReconstructedSource
+from taming.evaluation.tasks.side_by_side import SideBySide
 from taming.evaluation.tasks.sweep import (
     evaluate_sweep,
     parse_sweep,
@@ -116,10 +118,9 @@ class Job:
             raise UserError("give SAMPLES and REFERENCE: folders of images, runs or configs")
         self.common = from_flags(EvaluationArguments, args)
         self.extractor = from_flags(FidelityExtractorArguments, args)
-        self.settings = fidelity_settings(
-            args, dict(self.extractor.layer), keep_features=self.own.neighbors > 0
-        )
-        if self.own.sweep and (self.settings.per_class or self.settings.keep_features):
+        self.settings = self.extractor.settings(args, keep_features=self.own.neighbors > 0)
+        first = self.settings[0]
+        if self.own.sweep and (first.per_class or first.keep_features):
             raise UserError("--sweep goes without --per_class and --neighbors")
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         start_of_sweep(self.swept or {}, args)
@@ -146,12 +147,11 @@ class Job:
 
     def run(self) -> list[Evaluated]:
         """One evaluation, or those of a sweep; none in ranks above 0."""
-        extractor, prc_extractor = self.extractor.extractors(
+        extractors = self.extractor.extractors(
             self.settings, self.device, self.common.precision, self.common.compile
         )
-        evaluator = FidelityEvaluator(
-            self.reference, extractor, self.settings, prc_extractor, self.runner
-        )
+        evaluator = make_evaluator(self.reference, self.settings, extractors, self.runner)
+        self.side_by_side = isinstance(evaluator, SideBySide)
         evaluated: Iterable[tuple[dict[str, Any], Evaluation | None]]
         if self.swept and isinstance(self.samples, RunSource):
             evaluated = list(evaluate_sweep(evaluator, self.samples, self.swept))
@@ -185,6 +185,8 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
     path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
     tables = noted(result, job.own.preset)
+    if job.side_by_side and not job.swept:
+        tables.append(by_evaluator(evaluation.metrics))
     if job.swept:
         rows = sweep_rows(evaluated)
         tables.append(markdown_table(rows))
@@ -208,6 +210,25 @@ def picture_of_neighbors(job: Job, evaluation: Evaluation, path: Path) -> None:
     assert not isinstance(job.samples, Statistics) and not isinstance(job.reference, Statistics)
     indices = nearest(*evaluation.banks, ROWS, job.own.neighbors)
     neighbors_picture(job.samples, job.reference, indices).save(path)
+
+
+def by_evaluator(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table with a column for every evaluator, whose numbers are not those of the others."""
+    columns = {name: dict(flattened(values)) for name, values in metrics.items()}
+    names = dict.fromkeys(metric for values in columns.values() for metric in values)
+    return markdown_table(
+        [
+            {"metric": metric, **{name: values.get(metric, "") for name, values in columns.items()}}
+            for metric in names
+        ]
+    )
+
+
+def printed(job: Job, evaluated: Sequence[Evaluated]) -> str:
+    if job.swept:
+        return markdown_table(sweep_rows(evaluated))
+    metrics = evaluated[0][1].metrics
+    return by_evaluator(metrics) if job.side_by_side else summary(metrics)
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -240,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluated = job.run()
     if not evaluated:
         return
-    print(markdown_table(sweep_rows(evaluated)) if job.swept else summary(evaluated[0][1].metrics))
+    print(printed(job, evaluated))
     path = write(job, evaluated, time.monotonic() - start)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")
     end_with_damaged(job.runner.left_out)

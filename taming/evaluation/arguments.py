@@ -25,7 +25,9 @@ from taming.command_line import (
 )
 from taming.devices import choose_dtype
 from taming.errors import UserError
-from taming.evaluation.metrics.features import INCEPTION, Extractor
+from taming.evaluation.metrics.evaluators import TORCH_FIDELITY
+from taming.evaluation.metrics.extractor_files import INCEPTION
+from taming.evaluation.metrics.features import Extraction, Extractor, make_extractors
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.reference import ROLES, add_size_flags, resize_by_flags
@@ -33,16 +35,16 @@ from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.npz_images import NpzImages, holds_images
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import FidelitySettings, ImageSet
 from taming.sampling.plan import TOP_K, SamplingPlan
 from taming.sampling.sizes import add_side_flags
 
 CONFIGS = (".yaml", ".yml")
-MANIFOLD_EXTRACTOR = "vgg16"  # torch-fidelity's own choice for precision and recall
 EXTRACTOR_HELP = (
     "of torch-fidelity, for all metrics, or your own as module:Class (default: "
-    f"{INCEPTION}, and {MANIFOLD_EXTRACTOR} for precision and recall)"
+    f"{INCEPTION}, and {TORCH_FIDELITY.manifold_extractor} for precision and recall)"
 )
 LAYER_HELP = "other features than the extractor's own choice, as fid=192 (may be repeated)"
 
@@ -98,50 +100,16 @@ class ExtractorArguments:
     def build(
         self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
     ) -> Extractor:
-        """The extractor of all metrics of `settings`.
+        """The extractor of all metrics of `settings`; by default, that of their evaluator.
 
         Raises UserError for unknown names and layers, or weights that are not there.
         """
-        name = extractor_name(self.extractor or INCEPTION)
+        name = extractor_name(self.extractor or settings.evaluator.extractor)
         layers, weights = settings.layers_of(settings.metrics, name), self.extractor_weights
+        wanted = Extraction(name, layers, weights, settings.evaluator.resize)
         dtype = extractor_dtype(precision, device)
-        return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidelityExtractorArguments(ExtractorArguments):
-    """Also which network does so for metrics of manifolds."""
-
-    prc_extractor: str | None = flag(None, "another one for precision and recall")
-    prc_weights: Path | None = flag(None, "its weights file")
-
-    def extractors(
-        self, settings: FidelitySettings, device: torch.device, precision: str, compiled: bool
-    ) -> tuple[Extractor, Extractor]:
-        """The extractor, and the one for metrics of manifolds (often the same).
-
-        Raises UserError for unknown names and layers, or weights that are not there.
-        """
-        own_weights = self.extractor_weights
-        own = [name for name in settings.metrics if not METRICS[name].of_manifold]
-        own += ["fid"] if settings.per_class or settings.keep_features else []
-        manifold = [name for name in settings.metrics if METRICS[name].of_manifold]
-        name = extractor_name(self.extractor or INCEPTION)
-        prc_name = extractor_name(self.prc_extractor or self.extractor or MANIFOLD_EXTRACTOR)
-        shared = name == prc_name and self.prc_weights in (None, own_weights)
-        dtype = extractor_dtype(precision, device)
-
-        def make(name: str, metrics: Sequence[str], weights: Path | None) -> Extractor:
-            layers = settings.layers_of(metrics, name)
-            return Extractor(name, layers, weights, device=device, dtype=dtype, compiled=compiled)
-
-        if not shared and manifold and not own:
-            extractor = make(prc_name, manifold, self.prc_weights)
-        elif shared or not manifold:
-            extractor = make(name, [*own, *settings.metrics], own_weights)
-        else:
-            return make(name, own, own_weights), make(prc_name, manifold, self.prc_weights)
-        return extractor, extractor
+        (made,) = make_extractors([wanted], device=device, dtype=dtype, compiled=compiled)
+        return made
 
 
 def add_metric_flags(parser: argparse.ArgumentParser) -> None:
@@ -152,14 +120,15 @@ def add_metric_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def fidelity_settings(
-    args: argparse.Namespace, layers: Mapping[str, str], keep_features: bool = False
+    args: argparse.Namespace, layers: Mapping[str, str], keep_features: bool = False, **chosen: Any
 ) -> FidelitySettings:
-    """What the flags of `add_metric_flags` say.
+    """What the flags of `add_metric_flags` say; `chosen` are fields that they do not decide.
 
     Raises UserError for an unknown metric or a number out of range.
     """
     of_metrics = {name: from_flags(metric.settings, args) for name, metric in METRICS.items()}
     rest = {"layers": layers, "keep_features": keep_features, "of_metrics": of_metrics}
+    rest |= {"evaluator": TORCH_FIDELITY} | chosen
     return from_flags(FidelitySettings, args, **rest)
 
 
@@ -193,8 +162,9 @@ class SetArguments:
         runs: Sequence[Run] = (),
     ) -> ImageSet:
         """The set of images that `text` names: a folder of images, a run's folder or checkpoint
-        (its samples, by the plan that is made), a config's dataset, or statistics (`.npz`) of
-        images that need not be here. What a config leaves open is taken from `runs`.
+        (its samples, by the plan that is made), a config's dataset, images in an `.npz`, or
+        statistics (`.npz`) of images that need not be here. What a config leaves open is taken from
+        `runs`.
 
         Raises UserError if it is none of these.
         """
@@ -202,8 +172,10 @@ class SetArguments:
         if not path.exists():
             raise UserError(
                 f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
-                "of scripts/compute_statistics.py"
+                "of images or of scripts/compute_statistics.py"
             )
+        if path.suffix == ".npz" and holds_images(path):
+            return NpzImages(path, workers)
         if path.suffix == ".npz":
             statistics = Statistics.load(path)
             return replace(statistics, protocol=statistics.protocol | {"file": text})

@@ -15,7 +15,6 @@ from taming.errors import UserError
 from taming.evaluation.arguments import (
     EvaluationArguments,
     ExtractorArguments,
-    FidelityExtractorArguments,
     RunSetArguments,
     add_metric_flags,
     add_set_flags,
@@ -27,6 +26,7 @@ from taming.evaluation.arguments import (
     parse_sets,
     sampling_plan,
 )
+from taming.evaluation.evaluator_arguments import FidelityExtractorArguments
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
@@ -48,8 +48,10 @@ def extractors(*flags: str, keep_features: bool = False) -> tuple[Extractor, Ext
     add_metric_flags(parser)
     args = parser.parse_args(flags)
     own = from_flags(FidelityExtractorArguments, args)
-    settings = fidelity_settings(args, dict(own.layer), keep_features)
-    return own.extractors(settings, CPU, "fp32", compiled=False)
+    ((first, second),) = own.extractors(
+        own.settings(args, keep_features), CPU, "fp32", compiled=False
+    )
+    return first, second
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from taming.evaluation.metrics.evaluators import EVALUATORS
+from taming.evaluation.metrics.extractor_files import INCEPTION
 from taming.evaluation.presets.listing import listing
 from tests.support import ROOT
 
@@ -40,3 +42,23 @@ def test_scripts_files_and_flags_are_there(
     text = capsys.readouterr().out
     for flag in (word for word in words if re.match(r"-\w$|--\w", word)):
         assert re.search(rf"(^|[\s,]){re.escape(flag)}\b", text, re.MULTILINE), flag
+
+
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_rows_of_evaluators(name: str) -> None:
+    """They say the resize, the metrics and the source that the table in the code has."""
+    evaluator = EVALUATORS[name]
+    cells = r" \| ".join(4 * [r"([^|]*)"])
+    rows = re.findall(rf"^\| `{name}`(?: \(default\))? \| {cells} \|$", TEXT, re.MULTILINE)
+    ((before, network, metrics, source),) = rows
+    assert tuple(re.sub(r" \([^)]*\)", "", metrics).split(", ")) == evaluator.usual
+    assert sorted(re.findall(r"[\w./-]+", source)) == sorted(
+        re.findall(r"[\w./-]+", evaluator.source)
+    )
+    resize, kinds = evaluator.resize, ("Inception", "DINOv2 ViT-L/14", "CLIP ViT-L/14 at 336")
+    names = (INCEPTION, "dinov2-vit-l-14", "clip-vit-l-14-336px")
+    assert kinds[names.index(evaluator.extractor)] in network
+    assert ("Pillow" in before) is (resize is not None)
+    if resize:
+        assert f"{resize.side} x {resize.side}" in before
+        assert ("float32" in before, "middle" in before) == (resize.exact, resize.center)

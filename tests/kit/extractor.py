@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from taming.evaluation.metrics.dinov2 import VisionTransformer
 from taming.evaluation.metrics.small_classifier import SmallClassifier, SmallClassifierExtractor
 
 TINY = "tiny"
@@ -109,3 +110,45 @@ def write_inception_weights(path: Path, seed: int = 0) -> Path:
             parameter.data = noise * (2 / parameter[0].numel()) ** 0.5
     torch.save(module.state_dict(), path)
     return path
+
+
+def write_dinov2_weights(path: Path, width: int = 64, depth: int = 2, grid: int = 37) -> Path:
+    """Write random weights of a DINOv2 of that size, under the published names."""
+    torch.manual_seed(1)
+    network = VisionTransformer(width, depth, grid)
+    for parameter in network.parameters():
+        parameter.data = torch.randn_like(parameter) / 5
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def write_clip_weights(
+    path: Path, width: int = 64, layers: int = 1, patch: int = 112, side: int = 336
+) -> Path:
+    """Write random weights of CLIP's image network, as TorchScript like the published ones."""
+    from torch_fidelity.feature_extractor_clip import CLIPVisual
+
+    torch.manual_seed(2)
+    module = CLIPVisual(16, side, layers, width, patch)
+    root = _tree(module.state_dict() | {"text_projection": torch.zeros(16, 16)})
+    torch.jit.script(root).save(str(path))
+    return path
+
+
+class _Node(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _tree(state: dict[str, Tensor]) -> nn.Module:
+    """A module with these tensors under their dotted names."""
+    root = _Node()
+    for name, tensor in state.items():
+        *parents, last = name.split(".")
+        node: nn.Module = root
+        for parent in parents:
+            if parent not in node._modules:
+                node.add_module(parent, _Node())
+            node = node.get_submodule(parent)
+        node.register_buffer(last, tensor)
+    return root

@@ -5,9 +5,8 @@ A `FeatureRequest` says which accumulator counts the features of a layer.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,17 @@ from torch import Tensor, nn
 
 from taming.checkpoint import read_checkpoint
 from taming.devices import computing_in, dtype_name, keep_precise
-from taming.downloads import Patience, fetch, file_hash
+from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.base import FeatureAccumulator
+from taming.evaluation.metrics.extractor_files import (
+    INCEPTION,
+    OWN_CLASSES,
+    default_layers,
+    extractor_class,
+    weights_file,
+)
+from taming.evaluation.metrics.resizes import Resize
 from taming.evaluation.sources.images import (
     Manifest,
     SourceImage,
@@ -33,11 +40,7 @@ from taming.evaluation.sources.images import (
     part_of,
     stack_pixels,
 )
-from taming.user_files import with_home
 
-INCEPTION = "inception-v3-compat"
-WEIGHTS_VARIABLE = "TAMING_EXTRACTOR_WEIGHTS"
-TORCH_FIDELITY_METRICS = ("fid", "isc", "kid", "prc")  # for which extractors have default layers
 DTYPES = (torch.float32, torch.float16)
 
 # Parts that stay in float32 with float16: rounding in the first layers, of which all others are
@@ -48,94 +51,6 @@ PRECISE = {
         *("Mixed_5b", "Mixed_5c", "Mixed_5d", "AvgPool"),
     )
 }
-
-
-def extractor_class(name: str) -> Any:
-    """What torch-fidelity's registry has under that name; UserError if there is nothing."""
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    if name not in FEATURE_EXTRACTORS_REGISTRY:
-        raise UserError(
-            f"there is no feature extractor {name}; there are "
-            f"{', '.join(sorted(FEATURE_EXTRACTORS_REGISTRY))}"
-        )
-    return FEATURE_EXTRACTORS_REGISTRY[name]
-
-
-def default_layer(name: str, metric: str) -> str:
-    """The layer that the extractor itself has for "fid", "isc", "kid" or "prc"."""
-    return extractor_class(name).get_default_feature_layer_for_metric(metric)
-
-
-def default_layers(name: str, metrics: Sequence[str] = TORCH_FIDELITY_METRICS) -> tuple[str, ...]:
-    """Those of several metrics, each once."""
-    return tuple(dict.fromkeys(default_layer(name, metric) for metric in metrics))
-
-
-def _published(name: str) -> tuple[str, str] | None:
-    """Where an extractor's published weights are, and their file's name in the cache."""
-    if name == INCEPTION:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        return URL_INCEPTION_V3, URL_INCEPTION_V3.rpartition("/")[2]
-    if name == "vgg16":
-        from torchvision.models import VGG16_Weights
-
-        url = VGG16_Weights.IMAGENET1K_V1.url
-        return url, url.rpartition("/")[2]
-    if name.startswith("clip-"):
-        from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
-
-        if name in MODEL_URLS:
-            return MODEL_URLS[name], f"{name}-{MODEL_METADATA[name]['hash']}.pt"
-    return None
-
-
-def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
-    """The file with an extractor's weights; None for an extractor without weights of its own.
-
-    It is `explicit`, else what TAMING_EXTRACTOR_WEIGHTS names, else the published file in torch's
-    cache (`$TORCH_HOME/hub/checkpoints`), which a download fills. The variable is for extractors
-    that have published weights. A file of the published name has to have the hash in that name.
-    Raises UserError.
-    """
-    extractor_class(name)
-    published = _published(name)
-    named = explicit or (os.environ.get(WEIGHTS_VARIABLE) if published else None)
-    if named is not None:
-        path = with_home(Path(named))
-    elif published is not None:
-        path = _cached(name, *published)
-    else:
-        return None
-    if not path.is_file():
-        source = "--weights" if explicit else WEIGHTS_VARIABLE
-        raise UserError(f"{source}: there is no file {path}; give the weights of {name}")
-    if published and path.name == published[1]:
-        _check_hash(path)
-    return path
-
-
-def _check_hash(path: Path) -> None:
-    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
-    if match and not file_hash(path).startswith(match[1]):
-        raise UserError(
-            f"{path} is damaged (its SHA-256 does not start with {match[1]}, as its name says); "
-            "delete it to have it downloaded again, or give another file by --weights"
-        )
-
-
-def _cached(name: str, url: str, file: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if path.is_file():
-        return path
-    try:
-        return fetch(url, path, patience=Patience(tries=2))
-    except UserError as error:
-        raise UserError(
-            f"the extractor {name} needs the file {file}, which could not be downloaded; put it "
-            f"at {path}, or name it by --weights or {WEIGHTS_VARIABLE} ({error})"
-        ) from None
 
 
 def _module_hash(module: nn.Module) -> str:
@@ -150,7 +65,7 @@ class Extractor:
     """uint8 images to float32 features of some layers.
 
     Images go in at their own size; torch-fidelity's extractors resize them as TensorFlow 1 did,
-    which is part of the published numbers.
+    which is part of the published numbers. With a `resize`, they get images of their input's size.
 
     `compiled` moves Inception's FID by less than 1e-6 of it and KID, a small difference of large
     float32 sums, by 2e-5. `torch.float16` (in Inception behind the stem only, and not in
@@ -171,10 +86,11 @@ class Extractor:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         compiled: bool = False,
+        resize: Resize | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise UserError(f"features are extracted in float32 or float16, not in {dtype}")
-        self.name, self.dtype, self.compiled = name, dtype, compiled
+        self.name, self.dtype, self.compiled, self.resize = name, dtype, compiled, resize
         self.layers = tuple(layers) if layers else default_layers(name)
         self.device = torch.device(device)
         provided = extractor_class(name).get_provided_features_list()
@@ -190,9 +106,19 @@ class Extractor:
             keep_precise(self.module, PRECISE.get(name, ()))
         self._forward: Any = torch.compile(self.module) if compiled else self.module
 
-    @torch.no_grad()
+    def with_resize(self, resize: Resize | None) -> Extractor:
+        """The same network, in memory once, for images that are resized otherwise."""
+        other = copy.copy(self)
+        other.resize = resize
+        return other
+
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, H, W] -> finite float32 [B, D] on the CPU by layer; else UserError."""
+        return self.of_resized(self.resize(images) if self.resize else images)
+
+    @torch.no_grad()
+    def of_resized(self, images: Tensor) -> dict[str, Tensor]:
+        """`__call__` for images that went through `resize` already."""
         with computing_in(self.dtype, self.device):
             outputs = self._forward(images.contiguous().to(self.device, non_blocking=True))
         features = {}
@@ -210,28 +136,28 @@ class Extractor:
         return {
             "extractor": self.name,
             "weights_sha256": self.weights_hash,
-            "resize": self._resize(),
+            "resize": self.resize.name if self.resize else self._own_resize(),
             "dtype": dtype_name(self.dtype),
             "compiled": self.compiled,
         }
 
-    def _resize(self) -> str:
+    def _own_resize(self) -> str:
         size = getattr(self.module, "INPUT_IMAGE_SIZE", getattr(self.module, "resolution", None))
-        if _is_torch_fidelitys(type(self.module)) and size:
+        if _is_torch_fidelitys(self.name) and size:
             return f"tf1-bilinear {size}"
         return str(getattr(self.module, "resize", "by the extractor"))
 
 
 def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
-    from torch_fidelity.utils import create_feature_extractor
+    kind = extractor_class(name)
 
     def create(path: Path | None) -> nn.Module:
         options = {"feature_extractor_weights_path": str(path) if path else None, "verbose": False}
-        return create_feature_extractor(name, list(layers), cuda=False, **options)
+        module: nn.Module = kind(name, list(layers), **options)
+        return module.requires_grad_(False).eval()
 
-    kind = extractor_class(name)
     try:
-        if path is None or not _is_torch_fidelitys(kind) or name.startswith("clip-"):
+        if path is None or not _is_torch_fidelitys(name) or name.startswith("clip-"):
             return create(path)  # CLIP's files are TorchScript, not pickles
         with tempfile.TemporaryDirectory() as folder:
             # torch-fidelity opens any pickle, which could run code: it gets what ours has read.
@@ -242,7 +168,7 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if path:
             raise UserError(f"{path} does not fit the extractor {name} ({reason})") from error
-        if not _is_torch_fidelitys(kind):
+        if not _is_torch_fidelitys(name):
             raise
         raise UserError(
             f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
@@ -250,8 +176,38 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
         ) from error
 
 
-def _is_torch_fidelitys(kind: type) -> bool:
-    return kind.__module__.startswith("torch_fidelity.")
+def _is_torch_fidelitys(name: str) -> bool:
+    kind: type = extractor_class(name)
+    return name in OWN_CLASSES or kind.__module__.startswith("torch_fidelity.")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Layers that are wanted of a network, for images that are resized so."""
+
+    name: str  # the network's, in torch-fidelity's registry
+    layers: tuple[str, ...]
+    weights: Path | None = None
+    resize: Resize | None = None
+
+    def shares_network(self, other: Extraction) -> bool:
+        return (self.name, self.weights) == (other.name, other.weights)
+
+
+def make_extractors(wanted: Sequence[Extraction], **options: Any) -> list[Extractor]:
+    """Extractors for `wanted`, in order: each network once, with all layers wanted of it.
+
+    Those of one network and one resize are the same object, so that it is run once for all of them.
+    """
+    made: dict[tuple[str, Path | None, Resize | None], Extractor] = {}
+    for one in wanted:
+        alike = [other for other in wanted if one.shares_network(other)]
+        first = made.get((one.name, one.weights, alike[0].resize))
+        if first is None:
+            layers = dict.fromkeys(layer for other in alike for layer in other.layers)
+            first = Extractor(one.name, layers, one.weights, resize=one.resize, **options)
+        made.setdefault((one.name, one.weights, one.resize), first.with_resize(one.resize))
+    return [made[one.name, one.weights, one.resize] for one in wanted]
 
 
 Layers = Mapping[str, Tensor]
@@ -301,7 +257,9 @@ class FeatureAccumulators:
     def update(self, images: Sequence[SourceImage]) -> None:
         pixels = stack_pixels(images)
         extractors = dict.fromkeys(request.extractor for request in self.parts)
-        features = {extractor: extractor(pixels) for extractor in extractors}
+        resizes = dict.fromkeys(extractor.resize for extractor in extractors)
+        resized = {resize: resize(pixels) if resize else pixels for resize in resizes}
+        features = {each: each.of_resized(resized[each.resize]) for each in extractors}
         for request, accumulator in self.parts.items():
             request.update(accumulator, images, features[request.extractor])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -254,3 +255,4 @@ FID = Metric(
     facts={"covariance": "divided by N - 1"},
     accepts_statistics=True,
 )
+SFID = replace(FID, name="sfid", title="Fréchet distance of features in space")

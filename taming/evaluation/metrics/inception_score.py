@@ -91,6 +91,14 @@ class InceptionScores(FeatureAccumulator):
         return float(scores.mean()), float(scores.std())
 
 
+class ConsecutiveScores(InceptionScores):
+    """The Inception Score as the ADM suite has it: over parts of 5,000 images in their order."""
+
+    def __init__(self, images: int, part: int = 5000) -> None:
+        super().__init__(images, splits=-(-images // part))
+        self._split_of = torch.arange(images) // part
+
+
 @dataclass(frozen=True)
 class InceptionScoreSettings(MetricSettings):
     """How many parts of the samples have an Inception Score each."""
@@ -107,5 +115,15 @@ INCEPTION_SCORE = Metric(
     options={"splits": "isc_splits"},
     smallest_set=lambda settings: settings.isc_splits,
     smallest_flag="--isc_splits",
+    needs_reference=False,
+)
+ADM_INCEPTION_SCORE = Metric(
+    name="isc",
+    title="Inception Score, ADM",
+    accumulator=ConsecutiveScores,
+    compute=lambda samples, _, settings: samples.compute()[0],
+    settings=MetricSettings,
+    smallest_set=lambda settings: 1,
+    facts={"isc_parts": "5000 images in their order each"},
     needs_reference=False,
 )

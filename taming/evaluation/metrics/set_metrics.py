@@ -10,15 +10,19 @@ from dataclasses import fields
 from typing import Any
 
 from taming.evaluation.metrics.base import Metric, MetricSettings
-from taming.evaluation.metrics.fid import FID
+from taming.evaluation.metrics.cmmd import CLIP_DISCREPANCY
+from taming.evaluation.metrics.density_coverage import DENSITY_COVERAGE
+from taming.evaluation.metrics.fid import FID, SFID
 from taming.evaluation.metrics.fid_spread import FID_SPREAD
 from taming.evaluation.metrics.inception_score import INCEPTION_SCORE
 from taming.evaluation.metrics.kid import KID
 from taming.evaluation.metrics.precision_recall import PRECISION_RECALL
 
-METRICS: dict[str, Metric[Any]] = {
-    metric.name: metric for metric in (FID, FID_SPREAD, INCEPTION_SCORE, KID, PRECISION_RECALL)
-}
+_METRICS = (
+    *(FID, FID_SPREAD, SFID, INCEPTION_SCORE, KID),
+    *(PRECISION_RECALL, DENSITY_COVERAGE, CLIP_DISCREPANCY),
+)
+METRICS: dict[str, Metric[Any]] = {metric.name: metric for metric in _METRICS}
 
 
 def metric_settings(**values: int) -> dict[str, MetricSettings]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
+from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
 
@@ -26,6 +28,8 @@ ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "
 ABOUT["weights_hash"] = "weights_sha256"
 KINDS = {"count": int | None, "fingerprint": str | None, "protocol": dict}  # the others: text
 ASYMMETRY = 1e-4  # of the largest entry: sums in float32 may differ above and below the diagonal
+SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
+IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 # What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
 NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
 NOT_READ += (RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -57,16 +61,38 @@ class Statistics:
     count: int | None = None  # the number of images; None if the file does not say it
     fingerprint: str | None = None  # SHA-256 over the images; None if unknown
     protocol: dict[str, Any] = field(default_factory=dict)  # how it was made, for results
+    # Mean and covariance of the features that sFID compares; None if the file has none.
+    spatial: tuple[np.ndarray, np.ndarray] | None = None
+
+    def of(self, layer: str) -> Statistics:
+        """Those of a layer; UserError if sFID's are wanted and not there."""
+        if layer != SPATIAL or self.layer == SPATIAL:
+            return self
+        if self.spatial is None:
+            raise UserError(
+                "the statistics have no mu_s and sigma_s, which sfid needs; leave sfid out, or "
+                "compute them again with scripts/compute_statistics.py --format adm"
+            )
+        mean, covariance = self.spatial
+        layer = SPATIAL if self.layer else ""
+        return replace(self, mean=mean, covariance=covariance, layer=layer, spatial=None)
+
+    def digest(self) -> str:
+        """SHA-256 of mean and covariance."""
+        return hashlib.sha256(self.mean.tobytes() + self.covariance.tobytes()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Write an `.npz`: `mu` and `sigma` as other tools name them, and JSON for the rest.
 
+        Those of `spatial` are `mu_s` and `sigma_s`, as the ADM suite names them.
         Returns its path, which ends with .npz. Raises UserError if it cannot be written.
         """
         path = npz_path(path)
         about = {entry: vars(self)[name] for name, entry in ABOUT.items()}
         with atomic_path(path) as partial, partial.open("wb") as file:
-            np.savez(file, mu=self.mean, sigma=self.covariance, about=json.dumps(about))
+            arrays = {"mu": self.mean, "sigma": self.covariance}
+            arrays |= dict(zip(("mu_s", "sigma_s"), self.spatial or (), strict=False))
+            np.savez(file, about=json.dumps(about), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod
@@ -76,12 +102,16 @@ class Statistics:
         `protocol["note"]` says so of the latter. Raises UserError.
         """
         arrays = _read(Path(path))
-        mean, covariance = arrays["mu"], arrays["sigma"]
-        if reason := _what_is_wrong(mean, covariance):
-            raise UserError(f"{path} {reason}; compute the statistics again")
+        pairs = [(arrays["mu"], arrays["sigma"])]
+        if set(arrays) >= SPATIAL_ARRAYS:
+            pairs.append((arrays["mu_s"], arrays["sigma_s"]))
+        for mean, covariance in pairs:
+            if reason := _what_is_wrong(mean, covariance):
+                raise UserError(f"{path} {reason}; compute the statistics again")
         about = _about(Path(path), arrays)
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
-        return cls(mean.astype(np.float64), covariance.astype(np.float64), **known)
+        exact = [(mean.astype(np.float64), cov.astype(np.float64)) for mean, cov in pairs]
+        return cls(*exact[0], spatial=exact[1] if len(exact) > 1 else None, **known)
 
     def image_size(self) -> Size | None:
         """(height, width) of all images that these are of; None if that is not known."""
@@ -125,8 +155,17 @@ class Statistics:
 
         Of another tool's file, only the width can be checked, once there are features.
         """
-        own = (self.extractor, self.layer, self.weights_hash)
-        wanted = (extractor.name, layer, extractor.weights_hash)
+        resize = extractor.describe()["resize"]
+        adms = not self.extractor and self.spatial is not None
+        if adms and (extractor.name != INCEPTION or extractor.resize):
+            raise UserError(
+                f"{path} is of the ADM suite (it has mu_s), and this evaluation's features are of "
+                f"{extractor.name}, resize {resize}; name adm alone in --evaluators"
+            )
+        described = self.protocol.get("extractor")
+        own_resize = described.get("resize", resize) if isinstance(described, dict) else resize
+        own = (self.extractor, self.layer, self.weights_hash, own_resize)
+        wanted = (extractor.name, layer, extractor.weights_hash, resize)
         if self.extractor and own != wanted:
             raise UserError(
                 f"{path} is of another extractor ({_named(*own)}) than this evaluation's "
@@ -146,8 +185,8 @@ def _resizing_flags(about: Mapping[str, Any]) -> str:
     return " ".join(f"--reference_{name} {value}" for name, value in flags.items() if value)
 
 
-def _named(extractor: str, layer: str, weights_hash: str) -> str:
-    return f"{extractor}, layer {layer}, weights {weights_hash[:8]}"
+def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
+    return f"{extractor}, layer {layer}, weights {weights_hash[:8]}, resize {resize}"
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -155,9 +194,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
-            if any(entry.file_size > MOST_BYTES for entry in file.zip.infolist()):
+            sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
+            if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
-            arrays = {name: file[name] for name in ("mu", "sigma", "about") if name in file.files}
+            numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
+            arrays = {name: file[name] for name in numbered | {"about"} if name in file.files}
     except NOT_READ as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):

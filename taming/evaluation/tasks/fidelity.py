@@ -10,18 +10,22 @@ from taming.command_line import flag
 from taming.config import did_you_mean
 from taming.devices import own_share
 from taming.errors import UserError
-from taming.evaluation.metrics.base import SEED, MetricSettings
+from taming.evaluation.metrics.base import SEED, Metric, MetricSettings
+from taming.evaluation.metrics.evaluators import ALL_METRICS, TORCH_FIDELITY, Evaluator
+from taming.evaluation.metrics.extractor_files import default_layer
 from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.metrics.features import Extractor, FeatureRequest, default_layer
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import PerClass, class_distances
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Runner, SetFeatures
 from taming.evaluation.sources.images import NO_LABEL, ImageSource
+from taming.evaluation.sources.npz_images import NpzImages
 
 ImageSet = ImageSource | Statistics
 Features = SetFeatures | Statistics | None  # None: no metric needs the set
 CLASSES, NEIGHBORS = "classes", "neighbors"  # requests beside those of metrics
+METRICS_HELP = f"comma list of {', '.join(METRICS)}, or {ALL_METRICS} of the evaluator"
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -35,16 +39,15 @@ class FidelitySettings:
     Raises UserError for an unknown metric, and settings below 1.
     """
 
-    metrics: tuple[str, ...] = flag(("fid",), f"comma list of {', '.join(METRICS)}", parse=_names)
+    metrics: tuple[str, ...] = flag(("fid",), METRICS_HELP, parse=_names)
     layers: Mapping[str, str] = field(default_factory=dict)  # by metric, others than the usual
     per_class: bool = flag(False, "FID of every class, as a table and a plot")
     keep_features: bool = False  # keep the features of all images, to look for neighbors
     of_metrics: Mapping[str, MetricSettings] = field(default_factory=dict)  # see `metric_settings`
+    evaluator: Evaluator = TORCH_FIDELITY  # whose definitions of metrics
 
     def __post_init__(self) -> None:
-        for name in (*self.metrics, *self.layers):
-            if name not in METRICS:
-                raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
+        check_metric_names((*self.metrics, *self.layers))
         if not self.metrics:
             raise UserError(f"--metrics names none; there are {', '.join(METRICS)}")
         for settings in self.of_metrics.values():
@@ -54,11 +57,16 @@ class FidelitySettings:
 
     def of(self, name: str) -> MetricSettings:
         """The settings of a metric."""
-        return self.of_metrics.get(name) or METRICS[name].settings()
+        own, given = self.metric(name).settings, self.of_metrics.get(name)
+        return given if given is not None and type(given) is own else own()
+
+    def metric(self, name: str) -> Metric[Any]:
+        """The evaluator's definition of a metric."""
+        return self.evaluator.metric(name)
 
     def layer(self, name: str, extractor: str) -> str:
         """The extractor's layer that a metric takes."""
-        return self.layers.get(name) or default_layer(extractor, METRICS[name].layer_of or name)
+        return self.layers.get(name) or default_layer(extractor, self.metric(name).layer_of or name)
 
     def layers_of(self, names: Sequence[str], extractor: str) -> tuple[str, ...]:
         """The extractor's layers that these metrics take, each once."""
@@ -66,12 +74,12 @@ class FidelitySettings:
 
     def smallest_set(self, name: str) -> int:
         """How many images a metric needs of each set."""
-        smallest = METRICS[name].smallest_set
+        smallest = self.metric(name).smallest_set
         return 2 if smallest is None else smallest(self.of(name))
 
     def request(self, name: str, extractor: Extractor) -> FeatureRequest:
         """What a metric needs of a set."""
-        metric, settings = METRICS[name], asdict(self.of(name))
+        metric, settings = self.metric(name), asdict(self.of(name))
         options = tuple((option, settings[flag]) for option, flag in metric.options.items())
         layer = self.layer(name, extractor.name)
         return FeatureRequest(metric.accumulator, extractor, layer, options)
@@ -80,8 +88,15 @@ class FidelitySettings:
         """What decides the numbers of these metrics, as JSON values."""
         about: dict[str, Any] = {}
         for name in names:
-            about |= {**asdict(self.of(name)), **METRICS[name].facts}
+            about |= {**asdict(self.of(name)), **self.metric(name).facts}
         return about
+
+
+def check_metric_names(names: Sequence[str]) -> None:
+    """Raise UserError for a name of no metric."""
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"there is no metric '{name}'{did_you_mean(name, METRICS)}")
 
 
 @dataclass(frozen=True)
@@ -132,13 +147,14 @@ class FidelityEvaluator:
         self.runner = runner or Runner()
         self.requests = self._requests()
         self._reference_features: Features = None
-        self._require_set("reference", reference)
+        self.require_set("reference", reference)
 
     def _requests(self) -> dict[str, FeatureRequest]:
         """What each metric needs of a set, and what classes and neighbors need."""
         settings, requests = self.settings, {}
         for name in settings.metrics:
-            extractor = self.prc_extractor if METRICS[name].of_manifold else self.extractor
+            manifold = settings.metric(name).of_manifold
+            extractor = self.prc_extractor if manifold else self.extractor
             requests[name] = settings.request(name, extractor)
         layer = settings.layer("fid", self.extractor.name)
         if settings.per_class:
@@ -149,10 +165,27 @@ class FidelityEvaluator:
 
     def _needed_of(self, role: str) -> list[str]:
         """Names of the requests that are made of a set."""
-        alone = {name for name, metric in METRICS.items() if not metric.needs_reference}
+        names, metric = self.settings.metrics, self.settings.metric
+        alone = {name for name in names if not metric(name).needs_reference}
         return [name for name in self.requests if role == "samples" or name not in alone]
 
-    def _require_set(self, role: str, images: ImageSet | None) -> None:
+    def requests_of(self, role: str, images: ImageSet | None) -> list[FeatureRequest]:
+        """What has to be counted of the images of a set, "samples" or "reference"."""
+        if images is None or isinstance(images, Statistics):
+            return []
+        needed = [name for name in self._needed_of(role) if self._known(name, role, images) is None]
+        return [self.requests[name] for name in needed]
+
+    def _known(self, name: str, role: str, images: ImageSet | None) -> Statistics | None:
+        """Statistics that stand for a request: a file's, or those beside the ADM suite's images."""
+        if isinstance(images, NpzImages):
+            own = role == "reference" and self.settings.evaluator.known_references
+            metric = self.settings.metric(name) if name in self.settings.metrics else None
+            images = images.statistics if own and metric and metric.accepts_statistics else None
+        return images.of(self.requests[name].layer) if isinstance(images, Statistics) else None
+
+    def require_set(self, role: str, images: ImageSet | None) -> None:
+        """Raise UserError if a set, "samples" or "reference", is not enough for the metrics."""
         needed = self._needed_of(role)
         if isinstance(images, Statistics):
             self._require_statistics(role, images, needed)
@@ -173,12 +206,13 @@ class FidelityEvaluator:
                     f"{name} needs the images themselves"
                 )
             request = self.requests[name]
-            statistics.check(request.extractor, request.layer, file)
+            statistics.of(request.layer).check(request.extractor, request.layer, file)
 
     def _require_enough(self, role: str, images: int, needed: Sequence[str]) -> None:
         """Before hours of work; the metrics check it again."""
         for name in (name for name in self.settings.metrics if name in needed):
-            least, smaller = self.settings.smallest_set(name), METRICS[name].smallest_flag
+            metric, least = self.settings.metric(name), self.settings.smallest_set(name)
+            smaller = metric.smallest_flag
             if images < least:
                 remedy = f" or a smaller {smaller}" if smaller else ""
                 raise UserError(
@@ -191,50 +225,54 @@ class FidelityEvaluator:
 
         Raises UserError for too few or unreadable images, or NaN features.
         """
-        self._require_set("samples", samples)
+        self.require_set("samples", samples)
         if self._reference_features is None and self.reference is not None:
-            self._reference_features = self._features(self.reference, "reference")
-        features = self._features(samples, "samples")
-        return self._evaluation(samples, features) if own_share()[0] == 0 else None
+            self._reference_features = self._features("reference", self.reference)
+        features = self._features("samples", samples)
+        if own_share()[0] > 0:
+            return None
+        return self.evaluation(samples, features, self._reference_features)
 
-    def _features(self, images: ImageSet, role: str) -> Features:
-        if isinstance(images, Statistics):
-            return images
-        requests = [self.requests[name] for name in self._needed_of(role)]
-        keep = role == "reference"
-        return self.runner.features(images, requests, role, keep) if requests else None
+    def _features(self, role: str, images: ImageSet) -> Features:
+        return features_of_set(self.runner, images, self.requests_of(role, images), role)
 
-    def _evaluation(self, samples: ImageSet, features: Features) -> Evaluation:
-        reference = self._reference_features
-        metrics = {}
+    def evaluation(self, samples: ImageSet, features: Features, reference: Features) -> Evaluation:
+        """The numbers, once `requests_of` both sets are fulfilled."""
+        parts: dict[str, tuple[Any, Any]] = {
+            name: (
+                self._part(name, "samples", samples, features),
+                self._part(name, "reference", self.reference, reference),
+            )
+            for name in self.requests
+        }
+        metrics: dict[str, Any] = {}
         for name in self.settings.metrics:
-            pair = self._part(name, features), self._part(name, reference)
-            metrics[name] = METRICS[name].compute(*pair, self.settings.of(name))
+            compute = self.settings.metric(name).compute
+            metrics[name] = compute(*parts[name], self.settings.of(name))
         sets = {"samples": describe_set(samples, features)}
-        if reference is not None and self.reference is not None:
+        if self.reference is not None and (reference is not None or self._needed_of("reference")):
             sets["reference"] = describe_set(self.reference, reference)
         classes = {}
         if self.settings.per_class:
             for role, part in (("samples", features), ("reference", reference)):
                 if not isinstance(part, SetFeatures) or (part.manifest.labels == NO_LABEL).any():
                     raise _without_classes(role)
-            classes = class_distances(self._part(CLASSES, features), self._part(CLASSES, reference))
+            classes = class_distances(*parts[CLASSES])
             metrics["mean_fid_of_classes"] = sum(classes.values()) / len(classes)
-        banks = None
-        if self.settings.keep_features:
-            banks = self._part(NEIGHBORS, features), self._part(NEIGHBORS, reference)
-        return Evaluation(metrics, self.describe(), sets, classes, banks)
+        return Evaluation(metrics, self.describe(), sets, classes, parts.get(NEIGHBORS))
 
-    def _part(self, name: str, features: Features) -> Any:
+    def _part(self, name: str, role: str, images: ImageSet | None, features: Features) -> Any:
         """The accumulator of a request, or what stands for it."""
-        if isinstance(features, SetFeatures):
-            return features.parts.get(self.requests[name])
-        return features
+        if (known := self._known(name, role, images)) is not None:
+            return known
+        found = features.parts if isinstance(features, SetFeatures) else {}
+        return found.get(self.requests[name])
 
     def describe(self) -> dict[str, Any]:
         """Extractors, layers and settings, as JSON values."""
         layers = {name: self.requests[name].layer for name in self.settings.metrics}
-        about = {"layers": layers, "metrics": list(self.settings.metrics), "seed": SEED}
+        about: dict[str, Any] = {"layers": layers, "metrics": list(self.settings.metrics)}
+        about |= {"seed": SEED, "evaluator": self.settings.evaluator.name}
         about |= self.settings.describe(*self.settings.metrics)
         used = {request.extractor for request in self.requests.values()}
         # One extractor for everything is described once, under "extractor".
@@ -243,6 +281,15 @@ class FidelityEvaluator:
             if extractor in used:
                 about[name] = extractor.describe()
         return about
+
+
+def features_of_set(
+    runner: Runner, images: ImageSet, requests: Sequence[FeatureRequest], role: str
+) -> Features:
+    """What `requests` ask of a set, in one pass; a reference's is kept for other evaluations."""
+    if isinstance(images, Statistics):
+        return images
+    return runner.features(images, requests, role, role == "reference") if requests else None
 
 
 def describe_set(images: ImageSet, features: Features) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from taming.config import did_you_mean
 from taming.errors import UserError
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
+from taming.evaluation.tasks.side_by_side import SideBySide
 from taming.sampling.plan import SamplingPlan
 
 ACCEPTANCE = "acceptance"  # the share of `--reject_ratio`; 1 needs no classifier
@@ -55,7 +56,7 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
 
 
 def evaluate_sweep(
-    evaluator: FidelityEvaluator, run: RunSource, swept: Mapping[str, list[Any]]
+    evaluator: FidelityEvaluator | SideBySide, run: RunSource, swept: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
     """Settings and numbers of every combination; UserError, before all, for values out of range."""
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]

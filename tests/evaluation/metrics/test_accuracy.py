@@ -20,7 +20,8 @@ from taming.evaluation.metrics.accuracy import (
     load_classifier,
     neighbor_accuracy,
 )
-from taming.evaluation.metrics.features import Extractor, default_layer
+from taming.evaluation.metrics.extractor_files import default_layer
+from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.small_classifier import (
     SmallClassifier,

@@ -17,15 +17,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from taming.downloads import file_hash
 from taming.errors import UserError
-from taming.evaluation.metrics.feature_bank import FeatureBank
-from taming.evaluation.metrics.features import (
+from taming.evaluation.metrics.extractor_files import (
     INCEPTION,
     WEIGHTS_VARIABLE,
-    Extractor,
-    FeatureRequest,
     default_layers,
     weights_file,
 )
+from taming.evaluation.metrics.feature_bank import FeatureBank
+from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.inception_score import InceptionScores
 from taming.evaluation.metrics.kid import kernel_distance
@@ -233,6 +232,13 @@ def test_weights_are_looked_for_in_order(
     given.write_bytes(b"anything")
     assert weights_file(INCEPTION, given) == given
     assert weights_file(register_tiny()) is None  # the variable is not for it
+    (tmp_path / "all").mkdir()  # a folder with the files of several extractors
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "all"))
+    for extractor, file in ((INCEPTION, name), ("dinov2-vit-l-14", "dinov2_vitl14_pretrain.pth")):
+        shutil.copy(weights, tmp_path / "all" / file)
+        assert weights_file(extractor) == tmp_path / "all" / file
+    with pytest.raises(UserError, match=r"there is no file .*all/dinov2_vits14_pretrain.pth"):
+        weights_file("dinov2-vit-s-14")
 
 
 def test_a_damaged_published_file_is_said(

@@ -55,6 +55,45 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     loaded.check(EXTRACTOR, "16")
 
 
+def test_statistics_of_two_layers(tmp_path: Path) -> None:
+    """As the ADM suite has them, for FID and sFID."""
+    statistics, moments = made()
+    both = replace(statistics, spatial=(moments.mean[:5], moments.covariance[:5, :5]))
+    loaded = Statistics.load(both.save(tmp_path / "both.npz"))
+    with np.load(tmp_path / "both.npz") as file:
+        assert np.array_equal(file["sigma_s"], moments.covariance[:5, :5])
+    spatial = loaded.of("spatial")
+    assert np.array_equal(spatial.mean, moments.mean[:5])
+    assert (spatial.extractor, spatial.layer, spatial.count) == ("tiny", "spatial", 30)
+    assert np.array_equal(loaded.of("16").mean, moments.mean)
+    with pytest.raises(UserError, match="no mu_s and sigma_s, which sfid needs"):
+        statistics.of("spatial")
+    np.savez(tmp_path / "foreign.npz", mu=[1.0], sigma=[[1.0]], mu_s=[1, 2], sigma_s=[[1.0]])
+    with pytest.raises(UserError, match=r"mean of shape \(2,\) and a covariance of \(1, 1\)"):
+        Statistics.load(tmp_path / "foreign.npz")
+
+
+def test_files_of_the_adm_suite_are_of_its_network(tmp_path: Path) -> None:
+    square = np.eye(3)
+    np.savez(tmp_path / "a.npz", mu=square[0], sigma=square, mu_s=square[0], sigma_s=square)
+    with pytest.raises(
+        UserError, match=r"a.npz is of the ADM suite .* of tiny.*; name adm alone in"
+    ):
+        Statistics.load(tmp_path / "a.npz").check(EXTRACTOR, "16", tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", mu=square[0], sigma=square)
+    Statistics.load(tmp_path / "b.npz").check(EXTRACTOR, "16")
+
+
+def test_another_resize_is_another_extractor() -> None:
+    statistics, _ = made()
+    described = EXTRACTOR.describe()
+    same = replace(statistics, protocol={"extractor": described})
+    same.check(EXTRACTOR, "16")
+    other = replace(statistics, protocol={"extractor": described | {"resize": "tf1-bilinear 299"}})
+    with pytest.raises(UserError, match="resize tf1-bilinear 299.*resize by the extractor"):
+        other.check(EXTRACTOR, "16")
+
+
 def test_only_the_same_extractor_weights_and_layer_match() -> None:
     statistics, _ = made()
     for change in ({"extractor": "vgg16"}, {"layer": "logits"}, {"weights_hash": "0" * 64}):

@@ -1,0 +1,113 @@
+"""The ADM suite's files of images, read and written."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from taming.errors import UserError
+from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.images import SourceImage
+from taming.evaluation.sources.npz_images import NpzImages, holds_images, write_samples
+from tests.kit.images import image_classes, image_folder
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (11, 6, 9, 3), np.uint8)
+
+
+def read(source: Any, **options: Any) -> dict[int, SourceImage]:
+    return {image.index: image for batch in source.batches(4, **options) for image in batch}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_in_their_order(tmp_path: Path, save: Any, workers: int) -> None:
+    labels = np.arange(11) % 3
+    save(tmp_path / "samples.npz", IMAGES, labels)
+    source = NpzImages(tmp_path / "samples.npz", workers)
+    assert len(source) == 11 and source.has_classes() and source.statistics is None
+    found = read(source)
+    for index, image in found.items():
+        np.testing.assert_array_equal(image.pixels.numpy(), IMAGES[index].transpose(2, 0, 1))
+        assert image.label == labels[index]
+    assert sorted(found) == list(range(11))
+    share = read(source, share=(1, 2), skip=(3, 5))  # of a process that continues
+    assert sorted(share) == [1, 7, 9]
+    np.testing.assert_array_equal(share[7].pixels.numpy(), IMAGES[7].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_one_image_is_in_memory(tmp_path: Path, save: Any) -> None:
+    many = np.zeros((300, 64, 64, 3), np.uint8)  # 3.7 MB
+    save(tmp_path / "many.npz", many)
+    del many
+    tracemalloc.start()
+    count = sum(1 for index in range(300) if NpzImages.load(source(tmp_path), index))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 300 and peak < 1_000_000
+
+
+_OPEN: dict[Path, NpzImages] = {}
+
+
+def source(folder: Path) -> NpzImages:
+    return _OPEN.setdefault(folder, NpzImages(folder / "many.npz"))
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    folder = FolderSource(image_classes(tmp_path / "a", {"0": 3, "2": 4}), workers=0)
+    assert write_samples(folder, tmp_path / "out.npz", batch_size=2) == 7
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["arr_0"].dtype == np.uint8 and file["arr_0"].shape == (7, 12, 12, 3)
+        assert file["arr_1"].tolist() == [0, 0, 0, 2, 2, 2, 2]
+    back = NpzImages(tmp_path / "out.npz", workers=0)
+    assert back.fingerprint() == folder.fingerprint()
+    plain = FolderSource(image_folder(tmp_path / "b", 3), workers=0)
+    write_samples(plain, tmp_path / "plain.npz", batch_size=2)
+    assert not NpzImages(tmp_path / "plain.npz").has_classes()
+
+
+def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:
+    image_folder(tmp_path / "a" / "0", 2)
+    image_folder(tmp_path / "a" / "1", 2, width=20)
+    with pytest.raises(UserError, match="has another size than .*000.png"):
+        write_samples(FolderSource(tmp_path / "a"), tmp_path / "out.npz", 4)
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": IMAGES.astype(np.float32)}, "arr_0 of float32 and shape .11, 6, 9, 3."),
+        ({"arr_0": IMAGES[0]}, "give images as uint8"),
+        ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, "shape .11, 3, 6, 9.; give images as uint8"),
+        ({"arr_0": IMAGES[:0]}, "shape .0, 6, 9, 3."),
+        ({"arr_0": np.asfortranarray(IMAGES)}, "give images as uint8"),
+        ({"other": IMAGES}, "holds no images"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert holds_images(tmp_path / "a.npz") is ("arr_0" in arrays)
+    with pytest.raises(UserError, match=message):
+        NpzImages(tmp_path / "a.npz")
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    noise = np.random.RandomState(1).randint(0, 256, (40, 64, 64, 3), np.uint8)
+    np.savez_compressed(path, noise)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert not holds_images(path)
+    with pytest.raises(UserError, match="holds no images"):
+        NpzImages(path)
+    spoiled = bytearray(whole)
+    spoiled[len(whole) // 2 : len(whole) // 2 + 200] = bytes(200)
+    path.write_bytes(spoiled)
+    with pytest.raises(UserError, match="is damaged at image"):
+        read(NpzImages(path))
