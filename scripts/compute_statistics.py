@@ -35,6 +35,7 @@ from taming.evaluation.metrics.evaluators import (
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.statistics_file import Statistics, npz_path
+from taming.evaluation.reference import REFERENCE
 from taming.evaluation.results import versions
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.usage = "%(prog)s SOURCE OUT.npz [flags]"
     add_flags(parser, Arguments)
     add_flags(parser, ExtractorArguments)
-    add_set_flags(parser)
+    add_set_flags(parser, [REFERENCE])
     args, names, overrides = parse_sets(parser, argv, most=2)
     if len(names) != 2:
         raise UserError("give SOURCE (a folder of images, a run or a config) and OUT.npz")

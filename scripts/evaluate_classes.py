@@ -35,6 +35,7 @@ from taming.evaluation.metrics.accuracy import (
 )
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import plot_bars, plotted
+from taming.evaluation.reference import SAMPLES
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.sources.images import key_of
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Classify samples of classes.", EvaluationArguments)
     parser.usage = "%(prog)s SAMPLES --judge CLASSIFIER [flags]"
     parser.add_argument("--judge", required=True, help="resnet101, resnet18:FILE, small:FILE")
-    add_set_flags(parser)
+    add_set_flags(parser, [SAMPLES])
     args, names, overrides = parse_sets(parser, argv, most=1)
     if not names:
         raise UserError("give SAMPLES: a folder of class folders, a run or a dataset's YAML")

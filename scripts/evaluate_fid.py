@@ -51,7 +51,13 @@ from taming.evaluation.tasks.fidelity import Evaluation, ImageSet, flattened
 from taming.evaluation.tasks.first_stage import LoadedFirstStage
 from taming.evaluation.tasks.reconstructed_set import ReconstructedSource
 from taming.evaluation.tasks.side_by_side import SideBySide
-from taming.evaluation.tasks.sweep import evaluate_sweep, parse_sweep, row, shown
+from taming.evaluation.tasks.sweep import (
+    evaluate_sweep,
+    parse_sweep,
+    row,
+    shown,
+    start_of_sweep,
+)
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
@@ -66,7 +72,8 @@ class Arguments:
 
     preset: str | None = flag(None, PRESET_HELP)
     sweep: str | None = flag(
-        None, 'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0": table and chart'
+        None,
+        'of a run\'s settings, as "top_k=50,100;top_p=0.9,1.0;acceptance=1,0.5": table and chart',
     )
     neighbors: int = flag(
         0, "picture of the nearest K images", hidden=("--neighbours",), metavar="K"
@@ -116,6 +123,7 @@ class Job:
         if self.own.sweep and (first.per_class or first.keep_features):
             raise UserError("--sweep goes without --per_class and --neighbors")
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
+        start_of_sweep(self.swept or {}, args)
         self.device = choose_device(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
         sets = self._sets(args, overrides)

@@ -3,25 +3,25 @@
     python scripts/evaluate_first_stage.py -r logs/<run> [-r logs/<run> ...]
 
 Of a transformer's run its first stage is taken; DALL-E's dVAE is one of them. The images are the
-first run's validation data, or those of --images or --data. A table, a JSON file that says how the
-numbers were made, a picture of the same images through each first stage, and the codes' histograms
-go to `<first run>/evaluation/`. An interrupted evaluation goes on when the same command is given
-again; `torchrun --nproc_per_node 4 scripts/evaluate_first_stage.py ...` shares the work.
+first run's validation data, or those of --images or --data. A table (also for LaTeX), a JSON file
+that says how the numbers were made, a picture of the same images through each first stage, and the
+codes' histograms go to `<first run>/evaluation/`. An interrupted evaluation goes on when the same
+command is given again; `torchrun --nproc_per_node 4 scripts/evaluate_first_stage.py ...` shares the
+work.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from taming.command_line import flag, from_flags, parse, parse_size
+from taming.atomic_files import write_text
+from taming.command_line import flag, from_flags, parse
 from taming.devices import choose_device, choose_dtype, own_share
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
@@ -30,14 +30,14 @@ from taming.evaluation.arguments import (
     extractor_name,
     make_parser,
 )
+from taming.evaluation.latex import latex_table
 from taming.evaluation.metrics.features import INCEPTION, Extractor, weights_file
 from taming.evaluation.metrics.lpips import load_networks
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.sources.dataset import DatasetSource
-from taming.evaluation.sources.folder import FolderSource
-from taming.evaluation.sources.images import LoadedSource, key_of
-from taming.evaluation.sources.prepared import LabelSource, PreparedSource
+from taming.evaluation.sources.images import key_of
+from taming.evaluation.sources.prepared import PreparedSource
+from taming.evaluation.sources.resize import FILTERS
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import (
     FirstStageEvaluator,
@@ -46,14 +46,18 @@ from taming.evaluation.tasks.first_stage import (
     load_first_stages,
 )
 from taming.evaluation.tasks.first_stage_comparison import (
+    BY_RESIZE,
+    better_ends,
     comparison_picture,
     file_name,
+    notes,
     reasons,
     table_rows,
+    use_of_codes,
     write_codes,
     write_pairs,
 )
-from taming.limits import check_picture
+from taming.evaluation.tasks.first_stage_images import FirstStageImages, parse_filters
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"
@@ -78,68 +82,60 @@ class Arguments:
         (), "merged over the runs' configs", "-b", metavar="YAML", nargs="*"
     )
     batch_size: int = flag(16, "images at once")
-    images: Path | None = flag(
-        None, "of images (default: the first run's validation data)", metavar="FOLDER"
+    chosen: FirstStageImages
+    reference_resize: tuple[str, ...] = flag(
+        (),
+        f"filters that bring whole images to --size (256), an rFID each: {', '.join(FILTERS)} "
+        "(default: images as training sees them, or as --size alone resizes them)",
+        metavar="FILTER,...",
+        parse=parse_filters,
     )
-    deep: bool = flag(False, "and of folders below it")
-    data: Path | None = flag(None, "with a data section, for the images", metavar="YAML")
-    split: str = flag("validation", "train, validation or test")
-    image_key: str | None = flag(None, "the items' entry (default: the first stage's own)")
-    size: tuple[int, int] | None = flag(
-        None,
-        "resize and crop to height,width in pixels, or to a square (default: as is)",
-        parse=parse_size,
-    )
-    num_images: int | None = flag(None, "the first n images (default: all)", "-n")
+    speed_rounds: int = flag(5, "timed rounds with one batch, for images a second; 0: not timed")
     rows: int = flag(8, "images in the picture")
     preset: str | None = flag(None, PRESET_HELP)
     vgg_path: Path | None = flag(None, "torchvision's VGG16, for LPIPS", metavar="FILE")
     alex_path: Path | None = flag(None, "torchvision's AlexNet, for LPIPS", metavar="FILE")
 
     def __post_init__(self) -> None:
-        if self.images and self.data:
-            raise UserError("--images and --data both name the images; give one of them")
-        require_positive(rows=self.rows, batch_size=self.batch_size, num_images=self.num_images)
-        if self.size is not None:
-            check_picture(*self.size)
+        require_positive(rows=self.rows, batch_size=self.batch_size)
+        if self.speed_rounds < 0:
+            raise UserError(f"--speed_rounds must be at least 0, not {self.speed_rounds}")
 
 
-def prepared_images(
+Evaluators = list[tuple[FirstStageEvaluator, PreparedSource]]
+"""One per resize; the first counts everything, the others the rFID."""
+
+
+def make_evaluators(
     own: Arguments, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]
-) -> PreparedSource:
-    """The same images for all first stages, in whole codes of each of them."""
-    multiple = math.lcm(*(stage.model.downsampling_factor for stage in stages))
-    return PreparedSource(_source(own, stages, overrides), own.size, multiple, own.num_images)
+) -> Evaluators:
+    evaluators: Evaluators = []
+    workers = own.common.cache.workers
+    first = None
+    for resize in own.reference_resize or (None,):
+        images = own.chosen.prepared(stages, own.base, overrides, workers, resize=resize)
+        if first is None:
+            first = evaluator = make_evaluator(own, stages[0].model.reads_labels)
+        else:
+            evaluator = replace(first, metrics=(), _originals={})
+        evaluators.append((evaluator, images))
+    return evaluators
 
 
-def _source(
-    own: Arguments, stages: Sequence[LoadedFirstStage], overrides: Sequence[str]
-) -> LoadedSource:
-    reads_labels, workers = stages[0].model.reads_labels, own.common.cache.workers
-    if own.images and reads_labels:
-        raise UserError("--images holds images in color, and the first stage takes segmentations")
-    if own.size and reads_labels:
-        raise UserError("--size resizes images in color, and the first stage takes segmentations")
-    if own.images:
-        return FolderSource(own.images, own.deep or None, workers)
-    config = [own.data] if own.data else _own_data(own, stages)
-    key = own.image_key or stages[0].image_key
-    runs = [stage.run for stage in stages]
-    options: dict[str, Any] = {"overrides": overrides, "workers": workers, "runs": runs}
-    if reads_labels:
-        labels = stages[0].model.channels
-        return LabelSource(labels, config, own.split, key, **options)
-    return DatasetSource(config, own.split, key, **options)
-
-
-def _own_data(own: Arguments, stages: Sequence[LoadedFirstStage]) -> list[str | Path]:
-    """The configs of the first run that has data of the split."""
-    for stage in stages:
-        if stage.config.get("data", {}).get("params", {}).get(own.split):
-            return [*stage.run.configs, *own.base]
-    raise UserError(
-        f"none of the runs has {own.split} data of its own; give --images FOLDER or --data YAML"
-    )
+def evaluate(
+    own: Arguments, evaluators: Evaluators, stage: LoadedFirstStage
+) -> FirstStageResult | None:
+    """All numbers of a first stage; None in processes other than that of rank 0."""
+    results = [evaluator(stage, images) for evaluator, images in evaluators]
+    first, (evaluator, images) = results[0], evaluators[0]
+    if first is None:
+        return None
+    if own.reference_resize and "rfid" in first.metrics:
+        there = zip(own.reference_resize, results, strict=True)
+        first.metrics[BY_RESIZE] = {how: one.metrics["rfid"] for how, one in there if one}
+    if own.speed_rounds:
+        first = replace(first, speed=evaluator.speed(stage, images, own.speed_rounds))
+    return first
 
 
 def rfid_extractor(own: Arguments, device: torch.device) -> tuple[Extractor | None, str | None]:
@@ -196,11 +192,15 @@ def write(
     )
     result["left_out"] = {r.name: r.left_out for r in results}
     result["classes"] = {r.name: r.classes for r in results}
+    result["parameters"] = {r.name: r.parameters for r in results}
+    result["images_a_second"] = {r.name: asdict(r.speed) for r in results if r.speed}
     key = key_of(protocol=protocol, sets=sets)
     path = outdir / f"first_stages-{key[:8]}" / "first_stages.json"
-    tables = [markdown_table(table_rows(results)), *reasons(results), *class_tables(results)]
-    tables += noted(result, preset)
+    rows = table_rows(results)
+    sentences = [*notes(results), *reasons(results), use_of_codes(results)]
+    tables = [markdown_table(rows), *sentences, *class_tables(results), *noted(result, preset)]
     write_result(result, path, tables)
+    write_text(path.with_suffix(".tex"), latex_table(rows, better_ends(rows)))
     for r in results:
         if r.values:
             write_pairs(r.values, path.parent / f"images-{file_name(r.name)}.csv")
@@ -225,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     own = from_flags(Arguments, args)
     stages = load_first_stages(own.resume, own.base, overrides)
-    images = prepared_images(own, stages, overrides)
-    evaluator = make_evaluator(own, stages[0].model.reads_labels)
-    results = [result for stage in stages if (result := evaluator(stage, images)) is not None]
+    evaluators = make_evaluators(own, stages, overrides)
+    results = [r for stage in stages if (r := evaluate(own, evaluators, stage)) is not None]
+    evaluator, images = evaluators[0]
     evaluator.runner.finish()
     if own_share()[0] > 0:
         return
@@ -242,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))
-    print(f"{path.name}, its .md and .png, and what is behind them are in {path.parent}")
+    print(use_of_codes(results))
+    print(f"{path.name}, its .md, .tex and .png, and what is behind them are in {path.parent}")
     end_with_damaged(evaluator.runner.left_out)
 
 

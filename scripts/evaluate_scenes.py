@@ -26,7 +26,9 @@ from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
 from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
+from taming.evaluation.reference import REFERENCE, RESIZES_TEXT, Choice
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing
 from taming.evaluation.sources.scenes import Layouts, SampledScenes
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
@@ -55,6 +57,12 @@ class Arguments:
     min_object_side: float = flag(
         1.0, "pixels that an object has at least, either way, to count for SceneFID"
     )
+    reference_resize: str | None = flag(
+        None, f"of the real images, {RESIZES_TEXT}, as the data say (default)"
+    )
+    reference_size: int | None = flag(
+        None, "pixels a side of the real images (default: as the data say)"
+    )
     sampler_precision: str | None = flag(
         None, "of the transformer, if it is not that of --precision"
     )
@@ -65,6 +73,19 @@ class Arguments:
         require_positive(num_layouts=self.num_layouts, samples_per_layout=self.samples_per_layout)
         if not self.min_object_side > 0:
             raise UserError(f"--min_object_side must be above 0, not {self.min_object_side}")
+
+    def resizing(self, layouts: Layouts) -> Resizing:
+        """Of the real images, whose crops are the layouts' own.
+
+        Raises UserError for an unknown name, a size below 1, or a filter without a size.
+        """
+        choice = Choice(REFERENCE, self.reference_resize, side=self.reference_size)
+        if choice.says_nothing or choice.resize == NONE:
+            return AS_IT_IS
+        size = choice.size or layouts.resizing["size"]
+        if size is None:
+            raise UserError("the data do not say a size; give --reference_size")
+        return choice.resizing(tuple(size))
 
 
 def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScenes, Run]:
@@ -131,7 +152,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with damage_found_later():
         samples, run = sampled_scenes(own, arguments)
     left_out = samples.layouts.leave_out_damaged()
-    evaluation = evaluate_scenes(samples, extractor, runner, settings, own.min_object_side)
+    evaluation = evaluate_scenes(
+        samples,
+        extractor,
+        runner,
+        settings,
+        own.min_object_side,
+        resizing=own.resizing(samples.layouts),
+    )
     runner.finish()
     if evaluation is None:
         return

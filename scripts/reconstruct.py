@@ -220,10 +220,13 @@ def summary(scores: Mapping[str, Any]) -> str:
         quality = f"{scores['pixel_accuracy']:.1%} of the pixels have their label"
     else:
         quality = f"L1 {scores['l1']:.4f} (images in [-1, 1]), {scores['psnr']:.1f} dB"
-    return (
-        f"{quality}, codebook usage {scores['codebook_usage']:.1%}, perplexity "
-        f"{scores['codebook_perplexity']:.1f}"
-    )
+    start = "codebook_usage"
+    uses = [
+        f"codebook usage{level.replace('_', ' ')} {scores[start + level]:.1%}, perplexity "
+        f"{scores[f'codebook_perplexity{level}']:.1f}"
+        for level in (name.removeprefix(start) for name in scores if name.startswith(start))
+    ]
+    return ", ".join([quality, *uses])
 
 
 @command

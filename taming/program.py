@@ -45,6 +45,8 @@ SCRIPTS = {
     "evaluate-scenes": "evaluate_scenes",
     "evaluate-classes": "evaluate_classes",
     "reproduce": "reproduce",
+    "probe": "linear_probe",
+    "figures": "figures",
     "statistics": "compute_statistics",
     "download": "download_models",
     "export": "export",

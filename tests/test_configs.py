@@ -26,6 +26,7 @@ from tests.support import ROOT
 
 main = main_command.__wrapped__  # type: ignore[attr-defined]  # errors as exceptions
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SPLITS = ("train", "validation")
 SIZE = 32  # pixels, where the config has 256
 
 
@@ -53,7 +54,9 @@ def shrink(config: DictConfig) -> DictConfig:
     for node in nodes(config):
         if "ch_mult" in node:
             set_if_there(node, ch=32, ch_mult=[1] * len(node.ch_mult), num_res_blocks=1)
-            set_if_there(node, resolution=min(node.resolution, SIZE), z_channels=32)
+            set_if_there(node, z_channels=32)
+            side = node.get("resolution", 0)  # of a network between levels: none
+            set_if_there(node, resolution=max(SIZE, side * SIZE // 256))
         if "n_layer" in node:
             set_if_there(node, n_layer=1, n_head=2, n_embd=16)
         if "disc_start" in node:
@@ -148,4 +151,26 @@ def test_config_trains_logs_resumes_and_is_sampled_from(
     assert step == 3 and not model.training
     [sampled] = sample_one(run, model, tmp_path / "samples")
     with Image.open(sampled) as image:
-        assert image.size == ((32, 32) if "digits" in path.stem else (SIZE, SIZE))
+        assert image.size == ((2 * SIZE, 2 * SIZE) if "cin512" in path.stem else (SIZE, SIZE))
+
+
+def test_a_transformer_of_crops_samples_whole_images_by_sliding_its_window(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the head of cin512_transformer.yaml says; its code crops have a quarter of the tokens."""
+    (tmp_path / "data").symlink_to(examples / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(examples / "cache"))
+    splits = [f"data.params.{split}.params.config.crop_size={SIZE}" for split in SPLITS]
+    network = "model.params.first_stage_config.params.ddconfig"  # as of a run
+    own = [f"{network}.resolution={SIZE}", f"{network}.attn_resolutions=[{SIZE // 2}]"]
+    overrides = [*splits, *own, "model.params.transformer_config.params.block_size=4"]
+    main(["--base", prepare("cin512_transformer", tmp_path), "-t", "True", *overrides])
+    [run] = tmp_path.glob("logs/*_cin512_transformer")
+    model, _, _ = load_run(run)
+    assert model.transformer.config.block_size == 4
+    size = ["--size", f"{2 * SIZE},{2 * SIZE}"]
+    sample_fast(["-r", str(run), "-o", "samples", "-n1", "--classes", "1", *size, "--device=cpu"])
+    [sampled] = (tmp_path / "samples").glob("samples/*/2/**/*.png")
+    with Image.open(sampled) as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)

@@ -22,6 +22,18 @@ def _opencv() -> ModuleType:
     return cv2
 
 
+def resize_by_opencv(
+    values: np.ndarray, size: tuple[int, int], interpolation: str = "bilinear"
+) -> np.ndarray:
+    """`values`, (H, W) or (H, W, C), at `size` (height, width), by a key of `INTERPOLATIONS`.
+
+    When an image shrinks, "bilinear" looks at four pixels each and passes over those between: there
+    is no anti-aliasing.
+    """
+    resized = _opencv().resize(values, size[::-1], interpolation=INTERPOLATIONS[interpolation])
+    return np.asarray(resized).reshape(*size, *values.shape[2:])  # OpenCV drops a single channel
+
+
 class JointTransform:
     """Resize the smallest side, crop a square, perhaps flip: an image and its maps alike.
 
@@ -39,7 +51,7 @@ class JointTransform:
         self.size = options.size or 0  # as in `options`, but never None
         self.crop_size = self.size if options.crop_size is None else options.crop_size
         self.random_crop, self.random_flip = options.random_crop, options.random_flip
-        self._interpolation = INTERPOLATIONS[options.interpolation]
+        self._interpolation = options.interpolation
         self._smooth = {"image": True} | dict(maps or {})
         self._augmentations: Augmentations | None = None
         if options.augmentations:
@@ -103,9 +115,8 @@ class JointTransform:
         if values.shape[:2] == size:
             return values
         # Other ways of resizing labels would mix their numbers into labels that are not there.
-        way = self._interpolation if self._smooth[name] else INTERPOLATIONS["nearest"]
-        resized = _opencv().resize(values, size[::-1], interpolation=way)
-        return resized.reshape(*size, *values.shape[2:])  # OpenCV drops a single channel
+        way = self._interpolation if self._smooth[name] else "nearest"
+        return resize_by_opencv(values, size, way)
 
 
 def _scaled(height: int, width: int, smallest_side: int) -> tuple[int, int]:

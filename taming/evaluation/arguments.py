@@ -30,6 +30,7 @@ from taming.evaluation.metrics.extractor_files import INCEPTION
 from taming.evaluation.metrics.features import Extraction, Extractor, make_extractors
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.reference import ROLES, add_size_flags, resize_by_flags
 from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
@@ -217,9 +218,10 @@ def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
     return parser
 
 
-def add_set_flags(parser: argparse.ArgumentParser) -> None:
-    """What folders, configs and runs need that are given as sets of images."""
+def add_set_flags(parser: argparse.ArgumentParser, roles: Sequence[str] = ROLES) -> None:
+    """What folders, configs and runs need that are given as sets of images, in these roles."""
     add_flags(parser.add_argument_group("images of a folder or a dataset's config"), SetArguments)
+    add_size_flags(parser, roles)
     group = parser.add_argument_group("images of a run")
     add_flags(group, SamplingPlan, top_k=TOP_K)
     add_side_flags(group)
@@ -233,7 +235,8 @@ def open_sets(
 
     A config beside a run need not say what the run knows, such as its lists of images.
 
-    Raises UserError for names of no set, and flags of a run's samples that are out of range.
+    Raises UserError for names of no set, flags out of range, and statistics of images that were
+    resized otherwise than the flags say.
     """
     own, workers = from_flags(SetArguments, args), from_flags(CacheArguments, args).workers
     make_plan = partial(sampling_plan, args, overrides, device)
@@ -243,10 +246,12 @@ def open_sets(
     if overrides and not runs and not any(Path(name).suffix in CONFIGS for name in names):
         raise UserError(f"{overrides[0]} overrides a config, and none is given; leave it out")
     of_samples = replace(own, split=own.samples_split or own.split)
-    return [
+    sets = [
         (own if place else of_samples).open(name, make_plan, overrides, workers, runs=runs)
         for place, name in enumerate(names)
     ]
+    resize_by_flags(sets, args)
+    return sets
 
 
 def sampling_plan(

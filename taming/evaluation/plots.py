@@ -20,6 +20,7 @@ from taming.pictures import grid
 
 NAMED_CLASSES = 40  # more would not be readable
 MARKERS = "osD^vP*X"
+SHARES = ("acceptance",)  # swept settings whose values are of several orders of magnitude
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], swept: Sequence[str], path: Pa
             at = [row[along] if to_scale else _text(row[along]) for row in group]
             points = at, [row[metric] for row in group]
             axes.plot(*points, marker=MARKERS[n % len(MARKERS)], label=name)
-        axes.set(xlabel=along, ylabel=metric)
+        axes.set(xlabel=along, ylabel=metric, xscale="log" if along in SHARES else "linear")
     if others:
         charts[0].legend()
     return save_figure(figure, path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.distributed import same_on_all_ranks, world_size
-from taming.models.codes import CodeHistogram, CodesInterface
+from taming.models.codes import CodeHistogram, CodesInterface, codebook_uses, levels_of
 from taming.models.result_checks import (
     checked_codes,
     checked_images,
@@ -109,7 +109,11 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
         """What is logged in training and validation; None if the loss is no part of this project,
         or does not say."""
         terms = names_of_terms(self.loss)
-        of_codebook = {"val/codebook_usage", "val/codebook_perplexity"}
+        of_codebook = {
+            f"val/codebook_{of}{level}"
+            for of in ("usage", "perplexity")
+            for level in levels_of(self)
+        }
         return None if terms is None else {f"{s}/{t}" for s in SPLITS for t in terms} | of_codebook
 
     def _loss_of(self, images: Reconstruction, side: int, split: str) -> Tensor:
@@ -186,6 +190,5 @@ class AutoencoderLosses(CodesInterface, pl.LightningModule):
                 same_on_all_ranks(buffer)
 
     def on_validation_epoch_end(self) -> None:
-        used, perplexity = self.used_codes.summary()
-        self.log("val/codebook_usage", used, rank_zero_only=True)
-        self.log("val/codebook_perplexity", perplexity, rank_zero_only=True)
+        for name, value in codebook_uses(self, self.used_codes.taken()).items():
+            self.log(f"val/{name}", value, rank_zero_only=True)

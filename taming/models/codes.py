@@ -139,6 +139,11 @@ class CodesInterface(StartsFromFile):
         _, _, height, width = self._of_decoder("z_shape")
         return self.quantize.e_dim, height, width
 
+    @property
+    def code_levels(self) -> dict[str, slice]:
+        """Where in the table of codes those of each grid are; of a single grid, nothing is said."""
+        return {}
+
     def to_rgb(self, x: Tensor) -> Tensor:
         """Images [B, 1 or 3, H, W] unchanged; other channels mixed by `in_colors`."""
         if x.shape[1] in (1, 3):
@@ -165,7 +170,7 @@ def in_colors(x: Tensor, colors: Tensor | None = None) -> Tensor:
 
 
 class CodeHistogram:
-    """Counts how often each of `n_codes` is used, over batches and, in `summary`, over ranks."""
+    """Counts how often each of `n_codes` is used, over batches and, in `taken`, over ranks."""
 
     def __init__(self, n_codes: int) -> None:
         self.n_codes = n_codes
@@ -192,10 +197,10 @@ class CodeHistogram:
         """How often each code has occurred in this process, int64 [n_codes]."""
         return torch.zeros(self.n_codes, dtype=torch.long) if self.counts is None else self.counts
 
-    def summary(self) -> tuple[float, float]:
-        """`codebook_use` of what all processes have counted, and start again from 0."""
+    def taken(self) -> Tensor:
+        """What all processes have counted, int64 [n_codes]; and start again from 0."""
         counts, self.counts = self.counts_so_far(), None
-        return codebook_use(sum_over_ranks(counts))
+        return sum_over_ranks(counts)
 
 
 def codebook_use(counts: Tensor) -> tuple[float, float]:
@@ -207,3 +212,19 @@ def codebook_use(counts: Tensor) -> tuple[float, float]:
     share = counts.double() / counts.sum().clamp_min(1)
     entropy = -torch.xlogy(share, share).sum()
     return float((counts > 0).double().mean()), float(entropy.exp())
+
+
+def levels_of(stage: object) -> dict[str, slice]:
+    """The codes of a first stage, all under "", and of several grids also those of each."""
+    levels = stage.code_levels if isinstance(stage, CodesInterface) else {}
+    return {"": slice(None), **{f"_{name}": part for name, part in levels.items()}}
+
+
+def codebook_uses(stage: object, counts: Tensor) -> dict[str, float]:
+    """`codebook_usage` and `codebook_perplexity` of a first stage by counts [n_codes]; of several
+    grids of codes also those of each, such as `codebook_usage_top`."""
+    uses: dict[str, float] = {}
+    for level, part in levels_of(stage).items():
+        used, perplexity = codebook_use(counts[part])
+        uses |= {f"codebook_usage{level}": used, f"codebook_perplexity{level}": perplexity}
+    return uses

@@ -56,9 +56,14 @@ class DalleVAE(CodesInterface):
 
     def encode(self, x: Tensor) -> Encoding:
         """Images -> (codes [B, n_init, h, w], loss 0, (None, None, indices [B, h, w]))."""
-        indices = self.encoder(map_pixels(x)).argmax(dim=1)
+        indices = self.encode_to_prequant(x).argmax(dim=1)
         codes = self.quantize.get_codebook_entry(indices, (*indices.shape, self.quantize.e_dim))
         return codes, codes.new_zeros(()), (None, None, indices)
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> a logit per code, [B, n_embed, h, w]."""
+        logits: Tensor = self.encoder(map_pixels(x))
+        return logits
 
     def decode(self, quant: Tensor) -> Tensor:
         return unmap_pixels(self.decoder(quant)[:, :3].sigmoid())

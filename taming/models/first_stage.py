@@ -67,6 +67,14 @@ class FirstStage(Stage, Protocol):
         """Indices [B, h, w], or [B, h * w] of a square grid -> images."""
 
 
+@runtime_checkable
+class GivesLatents(Protocol):
+    """A first stage whose latents can be had before they are quantized."""
+
+    def encode_to_prequant(self, x: Tensor, /) -> Tensor:
+        """Images [B, C, H, W] -> what the quantizer takes, [B, c, h, w]."""
+
+
 class ConditionStage(Stage, Protocol):
     """Conditions as the data has them -> indices that the transformer reads (section 3.2).
 

@@ -20,6 +20,7 @@ from taming.data.examples import write_all
 from taming.data.folder import ImageFolderTrain, ImageFolderValidation
 from taming.data.helper_types import AnnotationList
 from taming.data.imagenet_classes import NAMES
+from taming.data.lsun import LSUNTowersTrain, LSUNTrain, LSUNValidation
 from taming.data.paired import PairedTrain, PairedValidation
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
@@ -153,6 +154,8 @@ FLAGS = ("is_group_of", "is_truncated", "is_occluded", "is_depiction", "is_insid
 OPEN_IMAGES = SCENE | {"annotations": annotations(FLAGS, bool, str)}
 CONDITION = {"condition_path_": text(r"file:.+\.png")}
 CLASS = {"class_label": whole(0, 9), "human_label": text(r"\w+")}
+CATEGORY = {"class_label": whole(0, 0), "human_label": text(r"\w+")}
+RECORD = IMAGE | {"file_path_": text(r".+_lmdb/data\.mdb::[0-9a-f]{40}\.webp")}
 FACES = LISTED | {"class": whole(0, 1)}
 
 
@@ -247,6 +250,9 @@ EXAMPLES: dict[str, Case] = {
     "AnnotatedObjectsOpenImages, validation": (lambda: open_images("validation"), OPEN_IMAGES),
     "ImageFolderTrain": (lambda: ImageFolderTrain("data/classes", S), LISTED | CLASS),
     "ImageFolderValidation": (lambda: ImageFolderValidation("data/classes", S), LISTED | CLASS),
+    "LSUNTrain": (lambda: LSUNTrain("bedroom", S), RECORD | CATEGORY),
+    "LSUNValidation": (lambda: LSUNValidation("church", S), LISTED | CATEGORY),
+    "LSUNTowersTrain": (lambda: LSUNTowersTrain(size=S), RECORD | CATEGORY),
     "PairedTrain, segmentation": (
         lambda: paired(PairedTrain, "segmentation", "segmentation", n_labels=7),
         LISTED | CONDITION | {"segmentation": one_hot(7)},

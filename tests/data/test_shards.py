@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from taming.data.ade20k import ADE20kTrain
 from taming.data.annotated_objects_coco import AnnotatedObjectsCoco
@@ -32,11 +33,13 @@ from taming.data.imagenet import (
     ImageNetTrainWithDepth,
 )
 from taming.data.loading import set_loading
+from taming.data.lsun import LSUNTrain
 from taming.data.options import ImageOptions
 from taming.data.paired import PairedTrain
 from taming.data.segmentation import SegmentationBase
 from taming.data.shards import Shards
 from taming.data.tools.shard_writer import write_shards
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import UserError
 from tests.kit.images import truncate, write_image
 from tests.kit.scenes import OPTIONS, write_coco, write_open_images
@@ -64,6 +67,7 @@ DATASETS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "imagenet": (lambda: ImageNetTrain({"size": 32}), {}),
     "depth": (lambda: ImageNetTrainWithDepth(size=32, random_flip=True), {"random_flip": True}),
     "classes": (lambda: ImageFolderTrain("data/classes", 32), {"random_crop": False}),
+    "records": (lambda: LSUNTrain("tower", 32, random_crop=True), {}),
     "super-resolution": (lambda: ImageNetScaleTrain(32, **SR), SR),
     "edges": (lambda: ImageNetEdgesTrain(2, size=32), {"edges": "lr", "up_factor": 2}),
     "captions": (
@@ -108,6 +112,19 @@ def test_shards_give_the_same_items(
         assert item.pop("__key__") == f"{index:09}" and item.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_array_equal(item[key], value, err_msg=key)
+        for source in (dataset, sharded):  # nothing is done with the file's pixels
+            whole, metadata = whole_image(source, index)
+            np.testing.assert_array_equal(whole, stored(expected["file_path_"]))
+            assert metadata.get("class_label") == expected.get("class_label")
+    assert has_whole_images(dataset) and has_whole_images(sharded)
+
+
+def stored(path: str) -> np.ndarray:
+    """The pixels (H, W, 3) of a file."""
+    if path.endswith(".npy"):
+        return np.asarray(np.load(path)[0].transpose(1, 2, 0))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def test_coordinates_of_faces(

@@ -16,6 +16,7 @@ import torch
 
 from scripts.evaluate_fid import main
 from taming.errors import UserError
+from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.runner import Cache, Runner
@@ -137,6 +138,35 @@ def test_features_without_a_damaged_image_are_found_again(tmp_path: Path) -> Non
         assert source.read == read and len(runner.left_out) == 1
         found.append(moments.mean.tolist())
     assert found[0] == found[1]
+
+
+def test_what_is_unfinished_is_of_its_requests(tmp_path: Path) -> None:
+    """Features of one kind that an interrupted evaluation has are not taken for another's."""
+
+    class Stopping(FolderSource):
+        stop_at, read = 6, 0
+
+        def load(self, index: int) -> Any:
+            if index == self.stop_at:
+                raise KeyboardInterrupt
+            self.read += 1
+            return super().load(index)
+
+    folder, extractor = image_folder(tmp_path / "images", 10), Extractor(register_tiny())
+    requests = [
+        FeatureRequest(kind, extractor, layer)
+        for kind, layer in ((Moments, "16"), (Moments, "logits"), (FeatureBank, "16"))
+    ]
+    runner = Runner(2, Cache(tmp_path / "cache"), save_every=0)
+    with pytest.raises(KeyboardInterrupt):
+        runner.features(Stopping(folder, workers=0), requests[:1], "images")
+    for request, read in ((requests[1], 10), (requests[2], 10), (requests[0], 4)):
+        source = Stopping(folder, workers=0)
+        source.stop_at = 10
+        runner = Runner(2, Cache(tmp_path / "cache"), save_every=0)
+        part: Any = runner.features(source, [request], "images").parts[request]
+        assert source.read == read
+        assert (part.count if request.accumulator is Moments else len(part)) == 10
 
 
 def test_parts_that_overlap_count_once(source: FolderSource, tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def test_code_histogram() -> None:
     histogram.add(torch.tensor([[0, 0], [1, 1]]))
     histogram.add(torch.tensor([2, 2]))
     assert histogram.counts_so_far().tolist() == [2, 2, 2, 0]
-    used, perplexity = histogram.summary()
+    used, perplexity = codebook_use(histogram.taken())
     assert used == 0.75 and math.isclose(perplexity, 3.0)
-    assert histogram.summary() == (0, 1)  # starts anew
+    assert codebook_use(histogram.taken()) == (0, 1)  # starts anew
     used, perplexity = codebook_use(torch.tensor([1, 3, 0, 0]))
     assert used == 0.5 and math.isclose(perplexity, 4 / 3**0.75)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.models import squeezenet1_1
 
 from scripts.compute_statistics import main as compute_statistics
 from scripts.evaluate_fid import main
@@ -156,6 +158,27 @@ def test_sweep(run: str, classes: tuple[str, str], tmp_path: Path) -> None:
     assert single["metrics"]["fid"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_sweep_over_temperature_and_acceptance(
+    run: str, classes: tuple[str, str], tmp_path: Path
+) -> None:
+    """The accepted samples are those of the command for one acceptance alone."""
+    torch.manual_seed(0)
+    torch.save(squeezenet1_1().state_dict(), tmp_path / "own.pth")
+    rejecting = ("--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}")
+    flags = ("-n", "2", "--classes", "1", "--metrics", "fid,isc", "--isc_splits", "1", *rejecting)
+    out = tmp_path / "out"
+    found = evaluate(out, run, classes[1], *flags, "--sweep", "acceptance=1,0.5;temperature=0.5")
+    names = [f"acceptance={share}, temperature=0.5" for share in ("1", "0.5")]
+    assert list(found["metrics"]) == names
+    samplers = [found["sets"][f"samples {name}"]["sampler"] for name in names]
+    assert [sampler["reject_ratio"] for sampler in samplers] == [1, 0.5]
+    assert [sampler["classifier"] is None for sampler in samplers] == [True, False]
+    alone = (*flags, "--reject_ratio", "0.5", "-t", "0.5")
+    single = evaluate(tmp_path / "single", run, classes[1], *alone)
+    assert single["metrics"]["fid"] == pytest.approx(found["metrics"][names[1]]["fid"], rel=1e-9)
+    assert found["metrics"][names[0]]["fid"] != found["metrics"][names[1]]["fid"]
+
+
 def test_reproduced_or_not(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = image_folder(tmp_path / "a", 6), image_folder(tmp_path / "b", 8, seed=100)
     evaluate(tmp_path / "out", str(a), str(b))
@@ -233,6 +256,7 @@ def test_splits_and_reconstructions(tmp_path: Path, capsys: Any) -> None:
         (("A", "B", "--sweep", "top_k=1"), "A is none"),
         (("A", "B", "--sweep", "topk=1"), "did you mean 'top_k'"),
         (("A", "B", "--sweep", "top_k=one"), "takes numbers"),
+        (("A", "B", "--sweep", "acceptance=0.5"), "acceptance= needs --classifier"),
         (("A", "B", "--sweep", "top_k=1", "--per_class"), "goes without --per_class"),
         (("A", "B", "--sweep", "top_k=1", "--neighbors", "2"), "and --neighbors"),
         (("A", "B", "--neighbors", "-1"), "--neighbors must be at least 1, not -1"),

@@ -12,6 +12,7 @@ from PIL import Image
 from scripts.evaluate_first_stage import Arguments, main
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import PreparedSource
+from taming.evaluation.sources.resize import CENTER, FILTERS, Resizing
 from taming.pictures import HEAD
 from tests.kit.extractor import register_tiny
 from tests.kit.images import image_sizes, truncate, write_image, write_images
@@ -20,6 +21,7 @@ from tests.kit.processes import in_two_processes
 from tests.kit.runs import run_with_data, tiny_run
 from tests.modules.losses.backbones import backbone_file
 
+NAMES = list(FILTERS)
 TINY = "tests.kit.extractor:TinyExtractor"
 
 
@@ -64,9 +66,17 @@ def test_three_first_stages_on_validation_data(
     # The transformer's first stage has the weights that it was built with, not the other run's.
     assert result["metrics"]["vqgan"] != result["metrics"]["transformer"]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("| first stage |   f | codes | images | L1") and len(printed) == 6
+    assert printed[0].startswith("| first stage |   f | codes | images | L1") and len(printed) == 7
     assert printed[4].split("|")[1:4] == [" dall-e      ", "   8 ", "    16 "]
+    assert "dall-e " in printed[5] and "973 (5.9 %)" in printed[5]
+    assert all(sum(counts.values()) > 0 for counts in result["parameters"].values())
+    assert result["images_a_second"]["vqgan"]["batch_size"] == 6
+    assert min(result["images_a_second"]["vqgan"][name] for name in ("encode", "both")) > 0
+    latex = (folder / "first_stages.tex").read_text().splitlines()
+    assert len(latex) == 9 and latex[4].startswith("vqgan & 2 & 20 & 6 & ")
+    assert r"& rFID $\downarrow$ & codes used &" in latex[2]
     text = (folder / "first_stages.md").read_text()
+    assert printed[5] in text and "the median of 5 warm rounds with one batch of 6 images" in text
     assert printed[3] in text and "LPIPS (AlexNet) is left out: TAMING_ALEXNET" in text
     picture = Image.open(folder / "first_stages.png")
     assert picture.size == (4 * 260 + 4, HEAD + 3 * 260 + 4)
@@ -115,6 +125,35 @@ def test_the_first_of_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result["sets"]["images"]["key"] == "depth"
     assert result["protocol"]["precision"] == "bfloat16"
     assert Arguments.__dataclass_fields__["rows"].default == 8
+
+
+def test_an_rfid_for_each_resize(tmp_path: Path) -> None:
+    """The numbers are those of images that were resized before; they have one column each."""
+    folder = image_sizes(tmp_path / "images", {f"{n}.png": (40, 30 + n) for n in range(5)})
+    run = str(tiny_run(tmp_path / "run", FIRST_STAGE))
+    flags = ["-r", run, "--extractor", TINY, "--device", "cpu", "--speed_rounds", "0"]
+    every = ["--images", str(folder), "--size", "16", "--reference_resize", ",".join(NAMES)]
+    main([*flags, *every, "-o", str(tmp_path / "out")])
+    place, result = written(tmp_path / "out")
+    metrics = result["metrics"]["run"]
+    assert list(metrics["rfid_by_resize"]) == NAMES
+    assert result["images_a_second"] == {}
+    assert result["sets"]["images"]["resize"] == NAMES[0]
+    assert result["sets"]["images"]["size"] == [16, 16]
+    head = (place / "first_stages.md").read_text().partition("| first stage")[2].splitlines()[0]
+    assert [f"rFID ({how})" in head for how in NAMES] == [True] * 3 and "rFID |" not in head
+    assert r"& rFID (opencv) $\downarrow$ &" in (place / "first_stages.tex").read_text()
+    for how in NAMES:
+        for path in sorted(folder.iterdir()):
+            small = Resizing(how, CENTER, (16, 16))(np.asarray(Image.open(path)))
+            (tmp_path / how).mkdir(exist_ok=True)
+            Image.fromarray(small).save(tmp_path / how / path.name)
+        main([*flags, "--images", str(tmp_path / how), "-o", str(tmp_path / "alone" / how)])
+        alone = written(tmp_path / "alone" / how)[1]["metrics"]["run"]
+        assert alone["rfid"] == pytest.approx(metrics["rfid_by_resize"][how], rel=1e-9)
+        assert (alone["psnr"] == metrics["psnr"]) == (how == NAMES[0])
+    assert len(set(metrics["rfid_by_resize"].values())) == 3
+    assert metrics["rfid"] == metrics["rfid_by_resize"][NAMES[0]]
 
 
 def test_segmentations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +205,10 @@ def test_two_processes_find_what_one_finds(
         (["-r", "RUN", "--images", "IMAGES", "--data", "x.yaml"], "both name the images"),
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),
+        (["-r", "RUN", "--speed_rounds", "-1"], "--speed_rounds must be at least 0"),
+        (["-r", "RUN", "--reference_resize", "opencvv"], "no filter 'opencvv'; did you mean"),
+        (["-r", "RUN", "--reference_resize", ","], "there is no filter ''"),
+        (["-r", "SEGMENTATION", "--reference_resize", "opencv"], "for images in color, not for"),
     ],
 )
 def test_one_sentence_for_wrong_input(

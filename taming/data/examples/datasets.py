@@ -5,6 +5,8 @@ The class names are stand-ins: what a file calls a cup is a drum.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import io
 import json
 import tarfile
@@ -19,6 +21,7 @@ from PIL import Image
 from taming.data.condition_maps import depth_to_rgba
 from taming.data.examples.rendering import GROUND, N_LABELS, SHAPES, SKY, Box, Scene, render
 from taming.data.files.list_files import write_image_lists, write_lines
+from taming.data.files.lmdb_records import FILE, write_records
 from taming.data.files.tar_members import add_member
 from taming.errors import UserError, reason_of
 
@@ -134,8 +137,12 @@ def write_imagenet_tars(out: ExampleWriter) -> None:
 
 
 def _jpeg(scene: Scene) -> bytes:
+    return _encoded(scene, "JPEG")
+
+
+def _encoded(scene: Scene, form: str) -> bytes:
     raw = io.BytesIO()
-    Image.fromarray(scene.image).save(raw, "JPEG")
+    Image.fromarray(scene.image).save(raw, form)
     return raw.getvalue()
 
 
@@ -179,6 +186,31 @@ def write_ade20k(out: ExampleWriter) -> None:
             out.image(f"{root}/annotations/{folder}/{stem}.png", ADE_LABELS[scene.labels])
             categories.append(f"{stem} {scene.objects[0].shape}_field")
     out.text(f"{root}/sceneCategories.txt", categories)
+
+
+def write_lsun(out: ExampleWriter) -> None:
+    """Bedrooms and towers as LMDB databases (folders where `lmdb` is not installed), and churches
+    as they are exported, with lists."""
+    for place, category in enumerate(("bedroom", "tower", "church_outdoor")):
+        for split, short in (("train", "train"), ("validation", "val")):
+            scenes = out.scenes(split, 90_000 + 100 * place)
+            images = {hashlib.sha1(scene.image.tobytes()).hexdigest(): scene for scene in scenes}
+            name = f"data/lsun/{category}_{short}"
+            if category == "church_outdoor":
+                out.text(f"{name}.txt", [f"{key}.jpg" for key in images])
+                for key, scene in images.items():
+                    out.image(f"data/lsun/churches/{key}.jpg", scene.image)
+            else:
+                _write_records(out, name, images)
+
+
+def _write_records(out: ExampleWriter, name: str, images: dict[str, Scene]) -> None:
+    if importlib.util.find_spec("lmdb") is None:
+        for key, scene in images.items():
+            out.image(f"{name}/{key}.webp", scene.image)
+        return
+    records = {key: _encoded(scene, "WEBP") for key, scene in images.items()}
+    write_records(out.path(f"{name}_lmdb/{FILE}"), records)
 
 
 def write_own(out: ExampleWriter) -> None:
@@ -290,4 +322,5 @@ def _box_rows(identity: str, scene: Scene) -> Iterator[str]:
 
 
 WRITERS = [write_faces, write_imagenet, write_imagenet_tars, write_examples, write_sflckr]
-WRITERS += [write_ade20k, write_coco, write_open_images, write_own]
+WRITERS += [write_ade20k, write_coco, write_open_images, write_lsun]
+WRITERS += [write_own]

@@ -80,7 +80,8 @@ def damage_of(path: str, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "is damaged: it claims to hold more than the memory does"
     if is_member(path):
-        return f"cannot be read ({error})"
+        unknown = isinstance(error, UnidentifiedImageError)
+        return f"cannot be read ({'it is no image that Pillow knows' if unknown else error})"
     if not os.path.exists(path):
         return "does not exist"
     if os.path.isdir(path):

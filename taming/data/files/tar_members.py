@@ -1,6 +1,7 @@
 """Files inside tar files, addressed as paths: `train-000000.tar::OFFSET:SIZE.jpg`.
 
-`read_bytes` and `opened` take such paths as well as those of files.
+`read_bytes` and `opened` take such paths as well as those of files, and of records of LMDB
+databases (`lmdb_records`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import tarfile
 from typing import IO
 
+from taming.data.files.lmdb_records import is_record, read_record
 from taming.errors import UserError
 from taming.user_files import regular
 
@@ -24,8 +26,8 @@ def member_path(tar: str, offset: int, size: int, ending: str) -> str:
 
 
 def is_member(path: str) -> bool:
-    """Whether `path` is inside a tar file."""
-    return f".tar{SEPARATOR}" in path
+    """Whether `path` is inside a tar file or a database."""
+    return f".tar{SEPARATOR}" in path or is_record(path)
 
 
 def require_plain(member: tarfile.TarInfo, tar: str | os.PathLike[str]) -> None:
@@ -44,7 +46,9 @@ def _tar(path: str) -> IO[bytes]:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file, or of a file in a tar; raises OSError."""
+    """The content of a file, a file in a tar, or a record; raises OSError."""
+    if is_record(path):
+        return read_record(path)
     if not is_member(path):
         with open(regular(path), "rb") as file:
             return file.read()
@@ -62,7 +66,7 @@ def read_bytes(path: str) -> bytes:
 
 
 def opened(path: str) -> str | io.BytesIO:
-    """The path, or for a file in a tar its content, as Pillow and numpy can open it.
+    """The path, or for a member its content, as Pillow and numpy can open it.
 
     Raises OSError if there is nothing, or what is no file.
     """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
@@ -20,6 +19,7 @@ from taming.data.files.tar_members import add_member, read_bytes
 from taming.data.image_with_maps import ImagesWithMaps
 from taming.data.loading import image_files_in
 from taming.data.shards import BEFORE, DESCRIPTION
+from taming.data.whole_images import item_files
 from taming.errors import UserError, interruptible
 
 log = logging.getLogger(__name__)
@@ -27,15 +27,8 @@ log = logging.getLogger(__name__)
 
 def _sample(dataset: Any, index: int) -> tuple[dict[str, str], Item]:
     """Files and metadata of an item of a dataset that may wrap others; raises `BadFile`."""
-    if isinstance(dataset, ImageFiles):
-        return dataset.files(index), dataset.metadata(index)
-    if isinstance(dataset, ConcatDataset):
-        part = int(np.searchsorted(dataset.cumulative_sizes, index, side="right"))
-        before = dataset.cumulative_sizes[part - 1] if part else 0
-        return _sample(dataset.datasets[part], index - before)
-    files, metadata = _sample(dataset.data, index)
-    own = getattr(dataset, "metadata", None)  # FacesHQ adds the collection that an image is from
-    return files, metadata | own(index) if own else metadata
+    files, place, metadata = item_files(dataset, index)
+    return files.files(place), metadata
 
 
 @interruptible("finished shards stay, and the same command goes on with the rest")

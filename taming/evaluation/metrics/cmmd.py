@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric, MetricSettings
-from taming.evaluation.metrics.feature_bank import FeatureBank, feature_pair
+from taming.evaluation.metrics.feature_bank import FeatureBank, require_comparable
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -23,20 +20,20 @@ def embedding_discrepancy(a: FeatureBank, b: FeatureBank, block: int = 1000) -> 
     10, over all pairs (an image and itself as well, so that it is above 0). Pairs are in memory for
     `block` images of each set at a time. Raises UserError for an empty set.
     """
-    pair = feature_pair(a, b)
-    if not (len(pair[0]) and len(pair[1])):
+    require_comparable(a, b)
+    if not (len(a) and len(b)):
         raise UserError("CMMD needs at least 1 image in each set; give more images")
-    first, second = pair
-    own = _mean_kernel(first, first, block) + _mean_kernel(second, second, block)
-    return SCALE * (own - 2 * _mean_kernel(first, second, block))
+    own = _mean_kernel(a, a, block) + _mean_kernel(b, b, block)
+    return SCALE * (own - 2 * _mean_kernel(a, b, block))
 
 
-def _mean_kernel(first: Tensor, second: Tensor, block: int) -> float:
+def _mean_kernel(first: FeatureBank, second: FeatureBank, block: int) -> float:
     """The mean of exp(-|x_i - y_j|^2 / (2 sigma^2)) for rows x_i, y_j, made to be of length 1."""
     total = 0.0
-    for x, y in product(first.split(block), second.split(block)):
-        squares = 2 - 2 * F.normalize(x.double(), dim=1) @ F.normalize(y.double(), dim=1).T
-        total += float(torch.exp(-squares / (2 * SIGMA**2)).sum())
+    for _, x in first.parts(block):
+        for _, y in second.parts(block):
+            squares = 2 - 2 * F.normalize(x.double(), dim=1) @ F.normalize(y.double(), dim=1).T
+            total += float(torch.exp(-squares / (2 * SIGMA**2)).sum())
     return total / (len(first) * len(second))
 
 

@@ -9,8 +9,12 @@ import torch
 from taming.command_line import flag
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric, MetricSettings
-from taming.evaluation.metrics.feature_bank import FeatureBank, feature_pair
-from taming.evaluation.metrics.precision_recall import neighborhood_radii
+from taming.evaluation.metrics.feature_bank import (
+    FeatureBank,
+    distances,
+    neighborhood_radii,
+    require_comparable,
+)
 
 
 def density_coverage(
@@ -23,20 +27,21 @@ def density_coverage(
     with a generated image in them. Density may exceed 1. Distances are in memory for `block` images
     at a time. Raises UserError if there are no more than `neighbors` real images.
     """
-    points, manifold = feature_pair(generated, real)
-    if len(manifold) <= neighbors or not len(points):
+    require_comparable(generated, real)
+    if len(real) <= neighbors or not len(generated):
         raise UserError(
             f"density and coverage with {neighbors} neighbors need more images than that, and "
-            f"there are {len(manifold)} real ones and {len(points)} samples; give more images or a "
+            f"there are {len(real)} real ones and {len(generated)} samples; give more images or a "
             "smaller --density_neighbors"
         )
-    radii = neighborhood_radii(manifold, neighbors, block)
-    inside, covered = 0, torch.zeros(len(manifold), dtype=torch.bool)
-    for part in points.split(block):
-        in_ball = torch.cdist(part, manifold) < radii
-        inside += int(in_ball.sum())
-        covered |= in_ball.any(dim=0)
-    return inside / (neighbors * len(points)), float(covered.double().mean())
+    radii = neighborhood_radii(real, neighbors, block)
+    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
+    for _, part in generated.parts(block):
+        for place, found in distances(part, real):
+            in_ball = found < radii[place]
+            inside += int(in_ball.sum())
+            covered[place] |= in_ball.any(dim=0)
+    return inside / (neighbors * len(generated)), float(covered.double().mean())
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from taming.command_line import flag
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric, MetricSettings
-from taming.evaluation.metrics.feature_bank import FeatureBank, feature_pair
+from taming.evaluation.metrics.feature_bank import (
+    FeatureBank,
+    distances,
+    neighborhood_radii,
+    require_comparable,
+)
 
 
 def precision_recall(
@@ -22,7 +27,8 @@ def precision_recall(
     one's `neighbors`-th nearest real image; recall the same with the sets exchanged. Distances are
     in memory for `block` images at a time. Raises UserError if a set has no more than `neighbors`.
     """
-    first, second = feature_pair(generated, real)
+    first, second = generated, real
+    require_comparable(first, second)
     if min(len(first), len(second)) <= neighbors:
         raise UserError(
             f"precision and recall with {neighbors} neighbors need more images than that in "
@@ -34,19 +40,15 @@ def precision_recall(
     return precision, recall, 2 * precision * recall / max(1e-5, precision + recall)
 
 
-def _coverage(points: Tensor, manifold: Tensor, neighbors: int, block: int) -> float:
-    """The share of `points` [N, D] in the ball of any of `manifold` [M, D]."""
-    radii = neighborhood_radii(manifold, neighbors, block)
-    others = (torch.cdist(part, manifold) for part in points.split(block))
-    inside = torch.cat([(distances <= radii).any(dim=1) for distances in others])
-    return float(inside.float().mean())
-
-
-def neighborhood_radii(manifold: Tensor, neighbors: int, block: int) -> Tensor:
-    """[M], the distance of every one of `manifold` [M, D] to its `neighbors`-th nearest other."""
-    own = (torch.cdist(part, manifold) for part in manifold.split(block))
-    # One more than the neighbors, since the nearest is the image itself.
-    return torch.cat([distances.kthvalue(neighbors + 1).values for distances in own])
+def _coverage(points: FeatureBank, manifold: FeatureBank, neighbors: int, block: int) -> float:
+    """The share of `points` in the ball of any image of `manifold`."""
+    radii, inside = neighborhood_radii(manifold, neighbors, block), 0
+    for _, part in points.parts(block):
+        in_any = torch.zeros(len(part), dtype=torch.bool)
+        for place, found in distances(part, manifold):
+            in_any |= (found <= radii[place]).any(dim=1)
+        inside += int(in_any.sum())
+    return float(np.float32(inside) / np.float32(len(points)))
 
 
 @dataclass(frozen=True)

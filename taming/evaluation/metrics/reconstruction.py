@@ -18,6 +18,7 @@ from torch import Tensor
 
 from taming.devices import computing_in
 from taming.errors import UserError
+from taming.evaluation.latex import DOWN, UP
 from taming.evaluation.metrics.ssim import RANGE, SMALLEST_MS_SSIM, SMALLEST_SSIM, ms_ssim, ssim
 from taming.evaluation.sources.images import NO_LABEL, State
 from taming.modules.losses.lpips import LPIPS, SMALLEST_IMAGES
@@ -38,6 +39,11 @@ class PairMetric:
     smallest_side: int  # pixels that an image has at least, both ways
     compute: PairFunction | None = None  # its function; None for LPIPS
     backbone: str | None = None  # of LPIPS, "vgg" or "alex"
+
+    @property
+    def better(self) -> str:
+        """Which end is the better one: LPIPS is a distance, all others are likenesses."""
+        return UP if self.backbone is None else DOWN
 
     def function(self, networks: Mapping[str, LPIPS]) -> PairFunction:
         """Its function, with the prepared LPIPS of its backbone."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,19 @@ from taming.atomic_files import atomic_path, check_place
 from taming.errors import UserError
 from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
+from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 2**30  # of an array; the mean and covariance of 2048 features take 34 MB
 # Fields of `Statistics` as the file's JSON names them.
 ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "protocol")}
 ABOUT["weights_hash"] = "weights_sha256"
+KINDS = {"count": int | None, "fingerprint": str | None, "protocol": dict}  # the others: text
+ASYMMETRY = 1e-4  # of the largest entry: sums in float32 may differ above and below the diagonal
+# What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
+NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
+NOT_READ += (RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
 IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
@@ -95,10 +106,50 @@ class Statistics:
         if set(arrays) >= SPATIAL_ARRAYS:
             pairs.append((arrays["mu_s"], arrays["sigma_s"]))
         for mean, covariance in pairs:
-            _check_pair(path, mean, covariance)
+            if reason := _what_is_wrong(mean, covariance):
+                raise UserError(f"{path} {reason}; compute the statistics again")
         about = _about(Path(path), arrays)
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
-        return cls(*pairs[0], spatial=pairs[1] if len(pairs) > 1 else None, **known)
+        first, *others = [(m.astype(np.float64), s.astype(np.float64)) for m, s in pairs]
+        known |= {"spatial": others[0] if others else None}
+        return cls(first[0], first[1], **known)
+
+    def image_size(self) -> Size | None:
+        """(height, width) of all images that these are of; None if that is not known."""
+        sizes = self._images.get("sizes")
+        if not isinstance(sizes, Mapping) or len(sizes) != 1:
+            return None
+        width, _, height = str(next(iter(sizes))).partition("x")
+        return (int(height), int(width)) if width.isdecimal() and height.isdecimal() else None
+
+    @property
+    def _images(self) -> Mapping[str, Any]:
+        """How the images were read, as far as the file says it."""
+        images = self.protocol.get("images")
+        return images if isinstance(images, Mapping) else {}
+
+    def require_resizing(self, wanted: Resizing, any_size: bool = False) -> None:
+        """Raise UserError if these are of images that were resized or cropped otherwise.
+
+        Images that had the size are equal with any filter. Files that do not say how their images
+        were resized are taken with a warning. `any_size`: whatever their size.
+        """
+        file = self.protocol.get("file", "the statistics file")
+        own = {name: self._images.get(name) for name in wanted.describe()}
+        if own["resize"] is None:
+            log.warning("%s does not say how its images were resized and cropped", file)
+            return
+        whole = own["resize"] == own["crop"] == NONE
+        of_files = self._images.get("images_are") != AS_IN_TRAINING
+        if whole and of_files and wanted.size is not None and self.image_size() == wanted.size:
+            return
+        expected = wanted.describe() | ({"size": own["size"]} if any_size else {})
+        if own != expected:
+            raise UserError(
+                f"{file} is of images with another resize or crop ({_resizing_text(own)}) than "
+                f"this evaluation's ({_resizing_text(expected)}); compute it again with "
+                f"scripts/compute_statistics.py, or evaluate with {_resizing_flags(own)}"
+            )
 
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
         """Raise UserError if these are not of that extractor, its weights and that layer.
@@ -123,18 +174,20 @@ class Statistics:
             )
 
 
+def _resizing_text(about: Mapping[str, Any]) -> str:
+    size = about["size"]
+    to = f" to {size[1]} x {size[0]}" if size else ""
+    return f"resize {about['resize']}{to}, crop {about['crop']}"
+
+
+def _resizing_flags(about: Mapping[str, Any]) -> str:
+    size = about["size"]
+    flags = {"resize": about["resize"], "crop": about["crop"], "size": size and size[0]}
+    return " ".join(f"--reference_{name} {value}" for name, value in flags.items() if value)
+
+
 def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
     return f"{extractor}, layer {layer}, weights {weights_hash[:8]}, resize {resize}"
-
-
-def _check_pair(path: str | Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(
-            f"{path} has a mean of shape {mean.shape} and a covariance of {covariance.shape}; "
-            "give a file with D and D x D numbers"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path} holds NaN or infinity; compute the statistics again")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -145,17 +198,34 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
             if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
-            numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
-            arrays = {name: file[name] for name in numbered | {"about"} if name in file.files}
-            numbers = {name: arrays[name].astype(np.float64) for name in numbered & {*arrays}}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            wanted = {"mu", "sigma", "about"} | SPATIAL_ARRAYS
+            arrays = {name: file[name] for name in wanted if name in file.files}
+    except NOT_READ as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):
         raise UserError(
             f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
             "scripts/compute_statistics.py wrote"
         )
-    return arrays | numbers
+    return arrays
+
+
+def _what_is_wrong(mean: np.ndarray, covariance: np.ndarray) -> str | None:
+    """Why these are no mean and covariance; None if they can be."""
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f" or array.dtype.itemsize < 4:
+            return f"is no statistics file ({name} is {array.dtype}, not float64 or float32)"
+    if mean.ndim != 1 or not len(mean) or covariance.shape != (len(mean), len(mean)):
+        shapes = f"a mean of shape {mean.shape} and a covariance of {covariance.shape}"
+        return f"has {shapes}, where D and D x D numbers are needed"
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return "holds NaN or infinity"
+    largest = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > ASYMMETRY * largest:
+        return "has a sigma that is not symmetric, which no covariance is"
+    if covariance.diagonal().min() < 0:
+        return "has a negative variance on the diagonal of sigma"
+    return None
 
 
 def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -165,6 +235,15 @@ def _about(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         about = json.loads(str(arrays["about"]))
     except ValueError:
         about = None
-    if not isinstance(about, dict):
+    if not isinstance(about, dict) or not _fits(about):
         raise UserError(f"{path} is damaged (its description); compute the statistics again")
+    count = about.get("count")
+    if count is not None and count < 2:
+        raise UserError(f"{path} is of {count} images; a covariance needs 2 or more")
     return about
+
+
+def _fits(about: Mapping[str, Any]) -> bool:
+    """Whether the entries of a file's description, as far as there are any, are of their kinds."""
+    there = [entry for entry in ABOUT.values() if entry in about]
+    return all(isinstance(about[entry], KINDS.get(entry, str)) for entry in there)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,15 @@ from taming.config import get_obj_from_str, without_checkpoint_paths
 from taming.data.checks import damage_found_later
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.dataset import ItemSource
-from taming.evaluation.sources.images import ImageSource, SourceImage, key_of
-from taming.evaluation.sources.run import RunSource, sampled_image
+from taming.evaluation.sources.images import (
+    SIZES_LOOKED_AT,
+    ImageSource,
+    SourceImage,
+    common_size,
+    key_of,
+)
+from taming.evaluation.sources.resize import Size
+from taming.evaluation.sources.run import RunSource
 from taming.models.dummy_cond_stage import DummyCondStage
 from taming.models.first_stage import condition_of
 from taming.modules.util import ConditionKind
@@ -23,6 +31,7 @@ from taming.sampling.items import sample_items
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.requests import request_for_condition
+from taming.sampling.sizes import pixels_per_token
 
 # Kinds of conditions that scripts/sample_fast.py makes itself.
 MADE_WITHOUT_DATA: tuple[ConditionKind, ...] = ("none", "class", "coordinates")
@@ -83,6 +92,14 @@ class ConditionedRunSource(RunSource):
     def __len__(self) -> int:
         return min(self.plan.num_samples, len(self.kept))
 
+    def own_image_size(self) -> Size | None:
+        """That of the first samples, if they agree."""
+        factor, shapes = pixels_per_token(self.model), []
+        for number in self.kept[:SIZES_LOOKED_AT]:
+            with suppress(DamagedImage):
+                shapes.append(inputs_of_item(self.model, self.dataset, number).shape)
+        return common_size((rows * factor, columns * factor) for rows, columns in shapes)
+
     def leave_out(self, indices: Container[int]) -> None:
         self.kept = [item for index, item in enumerate(self.kept) if index not in indices]
 
@@ -116,7 +133,7 @@ class ConditionedRunSource(RunSource):
         )
         for sample in samples:
             index = index_of[sample.number]
-            image = sampled_image(sample, index, f"sample {sample.number}")
+            image = self._resized(sample, index, f"sample {sample.number}")
             yield replace(image, label=None)
 
     def _inputs(self, index_of: Mapping[int, int]) -> Iterator[SampleInputs]:

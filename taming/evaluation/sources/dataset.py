@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,10 @@ from taming.config_before import is_of_run, keep_dataset_defaults
 from taming.data.checks import damage_found_later
 from taming.data.from_config import section_of
 from taming.data.seeding import SeededDataset, as_entries
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage, loaded
+from taming.evaluation.sources.resize import AS_IN_TRAINING, AS_IT_IS, Size
 from taming.pictures import to_uint8_array
 
 LABEL = "class_label"
@@ -40,6 +43,10 @@ class DatasetSource(LoadedSource):
         runs: what the config leaves open is taken from the first of these that has it.
 
     Random crops are those of epoch 0 and seed 0. Labels are the items' `class_label`.
+
+    With a `resizing`, images are those of the dataset's files, to which nothing but it is done: no
+    resizing, cropping, flipping or augmenting for training. Where a dataset's images are no files
+    (`reads_files` is false), it is done with the items as training sees them.
 
     Raises UserError if the config has no such dataset; `load` raises `DamagedImage`.
     """
@@ -84,20 +91,47 @@ class DatasetSource(LoadedSource):
         config = {"config": list(map(str, self.configs)), "split": self.split, "key": self.key}
         # YAML has more kinds of values than JSON (dates); they are only to be read.
         dataset = json.loads(json.dumps(self.section, default=str))
-        return {"kind": "dataset", **config, "dataset": dataset}
+        images = AS_IN_TRAINING if self._reads_items else "the files"
+        about = {"kind": "dataset", **config, "dataset": dataset, "images_are": images}
+        return about | self.resizing.describe()
+
+    def own_image_size(self) -> Size | None:
+        """As training sees them."""
+        as_set, self.resizing = self.resizing, AS_IT_IS
+        try:
+            return super().own_image_size()
+        finally:
+            self.resizing = as_set
+
+    @cached_property
+    def reads_files(self) -> bool:
+        """Whether the entry is an image file, whose own pixels can be had."""
+        return self.key == "image" and has_whole_images(cast(Sized, self.dataset.dataset))
+
+    @property
+    def _reads_items(self) -> bool:
+        return self.resizing.changes_nothing or not self.reads_files
 
     def load(self, index: int) -> Loaded:
         index = self.kept[index]
+        if self._reads_items:
+            image, item = self._item(index)
+        else:
+            image, item = whole_image(self.dataset.dataset, index)
+        name = str(item.get("file_path_", f"item {index}"))
+        pixels = self.resizing.planes(self.to_pixels(image, name))
+        label = int(item[LABEL]) if LABEL in item else None
+        return pixels, label, name, "RGB"
+
+    def _item(self, index: int) -> tuple[np.ndarray, Mapping[str, Any]]:
+        """The image of an item as training sees it, and the item."""
         item = self.dataset.entries(index)
         if self.key not in item:
             raise UserError(
                 f"{self.name}: the dataset's items have no '{self.key}' (--image_key)"
                 f"{did_you_mean(self.key, map(str, item))}"
             )
-        name = str(item.get("file_path_", f"item {index}"))
-        pixels = self.to_pixels(np.asarray(item[self.key]), name)
-        label = int(item[LABEL]) if LABEL in item else None
-        return pixels, label, name, "RGB"
+        return np.asarray(item[self.key]), item
 
     def to_pixels(self, image: np.ndarray, name: str) -> np.ndarray:
         """The item's entry, (H, W, 1 or 3), as uint8 (3, H, W)."""
@@ -137,7 +171,8 @@ class ItemSource(ImageSource):
         return len(self.dataset)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "dataset", "image_key": self.image_key, "condition": self.condition_key}
+        keys = {"image_key": self.image_key, "condition": self.condition_key}
+        return {"kind": "dataset", **keys, **self.resizing.describe()}
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[ItemImage]:
         items = _HashedItems(self.dataset, self.image_key, self.condition_key)

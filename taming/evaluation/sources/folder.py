@@ -6,22 +6,23 @@ import hashlib
 import os
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size, read_rgb
 from taming.downloads import file_hash
 from taming.errors import DamagedImage, UserError, absence
-from taming.evaluation.sources.images import Loaded, LoadedSource
+from taming.evaluation.sources.images import Loaded, LoadedSource, common_size, key_of
+from taming.evaluation.sources.resize import Size
 from taming.user_files import regular
 
 EXTENSIONS = ("png", "jpg", "jpeg")  # torch-fidelity's
-HASHING_THREADS = 8
+HASHING_THREADS, HEADERS_READ = 8, 1000
 
 
 class FolderSource(LoadedSource):
@@ -58,7 +59,16 @@ class FolderSource(LoadedSource):
 
     def describe(self) -> dict[str, Any]:
         classes = {} if self.labels is None else {"classes": len(set(self.labels))}
-        return {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+        about = {"kind": "folder", "path": str(self.path), "deep": self.deep, **classes}
+        return about | self.resizing.describe()
+
+    def own_image_size(self) -> Size | None:
+        """By the headers of at most 1,000 files, evenly spaced."""
+        sizes, count = set(), min(len(self), HEADERS_READ)
+        for number in range(count):
+            with suppress(BadImage):
+                sizes.add(image_mode_and_size(self.files[number * len(self) // count])[1])
+        return common_size(sizes)
 
     def has_classes(self) -> bool:
         return self.labels is not None
@@ -70,7 +80,7 @@ class FolderSource(LoadedSource):
         except BadImage as error:
             raise DamagedImage(f"{path} {error}; replace the file or take it out") from None
         label = None if self.labels is None else self.labels[index]
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, path, mode
+        return self.resizing.planes(pixels.transpose(2, 0, 1)), label, path, mode
 
     def leave_out(self, indices: Container[int]) -> None:
         kept = [index for index in range(len(self.files)) if index not in indices]
@@ -78,8 +88,10 @@ class FolderSource(LoadedSource):
         self.labels = self.labels and [self.labels[index] for index in kept]
 
     def content_key(self) -> str:
-        """Of the files' bytes and labels: they need not be decoded for it."""
+        """Of the files' bytes, labels and resizing: they need not be decoded for it."""
         digest = hashlib.sha256(b"image files, upright")
+        if resizing := self.resizing.key():
+            digest.update(key_of(**resizing).encode())
         labels = repeat("") if self.labels is None else iter(self.labels)
         chunks = [self.files[start : start + 256] for start in range(0, len(self), 256)]
         with ThreadPoolExecutor(HASHING_THREADS) as pool:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +23,14 @@ from tqdm import tqdm
 
 from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
-from taming.errors import DamagedImage, sentence
+from taming.errors import DamagedImage, UserError, sentence
+from taming.evaluation.sources.resize import AS_IT_IS, Resizing, Size
 
 NO_LABEL = -1
 SIZES_NAMED = 5
 MOST_WORKERS = 8
 IMAGES_PER_WORKER = 32  # for fewer, starting a process takes longer than it saves
+SIZES_LOOKED_AT = 8
 MOST_WAITING = 8  # batches' worth of images of different sizes that wait for others of their size
 
 T = TypeVar("T")
@@ -139,12 +142,25 @@ class Manifest:
 
 
 class ImageSource(Protocol):
-    """A set of images, read in batches, by one process or shared among several."""
+    """A set of images, read in batches, by one process or shared among several.
+
+    `resizing` is what is done with each image; it is set before the set is used.
+    """
+
+    resizing: Resizing = AS_IT_IS
 
     def __len__(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
-        """What the set is, as JSON values."""
+        """What the set is, as JSON values, and how its images are resized and cropped."""
+
+    def image_size(self) -> Size | None:
+        """(height, width) of all images; None if they are of several sizes, or it is not known."""
+        return self.own_image_size() if self.resizing.changes_nothing else self.resizing.size
+
+    def own_image_size(self) -> Size | None:
+        """The same of the images before `resizing`."""
+        return None
 
     def content_key(self) -> str:
         """SHA-256 of what decides images and labels, by default of the pixels."""
@@ -241,6 +257,15 @@ def by_size(images: Iterator[SourceImage], batch_size: int) -> Batches:
     yield from waiting.values()
 
 
+def common_size(sizes: Iterable[tuple[int, ...]]) -> Size | None:
+    """The only one of (height, width) that there is; None if there are several, or none."""
+    different = set(sizes)
+    if len(different) != 1:
+        return None
+    height, width = different.pop()
+    return height, width
+
+
 class LoadedSource(ImageSource, Dataset[Any]):
     """A set whose images are loaded by index, in worker processes."""
 
@@ -249,6 +274,17 @@ class LoadedSource(ImageSource, Dataset[Any]):
     def load(self, index: int) -> Loaded:
         """Image `index`; runs in workers. Raises `DamagedImage` that names the file."""
         raise NotImplementedError
+
+    def own_image_size(self) -> Size | None:
+        """That of a few images, evenly spaced, if they agree.
+
+        What is wrong with them is said when the set is gone through.
+        """
+        sizes, count = set(), min(len(self), SIZES_LOOKED_AT)
+        for number in range(count):
+            with suppress(UserError):
+                sizes.add(self.load(number * len(self) // count)[0].shape[1:])
+        return common_size(sizes)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """What workers hand over: arrays, as each tensor would take an open file."""

@@ -47,8 +47,8 @@ class PreparedSource(LoadedSource):
         return min(len(self.source), self.limit or len(self.source))
 
     def describe(self) -> dict[str, Any]:
-        size = None if self.size is None else list(self.size)
-        return {**self.source.describe(), "size": size, "cut_to_multiples_of": self.multiple}
+        size = {} if self.size is None else {"size": list(self.size)}
+        return {**self.source.describe(), **size, "cut_to_multiples_of": self.multiple}
 
     def has_classes(self) -> bool | None:
         return self.source.has_classes()

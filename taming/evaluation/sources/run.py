@@ -25,12 +25,14 @@ from taming.evaluation.sources.images import (
     key_of,
     pixel_digest,
 )
+from taming.evaluation.sources.resize import Size
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Sample, labels_for
 from taming.sampling.load import load_transformer
 from taming.sampling.plan import SamplingPlan
 from taming.sampling.pools import ScoreFiles
+from taming.sampling.sizes import pixels_per_token, tokens_for, trained_shape
 from taming.weight_choice import weight_choice
 
 
@@ -103,7 +105,14 @@ class RunSource(ImageSource):
             "checkpoint_hash": self.checkpoint_hash,
             "global_step": self._loaded[1],
             "sampler": self.plan.describe(),
+            **self.resizing.describe(),
         }
+
+    def own_image_size(self) -> Size | None:
+        model, shape = self.model, tokens_for(self.model, self.plan.size)
+        rows, columns = shape or trained_shape(model)
+        factor = pixels_per_token(model)
+        return rows * factor, columns * factor
 
     def content_key(self) -> str:
         """Of the checkpoint, the model's config, all settings, torch and the kind of device."""
@@ -116,6 +125,7 @@ class RunSource(ImageSource):
             labels=self.labels,
             torch=torch.__version__,
             device=self.plan.device.type,
+            **self.resizing.key(),
         )
 
     def _classifier_hash(self) -> str | None:
@@ -145,10 +155,10 @@ class RunSource(ImageSource):
         name = f"sample {sample.number}"
         if sample.label is not None:
             name = f"class {sample.label}, {name}"
-        return sampled_image(sample, place * self.plan.num_samples + sample.number, name)
+        return self._resized(sample, place * self.plan.num_samples + sample.number, name)
 
-
-def sampled_image(sample: Sample, index: int, name: str) -> SourceImage:
-    """A sample with the pixels that a PNG of it would have."""
-    pixels = to_rgb_pixels(sample.image)
-    return SourceImage(index, pixels, sample.label, name, pixel_digest(pixels.numpy()))
+    def _resized(self, sample: Sample, index: int, name: str) -> SourceImage:
+        """A sample with the pixels that a PNG of it would have, resized."""
+        pixels = self.resizing.planes(to_rgb_pixels(sample.image).numpy())
+        digest = pixel_digest(pixels)
+        return SourceImage(index, torch.from_numpy(pixels), sample.label, name, digest)

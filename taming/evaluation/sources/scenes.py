@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from taming.data.annotated_objects_dataset import AnnotatedObjectsDataset
 from taming.data.helper_types import BoundingBox, in_crop, touches
+from taming.data.scene_crops import SceneCrop
 from taming.data.seeding import SeededDataset
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.devices import dtype_name
 from taming.errors import DamagedImage, UserError, sentence
 from taming.evaluation.sources.images import (
@@ -32,16 +35,18 @@ from taming.evaluation.sources.images import (
     key_of,
     pixel_digest,
 )
+from taming.evaluation.sources.resize import AS_IT_IS, NONE, PILLOW, Resizing
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.plain import device_of
 from taming.pictures import to_rgb_pixels
 from taming.sampling import Request, SampleSettings, requests_for_scene, sample_images
 from taming.sampling.estimate import announced
-from taming.sampling.scenes import Scene, builder_of, read_scene
+from taming.sampling.scenes import Scene, builder_of, read_scene, scene_dataset
 from taming.sampling.sizes import trained_shape
 
 Boxes = tuple[BoundingBox, ...]
 SIDE = 224  # of cut out objects: arXiv 2003.07449
+ROUNDING = 1e-6  # of a pixel: a box that ends at a pixel's edge does not touch the next one
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,8 @@ def cut_objects(
 
 
 def _touched(start: float, share: float, pixels: int) -> slice:
-    rounding = 1e-6  # a box that ends at a pixel's edge does not touch the next one
-    first = math.floor(start * pixels + rounding)
-    return slice(max(first, 0), min(math.ceil((start + share) * pixels - rounding), pixels))
+    first = math.floor(start * pixels + ROUNDING)
+    return slice(max(first, 0), min(math.ceil((start + share) * pixels - ROUNDING), pixels))
 
 
 class Layouts:
@@ -129,29 +133,72 @@ class Layouts:
             digest.update(pixel_digest(pixels.numpy()) + f"{boxes} {tokens};".encode())
         return digest.hexdigest()
 
+    @property
+    def dataset(self) -> AnnotatedObjectsDataset:
+        return scene_dataset(self.seeded)
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """How the data resize and crop their images, as sets of images describe it."""
+        transforms = self.dataset.transform_functions
+        crops = [one for one in transforms if isinstance(one, SceneCrop)]
+        if len(crops) != 1 or len(transforms) != 1:
+            return {"resize": "by the dataset", "crop": "by the dataset", "size": None}
+        side = crops[0].crop_size
+        return {"resize": PILLOW, "crop": crops[0].method, "size": [side, side]}
+
     def describe(self) -> dict[str, Any]:
         return {"layouts": len(self), "condition": self.condition}
 
 
 class RealScenes(ImageSource):
-    """The images that the layouts were taken of."""
+    """The images that the layouts were taken of, by the crop and flip of each.
 
-    def __init__(self, layouts: Layouts) -> None:
-        self.layouts = layouts
+    With a `resizing`, they are read from their files once more and resized by it, whatever its
+    `crop`: boxes belong to the layout's own.
+    """
+
+    def __init__(self, layouts: Layouts, resizing: Resizing = AS_IT_IS) -> None:
+        self.layouts, self.resizing = layouts, resizing
+        if not resizing.changes_nothing and not has_whole_images(layouts.dataset):
+            raise UserError(
+                f"the images of {type(layouts.dataset).__name__} are no files that could be read "
+                "whole; leave out --reference_resize and --reference_size"
+            )
 
     def __len__(self) -> int:
         return len(self.layouts)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "images of layouts", **self.layouts.describe()}
+        about = {"kind": "images of layouts", **self.layouts.describe()}
+        own = self.layouts.resizing if self.resizing.changes_nothing else self.resizing.describe()
+        return {**about, **own, "crop": self.layouts.resizing["crop"]}
 
     def content_key(self) -> str:
-        return self.layouts.key
+        resizing = self.resizing.key()
+        return key_of(layouts=self.layouts.key, **resizing) if resizing else self.layouts.key
 
     def images(self, indices: Sequence[int], batch_size: int) -> Iterator[SourceImage]:
         for number in indices:
             scene, pixels = self.layouts[number]
+            if self.resizing.size is not None:
+                pixels = self._resized(number, scene)
             yield _scene_image(number, pixels, f"layout {number}", visible_boxes(scene))
+
+    def _resized(self, number: int, scene: Scene) -> Tensor:
+        """What the layout shows of its file, uint8 (3, H, W); edges are at whole pixels."""
+        whole, _ = whole_image(self.layouts.dataset, self.layouts.numbers[number])
+        left, top, wide, high = scene.crop
+        height, width = whole.shape[:2]
+        h, w = (max(1, round(share * side)) for share, side in ((high, height), (wide, width)))
+        y, x = (math.floor(n * m + ROUNDING) for n, m in ((top, height), (left, width)))
+        shown = np.ascontiguousarray(whole[y : y + h, x : x + w])
+        resized = replace(self.resizing, crop=NONE)(shown)
+        return torch.from_numpy(np.ascontiguousarray(_mirrored(resized, scene)).transpose(2, 0, 1))
+
+
+def _mirrored(pixels: np.ndarray, scene: Scene) -> np.ndarray:
+    return pixels[:, ::-1] if scene.flipped else pixels
 
 
 def _scene_image(index: int, pixels: Tensor, name: str, boxes: Boxes) -> SceneImage:
@@ -185,11 +232,13 @@ class SampledScenes(ImageSource):
         sampler = {"samples_per_layout": self.per_layout, "seed": self.seed, "tokens": shape}
         sampler |= {**self.settings.describe(), "precision": dtype_name(self.dtype)}
         about = {"kind": "scenes of a run", **self.layouts.describe()}
+        about |= self.resizing.describe()
         return about | {"sampler": sampler, **self.identity}
 
     def content_key(self) -> str:
         device = device_of(self.model.transformer).type
-        about = {name: value for name, value in self.describe().items() if name != "path"}
+        left_out = {"path", *self.resizing.describe()}
+        about = {name: value for name, value in self.describe().items() if name not in left_out}
         setting = {"torch": torch.__version__, "device": device}
         return key_of(scenes=about, layouts=self.layouts.key, **setting)
 

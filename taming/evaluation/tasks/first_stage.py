@@ -26,6 +26,7 @@ from taming.evaluation.plots import images_at
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource, Manifest, State
 from taming.evaluation.sources.prepared import model_input
+from taming.evaluation.tasks.first_stage_cost import Speed, measure_speed, parameter_counts
 from taming.evaluation.tasks.reconstruction import ReconstructionAccumulator, reconstruct
 from taming.models.codes import CodesInterface
 from taming.models.first_stage import FirstStage
@@ -114,6 +115,8 @@ class FirstStageResult:
     values: State  # of each image, see `PairAccumulator.values`
     images: dict[str, Any]  # description of the set, with the hash of its pixels
     reconstructions: dict[str, Any]  # the same of the reconstructions
+    parameters: dict[str, int] = field(default_factory=dict)  # see `parameter_counts`
+    speed: Speed | None = None
 
 
 @dataclass
@@ -187,7 +190,19 @@ class FirstStageEvaluator:
             values=counted.pairs.values(),
             images={**images.describe(), **manifest.describe()},
             reconstructions={**stage.describe(), **counted.reconstructions.describe()},
+            parameters=parameter_counts(stage.model),
         )
+
+    def speed(self, stage: LoadedFirstStage, images: ImageSource, rounds: int) -> Speed:
+        """How fast a first stage is on the first images, a batch of the size of the first one."""
+        chosen = images_at(images, range(min(self.runner.batch_size, len(images))))
+        pixels = [image.pixels for image in chosen]
+        alike = [one for one in pixels if one.shape == pixels[0].shape]
+        model = stage.model.to(self.device)
+        x = model_input(torch.stack(alike), model.channels).to(self.device)
+        speed = measure_speed(model, x, rounds, self.dtype)
+        model.to("cpu")
+        return speed
 
     def describe(self) -> dict[str, Any]:
         """What decides the numbers beside images and first stages, as JSON values."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from taming.atomic_files import atomic_path, write_text
 from taming.errors import UserError
+from taming.evaluation.latex import DOWN, UP
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS
 from taming.evaluation.plots import plot_codes, spread
 from taming.evaluation.sources.images import ImageSource
@@ -21,19 +23,40 @@ from taming.evaluation.tasks.first_stage import (
     FirstStageResult,
     LoadedFirstStage,
 )
+from taming.modules.vqvae.two_level import LEVELS
 from taming.pictures import grid
 
-# Titles of columns, and how values are written in them, by metric.
+
+class Column(NamedTuple):
+    """A number in tables."""
+
+    title: str
+    style: str  # how values are written, for `str.format`
+    better: str = ""  # the better end, UP or DOWN; of the use of codes there is none
+
+
+# By metric.
 COLUMNS = {
-    "l1": ("L1", "{:.4f}"),
-    "psnr": ("PSNR", "{:.2f}"),
-    **{name: (metric.title, metric.style) for name, metric in PAIR_METRICS.items()},
-    "rfid": ("rFID", "{:.2f}"),
-    "pixel_accuracy": ("pixel accuracy", "{:.2%}"),
-    "mean_iou": ("mean IoU", "{:.4f}"),
-    "codebook_usage": ("codes used", "{:.1%}"),
-    "codebook_perplexity": ("perplexity", "{:.1f}"),
+    "l1": Column("L1", "{:.4f}", DOWN),
+    "psnr": Column("PSNR", "{:.2f}", UP),
+    **{name: Column(each.title, each.style, each.better) for name, each in PAIR_METRICS.items()},
+    "rfid": Column("rFID", "{:.2f}", DOWN),
+    "pixel_accuracy": Column("pixel accuracy", "{:.2%}", UP),
+    "mean_iou": Column("mean IoU", "{:.4f}", UP),
+    "codebook_usage": Column("codes used", "{:.1%}"),
+    "codebook_perplexity": Column("perplexity", "{:.1f}"),
+    **{f"codebook_usage_{level}": Column(f"{level} codes used", "{:.1%}") for level in LEVELS},
+    **{
+        f"codebook_perplexity_{level}": Column(f"perplexity, {level}", "{:.1f}") for level in LEVELS
+    },
 }
+BY_RESIZE = "rfid_by_resize"
+PARAMETER_COLUMNS = ("encoder", "quantizer", "decoder", "total")
+SPEED_COLUMNS = {"encode": "encode/s", "decode": "decode/s", "both": "both/s"}
+ANCHOR = (
+    "For comparison: of the published model with 16,384 codes, 973 (5.9 %) are in use "
+    "(arXiv 2012.09841, supplement). The share grows with the number of images."
+)
 SIDE, GAP = 256, 4  # pixels of the larger side of an image in the picture, and between images
 
 log = logging.getLogger(__name__)
@@ -42,20 +65,80 @@ log = logging.getLogger(__name__)
 def table_rows(results: Sequence[FirstStageResult]) -> list[dict[str, Any]]:
     """A row per first stage; columns that none has are not there."""
     there = [name for name in COLUMNS if any(name in result.metrics for result in results)]
+    timed = any(result.speed for result in results)
     return [
         {
             "first stage": result.name,
             "f": result.reconstructions["f"],
             "codes": result.reconstructions["codes"],
             "images": result.metrics["images"],
-            **{COLUMNS[name][0]: _cell(result, name) for name in there},
+            **_cells(result, there),
+            **_parameters(result),
+            **(_speed(result) if timed else {}),
         }
         for result in results
     ]
 
 
-def _cell(result: FirstStageResult, name: str) -> str:
-    return COLUMNS[name][1].format(result.metrics[name]) if name in result.metrics else "-"
+def _cells(result: FirstStageResult, there: Sequence[str]) -> dict[str, str]:
+    """The metrics by their titles: the rFID once for each resize, under its name."""
+    cells: dict[str, str] = {}
+    for name in there:
+        title, style, _ = COLUMNS[name]
+        if name == "rfid" and BY_RESIZE in result.metrics:
+            by_resize = result.metrics[BY_RESIZE]
+            cells |= {f"{title} ({how})": style.format(by_resize[how]) for how in by_resize}
+        else:
+            cells[title] = style.format(result.metrics[name]) if name in result.metrics else "-"
+    return cells
+
+
+def _parameters(result: FirstStageResult) -> dict[str, str]:
+    """Millions of each part: encoder, quantizer, decoder, and whatever else there is."""
+    millions = {name: f"{count / 1e6:.4g}" for name, count in result.parameters.items()}
+    return {f"{name} (M)": value for name, value in millions.items() if name in PARAMETER_COLUMNS}
+
+
+def _speed(result: FirstStageResult) -> dict[str, str]:
+    values = asdict(result.speed) if result.speed else {}
+    return {
+        title: f"{values[name]:.4g}" if name in values else "-"
+        for name, title in SPEED_COLUMNS.items()
+    }
+
+
+def better_ends(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Which end of the columns of `table_rows` is the better one, of those that have one."""
+    ends = {column.title: column.better for column in COLUMNS.values()}
+    ends |= dict.fromkeys(SPEED_COLUMNS.values(), UP)
+    rfid = COLUMNS["rfid"].title
+    return {name: DOWN if name.startswith(f"{rfid} (") else ends.get(name, "") for name in rows[0]}
+
+
+def use_of_codes(results: Sequence[FirstStageResult]) -> str:
+    """A paragraph: how many codes are in use, beside what the paper found."""
+    phrases = []
+    for result in results:
+        used, codes = int((result.counts > 0).sum()), len(result.counts)
+        phrases.append(f"{result.name} {used:,} of {codes:,} ({used / codes:.1%})")
+    return f"Codes in use: {', '.join(phrases)}. {ANCHOR}"
+
+
+def notes(results: Sequence[FirstStageResult]) -> list[str]:
+    """What the columns of time are of, and what the filters of resizes are of."""
+    sentences = []
+    speeds = {result.speed for result in results if result.speed}
+    for one in sorted({(s.batch_size, s.width, s.height, s.rounds) for s in speeds}):
+        sentences.append(
+            "Images a second: the median of {3} warm rounds with one batch of {0} images of "
+            "{1} x {2} pixels.".format(*one)
+        )
+    if any(BY_RESIZE in result.metrics for result in results):
+        sentences.append(
+            "In brackets: the filter that brought the images to their size; originals and "
+            "reconstructions are of the same pixels. All other numbers are of the first one."
+        )
+    return sentences
 
 
 def reasons(results: Sequence[FirstStageResult]) -> list[str]:
@@ -65,7 +148,7 @@ def reasons(results: Sequence[FirstStageResult]) -> list[str]:
         for metric, reason in result.left_out.items():
             names.setdefault((metric, reason), []).append(result.name)
     return [
-        f"{COLUMNS[metric][0]} is left out"
+        f"{COLUMNS[metric].title} is left out"
         + ("" if len(of) == len(results) else f" for {', '.join(of)}")
         + f": {reason}."
         for (metric, reason), of in names.items()

@@ -30,7 +30,7 @@ from taming.evaluation.sources.images import (
     stack_pixels,
 )
 from taming.evaluation.sources.prepared import model_input
-from taming.models.codes import CodeHistogram, codebook_use
+from taming.models.codes import CodeHistogram, codebook_uses
 from taming.models.first_stage import FirstStage
 
 # What reports and scripts/reconstruct.py say of a first stage.
@@ -118,15 +118,14 @@ class ReconstructionAccumulator:
 
     def compute(self) -> dict[str, Any]:
         """Means over all images, `rfid`, `codebook_usage` (share of the codes that occur) and
-        `codebook_perplexity` (exp of their entropy).
+        `codebook_perplexity` (exp of their entropy), also of each level of codes.
 
         Raises UserError if there were no images.
         """
         metrics = self.pairs.compute()
         if self.extractor is not None and self.moments.count > 1:
             metrics["rfid"] = frechet_distance(self.moments, self.originals)
-        usage, perplexity = codebook_use(self.codes.counts_so_far())
-        return metrics | {"codebook_usage": usage, "codebook_perplexity": perplexity}
+        return metrics | codebook_uses(self.model, self.codes.counts_so_far())
 
     def left_out(self) -> dict[str, str]:
         """Metrics that the images are too small or too few for, with a reason each."""
@@ -176,4 +175,5 @@ def score_first_stage(
     if not count:
         raise UserError("there are no images to evaluate; check the data section of the config")
     metrics = accumulator.compute()
-    return {name: metrics[name] for name in SCORES if name in metrics}
+    levels = {name: value for name, value in metrics.items() if name.startswith("codebook_")}
+    return {name: metrics[name] for name in SCORES if name in metrics} | levels

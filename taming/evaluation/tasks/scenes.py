@@ -23,6 +23,7 @@ from taming.evaluation.metrics.features import Extractor, FeatureRequest, Layers
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import SourceImage, indices_and_labels, key_of
+from taming.evaluation.sources.resize import AS_IT_IS, Resizing
 from taming.evaluation.sources.scenes import (
     SIDE,
     RealScenes,
@@ -94,19 +95,21 @@ def evaluate_scenes(
     runner: Runner,
     settings: FidelitySettings | None = None,
     min_side: float = 1.0,
+    *,
+    resizing: Resizing = AS_IT_IS,
 ) -> SceneEvaluation | None:
     """FID, SceneFID and Inception Score of sampled scenes; None in ranks above 0.
 
     Each is given over all images (`fid`, `scene_fid`, `isc`), and for every set that has one image
     of each layout, as mean and standard deviation over these sets (`one_per_layout`): publications
-    do not say which of the two they give.
+    do not say which of the two they give. `resizing` is that of the real images, see `RealScenes`.
 
     Raises UserError for fewer than two layouts or objects (of `min_side` pixels), or fewer layouts
     than splits.
     """
     settings = settings or FidelitySettings(("fid", "isc"))
     _require_enough(len(samples.layouts), settings)
-    count, scenes = samples.per_layout, RealScenes(samples.layouts)
+    count, scenes = samples.per_layout, RealScenes(samples.layouts, resizing)
 
     def request(metric: str, **part: Any) -> SceneRequest:
         of_set = settings.request(metric, extractor)

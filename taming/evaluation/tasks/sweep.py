@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
@@ -12,6 +13,10 @@ from taming.errors import UserError
 from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 from taming.evaluation.tasks.side_by_side import SideBySide
+from taming.sampling.plan import SamplingPlan
+
+ACCEPTANCE = "acceptance"  # the share of `--reject_ratio`; 1 needs no classifier
+OTHER_NAMES = {"reject_ratio": ACCEPTANCE}
 
 
 def _top_k(text: str) -> int | tuple[int, ...]:
@@ -22,9 +27,7 @@ def _top_k(text: str) -> int | tuple[int, ...]:
 
 SWEPT: dict[str, Callable[[str], Any]] = {
     "top_k": _top_k,
-    "top_p": float,
-    "temperature": float,
-    "guidance": float,
+    **dict.fromkeys(("top_p", "temperature", "guidance", ACCEPTANCE), float),
 }
 
 
@@ -38,6 +41,7 @@ def parse_sweep(text: str) -> dict[str, list[Any]]:
     swept: dict[str, list[Any]] = {}
     for part in filter(None, (part.strip() for part in text.split(";"))):
         name, _, values = (piece.strip() for piece in part.partition("="))
+        name = OTHER_NAMES.get(name, name)
         if name not in SWEPT:
             raise UserError(f"--sweep has no '{name}'{did_you_mean(name, SWEPT)}")
         try:
@@ -56,8 +60,7 @@ def evaluate_sweep(
 ) -> Iterator[tuple[dict[str, Any], Evaluation | None]]:
     """Settings and numbers of every combination; UserError, before all, for values out of range."""
     chosen = [dict(zip(swept, values, strict=True)) for values in product(*swept.values())]
-    settings = [replace(run.plan.settings, **values) for values in chosen]
-    plans = [replace(run.plan, settings=one) for one in settings]
+    plans = [_changed(run.plan, values) for values in chosen]
     for values, plan in zip(chosen, plans, strict=True):
         yield values, evaluator(run.with_plan(plan))
 
@@ -65,6 +68,30 @@ def evaluate_sweep(
 def shown(value: Any) -> str:
     """A swept value as `parse_sweep` takes it."""
     return "+".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _changed(plan: SamplingPlan, values: Mapping[str, Any]) -> SamplingPlan:
+    """The plan with other settings, and with another share of accepted samples."""
+    settings = {name: value for name, value in values.items() if name != ACCEPTANCE}
+    plan = replace(plan, settings=replace(plan.settings, **settings))
+    if ACCEPTANCE not in values:
+        return plan
+    ratio = values[ACCEPTANCE]
+    return replace(plan, reject_ratio=ratio, classifier=plan.classifier if ratio < 1 else None)
+
+
+def start_of_sweep(swept: Mapping[str, list[Any]], args: argparse.Namespace) -> None:
+    """Set `--reject_ratio` and `--classifier` to where a sweep over the acceptance can start.
+
+    Raises UserError if there are shares below 1 and no classifier.
+    """
+    if ACCEPTANCE not in swept:
+        return
+    rejecting = [ratio for ratio in swept[ACCEPTANCE] if ratio < 1]
+    if rejecting and args.classifier is None:
+        raise UserError(f"--sweep {ACCEPTANCE}= needs --classifier, such as resnet101")
+    args.reject_ratio = rejecting[0] if rejecting else 1.0
+    args.classifier = args.classifier if rejecting else None
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

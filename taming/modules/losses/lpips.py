@@ -227,17 +227,23 @@ class LPIPS(nn.Module):
         self._check(input)
         self.prepare()
         with without_autocast(input.device):
-            pairs = zip(self._features(input), self._features(target), strict=True)
-            distances = [
-                # (B, C, h, w) -> (B, 1, h, w) -> (B, 1, 1, 1)
-                spatial_average(self.get_submodule(f"lin{index}")((first - second).square()))
-                for index, (first, second) in enumerate(pairs)
-            ]
-        return torch.stack(distances).sum(dim=0)
+            return self.distance(self.features(input), self.features(target))
 
-    def _features(self, images: Tensor) -> list[Tensor]:
-        """Each slice's features (B, C, h, w), of unit length over C."""
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Each slice's features [B, C, h, w] of images in [-1, 1], of unit length over C.
+
+        For one image that is compared with many; the weights must have been prepared.
+        """
         return [normalize_tensor(maps) for maps in self.net(self.scaling_layer(images.float()))]
+
+    def distance(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+        """Distances [B, 1, 1, 1] of what `features` gave; one of the two may be of one image."""
+        distances = [
+            # (B, C, h, w) -> (B, 1, h, w) -> (B, 1, 1, 1)
+            spatial_average(self.get_submodule(f"lin{index}")((one - other).square()))
+            for index, (one, other) in enumerate(zip(first, second, strict=True))
+        ]
+        return torch.stack(distances).sum(dim=0)
 
     def _check(self, images: Tensor) -> None:
         _, channels, height, width = images.shape

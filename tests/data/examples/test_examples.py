@@ -20,6 +20,8 @@ from taming.data.files.imagenet_archives import TRAIN, VALIDATION, prepare
 REPOSITORY = Path(__file__).parents[3]
 CONFIGS = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.yaml"))
 
+SIDES = {"digits": 32, "cin512": 512}  # pixels, of others 256
+
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,7 @@ def test_data_section_of_every_config(
             assert len(batch[key]) == 2
             if batch[key].dim() > 2:
                 side = batch[key].shape[1]
-                assert side == batch[key].shape[2] == (32 if "digits" in name else 256)
+                assert side == batch[key].shape[2] == SIDES.get(name.partition("_")[0], 256)
         assert batch["image"].shape[3] == 3
 
 

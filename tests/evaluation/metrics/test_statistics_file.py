@@ -68,7 +68,7 @@ def test_statistics_of_two_layers(tmp_path: Path) -> None:
     assert np.array_equal(loaded.of("16").mean, moments.mean)
     with pytest.raises(UserError, match="no mu_s and sigma_s, which sfid needs"):
         statistics.of("spatial")
-    np.savez(tmp_path / "foreign.npz", mu=[1.0], sigma=[[1.0]], mu_s=[1, 2], sigma_s=[[1.0]])
+    np.savez(tmp_path / "foreign.npz", mu=[1.0], sigma=[[1.0]], mu_s=[1.0, 2.0], sigma_s=[[1.0]])
     with pytest.raises(UserError, match=r"mean of shape \(2,\) and a covariance of \(1, 1\)"):
         Statistics.load(tmp_path / "foreign.npz")
 
@@ -125,6 +125,41 @@ def arrays(**content: Any) -> bytes:
     return file.getvalue()
 
 
+def moments(**changes: Any) -> bytes:
+    """An archive of two features, with something else in it."""
+    return arrays(**{"mu": np.zeros(2), "sigma": np.eye(2)} | changes)
+
+
+def single_array(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def encrypted(archive: bytes) -> bytes:
+    """The archive with the bit set, in its lists of members, that says that it is encrypted."""
+    content = bytearray(archive)
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.find(signature)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(signature, place + 1)
+    return bytes(content)
+
+
+def test_numbers_that_are_nearly_so(tmp_path: Path) -> None:
+    """Of float32, bytes in either order, and sums that differ in their last digits."""
+    (tmp_path / "a.npz").write_bytes(
+        moments(mu=np.ones(2, ">f4"), sigma=np.array([[1, 0.5], [0.50001, 1]], np.float32))
+    )
+    found = Statistics.load(tmp_path / "a.npz")
+    assert found.mean.dtype == found.covariance.dtype == np.dtype(np.float64)
+    assert found.mean.tolist() == [1, 1] and found.covariance[1, 0] == np.float32(0.50001)
+    about = '{"count": null, "fingerprint": null, "protocol": {}, "extractor": "tiny"}'
+    (tmp_path / "b.npz").write_bytes(moments(about=about))
+    assert Statistics.load(tmp_path / "b.npz").extractor == "tiny"
+
+
 def archive_without_arrays() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -147,6 +182,27 @@ def archive_without_arrays() -> bytes:
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="{"), "is damaged"),
         (lambda: arrays(mu=np.zeros(1), sigma=np.ones((1, 1)), about="[1]"), "is damaged"),
         (lambda: arrays(mu=np.array(["a"]), sigma=np.ones((1, 1))), "is no statistics file"),
+        (lambda: moments(mu=np.zeros(2, np.float16)), "mu is float16, not float64 or float32"),
+        (lambda: moments(sigma=np.eye(2, dtype=np.float16)), "sigma is float16"),
+        (lambda: moments(mu=np.zeros(2, int)), "mu is int64, not"),
+        (lambda: moments(sigma=np.eye(2, dtype=complex)), "sigma is complex128"),
+        (lambda: moments(sigma=np.eye(2, dtype=bool)), "sigma is bool"),
+        (lambda: moments(sigma=np.array([[None] * 2] * 2)), "is no statistics file"),
+        (lambda: moments(mu=np.zeros(3)), r"shape \(3,\) and a covariance of \(2, 2\)"),
+        (lambda: moments(mu=np.zeros((1, 2))), r"a mean of shape \(1, 2\)"),
+        (lambda: moments(mu=np.float64(0), sigma=np.float64(1)), r"a mean of shape \(\)"),
+        (lambda: moments(mu=np.zeros(0), sigma=np.zeros((0, 0))), r"covariance of \(0, 0\)"),
+        (lambda: moments(sigma=np.array([[1.0, 0.5], [-0.5, 1.0]])), "is not symmetric"),
+        (lambda: moments(sigma=np.array([[1.0, 0.5], [0.499, 1.0]])), "is not symmetric"),
+        (lambda: moments(sigma=np.diag([1.0, -1e-3])), "a negative variance"),
+        (lambda: moments(about='{"count": 0}'), "is of 0 images; a covariance needs 2"),
+        (lambda: moments(about='{"count": 1}'), "is of 1 images"),
+        (lambda: moments(about='{"count": "9"}'), "is damaged"),
+        (lambda: moments(about='{"protocol": []}'), "is damaged"),
+        (lambda: moments(about='{"extractor": null}'), "is damaged"),
+        (lambda: moments(about='{"fingerprint": 7}'), "is damaged"),
+        (lambda: single_array(np.zeros(3)), "is no statistics file"),
+        (lambda: encrypted(moments()), "is no statistics file"),
     ],
 )
 def test_other_files_are_a_sentence(

@@ -19,9 +19,11 @@ from taming.evaluation.sources import images as images_module
 from taming.evaluation.sources.dataset import DatasetSource, ItemSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import (
+    NO_LABEL,
     Manifest,
     SourceImage,
     by_size,
+    indices_and_labels,
     loaded,
     pixel_digest,
 )
@@ -56,6 +58,9 @@ def test_folder_in_the_order_of_torch_fidelity(tmp_path: Path) -> None:
         "path": str(tmp_path),
         "deep": True,
         "classes": 2,
+        "resize": "none",
+        "crop": "none",
+        "size": None,
     }
 
 
@@ -345,6 +350,29 @@ def test_what_a_name_means(run: Path, tmp_path: Path, config: str) -> None:
         SetArguments().open(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="is a first stage.*evaluate_first_stage.py"):
         SetArguments().open(str(tiny_run(tmp_path / "stage", FIRST_STAGE)))
+
+
+def test_labels_of_batches() -> None:
+    pixels = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    images = [SourceImage(n, pixels, label) for n, label in ((4, 7), (2, None), (0, 0))]
+    indices, labels = indices_and_labels(images)
+    assert indices.tolist() == [4, 2, 0] and labels.tolist() == [7, NO_LABEL, 0]
+    assert NO_LABEL < 0  # no class
+
+
+def test_a_manifest_says_sizes_as_width_and_height() -> None:
+    images = [
+        SourceImage(n, torch.zeros(3, 4, 5 + n // 3, dtype=torch.uint8), label=n) for n in range(20)
+    ]
+    manifest = Manifest(20)
+    manifest.update(images)
+    common = {f"{width}x4": 3 for width in range(5, 10)}
+    assert manifest.describe()["sizes"] == {**common, "2 other sizes": 5}
+    part, rest = Manifest(20), Manifest(20)
+    part.update(images[:5])
+    rest.update(images[5:])
+    part.merge_state(rest.state_dict())
+    assert part.labels.tolist() == list(range(20)) and part.describe() == manifest.describe()
 
 
 def test_a_manifest_in_parts() -> None:

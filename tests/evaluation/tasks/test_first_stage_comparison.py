@@ -9,19 +9,26 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from taming.evaluation.latex import DOWN, UP
 from taming.evaluation.tasks.first_stage import FirstStageResult
 from taming.evaluation.tasks.first_stage_comparison import (
+    better_ends,
     file_name,
+    notes,
     reasons,
     table_rows,
+    use_of_codes,
     write_codes,
     write_pairs,
 )
+from taming.evaluation.tasks.first_stage_cost import Speed
 
 COUNTS = np.array([3, 0, 7, 1])
 
 
-def result(name: str, metrics: dict[str, Any], left_out: dict[str, str]) -> FirstStageResult:
+def result(
+    name: str, metrics: dict[str, Any], left_out: dict[str, str], **more: Any
+) -> FirstStageResult:
     values = {"index": np.arange(2), "label": np.array([-1, 4]), "l1": np.array([0.5, 0.25])}
     return FirstStageResult(
         name,
@@ -32,6 +39,7 @@ def result(name: str, metrics: dict[str, Any], left_out: dict[str, str]) -> Firs
         values=values,
         images={},
         reconstructions={"f": 8, "codes": 4},
+        **more,
     )
 
 
@@ -49,6 +57,32 @@ def test_columns_are_those_that_any_of_them_has() -> None:
     assert [second[name] for name in ("L1", "pixel accuracy", "mean IoU", "perplexity")] == [
         *("-", "98.77%", "0.4322", "2.3")
     ]
+
+
+def test_parameters_and_speed_have_columns_of_their_own() -> None:
+    speed = Speed(
+        encode=12.345678, decode=7.0, both=4.5, batch_size=2, height=8, width=16, rounds=3
+    )
+    parts = {"encoder": 2_500_000, "quantizer": 64, "decoder": 10**7, "total": 12_500_064}
+    results = [result("a", COLORS, {}, parameters=parts, speed=speed), result("b", COLORS, {})]
+    first, second = table_rows(results)
+    names = ("encoder (M)", "quantizer (M)", "total (M)", "encode/s", "both/s")
+    assert [first[name] for name in names] == ["2.5", "6.4e-05", "12.5", "12.35", "4.5"]
+    assert second["encode/s"] == "-"
+    assert notes(results) == [
+        "Images a second: the median of 3 warm rounds with one batch of 2 images of 16 x 8 pixels."
+    ]
+    assert use_of_codes(results).startswith("Codes in use: a 3 of 4 (75.0%), b 3 of 4 (75.0%). ")
+
+
+def test_numbers_of_several_resizes_have_their_names() -> None:
+    metrics = COLORS | {"rfid_by_resize": {"opencv": 3.456, "torch-antialias": 2.5}}
+    rows = table_rows([result("a", metrics, {})])
+    assert rows[0]["rFID (opencv)"] == "3.46" and rows[0]["rFID (torch-antialias)"] == "2.50"
+    assert "rFID" not in rows[0]
+    ends = better_ends(rows)
+    assert ends["rFID (opencv)"] == ends["L1"] == DOWN and ends["PSNR"] == UP
+    assert ends["codes used"] == "" and ends["codes"] == ""
 
 
 def test_reasons_name_those_that_they_are_of() -> None:

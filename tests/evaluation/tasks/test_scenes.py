@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from taming.data.helper_types import Annotation
@@ -19,6 +20,7 @@ from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.sources.resize import Resizing
 from taming.evaluation.sources.scenes import (
     Layouts,
     RealScenes,
@@ -116,6 +118,59 @@ def test_objects_are_cut_at_their_boxes() -> None:
     assert len(ramp[2].unique()) > 100
 
 
+def test_objects_are_all_pixels_of_a_box_resized_by_pillow() -> None:
+    """Of any boxes, equal in every value to crops that are found pixel by pixel."""
+    generator = np.random.RandomState(0)
+    whole = generator.randint(0, 256, (17, 40, 3)).astype(np.uint8)
+    edges = [(0.0, 0.0, 1.0, 1.0), (3 / 40, 5 / 17, 2 / 40, 1 / 17), (0.1, 0.2, 0.3, 0.4)]
+    corners = generator.rand(12, 2) * 0.8
+    boxes = [*edges, *(tuple(c) + tuple(generator.rand(2) * (1 - c)) for c in corners)]
+    found = cut_objects(torch.from_numpy(whole).permute(2, 0, 1), boxes, 1e-3)
+    assert len(found) == len(boxes)
+    for crop, (x0, y0, width, height) in zip(found, boxes, strict=True):
+        columns = [n for n in range(40) if n + 1 > 40 * x0 + 1e-6 and n < 40 * (x0 + width) - 1e-6]
+        rows = [n for n in range(17) if n + 1 > 17 * y0 + 1e-6 and n < 17 * (y0 + height) - 1e-6]
+        place = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        image = Image.fromarray(whole).crop(place)
+        expected = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(crop.permute(1, 2, 0), expected)
+    large = generator.randint(0, 256, (700, 500, 3)).astype(np.uint8)
+    (crop,) = cut_objects(torch.from_numpy(large).permute(2, 0, 1), [(0.0, 0.0, 1.0, 1.0)], 1.0)
+    expected = np.asarray(Image.fromarray(large).resize((224, 224), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(crop.permute(1, 2, 0), expected)
+    # Just as large as the least, and a little less.
+    least = [(0.0, 0.0, 4 / 40, 4 / 17), (0.0, 0.0, 3.9 / 40, 1.0), (0.0, 0.0, 1.0, 3.9 / 17)]
+    assert len(cut_objects(torch.zeros(3, 17, 40, dtype=torch.uint8), least, 4.0 - 1e-9)) == 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_real_images_by_another_filter(data: Path, flip: bool) -> None:
+    """They are what the layout shows of its file, by that filter alone."""
+    scenes = layouts(data, 6, crop_method="center", random_flip=flip)
+    assert any(scenes[number][0].flipped for number in range(6)) is flip
+    resized = RealScenes(scenes, Resizing("opencv", "center", (20, 20)))
+    found = scene_images(resized)
+    for number in range(6):
+        layout, _ = scenes[number]
+        whole = scenes.dataset.pixels(number)
+        expected = Resizing("opencv", "center", (20, 20))(whole)
+        shown = expected[:, ::-1] if layout.flipped else expected
+        np.testing.assert_array_equal(found[number].pixels.permute(1, 2, 0), shown)
+        assert found[number].boxes == visible_boxes(layout)
+    assert resized.content_key() != RealScenes(scenes).content_key() == scenes.key
+    about = resized.describe()
+    assert (about["resize"], about["crop"], about["size"]) == ("opencv", "center", [20, 20])
+    own = RealScenes(scenes).describe()
+    assert (own["resize"], own["crop"], own["size"]) == ("pillow-antialias", "center", [8, 8])
+    # A crop that is wider than high, of whole pixels.
+    part = RealScenes(scenes, Resizing("opencv", "none", (10, 30)))
+    height, width = scenes.dataset.pixels(0).shape[:2]
+    view = scene(crop=(3 / width, 5 / height, 30 / width, 10 / height))
+    np.testing.assert_array_equal(
+        part._resized(0, view).permute(1, 2, 0), scenes.dataset.pixels(0)[5:15, 3:33]
+    )
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_real_boxes_follow_crop_and_flip(data: Path, flip: bool) -> None:
     """A box of the whole image, cut out of the shown one, holds the same thing."""
@@ -158,6 +213,12 @@ def test_numbers_are_those_of_the_images(data: Path) -> None:
     everything = list(made.values())
     distance = frechet_distance(object_moments(everything), object_moments(truth))
     assert found.metrics["scene_fid"] == pytest.approx(distance, rel=1e-6)
+    pixels = torch.stack([made[n].pixels for n in range(12)])
+    distance = frechet_distance(moments_of(features(pixels)), whole)
+    assert found.metrics["fid"] == pytest.approx(distance, rel=1e-6)
+    assert found.metrics["fid"] != pytest.approx(found.rows[0]["fid"], rel=1e-3)
+    mean, std = scores_of(Extractor(register_tiny())(pixels)["logits"], 2).compute()
+    assert found.metrics["isc"] == pytest.approx({"mean": mean, "std": std}, rel=1e-6)
     assert found.sets["samples"]["objects"] == 2 * found.sets["reference"]["objects"]
     spread = found.metrics["one_per_layout"]["fid"]
     for name, over_rows in (("mean", np.mean), ("std", np.std)):

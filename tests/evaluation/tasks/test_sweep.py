@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 
 from taming.errors import UserError
-from taming.evaluation.tasks.sweep import parse_sweep, row, shown
+from taming.evaluation.tasks.sweep import parse_sweep, row, shown, start_of_sweep
 
 
 def test_settings_and_their_values() -> None:
     text = " top_k=50, 100 ; top_p=0.9;temperature=1,0.5,;guidance=1.5;"
+    assert parse_sweep("reject_ratio=1,0.05") == {"acceptance": [1.0, 0.05]}
     swept = parse_sweep(text)
     assert swept == {
         "top_k": [50, 100],
@@ -39,6 +42,20 @@ def test_mixtures_of_k() -> None:
 def test_other_texts(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_sweep(text)
+
+
+def test_a_sweep_over_the_acceptance_begins_with_a_plan_that_rejects() -> None:
+    args = Namespace(classifier="resnet101", reject_ratio=1.0)
+    start_of_sweep({"acceptance": [1.0, 0.25, 0.05]}, args)
+    assert args.reject_ratio == 0.25
+    start_of_sweep({"acceptance": [1.0]}, args)
+    assert (args.reject_ratio, args.classifier) == (1.0, None)
+    args = Namespace(classifier="resnet101", reject_ratio=0.5)
+    start_of_sweep({"top_k": [5]}, args)
+    assert (args.reject_ratio, args.classifier) == (0.5, "resnet101")
+    args = Namespace(classifier=None, reject_ratio=1.0)
+    with pytest.raises(UserError, match="needs --classifier"):
+        start_of_sweep({"acceptance": [0.5]}, args)
 
 
 def test_rows_leave_out_deviations() -> None:

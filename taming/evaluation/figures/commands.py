@@ -1,0 +1,310 @@
+"""The figures that need nothing but models and images; see scripts/figures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taming.command_line import flag, from_flags, parse, parse_numbers, parse_size
+from taming.devices import choose_device, own_share
+from taming.errors import UserError
+from taming.evaluation.arguments import (
+    EvaluationArguments,
+    ExtractorArguments,
+    RunSetArguments,
+    add_set_flags,
+    extractor_name,
+    open_sets,
+    parse_sets,
+)
+from taming.evaluation.figures.arguments import (
+    DrawingArguments,
+    FigureFiles,
+    RunsArguments,
+    figure_parser,
+    save_page,
+)
+from taming.evaluation.figures.neighbors import (
+    Nearest,
+    NeighborSearch,
+    chosen_samples,
+    neighbors_page,
+)
+from taming.evaluation.figures.samples import SizedSample, default_sizes, samples_of_sizes
+from taming.evaluation.figures.sampling_cost import (
+    SamplingCost,
+    StandIn,
+    measure_cost,
+    plot_costs,
+)
+from taming.evaluation.metrics.features import INCEPTION, Extractor
+from taming.evaluation.metrics.lpips import load_networks
+from taming.evaluation.metrics.statistics_file import Statistics
+from taming.evaluation.sources.run import RunSource
+from taming.evaluation.tasks.fidelity import FidelitySettings
+from taming.pictures import grid
+from taming.sampling.arguments import require_positive
+from taming.sampling.load import data_config, open_dataset
+from taming.sampling.plan import TOP_K
+
+FEATURES, LPIPS_DISTANCE = "features", "lpips"
+
+
+# ---------------------------------------------------------------------- nearest neighbors
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighborArguments:
+    """Which neighbors are looked for."""
+
+    common: EvaluationArguments
+    extraction: ExtractorArguments
+    by: str = flag(LPIPS_DISTANCE, f"distance: {LPIPS_DISTANCE} or {FEATURES} of the extractor")
+    neighbors: int = flag(5, "nearest images per sample")
+    rows: int = flag(8, "samples in the picture")
+    candidates: int | None = flag(
+        None,
+        "compare by LPIPS only so many images per sample, the nearest by features (default: all, "
+        "each of which goes through LPIPS' network once)",
+    )
+    net: str = flag("vgg", "of LPIPS: vgg or alex")
+    vgg_path: Path | None = flag(None, "torchvision's VGG16, for LPIPS", metavar="FILE")
+    alex_path: Path | None = flag(None, "torchvision's AlexNet, for LPIPS", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        require_positive(neighbors=self.neighbors, rows=self.rows, candidates=self.candidates)
+        if self.by not in (FEATURES, LPIPS_DISTANCE):
+            raise UserError(f"--by is {LPIPS_DISTANCE} or {FEATURES}, not '{self.by}'")
+        if self.net not in ("vgg", "alex"):
+            raise UserError(f"--net is vgg or alex, not '{self.net}'")
+        if self.candidates is not None and self.by == FEATURES:
+            raise UserError("--candidates are for --by lpips; leave one of them out")
+
+    @property
+    def needs_extractor(self) -> bool:
+        return self.by == FEATURES or self.candidates is not None
+
+    def extractor(self) -> Extractor:
+        """Of the layer that FID takes."""
+        settings = FidelitySettings(("fid",), dict(self.extraction.layer))
+        settings.layer("fid", extractor_name(self.extraction.extractor or INCEPTION))
+        device = choose_device(self.common.device)
+        return self.extraction.build(settings, device, self.common.precision, self.common.compile)
+
+    def search(self, search: NeighborSearch) -> tuple[Nearest, dict[str, Any]]:
+        """The neighbors, and what decides them as JSON values."""
+        extractor = self.extractor() if self.needs_extractor else None
+        about: dict[str, Any] = {"by": self.by, "candidates": self.candidates}
+        if extractor is not None:
+            about["features"] = extractor.describe() | {"layers": list(extractor.layers)}
+        if self.by == FEATURES:
+            assert extractor is not None
+            return search.by_features(extractor), about
+        files = {"vgg": self.vgg_path, "alex": self.alex_path}
+        networks = load_networks([f"lpips_{self.net}"], device=search.device, files=files)
+        for reason in networks.left_out.values():
+            raise UserError(f"{reason}, or use --by features")
+        network, digest = networks.ready[self.net], networks.hashes[self.net]
+        about |= {"lpips": "0.1", "network": self.net, "backbone_sha256": digest}
+        if extractor is None:
+            return search.by_lpips(network, digest), about
+        candidates = search.by_features(extractor, self.candidates)
+        return search.by_lpips_among(candidates, network), about
+
+
+def draw_neighbors(argv: Sequence[str]) -> None:
+    """Draw what `figures.py neighbors` is asked for."""
+    files = FigureFiles("neighbors", argv)
+    parser = figure_parser(
+        "neighbors", "Nearest images of a training set to some samples.", NeighborArguments
+    )
+    add_set_flags(parser)
+    args, names, overrides = parse_sets(parser, argv, most=2)
+    own = from_flags(NeighborArguments, args)
+    if len(names) != 2:
+        raise UserError("give SAMPLES and a TRAINING_SET: folders of images, runs or configs")
+    device = choose_device(own.common.device)
+    samples, reference = open_sets(names, args, overrides, device)
+    if isinstance(samples, Statistics) or isinstance(reference, Statistics):
+        raise UserError("statistics have no images; give folders, runs or configs")
+    runner = own.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
+    chosen = chosen_samples(samples, own.rows)
+    search = NeighborSearch(reference, chosen, own.neighbors, runner, device)
+    nearest, protocol = own.search(search)
+    runner.finish()
+    if own_share()[0] > 0:
+        return
+    run = samples.run.folder if isinstance(samples, RunSource) else Path()
+    folder = own.common.outdir or run / "figures"
+    save_page(neighbors_page(chosen, reference, nearest), files.picture(folder))
+    labels = {sample.index: sample.name for sample in chosen}
+    files.write(
+        folder,
+        [_neighbor_row(labels[index], row) for index, row in nearest.items()],
+        {"nearest": {str(index): dict(row) for index, row in nearest.items()}},
+        protocol=protocol | {"neighbors": own.neighbors},
+        sets={"samples": samples.describe(), "reference": reference.describe()},
+        device=device,
+    )
+
+
+def _neighbor_row(name: str, row: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    nearest = ", ".join(str(index) for index, _ in row)
+    return {"sample": Path(name).name, "nearest images": nearest, "distance": row[0][1]}
+
+
+# ---------------------------------------------------------------------- the cost of samples
+
+
+def parse_positive(text: str) -> tuple[int, ...]:
+    """Numbers above 0 of a comma list."""
+    numbers = parse_numbers(text)
+    if not numbers or not all(numbers):
+        raise UserError(f"a list takes numbers above 0 such as 4,8,16, not '{text}'")
+    return numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostArguments:
+    """What is measured."""
+
+    runs: RunsArguments
+    sampling: DrawingArguments
+    factors: tuple[int, ...] = flag(
+        (2, 4, 8, 16), "f of stand-ins with random weights, without runs", parse=parse_positive
+    )
+    size: tuple[int, int] = flag(
+        (256, 256), "of the samples, height,width in pixels", parse=parse_size
+    )
+    whole: bool = flag(False, "sample to the end, instead of some first steps that tell the rest")
+    window: int = flag(16, "of the stand-ins: tokens a side that the transformer sees")
+    layers: int = flag(12, "of the stand-ins' transformer")
+    heads: int = flag(8, "of the stand-ins' transformer")
+    width: int = flag(512, "of the stand-ins' transformer")
+    channels: int = flag(32, "of the stand-ins' first stage")
+
+    def __post_init__(self) -> None:
+        sizes = {"window": self.window, "layers": self.layers, "heads": self.heads}
+        require_positive(**sizes, width=self.width, channels=self.channels)
+
+    @property
+    def stand_in(self) -> StandIn:
+        return StandIn(self.window, self.layers, self.heads, self.width, self.channels)
+
+    def measure(self, overrides: Sequence[str]) -> dict[str, SamplingCost]:
+        """By the model's name."""
+        drawing, costs = self.sampling.drawing(), {}
+        for name, run in self.runs.runs().items():
+            model = self.runs.of(run, overrides).load().model
+            costs[name] = measure_cost(model, self.size, drawing, self.whole)
+        for factor in () if costs else self.factors:
+            model = self.stand_in.build(factor, choose_device(self.runs.figure.device))
+            costs[f"stand-in f{factor}"] = measure_cost(model, self.size, drawing, self.whole)
+        return costs
+
+
+def draw_cost(argv: Sequence[str]) -> None:
+    """Draw what `figures.py cost` is asked for."""
+    files = FigureFiles("cost", argv)
+    parser = figure_parser(
+        "cost", "Sampling cost against f, at equal size.", CostArguments, top_k=TOP_K
+    )
+    args, overrides = parse(parser, argv)
+    own = from_flags(CostArguments, args)
+    costs = own.measure(overrides)
+    runs = list(own.runs.runs().values())
+    folder = own.runs.figure.folder_for(runs[0].folder if runs else None)
+    plot_costs(list(costs.values()), files.picture(folder))
+    protocol: dict[str, Any] = {"size": list(own.size), "batch_size": own.sampling.batch_size}
+    protocol |= {} if runs else {"stand_in": asdict(own.stand_in)}
+    protocol |= asdict(own.sampling.settings) | {"precision": own.runs.figure.precision}
+    files.write(
+        folder,
+        [cost.row(name) for name, cost in costs.items()],
+        {name: asdict(cost) for name, cost in costs.items()},
+        protocol=protocol,
+        sets={},
+        device=choose_device(own.runs.figure.device),
+    )
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each part of "256,512,512x1024", in pixels."""
+    sizes = tuple(
+        parse_size(part.strip().replace("x", ",")) for part in text.split(",") if part.strip()
+    )
+    if not sizes:
+        raise UserError("give at least one size, such as 256,512,512x1024 (height x width)")
+    return tuple(dict.fromkeys(sizes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizesArguments:
+    """Which sample is drawn, at which sizes."""
+
+    runs: RunsArguments
+    sampling: DrawingArguments
+    sizes: tuple[tuple[int, int], ...] | None = flag(
+        None,
+        "comma list of pixels a side, or of height x width as 512x1024 (default: once, twice and "
+        "four times the training's)",
+        parse=parse_sizes,
+    )
+    label: int | None = flag(None, "the class, for models of classes (default: the first)")
+    item: int | None = flag(
+        None, "the item of the run's data whose condition is taken, for models of such conditions"
+    )
+    split: str | None = flag(None, "of the data: validation (default), train or test")
+
+    def samples(self, overrides: Sequence[str]) -> tuple[list[SizedSample], dict[str, Any]]:
+        """One per size, and a description of the run."""
+        (run,) = self.runs.runs().values()
+        loaded = self.runs.of(run, overrides).load()
+        item = None
+        if self.item is not None:
+            data = data_config(run, self.runs.base, overrides)
+            dataset = open_dataset(data, self.split)
+            if not 0 <= self.item < len(dataset):
+                raise UserError(f"--item is from 0 to {len(dataset) - 1}, not {self.item}")
+            item = (dataset, self.item)
+        sizes = self.sizes or default_sizes(loaded.model)
+        drawing = self.sampling.drawing()
+        samples = samples_of_sizes(loaded.model, sizes, drawing, self.label, item)
+        about = {"path": str(run.folder), "checkpoint": run.checkpoint.name}
+        return samples, about | {"global_step": loaded.step}
+
+
+def draw_sizes(argv: Sequence[str]) -> None:
+    """Draw what `figures.py sizes` is asked for."""
+    files = FigureFiles("sizes", argv)
+    parser = figure_parser(
+        "sizes", "One sample at several sizes.", SizesArguments, batch_size=1, top_k=TOP_K
+    )
+    args, overrides = parse(parser, argv)
+    own = from_flags(SizesArguments, args)
+    if len(own.runs.resume) != 1:
+        raise UserError("--resume names the run; give one of them")
+    samples, about = own.samples(overrides)
+    (run,) = own.runs.runs().values()
+    folder = own.runs.figure.folder_for(run.folder)
+    page = grid([[(sample.caption, sample.image) for sample in samples]])
+    save_page(page, files.picture(folder))
+    rows = [
+        {"size": one.caption, "tokens": one.tokens, "seconds": float(f"{one.seconds:.3g}")}
+        for one in samples
+    ]
+    metrics = {one.caption: {"tokens": one.tokens, "seconds": one.seconds} for one in samples}
+    condition = {"label": own.label, "item": own.item, "seed": own.sampling.seed}
+    files.write(
+        folder,
+        rows,
+        metrics,
+        protocol=condition | asdict(own.sampling.settings),
+        sets={"run": about},
+        device=choose_device(own.runs.figure.device),
+    )
