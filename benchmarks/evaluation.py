@@ -15,7 +15,6 @@ import itertools
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,12 +173,10 @@ def measure(images: int, batch_size: int) -> Iterator[dict[str, Any]]:
             runner=Runner(batch_size, Cache(enabled=False)),
         )
         evaluators.append(evaluator)
-        start = time.monotonic()
         with Memory(start_memory) as most, few_distances(COMPUTED):
             evaluator(Numbers(images, images))
         found[name] = {
             "metrics": list(there),
-            "seconds": round(time.monotonic() - start, 1),
             "most_megabytes": {kind: round(value) for kind, value in most.items()},
         }
         print(name, found[name], flush=True)

@@ -57,6 +57,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
     batch_resize_range: tuple[int, int] | None = None
     accumulate_grad_batches = 1
     ways = TrainingWays()
+    _followed = False  # whether the averages have this batch's update
     _step: int | None = None  # while a batch trains both sides
 
     def __init__(self, **options: Unpack[TrainingOptions]) -> None:
@@ -162,6 +163,12 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
                 self._train_sides(batch_idx, loss_of)
         finally:
             self._step = None
+        self._follow(batch_idx)
+
+    def train_alone(self, batch_idx: int, loss: Tensor) -> None:
+        """Update the autoencoder by a loss, where it plays no game."""
+        self.train_generator(batch_idx, lambda _: loss)
+        self._follow(batch_idx)
 
     def _train_sides(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None:
         self.train_generator(batch_idx, loss_of)
@@ -222,8 +229,15 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
     def on_train_batch_end(
         self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if not self._followed:  # of steps that a subclass takes, or Lightning
+            self._follow(batch_idx)
+        self._followed = False
+
+    def _follow(self, batch_idx: int) -> None:
+        """Let the averages follow an update, before a checkpoint is written of it."""
         if self.use_ema and self._ends_window(batch_idx):
             self.model_ema(self)
+        self._followed = True
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """Everything but the loss, whose only trained part is the discriminator."""

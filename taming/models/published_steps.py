@@ -31,7 +31,7 @@ class TwoSided(Protocol):
 
     def train_both(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None: ...
 
-    def train_generator(self, batch_idx: int, loss_of: Callable[[int], Tensor]) -> None: ...
+    def train_alone(self, batch_idx: int, loss: Tensor) -> None: ...
 
 
 class PublishedSteps(KeptHooks):
@@ -107,7 +107,7 @@ def _one(step: Step) -> Step:
             return result
         loss = loss_of_step(result, name_of_method(self, "training_step"))
         if loss is not None and loss.requires_grad:
-            self.train_generator(batch_idx, lambda _: loss)
+            self.train_alone(batch_idx, loss)
             return loss.detach()
         return loss
 

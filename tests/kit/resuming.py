@@ -85,7 +85,7 @@ STEADIED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0.3, **PE
 
 MODELS: dict[str, dict[str, Any]] = {
     "vqgan": _first_stage("VQModel", scheduler_config=SCHEDULE, monitor="val/rec_loss"),
-    "ema": _first_stage("EMAVQ", revive_after=3),
+    "ema": _first_stage("EMAVQ", revive_after=3, use_ema=True),
     "gumbel": _first_stage(
         "GumbelVQ",
         temperature_scheduler_config=OPEN,

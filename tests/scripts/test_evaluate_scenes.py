@@ -65,12 +65,16 @@ def test_data_of_another_config(run: Path, tmp_path: Path) -> None:
     OmegaConf.save(config, tmp_path / "data.yaml")
     flags = ["--data", str(tmp_path / "data.yaml"), "--split", "train"]
     flags += ["--sampler_precision", "bf16", "--min_object_side", "3"]
+    flags += ["--reference_resize", "opencv", "--reference_size", "16"]
     result = evaluate(run, *flags, "data.params.train.params.max_objects_per_image=9")
     assert result["sets"]["reference"]["images"] == 5
     sampler = result["sets"]["samples"]["sampler"]
     assert (sampler["samples_per_layout"], sampler["top_k"]) == (5, 100)
     assert sampler["precision"] == "bfloat16"
     assert result["protocol"]["min_object_side"] == 3
+    reference = result["sets"]["reference"]
+    assert (reference["resize"], reference["crop"]) == ("opencv", "center")
+    assert reference["size"] == [16, 16] and reference["sizes"] == {"16x16": 5}
 
 
 def test_two_processes_give_the_same(run: Path) -> None:
@@ -110,6 +114,8 @@ def test_a_damaged_image_leaves_its_layout_out(
         (["--isc_splits", "9"], "needs at least 9 layouts"),
         (["-C", "objects_boxes"], "did you mean 'objects_bbox'"),
         (["--split", "train"], "no 'train'"),
+        (["--reference_resize", "cv2"], "no --reference_resize 'cv2'"),
+        (["--reference_size", "0"], "--reference_size must be at least 1, not 0"),
     ],
 )
 def test_one_sentence(

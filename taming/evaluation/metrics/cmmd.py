@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Metric, MetricSettings
@@ -30,11 +33,15 @@ def embedding_discrepancy(a: FeatureBank, b: FeatureBank, block: int = 1000) -> 
 def _mean_kernel(first: FeatureBank, second: FeatureBank, block: int) -> float:
     """The mean of exp(-|x_i - y_j|^2 / (2 sigma^2)) for rows x_i, y_j, made to be of length 1."""
     total = 0.0
-    for _, x in first.parts(block):
-        for _, y in second.parts(block):
-            squares = 2 - 2 * F.normalize(x.double(), dim=1) @ F.normalize(y.double(), dim=1).T
-            total += float(torch.exp(-squares / (2 * SIGMA**2)).sum())
+    for x in _embeddings(first, block):
+        for y in _embeddings(second, block):
+            total += float(torch.exp((x @ y.T - 1) / SIGMA**2).sum())
     return total / (len(first) * len(second))
+
+
+def _embeddings(bank: FeatureBank, block: int) -> Iterator[Tensor]:
+    for _, part in bank.parts(block):
+        yield F.normalize(part.double(), dim=1)
 
 
 CLIP_DISCREPANCY = Metric(

@@ -28,11 +28,11 @@ ABOUT = {name: name for name in ("extractor", "layer", "count", "fingerprint", "
 ABOUT["weights_hash"] = "weights_sha256"
 KINDS = {"count": int | None, "fingerprint": str | None, "protocol": dict}  # the others: text
 ASYMMETRY = 1e-4  # of the largest entry: sums in float32 may differ above and below the diagonal
+SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
+IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 # What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
 NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
 NOT_READ += (RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
-IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
@@ -110,9 +110,8 @@ class Statistics:
                 raise UserError(f"{path} {reason}; compute the statistics again")
         about = _about(Path(path), arrays)
         known = {name: about[entry] for name, entry in ABOUT.items() if entry in about}
-        first, *others = [(m.astype(np.float64), s.astype(np.float64)) for m, s in pairs]
-        known |= {"spatial": others[0] if others else None}
-        return cls(first[0], first[1], **known)
+        exact = [(mean.astype(np.float64), cov.astype(np.float64)) for mean, cov in pairs]
+        return cls(*exact[0], spatial=exact[1] if len(exact) > 1 else None, **known)
 
     def image_size(self) -> Size | None:
         """(height, width) of all images that these are of; None if that is not known."""
@@ -198,8 +197,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
             if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
-            wanted = {"mu", "sigma", "about"} | SPATIAL_ARRAYS
-            arrays = {name: file[name] for name in wanted if name in file.files}
+            numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
+            arrays = {name: file[name] for name in numbered | {"about"} if name in file.files}
     except NOT_READ as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):
