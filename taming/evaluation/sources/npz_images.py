@@ -21,6 +21,7 @@ from taming.atomic_files import atomic_path
 from taming.errors import UserError
 from taming.evaluation.metrics.statistics_file import IMAGES_FILE, Statistics
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage
+from taming.evaluation.sources.resize import Size
 
 LABELS_FILE = "arr_1.npy"
 LOCAL_HEADER = 30  # bytes of a zip's header of a file, before its name
@@ -91,8 +92,12 @@ class NpzImages(LoadedSource):
 
     def describe(self) -> dict[str, Any]:
         about = {"kind": "npz", "path": str(self.path), "array": "arr_0"}
+        about |= self.resizing.describe()
         known = {"statistics_sha256": self.statistics.digest()} if self.statistics else {}
         return about | known
+
+    def own_image_size(self) -> Size:
+        return self.shape[1], self.shape[2]
 
     def has_classes(self) -> bool:
         return self.labels is not None
@@ -101,7 +106,8 @@ class NpzImages(LoadedSource):
         pixels = self._mapped()[index] if self._stored else self._streamed(index)  # (H, W, 3)
         label = None if self.labels is None else int(self.labels[index])
         name = f"image {index} of {self.path}"
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)), label, name, "RGB"
+        planes = np.array(pixels.transpose(2, 0, 1), order="C")  # no view of the file
+        return self.resizing.planes(planes), label, name, "RGB"
 
     def _mapped(self) -> np.ndarray:
         """The array where it lies in the file."""

@@ -180,6 +180,7 @@ class FidelityEvaluator:
         """Statistics that stand for a request: a file's, or those beside the ADM suite's images."""
         if isinstance(images, NpzImages):
             own = role == "reference" and self.settings.evaluator.known_references
+            own = own and images.resizing.changes_nothing
             metric = self.settings.metric(name) if name in self.settings.metrics else None
             images = images.statistics if own and metric and metric.accepts_statistics else None
         return images.of(self.requests[name].layer) if isinstance(images, Statistics) else None

@@ -34,6 +34,7 @@ def test_images_in_their_order(tmp_path: Path, save: Any, workers: int) -> None:
         np.testing.assert_array_equal(image.pixels.numpy(), IMAGES[index].transpose(2, 0, 1))
         assert image.label == labels[index]
     assert sorted(found) == list(range(11))
+    assert source.image_size() == (6, 9)
     share = read(source, share=(1, 2), skip=(3, 5))  # of a process that continues
     assert sorted(share) == [1, 7, 9]
     np.testing.assert_array_equal(share[7].pixels.numpy(), IMAGES[7].transpose(2, 0, 1))
