@@ -153,6 +153,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "source .venv/bin/activate": (ENVIRONMENT, nothing_to_check),
     "pip install -e '.[data]'": (ENVIRONMENT, check_extras),
     "pip install -e '.[demo]'": (ENVIRONMENT, check_extras),
+    "pip install -e '.[lsun]'": (ENVIRONMENT, check_extras),
     "conda env create -f environment.yaml": (ENVIRONMENT, check_environment),
     "conda activate taming": (ENVIRONMENT, check_environment),
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),

@@ -197,6 +197,10 @@ class CodeHistogram:
         """How often each code has occurred in this process, int64 [n_codes]."""
         return torch.zeros(self.n_codes, dtype=torch.long) if self.counts is None else self.counts
 
+    def summary(self) -> tuple[float, float]:
+        """`codebook_use` of what all processes have counted, and start again from 0."""
+        return codebook_use(self.taken())
+
     def taken(self) -> Tensor:
         """What all processes have counted, int64 [n_codes]; and start again from 0."""
         counts, self.counts = self.counts_so_far(), None

@@ -69,8 +69,8 @@ class ManualSteps(KeptHooks):
         schedules = (config.scheduler for config in self.trainer.lr_scheduler_configs)
         if any(isinstance(one, ReduceLROnPlateau) for one in schedules):
             raise UserError(
-                f"{name} steps its schedules itself, without the value that ReduceLROnPlateau "
-                "waits for; choose another, or scheduler_config"
+                f"{name} steps its schedules itself, without a value to watch, which "
+                "ReduceLROnPlateau is not made for; choose another, or scheduler_config"
             )
 
     def on_before_optimizer_step(self, optimizer: Optimizer, optimizer_idx: int = 0) -> None:

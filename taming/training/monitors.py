@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from taming.config import did_you_mean
 from taming.errors import UserError
@@ -99,6 +98,7 @@ class LoggedNames(Callback):
             return
         self._known = True
         self._names |= names_logged(trainer)
-        if not is_overridden("on_train_epoch_end", pl_module):  # which may log others
+        at_end = type(pl_module).on_train_epoch_end  # one of the user's may log others
+        if at_end is pl.LightningModule.on_train_epoch_end or is_ours(at_end):
             for monitor in _monitors(trainer.callbacks) + _own_monitor(pl_module):  # type: ignore[attr-defined]
                 _require(monitor, self._names)

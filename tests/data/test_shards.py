@@ -23,6 +23,7 @@ from taming.data.condition_maps import ImageMap
 from taming.data.custom import CustomTrain
 from taming.data.examples import write_all
 from taming.data.faceshq import FacesHQTrain
+from taming.data.files.images import opened
 from taming.data.files.tar_members import add_member
 from taming.data.folder import ImageFolderTrain
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
@@ -123,7 +124,7 @@ def stored(path: str) -> np.ndarray:
     """The pixels (H, W, 3) of a file."""
     if path.endswith(".npy"):
         return np.asarray(np.load(path)[0].transpose(1, 2, 0))
-    with Image.open(path) as image:
+    with Image.open(opened(path)) as image:
         return np.asarray(image.convert("RGB"))
 
 

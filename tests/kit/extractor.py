@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-from taming.evaluation.metrics.dinov2 import VisionTransformer
+from taming.evaluation.metrics.dinov2 import DinoV2, VisionTransformer
 from taming.evaluation.metrics.small_classifier import SmallClassifier, SmallClassifierExtractor
 
 TINY = "tiny"
@@ -83,14 +83,26 @@ def register_tiny() -> str:
 
 
 def inception() -> Any:
-    """torch-fidelity's Inception without its weights' file."""
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
+    """Inception without its weights' file."""
+    from torch_fidelity import feature_extractor_inceptionv3 as original
 
-    without_file = patch.object(inception, "load_state_dict_from_url", return_value={})
+    from taming.evaluation.metrics.inception import Inception
+
+    without_file = patch.object(original, "load_state_dict_from_url", return_value={})
     nothing_loaded = patch.object(nn.Module, "load_state_dict")
     as_it_is = patch.object(nn.Module, "to", lambda module, dtype: module)  # in float32
     with without_file, nothing_loaded, as_it_is:
-        return inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        return Inception("inception-v3-compat", ["2048"])
+
+
+def dinov2() -> DinoV2:
+    """DINOv2 of one block, without its weights' file."""
+    network = VisionTransformer(64, 1, grid=4)
+    with (
+        patch.object(VisionTransformer, "from_weights", return_value=network),
+        patch.object(torch, "load", return_value={}),
+    ):
+        return DinoV2("dinov2-vit-s-14", ["dinov2"], "weights.pth")
 
 
 def small_classifier_extractor() -> SmallClassifierExtractor:

@@ -39,7 +39,7 @@ from taming.modules.util import ActNorm, Labelator, SOSProvider
 from taming.modules.vqvae.ema import EMAVectorQuantizer
 from taming.modules.vqvae.gumbel import GumbelQuantize
 from taming.modules.vqvae.nearest import VectorQuantizer, VectorQuantizer2
-from tests.kit.extractor import inception, small_classifier_extractor
+from tests.kit.extractor import dinov2, inception, small_classifier_extractor
 from tests.kit.models import (
     DALLE,
     GAN_LOSS,
@@ -136,6 +136,7 @@ NETWORKS = {
     "ResNet": Part(lambda: logit_distance("resnet50"), of_images(count=2), quick=False),
     "ConvNeXt": Part(lambda: logit_distance("convnext_small"), of_images(count=2), quick=False),
     "Inception": Part(inception, pixels, quick=False),
+    "DINOv2": Part(dinov2, pixels, quick=False),
     "classifier as extractor": Part(small_classifier_extractor, pixels),
     "SyncedBatchNorm2d": Part(lambda: SyncedBatchNorm2d(3), of_images()),
     "ActNorm": Part(lambda: after_first_batch(ActNorm(3, logdet=True)), of_images()),
@@ -224,6 +225,8 @@ def there_and_back(model: Any, x: Tensor) -> Any:
         return model(x), tokens, model.decode_indices(tokens)
 
 
+TWO_LEVEL = "taming.models.two_level.TwoLevelVQ"
+TOP = {"z_channels": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
 GUMBEL = {"temperature_scheduler_config": cosine_config()}
 OTHER_STAGES = {
     "VQModel, EMA": partial(first_stage, use_ema=True, sane_index_shape=True),
@@ -249,6 +252,9 @@ STAGES = {
     "images to ONNX": Part(lambda: _ToIndices(first_stage()), of_images(), quick=False),
     "images from ONNX": Part(
         lambda: _ToImages(first_stage()), lambda: (indices(2, 8, 8),), quick=False
+    ),
+    "TwoLevelVQ": Part(
+        lambda: first_stage(TWO_LEVEL, top_ddconfig=TOP), of_images(), there_and_back, quick=False
     ),
     "averages": Part(lambda: LitEma(nn.Linear(3, 3)), lambda: (nn.Linear(3, 3),)),
 }

@@ -82,8 +82,8 @@ def test_processes_have_equal_parts_of_the_work() -> None:
     assert requests == [10, 10, 10]  # of 2 classes with 3 groups of 5 each
     few = [len(list(job((r, 2), 0.25, 1).requests(lambda label: set()))) for r in range(2)]
     assert few == [4, 4]  # a class each
-    assert job((0, 3)).sampled(4) == 10 and job((0, 3)).sampled(5) == 15  # whole groups
-    assert job((0, 1), ratio=0.25).sampled(3) == 12
+    assert job((0, 3)).sampled(lambda label: set()) == 10  # of 4 images, in whole groups
+    assert job((0, 1), ratio=0.25).sampled(lambda label: {0, 1}) == 24  # 6 are missing
 
 
 def test_what_is_missing_of_a_group_is_what_it_was() -> None:

@@ -86,8 +86,10 @@ def test_first_stages_and_real_images(place: Path, data: str) -> None:
     names = ("rfid_vq_f8", "rfid_vqgan_1024_train")
     words = ["--model", f"vq_f8={stage}", "--model", f"rfid_vqgan_1024_train={stage}"]
     words += [word for name in names for word in ("--data", f"{name}={data}")]
-    main([*names, *words, "--", *TINY, "--batch_size", "4"])
-    measured = {(line["preset"], line["metric"]): line for line in lines(place)}
+    measured = {}
+    for name, size in zip(names, ("--size", "--reference_size"), strict=True):
+        main([name, *words, "--", *TINY, "--batch_size", "4", size, "32"])
+        measured |= {(line["preset"], line["metric"]): line for line in lines(place)}
     assert set(measured) == {("rfid_vq_f8", "rfid"), ("rfid_vqgan_1024_train", "fid")}
     for line in measured.values():
         assert line["measured"] > 0 and line["spread"] is None and "4 images" in line["by"]

@@ -310,7 +310,7 @@ class Plateau(VQModel):
     ("cls", "message"),
     [
         (MoreThanSides, r"configure_optimizers gives 3 optimizers, and the model trains 2: define"),
-        (Plateau, "steps its schedules itself, without the value that ReduceLROnPlateau waits"),
+        (Plateau, "which ReduceLROnPlateau is not made for"),
     ],
 )
 def test_what_cannot_be_stepped_is_refused_before_the_first(

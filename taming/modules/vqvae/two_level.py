@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taming.config_values import Count
 from taming.errors import UserError
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.codebook import Quantized
@@ -41,7 +42,7 @@ class TwoLevelQuantizer(nn.Module):
     """
 
     def __init__(
-        self, n_embed: int, embed_dim: int, ddconfig: Mapping[str, Any], **quantizer: Any
+        self, n_embed: Count, embed_dim: Count, ddconfig: Mapping[str, Any], **quantizer: Any
     ) -> None:
         super().__init__()
         self.n_embed, self.embed_dim = n_embed, embed_dim

@@ -68,7 +68,8 @@ def test_statistics_of_two_layers(tmp_path: Path) -> None:
     assert np.array_equal(loaded.of("16").mean, moments.mean)
     with pytest.raises(UserError, match="no mu_s and sigma_s, which sfid needs"):
         statistics.of("spatial")
-    np.savez(tmp_path / "foreign.npz", mu=[1.0], sigma=[[1.0]], mu_s=[1.0, 2.0], sigma_s=[[1.0]])
+    one = np.ones((1, 1))
+    np.savez(tmp_path / "foreign.npz", mu=one[0], sigma=one, mu_s=np.ones(2), sigma_s=one)
     with pytest.raises(UserError, match=r"mean of shape \(2,\) and a covariance of \(1, 1\)"):
         Statistics.load(tmp_path / "foreign.npz")
 
