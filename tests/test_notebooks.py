@@ -67,6 +67,7 @@ def test_they_are_committed_without_outputs() -> None:
         nbformat.validate(nbformat.read(path, as_version=4))
 
 
+@pytest.mark.slow
 def test_sampling_in_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = add_data(tiny_run(tmp_path / "tiny"), write_data(tmp_path / "data.yaml"))
     monkeypatch.setenv("TAMING_RUN", str(run))

@@ -19,7 +19,6 @@ from taming.errors import UserError
 from taming.lightning_internals import (
     leave_out_of_ddp,
     one_scale,
-    uncounted,
     without_gradient_sync,
 )
 from taming.lr_scheduler import make_schedule
@@ -200,8 +199,7 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
             self._backward(optimizer, loss_of, side)
         if self._ends_window(batch_idx):
             average_gradients(p for group in optimizer.param_groups for p in group["params"])
-            # Lightning counts the steps of its own wrappers: `global_step` counts batches.
-            self.update(uncounted(self.trainer, optimizer), batch_idx)
+            self.update(optimizer, batch_idx)
 
     def _backward(
         self, optimizer: LightningOptimizer, loss_of: Callable[[int], Any], side: int

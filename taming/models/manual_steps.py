@@ -11,7 +11,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from taming.errors import UserError
-from taming.lightning_internals import clip_gradients
+from taming.lightning_internals import clip_gradients, uncounted
 from taming.models.own_hooks import KeptHooks
 from taming.user_code import name_of
 
@@ -21,6 +21,14 @@ class ManualSteps(KeptHooks):
 
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str | None = "norm"
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """As Lightning's, of which the first one's steps are counted: `global_step` counts batches,
+        also where a subclass steps several optimizers by itself."""
+        made: Any = super().optimizers(use_pl_optimizer)
+        if not (use_pl_optimizer and isinstance(made, list)):
+            return made
+        return [made[0], *(uncounted(self.trainer, one) for one in made[1:])]
 
     def all_optimizers(self) -> list[Any]:
         """Those of `configure_optimizers`, as Lightning wraps them; of a subclass's, there may be

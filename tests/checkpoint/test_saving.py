@@ -258,6 +258,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux counts threads there")
 def test_one_thread_is_added(tmp_path: Path) -> None:
     """More would have OpenMP put those of training to sleep between operations."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,8 +77,11 @@ def test_bad_files_and_absent_ones_are_passed_over_if_asked(
 def test_damage_found_by_a_worker_is_one_sentence(tmp_path: Path, workers: int) -> None:
     truncate(write_image(tmp_path / "a.jpg", 100, 100), 0.7)
     loader = DataLoader(CustomTrain(16, write_list(tmp_path, ["a.jpg"])), num_workers=workers)
+    items: Any = iter(loader)
     with pytest.raises(UserError) as caught:
-        list(loader)
+        list(items)
+    if workers:
+        items._shutdown_workers()  # the collector would wait for them for seconds
     assert sentence(caught.value).startswith(str(tmp_path / "a.jpg") + ", from CustomTrain's list")
     assert "\n" not in sentence(caught.value)
 

@@ -25,7 +25,8 @@ def test_a_second_interrupt_stops_at_once(injection: Injection, tmp_path: Path) 
     assert not left, "\n".join(left)
 
 
-@pytest.mark.parametrize("to", [pytest.param("process", marks=pytest.mark.slow), "group"])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["process", "group"])
 def test_sigterm_with_workers(injection: Injection, tmp_path: Path, to: str) -> None:
     """Clusters send it to all processes of a job, others only to the first."""
     trial = Trial(injection.launcher, tmp_path, "vqgan_workers")

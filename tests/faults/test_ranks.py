@@ -20,7 +20,8 @@ def train(launcher: Launcher, folder: Path, *faults: Fault) -> tuple[Trial, Ende
     return trial, trial.start(*TWO, faults=faults, fresh=True, **CHANGES)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others(launcher: Launcher, tmp_path: Path, rank: int) -> None:
     """Within a minute, with a sentence that names it."""
     fault = Fault("on_before_backward", "SIGKILL", 6, rank=rank, to="alone")

@@ -226,8 +226,10 @@ def test_batches_of_foreign_datasets_that_do_not_fit_are_explained() -> None:
     data = DataModuleFromConfig(2, noise(2), num_workers=1)
     data.setup()
     data.datasets["train"] = [{"image": torch.zeros(4, side, 3)} for side in (4, 5)]
+    batches = iter(data.train_dataloader())
     with pytest.raises(UserError, match=r"'image' of a batch have several shapes, \(4, 4, 3\) and"):
-        next(iter(data.train_dataloader()))
+        next(batches)
+    batches._shutdown_workers()  # the collector would wait for them for seconds
 
 
 def test_subclasses_are_asked_for_their_datasets() -> None:

@@ -402,3 +402,23 @@ def test_codes_are_counted_for_the_quantizer_that_there_is(tmp_path: Path) -> No
     model.quantize = type(model.quantize)(64, model.quantize.e_dim, beta=0.25)
     tiny_trainer(tmp_path).validate(model, batches(1))
     assert model.used_codes.n_codes == 64
+
+
+class ByItself(VQModel):
+    """Steps both optimizers, as Lightning 2 asks models with several of them to."""
+
+    def training_step(self, batch, batch_idx):
+        autoencoder, discriminator = self.optimizers()
+        for number, optimizer in enumerate((autoencoder, discriminator)):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx, number))
+            optimizer.step()
+
+
+def test_a_step_is_a_batch_for_a_model_that_steps_its_optimizers(tmp_path: Path) -> None:
+    model = made(ByItself)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    after = train(model, tmp_path, 3)
+    assert model.trainer.global_step == 3
+    for name in ("encoder.conv_in.weight", "loss.discriminator.main.0.weight"):
+        assert not torch.equal(after[name], before[name])

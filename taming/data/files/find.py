@@ -19,6 +19,7 @@ R = TypeVar("R")
 EXTENSIONS = (
     "jpg",
     "jpeg",
+    "jfif",
     "png",
     "webp",
     "bmp",
@@ -30,6 +31,7 @@ EXTENSIONS = (
     "pbm",
     "avif",
     "jp2",
+    "tga",
 )
 JPEG_AND_PNG = ("jpg", "jpeg", "png")  # the formats of ImageNet and ADE20K
 VAL_FOLDERS = ("val", "validation", "test")
