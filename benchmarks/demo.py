@@ -1,15 +1,17 @@
 """The numbers of `make demo` over several seeds: README.md's table gives their range.
 
-    python benchmarks/demo.py --seeds 0,1,2,3,4
+    python benchmarks/demo.py --seeds 0,1,2,3,4,23
+    python benchmarks/demo.py --table
 
 Each seed trains both stages, samples and reports, in four to ten minutes on two cores. Numbers go
 to results/demo-cpu.json after each, beside those of other seeds and versions of torch; what is
-there is not computed again.
+there is not computed again. `--table` prints the table of README.md, whose ranges hold all of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -35,30 +37,16 @@ PATH = RESULTS / "demo-cpu.json"
 class Options:
     seeds: tuple[int, ...] = flag((0, 1, 2, 3, 4), "of both stages", parse=parse_numbers)
     steps: int = flag(-1, "end both trainings there; for a try, whose numbers are not kept")
-
-
-def run(folder: Path, script: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *arguments], cwd=folder, check=True)
-
-
-def train(folder: Path, config: str, seed: int, steps: int, *overrides: str) -> Path:
-    """The run's folder."""
-    flags = ["-t", "True", "--seed", str(seed), "--enable_progress_bar", "False"]
-    flags += ["--max_steps", str(steps)] if steps > 0 else []
-    run(folder, "main.py", "--base", str(ROOT / f"configs/{config}.yaml"), *flags, *overrides)
-    return max(folder.glob(f"logs/*_{config}"))
+    table: bool = flag(False, "print README.md's table, and compute nothing")
 
 
 def demo(folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """The report of both stages, as the Makefile's target makes it."""
-    vqgan = train(folder, "digits_vqgan", seed, steps)
-    first = f"model.params.first_stage_config={vqgan}"
-    transformer = str(train(folder, "digits_transformer", seed, steps, first))
-    sampling = ("--num_samples", "50", "--batch_size", "100", "--top_p", "0.95")
-    run(folder, "scripts/sample_fast.py", "-r", transformer, *sampling)
-    run(folder, "scripts/report.py", "-r", transformer)
-    report: dict[str, Any] = json.loads(Path(transformer, "report/report.json").read_text())
-    return report["metrics"]
+    """The report of both stages."""
+    line = [sys.executable, str(ROOT / "scripts/digits.py"), "--seed", str(seed)]
+    subprocess.run([*line, "--max_steps", str(steps)], cwd=folder, check=True)
+    (path,) = folder.glob("logs/*_digits_transformer/report/report.json")
+    metrics: dict[str, Any] = json.loads(path.read_text())["metrics"]
+    return metrics
 
 
 def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
@@ -74,6 +62,33 @@ def numbers_of(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def span(values: Sequence[float], digits: int) -> str:
+    """`0.6 to 1.4`, rounded such that all values lie in it."""
+    unit = 10**digits
+    low, high = math.floor(min(values) * unit) / unit, math.ceil(max(values) * unit) / unit
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def readme_table(kept: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows of README.md."""
+    values = {name: [run[name] for run in kept] for name in kept[0]}
+    percent = {n: span([100 * v for v in values[n]], 0) for n in ("codebook_usage", "named_right")}
+    real = max(values["fid_of_validation_images"])
+    rows = {
+        "reconstruction error (L1, images in [-1, 1])": span(values["l1"], 2),
+        "codebook in use": f"{percent['codebook_usage']} % of 64 codes",
+        "validation loss": f"{span(values['nats_per_token'], 1)} nats per token; a uniform guess "
+        f"gives log 64 = {math.log(64):.2f}",
+        "samples whose class a nearest-neighbor classifier of real digits finds": (
+            f"{percent['named_right']} % of 500"
+        ),
+        "FID of the samples by the demo's own classifier (of real digits unseen in training)": (
+            f"{span(values['fid'], 1)} ({real:.2f})"
+        ),
+    }
+    return [f"| {what} | {expected} |" for what, expected in rows.items()]
+
+
 def key_of(entry: dict[str, Any]) -> tuple[str, int]:
     return entry["torch"], entry["seed"]
 
@@ -84,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
     kept: list[dict[str, Any]] = json.loads(PATH.read_text()) if PATH.exists() else []
+    if options.table:
+        return print("\n".join(readme_table(kept)))
     for seed in options.seeds:
         place = {"torch": torch.__version__, "seed": seed, "python": platform.python_version()}
         place |= {"processor": processor_name(), "threads": torch.get_num_threads()}

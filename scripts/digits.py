@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import taming
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.errors import UserError, command
 
@@ -29,12 +30,12 @@ class Options:
             raise UserError(f"--num_samples must be at least 1, not {self.num_samples}")
 
 
-def taming(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Run one command in a process of its own; SystemExit if it fails, which has said why."""
-    package = str(Path(__file__).resolve().parents[1])  # in a clone
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    line = [sys.executable, "-m", "taming", *arguments]
     print(f"\ntaming {' '.join(arguments)}", flush=True)
+    package = Path(taming.__file__).parents[1]  # of a clone, it may not be installed
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    line = [sys.executable, "-m", "taming", *arguments]
     code = subprocess.run(line, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
     if code:
         raise SystemExit(code)
@@ -44,7 +45,7 @@ def train(options: Options, config: str, *overrides: str) -> str:
     """Train, and return the run's folder."""
     steps = ["--max_steps", str(options.max_steps)] if options.max_steps > 0 else []
     flags = ["--base", config, "-t", "True", "--seed", str(options.seed), *steps]
-    taming(["train", *flags, *overrides])
+    run(["train", *flags, *overrides])
     runs = Path("logs").glob(f"*_{config}")
     return str(max(runs, key=lambda run: run.stat().st_mtime))
 
@@ -55,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, Options)
     options = from_flags(Options, parser.parse_args(argv))
     vqgan = train(options, "digits_vqgan")
-    run = train(options, "digits_transformer", f"model.params.first_stage_config={vqgan}")
+    trained = train(options, "digits_transformer", f"model.params.first_stage_config={vqgan}")
     number = ("--num_samples", str(options.num_samples), "--batch_size", "100")
-    taming(["sample", "-r", run, *number, "--top_p", "0.95"])
-    taming(["report", "-r", run])
+    run(["sample", "-r", trained, *number, "--top_p", "0.95"])
+    run(["report", "-r", trained])
 
 
 if __name__ == "__main__":
