@@ -169,6 +169,9 @@ def _refuse(message: str) -> NoReturn:
     raise SystemExit(2) from None
 
 
+SIGPIPE = 13  # not every system has the signal
+
+
 def command(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a `UserError` becomes one line on stderr and exit code 2.
 
@@ -191,6 +194,9 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
             if stop.message:
                 print(stop.message, file=sys.stderr)
             raise SystemExit(stop.code) from None
+        except BrokenPipeError:  # as of `| head`, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + SIGPIPE) from None
         except KeyboardInterrupt as interrupt:
             print(f"interrupted; {interrupt}".rstrip("; "), file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT) from None

@@ -107,14 +107,26 @@ def train(argv: Sequence[str]) -> None:
 
 
 def run_script(name: str, argv: Sequence[str]) -> None:
-    """Run a script in this process; the demo's page is served by Streamlit in its place."""
+    """Run a script in this process, or the demo's page in its place."""
     path = shipped("scripts") / f"{SCRIPTS[name]}.py"
-    if name != "demo" or "--help" in argv or "-h" in argv:
+    if name != "demo":
         return load(path).main(argv)
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit: pip install 'taming-transformers[demo]'")
-    words = [sys.executable, "-m", "streamlit", "run", str(path), "--", *argv]
-    os.execv(sys.executable, words)
+    os.execv(sys.executable, [sys.executable, *demo_words(path, argv)])
+
+
+def demo_words(path: Path, argv: Sequence[str]) -> list[str]:
+    """Python's arguments for the demo: Streamlit serves it on this machine alone, unless one of its
+    own flags, `--server.address=0.0.0.0`, says otherwise."""
+    if {"-h", "--help"} & set(argv):
+        return [str(path), *argv]
+    sections = ("--server.", "--browser.", "--theme.", "--client.", "--logger.")
+    own = [word for word in argv if word.startswith(sections)]
+    rest = [word for word in argv if word not in own]
+    if not any(word.startswith("--server.address") for word in own):
+        own.append("--server.address=127.0.0.1")
+    return ["-m", "streamlit", "run", str(path), *own, "--", *rest]
 
 
 def load(path: Path) -> ModuleType:

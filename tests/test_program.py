@@ -15,7 +15,7 @@ from taming import __version__
 from taming.command_line import Parser
 from taming.config import load_config
 from taming.errors import UserError
-from taming.program import OWN, SCRIPTS, load, main, overview
+from taming.program import OWN, SCRIPTS, demo_words, load, main, overview
 from taming.shipped import config_names, find_config, shipped
 from tests.support import ROOT
 
@@ -154,3 +154,26 @@ def test_scripts_are_loaded_as_modules() -> None:
     module = load(ROOT / "scripts/make_image_list.py")
     assert module.Options.__module__ == "make_image_list"
     assert module.Options(seed=3).seed == 3
+
+
+def test_the_demo_is_served_on_this_machine_alone() -> None:
+    path = Path("demo.py")
+    assert demo_words(path, ["-r", "logs/x"]) == [
+        *("-m", "streamlit", "run", "demo.py", "--server.address=127.0.0.1", "--", "-r", "logs/x"),
+    ]
+    own = ["--server.address=0.0.0.0", "--theme.base=dark"]
+    assert demo_words(path, ["-r", *own, "x"]) == [
+        *("-m", "streamlit", "run", "demo.py", *own, "--", "-r", "x"),
+    ]
+    assert demo_words(path, ["-h"]) == ["demo.py", "-h"]
+
+
+def test_a_reader_that_has_enough_ends_a_command_silently() -> None:
+    line = f"{sys.executable} -m taming --help; echo $? >&2"
+    made = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; ({line}) | true"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert made.stderr in ("141\n", "0\n")  # the text may be written before the reader ends
