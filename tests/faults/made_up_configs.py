@@ -209,8 +209,8 @@ def main_arguments(data: DataObject) -> Any:
 
 
 _RUN = ("-r", "run", "--device", "cpu")
-# Command lines that work, by the name of a script. Scripts that load networks for metrics are left
-# out: these are downloaded.
+_TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
+# Command lines that work, or end in a sentence, by the name of a script.
 SCRIPTS: dict[str, tuple[str, ...]] = {
     "sample_fast": (*_RUN, "-n", "1", "--classes", "1", "-o", "out"),
     "make_samples": (*_RUN, "-n", "1", "-c", "ASSETS/labeled.yaml", "--outdir", "out"),
@@ -226,6 +226,11 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     "extract_submodel": ("run/checkpoints/last.ckpt", "x.ckpt"),
     "export": ("safetensors", "run", "x.safetensors"),
     "download_models": ("--list",),
+    "evaluate_fid": ("ASSETS/images", "ASSETS/images", *_TINY, "-o", "out"),
+    "compute_statistics": ("ASSETS/images", "x.npz", *_TINY),
+    "figures": ("likelihood", *_RUN, "--data", "ASSETS/labeled.yaml", "-n", "2", "-o", "out"),
+    "linear_probe": (*_RUN, "--images", "ASSETS", "--folds", "3", "-o", "out"),
+    "reproduce": ("--list",),
 }
 _FLAGS = (
     *("-r", "-b", "-c", "-o", "-n", "-k", "-t", "-p", "-s", "--resume", "--base", "--config"),
@@ -234,6 +239,9 @@ _FLAGS = (
     *("--pad", "--condition", "--image", "--guidance", "--guidance_schedule", "--per_shard"),
     *("--test_fraction", "--num_items", "--num_images", "--output", "--trust", "--height"),
     *("--reject_ratio", "--classifier", "--ignore_base_data", "--skip_bad", "--root", "--what"),
+    *("--evaluators", "--metrics", "--reference_resize", "--reference_crop", "--reference_size"),
+    *("--samples_resize", "--samples_size", "--samples_split", "--reject_pool", "--sweep"),
+    *("--preset", "--neighbors", "--layer", "--folds", "--grid", "--format", "--evaluator"),
 )
 
 
