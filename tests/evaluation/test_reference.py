@@ -48,6 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "photographs": image_sizes(root / "photographs", sizes),
         "large": image_folder(root / "large", 2, 300, 300),
         "small": image_folder(root / "small", 2, 20, 30),
+        "wide": image_folder(root / "wide", 1, 20, 300),
         "run": tiny_run(root / "run"),
     }
     (root / "list.txt").write_text("\n".join(str(root / "photographs" / name) for name in sizes))
@@ -138,6 +139,7 @@ def test_what_is_done_with_two_sets(
         (("samples",), paper(12)),  # of one size already
         (("small",), (PILLOW, CENTER, (20, 30))),
         (("large",), paper(256)),
+        (("wide",), paper(256)),
         (("photographs",), paper(256)),
         (("files",), paper(16)),  # what a model of them is trained on
         (("items",), paper(16)),
