@@ -96,6 +96,7 @@ RESIZE, SIZE, CROP = "--reference_resize", "--reference_size", "--reference_crop
         (("run", "photographs"), AS_IT_IS, paper(8)),
         (("run", "files"), AS_IT_IS, paper(8)),
         (("run", "photographs", "--size", "16"), AS_IT_IS, paper(16)),
+        (("run", "photographs", "--size", "16,8"), AS_IT_IS, (PILLOW, CENTER, (16, 8))),
         # Datasets are real images on both sides; a run as reference is samples.
         (("files", "files"), paper(16), paper(16)),
         (("files", "photographs"), paper(16), paper(16)),
@@ -103,6 +104,7 @@ RESIZE, SIZE, CROP = "--reference_resize", "--reference_size", "--reference_crop
         (("files", "photographs", RESIZE, "opencv"), paper(16, "opencv"), paper(16, "opencv")),
         (("files", "files", RESIZE, "none"), AS_IT_IS, AS_IT_IS),
         (("files", "files", SIZE, "10"), paper(10), paper(10)),
+        (("files", "files", SIZE, "12", "--samples_size", "10"), paper(10), paper(12)),
         (("samples", "run"), AS_IT_IS, AS_IT_IS),
         # Samples of several sizes are of none.
         (("photographs", "photographs"), AS_IT_IS, AS_IT_IS),

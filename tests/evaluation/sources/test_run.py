@@ -92,6 +92,8 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     assert part and 1 not in part
     assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
     assert sorted([*part, 1, *images_of(source, share=(0, 2))]) == list(range(6))
+    of_three = RunSource(run, replace(source.plan, reject_ratio=0.75, classes=(4,)))
+    assert sorted(images_of(of_three, skip={1})) == [0, 2]  # whose whole group is sampled
     key = source.content_key()
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
     assert RunSource(run, source.plan).content_key() != key
