@@ -48,8 +48,8 @@ class FeatureFile:
         return np.memmap(self._file, np.float32, "c", shape=(self.count, self.width))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` [stop - start, width], all there, in memory of their own."""
-        rows = np.empty((stop - start, self.width), np.float32)
+        """Rows `start` to `stop` [stop - start, width], in memory of their own."""
+        rows = np.empty((min(stop, self.count) - start, self.width), np.float32)
         content, place = rows.data.cast("B"), start * self.width * rows.itemsize
         while len(content):
             done = os.preadv(self._file.fileno(), [content], place)

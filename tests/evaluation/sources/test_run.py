@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -15,6 +16,7 @@ from torchvision import models
 from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError
 from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.resize import CENTER, PILLOW, Resizing
 from taming.evaluation.sources.run import RunSource
 from taming.pictures import to_rgb_pixels
 from taming.sampling import SampleSettings, pools
@@ -136,6 +138,13 @@ def test_unconditional_run(tmp_path: Path) -> None:
     found = images_of(source)
     assert [found[n].label for n in range(3)] == [None] * 3
     assert source.has_classes() is False
+    key, resizing = source.content_key(), Resizing(PILLOW, CENTER, (4, 5))
+    source.resizing = resizing
+    for index, image in images_of(source).items():
+        expected = resizing.planes(found[index].pixels.numpy())
+        np.testing.assert_array_equal(image.pixels, expected)
+        assert image.pixels.shape == (3, 4, 5) and image.digest != found[index].digest
+    assert source.content_key() != key
 
 
 @pytest.mark.parametrize(
