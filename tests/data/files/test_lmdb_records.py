@@ -130,6 +130,7 @@ def circle(content: bytearray) -> None:
         (lambda content: content.clear(), "it is empty"),
         (lambda content: content.__setitem__(slice(None), b"text" * 3000), "not an LMDB file"),
         (lambda content: content.__delitem__(slice(50_000, None)), "it is cut short: 50,000 of"),
+        (lambda content: content.__delitem__(slice(-4096, None)), "it is cut short"),  # a page
         (zero_a_leaf, "it is damaged: page .* is not what it should be"),
         (circle, "in a circle"),
     ],

@@ -169,6 +169,9 @@ def test_real_images_by_another_filter(data: Path, flip: bool) -> None:
     np.testing.assert_array_equal(
         part._resized(0, view).permute(1, 2, 0), scenes.dataset.pixels(0)[5:15, 3:33]
     )
+    scenes.numbers = range(4, 6)  # without those before, as if these were damaged
+    expected = part.resizing(scenes.dataset.pixels(4))
+    np.testing.assert_array_equal(part._resized(0, scene()).permute(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("flip", [False, True])
