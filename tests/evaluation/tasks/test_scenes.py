@@ -255,6 +255,12 @@ def found_objects(samples: SampledScenes) -> int:
     return sum(len(p.boxes) for p in scene_images(RealScenes(samples.layouts)).values())
 
 
+def test_samples_are_of_their_seed(data: Path) -> None:
+    one = layouts(data, 1)
+    first, other = (scene_images(sampled(one, 1, seed=seed))[0] for seed in (0, 1))
+    assert not torch.equal(first.pixels, other.pixels)
+
+
 def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:
     key = layouts(data, 3).key
     assert layouts(data, 3).key == key
