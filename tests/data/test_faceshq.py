@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import default_collate
 
 from taming.data.base import ImagePaths
+from taming.data.custom import CustomBase
 from taming.data.faceshq import (
     CelebAHQTrain,
     CelebAHQValidation,
@@ -19,6 +21,7 @@ from taming.data.faceshq import (
     FFHQValidation,
     coordinates,
 )
+from taming.data.whole_images import has_whole_images, whole_image
 from taming.errors import UserError
 from tests.kit.images import ramps, write_images
 
@@ -59,6 +62,28 @@ def test_lists_that_are_there_are_used(faces: Path) -> None:
     ]
     assert len(FFHQValidation(8)) == 12  # made of what the other does not name
     assert (faces / "ffhqtrain.txt").read_text() == "003.png\n001.png\n"
+
+
+def test_whole_images_of_both_collections(faces: Path) -> None:
+    data = FacesHQTrain(16)
+    for index in (0, 9, 10, 21):
+        pixels, known = whole_image(data, index)
+        item = data[index]
+        assert {name: item[name] for name in ("class", "file_path_")} == known
+        assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+    assert known["class"] == 1 and known["file_path_"] != whole_image(data, 20)[1]["file_path_"]
+    np.testing.assert_array_equal(pixels, np.asarray(Image.open(known["file_path_"])))
+
+
+class Twice(CustomBase):
+    """Every item of another dataset two times: no item is a file of its own."""
+
+    def __len__(self) -> int:
+        return 2 * len(self.data)
+
+
+def test_what_has_whole_images(faces: Path) -> None:
+    assert has_whole_images(FacesHQTrain(16)) and not has_whole_images(Twice(FFHQTrain(16)))
 
 
 def test_items(faces: Path) -> None:

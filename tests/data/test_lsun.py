@@ -157,6 +157,12 @@ def test_a_list_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names, options = tmp_path / "names.txt", {"txt_file": tmp_path / "names.txt"}
     names.write_text("2.png\n0.png\n")
     assert seeds(LSUNBedroomsTrain(data_root=tmp_path / "x", **options)) == [2, 0]  # type: ignore[arg-type]
+    names.write_text("2.png\nnone.png\n")
+    options["data_root"] = tmp_path / "x"
+    assert seeds(LSUNBedroomsTrain(on_error="skip", **options)) == [2]  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="none.png does not exist"):
+        LSUNBedroomsTrain(**options)  # type: ignore[arg-type]
+    del options["data_root"]
     names.write_text("x/1.png\n")
     assert seeds(LSUNBedroomsTrain(**options)) == [1]  # type: ignore[arg-type]
     with pytest.raises(UserError, match="txt_file lists one category"):

@@ -48,6 +48,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "photographs": image_sizes(root / "photographs", sizes),
         "large": image_folder(root / "large", 2, 300, 300),
         "small": image_folder(root / "small", 2, 20, 30),
+        "wide": image_folder(root / "wide", 1, 20, 300),
         "run": tiny_run(root / "run"),
     }
     (root / "list.txt").write_text("\n".join(str(root / "photographs" / name) for name in sizes))
@@ -95,6 +96,7 @@ RESIZE, SIZE, CROP = "--reference_resize", "--reference_size", "--reference_crop
         (("run", "photographs"), AS_IT_IS, paper(8)),
         (("run", "files"), AS_IT_IS, paper(8)),
         (("run", "photographs", "--size", "16"), AS_IT_IS, paper(16)),
+        (("run", "photographs", "--size", "16,8"), AS_IT_IS, (PILLOW, CENTER, (16, 8))),
         # Datasets are real images on both sides; a run as reference is samples.
         (("files", "files"), paper(16), paper(16)),
         (("files", "photographs"), paper(16), paper(16)),
@@ -102,6 +104,7 @@ RESIZE, SIZE, CROP = "--reference_resize", "--reference_size", "--reference_crop
         (("files", "photographs", RESIZE, "opencv"), paper(16, "opencv"), paper(16, "opencv")),
         (("files", "files", RESIZE, "none"), AS_IT_IS, AS_IT_IS),
         (("files", "files", SIZE, "10"), paper(10), paper(10)),
+        (("files", "files", SIZE, "12", "--samples_size", "10"), paper(10), paper(12)),
         (("samples", "run"), AS_IT_IS, AS_IT_IS),
         # Samples of several sizes are of none.
         (("photographs", "photographs"), AS_IT_IS, AS_IT_IS),
@@ -138,6 +141,7 @@ def test_what_is_done_with_two_sets(
         (("samples",), paper(12)),  # of one size already
         (("small",), (PILLOW, CENTER, (20, 30))),
         (("large",), paper(256)),
+        (("wide",), paper(256)),
         (("photographs",), paper(256)),
         (("files",), paper(16)),  # what a model of them is trained on
         (("items",), paper(16)),

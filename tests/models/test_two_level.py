@@ -74,6 +74,7 @@ def test_codes_of_both_levels(model: TwoLevelVQ, x: Tensor) -> None:
     for indices in (top, bottom):
         assert indices.dtype == torch.long and 0 <= indices.min() <= indices.max() < 12
     assert model.downsampling_factor == 4 and model.latent_shape() == (8, 4, 4)
+    assert model.code_levels == {"top": slice(0, 12), "bottom": slice(12, 24)}
     indices = model.encode_to_indices(x)
     assert indices.shape == (2, 4, 6, 5) and indices.max() < model.quantize.n_e == 24
     decoded = model.decode(quant)

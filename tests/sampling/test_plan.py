@@ -157,6 +157,7 @@ def test_rejection_takes_whole_groups() -> None:
     assert job(0, 1).of_few_samples().batch_size == 25
     assert job(0, 2).of_few_samples().batch_size == 15
     assert replace(job(0, 2), score=None).of_few_samples().batch_size == 3
+    assert replace(job(0, 4), score=None).of_few_samples().batch_size == 2
 
 
 def test_jobs_share_a_plan() -> None:

@@ -224,16 +224,16 @@ def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
     """The condition of one item, resized: an image, as another first stage knows it."""
     stage = unconditional_config()["params"]["first_stage_config"]
     config = unconditional_config(cond_stage_config=stage, cond_stage_key="image")
-    scenes = {"target": "tests.kit.datasets.Scenes", "params": {"length": 2}}
-    run = tiny_run(tmp_path / "run", config, validation=scenes)
-    flags = ["--item", "1", "--sizes", "16,32", *CPU]
+    pictures = {"target": "tests.scripts.test_make_samples.Pictures"}
+    run = tiny_run(tmp_path / "run", config, validation=pictures)
+    flags = ["--item", "2", "--sizes", "8x12,16x24", *CPU]  # which is wider than high
     main(["sizes", "-r", str(run), *flags])
     found = result(run / "figures", "sizes")
     assert {name: one["tokens"] for name, one in found["metrics"].items()} == {
-        "16 x 16": 64,
-        "32 x 32": 256,
+        "12 x 8": 24,
+        "24 x 16": 96,
     }
-    assert found["protocol"]["item"] == 1
+    assert found["protocol"]["item"] == 2
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ def test_keys_are_listed_in_the_cache_where_the_folder_is_read_only(
     first = list(record_paths(database, "X"))
     [keys] = (tmp_path / "cache/taming/lmdb").iterdir()
     assert len(keys.read_text().splitlines()) == 1 + len(RECORDS)
+    other = tmp_path / "other" / database.name  # whose keys are beside these
+    (tmp_path / "other" / keys.name.partition("-")[2]).mkdir(parents=True)
+    other.mkdir()
+    write_records(other / FILE, {"a": b"1"})
+    assert len(record_paths(other, "X")) == 1 and len(list(keys.parent.iterdir())) == 2
     monkeypatch.setattr(lmdb_records, "_scan", lambda *_: pytest.fail("scanned again"))
     assert list(record_paths(database, "X")) == first
 
@@ -125,6 +130,7 @@ def circle(content: bytearray) -> None:
         (lambda content: content.clear(), "it is empty"),
         (lambda content: content.__setitem__(slice(None), b"text" * 3000), "not an LMDB file"),
         (lambda content: content.__delitem__(slice(50_000, None)), "it is cut short: 50,000 of"),
+        (lambda content: content.__delitem__(slice(-4096, None)), "it is cut short"),  # a page
         (zero_a_leaf, "it is damaged: page .* is not what it should be"),
         (circle, "in a circle"),
     ],

@@ -125,7 +125,10 @@ def test_distances_and_neighborhoods(
     assert [len(found[0]) for _, found in parts] == [
         min(rows_at_once, 40 - start) for start in range(0, 40, rows_at_once)
     ]
-    assert [place.start for place, _ in parts] == list(range(0, 40, rows_at_once))
+    starts = list(range(0, 40, rows_at_once))
+    assert [(place.start, place.stop) for place, _ in parts] == [
+        (start, min(start + rows_at_once, 40)) for start in starts
+    ]
     expected = (some[:, None].double() - features.double()).norm(dim=2)
     found = torch.cat([part for _, part in parts], dim=1)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)

@@ -22,6 +22,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 
 from taming.errors import UserError
 from taming.evaluation.metrics.base import SEED, FeatureAccumulator
+from taming.evaluation.metrics.density_coverage import DENSITY_COVERAGE, DensitySettings
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments, PerClass, class_distances, frechet_distance
@@ -321,9 +322,10 @@ def test_settings_reach_the_numbers_and_are_torch_fidelitys_by_default() -> None
         defaults |= vars(metric.settings())
     defaults["prc_neighborhood"] = defaults.pop("prc_neighbours")
     assert defaults == {name: DEFAULTS[name] for name in defaults}
-    least = [metric.smallest_set for metric in (KID, PRECISION_RECALL, INCEPTION_SCORE)]
-    settings = own, PrecisionRecallSettings(6), INCEPTION_SCORE.settings(4)
-    assert [of(one) for of, one in zip(least, settings, strict=True) if of] == [12, 7, 4]
+    sized = KID, PRECISION_RECALL, INCEPTION_SCORE, DENSITY_COVERAGE
+    least = [metric.smallest_set for metric in sized]
+    settings = own, PrecisionRecallSettings(6), INCEPTION_SCORE.settings(4), DensitySettings(8)
+    assert [of(one) for of, one in zip(least, settings, strict=True) if of] == [12, 7, 4, 9]
 
 
 def test_what_was_counted_does_not_change_with_the_tensor() -> None:

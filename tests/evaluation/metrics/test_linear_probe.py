@@ -92,6 +92,28 @@ def test_mean_and_deviation_are_those_of_the_folds() -> None:
     assert 1 / 3 < scores.accuracy < 1
 
 
+def test_folds_and_decays_are_those_by_hand() -> None:
+    """No image of a fold has a part in its decay, which a third of the others decides."""
+    features, labels = noisy_classes(36, 3, seed=1)
+    settings = ProbeSettings(folds=3, repeats=2, seed=4, decays=(0.03, 0.3, 3.0))
+    accuracies, chosen = [], []
+    for seed in (4, 5):
+        folds = stratified_folds(labels, 3, seed)
+        for fold in range(3):
+            x, y = features[folds != fold], labels[folds != fold]
+            inner = stratified_folds(y, 3, seed)
+            losses = {}
+            for decay in settings.decays:
+                fitted = fit_logistic(x[inner != 0], y[inner != 0], 3, decay)
+                losses[decay] = F.cross_entropy(fitted.logits(x[inner == 0]), y[inner == 0]).item()
+            chosen.append(min(losses, key=lambda decay: losses[decay]))
+            guessed = fit_logistic(x, y, 3, chosen[-1]).logits(features[folds == fold]).argmax(1)
+            accuracies.append((guessed == labels[folds == fold]).double().mean().item())
+    found = probe(features, labels, settings)
+    assert found.decays == chosen and len(set(chosen)) == 3
+    assert found.folds == pytest.approx(accuracies)
+
+
 def test_constant_features_change_nothing() -> None:
     features, labels = noisy_classes(60, 4)
     settings = ProbeSettings(decays=(0.1,))

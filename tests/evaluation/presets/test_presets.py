@@ -163,6 +163,8 @@ def test_flags_after_a_preset_count(parsers: dict[str, Parser]) -> None:
 
 def test_names() -> None:
     assert preset("cin_1").name == "cin_k250" and set(RENAMED.values()) <= set(PRESETS)
+    earlier = [preset(f"cin_{number}").numbers[0].value for number in range(1, 6)]
+    assert earlier == [15.98, 15.78, 6.59, 5.88, 5.20]
     with pytest.raises(UserError, match="did you mean 'ffhq'"):
         preset("fhq")
     with pytest.raises(UserError, match=r"is computed by scripts/evaluate_first_stage\.py"):

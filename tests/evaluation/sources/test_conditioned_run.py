@@ -62,6 +62,9 @@ def test_samples_are_those_of_the_other_script(run: Path, tmp_path: Path) -> Non
     rest = [p.index for images in source.batches(2, skip={0, 3}) for p in images]
     assert sorted(rest) == [1, 2]
     assert source.describe()["conditions_of"] == "validation"
+    assert source.own_image_size() is None
+    source.leave_out({0, 1, 3})
+    assert source.own_image_size() == (8, 12)
 
 
 def test_keys_are_of_the_conditions_as_well(run: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -15,6 +16,7 @@ from torchvision import models
 from scripts.sample_fast import main as sample_fast
 from taming.errors import UserError
 from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.resize import CENTER, PILLOW, Resizing
 from taming.evaluation.sources.run import RunSource
 from taming.pictures import to_rgb_pixels
 from taming.sampling import SampleSettings, pools
@@ -42,7 +44,7 @@ def test_samples_of_a_run_are_those_of_sample_fast(run: Path, tmp_path: Path) ->
     for index, picture in sampled.items():
         assert torch.equal(picture.pixels, written[index].pixels)
         assert (picture.label, picture.digest) == (written[index].label, written[index].digest)
-    assert sorted(images_of(RunSource(run, PLAN), skip={1})) == [0, 2, 3, 4, 5]
+    assert sorted(images_of(RunSource(run, PLAN), skip={1, 3})) == [0, 2, 4, 5]
     part = images_of(RunSource(run, PLAN), share=(1, 2), skip={3})
     assert sorted(part) == [1, 5]
     assert torch.equal(part[5].pixels, sampled[5].pixels)
@@ -92,6 +94,8 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
     assert part and 1 not in part
     assert all(torch.equal(part[n].pixels, whole[n].pixels) for n in part)
     assert sorted([*part, 1, *images_of(source, share=(0, 2))]) == list(range(6))
+    of_three = RunSource(run, replace(source.plan, reject_ratio=0.75, classes=(4,)))
+    assert sorted(images_of(of_three, skip={1})) == [0, 2]  # whose whole group is sampled
     key = source.content_key()
     torch.save({k: v + 1 for k, v in network.state_dict().items()}, tmp_path / "own.pth")
     assert RunSource(run, source.plan).content_key() != key
@@ -134,6 +138,13 @@ def test_unconditional_run(tmp_path: Path) -> None:
     found = images_of(source)
     assert [found[n].label for n in range(3)] == [None] * 3
     assert source.has_classes() is False
+    key, resizing = source.content_key(), Resizing(PILLOW, CENTER, (4, 5))
+    source.resizing = resizing
+    for index, image in images_of(source).items():
+        expected = resizing.planes(found[index].pixels.numpy())
+        np.testing.assert_array_equal(image.pixels, expected)
+        assert image.pixels.shape == (3, 4, 5) and image.digest != found[index].digest
+    assert source.content_key() != key
 
 
 @pytest.mark.parametrize(

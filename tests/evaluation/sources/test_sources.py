@@ -15,6 +15,7 @@ from torch_fidelity.utils import glob_samples_paths
 from taming.data.seeding import SeededDataset
 from taming.errors import UserError, sentence
 from taming.evaluation.arguments import SetArguments
+from taming.evaluation.sources import folder as folder_module
 from taming.evaluation.sources import images as images_module
 from taming.evaluation.sources.dataset import DatasetSource, ItemSource
 from taming.evaluation.sources.folder import FolderSource
@@ -29,7 +30,7 @@ from taming.evaluation.sources.images import (
 )
 from taming.evaluation.sources.run import RunSource
 from tests.kit.datasets import Items, Noise
-from tests.kit.images import image_classes, image_folder, noise, ramps, write_turned
+from tests.kit.images import image_classes, image_folder, image_sizes, noise, ramps, write_turned
 from tests.kit.models import FIRST_STAGE
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
@@ -75,6 +76,15 @@ def test_class_folders_with_names(tmp_path: Path) -> None:
     assert source.labels == [0, *[1] * 5, 2]  # not by numbers, as some have none
 
 
+def test_size_by_some_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "HEADERS_READ", 2)
+    image_sizes(tmp_path, {f"{n}.png": (4 if n == 3 else 6, 5) for n in range(6)})
+    source = FolderSource(tmp_path)  # of which images 0 and 3 are looked at
+    assert source.own_image_size() is None
+    Path(source.files[3]).unlink()
+    assert FolderSource(tmp_path).own_image_size() == (6, 5)
+
+
 def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
     image_folder(tmp_path, 2)
     image_folder(tmp_path / "more", 3)
@@ -82,6 +92,9 @@ def test_images_of_the_folder_itself_go_first(tmp_path: Path) -> None:
     everything = FolderSource(tmp_path, deep=True)
     assert len(everything) == 5
     assert everything.labels is None
+    image_folder(tmp_path / "more-yet", 1)  # "-" is before "/", and no folder is kept together
+    files = FolderSource(tmp_path, deep=True).files
+    assert files == glob_samples_paths(str(tmp_path), True, "png", verbose=False)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "a.png").symlink_to(tmp_path / "more" / "000.png")
     assert FolderSource(tmp_path / "links").has_classes() is False

@@ -23,6 +23,8 @@ def test_parameters_by_part() -> None:
     assert counts["encoder"] == count(model.encoder) + count(model.quant_conv)
     assert counts["quantizer"] == count(model.quantize) == 12 * 4
     assert counts["total"] == count(model) - count(model.loss) and count(model.loss) > 0
+    averaged = tiny_model(first_stage_config(use_ema=True))
+    assert parameter_counts(averaged) == counts  # no part of its own
     dalle = tiny_model(DALLE)
     assert parameter_counts(dalle)["total"] == count(dalle)
 

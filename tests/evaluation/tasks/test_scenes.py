@@ -169,6 +169,9 @@ def test_real_images_by_another_filter(data: Path, flip: bool) -> None:
     np.testing.assert_array_equal(
         part._resized(0, view).permute(1, 2, 0), scenes.dataset.pixels(0)[5:15, 3:33]
     )
+    scenes.numbers = range(4, 6)  # without those before, as if these were damaged
+    expected = part.resizing(scenes.dataset.pixels(4))
+    np.testing.assert_array_equal(part._resized(0, scene()).permute(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -250,6 +253,12 @@ def test_batches_processes_and_caches_change_nothing(data: Path, tmp_path: Path)
 
 def found_objects(samples: SampledScenes) -> int:
     return sum(len(p.boxes) for p in scene_images(RealScenes(samples.layouts)).values())
+
+
+def test_samples_are_of_their_seed(data: Path) -> None:
+    one = layouts(data, 1)
+    first, other = (scene_images(sampled(one, 1, seed=seed))[0] for seed in (0, 1))
+    assert not torch.equal(first.pixels, other.pixels)
 
 
 def test_keys_are_of_the_content(data: Path, tmp_path: Path) -> None:

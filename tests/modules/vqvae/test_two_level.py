@@ -65,6 +65,16 @@ def test_the_bottom_depends_on_the_top(latents: Tensor) -> None:
     assert not torch.equal(before[1], after[1])
 
 
+def test_the_loss_is_that_of_both_levels(latents: Tensor) -> None:
+    module, squares = quantizer(), []
+    for table in (module.top, module.bottom):
+        table.register_forward_hook(
+            lambda _, given, found: squares.append((given[0] - found[0]).square().mean())
+        )
+    loss = module(latents)[1]
+    torch.testing.assert_close(loss, 1.25 * (squares[0] + squares[1]))  # beta is 0.25
+
+
 def test_all_parts_get_gradients(latents: Tensor) -> None:
     module = quantizer()
     z = latents.clone().requires_grad_()
