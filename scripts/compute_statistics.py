@@ -117,6 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     own = from_flags(Arguments, args)
     evaluator = own.chosen()
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
+    if extraction.extractor is not None and evaluator is not TORCH_FIDELITY:
+        raise UserError(f"--extractor is of {TORCH_FIDELITY.name}; {evaluator.name} has its own")
     device = choose_device(common.device)
     batch_size = from_flags(RunSetArguments, args).batch_size
     runner = common.cache.runner(batch_size)

@@ -155,6 +155,8 @@ def reproduce(one: Reproduction, outdir: Path) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     own, names, extra = read_arguments(argv)
     if own.list:
+        if names:
+            raise UserError(f"--list shows all presets; leave {names[0]} or --list out")
         return say(listing())
     presets = chosen_presets(own, names)
     every = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]

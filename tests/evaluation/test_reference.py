@@ -126,6 +126,7 @@ RESIZE, SIZE, CROP = "--reference_resize", "--reference_size", "--reference_crop
         (("large", "files", "--samples_resize", PILLOW, SIZE, "32"), paper(32), paper(32)),
         (("run", "files", "--samples_size", "32"), paper(32), paper(32)),
         (("large", "files", "--samples_crop", "none"), AS_IT_IS, paper(300)),
+        (("small", "photographs", "--samples_crop", "center"), (NONE, CENTER, None), paper(20)),
         (("files", "files", "--samples_resize", "none"), AS_IT_IS, paper(16)),
     ],
 )

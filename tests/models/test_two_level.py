@@ -13,6 +13,7 @@ from torch import Tensor
 from scripts.evaluate_first_stage import main as evaluate_first_stage
 from scripts.reconstruct import main as reconstruct
 from taming.errors import UserError
+from taming.evaluation.tasks.probe import FeatureKinds
 from taming.models.codes import codebook_use
 from taming.models.two_level import TwoLevelVQ
 from tests.kit.datasets import images
@@ -143,3 +144,10 @@ def test_evaluation_says_what_each_level_uses(
     assert counts[:12].sum() == 2 * 4 * 4 and counts[12:].sum() == 2 * 8 * 8
     metrics = result["metrics"]["run"]
     assert metrics["codebook_usage_bottom"] == pytest.approx(codebook_use(counts[12:])[0])
+
+
+def test_codes_of_both_levels_are_probed(model: TwoLevelVQ) -> None:
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    features = FeatureKinds(grid=0).of(model, x)
+    torch.testing.assert_close(features["codes"], model.encode(x)[0].flatten(1))
+    assert features["histogram"].shape == (2, model.quantize.n_e)

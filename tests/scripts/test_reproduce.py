@@ -177,3 +177,9 @@ def test_spreads_and_names_of_scenes_and_likelihoods() -> None:
     assert steps["measured"] == time["measured"] == "not measured here"
     one = {"metrics": {"run": {"rfid": 3.0}}}
     assert measured_numbers(preset("rfid_vq_f8"), one) == {"rfid": 3.0}
+
+
+def test_a_list_is_of_all() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--list", "cin_k250"])
+    assert stop.value.code == 2

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from taming.command_line import flag
+from taming.errors import UserError
 from taming.evaluation.metrics.base import SEED, FeatureAccumulator, Metric, MetricSettings
 from taming.evaluation.metrics.fid import Gaussian, Moments, frechet_distance
 from taming.evaluation.sources.images import State, joined_states, part_of
@@ -68,6 +69,10 @@ class ResampleSettings(MetricSettings):
     """Resampled sets that have a Fréchet distance each."""
 
     fid_resamples: int = flag(10, "sets drawn of the samples, with replacement")
+
+    def __post_init__(self) -> None:
+        if self.fid_resamples < 2:
+            raise UserError(f"--fid_resamples must be at least 2, not {self.fid_resamples}")
 
 
 def _compute(

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from taming.devices import available_cpus, own_share
 from taming.distributed import gather_objects
 from taming.errors import DamagedImage, UserError, sentence
-from taming.evaluation.sources.resize import AS_IT_IS, Resizing, Size
+from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing, Size
 
 NO_LABEL = -1
 SIZES_NAMED = 5
@@ -156,7 +156,10 @@ class ImageSource(Protocol):
 
     def image_size(self) -> Size | None:
         """(height, width) of all images; None if they are of several sizes, or it is not known."""
-        return self.own_image_size() if self.resizing.changes_nothing else self.resizing.size
+        if self.resizing.size is not None and not self.resizing.changes_nothing:
+            return self.resizing.size
+        own = self.own_image_size()
+        return own if own is None or self.resizing.crop == NONE else (min(own), min(own))
 
     def own_image_size(self) -> Size | None:
         """The same of the images before `resizing`."""

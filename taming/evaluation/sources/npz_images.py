@@ -79,13 +79,17 @@ class NpzImages(LoadedSource):
         return shape, start
 
     def _read_labels(self, archive: zipfile.ZipFile) -> np.ndarray | None:
-        """[N] from `arr_1`; None if it is not there or is something else."""
+        """[N] from `arr_1`; None if it is not there."""
         if LABELS_FILE not in archive.namelist():
             return None
         with archive.open(LABELS_FILE) as file:
             labels = npy.read_array(file, allow_pickle=False)
-        is_label = labels.shape == self.shape[:1] and labels.dtype.kind in "iu"
-        return labels if is_label else None
+        if labels.shape != self.shape[:1] or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"{self.path} has arr_1 of {labels.dtype} and shape {labels.shape}; give a whole "
+                f"number for each of the {self.shape[0]} images, or leave it out"
+            )
+        return labels
 
     def __len__(self) -> int:
         return self.shape[0]

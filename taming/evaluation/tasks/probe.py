@@ -75,13 +75,12 @@ class FeatureKinds:
     def of(self, model: FirstStage, x: Tensor) -> dict[str, Tensor]:
         """float32 [B, D] by kind, of images x [B, C, H, W]."""
         with computing_in(self.dtype, x.device):
-            indices = model.encode_to_indices(x)  # (B, h, w)
             features = {}
             if HISTOGRAM in self.names:
+                indices = model.encode_to_indices(x)  # (B, h, w)
                 features[HISTOGRAM] = shares(indices, model.quantize.n_e)
             if CODES in self.names:
-                shape = (*indices.shape, model.quantize.e_dim)
-                codes = model.quantize.get_codebook_entry(indices.reshape(-1), shape)
+                codes, *_ = model.encode(x)  # (B, c, h, w)
                 features[CODES] = pooled(codes, self.grid)
             if LATENTS in self.names and isinstance(model, GivesLatents):
                 features[LATENTS] = pooled(model.encode_to_prequant(x), self.grid)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from taming.errors import UserError
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.fid_spread import (
     FID_SPREAD,
@@ -68,7 +69,7 @@ def test_parts_of_several_processes_are_one() -> None:
 
 def test_of_one_resampled_set_there_is_no_spread() -> None:
     counted = resampled(features(30, 1), 1)
-    assert np.isnan(FID_SPREAD.compute(counted, counted, ResampleSettings(1))["std"])
+    assert np.isnan(FID_SPREAD.compute(counted, counted, ResampleSettings(2))["std"])
 
 
 def test_the_spread_is_that_of_other_samples() -> None:
@@ -84,3 +85,8 @@ def test_the_spread_is_that_of_other_samples() -> None:
         for seed in (1, 2, 3)
     ]
     assert np.mean(spreads) == pytest.approx(np.std(drawn), rel=0.25)
+
+
+def test_a_spread_needs_two_sets() -> None:
+    with pytest.raises(UserError, match="--fid_resamples must be at least 2, not 1"):
+        ResampleSettings(1)

@@ -89,6 +89,11 @@ def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:
         ({"arr_0": IMAGES[:0]}, "shape .0, 6, 9, 3."),
         ({"arr_0": np.asfortranarray(IMAGES)}, "give images as uint8"),
         ({"other": IMAGES}, "holds no images"),
+        (
+            {"arr_0": IMAGES, "arr_1": np.zeros(3, int)},
+            "arr_1 of int64 and shape .3,.; give",
+        ),
+        ({"arr_0": IMAGES, "arr_1": np.zeros(11)}, "arr_1 of float64 .* each of the 11 images"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, arrays: Any, message: str) -> None:
