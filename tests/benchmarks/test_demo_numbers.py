@@ -25,13 +25,6 @@ def test_the_readmes_ranges_are_those_of_the_committed_runs(demo: ModuleType) ->
     assert not missing, "put what `python benchmarks/demo.py --table` prints into README.md"
 
 
-def test_there_are_several_seeds_of_two_versions_of_torch(demo: ModuleType) -> None:
-    seeds: dict[str, set[int]] = {}
-    for run in json.loads(demo.PATH.read_text()):
-        seeds.setdefault(run["torch"], set()).add(run["seed"])
-    assert len(seeds) >= 2 and all(len(of_version) >= 5 for of_version in seeds.values())
-
-
 def test_a_span_holds_all_values(demo: ModuleType) -> None:
     assert demo.span([0.649, 1.301, 0.7], 1) == "0.6 to 1.4"
     assert demo.span([96.875, 100.0], 0) == "96 to 100"
