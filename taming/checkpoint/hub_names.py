@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from taming.checkpoint.hub import CONFIG, WEIGHTS
 from taming.errors import UserError
@@ -54,6 +57,11 @@ class HubName:
         return Path("logs", str(self).removeprefix(PREFIX).replace("/", "--"))
 
 
+class _NoBar(tqdm):  # type: ignore[type-arg]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "disable": True})
+
+
 def is_hub_name(path: str | Path) -> bool:
     """Whether it is meant for one: it begins with `hf:`."""
     return str(path).startswith(PREFIX)
@@ -78,6 +86,7 @@ def fetch(name: HubName, *, cached_only: bool = False) -> Path:
             ignore_patterns=[_BELOW],
             local_files_only=cached_only,
             endpoint=endpoint(),
+            tqdm_class=_NoBar,  # of the number of files; each large one has its own
         )
     return Path(folder)
 

@@ -62,7 +62,7 @@ def find_run(path: str | Path) -> Run:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
     """
     if is_hub_name(path):
-        return _run_on_hub(HubName.parse(str(path)))
+        return find_on_hub(path)
     path = normal_path(path)
     if not path.exists():
         hint = how_to_fetch(path) or did_you_mean_run(path)
@@ -79,8 +79,14 @@ def find_run(path: str | Path) -> Run:
     return Run(folder, checkpoint, tuple(_configs(folder)))
 
 
-def _run_on_hub(name: HubName) -> Run:
-    folder = fetch(name)
+def find_on_hub(text: str | Path, *, cached_only: bool = False) -> Run:
+    """The model that `hf:owner/name[@revision]` names, fetched unless `cached_only`.
+
+    Raises:
+        UserError: if it cannot be fetched, or has no weights as safetensors.
+    """
+    name = HubName.parse(str(text))
+    folder = fetch(name, cached_only=cached_only)
     return Run(name.folder, _averaged(weights_in(folder, name)), tuple(_configs(folder)))
 
 

@@ -1,7 +1,7 @@
 """A stand-in on this machine for the server of the Hugging Face Hub.
 
-It answers what `huggingface_hub` asks to look for, fetch, make and update models: `fetched` and
-`commits` say what was asked.
+It answers what `huggingface_hub` asks to look for, fetch, make and update models; `fetched` says which
+files were. Large files are uploaded as small ones are, within the commit.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 Files = dict[str, bytes]
 
@@ -55,7 +55,6 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    blobs: Files = field(default_factory=dict)
     token: str | None = None
     fetched: list[str] = field(default_factory=list)
 
@@ -99,12 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
                 r"/api/models/([^/]+/[^/]+)/branch/(.+)": self._branch,
                 r"/api/models/([^/]+/[^/]+)/preupload/(.+)": self._preupload,
                 r"/api/models/([^/]+/[^/]+)/commit/(.+)": self._commit,
-                r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch": self._batch,
             }
         )
-
-    def do_PUT(self) -> None:
-        self._answer({r"/blobs/(\w+)": self._blob})
 
     def _answer(self, routes: dict[str, Any]) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -184,25 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _preupload(self, name: str, revision: str) -> dict[str, Any]:
         self._found(name, revision)
-        modes = {True: "lfs", False: "regular"}
         paths = [file["path"] for file in json.loads(self.body)["files"]]
-        return {
-            "files": [
-                {"path": p, "uploadMode": modes[p.endswith(".safetensors")], "shouldIgnore": False}
-                for p in paths
-            ]
-        }
-
-    def _batch(self, name: str) -> dict[str, Any]:
-        objects = json.loads(self.body)["objects"]
-        for each in objects:
-            each["actions"] = {"upload": {"href": f"{self.hub.url}/blobs/{each['oid']}"}}
-        return {"transfer": "basic", "objects": objects}
-
-    def _blob(self, oid: str) -> dict[str, Any]:
-        assert hashlib.sha256(self.body).hexdigest() == oid
-        self.hub.blobs[oid] = self.body
-        return {}
+        mode = {"uploadMode": "regular", "shouldIgnore": False}  # within the commit
+        return {"files": [{"path": path, **mode} for path in paths]}
 
     def _commit(self, name: str, revision: str) -> dict[str, Any]:
         repository, _ = self._found(name, revision)
@@ -211,8 +190,6 @@ class _Handler(BaseHTTPRequestHandler):
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.hub.blobs[value["oid"]]
         commit = repository.commit(files, revision)
         return {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit}
 
@@ -225,13 +202,12 @@ def serve_hub(cache: Path) -> Iterator[Hub]:
     server.daemon_threads = True  # kept connections end with the process
     server.block_on_close = False
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    options = {"poll_interval": 0.01}
+    thread = threading.Thread(target=server.serve_forever, kwargs=options, daemon=True)
     thread.start()
-    constants = huggingface_hub.constants
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
         patch.delenv("HF_TOKEN", raising=False)
         patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
