@@ -57,7 +57,7 @@ class HubName:
         return Path("logs", str(self).removeprefix(PREFIX).replace("/", "--"))
 
 
-class _NoBar(tqdm):  # type: ignore[type-arg]
+class _NoBar(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "disable": True})
 

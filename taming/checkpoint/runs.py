@@ -54,9 +54,9 @@ def find_run(path: str | Path) -> Run:
     """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
     `hf:owner/name[@revision]` is a model on the hub, which is fetched; files that are made with it
-    go to logs/. Downloads of published models may have `model.ckpt` and `config.yaml` instead, folders of hubs
-    `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest checkpoint that
-    is whole is used, with a warning if `last.ckpt` is damaged.
+    go to logs/. Downloads of published models may have `model.ckpt` and `config.yaml` instead,
+    folders of hubs `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest
+    checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
 
     Raises:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.

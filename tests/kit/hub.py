@@ -1,7 +1,7 @@
 """A stand-in on this machine for the server of the Hugging Face Hub.
 
-It answers what `huggingface_hub` asks to look for, fetch, make and update models; `fetched` says which
-files were. Large files are uploaded as small ones are, within the commit.
+It answers what `huggingface_hub` asks to look for, fetch, make and update models; `fetched` says
+which files were. Large files are uploaded as small ones are, within the commit.
 """
 
 from __future__ import annotations
@@ -207,6 +207,10 @@ def serve_hub(cache: Path) -> Iterator[Hub]:
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_ENDPOINT", hub.url)
+        # What these are made of is read when the library is imported.
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "ENDPOINT", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
         patch.delenv("HF_TOKEN", raising=False)

@@ -32,7 +32,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         result = {
             "metrics": {"fid": 4.5, "kid": {"mean": 0.25, "std": "inf"}, "images": 9},
             "protocol": {"checkpoint_hash": known},
-            **{"sets": {"images": images}, "versions": {}, "hardware": {}, "command": []},
+            "sets": {"images": images},
+            **{key: {} for key in ("versions", "hardware", "command")},
         }
         (RUN / "evaluation" / f"{name}.json").write_text(json.dumps(result))
     with serve_hub(tmp_path / "cache") as server:
