@@ -37,12 +37,14 @@ def load(
 
     Args:
         path: a run's folder ("logs/<run>"), a checkpoint, a folder of a hub's model (weights and
-            `config.json`), or the name of a published model, whose folder is in logs/ (`python
-            scripts/download_models.py --list` shows them).
+            `config.json`), the name of a published model, whose folder is in logs/ (`python
+            scripts/download_models.py --list` shows them), or "hf:owner/name[@revision]" of a
+            model on the Hugging Face Hub, of which safetensors and configs alone are fetched.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto", which takes the fastest that is there.
         base: YAMLs merged over the run's own, or in their place for a checkpoint without any.
         overrides: changes of the config as "key.path=value", merged last.
-        download: fetch a published model that is not in logs/ yet.
+        download: fetch a published model that is not in logs/ yet, or a model on the hub that is
+            not in its cache.
         trust: packages of your own, or names in them, that the run's config may use as well.
         weights: "raw" or "ema", of files that have both; by default EMA, which is said. "int8" or
             "raw,int8": a transformer computes in int8 on a CPU (docs/training.md).

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from taming.checkpoint import load_run
-from taming.checkpoint.runs import did_you_mean_run
+from taming.checkpoint.hub_names import is_hub_name
+from taming.checkpoint.runs import did_you_mean_run, find_on_hub
 from taming.devices import choose_device
 from taming.errors import UserError
 from taming.modules.transformer.inference import quantize_in_place
@@ -41,7 +42,12 @@ def load_model(
 
 
 def _locate(path: str | Path, download: bool) -> Path:
-    """The folder or file that `path` names, downloaded if it has to be."""
+    """The folder or file that `path` names, downloaded if it has to be.
+
+    A name on the hub stands for itself, as it is fetched when it is read.
+    """
+    if is_hub_name(path):
+        return Path(path) if download else find_on_hub(path, cached_only=True).checkpoint
     if Path(path).exists():
         return Path(path)
     published = published_models()

@@ -50,6 +50,7 @@ SCRIPTS = {
     "statistics": "compute_statistics",
     "download": "download_models",
     "export": "export",
+    "push": "push",
     "submodel": "extract_submodel",
     "consolidate": "consolidate",
 }

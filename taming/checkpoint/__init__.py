@@ -3,6 +3,7 @@
 from taming.checkpoint.consolidation import consolidate, remove_unused_shards
 from taming.checkpoint.fingerprint import model_hashes
 from taming.checkpoint.formats import read_checkpoint, read_content
+from taming.checkpoint.hub_names import HubName, is_hub_name
 from taming.checkpoint.loading import (
     check_complete,
     expand_stages,
@@ -19,6 +20,7 @@ from taming.checkpoint.weights import check_fit, load_file, load_weights
 
 __all__ = [
     "CheckpointWriter",
+    "HubName",
     "Run",
     "StartsFromFile",
     "check_complete",
@@ -31,6 +33,7 @@ __all__ = [
     "find_run",
     "find_unsaved",
     "inherit_data",
+    "is_hub_name",
     "load_file",
     "load_run",
     "load_weights",

@@ -16,6 +16,7 @@ from taming.checkpoint import hub
 from taming.checkpoint.checksum import DamagedFileError, has_checksum
 from taming.checkpoint.file_kinds import what_folder
 from taming.checkpoint.formats import is_mapped, read_checkpoint, read_content, shards_with
+from taming.checkpoint.hub_names import HubName, fetch, is_hub_name, weights_in
 from taming.checkpoint.weight_sets import say
 from taming.distributed import is_first_process
 from taming.errors import UserError
@@ -52,13 +53,16 @@ class Run:
 def find_run(path: str | Path) -> Run:
     """The run that `path` names: its folder, the folder `checkpoints` in it, or a checkpoint.
 
-    Downloads of published models may have `model.ckpt` and `config.yaml` instead, folders of hubs
-    `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest checkpoint that
-    is whole is used, with a warning if `last.ckpt` is damaged.
+    `hf:owner/name[@revision]` is a model on the hub, which is fetched; files that are made with it
+    go to logs/. Downloads of published models may have `model.ckpt` and `config.yaml` instead,
+    folders of hubs `model.safetensors` (or its shards) and `config.json`. Of a folder, the newest
+    checkpoint that is whole is used, with a warning if `last.ckpt` is damaged.
 
     Raises:
         UserError: if there is no such run (the nearest name is given), or no checkpoint in it.
     """
+    if is_hub_name(path):
+        return find_on_hub(path)
     path = normal_path(path)
     if not path.exists():
         hint = how_to_fetch(path) or did_you_mean_run(path)
@@ -73,6 +77,17 @@ def find_run(path: str | Path) -> Run:
     folder = run_folder_of(path)
     checkpoint = path if path.is_file() else _checkpoint_in(folder)
     return Run(folder, checkpoint, tuple(_configs(folder)))
+
+
+def find_on_hub(text: str | Path, *, cached_only: bool = False) -> Run:
+    """The model that `hf:owner/name[@revision]` names, fetched unless `cached_only`.
+
+    Raises:
+        UserError: if it cannot be fetched, or has no weights as safetensors.
+    """
+    name = HubName.parse(str(text))
+    folder = fetch(name, cached_only=cached_only)
+    return Run(name.folder, _averaged(weights_in(folder, name)), tuple(_configs(folder)))
 
 
 def find_unsaved(path: str | Path) -> tuple[Path, tuple[Path, ...]] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from taming.checkpoint import Run, find_run
+from taming.checkpoint import Run, find_run, is_hub_name
 from taming.command_line import (
     Parser,
     add_flags,
@@ -169,7 +169,7 @@ class SetArguments:
         Raises UserError if it is none of these.
         """
         path = Path(text)
-        if not path.exists():
+        if not (path.exists() or is_hub_name(text)):
             raise UserError(
                 f"there is no {text}; give a folder of images, a run, a dataset's YAML, or an .npz "
                 "of images or of scripts/compute_statistics.py"
@@ -190,6 +190,8 @@ class SetArguments:
 
 
 def _is_run(path: Path) -> bool:
+    if is_hub_name(path):
+        return True
     if path.suffix in (*CONFIGS, ".npz"):
         return False
     return path.is_file() or (path / "checkpoints").is_dir() or any(path.glob("*.ckpt"))

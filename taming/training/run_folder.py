@@ -19,6 +19,7 @@ from taming.checkpoint import (
     configure_for,
     find_run,
     find_unsaved,
+    is_hub_name,
     normal_path,
     read_checkpoint,
 )
@@ -117,6 +118,11 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     Raises:
         UserError: if there is no such run, or all that could be used is damaged.
     """
+    if is_hub_name(path):
+        raise UserError(
+            f"{path} has weights alone, and no state of a training to go on with; start a run from "
+            f"them with model.params.ckpt_path={path}"
+        )
     if (unsaved := find_unsaved(path)) is not None:
         folder, own = unsaved
         rank_zero_info(f"{folder} was stopped before its first save: it starts over")

@@ -1,0 +1,80 @@
+"""Upload a run to the Hugging Face Hub, with a model card that holds its results.
+
+    python scripts/push.py logs/<run> owner/name --license mit
+    python scripts/push.py logs/<run> owner/name --dry_run FOLDER
+
+Weights as safetensors, the config and the card are uploaded; `taming.load("hf:owner/name")` loads
+them. A repository that is there already is updated. `--dry_run` writes what would be uploaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from taming.checkpoint import HubName, Run, load_run, run_config
+from taming.command_line import Parser, add_trust_flag, add_weight_flags
+from taming.downloads import file_hash
+from taming.errors import UserError, command
+from taming.evaluation.model_card import Card, results_of
+from taming.export.publishing import own_paths, published_config, upload, write_repository
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(description="Upload a run to the Hugging Face Hub, with its results.")
+    add_trust_flag(parser)
+    add_weight_flags(parser, parts=False)
+    parser.add_argument("source", metavar="RUN", help="the run: its folder or checkpoint")
+    parser.add_argument("target", metavar="OWNER/NAME", help="the repository on the hub")
+    parser.add_argument(
+        "-b", "--base", nargs="+", default=[], metavar="YAML", help="merged over the run's configs"
+    )
+    parser.add_argument("--license", help="of the weights, as the hub calls it: mit, cc-by-4.0")
+    parser.add_argument("--tags", nargs="+", default=[], help="further tags of the card")
+    parser.add_argument("--private", action="store_true", help="if the repository is made")
+    parser.add_argument("--revision", help="the branch to upload to (default: main)")
+    parser.add_argument(
+        "--dry_run", type=Path, metavar="DIR", help="write the files there, and upload nothing"
+    )
+    return parser
+
+
+def make_card(
+    args: argparse.Namespace, name: HubName, run: Run, step: int, config: dict[str, object]
+) -> Card:
+    results, others = results_of(run.folder, file_hash(run.checkpoint))
+    for file in others:
+        print(f"left out: {run.folder / file} is of another checkpoint")
+    folder = run.folder.resolve().name
+    return Card(name, config, folder, step, results, license=args.license, tags=args.tags)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    name = HubName.parse(args.target)
+    if name.revision and args.revision:
+        raise UserError("give the revision once: as @REVISION, or with --revision")
+    name = HubName.parse(f"{name.repository}@{args.revision}") if args.revision else name
+    model, run, step = load_run(args.source, args.base)
+    config = published_config(run_config(run, args.base, used=["model"]))
+    if paths := own_paths(config):
+        print(f"config.yaml names folders of this machine: {', '.join(paths)}")
+    card = make_card(args, name, run, step, config)
+    if args.dry_run is not None:
+        write_repository(args.dry_run, model, config, card.text())
+        print(f"what would be uploaded to {name} is in {args.dry_run}")
+        return
+    with tempfile.TemporaryDirectory(prefix="push-") as folder:
+        write_repository(Path(folder), model, config, card.text())
+        uploaded = upload(Path(folder), name, private=args.private)
+    done = "updated, as it was there already" if uploaded.existed else "made"
+    print(f"{uploaded.url} is {done}; load it with taming.load('{name}')")
+    if uploaded.existed and args.private:
+        print("--private holds for new repositories; change this one's on its page")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Model cards as the Hugging Face Hub reads them: a run's results in the card's metadata."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taming.checkpoint import HubName
+from taming.errors import UserError
+from taming.evaluation.results import Result, markdown_table, read_result
+from taming.evaluation.tasks.fidelity import flattened
+from taming.shipped import config_names
+
+LIBRARY = "taming-transformers"
+# The hub's names of tasks, and ours.
+IMAGES, RECONSTRUCTION = (
+    ("unconditional-image-generation", "image generation"),
+    ("image-to-image", "image reconstruction"),
+)
+_REPORTS = ("evaluation/**/*.json", "report/report.json", "report.json")
+# Which of a result's sets the numbers are of.
+_SETS = ("reference", "training", "images", "validation")
+_COUNTS = ("images", "named", "seconds")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says.
+
+    Attributes:
+        name: where the model will be.
+        config: the run's, with its section `model`.
+        run: the name of its folder.
+        step: the global step of its checkpoint.
+        results: by file, see `results_of`.
+        license: as the hub calls it, such as "mit".
+        tags: beside those of all our models.
+    """
+
+    name: HubName
+    config: Mapping[str, Any]
+    run: str
+    step: int
+    results: Mapping[str, Result]
+    license: str | None = None
+    tags: Sequence[str] = ()
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the model is one of codes, rather than a first stage."""
+        return "transformer_config" in (self.config["model"].get("params") or {})
+
+    def metadata(self) -> dict[str, Any]:
+        """What the hub reads: license, library, tags, and `model-index` with all results."""
+        task, _ = IMAGES if self.is_transformer else RECONSTRUCTION
+        kind = "autoregressive-transformer" if self.is_transformer else "image-tokenizer"
+        found: dict[str, Any] = {"license": self.license} if self.license else {}
+        found |= {"library_name": LIBRARY, "pipeline_tag": task}
+        found["tags"] = list(dict.fromkeys(["taming", "vqgan", kind, *self.tags]))
+        if base := self.base_config:
+            found["base_config"] = base
+        if index := [entry for result in self.results.values() if (entry := self._entry(result))]:
+            name = self.name.repository.rpartition("/")[2]
+            found["model-index"] = [{"name": name, "results": index}]
+        return found
+
+    @property
+    def base_config(self) -> str | None:
+        """The shipped config that the run's folder is named after."""
+        name = re.sub(r"^[\d-]+T[\d-]+_", "", self.run)
+        return name if name in config_names() else None
+
+    def _entry(self, result: Result) -> dict[str, Any] | None:
+        """A result as an entry of `model-index`; None without a number."""
+        task, title = IMAGES if self.is_transformer else RECONSTRUCTION
+        metrics = [
+            {"type": name, "name": name, "value": value, "args": {"global_step": self.step}}
+            for name, value in self._numbers(result)
+        ]
+        dataset = described_set(result["sets"])
+        return {"task": {"type": task, "name": title}, "dataset": dataset, "metrics": metrics}
+
+    def _numbers(self, result: Result) -> Iterator[tuple[str, float]]:
+        metrics = result["metrics"]
+        for name, value in flattened(metrics.get(self.run, metrics)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and math.isfinite(value) and name.rpartition(".")[2] not in _COUNTS:
+                yield name, value
+
+    def text(self) -> str:
+        """The whole file: metadata, numbers, how to load the model, and its config."""
+        header = yaml.safe_dump(self.metadata(), sort_keys=False, allow_unicode=True)
+        kind = "A transformer over the codes of a VQGAN" if self.is_transformer else "A first stage"
+        intro = f"{kind}, trained with [taming](https://arxiv.org/abs/2012.09841) for images"
+        parts = [f"---\n{header}---", f"# {self.name.repository.rpartition('/')[2]}"]
+        parts += [f"{intro}; global step {self.step:,}.", "## Use", self._use()]
+        if rows := list(self._rows()):
+            parts += ["## Evaluation", markdown_table(rows)]
+        config = yaml.safe_dump(dict(self.config), sort_keys=False)
+        return "\n\n".join([*parts, "## Config", f"```yaml\n{config}```"]) + "\n"
+
+    def _use(self) -> str:
+        line = "indices = model.encode_to_indices(images)  # images [B, C, H, W] in [-1, 1]"
+        code = f'import taming\nmodel = taming.load("{self.name}")\n{line}'
+        install = f"pip install '{LIBRARY}[hub]'"
+        script = "sample" if self.is_transformer else "reconstruct FOLDER"
+        return f"```bash\n{install}\ntaming {script} -r {self.name}\n```\n\n```python\n{code}\n```"
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for file, result in self.results.items():
+            dataset = described_set(result["sets"])["name"]
+            for name, value in self._numbers(result):
+                yield {"metric": name, "value": value, "images": dataset, "from": file}
+
+
+def described_set(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The dataset of a result as `model-index` has it: without folders of this machine."""
+    title = next((name for name in _SETS if name in sets), next(iter(sets), ""))
+    about = sets.get(title, {})
+    dataset = about.get("dataset") or {}
+    place = about.get("path") or about.get("file") or title
+    name = str(dataset.get("target") or Path(str(place)).name).rpartition(".")[2] or "images"
+    kind = re.sub(r"[^\w-]+", "-", name).lower()
+    found: dict[str, Any] = {"name": name, "type": kind}
+    if split := about.get("split"):
+        found["split"] = split
+    args = {key: about[key] for key in ("images", "fingerprint") if about.get(key) is not None}
+    return {**found, "args": args} if args else found
+
+
+def results_of(folder: Path, checkpoint_hash: str) -> tuple[dict[str, Result], list[str]]:
+    """The results in a run's folder, by file, and the files of those of other checkpoints.
+
+    What is no result of an evaluation, such as a cache, is left out.
+    """
+    found, others = dict[str, Result](), list[str]()
+    for path in sorted({path for pattern in _REPORTS for path in folder.glob(pattern)}):
+        try:
+            result = read_result(path)
+        except UserError:
+            continue
+        name = path.relative_to(folder).as_posix()
+        if _is_of(result, checkpoint_hash):
+            found[name] = result
+        else:
+            others.append(name)
+    return found, others
+
+
+def _is_of(result: Result, checkpoint_hash: str) -> bool:
+    """Whether no other checkpoint than this one, or this one among others, was evaluated."""
+    values = (*flattened(result["protocol"]), *flattened(result["sets"]))
+    hashes = {value for name, value in values if name.endswith("checkpoint_hash")}
+    return not hashes or checkpoint_hash in hashes

@@ -1,0 +1,104 @@
+"""A run as a repository of the Hugging Face Hub: its files, and uploading them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from taming.atomic_files import write_text
+from taming.checkpoint.hub_names import HubName, endpoint, explained, require_library
+from taming.config import without_checkpoint_paths
+from taming.errors import UserError
+from taming.export.weights import save_weights
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+# `${name:...}` in a config calls a function, which is off in configs of others.
+_CALL = re.compile(r"\$\{[^}]*:")
+
+
+def published_config(config: DictConfig) -> dict[str, Any]:
+    """The sections of a run's config that others need: `model` without paths of checkpoints, and
+    `data`, unless that calls functions, which could put what the environment holds into it."""
+    sections = {"model": without_checkpoint_paths(config.model)}
+    if "data" in config:
+        data = OmegaConf.to_container(config, resolve=False)["data"]  # type: ignore[call-overload, index]
+        if not any(isinstance(text, str) and _CALL.search(text) for _, text in _entries(data)):
+            sections["data"] = data
+    return sections
+
+
+def own_paths(config: Mapping[str, Any]) -> list[str]:
+    """`key=path` for the absolute paths in a config: folders of this machine."""
+    return [
+        f"{key}={value}"
+        for key, value in _entries(config)
+        if isinstance(value, str) and Path(value).is_absolute()
+    ]
+
+
+def _entries(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is no dict or list in a config, by its key."""
+    items = node.items() if isinstance(node, Mapping) else ()
+    for key, value in enumerate(node) if isinstance(node, list) else items:
+        yield from _entries(value, f"{place}.{key}".lstrip("."))
+    if not isinstance(node, Mapping | list):
+        yield place, node
+
+
+def write_repository(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], card: str
+) -> list[Path]:
+    """Write `model.safetensors`, `config.yaml` and `README.md` into a new or empty folder.
+
+    Raises:
+        UserError: if there is anything in it.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is there and not empty; give a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model.state_dict(), folder / WEIGHTS, {"format": "pt"})
+    write_text(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
+    write_text(folder / CARD, card)
+    return [folder / name for name in (CARD, CONFIG, WEIGHTS)]
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """Where a repository is, and whether it was there before."""
+
+    url: str
+    existed: bool
+
+
+def upload(folder: Path, name: HubName, *, private: bool = False) -> Uploaded:
+    """Upload a folder's files as one commit to a repository, which is made if there is none.
+
+    A revision that is not there becomes a branch. `private` holds for new repositories.
+
+    Raises:
+        UserError: without a login, rights, or a network.
+    """
+    require_library()
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint())
+    with explained(name):
+        existed = api.repo_exists(name.repository)
+        if not existed:
+            api.create_repo(name.repository, private=private, exist_ok=True)
+        if name.revision:
+            api.create_branch(name.repository, branch=name.revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=name.repository,
+            folder_path=folder,
+            revision=name.revision,
+            commit_message="Upload with taming push",
+        )
+    return Uploaded(f"{api.endpoint}/{name.repository}", existed)

@@ -1,0 +1,116 @@
+"""Uploading runs: the card, what is uploaded, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+import taming
+from scripts import push
+from taming.downloads import file_hash
+from tests.kit.hub import Hub, serve_hub
+from tests.kit.models import first_stage_config
+from tests.support import write_run
+
+RUN = Path("logs/2021-01-01T00-00-00_custom_vqgan")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub, and a run with results of its checkpoint and of another one."""
+    monkeypatch.chdir(tmp_path)
+    write_run(RUN, first_stage_config(lossconfig=None))
+    (RUN / "evaluation").mkdir()
+    for name, known in (("own", file_hash(RUN / "checkpoints" / "last.ckpt")), ("old", "0")):
+        images = {"path": "/home/somebody/photographs", "split": "validation", "images": 9}
+        result = {
+            "metrics": {"fid": 4.5, "kid": {"mean": 0.25, "std": "inf"}, "images": 9},
+            "protocol": {"checkpoint_hash": known},
+            "sets": {"images": images},
+            **{key: {} for key in ("versions", "hardware", "command")},
+        }
+        (RUN / "evaluation" / f"{name}.json").write_text(json.dumps(result))
+    with serve_hub(tmp_path / "cache") as server:
+        yield server
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        push.main(words)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+def test_a_dry_run_is_what_is_uploaded_and_what_is_loaded(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = "secret"
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    words = [str(RUN), "me/stage", "--license", "mit", "--tags", "photographs"]
+    push.main([*words, "--dry_run", "dry"])
+    out = capsys.readouterr().out
+    assert "left out: " in out and "evaluation/old.json is of another checkpoint" in out
+    assert not hub.repositories
+    push.main([*words, "--private"])
+    assert "is made; load it with taming.load('hf:me/stage')" in capsys.readouterr().out
+    repository = hub.repositories["me/stage"]
+    uploaded = repository.snapshots[repository.branches["main"]]
+    assert uploaded == {path.name: path.read_bytes() for path in Path("dry").iterdir()}
+    assert uploaded.keys() == {"README.md", "config.yaml", "model.safetensors"}
+    assert repository.private
+    model, expected = taming.load("hf:me/stage"), taming.load(RUN)
+    assert all(torch.equal(t, expected.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_the_hub_reads_the_results_of_the_card(hub: Hub) -> None:
+    push.main([str(RUN), "me/stage@v1", "--license", "mit", "--dry_run", "dry"])
+    card = ModelCard.load(Path("dry/README.md"))
+    data = card.data
+    assert (data.license, data.library_name) == ("mit", "taming-transformers")
+    assert "vqgan" in data.tags and data.base_config == "custom_vqgan"
+    found = {
+        (each.task_type, each.dataset_name, each.dataset_split, each.metric_type): each.metric_value
+        for each in data.eval_results
+    }
+    where = ("image-to-image", "photographs", "validation")
+    assert found == {(*where, "fid"): 4.5, (*where, "kid.mean"): 0.25}
+    assert 'taming.load("hf:me/stage@v1")' in card.text and "/home" not in card.content
+    config = card.text.partition("```yaml\n")[2].partition("```")[0]
+    assert yaml.safe_load(config) == yaml.safe_load(Path("dry/config.yaml").read_text("utf-8"))
+
+
+def test_a_repository_that_is_there_is_updated(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push.main([str(RUN), "me/stage"])
+    push.main([str(RUN), "me/stage", "--revision", "v2", "--private"])
+    out = capsys.readouterr().out
+    assert "is updated, as it was there already; load it with taming.load('hf:me/stage@v2')" in out
+    assert "--private holds for new repositories" in out
+    assert hub.repositories["me/stage"].branches.keys() == {"main", "v2"}
+
+
+def test_what_is_not_uploaded(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("empty").mkdir()
+    assert "there is no run or checkpoint at gone" in refused(capsys, "gone", "me/x")
+    assert "empty" in refused(capsys, "empty", "me/x")
+    assert "'x' is no name on the hub" in refused(capsys, str(RUN), "x")
+    both = refused(capsys, str(RUN), "me/x@a", "--revision", "b")
+    assert "give the revision once" in both
+    full = refused(capsys, str(RUN), "me/x", "--dry_run", "logs")
+    assert "logs is there and not empty" in full
+    hub.token = "secret"
+    assert "(401) without rights to it; log in with" in refused(capsys, str(RUN), "me/x")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "the hub cannot be reached" in refused(capsys, str(RUN), "me/x")
+    assert not hub.repositories
