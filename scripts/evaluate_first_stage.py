@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,10 +40,10 @@ from taming.evaluation.sources.prepared import PreparedSource
 from taming.evaluation.sources.resize import FILTERS
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.first_stage import (
+    FirstStageArguments,
     FirstStageEvaluator,
     FirstStageResult,
     LoadedFirstStage,
-    load_first_stages,
 )
 from taming.evaluation.tasks.first_stage_comparison import (
     BY_RESIZE,
@@ -71,16 +71,7 @@ class Arguments:
 
     common: EvaluationArguments
     extraction: ExtractorArguments
-    resume: tuple[str, ...] = flag(
-        MISSING,
-        "a run's folder or checkpoint (may be repeated)",
-        "-r",
-        metavar="RUN",
-        repeated=True,
-    )
-    base: tuple[str, ...] = flag(
-        (), "merged over the runs' configs", "-b", metavar="YAML", nargs="*"
-    )
+    first_stages: FirstStageArguments
     batch_size: int = flag(16, "images at once")
     chosen: FirstStageImages
     reference_resize: tuple[str, ...] = flag(
@@ -113,7 +104,9 @@ def make_evaluators(
     workers = own.common.cache.workers
     first = None
     for resize in own.reference_resize or (None,):
-        images = own.chosen.prepared(stages, own.base, overrides, workers, resize=resize)
+        images = own.chosen.prepared(
+            stages, own.first_stages.base, overrides, workers, resize=resize
+        )
         if first is None:
             first = evaluator = make_evaluator(own, stages[0].model.reads_labels)
         else:
@@ -224,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Compare first stages on the same images.", Arguments)
     args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     own = from_flags(Arguments, args)
-    stages = load_first_stages(own.resume, own.base, overrides)
+    stages = own.first_stages.load(overrides)
     evaluators = make_evaluators(own, stages, overrides)
     results = [r for stage in stages if (r := evaluate(own, evaluators, stage)) is not None]
     evaluator, images = evaluators[0]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from taming.evaluation.metrics.linear_probe import ProbeScores, ProbeSettings
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
 from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource, Manifest, key_of
-from taming.evaluation.tasks.first_stage import LoadedFirstStage, load_first_stages
+from taming.evaluation.tasks.first_stage import FirstStageArguments, LoadedFirstStage
 from taming.evaluation.tasks.first_stage_images import FirstStageImages
 from taming.evaluation.tasks.probe import (
     KINDS,
@@ -56,16 +56,7 @@ class Arguments:
     common: EvaluationArguments
     chosen: FirstStageImages
     probe: ProbeSettings
-    resume: tuple[str, ...] = flag(
-        MISSING,
-        "a run's folder or checkpoint (may be repeated)",
-        "-r",
-        metavar="RUN",
-        repeated=True,
-    )
-    base: tuple[str, ...] = flag(
-        (), "merged over the runs' configs", "-b", metavar="YAML", nargs="*"
-    )
+    first_stages: FirstStageArguments
     features: tuple[str, ...] = flag(KINDS, f"comma list of {', '.join(KINDS)}", parse=parse_kinds)
     grid: int = flag(
         4, "cells a side over which codes and latents are averaged; 0: every position by itself"
@@ -145,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     args, overrides = parse(make_parser("Probe first stages for classes.", Arguments), argv)
     own = from_flags(Arguments, args)
-    stages = load_first_stages(own.resume, own.base, overrides)
-    images = own.chosen.prepared(stages, own.base, overrides, own.common.cache.workers)
+    stages = own.first_stages.load(overrides)
+    images = own.chosen.prepared(stages, own.first_stages.base, overrides, own.common.cache.workers)
     if images.has_classes() is False:
         raise UserError(f"{own.chosen.images} has no class folders; a probe needs classes")
     if own.per_class:

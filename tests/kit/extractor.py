@@ -97,9 +97,9 @@ def inception() -> Any:
 
 def dinov2() -> DinoV2:
     """DINOv2 of one block, without its weights' file."""
-    network = VisionTransformer(64, 1, grid=4)
+    network = VisionTransformer(64, 1, positions=4**2)
     with (
-        patch.object(VisionTransformer, "from_weights", return_value=network),
+        patch.object(VisionTransformer, "of_weights", return_value=network),
         patch.object(torch, "load", return_value={}),
     ):
         return DinoV2("dinov2-vit-s-14", ["dinov2"], "weights.pth")
@@ -127,7 +127,7 @@ def write_inception_weights(path: Path, seed: int = 0) -> Path:
 def write_dinov2_weights(path: Path, width: int = 64, depth: int = 2, grid: int = 37) -> Path:
     """Write random weights of a DINOv2 of that size, under the published names."""
     torch.manual_seed(1)
-    network = VisionTransformer(width, depth, grid)
+    network = VisionTransformer(width, depth, positions=grid**2)
     for parameter in network.parameters():
         parameter.data = torch.randn_like(parameter) / 5
     torch.save(network.state_dict(), path)

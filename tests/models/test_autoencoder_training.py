@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from taming.config import instantiate_from_config
 from taming.errors import UserError
-from taming.models import autoencoder_training, manual_steps
+from taming.models import autoencoder_training
 from taming.models.autoencoder_training import AutoencoderTraining
 from taming.models.vqgan import VQModel, VQNoDiscModel, VQSegmentationModel
 from taming.modules.losses.base import Reconstruction
@@ -372,17 +372,6 @@ def test_both_sides_are_trained_by_their_own_loss(monkeypatch: pytest.MonkeyPatc
     updates = [call.args for call in model.update.call_args_list]
     assert updates == [(first, 0), (second, 0)]
     assert model._step is None
-
-
-def test_gradients_are_clipped_if_there_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, optimizer, clip = made(VQModel), Mock(), Mock()
-    monkeypatch.setattr(manual_steps, "clip_gradients", clip)
-    model._trainer = SimpleNamespace()
-    model.on_before_optimizer_step(optimizer)
-    clip.assert_not_called()
-    model.gradient_clip_val = 0.5
-    model.on_before_optimizer_step(optimizer)
-    clip.assert_called_once_with(model.trainer, optimizer, 0.5, "norm")
 
 
 def test_averages_are_validated_in_the_weights_place() -> None:

@@ -6,7 +6,6 @@ network connection and knows no file of weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,34 +14,20 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from taming.modules.discriminator.vit import HEAD_WIDTH, Attention, Block, ViT
+
 PATCH = 14
-HEAD_WIDTH = 64
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 OFFSET = 0.1  # patches that the published code adds to the size of its position embeddings
 
 
-class Attention(nn.Module):
-    """Self-attention, [B, T, D] -> [B, T, D]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+class FusedAttention(Attention):
+    """By torch's kernel, as nothing is differentiated here."""
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(2, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(*heads.unbind())  # (B, heads, T, 64)
         return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-class Perceptron(nn.Module):
-    """Two layers with a GELU between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Scale(nn.Module):
@@ -56,13 +41,12 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
-class Block(nn.Module):
-    """A transformer block, normalized before its parts."""
+class ScaledBlock(Block):
+    """A block whose parts are scaled before they are added."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn, self.mlp = Attention(width), Perceptron(width)
+        super().__init__(width)
+        self.attn = FusedAttention(width)
         self.ls1, self.ls2 = Scale(width), Scale(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,59 +54,33 @@ class Block(nn.Module):
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
-class PatchEmbedding(nn.Module):
-    """[B, 3, H, W] -> [B, T, D], a token for every 14 x 14 pixels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, PATCH, stride=PATCH)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(ViT):
     """DINOv2's network, under the names of its published weights.
 
     Args:
         width: features D, 64 per head.
         depth: number of blocks.
-        grid: patches on a side that position embeddings are stored for (37 for 518 pixels).
+        patch: pixels a side of a token.
+        positions: of a square grid of patches that embeddings are stored for (37 x 37 of 518
+            pixels).
     """
 
-    def __init__(self, width: int, depth: int, grid: int = 37) -> None:
-        super().__init__()
-        self.grid = grid
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+    def __init__(self, width: int, depth: int, patch: int = PATCH, positions: int = 37**2) -> None:
+        super().__init__(width, depth, patch, positions)
         self.mask_token = nn.Parameter(torch.zeros(1, width))  # of training; in the files too
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
-        self.patch_embed = PatchEmbedding(width)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.blocks = nn.ModuleList(ScaledBlock(width) for _ in range(depth))
 
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor]) -> VisionTransformer:
-        """The network that a file of weights is of; KeyError or RuntimeError for another file."""
-        positions, width = weights["pos_embed"].shape[1:]
-        depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-        network = cls(width, depth, round((positions - 1) ** 0.5))
-        network.load_state_dict(dict(weights))
-        return network
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalized images [B, 3, H, W], of whole patches -> [B, D] of the class token."""
+        x = self.tokens(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, H], of whole patches -> [B, D] of the class token."""
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), self.patch_embed(images)], dim=1)
-        side = images.shape[-1] // PATCH
-        return self.norm(self.blocks(x + self._positions(side)))[:, 0]
-
-    def _positions(self, side: int) -> Tensor:
-        """Embeddings of a square of side * side patches, [1, 1 + side^2, D]."""
-        if side == self.grid:
-            return self.pos_embed
-        maps = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        scale = (side + OFFSET) / self.grid
-        resized = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic")
-        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+    def _resized(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """Position embeddings [1, D, side, side] -> [1, D, height, width]."""
+        sides = ((height + OFFSET) / maps.shape[2], (width + OFFSET) / maps.shape[3])
+        return F.interpolate(maps, scale_factor=sides, mode="bicubic")
 
 
 class DinoV2(FeatureExtractorBase):
@@ -142,7 +100,7 @@ class DinoV2(FeatureExtractorBase):
     ) -> None:
         super().__init__(name, features_list)
         weights = torch.load(feature_extractor_weights_path, map_location="cpu", weights_only=True)
-        self.model = VisionTransformer.from_weights(weights)
+        self.model = VisionTransformer.of_weights(weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         size = (self.INPUT_IMAGE_SIZE, self.INPUT_IMAGE_SIZE)

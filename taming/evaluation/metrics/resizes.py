@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from taming.devices import available_cpus
+from taming.evaluation.sources.resize import center_crop
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,13 @@ class Resize:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         size = (self.side, self.side)
         if self.center:
-            image = _center_square(image)
+            image = center_crop(image.transpose(1, 2, 0), (1, 1)).transpose(2, 0, 1)
         if not self.exact:
             whole = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
             return np.asarray(whole.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         channels = [Image.fromarray(channel) for channel in image.astype(np.float32)]
         resized = [channel.resize(size, Image.Resampling.BICUBIC) for channel in channels]
         return np.stack([np.asarray(channel) for channel in resized]).clip(0, 255)
-
-
-def _center_square(image: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of (3, H, W)."""
-    height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[:, top : top + side, left : left + side]
 
 
 CLEAN = Resize(299, exact=True)  # clean-fid's

@@ -12,10 +12,10 @@ from taming.evaluation.presets.base import (
     Number,
     Parameter,
     Preset,
-    Value,
     with_source,
 )
 
+Settings = tuple[int | tuple[int, ...], float, float]  # k, p, acceptance
 MIXED_K = (100, 200, 250, 300, 350, 400, 500, 600, 800, 973)
 MIXED = f"{SUPPLEMENT}: each sample's k is one of these"
 WHOLE_TRAINING = f"{SUPPLEMENT}: against the whole training split"
@@ -72,82 +72,44 @@ RECONSTRUCTED = (
 
 
 def _decoding(
-    row: int, name: str, what: str, fid: float, isc: tuple[float, float], **own: Value
+    row: int, name: str, settings: Settings, fid: float, isc: tuple[float, float]
 ) -> Preset:
-    """A row of table 4; `own` are its settings."""
-    source = f"table 4, row {row}"
-    pairs = {
-        key: (value, MIXED if value is MIXED_K else source)
-        for key, value in {"top_p": 1.0, "reject_ratio": 1.0, **own}.items()
-    }
-    parameters = with_source(BY_CLASS, **pairs)
-    if "reject_ratio" in own:
-        parameters += REJECTED
-    numbers = (Number("fid", fid, source), Number("isc.mean", isc[0], source, isc[1]))
-    what = f"50,000 samples of ImageNet, {what}, against the training images"
+    """A row of table 4."""
+    (k, p, acceptance), source = settings, f"table 4, row {row}"
+    what = "mixed k" if k is MIXED_K else f"k = {k}"
+    what += f", p = {p:g}" if p < 1 else ""
+    what += f", acceptance {acceptance:g}" if acceptance < 1 else ""
+    parameters = with_source(
+        BY_CLASS,
+        top_p=(p, source),
+        reject_ratio=(acceptance, source),
+        top_k=(k, MIXED if k is MIXED_K else source),
+    )
     return Preset(
         name,
-        what,
-        numbers,
-        parameters,
+        f"50,000 samples of ImageNet, {what}, against the training images",
+        (Number("fid", fid, source), Number("isc.mean", isc[0], source, isc[1])),
+        parameters + (REJECTED if acceptance < 1 else ()),
         script="evaluate_fid",
         model="cin_transformer",
         config="cin_transformer",
     )
 
 
+# In the order of the table: k, p and acceptance; FID; Inception Score and its deviation.
+_DECODINGS: tuple[tuple[str, Settings, float, tuple[float, float]], ...] = (
+    ("cin_mixed_k", (MIXED_K, 1.0, 1.0), 17.04, (70.6, 1.8)),
+    ("cin_k973", (973, 1.0, 1.0), 29.20, (47.3, 1.3)),
+    ("cin_k250", (250, 1.0, 1.0), 15.98, (78.6, 1.1)),
+    ("cin_k973_p088", (973, 0.88, 1.0), 15.78, (74.3, 1.8)),
+    ("cin_k600_a005", (600, 1.0, 0.05), 5.20, (280.3, 5.5)),
+    ("cin_mixed_k_a05", (MIXED_K, 1.0, 0.5), 10.26, (125.5, 2.4)),
+    ("cin_mixed_k_a025", (MIXED_K, 1.0, 0.25), 7.35, (188.6, 3.3)),
+    ("cin_mixed_k_a005", (MIXED_K, 1.0, 0.05), 5.88, (304.8, 3.6)),
+    ("cin_mixed_k_a0005", (MIXED_K, 1.0, 0.005), 6.59, (402.7, 2.9)),
+)
 TABLE_4 = (
-    _decoding(1, "cin_mixed_k", "mixed k", fid=17.04, isc=(70.6, 1.8), top_k=MIXED_K),
-    _decoding(2, "cin_k973", "k = 973", fid=29.20, isc=(47.3, 1.3), top_k=973),
-    _decoding(3, "cin_k250", "k = 250", fid=15.98, isc=(78.6, 1.1), top_k=250),
-    _decoding(
-        4, "cin_k973_p088", "k = 973, p = 0.88", fid=15.78, isc=(74.3, 1.8), top_k=973, top_p=0.88
-    ),
-    _decoding(
-        5,
-        "cin_k600_a005",
-        "k = 600, acceptance 0.05",
-        fid=5.20,
-        isc=(280.3, 5.5),
-        top_k=600,
-        reject_ratio=0.05,
-    ),
-    _decoding(
-        6,
-        "cin_mixed_k_a05",
-        "mixed k, acceptance 0.5",
-        fid=10.26,
-        isc=(125.5, 2.4),
-        top_k=MIXED_K,
-        reject_ratio=0.5,
-    ),
-    _decoding(
-        7,
-        "cin_mixed_k_a025",
-        "mixed k, acceptance 0.25",
-        fid=7.35,
-        isc=(188.6, 3.3),
-        top_k=MIXED_K,
-        reject_ratio=0.25,
-    ),
-    _decoding(
-        8,
-        "cin_mixed_k_a005",
-        "mixed k, acceptance 0.05",
-        fid=5.88,
-        isc=(304.8, 3.6),
-        top_k=MIXED_K,
-        reject_ratio=0.05,
-    ),
-    _decoding(
-        9,
-        "cin_mixed_k_a0005",
-        "mixed k, acceptance 0.005",
-        fid=6.59,
-        isc=(402.7, 2.9),
-        top_k=MIXED_K,
-        reject_ratio=0.005,
-    ),
+    *(_decoding(row, *entry) for row, entry in enumerate(_DECODINGS, start=1)),
     Preset(
         "imagenet_validation",
         "validation images of ImageNet themselves, against the training images",

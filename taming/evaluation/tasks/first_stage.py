@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from taming.checkpoint import Run, run_config
+from taming.command_line import flag
 from taming.config import without_checkpoint_paths
 from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
@@ -79,6 +80,26 @@ class LoadedFirstStage:
             "f": self.model.downsampling_factor,
             "codes": self.model.quantize.n_e,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageArguments:
+    """Which first stages."""
+
+    resume: tuple[str, ...] = flag(
+        MISSING,
+        "a run's folder or checkpoint (may be repeated)",
+        "-r",
+        metavar="RUN",
+        repeated=True,
+    )
+    base: tuple[str, ...] = flag(
+        (), "merged over the runs' configs", "-b", metavar="YAML", nargs="*"
+    )
+
+    def load(self, overrides: Sequence[str] = ()) -> list[LoadedFirstStage]:
+        """See `load_first_stages`."""
+        return load_first_stages(self.resume, self.base, overrides)
 
 
 def load_first_stages(

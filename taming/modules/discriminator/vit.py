@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 HEAD_WIDTH = 64  # of every size of ViT that there are DINO weights of
 
@@ -74,7 +75,7 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     @classmethod
-    def of_weights(cls, weights: Mapping[str, Tensor]) -> ViT:
+    def of_weights(cls, weights: Mapping[str, Tensor]) -> Self:
         """The network whose weights these are.
 
         Raises:
@@ -88,14 +89,18 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """Features [B, H / patch * W / patch, width] behind the blocks `layers`, from 0 on."""
-        maps = self.patch_embed.proj(images)  # (B, width, h, w)
-        x = maps.flatten(2).transpose(1, 2)  # (B, h * w, width)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = x + self._positions(maps.shape[2], maps.shape[3])
+        x = self.tokens(images)
         features = {}
         for number, block in enumerate(self.blocks[: max(layers) + 1]):
             features[number] = x = block(x)
         return [features[number][:, 1:] for number in layers]
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the first block reads, [B, 1 + h * w, width]: the class's token, patches'."""
+        maps = self.patch_embed.proj(images)  # (B, width, h, w)
+        x = maps.flatten(2).transpose(1, 2)  # (B, h * w, width)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return x + self._positions(maps.shape[2], maps.shape[3])
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Those of the training's square grid, resized to this one."""
@@ -104,5 +109,8 @@ class ViT(nn.Module):
         if (height, width) == (side, side):
             return self.pos_embed
         maps = grid.transpose(1, 2).view(1, -1, side, side)
-        maps = F.interpolate(maps, (height, width), mode="bicubic", align_corners=False)
+        maps = self._resized(maps, height, width)
         return torch.cat([first, maps.flatten(2).transpose(1, 2)], dim=1)
+
+    def _resized(self, maps: Tensor, height: int, width: int) -> Tensor:
+        return F.interpolate(maps, (height, width), mode="bicubic", align_corners=False)

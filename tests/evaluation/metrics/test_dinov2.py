@@ -68,10 +68,10 @@ def test_features_are_those_of_the_definition(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_positions_are_resized_for_fewer_patches(weights: Path) -> None:
-    network = VisionTransformer.from_weights(torch.load(weights, weights_only=True))
+    network = VisionTransformer.of_weights(torch.load(weights, weights_only=True))
     stored = network.pos_embed[0, 1:].view(37, 37, 128)
     for side in (37, 16, 5):
-        positions = network._positions(side)
+        positions = network._positions(side, side)
         assert positions.shape == (1, 1 + side**2, 128)
         assert torch.equal(positions[0, 0], network.pos_embed[0, 0])
         # A place is that of its middle, to the offset of a tenth of a patch in all.
