@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,23 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in tqdm(range(warmup + rounds), desc="rounds", leave=False):
         for name, call in candidates.items():
-            _synchronise(device)
-            start = time.perf_counter()
-            call()
-            _synchronise(device)
+            seconds = timed(call, device)
             if number >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
+    return summaries(times)
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that one call takes."""
+    _synchronise(device)
+    start = time.perf_counter()
+    call()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def summaries(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Median, minimum and maximum by name."""
     return {
         name: {"median": statistics.median(t), "min": min(t), "max": max(t)}
         for name, t in times.items()

@@ -2,9 +2,10 @@
 
     python benchmarks/training.py [--device cuda] [--stage digits|paper] [--size 128]
 
-In turn and in one process: the textbook step, the step as it is by default, and with the options
-that change what is computed. `--fast` adds options that only change how. Memory is measured in a
-process for each.
+The textbook step, the step as it is by default, and with the options that change what is computed;
+`--fast` adds options that only change how. On a GPU they take turns in one process. On a processor
+each turn is a process of its own, as the allocator is the whole process's: ours keeps freed memory,
+as `main.py` does.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import interleaved, peak_memory, write_results
+from measure import interleaved, peak_memory, summaries, timed, write_results
 from textbook import first_stage_step, transformer_step
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from taming.config import instantiate_from_config, load_config
 from taming.devices import choose_device
 from taming.errors import command
+from taming.freed_memory import keep_freed_memory
 from taming.kernel_choice import choices
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,6 +40,7 @@ FAST = {"channels_last": True, "fused_optimizer": True}
 CHECKPOINTED = {"checkpoint_activations": True}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], None]
+Name = tuple[str, str, str]  # stage, way, precision
 
 
 class Bench:
@@ -55,7 +59,7 @@ class Bench:
             ways |= {"fast": fast, "fast, reuse": fast | REUSE, "checkpointed": CHECKPOINTED}
         return ways
 
-    def names(self) -> list[tuple[str, str, str]]:
+    def names(self) -> list[Name]:
         """All (stage, way, precision)."""
         stages = [one for one in (FIRST, SECOND) if self.args.only in (None, one)]
         return [(s, way, p) for s in stages for way in self.ways(s) for p in PRECISIONS]
@@ -148,32 +152,53 @@ def our_transformer_step(gpt: Any, tokens: Tensor, start: int, cast: Callable[[]
     return step
 
 
-def _memory_of(args: argparse.Namespace, name: tuple[str, str, str]) -> int:
-    """Peak bytes of two steps, in a process of their own."""
-    command_line = [sys.executable, *sys.argv, "--memory_of", ",,".join(name)]
+def in_own_process(name: Name) -> dict[str, Any]:
+    """Seconds of two steps after two others, peak bytes and kernels of one way."""
+    command_line = [sys.executable, *sys.argv, "--only_way", ",,".join(name)]
     done = subprocess.run(command_line, check=True, stdout=subprocess.PIPE, text=True)
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts
 
 
-def _print_memory(bench: Bench, name: str) -> None:
+def _print_own(bench: Bench, name: str) -> None:
     what, way, precision = name.split(",,")
+    seconds = []
 
-    def two_steps() -> None:
+    def steps() -> None:
+        if bench.device.type == "cpu" and way != "textbook":
+            keep_freed_memory()
         step = bench.step(what, way, precision)
-        step()
-        step()
+        seconds.extend([timed(step, bench.device) for _ in range(4)][2:])
 
-    print(json.dumps(peak_memory(two_steps, bench.device)))
+    peak = peak_memory(steps, bench.device)
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "kernels": dict(choices)}))
+
+
+def in_turns_of_processes(
+    names: Mapping[str, Name], rounds: int
+) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Seconds and peak bytes of each way."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    peaks = {}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+        for name, way in names.items():
+            facts = in_own_process(way)
+            times[name] += facts["seconds"]
+            peaks[name] = facts["peak_bytes"]
+            choices.update(facts["kernels"])
+    return summaries(times), peaks
 
 
 def measured(bench: Bench, what: str) -> dict[str, Any]:
     """Seconds, ratios and memory of the ways of one stage."""
-    names = [name for name in bench.names() if name[0] == what]
-    steps = {", ".join(name[1:]): bench.step(*name) for name in names}
-    seconds = interleaved(steps, bench.device, bench.args.rounds, 1)
-    memory = {}
-    if not bench.args.no_memory:
-        memory = {", ".join(name[1:]): _memory_of(bench.args, name) for name in names}
+    names = {", ".join(name[1:]): name for name in bench.names() if name[0] == what}
+    if bench.device.type == "cpu":
+        seconds, memory = in_turns_of_processes(names, bench.args.rounds)
+    else:
+        steps = {shown: bench.step(*name) for shown, name in names.items()}
+        seconds = interleaved(steps, bench.device, bench.args.rounds, 1)
+        own = {} if bench.args.no_memory else names
+        memory = {shown: in_own_process(name)["peak_bytes"] for shown, name in own.items()}
     medians = {name: row["median"] for name, row in seconds.items()}
     ratios = {
         name: {
@@ -201,12 +226,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--fast", action="store_true", help="with options that change the how, too")
     parser.add_argument("--compile", action="store_true", help="one of them, which takes minutes")
-    parser.add_argument("--no_memory", action="store_true")
-    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--no_memory", action="store_true", help="on a GPU")
+    parser.add_argument("--only_way", help=argparse.SUPPRESS)
     args = parser.parse_args()
     bench = Bench(args, choose_device(args.device))
-    if args.memory_of:
-        return _print_memory(bench, args.memory_of)
+    if args.only_way:
+        return _print_own(bench, args.only_way)
     stages = dict.fromkeys(name[0] for name in bench.names())
     report = {what.replace(" ", "_"): measured(bench, what) for what in stages}
     facts = {name: vars(args)[name] for name in ("stage", "size", "batch_size", "rounds")}

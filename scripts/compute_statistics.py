@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taming.command_line import add_flags, flag, from_flags
-from taming.devices import choose_device, own_share
+from taming.devices import device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     common, extraction = from_flags(EvaluationArguments, args), from_flags(ExtractorArguments, args)
     if extraction.extractor is not None and evaluator is not TORCH_FIDELITY:
         raise UserError(f"--extractor is of {TORCH_FIDELITY.name}; {evaluator.name} has its own")
-    device = choose_device(common.device)
+    device = device_of_command(common.device)
     batch_size = from_flags(RunSetArguments, args).batch_size
     runner = common.cache.runner(batch_size)
     (source,) = open_sets(names[:1], args, overrides, device)

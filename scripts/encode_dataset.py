@@ -27,7 +27,7 @@ from taming.command_line import (
     parse,
 )
 from taming.data.codes import Manifest
-from taming.devices import choose_device, own_share
+from taming.devices import device_of_command, own_share
 from taming.errors import command
 from taming.limits import readable_size
 from taming.training.encoding import EncodingOptions
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own, options = from_flags(Options, args), from_flags(EncodingOptions, args)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     encoding = load_encoding(own.base, overrides, options, Path(own.out))
-    encoding.model.to(choose_device(own.device))
+    encoding.model.to(device_of_command(own.device))
     manifest = encoding.run()
     if manifest is not None and own_share()[0] == 0:
         print(summary(own.out, manifest))

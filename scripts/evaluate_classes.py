@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.command_line import from_flags
-from taming.devices import choose_device, own_share
+from taming.devices import device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not names:
         raise UserError("give SAMPLES: a folder of class folders, a run or a dataset's YAML")
     common = from_flags(EvaluationArguments, args)
-    device = choose_device(common.device)
+    device = device_of_command(common.device)
     runner = common.cache.runner(from_flags(RunSetArguments, args).batch_size)
     (images,) = open_sets(names, args, overrides, device)
     if isinstance(images, Statistics):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.command_line import add_flags, flag, from_flags
-from taming.devices import choose_device, choose_dtype
+from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -124,7 +124,7 @@ class Job:
             raise UserError("--sweep goes without --per_class and --neighbors")
         self.swept = parse_sweep(self.own.sweep) if self.own.sweep else None
         start_of_sweep(self.swept or {}, args)
-        self.device = choose_device(self.common.device)
+        self.device = device_of_command(self.common.device)
         self.runner = self.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
         sets = self._sets(args, overrides)
         self.samples: ImageSet = sets[0]

@@ -22,7 +22,7 @@ import torch
 
 from taming.atomic_files import write_text
 from taming.command_line import flag, from_flags, parse
-from taming.devices import choose_device, choose_dtype, own_share
+from taming.devices import choose_dtype, device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -153,7 +153,7 @@ def rfid_extractor(own: Arguments, device: torch.device) -> tuple[Extractor | No
 
 def make_evaluator(own: Arguments, reads_labels: bool) -> FirstStageEvaluator:
     """With the networks whose files are there."""
-    device = choose_device(own.common.device)
+    device = device_of_command(own.common.device)
     evaluator = FirstStageEvaluator(
         device=device,
         dtype=choose_dtype(own.common.precision, device),

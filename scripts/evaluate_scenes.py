@@ -20,7 +20,7 @@ from taming.checkpoint import Run, run_config
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
 from taming.data.checks import damage_found_later
-from taming.devices import choose_device, choose_dtype
+from taming.devices import choose_dtype, device_of_command
 from taming.downloads import file_hash
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import CacheArguments, ExtractorArguments
@@ -90,7 +90,7 @@ class Arguments:
 
 def sampled_scenes(own: Arguments, arguments: RunArguments) -> tuple[SampledScenes, Run]:
     """What is to be sampled, and the run."""
-    device, overrides = choose_device(arguments.device), arguments.overrides
+    device, overrides = device_of_command(arguments.device), arguments.overrides
     dtype = choose_dtype(own.sampler_precision or arguments.precision, device)
     model, run, step = load_transformer(arguments.resume, arguments.base, device, overrides, dtype)
     base = [own.data] if own.data else arguments.base
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     own, extraction = from_flags(Arguments, args), from_flags(ExtractorArguments, args)
-    device = choose_device(arguments.device)
+    device = device_of_command(arguments.device)
     of_metrics = {"isc": own.inception_score}
     settings = FidelitySettings(("fid", "isc"), dict(extraction.layer), of_metrics=of_metrics)
     extractor = extraction.build(settings, device, arguments.precision, own.compile)

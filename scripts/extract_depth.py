@@ -23,7 +23,7 @@ from taming.data.tools.extraction import (
     load_network,
 )
 from taming.data.with_depth import DEPTH_ROOT
-from taming.devices import choose_device
+from taming.devices import device_of_command
 from taming.errors import command
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_flags(parser, NetworkOptions, model="intel-isl/MiDaS:v2", entry="MiDaS")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    device = choose_device(args.device)
+    device = device_of_command(args.device)
     own = from_flags(Options, args)
     all_folders = list(folders(own))
     network = load_network(from_flags(NetworkOptions, args), device, pretrained=True)

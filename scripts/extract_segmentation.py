@@ -18,7 +18,7 @@ from taming.data.tools.extraction import (
     labels_of,
     load_network,
 )
-from taming.devices import choose_device
+from taming.devices import device_of_command
 from taming.errors import command
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     names = image_names(args.images)
-    device = choose_device(args.device)
+    device = device_of_command(args.device)
     pretrained = {"pretrained": "cocostuff164k", "n_classes": 182}
     network = load_network(from_flags(NetworkOptions, args), device, **pretrained)
     report = extract(

@@ -23,7 +23,7 @@ from typing import Any
 from taming.checkpoint import Run
 from taming.command_line import flag, from_flags, parse
 from taming.config import did_you_mean
-from taming.devices import choose_device, own_share
+from taming.devices import device_of_command, own_share
 from taming.errors import UserError, command
 from taming.evaluation.figures.arguments import (
     DrawingArguments,
@@ -133,7 +133,7 @@ def draw_likelihood(argv: Sequence[str]) -> None:
         metrics,
         protocol={"logged": own.value} | {name: one.protocol for name, one in measured.items()},
         sets={name: one.images for name, one in measured.items()},
-        device=choose_device(own.runs.figure.device),
+        device=device_of_command(own.runs.figure.device),
     )
 
 
@@ -209,7 +209,7 @@ def draw_orders(argv: Sequence[str]) -> None:
         protocol={"logged": own.value, "label": own.label, "seed": own.sampling.seed}
         | asdict(own.sampling.settings),
         sets={name: {"path": str(run.folder)} for name, run in runs.items()},
-        device=choose_device(own.runs.figure.device),
+        device=device_of_command(own.runs.figure.device),
     )
 
 

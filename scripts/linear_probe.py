@@ -23,7 +23,7 @@ import torch
 from taming.atomic_files import write_text
 from taming.command_line import flag, from_flags, parse
 from taming.config import without_checkpoint_paths
-from taming.devices import choose_device, choose_dtype, dtype_name, own_share
+from taming.devices import choose_dtype, device_of_command, dtype_name, own_share
 from taming.errors import UserError, command, end_with_damaged
 from taming.evaluation.arguments import EvaluationArguments, make_parser
 from taming.evaluation.latex import UP, latex_table
@@ -83,7 +83,7 @@ def run_probe(
     own: Arguments, stage: LoadedFirstStage, images: ImageSource, runner: Runner
 ) -> Probed | None:
     """None in processes other than that of rank 0."""
-    device = choose_device(own.common.device)
+    device = device_of_command(own.common.device)
     kinds = FeatureKinds(own.features, own.grid, choose_dtype(own.common.precision, device))
     model = stage.model.to(device)
     key = runner.key_for(
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runner.finish()
     if not done:
         return
-    device = choose_device(own.common.device)
+    device = device_of_command(own.common.device)
     precision = dtype_name(choose_dtype(own.common.precision, device))
     protocol = {**own.probe.describe(), "features": list(own.features), "grid": own.grid}
     sets = {"images": {**images.describe(), **done[0].manifest.describe()}}

@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own, folder = read_arguments(argv)
     paths = list_images(folder, own.num_images)
     model, run, step = load_first_stage(
-        arguments.resume, arguments.base, arguments.device, arguments.overrides
+        arguments.resume, arguments.base, arguments.chosen_device(), arguments.overrides
     )
     place = Path(arguments.outdir or run.folder / "reconstructions" / folder.resolve().name)
     made = {

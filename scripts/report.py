@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
     # Reports are in float32, whatever --precision says.
     model, run, step = load_transformer(
-        arguments.resume, arguments.base, arguments.device, overrides
+        arguments.resume, arguments.base, arguments.chosen_device(), overrides
     )
     script = sampling_script(model)
     samples = args.samples or newest_samples(run.folder, script, trained_size(model))

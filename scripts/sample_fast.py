@@ -14,7 +14,7 @@ from pathlib import Path
 
 from taming.checkpoint import model_hashes
 from taming.command_line import add_flags, from_flags, parse
-from taming.devices import choose_device, choose_dtype
+from taming.devices import choose_dtype, device_of_command
 from taming.errors import command
 from taming.sampling.arguments import RunArguments, make_parser, require_positive
 from taming.sampling.folder import SampleFolder, fill_folder, make_record
@@ -36,7 +36,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, SamplingPl
     args, overrides = parse(parser, argv)
     require_positive(batch_size=args.batch_size)
     run = from_flags(RunArguments, args, overrides=tuple(overrides))
-    device = choose_device(run.device)
+    device = device_of_command(run.device)
     plan = from_flags(
         SamplingPlan,
         args,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taming.errors import UserError
+from taming.freed_memory import keep_freed_memory
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -45,6 +46,14 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if device.index is None:
         device = torch.device("cuda", local_rank() % torch.cuda.device_count())
     torch.cuda.set_device(device)
+    return device
+
+
+def device_of_command(name: str) -> torch.device:
+    """`choose_device` for a process that does nothing else: on a CPU it keeps freed memory."""
+    device = choose_device(name)
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 

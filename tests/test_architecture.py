@@ -29,7 +29,7 @@ def tree_of(path: Path) -> ast.Module:
 GROUND = {"errors", "atomic_files", "devices", "distributed", "pictures", "command_line"}
 GROUND |= {"limits", "published_names", "trust", "weight_choice", "config_values", "user_code"}
 GROUND |= {"kernel_choice", "published_models", "run_length", "sharding", "user_files", "words"}
-GROUND |= {"shipped"}
+GROUND |= {"freed_memory", "shipped"}
 LEAVES = GROUND | {
     "config",
     "config_before",
@@ -51,7 +51,8 @@ ALLOWED = {
     "program": {"command_line", "completion_script", "errors", "shipped", "training"},
     "atomic_files": {"errors"},
     "distributed": {"devices", "errors"},
-    "devices": {"errors"},
+    "devices": {"errors", "freed_memory"},
+    "freed_memory": set(),
     "sharding": {"distributed", "errors"},
     "pictures": {"errors"},
     "figures": {"atomic_files", "errors"},

@@ -20,7 +20,7 @@ from taming.command_line import (
     parse,
 )
 from taming.data.seeding import SeededDataset
-from taming.devices import choose_device, choose_dtype
+from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.sampling.load import data_config, load_transformer, open_dataset
@@ -52,9 +52,13 @@ class RunArguments:
     precision: str = flag("fp32", "of the transformer: fp32, bf16 or auto")
     overrides: tuple[str, ...] = ()
 
+    def chosen_device(self) -> torch.device:
+        """Where the script computes."""
+        return device_of_command(self.device)
+
     def load(self, base: Sequence[str] | None = None) -> LoadedRun:
         """The run's transformer, with the YAMLs `base` in place of `--base`."""
-        device = choose_device(self.device)
+        device = self.chosen_device()
         dtype = choose_dtype(self.precision, device)
         base = self.base if base is None else base
         model, run, step = load_transformer(self.resume, base, device, self.overrides, dtype)

@@ -28,6 +28,7 @@ from taming.config_before import keep_dataset_defaults
 from taming.config_files import as_key, entries
 from taming.data.codes import with_codes
 from taming.errors import UserError, command
+from taming.freed_memory import keep_freed_memory
 from taming.limits import check_sizes
 from taming.lr_scheduler import RunSchedule
 from taming.run_length import RunLength, percent
@@ -278,6 +279,8 @@ def _train_and_test(
     data: pl.LightningDataModule,
     run: RunFolder,
 ) -> None:
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     last = run.resume_from
     if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
         more = f"--max_steps {2 * max(trainer.max_steps, 1)}"

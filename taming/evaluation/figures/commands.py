@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taming.command_line import flag, from_flags, parse, parse_numbers, parse_size
-from taming.devices import choose_device, own_share
+from taming.devices import device_of_command, own_share
 from taming.errors import UserError
 from taming.evaluation.arguments import (
     EvaluationArguments,
@@ -90,7 +90,7 @@ class NeighborArguments:
         """Of the layer that FID takes."""
         settings = FidelitySettings(("fid",), dict(self.extraction.layer))
         settings.layer("fid", extractor_name(self.extraction.extractor or INCEPTION))
-        device = choose_device(self.common.device)
+        device = device_of_command(self.common.device)
         return self.extraction.build(settings, device, self.common.precision, self.common.compile)
 
     def search(self, search: NeighborSearch) -> tuple[Nearest, dict[str, Any]]:
@@ -125,7 +125,7 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     own = from_flags(NeighborArguments, args)
     if len(names) != 2:
         raise UserError("give SAMPLES and a TRAINING_SET: folders of images, runs or configs")
-    device = choose_device(own.common.device)
+    device = device_of_command(own.common.device)
     samples, reference = open_sets(names, args, overrides, device)
     if isinstance(samples, Statistics) or isinstance(reference, Statistics):
         raise UserError("statistics have no images; give folders, runs or configs")
@@ -200,7 +200,7 @@ class CostArguments:
             model = self.runs.of(run, overrides).load().model
             costs[name] = measure_cost(model, self.size, drawing, self.whole)
         for factor in () if costs else self.factors:
-            model = self.stand_in.build(factor, choose_device(self.runs.figure.device))
+            model = self.stand_in.build(factor, device_of_command(self.runs.figure.device))
             costs[f"stand-in f{factor}"] = measure_cost(model, self.size, drawing, self.whole)
         return costs
 
@@ -226,7 +226,7 @@ def draw_cost(argv: Sequence[str]) -> None:
         {name: asdict(cost) for name, cost in costs.items()},
         protocol=protocol,
         sets={},
-        device=choose_device(own.runs.figure.device),
+        device=device_of_command(own.runs.figure.device),
     )
 
 
@@ -306,5 +306,5 @@ def draw_sizes(argv: Sequence[str]) -> None:
         metrics,
         protocol=condition | asdict(own.sampling.settings),
         sets={"run": about},
-        device=choose_device(own.runs.figure.device),
+        device=device_of_command(own.runs.figure.device),
     )
