@@ -64,7 +64,6 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.completion import HALVES, Photo, changed_mask, read_photo
-from taming.sampling.engine import Sample
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, save_png
 from taming.sampling.load import load_first_stage
 from taming.sampling.settings import SampleSettings
@@ -263,8 +262,14 @@ class Starts:
         if self.photo is not None:
             return image_start(self.grids, self.photo.picture, self.free)
         if self.prior is not None:
-            sampling = (self.own.condition, self.shape, self.settings)
-            return prior_start(self.prior, self.seed, number, *sampling)
+            return prior_start(
+                self.prior,
+                self.seed,
+                number,
+                label=self.own.condition,
+                shape=self.shape,
+                settings=self.settings,
+            )
         chance = chance_for(self.seed, number, self.grids.device)
         return random_start(self.grids, self.shape, chance)
 

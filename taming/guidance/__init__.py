@@ -1,10 +1,10 @@
 """Images that a text, an image or a class guides: codes of a first stage are optimized for them.
 
-    from taming.guidance import GuideSettings, Objective, guide, load_clip, text_targets
+from taming.guidance import GuideSettings, Objective, guide, load_clip, text_targets
 
-    encoder = load_clip("ViT-B-32", "weights.safetensors")
-    objective = Objective(encoder, text_targets(encoder, ["a fox:1.0", "snow:0.5"]))
-    guided = guide(stage, objective, GuideSettings(steps=200))  # guided.image [C, H, W]
+encoder = load_clip("ViT-B-32", "weights.safetensors")
+objective = Objective(encoder, text_targets(encoder, ["a fox:1.0", "snow:0.5"]))
+guided = guide(stage, objective, GuideSettings(steps=200))  # guided.image [C, H, W]
 """
 
 from taming.guidance.clip import OpenClip, load_clip

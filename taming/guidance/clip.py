@@ -105,7 +105,9 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     apart = "text.positional_embedding" in own  # its text network is a part of its own
     names = {key: f"text.{key}" if apart and key.startswith(_TEXT) else key for key in state}
     known = {names[key]: value for key, value in state.items() if names[key] in own}
-    misfits = [k for k, v in known.items() if v.shape != own[k].shape and v.numel() != own[k].numel()]
+    misfits = [
+        k for k, v in known.items() if v.shape != own[k].shape and v.numel() != own[k].numel()
+    ]
     absent = [key for key in own if key not in known]
     if misfits or absent:
         key = (misfits or absent)[0]

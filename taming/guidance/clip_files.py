@@ -17,8 +17,11 @@ from taming.user_files import with_home
 
 Facts = Mapping[str, Any]
 CACHE = "~/.cache/clip"  # of open_clip and the original's CLIP
-HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
-HUB_FILES += ("open_clip_pytorch_model.bin",)
+HUB_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 _NAMED_HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 _IN_URL = re.compile(r"/([0-9a-f]{64})/")
 _BLOB = re.compile(r"[0-9a-f]{64}")

@@ -13,7 +13,6 @@ from taming.errors import UserError
 from taming.models.first_stage import FirstStage, index_count
 from taming.models.two_level import TwoLevelVQ
 from taming.models.vqgan import VQModel
-from taming.modules.vqvae.codebook import channels_first
 
 Shape = tuple[int, int]
 Rows = list[Tensor]
@@ -67,7 +66,7 @@ class CodeGrids:
     def decode(self, codes: Sequence[Tensor], shape: Shape) -> Tensor:
         """Rows of codes [h * w, c] of every grid -> an image [1, C, H, W], about [-1, 1]."""
         grids = [
-            channels_first(rows, like=rows.new_empty(0).expand(1, 0, *sides))
+            rows.reshape(1, *sides, -1).permute(0, 3, 1, 2).contiguous()  # (1, c, h, w)
             for rows, sides in zip(codes, self.shapes(shape), strict=True)
         ]
         if isinstance(self.stage, TwoLevelVQ):

@@ -58,8 +58,9 @@ class CutSettings:
     def usual_for(self, encoder: object) -> CutSettings:
         """These settings with what is None decided: a class is one of whole images, as they are."""
         whole = isinstance(encoder, ClassEncoder)
-        usual = {"cut_min": 0.8 if whole else 0.2, "cut_flip": 0.0 if whole else 0.5}
-        return replace(self, **{k: v for k, v in usual.items() if vars(self)[k] is None})
+        smallest = (0.8 if whole else 0.2) if self.cut_min is None else self.cut_min
+        flipped = (0.0 if whole else 0.5) if self.cut_flip is None else self.cut_flip
+        return replace(self, cut_min=smallest, cut_flip=flipped)
 
     def describe(self) -> dict[str, float | None]:
         """All settings as JSON values."""
@@ -100,7 +101,10 @@ def draw_views(cuts: CutSettings, image: tuple[int, int], size: int, chance: Cha
     centers = torch.stack((uniform(-1, 1), uniform(-1, 1)), dim=1) * (1 - halves)
     cos, sin = turn.cos(), turn.sin()
     rows = torch.stack(
-        [torch.stack((mirror * cos, shear * cos - sin)), torch.stack((mirror * sin, shear * sin + cos))]
+        [
+            torch.stack((mirror * cos, shear * cos - sin)),
+            torch.stack((mirror * sin, shear * sin + cos)),
+        ]
     )  # (2, 2, N), a turned and sheared square in pixels
     maps = torch.cat((rows.permute(2, 0, 1) * halves[:, :, None], centers[:, :, None]), dim=2)
     levels = [max(0, math.floor(math.log2(side / size))) for side in sides.tolist()]

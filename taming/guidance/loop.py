@@ -40,7 +40,9 @@ class GuideSettings:
     lr_schedule: str = flag("constant", f"of the learning rate: {' or '.join(SCHEDULES)}, to 0")
     weight_decay: float = flag(0.0, "AdamW's, of the way from the start, which leads back to it")
     init_weight: float = flag(0.0, "weight of the mean squared distance of the start")
-    ema: float = flag(0.0, "decay of a moving average of what is optimized; its image is the result")
+    ema: float = flag(
+        0.0, "decay of a moving average of what is optimized; its image is the result"
+    )
     unquantized: bool = flag(False, "decode latents as they are, not their nearest codes")
     relaxation: str = flag(STRAIGHT_THROUGH, f"of logits: {', '.join(RELAXATIONS)}")
     gumbel_temperature: float = flag(1.0, "divides the logits")
@@ -130,7 +132,9 @@ def guide(
         values = point.result()
         image = grids.decode(point.codes_of(values, None), start.shape)
     shapes = grids.shapes(start.shape)
-    indices = [i.view(h, w).cpu() for i, (h, w) in zip(point.indices_of(values), shapes, strict=True)]
+    indices = [
+        i.view(h, w).cpu() for i, (h, w) in zip(point.indices_of(values), shapes, strict=True)
+    ]
     return Guided(image[0].float().cpu(), tuple(indices), tuple(losses))
 
 

@@ -168,7 +168,8 @@ def class_target(encoder: Any, label: int, weight: float = 1.0) -> Target:
         raise UserError("this guide knows no classes; give --classifier with --classes")
     if not 0 <= label < encoder.n_classes:
         raise UserError(
-            f"class {label} is out of range: the classifier has classes 0 to {encoder.n_classes - 1}"
+            f"class {label} is out of range: the classifier has classes 0 to "
+            f"{encoder.n_classes - 1}"
         )
     return Target(f"class {label}", weight, embedding=encoder.encode_class(label))
 

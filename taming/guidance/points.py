@@ -160,4 +160,3 @@ class Logits(Point):
 
     def indices_of(self, values: Rows) -> list[Tensor]:
         return [logits.argmax(dim=1) for logits in values]
-

@@ -1,4 +1,4 @@
-"""What an image starts from: random codes, those of an image, or any others; and what may change."""
+"""What an image starts from: random codes, an image's or a sample's; and what may change."""
 
 from __future__ import annotations
 
@@ -80,6 +80,7 @@ def prior_start(
     model: Net2NetTransformer,
     seed: int,
     number: int,
+    *,
     label: int | None = None,
     shape: Shape | None = None,
     settings: SampleSettings | None = None,
