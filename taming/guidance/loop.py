@@ -120,7 +120,8 @@ def guide(
     grids = CodeGrids.of(frozen(stage))
     chance = chance_for(settings.seed, number, grids.device)
     start = start or random_start(grids, trained_grid(grids), chance)
-    check_step_memory(grids, start.shape)
+    if math.prod(start.shape) > math.prod(trained_grid(grids)):
+        check_step_memory(grids, start.shape)
     point = _point(grids, start, settings)
     losses = []
     with torch.enable_grad():
@@ -180,7 +181,7 @@ def _steps(
         whole = loss + settings.init_weight * point.from_start() if settings.init_weight else loss
         optimizer.zero_grad()
         whole.backward()
-        value = float(whole)
+        value = float(whole.detach())
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {step + 1}; give a smaller --lr")
         point.hold()
