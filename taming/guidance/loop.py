@@ -131,7 +131,7 @@ def guide(
                 on_step(GuideStep(len(losses), settings.steps, loss, image))
     with torch.no_grad():
         values = point.result()
-        image = grids.decode(point.codes_of(values, None), start.shape)
+        image = grids.decode(point.final_codes(values), start.shape)
     shapes = grids.shapes(start.shape)
     indices = [
         i.view(h, w).cpu() for i, (h, w) in zip(point.indices_of(values), shapes, strict=True)

@@ -42,6 +42,10 @@ class Point:
         """The code of each position, int64 [h * w]."""
         raise NotImplementedError
 
+    def final_codes(self, values: Rows) -> Rows:
+        """The codes to decode at the end: without the rounding of gradients' detours, or noise."""
+        return self.grids.look_up(self.indices_of(values))
+
     def from_start(self) -> Tensor:
         """Mean squared distance of the start, as `--init_weight` weighs it."""
         parts = [offset.square().flatten() for offset in self.offsets]
@@ -104,6 +108,9 @@ class Latents(Point):
         codes = self.grids.look_up(self.indices_of(values))
         return [straight_through(z, z_q) for z, z_q in zip(values, codes, strict=True)]
 
+    def final_codes(self, values: Rows) -> Rows:
+        return super().final_codes(values) if self.quantized else values
+
     def indices_of(self, values: Rows) -> list[Tensor]:
         tables = self.grids.tables
         return [nearest_code(z.detach(), t) for z, t in zip(values, tables, strict=True)]
@@ -157,6 +164,10 @@ class Logits(Point):
             return soft
         hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft)
         return straight_through(soft, hard)
+
+    def final_codes(self, values: Rows) -> Rows:
+        soft = self.relaxation == SOFT
+        return self.codes_of(values, None) if soft else super().final_codes(values)
 
     def indices_of(self, values: Rows) -> list[Tensor]:
         return [logits.argmax(dim=1) for logits in values]
