@@ -45,7 +45,6 @@ def named(
     monkeypatch.setitem(TABLE._PRETRAINED, "tiny", rows)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"))
     return rows
 
 

@@ -102,8 +102,8 @@ def test_image_prompts_lower_the_distance_of_random_vgg_features(start: str) -> 
         goal = (stage.decode_indices(codes) + 1) / 2
     cuts = CutSettings(cutouts=2, cut_min=0.9, cut_flip=0, cut_degrees=0, cut_jitter=0, cut_noise=0)
     objective = Objective(encoder, [image_target(encoder, goal)], cuts)
-    losses = guide(stage, objective, GuideSettings(steps=12, unquantized=True, lr=0.3)).losses
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    losses = guide(stage, objective, GuideSettings(steps=6, unquantized=True, lr=0.5)).losses
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
 
 
 def test_gradients_go_to_images_alone() -> None:
