@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from taming.checkpoint import is_program, read_checkpoint, read_program
+from taming.checkpoint import is_program, read_content, read_program
+from taming.checkpoint.weight_sets import choose
 from taming.downloads import file_hash
 from taming.errors import UserError, absence
 from taming.user_files import with_home
@@ -57,7 +58,8 @@ def clip_weights(
     facts = tags.get(known, {})
     _check_hash(path, facts)
     # The original's files are programs of TorchScript, of which the tensors alone are read.
-    return read_program(path) if is_program(path) else read_checkpoint(path)["state_dict"], facts
+    content = read_program(path) if is_program(path) else read_content(path)
+    return dict(choose(content, path).tensors), facts
 
 
 def _tags_of(open_clip: Any, model: str) -> list[str]:
