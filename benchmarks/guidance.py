@@ -27,7 +27,7 @@ from taming.config import instantiate_from_config, load_config
 from taming.devices import choose_device
 from taming.errors import command
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from taming.guidance import CutSettings, GuideSettings, Objective, Target, guide
+from taming.guidance import CodeGrids, CutSettings, GuideSettings, Objective, Target, guide
 from taming.guidance.encoders import ImageEncoder
 from taming.guidance.networks import ClassifierGuide, NetworkFeatures
 from taming.models.vqgan import VQModel
@@ -55,7 +55,7 @@ class PlainLoop:
 
     def __init__(self, stage: VQModel, encoder: ImageEncoder, goal: Tensor, cutouts: int) -> None:
         self.stage, self.encoder, self.goal, self.cutouts = stage, encoder, goal, cutouts
-        self.codebook = stage.quantize.codes  # type: ignore[operator,union-attr]
+        self.codebook = CodeGrids.of(stage).tables[0]
         self.augment = nn.Sequential(
             transforms.RandomHorizontalFlip(0.5),
             transforms.RandomAffine(10, translate=(0.1, 0.1), shear=10),
@@ -101,9 +101,7 @@ class PlainLoop:
             loss.item()  # for the progress bar
 
 
-def candidates(
-    args: argparse.Namespace, device: torch.device
-) -> dict[str, Callable[[], Any]]:
+def candidates(args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
     torch.manual_seed(0)
     stage, encoder = first_stage(args.channels, device), encoder_named(args.guide, device)
     with torch.no_grad():
@@ -128,7 +126,7 @@ def main() -> None:
     parser.add_argument("--guide", choices=("vit", "small"), default="small")
     parser.add_argument("--channels", type=int, default=32, help="of the first stage")
     parser.add_argument("--cutouts", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="of each call")
+    parser.add_argument("--steps", type=int, default=10, help="of each call")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no_results", action="store_true", help="print, and write no file")
     args = parser.parse_args()

@@ -96,9 +96,7 @@ def test_the_target_class_is_reached(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("relaxation", ["latent", "straight-through", "gumbel", "soft"])
-def test_digits_of_four_times_the_pixels(
-    tmp_path: Path, relaxation: str
-) -> None:
+def test_digits_of_four_times_the_pixels(tmp_path: Path, relaxation: str) -> None:
     stage = trained(tmp_path, 16, [1, 1, 1], 150)
     _, images, labels = digits(16)
     judges = [train_small_classifier(images, labels, seed, epochs=5) for seed in (0, 1)]

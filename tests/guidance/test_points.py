@@ -76,7 +76,9 @@ def test_logits_start_with_probability_one_half(grids: CodeGrids, indices: list[
     [table] = grids.tables
     point = Logits(grids, indices, None)
     probabilities = point.result()[0].softmax(1)
-    torch.testing.assert_close(probabilities.gather(1, indices[0][:, None]), torch.full((16, 1), 0.5))
+    torch.testing.assert_close(
+        probabilities.gather(1, indices[0][:, None]), torch.full((16, 1), 0.5)
+    )
     assert torch.equal(point.codes()[0].detach(), table[indices[0]])
     assert torch.equal(point.indices_of(point.result())[0], indices[0])
 

@@ -45,7 +45,9 @@ class Colors:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         names = ("red", "green", "blue")
-        return torch.stack([torch.tensor([float(name in t) for name in names]) - 0.3 for t in texts])
+        return torch.stack(
+            [torch.tensor([float(name in t) for name in names]) - 0.3 for t in texts]
+        )
 
 
 def small_guide(classes: int = 4, side: int = 16) -> ClassifierGuide:
