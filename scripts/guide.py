@@ -89,7 +89,7 @@ class Prompts:
         None, "guide: a model of open_clip's as ViT-B-32, ViT-B-32:TAG, or its folder"
     )
     clip_weights: str | None = flag(
-        None, "its file (default: where open_clip and the hub keep theirs)", metavar="FILE"
+        None, "its file (default: where open_clip and the hub keep them)", metavar="FILE"
     )
     features: str | None = flag(
         None, "guide, for image prompts: lpips, lpips-alex, or a torchvision model as vgg16[:FILE]"
@@ -246,7 +246,14 @@ class Starts:
         """Reads the image and the mask."""
         own, seed = arguments.beginning, arguments.guidance.seed
         shape = grid_shape(grids, own.size)
-        plain = cls(own, grids, loaded.prior, seed, arguments.sampling, shape)
+        plain = cls(
+            own=own,
+            grids=grids,
+            prior=loaded.prior,
+            seed=seed,
+            settings=arguments.sampling,
+            shape=shape,
+        )
         if own.init is None:
             return plain
         photo = read_photo(loaded.stage, own.init, shape, own.size, own.full_size)

@@ -172,10 +172,12 @@ def test_what_keeps_an_image_near_its_start(tiny: VQModel, objective: Objective)
 
 
 def test_text_moves_colors_and_a_negative_weight_moves_them_away(tiny: VQModel) -> None:
-    encoder = Colors()
-    reds = {}
+    encoder, reds = Colors(), {}
+    whole = CutSettings(
+        cutouts=1, cut_min=1.0, cut_flip=0.0, cut_degrees=0.0, cut_jitter=0.0, cut_noise=0.0
+    )
     for prompt in ("red", "red:-1"):
-        objective = Objective(encoder, text_targets(encoder, [prompt]), CUTS)
+        objective = Objective(encoder, text_targets(encoder, [prompt]), whole)
         guided = guide(tiny, objective, GuideSettings(steps=30, unquantized=True))
         means = guided.image.mean((1, 2))
         reds[prompt] = float(means[0] - means[1:].mean())
