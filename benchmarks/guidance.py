@@ -84,7 +84,7 @@ class PlainLoop:
         noise = batch.new_empty([self.cutouts, 1, 1, 1]).uniform_(0, 0.05)
         return batch + noise * torch.randn_like(batch)
 
-    def run(self, z: Tensor, steps: int) -> None:
+    def run(self, z: Tensor, steps: int) -> Tensor:
         z = z.clone().requires_grad_()
         low, high = self.codebook.amin(0)[:, None, None], self.codebook.amax(0)[:, None, None]
         optimizer = torch.optim.Adam([z], lr=0.1)
@@ -99,6 +99,9 @@ class PlainLoop:
             with torch.no_grad():
                 z.copy_(z.clamp(low, high))
             loss.item()  # for the progress bar
+        with torch.no_grad():
+            image = self.stage.decode(self.quantize(z))
+        return image
 
 
 def candidates(args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
