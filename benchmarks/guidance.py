@@ -100,8 +100,7 @@ class PlainLoop:
                 z.copy_(z.clamp(low, high))
             loss.item()  # for the progress bar
         with torch.no_grad():
-            image = self.stage.decode(self.quantize(z))
-        return image
+            return self.stage.decode(self.quantize(z))
 
 
 def candidates(args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
