@@ -36,6 +36,7 @@ SCRIPTS = {
     "sample-data": "make_samples",
     "scenes": "make_scene_samples",
     "complete": "complete",
+    "guide": "guide",
     "reconstruct": "reconstruct",
     "demo": "sample_conditional",
     "report": "report",

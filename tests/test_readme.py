@@ -36,7 +36,10 @@ from tests.documents import (
 from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
+DOCUMENTS = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("data", "fine-tuning", "guidance")),
+]
 SLOW = [ROOT / "docs" / "first-hours.md"]  # whose commands are much like the README's
 LINKED = [*DOCUMENTS, *SLOW, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
 
@@ -154,6 +157,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "pip install -e '.[data]'": (ENVIRONMENT, check_extras),
     "pip install -e '.[demo]'": (ENVIRONMENT, check_extras),
     "pip install -e '.[lsun]'": (ENVIRONMENT, check_extras),
+    "pip install -e '.[guide]'": (ENVIRONMENT, check_extras),
     "conda env create -f environment.yaml": (ENVIRONMENT, check_environment),
     "conda activate taming": (ENVIRONMENT, check_environment),
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
@@ -172,6 +176,13 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
         NETWORK,
         check_flags,
     ),
+    'python scripts/guide.py -r logs/<run> --clip ViT-B-32 --prompt "a fox:1.0" '
+    '--prompt "blurry:-0.3"': (
+        "needs CLIP's weights; tests/guidance/test_clip.py has a small one",
+        check_flags,
+    ),
+    "python scripts/guide.py -r logs/<run> --features lpips --image_prompt photo.png "
+    "--init photo.png": ("needs VGG16's weights, half a gigabyte", check_flags),
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": ("several processes", check_share),
     "streamlit run scripts/sample_conditional.py -- -r logs/<run>": (
         "a server that does not end",

@@ -23,6 +23,7 @@ from taming.checkpoint import expand_stages, save_atomic
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
+from taming.evaluation.metrics.small_classifier import SmallClassifier
 from taming.published_models import published_models
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
@@ -38,6 +39,7 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/make_samples.py": ("-n", "1"),
     "scripts/make_scene_samples.py": ("--samples_per_layout", "1"),
     "scripts/complete.py": ("-n", "1"),
+    "scripts/guide.py": ("-n", "1", "--steps", "2", "--cutouts", "1"),
     "scripts/evaluate_fid.py": (
         *("--extractor", "tests.kit.extractor:TinyExtractor", "-n", "1"),
         *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
@@ -53,6 +55,7 @@ RUN_FOR = {
     "scripts/make_scene_samples.py": "coco_scene_images_transformer",
     "scripts/complete.py": "class_transformer",
     "scripts/reconstruct.py": "custom_vqgan",
+    "scripts/guide.py": "custom_vqgan",
     "scripts/evaluate_fid.py": "class_transformer",
     "scripts/evaluate_first_stage.py": "custom_vqgan",
     "scripts/evaluate_transformer.py": "class_transformer",
@@ -116,6 +119,19 @@ class Workplace:
             run_script("scripts/export.py", ["diffusers", self.run_of("custom_vqgan"), "exported"])
         return "exported"
 
+    def classifier(self) -> str:
+        """A classifier as scripts/report.py leaves one, with random weights."""
+        SmallClassifier(10, 16, 8).save(self.root / "classifier.pt")
+        return "classifier.pt"
+
+    def resnet(self) -> str:
+        """A ResNet18 of torchvision's with random weights."""
+        if not (path := self.root / "resnet18.pth").is_file():
+            from torchvision.models import get_model
+
+            torch.save(get_model("resnet18", num_classes=10).state_dict(), path)
+        return path.name
+
     def filled_in(self, text: str) -> str:
         """A command or code with what its placeholders stand for."""
         script = next((word for word in text.split() if word.endswith(".py")), "")
@@ -138,6 +154,8 @@ class Workplace:
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
             "FOLDER_OF_SAMPLES": lambda: "data/pairs/images",
             "FOLDER_OF_IMAGES": lambda: IMAGES,
+            "RESNET_WEIGHTS": self.resnet,
+            "small:CLASSIFIER": lambda: f"small:{self.classifier()}",
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
         }
