@@ -6,7 +6,7 @@ The way of VQGAN-CLIP (arXiv 2204.08583), for any first stage and any guide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -167,7 +167,7 @@ def _optimizer(point: Point, settings: GuideSettings) -> torch.optim.Optimizer:
 
 def _steps(
     point: Point, objective: Objective, settings: GuideSettings, of: tuple[tuple[int, int], Chance]
-) -> Any:
+) -> Iterator[tuple[float, Tensor]]:
     """The loss, and the image before it, of every step."""
     shape, chance = of
     optimizer = _optimizer(point, settings)
