@@ -81,6 +81,9 @@ class Arguments:
         metavar="FILTER,...",
         parse=parse_filters,
     )
+    rfid_resamples: int = flag(
+        0, "sets of images drawn with replacement, for the deviation of the rFID (0: not computed)"
+    )
     speed_rounds: int = flag(5, "timed rounds with one batch, for images a second; 0: not timed")
     rows: int = flag(8, "images in the picture")
     preset: str | None = flag(None, PRESET_HELP)
@@ -91,6 +94,8 @@ class Arguments:
         require_positive(rows=self.rows, batch_size=self.batch_size)
         if self.speed_rounds < 0:
             raise UserError(f"--speed_rounds must be at least 0, not {self.speed_rounds}")
+        if self.rfid_resamples < 0 or self.rfid_resamples == 1:
+            raise UserError(f"--rfid_resamples is 0, or at least 2, not {self.rfid_resamples}")
 
 
 Evaluators = list[tuple[FirstStageEvaluator, PreparedSource]]
@@ -110,7 +115,7 @@ def make_evaluators(
         if first is None:
             first = evaluator = make_evaluator(own, stages[0].model.reads_labels)
         else:
-            evaluator = replace(first, metrics=(), _originals={})
+            evaluator = replace(first, metrics=(), rfid_resamples=0, _originals={})
         evaluators.append((evaluator, images))
     return evaluators
 
@@ -158,6 +163,7 @@ def make_evaluator(own: Arguments, reads_labels: bool) -> FirstStageEvaluator:
         device=device,
         dtype=choose_dtype(own.common.precision, device),
         runner=own.common.cache.runner(own.batch_size),
+        rfid_resamples=own.rfid_resamples,
     )
     if reads_labels:
         return evaluator

@@ -12,6 +12,7 @@ from taming.evaluation.metrics.fid_spread import (
     FID_SPREAD,
     ResampledMoments,
     ResampleSettings,
+    spread_of_pairs,
     times_in_sets,
 )
 
@@ -53,6 +54,22 @@ def test_resampled_sets_have_their_images_so_many_times() -> None:
     assert found["mean_of_resampled"] == pytest.approx(np.mean(distances), rel=1e-9)
     # A file's statistics, or plain moments, are as good a reference.
     assert FID_SPREAD.compute(counted, reference.whole, settings) == pytest.approx(found, rel=1e-9)
+
+
+def test_pairs_are_drawn_together() -> None:
+    copies, originals = features(60, 1), features(60, 0)
+    times = torch.from_numpy(times_in_sets(torch.arange(60), 5))
+    distances = []
+    for n in range(5):
+        pair = Moments(), Moments()
+        for moments, rows in zip(pair, (copies, originals), strict=True):
+            moments.update(torch.arange(60), rows.repeat_interleave(times[:, n], dim=0))
+        distances.append(frechet_distance(*pair))
+    found = spread_of_pairs(resampled(copies, 5), resampled(originals, 5))
+    assert found["std"] == pytest.approx(np.std(distances, ddof=1), rel=1e-9)
+    assert found["mean_of_resampled"] == pytest.approx(np.mean(distances), rel=1e-9)
+    same = spread_of_pairs(resampled(copies, 5), resampled(copies, 5))
+    assert same["std"] == pytest.approx(0, abs=1e-9)
 
 
 def test_parts_of_several_processes_are_one() -> None:
