@@ -134,9 +134,7 @@ class Reproduction:
     def _given(self, name: str) -> str | None:
         """The value of a flag among the further ones, which counts instead of the preset's."""
         words = [part for word in self.extra for part in word.split("=", 1)]
-        after = [
-            value for word, value in zip(words, words[1:], strict=False) if word == f"--{name}"
-        ]
+        after = [value for word, value in pairwise(words) if word == f"--{name}"]
         return after[-1] if after else None
 
     def _dataset(self, split: str) -> tuple[object, object]:
