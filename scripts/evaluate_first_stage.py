@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -181,6 +182,7 @@ def write(
     line: list[str],
     *,
     preset: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
@@ -197,7 +199,12 @@ def write(
     path = outdir / f"first_stages-{key[:8]}" / "first_stages.json"
     rows = table_rows(results)
     sentences = [*notes(results), *reasons(results), use_of_codes(results)]
-    tables = [markdown_table(rows), *sentences, *class_tables(results), *noted(result, preset)]
+    tables = [
+        markdown_table(rows),
+        *sentences,
+        *class_tables(results),
+        *noted(result, preset, given or {}),
+    ]
     write_result(result, path, tables)
     write_text(path.with_suffix(".tex"), latex_table(rows, better_ends(rows)))
     for r in results:
@@ -238,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.monotonic() - start,
         command_line(argv, SCRIPT),
         preset=own.preset,
+        given=vars(args),
     )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))

@@ -8,7 +8,7 @@ larger pools, as of all candidates of a class, are in `taming.sampling.pools`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice

@@ -85,15 +85,12 @@ def test_groups_and_pools_of_their_size_are_the_same() -> None:
     def score(images: Tensor, labels: Tensor) -> Tensor:
         return images.flatten(1) @ torch.linspace(-1, 1, images[0].numel())
 
-    by_group, by_pool = (
-        {
-            (s.label, s.number): (s.candidate, s.score)
-            for s in replace(
-                job(), plan=replace(job().plan, reject_pool=pool), score=score
-            ).samples(lambda label: set())
-        }
-        for pool in ("group", "5")
-    )
+    def chosen(pool: str) -> dict[tuple[int | None, int], tuple[int | None, float | None]]:
+        own = replace(job(), plan=replace(job().plan, reject_pool=pool), score=score)
+        found = own.samples(lambda label: set())
+        return {(s.label, s.number): (s.candidate, s.score) for s in found}
+
+    by_group, by_pool = chosen("group"), chosen("5")
     assert by_group == by_pool and len(by_group) == 10
 
 

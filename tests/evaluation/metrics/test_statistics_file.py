@@ -168,9 +168,34 @@ def archive_without_arrays() -> bytes:
     return file.getvalue()
 
 
+HEADER = "{{'descr': '<f8', 'fortran_order': False, 'shape': {}, }}\n"
+
+
+def with_entry(name: str, content: bytes) -> bytes:
+    """An archive with right checksums, in which one of the arrays is replaced by other bytes."""
+    file, whole = io.BytesIO(), zipfile.ZipFile(io.BytesIO(moments()))
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry in whole.namelist():
+            archive.writestr(entry, content if entry == name else whole.read(entry))
+    return file.getvalue()
+
+
+def header(text: str) -> bytes:
+    """The beginning of an array's file, with any text as its header."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (lambda: with_entry("mu.npy", b"no array at all"), "mu is no array"),
+        (lambda: with_entry("mu.npy", header("{'descr': '<f8', (")), "is no statistics file"),
+        (lambda: with_entry("sigma.npy", header("  {\n 1")), "is no statistics file"),
+        (
+            lambda: with_entry("mu.npy", header(HEADER.format("(9999999999999,)"))),
+            "is no statistics file",
+        ),
+        (lambda: with_entry("mu.npy", header(HEADER.format("(2,)")) + bytes(9)), "no statistics"),
         (lambda: b"", "is no statistics file"),
         (lambda: b"no archive", "is no statistics file"),
         (archive_without_arrays, "is no statistics file|lacks sigma"),

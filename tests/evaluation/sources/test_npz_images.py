@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,30 @@ def test_other_arrays_are_refused(tmp_path: Path, arrays: Any, message: str) -> 
     assert holds_images(tmp_path / "a.npz") is ("arr_0" in arrays)
     with pytest.raises(UserError, match=message):
         NpzImages(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [
+        ("arr_0.npy", b"no array at all"),
+        ("arr_0.npy", b"\x93NUMPY\x01\x00\x08\x00{'descr'("),  # a header that is no literal
+        ("arr_0.npy", b"\x93NUMPY\x07\x00"),
+        ("arr_0.npy", b""),
+        ("arr_1.npy", b"\x93NUMPY\x01\x00\x08\x00{'descr'("),
+        ("mu.npy", b"no array at all"),
+    ],
+)
+def test_checksums_may_be_right(tmp_path: Path, entry: str, content: bytes) -> None:
+    np.savez(tmp_path / "a.npz", IMAGES, np.arange(11), mu=np.zeros(2), sigma=np.eye(2))
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz") as whole,
+        zipfile.ZipFile(tmp_path / "b.npz", "w") as archive,
+    ):
+        for name in whole.namelist():
+            archive.writestr(name, content if name == entry else whole.read(name))
+    assert len(NpzImages(tmp_path / "a.npz")) == 11
+    with pytest.raises(UserError, match="b.npz (holds no images|is no statistics file)"):
+        NpzImages(tmp_path / "b.npz")
 
 
 def test_damaged_files(tmp_path: Path) -> None:
