@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -159,6 +160,14 @@ def test_numbers_that_are_nearly_so(tmp_path: Path) -> None:
     about = '{"count": null, "fingerprint": null, "protocol": {}, "extractor": "tiny"}'
     (tmp_path / "b.npz").write_bytes(moments(about=about))
     assert Statistics.load(tmp_path / "b.npz").extractor == "tiny"
+
+
+def test_a_digest_is_of_mean_and_covariance() -> None:
+    mean, covariance = np.array([1.0, 2.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
+    digest = Statistics(mean, covariance).digest()
+    assert digest == hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
+    others = Statistics(mean + 1, covariance), Statistics(mean, covariance + 1)
+    assert len({digest, *(one.digest() for one in others)}) == 3
 
 
 def archive_without_arrays() -> bytes:
