@@ -72,7 +72,7 @@ def test_another_entry_is_not_the_image_file(tmp_path: Path) -> None:
     """Of pairs, whose conditions are images too, the condition is what is resized."""
     for number in range(2):
         write_image(tmp_path / "images" / f"{number}.png", 40, 40, number)
-        write_image(tmp_path / "others" / f"{number}.png", 40, 40, number + 50)
+        write_image(tmp_path / "others" / f"{number}.png", 40, 40, number, noise)
     pairs = f"{{images: {tmp_path / 'images'}, conditions: {tmp_path / 'others'}, kind: image}}"
     config = CONFIG.replace("taming.data.custom.CustomTest", "taming.data.paired.PairedTrain")
     config = config[: config.index("      params:")] + f"      params: {pairs}\n"
