@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from taming.evaluation.metrics.fid_spread import (
     spread_of_pairs,
     times_in_sets,
 )
+from taming.sampling.settings import uniforms
 
 
 def features(count: int, seed: int, width: int = 4) -> torch.Tensor:
@@ -36,6 +39,15 @@ def test_times_are_poisson_and_the_images_own() -> None:
     np.testing.assert_allclose(shares, np.exp(-1) / np.array([1, 1, 2, 6, 24]), atol=0.01)
     assert abs(np.corrcoef(times.T)[0, 1]) < 0.06
     np.testing.assert_array_equal(times_in_sets(torch.tensor([7, 3]), 5), times[[7, 3]])
+
+
+def test_times_follow_from_the_seed_and_the_index() -> None:
+    limits = np.cumsum([math.exp(-1) / math.factorial(n) for n in range(12)])
+    for seed in (2020, 7):
+        draws = uniforms(seed, [5, 0], 4).numpy()
+        expected = [[int((limits <= draw).sum()) for draw in row] for row in draws]
+        given = () if seed == 2020 else (seed,)  # torch-fidelity's seed is the default
+        assert times_in_sets(torch.tensor([5, 0]), 4, *given).tolist() == expected
 
 
 def test_resampled_sets_have_their_images_so_many_times() -> None:
@@ -87,6 +99,16 @@ def test_parts_of_several_processes_are_one() -> None:
 def test_of_one_resampled_set_there_is_no_spread() -> None:
     counted = resampled(features(30, 1), 1)
     assert np.isnan(FID_SPREAD.compute(counted, counted, ResampleSettings(2))["std"])
+
+
+def test_sets_of_fewer_than_two_images_are_left_out() -> None:
+    counted = resampled(features(2, 1))
+    assert {0, 1, 2} <= {moments.count for moments in counted.resampled}
+    for found in (
+        FID_SPREAD.compute(counted, resampled(features(9, 0)), ResampleSettings(40)),
+        spread_of_pairs(counted, counted),
+    ):
+        assert np.isfinite(found["std"])
 
 
 def test_the_spread_is_that_of_other_samples() -> None:

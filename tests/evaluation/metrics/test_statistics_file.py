@@ -229,6 +229,7 @@ def header(text: str) -> bytes:
         (lambda: moments(mu=np.zeros(0), sigma=np.zeros((0, 0))), r"covariance of \(0, 0\)"),
         (lambda: moments(sigma=np.array([[1.0, 0.5], [-0.5, 1.0]])), "is not symmetric"),
         (lambda: moments(sigma=np.array([[1.0, 0.5], [0.499, 1.0]])), "is not symmetric"),
+        (lambda: moments(sigma=1e-6 * np.array([[1, 0.5], [0.4, 1]])), "is not symmetric"),
         (lambda: moments(sigma=np.diag([1.0, -1e-3])), "a negative variance"),
         (lambda: moments(about='{"count": 0}'), "is of 0 images; a covariance needs 2"),
         (lambda: moments(about='{"count": 1}'), "is of 1 images"),

@@ -194,7 +194,9 @@ def test_statistics_beside_images_stand_for_these_as_a_reference_alone(
     sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path
 ) -> None:
     """Of images as they are, by the evaluator whose files have them."""
-    np.savez(tmp_path / "a.npz", np.zeros((3, 8, 8, 3), np.uint8), mu=np.zeros(16), sigma=np.eye(16))
+    np.savez(
+        tmp_path / "a.npz", np.zeros((3, 8, 8, 3), np.uint8), mu=np.zeros(16), sigma=np.eye(16)
+    )
     images, of_adm = NpzImages(tmp_path / "a.npz", 0), replace(ADM, extractor=tiny.name)
     for evaluator, expected in ((of_adm, 0), (replace(of_adm, known_references=False), 1)):
         own = FidelitySettings(("fid",), {"fid": "16"}, evaluator=evaluator)
