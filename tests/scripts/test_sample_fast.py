@@ -13,7 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
-from taming.sampling import pools
+from taming.sampling import rejection
 from taming.sampling.folder import RECORD, FolderWriter
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -289,7 +289,7 @@ def test_the_best_of_a_class(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pools, "SCORED", 2)
+    monkeypatch.setattr(rejection, "SCORED", 2)
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
