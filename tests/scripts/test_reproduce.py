@@ -69,6 +69,9 @@ def test_a_number_is_measured_once(
     assert (fid["published"], fid["where"]) == ("15.98", "table 4, row 3")
     assert fid["measured"] > 0 and fid["spread"] > 0 and isc["measured"] > 1 <= isc["spread"] + 1
     assert "tests.kit.extractor:TinyExtractor" in fid["by"] and "12 images" in fid["by"]
+    # What is not as published stands beside the number, whatever flags it is of.
+    given = "num_samples 6, extractor tests.kit.extractor:TinyExtractor, top_k 10"
+    assert fid["by"].endswith(f"12 images; not as published: {given}")
     table = (place / "reproduced" / "reproduced.md").read_text()
     assert "| cin_k250 | fid " in " ".join(table.split()) and "drawn with replacement" in table
     # The same command has nothing to do; another setting is another result.

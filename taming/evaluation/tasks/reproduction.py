@@ -232,14 +232,18 @@ def _unpublished(measured: Mapping[str, float]) -> list[Number]:
 
 
 def protocol_name(result: Result) -> str:
-    """Which protocol a number is of, in a few words: extractor, and the reference's resize."""
+    """Which protocol a number is of, in a few words: extractor, the reference's resize, and what
+    was given in place of the preset's values."""
     protocol, sets = result["protocol"], result["sets"]
     extractor = protocol.get("extractor") or protocol.get("rfid") or {}
     words = [str(extractor.get("extractor") or protocol.get("evaluator") or "no extractor")]
     reference = sets.get("reference") or sets.get("images") or {}
     words += [f"{key} {reference[key]}" for key in ("resize", "crop") if reference.get(key)]
     count = (sets.get("samples") or sets.get("images") or {}).get("images")
-    return ", ".join([*words, *([f"{count} images"] if count else [])])
+    words += [f"{count} images"] if count else []
+    changed: Mapping[str, str] = (result.get("preset") or {}).get("overridden") or {}
+    text = ", ".join(f"{name} {value}" for name, value in changed.items())
+    return ", ".join(words) + (f"; not as published: {text}" if text else "")
 
 
 def write_table(lines: Sequence[Mapping[str, Any]], outdir: Path) -> str:

@@ -292,7 +292,7 @@ def test_files_that_are_no_weights(
 def test_missing_files_name_where_they_were_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="--weights: there is no file .*nowhere.pth"):
+    with pytest.raises(UserError, match="^there is no file .*nowhere.pth"):
         weights_file(INCEPTION, tmp_path / "nowhere.pth")
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "nowhere.pth"))
     with pytest.raises(UserError, match=f"{WEIGHTS_VARIABLE}: there is no file"):
