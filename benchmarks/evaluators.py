@@ -31,6 +31,7 @@ from torchvision.models import vit_b_32
 
 from taming.data.examples.rendering import render
 from taming.errors import command
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.dinov2 import VisionTransformer
 from taming.evaluation.metrics.evaluators import EVALUATORS, Evaluator
 from taming.evaluation.metrics.extractor_files import INCEPTION
@@ -38,7 +39,7 @@ from taming.evaluation.metrics.features import Extraction, make_extractors
 from taming.evaluation.metrics.inception import Inception
 from taming.evaluation.metrics.resizes import Resize
 from taming.evaluation.metrics.set_metrics import metric_settings
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 from taming.evaluation.tasks.side_by_side import SideBySide
