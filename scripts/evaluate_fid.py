@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from taming.evaluation.arguments import (
     parse_sets,
 )
 from taming.evaluation.evaluator_arguments import FidelityExtractorArguments, make_evaluator
+from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
@@ -58,6 +59,7 @@ from taming.evaluation.tasks.sweep import (
     shown,
     start_of_sweep,
 )
+from taming.evaluation.tasks.time_ahead import Part, extracting, part_of_pass, part_of_sampling
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
@@ -145,11 +147,26 @@ class Job:
         dtype = choose_dtype(self.common.precision, self.device)
         return [ReconstructedSource(stage, images, self.device, dtype), reference]
 
-    def run(self) -> list[Evaluated]:
-        """One evaluation, or those of a sweep; none in ranks above 0."""
-        extractors = self.extractor.extractors(
+    def parts(self) -> Iterator[Part]:
+        """How long it will take, by trials."""
+        batch_size = self.runner.batch_size
+        if isinstance(self.samples, RunSource):
+            yield part_of_sampling(self.samples, batch_size)
+        count = extracting([one for pair in self._extractors() for one in pair])
+        for role, images in (("samples", self.samples), ("reference", self.reference)):
+            if images is not None and not isinstance(images, Statistics | RunSource):
+                copies = isinstance(images, ReconstructedSource)
+                doing = "reconstructing" if copies else f"extracting the features of the {role}'s"
+                yield part_of_pass(doing, images, count, batch_size)
+
+    def _extractors(self) -> list[tuple[Extractor, Extractor]]:
+        return self.extractor.extractors(
             self.settings, self.device, self.common.precision, self.common.compile
         )
+
+    def run(self) -> list[Evaluated]:
+        """One evaluation, or those of a sweep; none in ranks above 0."""
+        extractors = self._extractors()
         evaluator = make_evaluator(self.reference, self.settings, extractors, self.runner)
         self.side_by_side = isinstance(evaluator, SideBySide)
         evaluated: Iterable[tuple[dict[str, Any], Evaluation | None]]
@@ -251,6 +268,11 @@ def reproduce(path: Path, tolerance: float) -> None:
         print(f"{path} is not reproduced: {'; '.join(phrases)}", file=sys.stderr)
         raise SystemExit(1)
     print(f"{path} is reproduced within {tolerance:g}: {summary(new['metrics'])}")
+
+
+def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
+    """How long a command will take, before it starts."""
+    return Job(argv).parts()
 
 
 @command

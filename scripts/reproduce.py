@@ -14,9 +14,10 @@ numbers with the measured ones.
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,16 @@ from typing import Any
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.devices import own_share
 from taming.distributed import gather_objects
-from taming.errors import UserError, command
+from taming.errors import DamagedImage, UserError, command, sentence
 from taming.evaluation.presets import PRESETS, Preset, preset
 from taming.evaluation.presets.listing import listing
-from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.reproduction import (
     Reproduction,
     result_in,
     rows,
-    sampling_seconds,
     write_table,
 )
+from taming.evaluation.tasks.time_ahead import Part
 from taming.limits import readable_time
 from taming.program import load
 
@@ -105,13 +105,30 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+@contextmanager
+def without_words() -> Iterator[None]:
+    """Nothing is said that the evaluation will say as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def announce_time(script: Any, words: Sequence[str]) -> None:
-    """Say how long the samples of a run will take."""
-    with redirect_stdout(io.StringIO()):  # the sources, which the evaluation prints as well
-        job = script.Job(words)
-    if isinstance(job.samples, RunSource):
-        seconds = sampling_seconds(job.samples, job.runner.batch_size)
-        say(f"sampling {len(job.samples):,} images takes about {readable_time(seconds)}")
+    """Say how long the parts of an evaluation will take, and all of it."""
+    parts: list[Part] = []
+    try:
+        with without_words():
+            parts.extend(script.time_ahead(words))
+    except DamagedImage as error:  # which the evaluation may leave out
+        say(f"how long it takes is not known: {sentence(error)}")
+    for part in parts:
+        say(str(part))
+    if len(parts) > 1:
+        say(f"in all, about {readable_time(sum(part.seconds for part in parts))}")
 
 
 def measure(one: Reproduction, folder: Path) -> str:
@@ -121,8 +138,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     script = load(Path(__file__).with_name(Path(script_name).name))
     say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
     try:
-        if one.preset.script == "evaluate_fid":
-            announce_time(script, words)
+        announce_time(script, words)
         script.main(words)
     except UserError as error:
         return str(error)

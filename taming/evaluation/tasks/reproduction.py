@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,15 @@ from taming.checkpoint import find_run
 from taming.config import load_config, plain
 from taming.data.checks import damage_found_later
 from taming.data.file_versions import version_of
-from taming.devices import own_share
 from taming.errors import UserError, sentence
 from taming.evaluation.presets import Number, Preset, command_of
 from taming.evaluation.presets.listing import METRICS
 from taming.evaluation.results import Result, markdown_table, read_result
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource
 from taming.evaluation.sources.images import key_of
-from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import flattened
 from taming.published_models import how_to_fetch, published_models
-from taming.sampling.estimate import estimated_seconds
-from taming.sampling.inputs import inputs_of_item
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.rejection import Classifier
-from taming.sampling.requests import request_for_condition, requests_for_labels
-from taming.sampling.sizes import trained_shape
 from taming.shipped import find_config
 from taming.user_files import read_text
 
@@ -253,24 +246,3 @@ def write_table(lines: Sequence[Mapping[str, Any]], outdir: Path) -> str:
     write_text(outdir / "reproduced.json", json.dumps(list(lines), indent=2) + "\n")
     write_text(outdir / "reproduced.md", text)
     return text
-
-
-def sampling_seconds(source: RunSource, batch_size: int) -> float:
-    """Seconds that sampling all images of a run takes, by a short trial: see `estimated_seconds`.
-
-    With candidates that are rejected, and shared by the processes.
-    """
-    plan, model = source.plan, source.model
-    kept, tried = plan.group
-    count = -(-len(source) * tried // (kept * own_share()[1]))
-    shape = trained_shape(model)
-    if isinstance(source, ConditionedRunSource):
-        numbers = source.kept[: min(batch_size, len(source))]
-        inputs = [inputs_of_item(model, source.dataset, number) for number in numbers]
-        alike = [one for one in inputs if one.shape == inputs[0].shape]
-        requests = [request_for_condition(model, i.c, i.number, i.shape) for i in alike]
-        shape = inputs[0].shape
-    else:
-        every = requests_for_labels(model, source.labels, plan.num_samples)
-        requests = list(islice(every, min(batch_size, count)))
-    return estimated_seconds(model, requests, plan.settings, batch_size, shape, count=count)
