@@ -30,6 +30,7 @@ from taming.evaluation.presets import PRESETS, Preset, preset
 from taming.evaluation.presets.listing import listing
 from taming.evaluation.tasks.reproduction import (
     Reproduction,
+    left_out_of,
     result_in,
     rows,
     write_table,
@@ -167,8 +168,10 @@ def reproduce(one: Reproduction, outdir: Path) -> Outcome:
         return Outcome(rows(one.preset, None, why), False)
     folder = one.folder(outdir)
     # The first process decides for all, as it is the one that writes results.
-    finished = gather_objects(result_in(folder) is not None)[0]
+    result = result_in(folder)
+    finished = gather_objects(result is not None and not left_out_of(one.preset, result))[0]
     problem = "" if finished else measure(one, folder)
+    problem = problem or left_out_of(one.preset, result_in(folder))
     if finished:
         say(f"{one.preset.name} is in {folder}")
     if problem:

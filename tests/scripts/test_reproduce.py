@@ -201,6 +201,25 @@ def test_first_stages_and_real_images(place: Path, data: str, capsys: Any) -> No
     assert isc["measured"] > 1 and isc["spread"] > 0
 
 
+def test_a_number_that_was_left_out_is_measured_once_it_can_be(
+    place: Path, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first stage is evaluated without Inception's weights as well, and that is no rFID."""
+    stage = str(tiny_run(place / "stage", FIRST_STAGE))
+    monkeypatch.setenv("TAMING_EXTRACTOR_WEIGHTS", str(place / "inception.pth"))
+    words = ["rfid_vq_f8", "--model", f"vq_f8={stage}", "--data", f"rfid_vq_f8={data}", "--"]
+    words += ["--size", "32", "--speed_rounds", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main(words)
+    reason = f"TAMING_EXTRACTOR_WEIGHTS: there is no file {place / 'inception.pth'}"
+    assert f"rfid_vq_f8 could not be measured: {reason}" in capsys.readouterr().out
+    (line,) = lines(place)
+    assert line["measured"].startswith(reason)
+    monkeypatch.setattr(script, "load", lambda path: pytest.fail("evaluated again"))
+    with pytest.raises(pytest.fail.Exception, match="evaluated again"):
+        main(words)
+
+
 def test_likelihoods_and_scenes_say_how_long_they_take(place: Path, capsys: Any) -> None:
     small = {**NOISE, "params": {"length": 3, "size": 8}}
     own = tiny_run(place / "own", validation=small)

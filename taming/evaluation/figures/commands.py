@@ -195,14 +195,27 @@ class CostArguments:
 
     def measure(self, overrides: Sequence[str]) -> dict[str, SamplingCost]:
         """By the model's name."""
-        drawing, costs = self.sampling.drawing(), {}
-        for name, run in self.runs.runs().items():
+        drawing, costs, runs = self.sampling.drawing(), {}, self.runs.runs()
+        if not runs:
+            self._check_factors()
+        for name, run in runs.items():
             model = self.runs.of(run, overrides).load().model
             costs[name] = measure_cost(model, self.size, drawing, self.whole)
-        for factor in () if costs else self.factors:
+        for factor in () if runs else self.factors:
             model = self.stand_in.build(factor, device_of_command(self.runs.figure.device))
             costs[f"stand-in f{factor}"] = measure_cost(model, self.size, drawing, self.whole)
         return costs
+
+    def _check_factors(self) -> None:
+        """Before the first of them is measured, which may take long; raises UserError."""
+        for factor in self.factors:
+            self.stand_in.config(factor)
+            if any(side % factor for side in self.size):
+                height, width = self.size
+                raise UserError(
+                    f"--size {height},{width} is of no whole codes at f = {factor}; give a "
+                    f"multiple of {max(self.factors)}, or other --factors"
+                )
 
 
 def draw_cost(argv: Sequence[str]) -> None:

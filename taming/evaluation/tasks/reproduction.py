@@ -180,6 +180,14 @@ def result_in(folder: Path) -> Result | None:
     return read_result(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
+def left_out_of(preset: Preset, result: Result | None) -> str:
+    """Why a result lacks a number of its preset, as that of weights that were not there; nothing
+    if it does not."""
+    reasons: Mapping[str, Mapping[str, str]] = (result or {}).get("left_out") or {}
+    names = [number.metric for number in preset.measured]
+    return next((of[name] for of in reasons.values() for name in names if name in of), "")
+
+
 def measured_numbers(preset: Preset, result: Result) -> dict[str, float]:
     """The numbers of a result by name, as `Number.metric` has them."""
     metrics: Mapping[str, Any] = result["metrics"]
