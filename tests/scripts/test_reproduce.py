@@ -18,6 +18,7 @@ from scripts.reproduce import main
 from taming.atomic_files import write_text
 from taming.evaluation.presets import PRESETS, preset
 from taming.evaluation.results import SECTIONS
+from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks import reproduction as tasks
 from taming.evaluation.tasks import time_ahead
 from taming.evaluation.tasks.fidelity import flattened
@@ -27,6 +28,7 @@ from taming.evaluation.tasks.reproduction import (
     result_in,
     rows,
 )
+from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE
 from tests.kit.runs import tiny_run
 from tests.kit.scenes import scene_run, write_scenes
@@ -76,6 +78,7 @@ def test_a_number_is_measured_once(
     # What is not as published stands beside the number, whatever flags it is of.
     given = "num_samples 6, extractor tests.kit.extractor:TinyExtractor, top_k 10"
     assert fid["by"].endswith(f"12 images; not as published: {given}")
+    assert ", split train, resize pillow-antialias, crop center, " in fid["by"]
     table = (place / "reproduced" / "reproduced.md").read_text()
     assert "| cin_k250 | fid " in " ".join(table.split()) and "drawn with replacement" in table
     # The same command has nothing to do; another setting is another result.
@@ -237,6 +240,21 @@ def test_likelihoods_and_scenes_say_how_long_they_take(place: Path, capsys: Any)
     assert "sampling 8 images takes about" in before
     assert "extracting the features of the reference's 4 images takes about" in before
     assert "in all, about" in before
+
+
+def test_the_time_ahead_is_of_the_size_that_is_sampled(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def estimated(*args: Any, count: int) -> float:
+        shapes.append(args[4])
+        return 1.0
+
+    monkeypatch.setattr(time_ahead, "estimated_seconds", estimated)
+    for size in (None, (16, 24)):
+        time_ahead.part_of_sampling(RunSource(run, SamplingPlan(num_samples=1, size=size)), 2)
+    assert shapes == [(4, 4), (8, 12)]
 
 
 def test_the_time_ahead_is_that_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:

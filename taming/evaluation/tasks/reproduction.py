@@ -233,13 +233,14 @@ def _unpublished(measured: Mapping[str, float]) -> list[Number]:
 
 
 def protocol_name(result: Result) -> str:
-    """Which protocol a number is of, in a few words: extractor, the reference's resize, and what
-    was given in place of the preset's values."""
+    """Which protocol a number is of, in a few words: extractor, the reference's split and resize,
+    and what was given in place of the preset's values."""
     protocol, sets = result["protocol"], result["sets"]
     extractor = protocol.get("extractor") or protocol.get("rfid") or {}
     words = [str(extractor.get("extractor") or protocol.get("evaluator") or "no extractor")]
     reference = sets.get("reference") or sets.get("images") or {}
-    words += [f"{key} {reference[key]}" for key in ("resize", "crop") if reference.get(key)]
+    named = ("split", "resize", "crop")
+    words += [f"{key} {reference[key]}" for key in named if reference.get(key)]
     count = (sets.get("samples") or sets.get("images") or {}).get("images")
     words += [f"{count} images"] if count else []
     changed: Mapping[str, str] = (result.get("preset") or {}).get("overridden") or {}

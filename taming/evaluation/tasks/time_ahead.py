@@ -17,7 +17,7 @@ from taming.limits import readable_time
 from taming.sampling.estimate import estimated_seconds
 from taming.sampling.inputs import inputs_of_item
 from taming.sampling.requests import request_for_condition, requests_for_labels, requests_for_scene
-from taming.sampling.sizes import trained_shape
+from taming.sampling.sizes import tokens_for, trained_shape
 
 Counting = Callable[[Sequence[SourceImage]], object]
 
@@ -100,7 +100,7 @@ def sampling_seconds(source: RunSource, batch_size: int) -> float:
     plan, model = source.plan, source.model
     kept, tried = plan.group
     count = -(-len(source) * tried // (kept * own_share()[1]))
-    shape = trained_shape(model)
+    shape = tokens_for(model, plan.size) or trained_shape(model)
     if isinstance(source, ConditionedRunSource):
         numbers = source.kept[: min(batch_size, len(source))]
         inputs = [inputs_of_item(model, source.dataset, number) for number in numbers]

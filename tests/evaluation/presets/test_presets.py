@@ -222,6 +222,15 @@ def test_flags_of_another_name_override_too(
     assert said.count("; given: ") == len(changed)
 
 
+def test_samples_of_the_larger_benchmark_are_so_large_however_it_was_trained(
+    parsers: dict[str, Parser],
+) -> None:
+    parser = parsers["evaluate_fid"]
+    line = ["run", "configs/cin512_transformer.yaml", "--preset", "imagenet512"]
+    args, _ = parser.parse_known_args(with_preset(parser, line, evaluate_fid.SCRIPT))
+    assert args.size == (512, 512) and preset("imagenet512").overridden(vars(args)) == {}
+
+
 def test_the_size_of_samples_is_not_that_of_the_reference(parsers: dict[str, Parser]) -> None:
     parser = parsers["evaluate_fid"]
     line = ["run", "data.yaml", "--preset", "ffhq", "--size", "512"]
