@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import DamagedImage, UserError, command, sentence
-from taming.evaluation.presets import PRESETS, Preset, preset
+from taming.evaluation.presets import PRESETS, RENAMED, Preset, preset
 from taming.evaluation.presets.listing import listing
 from taming.evaluation.tasks.reproduction import (
     Reproduction,
@@ -44,6 +45,7 @@ def parse_pair(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise UserError(f"give NAME=PATH, not '{text}'")
+    name = RENAMED.get(name, name)
     if name not in {word for entry in PRESETS.values() for word in (entry.name, entry.model)}:
         raise UserError(f"there is no preset or published model '{name}'; --list shows them")
     return name, path
@@ -86,7 +88,8 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Arguments, list[str], tu
 def chosen_presets(own: Arguments, names: Sequence[str]) -> list[Preset]:
     if own.all == bool(names):
         raise UserError("name presets, or give --all; --list shows them")
-    return [preset(name) for name in names] if names else list(PRESETS.values())
+    named = dict.fromkeys(map(preset, names))  # each once, whatever its names
+    return list(named or PRESETS.values())
 
 
 def reproductions(
@@ -195,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--list shows all presets; leave {names[0]} or --list out")
         return say(listing())
     presets = chosen_presets(own, names)
+    check_place(own.outdir, "choose another --outdir")
     outcomes = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]
     if own_share()[0] > 0:
         return

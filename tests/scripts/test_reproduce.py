@@ -354,6 +354,11 @@ def test_all_counts_what_a_script_measures(
     main(["nll_in"])  # PixelSNAIL's numbers are of no model here
 
 
+def test_earlier_names_are_those_of_models_and_data_too(place: Path, run: str, data: str) -> None:
+    main(["cin_1", "cin_k250", "--model", f"cin_1={run}", "--data", f"cin_1={data}", *SMALL])
+    assert [line["preset"] for line in lines(place)] == ["cin_k250", "cin_k250"]  # FID and IS, once
+
+
 def test_the_list(capsys: Any) -> None:
     main(["--list"])
     said = capsys.readouterr().out
@@ -369,9 +374,13 @@ def test_the_list(capsys: Any) -> None:
         (("ffhq", "--model", "logs/run"), "--model: give NAME=PATH, not 'logs/run'"),
         (("ffhq", "--model", "fhq=logs/run"), "there is no preset or published model 'fhq'"),
         (("ffhq", "--unknown"), "unknown argument --unknown"),
+        (("ffhq", "-o", "data.txt"), "choose another --outdir"),
     ],
 )
-def test_one_sentence_for_wrong_flags(flags: tuple[str, ...], message: str, capsys: Any) -> None:
+def test_one_sentence_for_wrong_flags(
+    place: Path, flags: tuple[str, ...], message: str, capsys: Any
+) -> None:
+    (place / "data.txt").touch()
     with pytest.raises(SystemExit) as stop:
         main([*flags])
     assert stop.value.code == 2

@@ -169,6 +169,11 @@ def test_flags_after_a_preset_count(
     assert with_preset(parser, ["-n", "3"], evaluate_fid.SCRIPT) == ["-n", "3"]
 
 
+def test_a_flag_without_a_preset(parsers: dict[str, Parser]) -> None:
+    for words in (["--preset"], ["--preset", "--top_k", "3"]):
+        assert with_preset(parsers["evaluate_fid"], words, evaluate_fid.SCRIPT) == words
+
+
 def test_names() -> None:
     assert preset("cin_1").name == "cin_k250" and set(RENAMED.values()) <= set(PRESETS)
     earlier = [preset(f"cin_{number}").numbers[0].value for number in range(1, 6)]
