@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError, command, end_with_damaged
@@ -280,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, job = time.monotonic(), Job(argv)
     if job.own.reproduce:
         return reproduce(job.own.reproduce, job.own.tolerance)
+    check_place(job.common.folder_for(job.samples), "choose another --outdir")
     evaluated = job.run()
     if not evaluated:
         return

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from taming.atomic_files import write_text
+from taming.atomic_files import check_place, write_text
 from taming.command_line import flag, from_flags, parse
 from taming.devices import choose_dtype, device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
@@ -255,12 +255,13 @@ def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
 def main(argv: Sequence[str] | None = None) -> None:
     start, job = time.monotonic(), Job(argv)
     own, stages, evaluators = job.own, job.stages, job.evaluators
+    outdir = own.common.outdir or stages[0].run.folder / "evaluation"
+    check_place(outdir, "choose another --outdir")
     results = [r for stage in stages if (r := evaluate(own, evaluators, stage)) is not None]
     evaluator, images = evaluators[0]
     evaluator.runner.finish()
     if own_share()[0] > 0:
         return
-    outdir = own.common.outdir or stages[0].run.folder / "evaluation"
     path = write(
         outdir,
         evaluator,

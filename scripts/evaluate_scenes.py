@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from taming.atomic_files import check_place
 from taming.checkpoint import Run, run_config
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
@@ -197,6 +198,8 @@ def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
 def main(argv: Sequence[str] | None = None) -> None:
     start, job = time.monotonic(), Job(argv)
     own, samples = job.own, job.samples
+    outdir = Path(job.arguments.outdir or job.run.folder / "evaluation")
+    check_place(outdir, "choose another --outdir")
     left_out = samples.layouts.leave_out_damaged()
     evaluation = evaluate_scenes(
         samples,
@@ -219,7 +222,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         command=line,
     )
     result["by_sample"] = evaluation.rows
-    outdir = Path(job.arguments.outdir or job.run.folder / "evaluation")
     tables = [markdown_table(evaluation.rows), *noted(result, own.preset, job.given)]
     path = write_result(result, outdir / "scenes.json", tables)
     print_metrics(evaluation)

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
+from taming.checkpoint import find_run
 from taming.command_line import flag, from_flags, parse
 from taming.errors import command, end_with_damaged
 from taming.evaluation.metrics.likelihood import Likelihood
@@ -70,10 +72,12 @@ def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
 def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     arguments, own, given = read_arguments(argv)
+    outdir = Path(arguments.outdir or find_run(arguments.resume).folder / "evaluation")
+    check_place(outdir, "choose another --outdir")
     measured = measure_run(arguments, own)
     if measured is None:
         return
-    likelihood, run = measured.likelihood, measured.run
+    likelihood = measured.likelihood
     scores = asdict(likelihood.compute())
     result = make_result(
         scores,
@@ -86,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["by_class"] = likelihood.by_class()
     tables = noted(result, own.preset, given)
     result["by_position"] = likelihood.map().tolist()
-    outdir = Path(arguments.outdir or run.folder / "evaluation")
     path = write(result, likelihood, outdir, tables)
     print_scores(scores)
     print(
