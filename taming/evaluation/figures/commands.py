@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import flag, from_flags, parse, parse_numbers, parse_size
 from taming.devices import device_of_command, own_share
 from taming.errors import UserError
@@ -129,6 +130,9 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     samples, reference = open_sets(names, args, overrides, device)
     if isinstance(samples, Statistics) or isinstance(reference, Statistics):
         raise UserError("statistics have no images; give folders, runs or configs")
+    run = samples.run.folder if isinstance(samples, RunSource) else Path()
+    folder = own.common.outdir or run / "figures"
+    check_place(folder, "choose another --outdir")
     runner = own.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
     chosen = chosen_samples(samples, own.rows)
     search = NeighborSearch(reference, chosen, own.neighbors, runner, device)
@@ -136,8 +140,6 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     runner.finish()
     if own_share()[0] > 0:
         return
-    run = samples.run.folder if isinstance(samples, RunSource) else Path()
-    folder = own.common.outdir or run / "figures"
     save_page(neighbors_page(chosen, reference, nearest), files.picture(folder))
     labels = {sample.index: sample.name for sample in chosen}
     files.write(
