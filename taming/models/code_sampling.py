@@ -25,6 +25,7 @@ from taming.models.codes import (
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
 from taming.models.result_checks import checked_entry, encoding_of, name_of_method
+from taming.modules.given_tensors import check_indices
 from taming.modules.transformer import decoding, own_methods
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.plain import vocabulary_of
@@ -149,6 +150,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         return self.first_stage_model.encode_to_indices(x)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        check_indices(indices, self.n_codes)
         return self.first_stage_model.decode_indices(as_grid(indices))
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
