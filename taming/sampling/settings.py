@@ -35,6 +35,14 @@ def parse_top_k(text: str) -> TopK:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def wrong_temperature(value: float) -> UserError:
+    """What to raise for 0 as well, where several samples are to differ."""
+    return UserError(
+        f"temperature must be above 0 and finite, not {value} (0, the likeliest tokens alone, is "
+        "for single samples)"
+    )
+
+
 @dataclass(frozen=True)
 class SampleSettings:
     """Temperature, then top-k, then nucleus top-p (see `filter_logits`); and guidance.
@@ -63,7 +71,7 @@ class SampleSettings:
         if isinstance(self.top_k, list):
             object.__setattr__(self, "top_k", tuple(self.top_k))
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be 0 or more, not {self.temperature}")
+            raise wrong_temperature(self.temperature)
         if self.top_k is not None and min(self.top_ks, default=0) < 1:
             raise UserError(
                 f"top_k must be at least 1, not {min(self.top_ks, default=0)}; a number as large "
