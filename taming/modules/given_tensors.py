@@ -53,10 +53,23 @@ def check_indices(indices: Any, count: int) -> None:
     expected = f"indices are a tensor [B, h, w] of integers from 0 to {count - 1}"
     if not isinstance(indices, Tensor):
         raise UserError(f"{expected}, not {kind_of(indices)}")
-    whole = not (indices.is_floating_point() or indices.is_complex())
-    if not whole or indices.dtype == torch.bool or not indices.numel():
+    if indices.dtype not in (torch.int64, torch.int32) or not indices.numel():
         raise UserError(f"{expected}, not {kind_of(indices)}")
     if indices.device.type == "cpu":
         low, high = (int(value) for value in indices.aminmax())
         if low < 0 or high >= count:
             raise UserError(f"{expected}; these are from {low} to {high}")
+
+
+def check_sequence(tokens: Any, name: str, count: int) -> None:
+    """Refuse (`UserError`) what is no batch of sequences [B, n] of `count` tokens; n may be 0."""
+    if isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.dtype == torch.int64:
+        if tokens.device.type != "cpu" or not tokens.numel():
+            return
+        low, high = (int(value) for value in tokens.aminmax())
+        if low >= 0 and high < count:
+            return
+        found = f"; these are from {low} to {high}"
+    else:
+        found = f", not {kind_of(tokens)}"
+    raise UserError(f"{name}: a tensor [B, n] of int64 from 0 to {count - 1} is expected{found}")

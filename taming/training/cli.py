@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 config,
                 run,
                 model,
-                validates="validation" in splits_of(data),
+                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
             )
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):

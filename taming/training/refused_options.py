@@ -53,7 +53,7 @@ def check_arguments(options: Mapping[str, Any], known: Collection[str]) -> None:
     for name in options:
         if name not in known:
             refuse_former(name, f"lightning.trainer.{name}")
-            hint = did_you_mean(name, [*known, "gpus"])
+            hint = did_you_mean(str(name), [*known, "gpus"])
             raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
     if (folder := options.get("default_root_dir")) is not None:
         raise UserError(
@@ -65,8 +65,10 @@ def check_arguments(options: Mapping[str, Any], known: Collection[str]) -> None:
             "--enable_checkpointing is false, but a run keeps last.ckpt, by which -r goes on: "
             "leave it out, or try without any file by --fast_dev_run true"
         )
-    if options.get("accelerator") in _STRATEGIES:
-        raise UserError(
-            f"--accelerator is {options['accelerator']}; give --strategy ddp, and --gpus or "
-            "--devices"
-        )
+    for name, former in (("accelerator", _STRATEGIES), ("strategy", ("dp", "ddp2", "horovod"))):
+        if options.get(name) in former:
+            raise UserError(
+                f"--{name} is {options[name]}; give --strategy ddp, and --gpus or --devices"
+            )
+    if options.get("barebones"):
+        raise UserError("--barebones measures a Trainer that logs and keeps nothing: leave it out")

@@ -143,6 +143,9 @@ def check_own_places(run: RunFolder, params: Mapping[str, Any], key: str) -> Non
     that goes on with it or uses it looks for them; `key` is where `params` stand."""
     own = {"dirpath": run.checkpoints, "ckptdir": run.checkpoints}
     own |= {"cfgdir": run.config_folder, "logdir": run.path}
+    file = Path(os.path.normpath(run.checkpoints / str(params.get("filename") or "")))
+    if not file.is_relative_to(os.path.normpath(run.checkpoints)):
+        raise UserError(f"{key}.filename leads out of {run.checkpoints}: give a name in there")
     for name in own.keys() & params.keys():
         given, place = params[name], own[name]
         if given is None or normal_path(str(given)).resolve() != place.resolve():

@@ -80,3 +80,26 @@ def test_encoders_of_others_are_not_measured() -> None:
     model.encode_to_indices(torch.rand(1, 2, 1, 1))
     with pytest.raises(UserError, match=r"a tensor \[B, C, H, W\] of floats"):
         model.encode_to_indices(np.zeros((1, 3, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0}, "temperature is 0; it must be above 0 .sample=False"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0"),
+        ({"top_p": -1.0}, "top_p is -1.0"),
+        ({"steps": -1}, "steps is -1; it must be 0 or more"),
+        ({"c": torch.tensor([[99]])}, "c: a tensor .* from 0 to 22 .* from 99 to 99"),
+        ({"c": torch.tensor([[-1]])}, "c: .* from -1 to -1"),
+        ({"c": torch.tensor([1])}, r"c: .*, not a tensor \[1\] of int64"),
+        ({"x": torch.zeros(1, 0)}, r"x: .*, not a tensor \[1, 0\] of float32"),
+    ],
+)
+def test_a_sentence_for_what_cannot_be_continued(changes: Any, message: str) -> None:
+    whole = {"x": torch.zeros(1, 0).long(), "c": torch.tensor([[1]]), "steps": 2, "sample": True}
+    model = build(transformer_config()).eval()
+    assert model.sample(**whole).shape == (1, 2)
+    with pytest.raises(UserError, match=message):
+        model.sample(**{**whole, **changes})

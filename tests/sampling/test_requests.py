@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from taming.errors import UserError
-from taming.sampling import Request, labels_for, requests_for_labels, sample_images
+from taming.sampling import (
+    Request,
+    SampleSettings,
+    labels_for,
+    requests_for_labels,
+    sample_images,
+)
 from taming.sampling.requests import (
     condition_indices,
     request_for_condition,
@@ -155,3 +161,16 @@ def test_known_indices_are_in_the_request_of_every_condition() -> None:
         assert request.known is known and request.number == 2
         assert request.prompt == (() if request.condition is not None else (2 + (c is not None),))
         assert request.label == (3 if changes == {} else None)
+
+
+def test_sampling_takes_requests_and_settings_of_their_types() -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="requests are made by requests_for_labels.*; 3 is none"):
+        next(sample_images(model, [3, 7]))  # type: ignore[list-item]
+    with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
+        next(sample_images(model, requests_for_labels(model, [3], 1), batch_size=0))
+    wrong: dict[str, Any] = {"temperature": "1", "top_p": None, "guidance": "2", "top_k": 2.5}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=f"{name} is a .*number.*, not {value!r}"):
+            SampleSettings(**{name: value})
+    assert SampleSettings(top_k=np.int64(5)).top_ks == (5,)  # type: ignore[arg-type]

@@ -120,6 +120,11 @@ NO_VALIDATION = "data.params.validation=null"
         (["lightning.trainer.default_root_dir=x"], "--default_root_dir is 'x': a run's folder is"),
         (["--enable_checkpointing", "false"], "a run keeps last.ckpt, by which -r goes on"),
         (["--accelerator", "ddp"], "--accelerator is ddp; give --strategy ddp, and --gpus"),
+        (["lightning.modelcheckpoint.params.filename=../x"], "filename leads out of logs/.*/chec"),
+        (["lightning.modelcheckpoint.params.filename=/x/{step}"], "filename leads out of logs/"),
+        (["--strategy", "dp"], "--strategy is dp; give --strategy ddp"),
+        (["--barebones", "true"], "--barebones measures a Trainer"),
+        (["lightning.trainer={max_steps: 1,2}"], "lightning.trainer.2: the Trainer has no such"),
         (["--gpus", "auto"], "--gpus auto: write '0,' .* or '-1' for all"),
         (
             ["lightning.trainer.weights_summary=top"],
@@ -140,7 +145,6 @@ TABLE = "lightning.logger.target=pytorch_lightning.loggers.CSVLogger"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lightning.modelcheckpoint.params.filename=FILE/x"], "written to .*by lightning.modelch"),
         (["lightning.logger.params.save_dir=FILE/x"], "written to .*by lightning.logger.params"),
         (["lightning.logger.params.version=FILE/x"], "written to .*by lightning.logger.params"),
         ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*by lightning.logger.par"),
