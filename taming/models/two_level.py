@@ -102,12 +102,13 @@ class TwoLevelVQ(VQModel):
 
     def decode_indices(self, indices: Tensor | Indices) -> Tensor:
         """What `encode_to_indices` gives, or `Indices` -> images."""
+        joined: Any = indices
         if isinstance(indices, tuple | list) and len(indices) == len(LEVELS):
             for grid in indices:
                 check_indices(grid, self.quantize.n_embed)
-            indices = self.quantize.join(*indices)
-        self.check_indices(indices)
-        return self.images_of(self.quantize.get_codebook_entry(indices))
+            joined = self.quantize.join(*indices)
+        self.check_indices(joined)
+        return self.images_of(self.quantize.get_codebook_entry(joined))
 
     def decode_code(self, code_b: Tensor | Indices, bottom: Tensor | None = None) -> Tensor:
         """As `decode_indices`; top and bottom may also be two arguments."""

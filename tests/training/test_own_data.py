@@ -293,6 +293,13 @@ def test_the_best_are_kept_by_what_a_data_module_validates(
         assert list(Path("logs").glob(f"*_{name}/checkpoints/epoch*.ckpt"))
 
 
+def test_without_batches_to_validate_the_newest_epoch_is_kept() -> None:
+    base = config_of({"target": f"{HERE}.Validates", "params": {}})
+    words = ("model.params.monitor=val/rec_loss", "--limit_val_batches", "0", "--max_epochs", "1")
+    main(["--base", base, *words, "--no-test", "-t"])
+    assert list(Path("logs").glob("*/checkpoints/epoch*.ckpt"))
+
+
 def test_several_loaders_are_refused() -> None:
     base = config_of({"target": f"{HERE}.Validates", "params": {"loaders": 2}})
     with pytest.raises(UserError, match="one loader each: .*ConcatDataset.*dataloader_idx"):
