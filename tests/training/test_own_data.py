@@ -294,7 +294,9 @@ def test_the_best_are_kept_by_what_a_data_module_validates(
 
 
 def test_without_batches_to_validate_the_newest_epoch_is_kept() -> None:
-    base = config_of({"target": f"{HERE}.Validates", "params": {}})
+    own = {"target": f"{HERE}.Own", "params": {"kind": "good"}}
+    params = {"batch_size": 2, "num_workers": 0, "train": own, "validation": own}
+    base = config_of({"target": "main.DataModuleFromConfig", "params": params})
     words = ("model.params.monitor=val/rec_loss", "--limit_val_batches", "0", "--max_epochs", "1")
     main(["--base", base, *words, "--no-test", "-t"])
     assert list(Path("logs").glob("*/checkpoints/epoch*.ckpt"))
