@@ -8,6 +8,7 @@ The digits come with scikit-learn. `make demo` runs this.
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command in a process of its own; SystemExit if it fails, which has said why."""
-    print(f"\ntaming {' '.join(arguments)}", flush=True)
+    print(f"\ntaming {shlex.join(arguments)}", flush=True)
     package = Path(taming.__file__).parents[1]  # of a clone, it may not be installed
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     line = [sys.executable, "-m", "taming", *arguments]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = from_flags(Options, parser.parse_args(argv))
     count = write_all(options.outdir, options.train, options.validation)
     here = os.path.relpath(os.getcwd(), options.outdir)
+    folder = shlex.quote(options.outdir)
+    script = shlex.quote(f"{here}/main.py")
+    config = shlex.quote(f"{here}/configs/faceshq_vqgan.yaml")
     print(f"{options.outdir}: {counted(count, 'file')}; to train on them, for example:")
     # ImageNet's images are looked for in the cache; torch's weights stay where they are.
-    print(f"  cd {options.outdir} && XDG_CACHE_HOME=$PWD/cache TORCH_HOME=~/.cache/torch \\")
-    print(f"    python {here}/main.py --base {here}/configs/faceshq_vqgan.yaml -t True \\")
+    print(f"  cd {folder} && XDG_CACHE_HOME=$PWD/cache TORCH_HOME=~/.cache/torch \\")
+    print(f"    python {script} --base {config} -t True \\")
     print("    --max_steps 1 data.params.batch_size=1 \\")
     print("    model.params.lossconfig.params.perceptual_weight=0")
 

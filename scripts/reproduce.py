@@ -14,6 +14,7 @@ numbers with the measured ones.
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -119,7 +120,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     script_name, *words = one.command()
     words += ["-o", str(folder)]
     script = load(Path(__file__).with_name(Path(script_name).name))
-    say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
+    say(f"{one.preset.name}: python {script_name} {shlex.join(words)}")
     try:
         if one.preset.script == "evaluate_fid":
             announce_time(script, words)

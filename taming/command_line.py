@@ -99,7 +99,7 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
         """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
         flag, flags = word.partition("=")[0], [*self.flags(), *more]
-        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("--") else []
+        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("-") else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.error(f"unknown argument {word}{hint}")
 

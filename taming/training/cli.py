@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -49,7 +50,7 @@ from taming.training.run_folder import (
     RunFolder,
     check_resumable,
     claimed,
-    is_finished,
+    further,
     new_run,
     one_start,
     resumed_run,
@@ -256,7 +257,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
-            trainer = make_trainer(options, lightning_config, config, run, model)
+            trainer = make_trainer(
+                options,
+                lightning_config,
+                config,
+                run,
+                model,
+                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
+            )
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
                 data.check_lengths(trainer.world_size, () if args.no_test else ("test",))
@@ -282,14 +290,12 @@ def _train_and_test(
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     last = run.resume_from
-    if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
-        more = f"--max_steps {2 * max(trainer.max_steps, 1)}"
-        if trainer.max_steps < 0:
-            more = f"--max_epochs {2 * (trainer.max_epochs or 500)}"
+    more = further(last, trainer.max_epochs, trainer.max_steps) if last and args.train else ""
+    if more:
         rank_zero_info(
             f"{run.path} is finished: max_epochs {trainer.max_epochs}, max_steps "
             f"{trainer.max_steps}; to train it further, give more of them, for example -r "
-            f"{run.path} -t True {more}"
+            f"{shlex.quote(str(run.path))} -t True {more}"
         )
     elif args.train:
         fit(trainer, model, data, run)
