@@ -257,13 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
+            validates = "validation" in splits_of(data) and options.get("limit_val_batches") != 0
             trainer = make_trainer(
-                options,
-                lightning_config,
-                config,
-                run,
-                model,
-                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
+                options, lightning_config, config, run, model, validates=validates
             )
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
@@ -275,9 +271,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             run = _to_be_moved(run) if args.debug else run
             try:
-                _train_and_test(args, trainer, model, data, run)
+                _train_and_test(args, _keeping_memory(trainer), model, data, run)
             finally:
                 _move(run)
+
+
+def _keeping_memory(trainer: pl.Trainer) -> pl.Trainer:
+    """`trainer`; where it trains on a processor, this process keeps freed memory from now on."""
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def _train_and_test(
@@ -287,8 +290,6 @@ def _train_and_test(
     data: pl.LightningDataModule,
     run: RunFolder,
 ) -> None:
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
     last = run.resume_from
     more = further(last, trainer.max_epochs, trainer.max_steps) if last and args.train else ""
     if more:
