@@ -162,8 +162,8 @@ class Choices:
         if state[key] not in options:
             state[key] = options[default]
         side = st.sidebar
-        show: Callable[..., T] = side.radio if radio else side.selectbox
-        value = show(label, options, key=key, **more)
+        show: Any = side.radio if radio else side.selectbox
+        value: T = show(label, options, key=key, **more)
         self.values[name] = text_of(value)
         return value
 

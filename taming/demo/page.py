@@ -6,6 +6,7 @@ import hashlib
 
 import streamlit as st
 from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
 from torch import Tensor
 
 from taming.command_line import from_flags, parse
@@ -14,7 +15,7 @@ from taming.demo.actions import show_actions
 from taming.demo.desk import Desk
 from taming.demo.history import show_new
 from taming.demo.links import Choices
-from taming.demo.runs import PageArguments, choose_run, load
+from taming.demo.runs import Loaded, PageArguments, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
 from taming.demo.sources import PAINTING, choose_inputs
 from taming.errors import UserError, sentence
@@ -25,6 +26,7 @@ from taming.sampling.inputs import SampleInputs, condition_images
 from taming.sampling.sizes import pixels_per_token
 
 DESCRIPTION = "Sample images in the browser."
+MOST_RATIO = 1.5  # width by height of a canvas that leaves room beside it
 
 
 def read_page_arguments() -> tuple[PageArguments, DataArguments]:
@@ -48,7 +50,7 @@ def show() -> None:
         st.error(f"the examples cannot be opened: {loaded.problem}")
     painting = choices.wanted.get("source", st.session_state.get("source")) == PAINTING
     above = st.container()
-    left, right = (above, st.container()) if painting else st.columns([2, 3], gap="medium")
+    left, right = columns_for(painting)
     with left:
         inputs = choose_inputs(loaded, choices, arguments.names)
         keep, kept = (None, None)
@@ -60,7 +62,10 @@ def show() -> None:
         choices.show_problems()
     with left:
         if inputs is not None:
-            show_inputs(loaded.model, loaded.dataset, inputs, kept, run_arguments)
+            pictures = pictures_of(loaded, inputs, kept, run_arguments)
+            if painting:  # the canvas shows it already
+                pictures.pop(loaded.model.cond_stage_key, None)
+            show_pictures(pictures)
     desk = Desk(
         run,
         loaded,
@@ -103,29 +108,37 @@ def condition_pictures(
     return {name: enlarged(to_pillow(image)) for name, image in images.items()}
 
 
-def show_inputs(
-    model: Net2NetTransformer,
-    dataset: SeededDataset | None,
-    inputs: SampleInputs,
-    kept: Tensor | None,
-    run_arguments: RunArguments,
-) -> None:
-    """The image and the condition, as far as there are any."""
-    pictures = condition_pictures(key_of(inputs), run_arguments, model, dataset, inputs)
-    shown: list[tuple[str, Image.Image]] = []
+def pictures_of(
+    loaded: Loaded, inputs: SampleInputs, kept: Tensor | None, run_arguments: RunArguments
+) -> dict[str, Image.Image]:
+    """The image and the condition by name, as far as there are any."""
+    model, shown = loaded.model, {}
     if inputs.x is not None:
         name, x = "image", inputs.x[0]
         if kept is not None:
             factor = pixels_per_token(model)
             x = x.where(kept.repeat_interleave(factor, 0).repeat_interleave(factor, 1), 0.0)
             name = "what is kept of the image"
-        shown.append((name, enlarged(to_pillow(x))))
-    shown += pictures.items()
-    if not shown:
-        return
-    columns = st.columns(max(2, len(shown)))
-    for column, (name, picture) in zip(columns, shown, strict=False):
-        column.image(picture, caption=name)
+        shown[name] = enlarged(to_pillow(x))
+    key = key_of(inputs)
+    return shown | condition_pictures(key, run_arguments, model, loaded.dataset, inputs)
+
+
+def show_pictures(pictures: dict[str, Image.Image]) -> None:
+    """Pictures in columns, two at least, so that a single one is not too large."""
+    if pictures:
+        columns = st.columns(max(2, len(pictures)))
+        for column, (name, picture) in zip(columns, pictures.items(), strict=False):
+            column.image(picture, caption=name)
+
+
+def columns_for(painting: bool) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Where inputs go, and where samples go: side by side, if no wide canvas needs the room."""
+    state = st.session_state
+    if painting and state.get("width", 1) > MOST_RATIO * state.get("height", 1):
+        return st.container(), st.container()
+    left, right = st.columns([5, 4] if painting else [2, 3], gap="medium")
+    return left, right
 
 
 def require_local_server() -> None:
