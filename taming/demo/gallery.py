@@ -12,7 +12,7 @@ from taming.demo.runs import load
 from taming.pictures import enlarged
 from taming.sampling.sizes import pixels_per_token
 
-COLUMNS = 4
+SIDE = 224  # pixels of one of several images
 AT_ONCE = "Draw at every click"
 
 
@@ -25,10 +25,8 @@ def show_gallery(desk: Desk) -> None:
     if len(result.images) == 1:
         st.image(enlarged(result.image), caption=result.caption)
     else:
-        columns = st.columns(min(COLUMNS, len(result.images)))
-        for number, image in enumerate(result.images):
-            caption = f"image {number + 1}"
-            columns[number % COLUMNS].image(enlarged(image, 256), caption=caption)
+        names = [f"image {number}" for number in range(1, len(result.images) + 1)]
+        st.image([enlarged(image, SIDE) for image in result.images], caption=names)
         st.caption(result.caption)
     columns = st.columns(len(result.files))
     for column, (name, (content, kind)) in zip(columns, result.files.items(), strict=True):
