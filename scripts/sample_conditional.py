@@ -15,9 +15,7 @@ import streamlit as st
 
 ABOUT = """
 A transformer samples the codes of an image one after another, and the VQGAN turns them into pixels.
-Choose what to start from in the sidebar, an example of the model's data, a file of your own or, for
-segmentations, pictures and boxes, what you paint; then press *Sample*. The same seed and settings
-give the same image again.
+Choose what to start from in the sidebar, then press *Sample*.
 """
 
 

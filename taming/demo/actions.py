@@ -14,7 +14,7 @@ import streamlit as st
 from taming.demo.compare import show_comparison
 from taming.demo.desk import Desk
 from taming.demo.gallery import show_gallery, show_regions
-from taming.demo.history import show_history
+from taming.demo.history import history, show_history
 from taming.demo.runs import Loaded
 
 
@@ -48,7 +48,12 @@ ACTIONS = (
 
 
 def show_actions(desk: Desk) -> None:
-    """All tabs; which of them is open is known to the browser alone."""
+    """All tabs; which of them is open is known to the browser alone.
+
+    At another place in the page they are new to it, so that the first one opens.
+    """
+    for _ in range(history().turns % 2):
+        st.empty()
     fitting = [action for action in ACTIONS if action.fits(desk.loaded)]
     for action, tab in zip(fitting, st.tabs([action.name for action in fitting]), strict=True):
         with tab:

@@ -6,13 +6,13 @@ import streamlit as st
 
 from taming.demo.desk import Desk
 from taming.demo.drawing import Drawn, draw_again
-from taming.demo.history import history, show_changed, undo
+from taming.demo.history import history, show_changed, spaced, undo
 from taming.demo.paper import kept_tokens, paint_mask
 from taming.demo.runs import load
 from taming.pictures import enlarged
 from taming.sampling.sizes import pixels_per_token
 
-SIDE = 224  # pixels of one of several images
+SIDE, WIDTH = 256, 168  # pixels of one of several images: its own, and of the screen
 AT_ONCE = "Draw at every click"
 
 
@@ -26,7 +26,8 @@ def show_gallery(desk: Desk) -> None:
         st.image(enlarged(result.image), caption=result.caption)
     else:
         names = [f"image {number}" for number in range(1, len(result.images) + 1)]
-        st.image([enlarged(image, SIDE) for image in result.images], caption=names)
+        shown = [spaced(enlarged(image, SIDE)) for image in result.images]
+        st.image(shown, caption=names, width=WIDTH)
         st.caption(result.caption)
     columns = st.columns(len(result.files))
     for column, (name, (content, kind)) in zip(columns, result.files.items(), strict=True):
@@ -49,7 +50,7 @@ def show_regions(desk: Desk) -> None:
         result.images[number],
         cell,
         at_once=at_once,
-        version=(number, result.changes),
+        version=(number, history().shown),  # of each, as a mask is for one picture
     )
     right.button("Undo the drawing", key="undo", on_click=undo, disabled=not history().past)
     pressed = not at_once and st.button(

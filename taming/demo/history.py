@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import streamlit as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from taming.demo.drawing import Drawn, zipped
 from taming.demo.links import forget_problems
@@ -24,11 +24,14 @@ class History:
 
     Attributes:
         past: versions of the result before regions of it were drawn again.
+        count: of all entries there ever were.
     """
 
     entries: list[tuple[int, Drawn]] = field(default_factory=list)  # with their numbers
     past: list[Drawn] = field(default_factory=list)
     count: int = 0
+    turns: int = 0  # how often the page is to open its first tab
+    shown: int = 0  # how often another result was shown
 
     def add(self, drawn: Drawn) -> None:
         """A new entry; the oldest go where there are too many."""
@@ -63,9 +66,14 @@ def history() -> History:
     return found
 
 
+def _show(drawn: Drawn) -> None:
+    st.session_state.result = drawn
+    history().shown += 1
+
+
 def show_new(drawn: Drawn) -> None:
     """Make samples the result, with nothing to undo, and an entry of the history."""
-    st.session_state.result = drawn
+    _show(drawn)
     history().past.clear()
     history().add(drawn)
     forget_problems()
@@ -74,25 +82,26 @@ def show_new(drawn: Drawn) -> None:
 def show_changed(drawn: Drawn) -> None:
     """Make a changed result the result, which can be undone."""
     history().past.append(st.session_state.result)
-    st.session_state.result = drawn
+    _show(drawn)
     history().add(drawn)
 
 
 def undo() -> None:
     """Go back to the result before its last change."""
-    st.session_state.result = history().past.pop()
+    _show(history().past.pop())
 
 
 def restore(drawn: Drawn) -> None:
     """Show an entry again, and set the page to what it was drawn with."""
-    st.session_state.result = drawn
+    _show(drawn)
     history().past.clear()
+    history().turns += 1
     st.session_state.wanted = dict(drawn.link)
 
 
 def clear() -> None:
     """Forget all entries."""
-    st.session_state.history = History()
+    history().entries.clear()
 
 
 def show_history() -> None:
@@ -110,11 +119,16 @@ def show_history() -> None:
     for number, drawn in entries:
         with st.container(border=True):
             pictures, text = st.columns([2, 3])
-            pictures.image([thumbnail(image) for image in drawn.images[:SHOWN]])
+            pictures.image([spaced(thumbnail(image)) for image in drawn.images[:SHOWN]])
             more = len(drawn.images) - SHOWN
             images = f" and {more} more image{'s' * (more > 1)}" if more > 0 else ""
             text.caption(f"**{number}. {name_of(drawn.run)}**{images}  \n{drawn.caption}")
             text.button("Restore", key=f"restore {number}", on_click=restore, args=(drawn,))
+
+
+def spaced(image: Image.Image) -> Image.Image:
+    """An image with a transparent frame, as those of a row touch each other."""
+    return ImageOps.expand(image.convert("RGBA"), max(image.size) // 40, (0, 0, 0, 0))
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

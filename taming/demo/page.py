@@ -13,7 +13,7 @@ from taming.command_line import from_flags, parse
 from taming.data.seeding import SeededDataset
 from taming.demo.actions import show_actions
 from taming.demo.desk import Desk
-from taming.demo.history import show_new
+from taming.demo.history import history, show_new
 from taming.demo.links import Choices
 from taming.demo.runs import Loaded, PageArguments, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
@@ -63,9 +63,8 @@ def show() -> None:
     with left:
         if inputs is not None:
             pictures = pictures_of(loaded, inputs, kept, run_arguments)
-            if painting:  # the canvas shows it already
-                pictures.pop(loaded.model.cond_stage_key, None)
-            show_pictures(pictures)
+            with st.expander("What the model reads") if painting else st.container():
+                show_pictures(pictures)
     desk = Desk(
         run,
         loaded,
@@ -81,9 +80,12 @@ def show() -> None:
         data=data,
     )
     with right:
-        if st.button("Sample", key="sample", type="primary", disabled=inputs is None):
-            st.session_state.pop("result", None)
-            show_new(desk.draw(settings, desk.link))
+        pressed = st.button("Sample", key="sample", type="primary", disabled=inputs is None)
+        with st.container():  # there always, so that the tabs below stay where they are
+            if pressed:
+                st.session_state.pop("result", None)
+                history().turns += 1
+                show_new(desk.draw(settings, desk.link))
         show_actions(desk)
 
 
