@@ -178,7 +178,7 @@ class Choices:
         """After all widgets: the address holds their values; what no widget took is a sentence."""
         for name in list(self.wanted)[:MOST_PARAMETERS]:
             if name in NAMES:
-                self.problems.append(f"the link gives a {NAMES[name]}, which has no use here")
+                self.problems.append(f"the link gives the {NAMES[name]}, which has no use here")
             else:
                 hint = did_you_mean(name, NAMES)
                 self.problems.append(f"the link has {shorten(name)}, which is unknown{hint}")
