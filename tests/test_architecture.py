@@ -90,6 +90,7 @@ ALLOWED = {
     "sampling": LEAVES | {"sampling", "data", "models", "modules"},
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},
     "training": LEAVES | {"training", "models", "modules", "data"},
+    "demo": LEAVES | {"demo", "sampling", "models", "modules", "data"},
 }
 
 

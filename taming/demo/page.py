@@ -39,8 +39,8 @@ def read_page_arguments() -> tuple[PageArguments, DataArguments]:
 
 def show() -> None:
     """The whole page; `UserError` for what the user can mend."""
+    arguments, data = read_page_arguments()  # first, as it may be asked for --help alone
     require_local_server()
-    arguments, data = read_page_arguments()
     choices = Choices()
     run = choose_run(choices, arguments.resume)
     run_arguments = arguments.of(run)
