@@ -179,12 +179,12 @@ def draw(
     record = {"seed": seed, **settings.describe()} | ({"keep": keep} if keep else {})
     return Drawn(
         run,
-        tuple(to_pillow(one.image) for one in samples),
-        tuple(in_rows(model, one, shape) for one in samples),
-        tuple(requests),
-        record,
-        dict(link),
-        tuple(frames),
+        images=tuple(to_pillow(one.image) for one in samples),
+        indices=tuple(in_rows(model, one, shape) for one in samples),
+        requests=tuple(requests),
+        record=record,
+        link=dict(link),
+        frames=tuple(frames),
     )
 
 

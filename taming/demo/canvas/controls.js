@@ -110,7 +110,7 @@ export function palette(place, filter, surface, act) {
       event.stopPropagation();
     }
   };
-  filter.hidden = labels.length <= 12;
+  filter.hidden = labels.length <= 20;
   filter.value = "";
   filter.oninput = () => {
     made.forEach((one, label) => {

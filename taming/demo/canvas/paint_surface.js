@@ -73,8 +73,10 @@ export class PaintSurface {
   }
 
   get describe() {
-    const name = this.args.labels[this.label].name;
-    return `${this.tool === "erase" ? "Eraser" : `${this.tool} of ${name}`}, ${this.brush} pixels`;
+    const { name, color } = this.args.labels[this.label];
+    const only = color !== null && this.args.cell > 1; // a mask has nothing to choose
+    const tool = this.tool === "erase" ? "eraser" : only ? this.tool : `${this.tool} of ${name}`;
+    return `${tool}, ${this.brush} pixels`;
   }
 
   onGrid(point) {
