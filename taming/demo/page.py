@@ -13,7 +13,8 @@ from taming.command_line import from_flags, parse
 from taming.data.seeding import SeededDataset
 from taming.demo.actions import show_actions
 from taming.demo.desk import Desk
-from taming.demo.history import history, show_new
+from taming.demo.gallery import WIDTH
+from taming.demo.history import history, show_new, spaced
 from taming.demo.links import Choices
 from taming.demo.runs import Loaded, PageArguments, choose_run, load
 from taming.demo.settings import choose_kept, choose_settings
@@ -127,11 +128,10 @@ def pictures_of(
 
 
 def show_pictures(pictures: dict[str, Image.Image]) -> None:
-    """Pictures in columns, two at least, so that a single one is not too large."""
+    """Pictures beside each other as far as there is room, small enough for two on a phone."""
     if pictures:
-        columns = st.columns(max(2, len(pictures)))
-        for column, (name, picture) in zip(columns, pictures.items(), strict=False):
-            column.image(picture, caption=name)
+        shown = [spaced(picture) for picture in pictures.values()]
+        st.image(shown, caption=list(pictures), width=WIDTH)
 
 
 def columns_for(painting: bool) -> tuple[DeltaGenerator, DeltaGenerator]:

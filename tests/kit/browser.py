@@ -95,7 +95,7 @@ class Page:
             f"(() => {{ try {{ const v = {code}; return v?.nodeType ? true : v }} catch {{}} }})()"
         )
         while not (value := self.run(look)):
-            text = self.run("document.body.innerText")
+            text = self.run("document.body?.innerText")
             assert time.monotonic() < end, f"{code}\n{text}"
             time.sleep(0.05)
         return value
