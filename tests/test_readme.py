@@ -38,7 +38,7 @@ from tests.workplace import Workplace, run_script
 README = ROOT / "README.md"
 DOCUMENTS = [
     README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("data", "fine-tuning", "guidance")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("data", "demo", "fine-tuning", "guidance")),
 ]
 SLOW = [ROOT / "docs" / "first-hours.md"]  # whose commands are much like the README's
 LINKED = [*DOCUMENTS, *SLOW, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
@@ -247,7 +247,6 @@ def flags_of(script: Path, capsys: pytest.CaptureFixture[str]) -> set[str]:
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     scripts = [ROOT / "main.py", *(ROOT / "scripts").glob("*.py")]
-    scripts.remove(ROOT / "scripts" / "sample_conditional.py")  # its --help is a page
     known = {f"--{name}" for name in trainer_options()}
     for script in scripts:
         known |= flags_of(script, capsys)
