@@ -23,7 +23,10 @@ from taming.checkpoint import expand_stages, save_atomic
 from taming.config import instantiate_from_config, load_config, without_checkpoint_paths
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
+from taming.program import OWN, SCRIPTS
+from taming.program import main as program_main
 from taming.published_models import published_models
+from taming.shipped import config_names
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
 from tests.test_configs import prepare, shrink
@@ -104,6 +107,14 @@ class Workplace:
         OmegaConf.save(whole, folder / "configs" / "2021-01-01T00-00-00-project.yaml")
         return f"logs/{folder.name}"
 
+    def trained(self) -> str:
+        """The newest run that was trained here, by steps, with what it has logged."""
+        tables = sorted(self.root.glob("logs/*/csv/*/metrics.csv"))
+        if not tables:
+            self.run("python main.py --base configs/small/vqgan.yaml -t True --max_steps 2")
+            return self.trained()
+        return f"logs/{tables[-1].parents[2].name}"
+
     def published(self, name: str) -> None:
         """What stands in for a published model is where its download would be."""
         folder = Path(published_models()[name].folder)
@@ -132,18 +143,23 @@ class Workplace:
                 f"from_diffusers {self.diffusers_folder()} logs/imported"
             ),
             "configs/x.yaml": lambda: "configs/custom_vqgan.yaml",  # any config
-            "logs/<run of own_condition>": lambda: self.run_of("own_condition"),
+            "logs/<trained run>": self.trained,
             "logs/<another>": lambda: self.stand_in("custom_vqgan"),
             "configs/<data>.yaml": lambda: "configs/class_transformer.yaml",
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
             "FOLDER_OF_SAMPLES": lambda: "data/pairs/images",
             "FOLDER_OF_IMAGES": lambda: IMAGES,
+            "FOLDER_OF_CLASSES": lambda: CLASSES,
+            "FOLDER_OF_CLASS_FOLDERS": lambda: CLASSES,
+            " SAMPLES REFERENCE": lambda: f" {IMAGES} {IMAGES}",
+            " SOURCE OUT.npz": lambda: f" {IMAGES} out.npz",
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
         }
         for name in STAND_INS:
             if re.search(rf"[/_\"]{name}\b|finetune", text):
                 self.published(name)
+        text = re.sub(r"logs/<run of (\w+)>", lambda named: self.run_of(named[1]), text)
         for placeholder, value in values.items():
             if placeholder in text:
                 text = text.replace(placeholder, value())
@@ -159,13 +175,17 @@ class Workplace:
         Raises:
             SystemExit: if the command ends with an error.
         """
-        words = shlex.split(self.filled_in(command).replace("$PWD", os.getcwd()))
+        words = shlex.split(self.filled_in(as_script(command)).replace("$PWD", os.getcwd()))
         if words[0] == "cd":
             return os.chdir(words[1])
         variables = {}
         while "=" in words[0]:
             name, _, variables[name] = words.pop(0).partition("=")
         program, script, *argv = words
+        if words[1:2] == ["-c"]:
+            return exec(words[2], {})
+        if script == "taming":
+            return program_main(argv)
         assert program == "python" and script.endswith(".py"), f"no way to run {command}"
         known_as = script.removeprefix("../")
         if known_as == "main.py":
@@ -173,6 +193,20 @@ class Workplace:
         if known_as == "scripts/report.py" and not list((self.root / argv[1]).glob("samples/*")):
             self.run(f"python scripts/sample_fast.py -r {argv[1]}")
         run_script(script, [*argv, *EXTRA.get(known_as, ())], variables)
+
+
+def as_script(command: str) -> str:
+    """`taming sample ...` as `python scripts/sample_fast.py ...`; other commands as they are."""
+    program, *words = command.split(" ")
+    if program != "taming":
+        return command
+    if words[0] in OWN:
+        script = "main.py" if words[0] == "train" else f"taming {words[0]}"
+    else:
+        script = f"scripts/{SCRIPTS[words[0]]}.py"
+    names = set(config_names())
+    files = [f"configs/{word}.yaml" if word in names else word for word in words[1:]]
+    return " ".join(["python", script, *(words[1:] if words[0] == "configs" else files)])
 
 
 def without_gpus(argv: Sequence[str]) -> list[str]:
