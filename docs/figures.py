@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from taming.checkpoint import Run, find_run
+from taming.checkpoint import Run, find_run, run_config
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.errors import UserError, command
 from taming.figures import new_figure, save_figure
@@ -156,11 +156,12 @@ def compared(trained: Trained, kinds: dict[str, SampleSettings], name: str) -> I
 def adaptive_weight(run: Run, path: Path) -> None:
     """Curves of a first stage: the adaptive weight, and the error of reconstructions."""
     values = read_values(run.folder / "csv")
+    start = run_config(run, [], used=["model"]).model.params.lossconfig.params.disc_start
     figure, axes = new_figure(8, 2.6, columns=2)
     for axis, name in zip(axes, ("train/d_weight", "train/rec_loss"), strict=True):
         points = values[name]
         axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
-        axis.axvline(850, color="gray", linestyle=":")
+        axis.axvline(start, color="gray", linestyle=":")
         axis.set_title(name)
         axis.set_xlabel("step")
     save_figure(figure, path, dpi=90)

@@ -59,9 +59,10 @@ def blocks_of(path: Path) -> list[Block]:
     return found
 
 
-def spans_of(path: Path) -> list[str]:
-    """Every piece of inline code, on one line each."""
-    return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", path.read_text()))]
+def spans_of(document: Path | str) -> list[str]:
+    """Every piece of inline code of a file or of text, on one line each."""
+    text = document if isinstance(document, str) else document.read_text()
+    return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", text))]
 
 
 def commands_in(shell: str) -> list[str]:
@@ -71,9 +72,9 @@ def commands_in(shell: str) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-def inline_commands(path: Path) -> list[str]:
+def inline_commands(document: Path | str) -> list[str]:
     """Inline code that starts with a program and says what to do with it."""
-    spans = [part for span in spans_of(path) for part in commands_in(span)]
+    spans = [part for span in spans_of(document) for part in commands_in(span)]
     return [span for span in spans if is_command(span)]
 
 

@@ -69,7 +69,8 @@ def check_share(workplace: Workplace, command: str) -> None:
 def check_page(workplace: Workplace, command: str) -> None:
     """Run the page without a browser."""
     testing = pytest.importorskip("streamlit.testing.v1", reason="needs the extra 'demo'")
-    words = shlex.split(workplace.filled_in(command))
+    script = "streamlit run scripts/sample_conditional.py --"
+    words = shlex.split(workplace.filled_in(command.replace("taming demo", script)))
     script, dashes, *flags = words[2:]
     assert words[:2] == ["streamlit", "run"] and dashes == "--"
     with pytest.MonkeyPatch.context() as patch:
@@ -120,10 +121,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
         "a server that does not end",
         check_page,
     ),
-    "taming demo -r logs/<run of the transformer>": (
-        "a server that does not end",
-        nothing_to_check,
-    ),
+    "taming demo -r logs/<run of the transformer>": ("a server that does not end", check_page),
     "pip install -e .": (ENVIRONMENT, nothing_to_check),
     "make faults": ("takes minutes", check_target),
     "taming download dalle_dvae": (NETWORK, nothing_to_check),
@@ -138,6 +136,25 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
 
 # Of these, what is executed all the same: by the check above, or by the test in this file.
 EXECUTED = {
+    **dict.fromkeys(
+        [
+            "git clone <this repository> taming-transformers",
+            "cd taming-transformers",
+            "python3 -m venv .venv",
+            "source .venv/bin/activate",
+            "pip install -e '.[data]'",
+            "pip install -e '.[demo]'",
+            "pip install -e '.[lsun]'",
+            "pip install -e .",
+        ],
+        "tests/test_commands_elsewhere.py",
+    ),
+    "taming demo -r logs/<run of the transformer>": "tests/unrunnable.py",
+    "python scripts/download_models.py cin_transformer": "tests/test_pretrained.py",
+    "python scripts/download_models.py vqgan_imagenet_f16_16384": "tests/test_pretrained.py",
+    "python scripts/download_models.py NAME": "tests/test_pretrained.py",
+    "taming download dalle_dvae": "tests/test_pretrained.py",
+    "make test": ".github/workflows/tests.yml",
     "make demo": "tests/test_demo.py",
     "kill -USR1 <pid>": "tests/training/test_cli.py",
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": "tests/unrunnable.py",
