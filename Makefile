@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu gpu faults mutants lint install clean
+.PHONY: demo docs test test-slow test-gpu gpu faults mutants lint install clean
 
 install: $(VENV)/installed
 
@@ -48,5 +48,10 @@ mutants: install
 demo: install
 	$(BIN)/python scripts/digits.py
 
+# The documentation site, in site/: open site/index.html, no server is needed. Warnings are errors.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

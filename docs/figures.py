@@ -3,7 +3,7 @@
     python docs/figures.py -r logs/<run> --guided logs/<run>
 
 The first run is that of `make demo`, with its first stage beside it; the second one of the same
-config with `model.params.cond_drop=0.1`. Without `--guided`, the figure of the guidance is left out.
+config with `model.params.cond_drop=0.1`. Without `--guided`, the figure of guidance is left out.
 """
 
 from __future__ import annotations

@@ -27,8 +27,11 @@ _SPAN = re.compile(r"`([^`]+)`")
 
 @dataclass(frozen=True)
 class Block:
-    """Fenced code: its language, its text, the heading that it stands under, and what the line above
-    says: `<!-- not run: REASON -->`, or `<!-- run by: tests/x.py -->` of what another test runs."""
+    """Fenced code: its language, its text, and the heading that it stands under.
+
+    The line above may say `<!-- not run: REASON -->`, or of what another test runs
+    `<!-- run by: tests/x.py -->`.
+    """
 
     language: str
     text: str
@@ -98,7 +101,7 @@ def source_of(path: Path) -> Path:
         "configs": ROOT / "configs" / name.replace(".md", ".yaml").replace("index.yaml", ""),
         "notebooks": ROOT / "scripts" / name.replace(".md", ".ipynb"),
         "project": ROOT / name.upper().replace(".MD", ".md"),
-        "reference": ROOT / name.removeprefix("python/").removesuffix(".md").replace(".", "/"),
+        "reference": ROOT / Path(name).stem.replace(".", "/"),
     }
     if kind == "reference":
         module = made[kind].with_suffix(".py")

@@ -1,9 +1,9 @@
 """README.md and docs/: every command and block of code runs, at small size, in a scratch folder.
 
-What cannot run here is in tests/unrunnable.py, with the reason and what is checked instead, or marked
-in the document (`tests.documents.Block`). A command that is neither there nor a script or subcommand,
-or code in another language, fails the test. The pages of the site beside those of `DOCUMENTS` are
-tested with `-m slow`, as there are many of them.
+What cannot run here is in tests/unrunnable.py, with the reason and what is checked instead, or
+marked in the document (`tests.documents.Block`). A command that is neither there nor a script or
+subcommand, or code in another language, fails the test. The pages of the site beside those of
+`DOCUMENTS` are tested with `-m slow`, as there are many of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.documents import (
     commands_in,
     inline_commands,
     links_of,
+    source_of,
     spans_of,
 )
 from tests.unrunnable import CANNOT_RUN, run
@@ -60,9 +61,7 @@ def every_command() -> list[str]:
 
 def inline_parameters() -> list[Any]:
     """Commands in the text that no block has; those of slow pages are slow."""
-    in_blocks = {
-        c for block in every_block("bash") for c in commands_in(block.values[0].text)
-    }
+    in_blocks = {c for block in every_block("bash") for c in commands_in(block.values[0].text)}
     fast = {c for path in DOCUMENTS for c in inline_commands(path)} - in_blocks
     slow = {c for path in SLOW for c in inline_commands(path)} - in_blocks - fast
     return [*sorted(fast), *(pytest.param(c, marks=pytest.mark.slow) for c in sorted(slow))]

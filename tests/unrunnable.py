@@ -1,6 +1,6 @@
-"""Commands of the documents that no test runs as they are written: why not, and what is done instead.
+"""Commands of the documents that no test runs as they are written: why, and what is done instead.
 
-A command that is neither here nor one that `Workplace.run` understands fails the tests of documents.
+A command that is neither here nor one that `Workplace.run` understands fails the documents' tests.
 """
 
 from __future__ import annotations

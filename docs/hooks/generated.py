@@ -125,10 +125,14 @@ def config_page(name: str, text: str) -> str:
     """What a config's comments say, by key, and the file as it is."""
     prose, commands = head_of(text)
     rows = [
-        f"| `{key}` | `{value}` | {escaped(says)} |" if value else f"| `{key}` | | {escaped(says)} |"
+        f"| `{key}` | `{value}` | {escaped(says)} |"
+        if value
+        else f"| `{key}` | | {escaped(says)} |"
         for key, value, says in commented_keys(text)
     ]
-    table = "## Keys that are explained here\n\n| key | value | |\n|---|---|---|\n" + "\n".join(rows)
+    table = "## Keys that are explained here\n\n| key | value | |\n|---|---|---|\n" + "\n".join(
+        rows
+    )
     parts = [f"# {name}", escaped(prose)]
     parts += [f"```bash\n{commands}\n```"] if commands else []
     parts += [table] if rows else []
@@ -196,7 +200,11 @@ def notebook_pages() -> Iterator[tuple[str | None, str, str | bytes]]:
         title = re.search(r"^# (.*)$", text, re.MULTILINE)
         note = f"*The notebook `scripts/{path.name}` with its stored outputs.*"
         first, _, rest = text.partition("\n")
-        yield title[1] if title else path.stem, f"notebooks/{path.stem}.md", f"{first}\n\n{note}\n{rest}"
+        yield (
+            title[1] if title else path.stem,
+            f"notebooks/{path.stem}.md",
+            f"{first}\n\n{note}\n{rest}",
+        )
         for name, raw in pictures.items():
             yield None, f"notebooks/{name}", raw
 

@@ -15,8 +15,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from taming import program  # noqa: E402
-from taming.command_line import Parser, parser_of  # noqa: E402
+from taming import program
+from taming.command_line import Parser, parser_of
 
 MARK = re.compile(r"^<!-- options: ([\w -]+) -->$", re.MULTILINE)
 PAGE = "demo"  # Streamlit runs this script when it is imported
@@ -55,7 +55,9 @@ def group_table(group: argparse._ArgumentGroup) -> str:
         return ""
     rows = [f"| {names_of(action)} | {help_of(action)} |" for action in actions]
     title = group.title or ""
-    heading = "" if title in ("options", "positional arguments") else f"**{title.capitalize()}**\n\n"
+    heading = (
+        "" if title in ("options", "positional arguments") else f"**{title.capitalize()}**\n\n"
+    )
     first = "argument" if title == "positional arguments" else "option"
     return f"{heading}| {first} | what it does |\n|---|---|\n" + "\n".join(rows)
 
