@@ -94,7 +94,7 @@ def links_of(path: Path) -> list[str]:
 
 
 def source_of(path: Path) -> Path:
-    """What a page of the site is made of, of one that docs/hooks/generated.py makes; else itself."""
+    """What a page is made of, of those that docs/hooks/generated.py makes; else itself."""
     place = Path(os.path.normpath(path))
     kind, _, name = place.relative_to(ROOT).as_posix().removeprefix("docs/").partition("/")
     made = {
