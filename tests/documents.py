@@ -68,6 +68,11 @@ def spans_of(document: Path | str) -> list[str]:
     return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", text))]
 
 
+def prose_of(path: Path) -> str:
+    """A file without the tables at its end that a program has printed."""
+    return path.read_text().partition("<!-- What follows is the output")[0]
+
+
 def commands_in(shell: str) -> list[str]:
     """The commands of shell text, one line each, without comments."""
     lines = re.sub(r"\\\n\s*", " ", shell).splitlines()
@@ -84,7 +89,7 @@ def inline_commands(document: Path | str) -> list[str]:
 def is_command(span: str) -> bool:
     """Whether inline code says what to do, and not just the name of a program or subcommand."""
     program, *words = span.split()
-    return program in PROGRAMS and len(words) > (program == "taming")
+    return program in PROGRAMS and len(words) > (program in ("python", "taming"))
 
 
 def links_of(path: Path) -> list[str]:

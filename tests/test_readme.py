@@ -26,6 +26,7 @@ from tests.documents import (
     commands_in,
     inline_commands,
     links_of,
+    prose_of,
     source_of,
     spans_of,
 )
@@ -56,14 +57,14 @@ def every_command() -> list[str]:
     pages = [*DOCUMENTS, *SLOW]
     blocks = [block for path in pages for block in blocks_of(path) if not block.marked]
     in_blocks = [c for block in blocks if block.language == "bash" for c in commands_in(block.text)]
-    return in_blocks + [c for path in pages for c in inline_commands(path)]
+    return in_blocks + [c for path in pages for c in inline_commands(prose_of(path))]
 
 
 def inline_parameters() -> list[Any]:
     """Commands in the text that no block has; those of slow pages are slow."""
     in_blocks = {c for block in every_block("bash") for c in commands_in(block.values[0].text)}
-    fast = {c for path in DOCUMENTS for c in inline_commands(path)} - in_blocks
-    slow = {c for path in SLOW for c in inline_commands(path)} - in_blocks - fast
+    fast = {c for path in DOCUMENTS for c in inline_commands(prose_of(path))} - in_blocks
+    slow = {c for path in SLOW for c in inline_commands(prose_of(path))} - in_blocks - fast
     return [*sorted(fast), *(pytest.param(c, marks=pytest.mark.slow) for c in sorted(slow))]
 
 

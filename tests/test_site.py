@@ -20,7 +20,7 @@ import yaml
 from taming import program
 from taming.command_line import Parser, is_override, parser_of
 from taming.training.trainer_options import trainer_options
-from tests.documents import PAGES, ROOT, Block, blocks_of, commands_in, inline_commands
+from tests.documents import PAGES, ROOT, Block, blocks_of, commands_in, inline_commands, prose_of
 from tests.unrunnable import CANNOT_RUN, EXECUTED
 from tests.workplace import as_script
 
@@ -45,8 +45,7 @@ def everything() -> Iterator[tuple[Path, str, bool]]:
             for command in commands_of(block):
                 known = command in CANNOT_RUN and command not in EXECUTED
                 yield path, command, bool(block.run_by) or not (block.not_run or known)
-        prose = path.read_text().partition("<!-- What follows is the output")[0]
-        for command in inline_commands(prose):
+        for command in inline_commands(prose_of(path)):
             yield path, command, command not in CANNOT_RUN or command in EXECUTED
 
 

@@ -46,6 +46,10 @@ EXTRA: dict[str, Sequence[str]] = {
         *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
     "scripts/evaluate_first_stage.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
+    "scripts/evaluate_scenes.py": (
+        *("--extractor", "tests.kit.extractor:TinyExtractor", "--isc_splits", "1"),
+    ),
+    "scripts/compute_statistics.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
     "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
 }
 
@@ -59,6 +63,8 @@ RUN_FOR = {
     "scripts/evaluate_fid.py": "class_transformer",
     "scripts/evaluate_first_stage.py": "custom_vqgan",
     "scripts/evaluate_transformer.py": "class_transformer",
+    "scripts/evaluate_scenes.py": "coco_scene_images_transformer",
+    "scripts/linear_probe.py": "custom_vqgan",
     "scripts/report.py": "digits_transformer",
     "scripts/sample_conditional.py": "class_transformer",
     "scripts/extract_submodel.py": "class_transformer",
@@ -108,12 +114,12 @@ class Workplace:
         return f"logs/{folder.name}"
 
     def trained(self) -> str:
-        """The newest run that was trained here, by steps, with what it has logged."""
-        tables = sorted(self.root.glob("logs/*/csv/*/metrics.csv"))
-        if not tables:
-            self.run("python main.py --base configs/small/vqgan.yaml -t True --max_steps 2")
-            return self.trained()
-        return f"logs/{tables[-1].parents[2].name}"
+        """A run that was trained here for two steps, with what it has logged."""
+        name = "trained_here"
+        if not list(self.root.glob(f"logs/*_{name}")):
+            flags = f"-n {name} -t True --max_steps 2 --log_every_n_steps 1"
+            self.run(f"python main.py --base configs/small/vqgan.yaml {flags}")
+        return self.run_of(name)
 
     def published(self, name: str) -> None:
         """What stands in for a published model is where its download would be."""
@@ -138,7 +144,9 @@ class Workplace:
         values = {
             "logs/<run of the VQGAN>": lambda: self.run_of(first_stage),
             "logs/<run of the transformer>": lambda: self.run_of("digits_transformer"),
-            "logs/<run>": lambda: self.run_of(run),
+            "logs/<run>": lambda: (
+                self.trained() if script == "scripts/plot_curves.py" else self.run_of(run)
+            ),
             "from_diffusers FOLDER logs/<name>": lambda: (
                 f"from_diffusers {self.diffusers_folder()} logs/imported"
             ),

@@ -170,7 +170,16 @@ def commented_keys(text: str) -> Iterator[tuple[str, str, str]]:
             above.insert(0, lines[number].lstrip().removeprefix("#").strip())
         says = " ".join([*above, *([beside[1]] if beside else [])])
         if says:
-            yield path, value.value if isinstance(value, yaml.ScalarNode) else "", says
+            yield path, value_of(value, lines), says
+
+
+def value_of(node: yaml.Node, lines: list[str]) -> str:
+    """A value on one line as the file has it; "" of what takes several."""
+    start, end = node.start_mark, node.end_mark
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)
+    flow = isinstance(node, yaml.SequenceNode) and start.line == end.line
+    return lines[start.line][start.column : end.column] if flow else ""
 
 
 def keys_of(node: Any, path: str = "") -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
