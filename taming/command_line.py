@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import os
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -111,27 +110,19 @@ class _Asked(BaseException):
 
 
 def parser_of(main: Callable[[Sequence[str]], object], *words: str) -> Parser | None:
-    """The first parser that a `main` asks, which does nothing else then; None if it asks none.
-
-    Args:
-        words: the beginning of its command line, as the name of one of several parsers.
-    """
-    found: list[Parser] = []
-    Parser.asked = found
+    """The first parser that `main(words)` asks, doing nothing else then; None if it asks none."""
+    found = Parser.asked = list[Parser]()
     try:
-        with redirect_stdout(io.StringIO()):  # of a help that is printed first
+        with suppress(_Asked), redirect_stdout(None):  # a help may come first
             main(words)
-    except _Asked:
-        return found[0]
     finally:
         Parser.asked = None
-    return None
+    return found[0] if found else None
 
 
 def flags_of(main: Callable[[Sequence[str]], object]) -> list[str]:
-    """The flags of a command's parser; empty if it has none."""
-    parser = parser_of(main)
-    return sorted(parser.flags()) if parser else []
+    """The flags of a command's parser; none if it has no parser."""
+    return sorted(parser.flags()) if (parser := parser_of(main)) else []
 
 
 def parse(
