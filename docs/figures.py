@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from taming.checkpoint import Run, find_run, run_config
 from taming.command_line import Parser, add_flags, flag, from_flags
-from taming.errors import UserError, command
+from taming.errors import command
 from taming.figures import new_figure, save_figure
 from taming.models.codes import CodeHistogram
 from taming.models.cond_transformer import Net2NetTransformer
@@ -82,12 +82,13 @@ def codebook(trained: Trained) -> dict[str, Image.Image]:
     with torch.no_grad():
         codes = stage.encode_to_indices(images)
         decoded = stage.decode_indices(codes[:4])
-        alone = stage.decode_indices(torch.arange(64)[:, None, None].expand(-1, 4, 4))
+        every = torch.arange(stage.quantize.n_e)[:, None, None]
+        alone = stage.decode_indices(every.expand(-1, 4, 4))
     histogram = CodeHistogram(stage.quantize.n_e)
     histogram.add(codes)
     rows = [[images[n], code_picture(codes[n]), decoded[n]] for n in range(4)]
     pages = grid(rows, ["image", "its codes", "decoded"], side=128)
-    each = grid([list(alone[first : first + 16]) for first in range(0, 64, 16)], side=32, gap=4)
+    each = grid([list(alone[first : first + 16]) for first in range(0, len(alone), 16)], side=32, gap=4)
     bars = bar_picture(histogram.counts.sort(descending=True).values, (each.width, 100))
     return {"codebook": pages, "codes": each, "usage": bars}
 
@@ -159,7 +160,7 @@ def adaptive_weight(run: Run, path: Path) -> None:
     start = run_config(run, [], used=["model"]).model.params.lossconfig.params.disc_start
     figure, axes = new_figure(8, 2.6, columns=2)
     for axis, name in zip(axes, ("train/d_weight", "train/rec_loss"), strict=True):
-        points = values[name]
+        points = values.get(name, [])
         axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1)
         axis.axvline(start, color="gray", linestyle=":")
         axis.set_title(name)
@@ -176,12 +177,10 @@ def write(pictures: dict[str, Image.Image], folder: Path) -> None:
         picture.quantize(COLORS).save(folder / f"{name}.png", optimize=True)
 
 
-def first_stage_run(run: Run) -> Run:
-    """The demo's first stage: the newest beside the transformer's run."""
-    stages = sorted(run.folder.parent.glob("*_digits_vqgan/configs"))
-    if not stages:
-        raise UserError(f"there is no run of digits_vqgan beside {run.folder}")
-    return find_run(stages[-1].parent)
+def first_stage_run(run: Run) -> Run | None:
+    """The demo's first stage, with what it has logged: the newest beside the transformer's run."""
+    stages = sorted(run.folder.parent.glob("*_digits_vqgan/csv"))
+    return find_run(stages[-1].parent) if stages else None
 
 
 @command
@@ -197,7 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(draw(trained), folder)
     if options.guided:
         write(guidance(Trained.load(options.guided)), folder)
-    adaptive_weight(first_stage_run(trained.run), folder / "adaptive-weight.png")
+    if stage := first_stage_run(trained.run):
+        adaptive_weight(stage, folder / "adaptive-weight.png")
+    else:
+        print("there is no trained run of digits_vqgan beside it: its curves are left out")
     print(f"the figures are in {folder}")
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -43,6 +44,7 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/complete.py": ("-n", "1"),
     "scripts/evaluate_fid.py": (
         *("--extractor", "tests.kit.extractor:TinyExtractor", "-n", "1"),
+        *("--prc_extractor", "tests.kit.extractor:TinyExtractor"),
         *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
     "scripts/evaluate_first_stage.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
@@ -113,6 +115,15 @@ class Workplace:
         OmegaConf.save(whole, folder / "configs" / "2021-01-01T00-00-00-project.yaml")
         return f"logs/{folder.name}"
 
+    def larger_classes(self) -> str:
+        """The folder per class with six images in each, as folds of a probe need some."""
+        for path in sorted((self.root / CLASSES).glob("*/*.png")):
+            for copy in range(6):
+                target = self.root / "data" / "larger" / path.parent.name / f"{copy}{path.name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return "data/larger"
+
     def trained(self) -> str:
         """A run that was trained here for two steps, with what it has logged."""
         name = "trained_here"
@@ -157,8 +168,8 @@ class Workplace:
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
             "FOLDER_OF_SAMPLES": lambda: "data/pairs/images",
             "FOLDER_OF_IMAGES": lambda: IMAGES,
-            "FOLDER_OF_CLASSES": lambda: CLASSES,
-            "FOLDER_OF_CLASS_FOLDERS": lambda: CLASSES,
+            "FOLDER_OF_CLASSES": self.larger_classes,
+            "FOLDER_OF_CLASS_FOLDERS": self.larger_classes,
             " SAMPLES REFERENCE": lambda: f" {IMAGES} {IMAGES}",
             " SOURCE OUT.npz": lambda: f" {IMAGES} out.npz",
             "=FOLDER": lambda: f"={CLASSES}",
