@@ -88,7 +88,7 @@ def codebook(trained: Trained) -> dict[str, Image.Image]:
     histogram.add(codes)
     rows = [[images[n], code_picture(codes[n]), decoded[n]] for n in range(4)]
     pages = grid(rows, ["image", "its codes", "decoded"], side=128)
-    each = grid([list(alone[first : first + 16]) for first in range(0, len(alone), 16)], side=32, gap=4)
+    each = grid([list(row) for row in alone.split(16)], side=32, gap=4)
     bars = bar_picture(histogram.counts.sort(descending=True).values, (each.width, 100))
     return {"codebook": pages, "codes": each, "usage": bars}
 
