@@ -48,10 +48,11 @@ mutants: install
 demo: install
 	$(BIN)/python scripts/digits.py
 
-# The documentation site, in site/: open site/index.html, no server is needed. Warnings are errors.
+# The documentation site, in site/: open site/index.html, or, to search as well, serve it by
+# `python -m http.server -d site`. Warnings are errors.
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
