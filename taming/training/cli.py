@@ -257,9 +257,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
-            validates = "validation" in splits_of(data) and options.get("limit_val_batches") != 0
             trainer = make_trainer(
-                options, lightning_config, config, run, model, validates=validates
+                options,
+                lightning_config,
+                config,
+                run,
+                model,
+                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
             )
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
