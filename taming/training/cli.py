@@ -157,7 +157,7 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_OF_GPT = ("n_head", "rope_grid", "norm")
+_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
 _UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
 
 
