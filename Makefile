@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu gpu faults mutants lint install clean
+.PHONY: demo gallery test test-slow test-gpu gpu faults mutants lint install clean
 
 install: $(VENV)/installed
 
@@ -47,6 +47,11 @@ mutants: install
 # Train both stages on handwritten digits, sample, and report: four to ten minutes on two cores.
 demo: install
 	$(BIN)/python scripts/digits.py
+
+# Train the models of docs/gallery.md on rendered landscapes and make its pictures, in gallery/; again:
+# what is missing.
+gallery: install
+	$(BIN)/python scripts/gallery.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

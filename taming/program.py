@@ -142,14 +142,17 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def run_apart(words: Sequence[str]) -> None:
-    """Print and run `taming` with `words` in a process of its own; SystemExit if it fails, which
-    has said why."""
+def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
+    """Print and run `taming` with `words` in a process of its own, in a folder (default: here).
+
+    SystemExit if it fails, which has said why.
+    """
     print(f"\ntaming {' '.join(words)}", flush=True)
     package = Path(taming.__file__).parents[1]  # of a clone, it may not be installed
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     line = [sys.executable, "-m", "taming", *words]
-    code = subprocess.run(line, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
+    environment = {**os.environ, "PYTHONPATH": paths}
+    code = subprocess.run(line, env=environment, cwd=folder, check=False).returncode
     if code:
         raise SystemExit(code)
 

@@ -85,7 +85,11 @@ class Canvas:
         self._put(self._mask([np.asarray(points)], 0.0), color, opacity)
 
     def ellipse(
-        self, center: tuple[float, float], radii: tuple[float, float], color: Color, opacity: float = 1
+        self,
+        center: tuple[float, float],
+        radii: tuple[float, float],
+        color: Color,
+        opacity: float = 1,
     ) -> None:
         """Fill an ellipse with upright axes."""
         self.polygon(oval(center, radii), color, opacity)
@@ -128,7 +132,11 @@ class Canvas:
         part = self.image[rows, columns]
         part[mask] += opacity * (seen - part[mask])
         if opacity >= 0.5:  # else what is behind is what one sees
-            parts = (self.labels[rows, columns], self.depth[rows, columns], self.owner[rows, columns])
+            parts = (
+                self.labels[rows, columns],
+                self.depth[rows, columns],
+                self.owner[rows, columns],
+            )
             self._mark(*parts, mask)
 
     def _mark(

@@ -1,11 +1,11 @@
 """Rendered landscapes as datasets: classes, depth, parts with labels, boxes.
 
-    images/{train,val}/<place>/*.png         whole landscapes, in a folder per class
-    depth/{train,val}/<place>/*.png          16 bits: 65535 over the distance in camera heights
-    views/{images,segmentation}/{train,val}  whole ones, and cut from larger ones, with labels
-    boxes/{annotations,train2017,val2017}    whole ones and their boxes in COCO's format
-    {train,val}.txt                          lists of all images
-    palette.txt                              a color for each label, in which maps can be painted
+images/{train,val}/<place>/*.png         whole landscapes, in a folder per class
+depth/{train,val}/<place>/*.png          16 bits: 65535 over the distance in camera heights
+views/{images,segmentation}/{train,val}  whole ones, and cut from larger ones, with labels
+boxes/{annotations,train2017,val2017}    whole ones and their boxes in COCO's format
+{train,val}.txt                          lists of all images
+palette.txt                              a color for each label, in which maps can be painted
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from taming.data.examples.landscapes import LABELS, PALETTE, STUFF, Landscape, Thing, landscape
+from taming.data.examples.landscapes import Thing, landscape
+from taming.data.examples.places import LABELS, PALETTE, STUFF
 from taming.data.files.list_files import write_lines
 
 SIDE = 128  # pixels of all images

@@ -11,72 +11,20 @@ import cv2
 import numpy as np
 
 from taming.data.examples.canvas import FINER, Air, Canvas, Color, oval, value_noise
+from taming.data.examples.places import (
+    CHANCES,
+    GROUND,
+    LABELS,
+    PLACES,
+    PLACES_HAVE,
+    STUFF,
+    TIMES,
+)
 from taming.data.examples.rendering import Box, box_around
-from taming.data.examples.things import DRAWN, THINGS, Random, Spot
+from taming.data.examples.things import DRAWN, Random, Spot
 
-STUFF = ("sky", "cloud", "sun", "mountain", "hill", "grass", "sand", "snow", "water", "path")
-LABELS = (*STUFF, *THINGS)
-PLACES = ("coast", "desert", "forest", "lake", "meadow", "mountains", "village", "winter")
 FAR = 40.0
 SMALLEST = 20  # visible pixels of an object that counts
-# Colors of the labels in maps that people paint and look at.
-PALETTE = np.array(
-    [
-        *((120, 180, 230), (245, 245, 245), (255, 225, 90), (150, 140, 160), (110, 150, 110)),
-        *((120, 190, 80), (230, 205, 140), (215, 230, 245), (50, 110, 190), (190, 160, 120)),
-        *((20, 90, 60), (60, 140, 40), (90, 170, 120), (200, 80, 60), (150, 70, 160)),
-        *((250, 190, 200), (230, 40, 90), (120, 110, 100), (0, 160, 120)),
-    ],
-    dtype=np.uint8,
-)
-
-
-@dataclass(frozen=True)
-class Time:
-    """Colors of a time of day: the sky above and at the horizon, the light, the sun."""
-
-    name: str
-    top: tuple[int, int, int]
-    low: tuple[int, int, int]
-    light: tuple[float, float, float]
-    sun: tuple[int, int, int]
-    height: tuple[float, float]  # of the sun above the horizon, as shares of the sky
-
-
-TIMES = (
-    Time("day", (84, 152, 222), (206, 232, 244), (1.0, 1.0, 0.97), (255, 250, 222), (0.5, 0.85)),
-    Time("dawn", (136, 158, 214), (255, 212, 184), (1.0, 0.9, 0.84), (255, 240, 205), (0.2, 0.5)),
-    Time("dusk", (84, 70, 140), (255, 150, 92), (0.92, 0.7, 0.62), (255, 214, 140), (0.08, 0.35)),
-    Time("night", (14, 22, 56), (58, 76, 128), (0.34, 0.42, 0.62), (236, 238, 224), (0.5, 0.85)),
-)
-CHANCES = (0.46, 0.18, 0.2, 0.16)  # of the times
-GROUND = {"grass": (124, 172, 84), "sand": (228, 198, 140), "snow": (232, 238, 246)}
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a kind of place has: chances, numbers, and shares of the sky's height."""
-
-    ground: str
-    things: tuple[tuple[str, int, int], ...]  # names, least and most of them
-    mountains: tuple[float, float] = (0.0, 0.0)  # heights; 0: none
-    ridges: int = 1
-    hills: tuple[float, float] = (0.06, 0.2)
-    hill: tuple[int, int, int] = (112, 158, 96)
-    water: str = ""  # "lake" or "sea"
-    path: float = 0.0  # the chance of one
-
-
-PLACES_HAVE = {
-    "coast": Place("sand", (("palm", 1, 4), ("boat", 1, 3), ("rock", 0, 2)), water="sea", hills=(0.0, 0.14)),
-    "desert": Place("sand", (("cactus", 2, 6), ("rock", 1, 3)), (0.2, 0.5), hills=(0.05, 0.16), hill=(216, 172, 116)),
-    "forest": Place("grass", (("conifer", 6, 11), ("tree", 1, 3)), hills=(0.15, 0.4), hill=(72, 124, 92), path=0.5),
-    "lake": Place("grass", (("conifer", 2, 5), ("boat", 0, 2), ("rock", 0, 2)), (0.3, 0.65), 2, water="lake"),
-    "meadow": Place("grass", (("sheep", 2, 6), ("tree", 1, 4), ("house", 0, 1)), path=0.4),
-    "mountains": Place("grass", (("conifer", 1, 5), ("rock", 1, 4)), (0.55, 0.95), 3),
-    "village": Place("grass", (("house", 3, 5), ("tree", 1, 4), ("car", 0, 2)), (0.0, 0.4), path=1.0),
-    "winter": Place("snow", (("conifer", 3, 7), ("house", 0, 2), ("rock", 0, 1)), (0.2, 0.6), hill=(206, 220, 236)),
-}
 
 
 @dataclass(frozen=True)
@@ -170,7 +118,9 @@ class _Painter:
                     for right, radius in puffs:
                         r = radius * size * shrink
                         points = oval((x + right * size, y - shift * size), (1.25 * r, r))
-                        points[:, 1] = np.minimum(points[:, 1], y + 0.25 * size - shift * 0.5 * size)
+                        points[:, 1] = np.minimum(
+                            points[:, 1], y + 0.25 * size - shift * 0.5 * size
+                        )
                         self.canvas.polygon(points, color, 0.92)
             cloud = self.canvas.labels == self.label("cloud")
             self.canvas.depth[cloud] = FAR
@@ -220,7 +170,9 @@ class _Painter:
             color = np.array(self.place.hill) * (0.92 + 0.1 * number)
             with self.canvas.painting(self.label("hill"), 17 - 4.0 * number):
                 line = np.stack([x, self.horizon + 1 - heights], axis=1)
-                self.canvas.polygon([*line, (self.width, self.horizon + 1), (0, self.horizon + 1)], color)
+                self.canvas.polygon(
+                    [*line, (self.width, self.horizon + 1), (0, self.horizon + 1)], color
+                )
 
     # ------------------------------------------------------------------ below it
 
@@ -229,8 +181,8 @@ class _Painter:
         step, side = 24, len(self.noise) - 1  # texels for a height of the camera
         across = (self.columns - self.width / 2) / self.height * (self.far * wide * step) % side
         along = np.broadcast_to(self.far * long * step % side, across.shape)
-        places = [part.astype(np.float32) for part in (across, along)]
-        seen = cv2.remap(self.noise, *places, cv2.INTER_LINEAR)
+        x, y = (part.astype(np.float32) for part in (across, along))
+        seen = cv2.remap(self.noise, x, y, cv2.INTER_LINEAR)
         return seen * np.exp(-self.far / 9)  # what is far has no grain
 
     def ground(self) -> None:
@@ -251,7 +203,10 @@ class _Painter:
         reach = self.random.uniform(0.4, 0.62) * (self.height - self.horizon)
         near = self.horizon + reach * (1 + 0.16 * wave)
         if self.place.water == "lake":  # which narrows to both sides
-            middle, half = self.width * self.random.uniform(0.35, 0.65), self.width * self.random.uniform(0.5, 0.9)
+            middle, half = (
+                self.width * self.random.uniform(0.35, 0.65),
+                self.width * self.random.uniform(0.5, 0.9),
+            )
             bulge = np.sqrt(np.clip(1 - ((x - middle) / half) ** 2, 0, 1))
             far = self.horizon + 0.06 * self.height
             near = far + (near - far) * bulge
@@ -260,7 +215,7 @@ class _Painter:
         scale = np.array(FINER)
         outline = np.stack([np.append(x, (self.width, 0)), np.append(near, (far, far))], axis=1)
         mask = np.zeros(self.canvas.labels.shape, dtype=np.uint8)
-        shore = outline + (0, 0.018 * self.height)
+        shore = outline + np.array((0, 0.018 * self.height))
         edge = mask.copy()
         cv2.fillPoly(edge, [np.round(shore * scale).astype(np.int32)], 1)
         cv2.fillPoly(mask, [np.round(outline * scale).astype(np.int32)], 1)
@@ -285,7 +240,9 @@ class _Painter:
         rows = np.linspace(self.horizon + 1.5, self.height, 40)
         units = rows - self.horizon
         turn, start = self.random.uniform(0, 6.28), self.random.uniform(-0.6, 0.6)
-        bend = self.random.uniform(0.3, 0.8) * np.sin(turn + 4 * self.height / (units + 0.5 * self.height))
+        bend = self.random.uniform(0.3, 0.8) * np.sin(
+            turn + 4 * self.height / (units + 0.5 * self.height)
+        )
         middle = self.width / 2 + start * units + bend * units + self.width * 0.15 * np.cos(turn)
         half = 0.3 * units
         sides = [np.stack([middle + side * half, rows], axis=1) for side in (-1, 1)]

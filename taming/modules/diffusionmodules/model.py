@@ -18,14 +18,8 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import (
-    GROUPS,
-    attends,
-    level_widths,
-    regroup,
-    runner,
-    warn_of_unused,
-)
+from taming.modules.diffusionmodules import levels
+from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -37,7 +31,7 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
-    """Group normalization over 32 groups."""
+    """Group normalization over 32 groups, or `norm_groups` of `Encoder` and `Decoder`."""
     return nn.GroupNorm(GROUPS, in_channels, eps=1e-6, affine=True)
 
 
@@ -249,7 +243,7 @@ class Encoder(nn.Module):
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
 
-        warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
+        levels.warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()

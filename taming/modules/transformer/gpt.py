@@ -160,9 +160,7 @@ class GPT(nn.Module):
         if config.rope_grid is None:
             return None
         size, device = config.n_embd // config.n_head, self.pos_emb.device
-        turned = rotations(
-            config.rope_grid, config.block_size, size, device, config.rope_condition
-        )
+        turned = rotations(config.rope_grid, config.block_size, size, device, config.rope_condition)
         return turned[:, places]
 
     def _allowed(self, length: int) -> Tensor | None:
