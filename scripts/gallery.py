@@ -32,12 +32,13 @@ from taming.sampling.animation import Recorder, to_gif
 from taming.sampling.conditions import read_condition
 from taming.sampling.load import load_transformer
 from taming.sampling.sizes import tokens_for, trained_shape
-from taming.shipped import shipped
+from taming.shipped import find_config, shipped
 
 LANDSCAPES, SCENE = "data/landscapes", (128, 128)
 SAMPLING = ("--top_k", "200", "--top_p", "0.92", "--temperature", "0.9")
 SETTINGS = SampleSettings(temperature=0.9, top_k=200, top_p=0.92)
 PAINTED = "painted_map.png"  # in configs/gallery
+RUN_TIME = "????-??-??T??-??-??_"  # before the name of each run's folder
 PLACE = "lake"  # the kind of place whose drawing is filmed
 SMALL_STEPS, SMALL_GPT = 2, ("n_layer=1", "n_embd=24")
 
@@ -109,7 +110,7 @@ class Workshop:
         return self._runs[name]
 
     def _train(self, name: str, overrides: tuple[str, ...]) -> str:
-        runs = sorted((self.work / "logs").glob(f"*_{name}"))
+        runs = sorted((self.work / "logs").glob(RUN_TIME + name))
         begun = [run for run in runs if any(run.glob("checkpoints/*.ckpt"))]
         if begun and (begun[-1] / "finished").is_file():
             return f"logs/{begun[-1].name}"
@@ -120,7 +121,7 @@ class Workshop:
         else:
             start = ("--base", f"gallery/{name}", "-t", "True", "--seed", str(self.options.seed))
             self.run("train", *start, *flags, *overrides)
-        run = max((self.work / "logs").glob(f"*_{name}"))
+        run = max((self.work / "logs").glob(RUN_TIME + name))
         (run / "finished").touch()
         return f"logs/{run.name}"
 
@@ -133,7 +134,8 @@ class Workshop:
         if self.options.small:
             network = "model.params.transformer_config.params"
             stages += [f"{network}.{size}" for size in SMALL_GPT] + ["data.params.batch_size=4"]
-        config, codes = f"gallery/{name}_transformer", f"data/codes_{name}"
+        config = str(find_config(f"gallery/{name}_transformer"))
+        codes = f"data/codes_{name}"
         self.run("encode", "--base", config, "--out", codes, "--flips", *stages)
         return self.trained(f"{name}_transformer", *stages, f"data.params.codes={codes}")
 
@@ -149,6 +151,17 @@ class Workshop:
 
 
 # ---------------------------------------------------------------------- pictures
+
+
+def of_landscapes(shop: Workshop) -> Image.Image:
+    """What the models learn from: the first rendered landscape of each place, labels and depth."""
+    names = [sorted((shop.landscapes / "images/train" / place).glob("*.png"))[0] for place in PLACES]
+    shown = [
+        [cell_of(name) for name in names],
+        [cell_of_labels(shop.landscapes, name) for name in names],
+        [cell_of_depth(shop.landscapes, name) for name in names],
+    ]
+    return grid(shown, PLACES, side=128)
 
 
 def of_map(shop: Workshop, kind: str) -> Image.Image:
@@ -244,12 +257,26 @@ def drawn(
     return to_pillow(sample.image), recorder.frames
 
 
+def cell_of_labels(root: Path, image: Path) -> Cell:
+    """The labels of a rendered landscape in their colors."""
+    with Image.open(root / "views/segmentation/train" / image.name) as labels:
+        return Image.fromarray(PALETTE[np.asarray(labels)])
+
+
+def cell_of_depth(root: Path, image: Path) -> Cell:
+    """The depth of a rendered landscape; what is near is bright."""
+    with Image.open(root / "depth/train" / image.parent.name / image.name) as depth:
+        near = np.asarray(depth).astype(np.float32)
+    return Image.fromarray((255 * near / near.max()).astype(np.uint8)).convert("RGB")
+
+
 def cell_of(path: Path) -> Cell:
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 PICTURES: dict[str, Callable[[Workshop], Image.Image | list[Image.Image]]] = {
+    "landscapes": of_landscapes,
     "photographs": of_photographs,
     "classes": of_classes,
     "drawing": of_drawing,
