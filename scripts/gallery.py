@@ -155,7 +155,9 @@ class Workshop:
 
 def of_landscapes(shop: Workshop) -> Image.Image:
     """What the models learn from: the first rendered landscape of each place, labels and depth."""
-    names = [sorted((shop.landscapes / "images/train" / place).glob("*.png"))[0] for place in PLACES]
+    names = [
+        sorted((shop.landscapes / "images/train" / place).glob("*.png"))[0] for place in PLACES
+    ]
     shown = [
         [cell_of(name) for name in names],
         [cell_of_labels(shop.landscapes, name) for name in names],

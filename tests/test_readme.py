@@ -157,6 +157,7 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "conda env create -f environment.yaml": (ENVIRONMENT, check_environment),
     "conda activate taming": (ENVIRONMENT, check_environment),
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
+    "make gallery": ("takes an hour; tests/scripts/test_gallery.py makes it small", check_target),
     "make test": ("runs this test", check_target),
     "make gpu": ("needs a GPU", check_target),
     "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
