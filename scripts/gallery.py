@@ -72,7 +72,7 @@ class Workshop:
     work: Path
     _runs: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *words: str) -> None:
+    def run(self, words: Sequence[str]) -> None:
         """Run a subcommand of `taming` in the folder `work`."""
         run_apart(words, self.work)
 
@@ -84,7 +84,7 @@ class Workshop:
             counts = ("16", "8")
         if not (folder / "palette.txt").is_file():  # which is written last
             sizes = ("--train", counts[0], "--validation", counts[1])
-            self.run("examples", "--scenes", "landscapes", "--outdir", LANDSCAPES, *sizes)
+            self.run(["examples", "--scenes", "landscapes", "--outdir", LANDSCAPES, *sizes])
         return folder
 
     @cached_property
@@ -117,10 +117,10 @@ class Workshop:
         small = ("--max_steps", str(SMALL_STEPS)) if self.options.small else ()
         flags = (*self.precision, "--enable_progress_bar", "false", *small)
         if begun:
-            self.run("train", "-r", f"logs/{begun[-1].name}", "-t", "True", *flags)
+            self.run(["train", "-r", f"logs/{begun[-1].name}", "-t", "True", *flags])
         else:
             start = ("--base", f"gallery/{name}", "-t", "True", "--seed", str(self.options.seed))
-            self.run("train", *start, *flags, *overrides)
+            self.run(["train", *start, *flags, *overrides])
         run = max((self.work / "logs").glob(RUN_TIME + name))
         (run / "finished").touch()
         return f"logs/{run.name}"
@@ -136,14 +136,14 @@ class Workshop:
             stages += [f"{network}.{size}" for size in SMALL_GPT] + ["data.params.batch_size=4"]
         config = str(find_config(f"gallery/{name}_transformer"))
         codes = f"data/codes_{name}"
-        self.run("encode", "--base", config, "--out", codes, "--flips", *stages)
+        self.run(["encode", "--base", config, "--out", codes, "--flips", *stages])
         return self.trained(f"{name}_transformer", *stages, f"data.params.codes={codes}")
 
-    def samples(self, subcommand: str, run: str, name: str, *flags: str) -> Path:
+    def samples(self, subcommand: str, run: str, name: str, flags: Sequence[str]) -> Path:
         """The folder of what a subcommand samples from a run; the same call makes no more."""
         folder = f"samples/{name}"
         seed = ("--seed", str(self.options.seed))
-        self.run(subcommand, "-r", run, "--outdir", folder, *seed, *SAMPLING, *flags)
+        self.run([subcommand, "-r", run, "--outdir", folder, *seed, *SAMPLING, *flags])
         return self.work / folder
 
     def count(self, number: int) -> str:
@@ -155,9 +155,7 @@ class Workshop:
 
 def of_landscapes(shop: Workshop) -> Image.Image:
     """What the models learn from: the first rendered landscape of each place, labels and depth."""
-    names = [
-        sorted((shop.landscapes / "images/train" / place).glob("*.png"))[0] for place in PLACES
-    ]
+    names = [min((shop.landscapes / "images/train" / place).glob("*.png")) for place in PLACES]
     shown = [
         [cell_of(name) for name in names],
         [cell_of_labels(shop.landscapes, name) for name in names],
@@ -169,7 +167,8 @@ def of_landscapes(shop: Workshop) -> Image.Image:
 def of_map(shop: Workshop, kind: str) -> Image.Image:
     """Maps of validation, what the model makes of them, and what they are maps of."""
     run = shop.transformer(kind, kind)
-    folder = shop.samples("sample-data", run, kind, "-n", shop.count(6), "--batch_size", "6")
+    flags = ("-n", shop.count(6), "--batch_size", "6")
+    folder = shop.samples("sample-data", run, kind, flags)
     parts = ("conditioning", "samples", "originals")
     rows = [[cell_of(path) for path in sorted(folder.glob(f"*/{part}/*.png"))] for part in parts]
     return grid(rows, side=160)
@@ -179,7 +178,7 @@ def of_boxes(shop: Workshop) -> Image.Image:
     """Layouts of validation, and two samples of each."""
     run = shop.transformer("boxes")
     sizes = ("-R", "128,128", "-n", shop.count(6), "-N", shop.count(2), "--batch_size", "6")
-    folder = shop.samples("scenes", run, "boxes", *sizes)
+    folder = shop.samples("scenes", run, "boxes", sizes)
     layouts = sorted(folder.glob("*/layouts/*.png"))
     columns = [
         [layout, *sorted(layout.parent.parent.glob(f"samples/{layout.stem}/*.png"))]
@@ -191,7 +190,8 @@ def of_boxes(shop: Workshop) -> Image.Image:
 def of_classes(shop: Workshop) -> Image.Image:
     """Samples of each kind of place, a column each."""
     run = shop.transformer("class")
-    folder = shop.samples("sample", run, "classes", "-n", shop.count(4), "--batch_size", "16")
+    flags = ("-n", shop.count(4), "--batch_size", "16")
+    folder = shop.samples("sample", run, "classes", flags)
     columns = [sorted(folder.glob(f"samples/*/*/{n}/*.png")) for n in range(len(PLACES))]
     rows = zip(*columns, strict=True)
     return grid([[cell_of(path) for path in row] for row in rows], PLACES, side=128)
@@ -202,9 +202,9 @@ def of_completion(shop: Workshop) -> Image.Image:
     run, rows = shop.transformer("class"), []
     for place in PLACES[: 1 if shop.options.small else 4]:
         image = min((shop.landscapes / "images/val" / place).glob("*.png"))
-        given = ("--image", str(image), "--keep", "left-half", "-n", shop.count(4))
-        number = str(PLACES.index(place))
-        folder = shop.samples("complete", run, f"completion/{place}", *given, "--condition", number)
+        given = ["--image", str(image), "--keep", "left-half", "-n", shop.count(4)]
+        given += ["--condition", str(PLACES.index(place))]
+        folder = shop.samples("complete", run, f"completion/{place}", given)
         completed = sorted(path for path in folder.glob("*/*.png") if path.stem.isdigit())
         kept = next(folder.glob("*/kept.png"))
         rows.append([cell_of(path) for path in (kept, *completed, image)])
@@ -235,7 +235,7 @@ def of_photographs(shop: Workshop) -> Image.Image:
     """Parts of photographs, and what codes of them decode to."""
     assert shop.photographs
     run, out = shop.trained("photographs_vqgan"), "samples/photographs"
-    shop.run("reconstruct", "-r", run, "data/photographs/shown", "--outdir", out)
+    shop.run(["reconstruct", "-r", run, "data/photographs/shown", "--outdir", out])
     rows = [
         [cell_of(shop.photographs / "shown" / path.name), cell_of(path)]
         for path in sorted((shop.work / out).glob("*/*.png"))

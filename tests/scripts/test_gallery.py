@@ -46,7 +46,7 @@ def test_a_picture_is_made_once_from_what_is_there(
 def test_an_unknown_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["--outdir", str(tmp_path), "--only", "clases"])
-    assert "there is no picture clases; did you mean classes?" in capsys.readouterr().err
+    assert "there is no picture clases; did you mean 'classes'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # trains every model for two steps

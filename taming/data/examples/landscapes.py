@@ -284,7 +284,7 @@ class _Painter:
             if self.canvas.labels[row, column] in numbers:
                 dark, snowy = self.time.name == "night", self.place.ground == "snow"
                 unit = 0.16 * self.height / 1.2 * (0.35 + (y - self.horizon) / (0.5 * self.height))
-                return Spot(x, y, unit, self.side, dark, snowy)
+                return Spot(x, y, unit, self.side, dark=dark, snowy=snowy)
         return None
 
 
@@ -310,4 +310,11 @@ def landscape(
     counts = np.bincount(owner[owner >= 0].ravel(), minlength=len(names))
     seen = [number for number in range(len(names)) if counts[number] >= SMALLEST]
     things = tuple(Thing(names[n], box_around(owner == n)) for n in reversed(seen))
-    return Landscape(place, painter.time.name, canvas.picture(), labels.copy(), depth, things)
+    return Landscape(
+        place=place,
+        time=painter.time.name,
+        image=canvas.picture(),
+        labels=labels.copy(),
+        depth=depth,
+        things=things,
+    )

@@ -171,7 +171,7 @@ def test_residual_block_options():
 
 def test_published_defaults():
     common = {"ch_mult": (1, 2, 4, 8), "dropout": 0, "resamp_with_conv": True}
-    common["attn_type"] = "vanilla"
+    common |= {"attn_type": "vanilla", "norm_groups": 32}
     assert defaults(Encoder) == {**common, "double_z": True}
     assert defaults(Decoder) == {**common, "give_pre_end": False}
 
