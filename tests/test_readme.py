@@ -19,6 +19,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from scripts.gallery import PICTURES
 from taming.config import get_obj_from_str
 from taming.published_models import published_models
 from taming.training.trainer_options import trainer_options
@@ -36,7 +37,7 @@ from tests.documents import (
 from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
+DOCUMENTS = [README, *(ROOT / "docs" / f"{n}.md" for n in ("data", "fine-tuning", "gallery"))]
 SLOW = [ROOT / "docs" / "first-hours.md"]  # whose commands are much like the README's
 LINKED = [*DOCUMENTS, *SLOW, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
 
@@ -158,6 +159,10 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "conda activate taming": (ENVIRONMENT, check_environment),
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
     "make gallery": ("takes an hour; tests/scripts/test_gallery.py makes it small", check_target),
+    **{
+        f"python scripts/gallery.py --only {name}": ("trains for minutes", check_flags)
+        for name in PICTURES
+    },
     "make test": ("runs this test", check_target),
     "make gpu": ("needs a GPU", check_target),
     "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
