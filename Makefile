@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo docs test test-slow test-gpu gpu faults mutants lint install clean
+.PHONY: demo gallery docs test test-slow test-gpu gpu faults mutants lint install clean
 
 install: $(VENV)/installed
 
@@ -53,6 +53,11 @@ demo: install
 docs: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Train the models of docs/gallery.md on rendered landscapes and make its pictures, in gallery/; again:
+# what is missing.
+gallery: install
+	$(BIN)/python scripts/gallery.py
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

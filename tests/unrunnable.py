@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.gallery import PICTURES
 from taming.published_models import published_models
 from tests.documents import PROJECT, ROOT
 from tests.workplace import Workplace, run_script
@@ -104,6 +105,11 @@ CANNOT_RUN: dict[str, tuple[str, Check]] = {
     "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
     "make test": ("runs this test", check_target),
     "make docs": ("installs; tests/test_site.py builds the site", check_target),
+    "make gallery": ("takes an hour; tests/scripts/test_gallery.py makes it small", check_target),
+    **{
+        f"python scripts/gallery.py --only {name}": ("trains for minutes", check_flags)
+        for name in PICTURES
+    },
     "make gpu": ("needs a GPU", check_target),
     "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
     "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
@@ -168,6 +174,11 @@ EXECUTED = {
     "taming push logs/<run> owner/name --license mit": "tests/scripts/test_push.py",
     "make test": ".github/workflows/tests.yml",
     "make docs": "tests/test_site.py",
+    "make gallery": "tests/scripts/test_gallery.py",
+    **{
+        f"python scripts/gallery.py --only {name}": "tests/scripts/test_gallery.py"
+        for name in PICTURES
+    },
     "make demo": "tests/test_demo.py",
     "kill -USR1 <pid>": "tests/training/test_cli.py",
     "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": "tests/unrunnable.py",

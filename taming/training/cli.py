@@ -159,8 +159,9 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_OF_GPT = ("n_head", "rope_grid", "norm")
+_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
 _UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
+_UNCHANGED += ("model.params.ddconfig.norm_groups",)
 
 
 def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
