@@ -23,7 +23,7 @@ from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.config import did_you_mean
 from taming.data.examples.photographs import write_photographs
 from taming.data.examples.places import PALETTE, PLACES
-from taming.devices import choose_device
+from taming.devices import device_of_command
 from taming.errors import UserError, command
 from taming.pictures import Cell, enlarged, grid, to_pillow
 from taming.program import run_apart
@@ -249,7 +249,7 @@ def drawn(
 ) -> tuple[Image.Image, list[Image.Image]]:
     """An image of (height, width) pixels of a class or the file of a map, and pictures of how it
     grew."""
-    model, *_ = load_transformer(str(shop.work / run), (), choose_device("auto"), ())
+    model, *_ = load_transformer(str(shop.work / run), (), device_of_command("auto"), ())
     shape = tokens_for(model, size) or trained_shape(model)
     request = request_for_condition(model, read_condition(model, condition, size), 0, shape)
     recorder = Recorder(model, shape)
