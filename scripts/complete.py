@@ -33,8 +33,8 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import TokenBar
-from taming.sampling.completion import HALVES, keep_mask, known_indices
-from taming.sampling.conditions import cut_to_tokens, read_condition, read_picture
+from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
+from taming.sampling.conditions import read_condition
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import (
@@ -46,8 +46,6 @@ from taming.sampling.sizes import (
     trained_size,
 )
 from taming.words import there_are
-
-Sizes = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +75,12 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
 
-@dataclass(frozen=True)
-class Photo:
-    """The image to complete, [1, C, H, W] in whole tokens.
-
-    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover;
-    `cut_off` are the rows and columns at its end that fill no token.
-    """
-
-    picture: Tensor
-    original: Sizes | None = None
-    reduced_to: Sizes | None = None
-    cut_off: Sizes = (0, 0)
-
-
 def read_image(own: Arguments, model: Net2NetTransformer) -> Photo:
     """The image, resized if a size is given, or reduced to the size of training if it is larger."""
     factor, shape = pixels_per_token(model), tokens_for(model, own.size)
-    channels = model.first_stage_model.channels
-    if shape is not None:
-        size = (shape[0] * factor, shape[1] * factor)
-        return Photo(cut_to_tokens(read_picture(own.image, channels, size), factor))
-    whole = read_picture(own.image, channels)
-    height, width = whole.shape[2:]
-    rows, columns = trained_shape(model)
-    if own.full_size or height // factor <= rows or width // factor <= columns:
-        return Photo(cut_to_tokens(whole, factor), cut_off=(height % factor, width % factor))
-    covered = (rows * factor, columns * factor)
-    picture = read_picture(own.image, channels, reduce_to=covered)
-    return Photo(cut_to_tokens(picture, factor), (height, width), covered)
+    size = None if shape is None else (shape[0] * factor, shape[1] * factor)
+    trained = trained_shape(model)
+    return read_photo(model.first_stage_model, own.image, trained, size, own.full_size)
 
 
 def parse_pad(text: str, factor: int) -> tuple[int, int, int, int]:

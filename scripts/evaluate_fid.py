@@ -110,7 +110,7 @@ class Job:
 
     def __init__(self, argv: Sequence[str] | None) -> None:
         args, self.names, overrides = read_arguments(argv)
-        self.argv = argv
+        self.argv, self.given = argv, vars(args)
         self.own = from_flags(Arguments, args)
         if self.own.reproduce:
             return
@@ -184,7 +184,7 @@ def write(job: Job, evaluated: Sequence[Evaluated], seconds: float) -> Path:
     result, (_, evaluation) = job.result(evaluated, seconds), evaluated[-1]
     key = key_of(protocol=result["protocol"], sets=result["sets"], metrics=list(result["metrics"]))
     path = job.common.folder_for(job.samples) / f"fidelity-{key[:8]}.json"
-    tables = noted(result, job.own.preset)
+    tables = noted(result, job.own.preset, job.given)
     if job.side_by_side and not job.swept:
         tables.append(by_evaluator(evaluation.metrics))
     if job.swept:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,6 +82,9 @@ class Arguments:
         metavar="FILTER,...",
         parse=parse_filters,
     )
+    rfid_resamples: int = flag(
+        0, "sets of images drawn with replacement, for the deviation of the rFID (0: not computed)"
+    )
     speed_rounds: int = flag(5, "timed rounds with one batch, for images a second; 0: not timed")
     rows: int = flag(8, "images in the picture")
     preset: str | None = flag(None, PRESET_HELP)
@@ -91,6 +95,8 @@ class Arguments:
         require_positive(rows=self.rows, batch_size=self.batch_size)
         if self.speed_rounds < 0:
             raise UserError(f"--speed_rounds must be at least 0, not {self.speed_rounds}")
+        if self.rfid_resamples < 0 or self.rfid_resamples == 1:
+            raise UserError(f"--rfid_resamples is 0, or at least 2, not {self.rfid_resamples}")
 
 
 Evaluators = list[tuple[FirstStageEvaluator, PreparedSource]]
@@ -110,7 +116,7 @@ def make_evaluators(
         if first is None:
             first = evaluator = make_evaluator(own, stages[0].model.reads_labels)
         else:
-            evaluator = replace(first, metrics=(), _originals={})
+            evaluator = replace(first, metrics=(), rfid_resamples=0, _originals={})
         evaluators.append((evaluator, images))
     return evaluators
 
@@ -158,6 +164,7 @@ def make_evaluator(own: Arguments, reads_labels: bool) -> FirstStageEvaluator:
         device=device,
         dtype=choose_dtype(own.common.precision, device),
         runner=own.common.cache.runner(own.batch_size),
+        rfid_resamples=own.rfid_resamples,
     )
     if reads_labels:
         return evaluator
@@ -175,6 +182,7 @@ def write(
     line: list[str],
     *,
     preset: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Path:
     """The numbers: all of them in JSON, tables in Markdown, a CSV of the images per first stage."""
     sets = {"images": results[0].images, **{r.name: r.reconstructions for r in results}}
@@ -191,7 +199,12 @@ def write(
     path = outdir / f"first_stages-{key[:8]}" / "first_stages.json"
     rows = table_rows(results)
     sentences = [*notes(results), *reasons(results), use_of_codes(results)]
-    tables = [markdown_table(rows), *sentences, *class_tables(results), *noted(result, preset)]
+    tables = [
+        markdown_table(rows),
+        *sentences,
+        *class_tables(results),
+        *noted(result, preset, given or {}),
+    ]
     write_result(result, path, tables)
     write_text(path.with_suffix(".tex"), latex_table(rows, better_ends(rows)))
     for r in results:
@@ -232,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.monotonic() - start,
         command_line(argv, SCRIPT),
         preset=own.preset,
+        given=vars(args),
     )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))

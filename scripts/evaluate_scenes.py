@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     result["by_sample"] = evaluation.rows
     outdir = Path(arguments.outdir or run.folder / "evaluation")
-    tables = [markdown_table(evaluation.rows), *noted(result, own.preset)]
+    tables = [markdown_table(evaluation.rows), *noted(result, own.preset, vars(args))]
     path = write_result(result, outdir / "scenes.json", tables)
     print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command=command_line(argv, SCRIPT),
     )
     result["by_class"] = likelihood.by_class()
-    tables = noted(result, own.preset)
+    tables = noted(result, own.preset, vars(args))
     result["by_position"] = likelihood.map().tolist()
     outdir = Path(arguments.outdir or run.folder / "evaluation")
     path = write(result, likelihood, outdir, tables)

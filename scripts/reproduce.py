@@ -14,6 +14,7 @@ numbers with the measured ones.
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -53,7 +54,7 @@ class Arguments:
     """The flags of this script."""
 
     list: bool = flag(False, "show the presets, and their commands, and stop")
-    all: bool = flag(False, "measure all that can be measured here")
+    all: bool = flag(False, "measure all that a script measures, and show the others beside them")
     model: tuple[tuple[str, str], ...] = flag(
         (),
         "where the model of a preset is (default: logs/...)",
@@ -119,7 +120,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     script_name, *words = one.command()
     words += ["-o", str(folder)]
     script = load(Path(__file__).with_name(Path(script_name).name))
-    say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
+    say(f"{one.preset.name}: python {script_name} {shlex.join(words)}")
     try:
         if one.preset.script == "evaluate_fid":
             announce_time(script, words)
@@ -134,12 +135,21 @@ def measure(one: Reproduction, folder: Path) -> str:
     return ""
 
 
-def reproduce(one: Reproduction, outdir: Path) -> list[dict[str, Any]]:
-    """The lines of a preset in the final table; None in ranks above 0."""
+@dataclass(frozen=True)
+class Outcome:
+    """Lines of the final table, and whether they have all numbers that they could have."""
+
+    lines: list[dict[str, Any]]
+    complete: bool
+
+
+def reproduce(one: Reproduction, outdir: Path) -> Outcome:
+    """The lines of a preset in the final table, which matter in the first process."""
     if missing := list(one.missing()):
         for text in missing:
             say(f"{one.preset.name} cannot be measured: {text}")
-        return rows(one.preset, None, "missing: model or data")
+        why = "missing: model or data" if one.preset.script else f"no single run: {one.preset.note}"
+        return Outcome(rows(one.preset, None, why), False)
     folder = one.folder(outdir)
     # The first process decides for all, as it is the one that writes results.
     finished = gather_objects(result_in(folder) is not None)[0]
@@ -148,7 +158,15 @@ def reproduce(one: Reproduction, outdir: Path) -> list[dict[str, Any]]:
         say(f"{one.preset.name} is in {folder}")
     if problem:
         say(f"{one.preset.name} could not be measured: {problem}")
-    return rows(one.preset, result_in(folder), problem)
+    lines = rows(one.preset, result_in(folder), problem)
+    return Outcome(lines, not problem and has_all_numbers(one.preset, lines))
+
+
+def has_all_numbers(entry: Preset, lines: Sequence[dict[str, Any]]) -> bool:
+    """Whether every number of the preset's model was measured, however many are published."""
+    of_others = {place for place, number in enumerate(entry.numbers) if number.of}
+    own = [line["measured"] for place, line in enumerate(lines) if place not in of_others]
+    return all(isinstance(number, float) for number in own)
 
 
 @command
@@ -159,20 +177,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--list shows all presets; leave {names[0]} or --list out")
         return say(listing())
     presets = chosen_presets(own, names)
-    every = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]
+    outcomes = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]
     if own_share()[0] > 0:
         return
-    lines = [line for part in every for line in part]
-    print(write_table(lines, own.outdir))
+    print(write_table([line for one in outcomes for line in one.lines], own.outdir))
     print(f"reproduced.md and reproduced.json are in {own.outdir}")
-    if lost := [part[0]["preset"] for part in every if part and is_lost(part)]:
-        print(f"error: {len(lost)} of {len(every)} presets were not measured", file=sys.stderr)
+    # Of --all, those count that a script measures; of those that are named, each.
+    counted = [
+        one.complete
+        for one, entry in zip(outcomes, presets, strict=True)
+        if names or entry.script is not None
+    ]
+    if lost := counted.count(False):
+        print(f"error: {lost} of {len(counted)} presets were not measured", file=sys.stderr)
         raise SystemExit(1)
-
-
-def is_lost(part: Sequence[dict[str, Any]]) -> bool:
-    """Whether no number of a preset was measured."""
-    return not any(isinstance(line["measured"], float) for line in part)
 
 
 if __name__ == "__main__":

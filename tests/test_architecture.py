@@ -90,7 +90,9 @@ ALLOWED = {
     "export": LEAVES | {"export", "models", "modules"},
     "sampling": LEAVES | {"sampling", "data", "models", "modules"},
     "evaluation": LEAVES | {"evaluation", "sampling", "models", "modules", "data"},
+    "guidance": LEAVES | {"guidance", "evaluation", "sampling", "models", "modules"},
     "training": LEAVES | {"training", "models", "modules", "data"},
+    "demo": LEAVES | {"demo", "sampling", "models", "modules", "data"},
 }
 
 

@@ -2,7 +2,7 @@
 
 from taming.checkpoint.consolidation import consolidate, remove_unused_shards
 from taming.checkpoint.fingerprint import model_hashes
-from taming.checkpoint.formats import read_checkpoint, read_content
+from taming.checkpoint.formats import is_program, read_checkpoint, read_content, read_program
 from taming.checkpoint.hub_names import HubName, is_hub_name
 from taming.checkpoint.loading import (
     check_complete,
@@ -34,6 +34,7 @@ __all__ = [
     "find_unsaved",
     "inherit_data",
     "is_hub_name",
+    "is_program",
     "load_file",
     "load_run",
     "load_weights",
@@ -41,6 +42,7 @@ __all__ = [
     "normal_path",
     "read_checkpoint",
     "read_content",
+    "read_program",
     "remove_unused_shards",
     "run_as_stage",
     "run_config",

@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +19,9 @@ from taming.checkpoint import inert
 from taming.checkpoint.checksum import DamagedFileError, check
 from taming.checkpoint.file_kinds import what_is_wrong
 from taming.checkpoint.shards import folder_of, has_shards
+from taming.checkpoint.stand_ins import Inert
 from taming.checkpoint.weight_sets import choose
-from taming.errors import REFUSALS, UserError, reason_of
+from taming.errors import REFUSALS, UserError, absence, reason_of
 from taming.published_models import how_to_fetch
 
 Read = TypeVar("Read")
@@ -65,6 +66,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return {**rest, "state_dict": dict(choose(content, path).tensors)}
 
 
+def read_program(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a TorchScript program by their names, as its `state_dict()` has them.
+
+    Nothing of the program is run.
+
+    Raises:
+        UserError: as `read_content` does.
+    """
+    content = explained(Path(path), lambda path: inert.read_zip(path, program=True))
+    return dict(_attributes(content, ""))
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file is a TorchScript program, which has weights among other things."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _attributes(module: Any, place: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a module and of those in it, which a program has as attributes."""
+    state = module.state if isinstance(module, Inert) else None
+    for name, value in state.items() if isinstance(state, Mapping) else ():
+        if isinstance(value, Tensor):
+            yield f"{place}{name}", value
+        else:
+            yield from _attributes(value, f"{place}{name}.")
+
+
 def is_mapped(path: Path) -> bool:
     """Whether a checkpoint's tensors are read from its file only when they are used."""
     if path.name.endswith(INDEX) or shards_with(path) or _is_safetensors(path):
@@ -93,6 +124,8 @@ def shards_with(path: Path) -> list[Path]:
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
     """The result of `read`; its failure is a `DamagedFileError` that says what the file is."""
+    if path.is_dir():
+        raise UserError(f"{absence('checkpoint', path)}; name a file in it")
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}{how_to_fetch(path)}")
     try:

@@ -29,8 +29,10 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # the beginning of torch's files before 1.6, pi
 # ---------------------------------------------------------------------- files
 
 
-def read_zip(path: Path) -> Any:
+def read_zip(path: Path, program: bool = False) -> Any:
     """The content of a file of torch since 1.6, its tensors mapped from it.
+
+    Of a TorchScript `program`, which is refused otherwise, that are its objects, and none runs.
 
     Raises:
         ValueError: if it is no such file, or claims more than it holds.
@@ -42,7 +44,7 @@ def read_zip(path: Path) -> Any:
         if not pickles:
             raise ValueError("no data.pkl in it")
         root = pickles[0].removesuffix("data.pkl")
-        if f"{root}constants.pkl" in records:
+        if f"{root}constants.pkl" in records and not program:
             raise UserError(
                 f"{path} is a TorchScript program, not weights; save its state_dict() instead"
             )

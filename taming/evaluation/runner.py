@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from taming.distributed import gather_objects
 from taming.errors import UserError, interruptible
 from taming.evaluation.metrics.base import ImageAccumulator
 from taming.evaluation.metrics.features import FeatureAccumulators, Requests, SetFeatures
+from taming.evaluation.metrics.statistics_file import NOT_READ, array_of
 from taming.evaluation.sources.images import (
     ImageSource,
     Manifest,
@@ -82,10 +82,10 @@ class Cache:
     def _read(self, path: Path) -> State | None:
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                return {name: array_of(file, name) for name in file.files}
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except NOT_READ as error:
             log.warning("%s is damaged and computed anew (%s)", path, error)
             return None
 

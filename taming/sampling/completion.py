@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +12,43 @@ from torch import Tensor
 
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling.conditions import read_pixels
+from taming.models.first_stage import FirstStage
+from taming.sampling.conditions import cut_to_tokens, read_picture, read_pixels
 
+Sizes = tuple[int, int]
 HALVES = ("top-half", "bottom-half", "left-half", "right-half")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image of the user's, [1, C, H, W] in whole tokens.
+
+    If it was reduced, `original` is its (height, width) before, `reduced_to` what it had to cover;
+    `cut_off` are the rows and columns at its end that fill no token.
+    """
+
+    picture: Tensor
+    original: Sizes | None = None
+    reduced_to: Sizes | None = None
+    cut_off: Sizes = (0, 0)
+
+
+def read_photo(
+    stage: FirstStage, path: str, trained: Sizes, size: Sizes | None, full_size: bool = False
+) -> Photo:
+    """An image resized to `size` in pixels, if one is given; else at most as large as those of
+    training, `trained` in tokens, unless `full_size`."""
+    factor, channels = stage.downsampling_factor, stage.channels
+    if size is not None:
+        return Photo(cut_to_tokens(read_picture(path, channels, size), factor))
+    whole = read_picture(path, channels)
+    height, width = whole.shape[2:]
+    rows, columns = trained
+    if full_size or height // factor <= rows or width // factor <= columns:
+        return Photo(cut_to_tokens(whole, factor), cut_off=(height % factor, width % factor))
+    covered = (rows * factor, columns * factor)
+    picture = read_picture(path, channels, reduce_to=covered)
+    return Photo(cut_to_tokens(picture, factor), (height, width), covered)
 
 
 def keep_mask(
@@ -36,21 +72,67 @@ def keep_mask(
     Raises:
         UserError: for anything else, and if nothing would be kept or sampled.
     """
-    height, width = size
-    if keep in HALVES and not (read_files and Path(keep).is_file()):
-        pixels = _within(_half(keep, size, factor), size)
-    else:
-        before = original or size
-        given = read_files and Path(keep).is_file()
-        pixels = _read_mask(Path(keep), before) if given else _within(_box(keep, before), before)
-        pixels = _reduced(pixels, size)
-    tokens = pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
+    pixels = _marked(keep, size, factor, original, _KEPT, read_files=read_files)
+    tokens = _whole_tokens(_reduced(pixels, size), factor)
     if not tokens.any():
         patch = f"'{keep}' keeps no whole patch of {factor} x {factor} pixels"
         raise UserError(patch + _once_reduced(original, size))
     if tokens.all():
         raise UserError(f"'{keep}' keeps the whole image, so that there is nothing to sample")
     return tokens
+
+
+def changed_mask(
+    changed: str, size: tuple[int, int], factor: int, original: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """What of an image may change: tokens, bool (H / factor, W / factor), those with any pixel of a
+    region; and these pixels, bool (H, W).
+
+    The region is given as what is kept is to `keep_mask`, white where an image may change.
+
+    Raises:
+        UserError: as `keep_mask` does, and if nothing would change.
+    """
+    kept = _reduced(~_marked(changed, size, factor, original, _CHANGED), size)
+    tokens = ~_whole_tokens(kept, factor)
+    if not tokens.any():
+        raise UserError(f"'{changed}' marks no pixel of the image, so that nothing would change")
+    return tokens, ~kept
+
+
+class _Meaning(NamedTuple):
+    """Of a region, for errors: its flag, and what is done where a mask is white."""
+
+    flag: str
+    white: str
+
+
+_KEPT, _CHANGED = _Meaning("--keep", "are kept"), _Meaning("--mask", "may change")
+
+
+def _marked(
+    region: str,
+    size: tuple[int, int],
+    factor: int,
+    original: tuple[int, int] | None,
+    meaning: _Meaning,
+    *,
+    read_files: bool = True,
+) -> Tensor:
+    """The pixels of a half, a box or a file, bool (H, W) of the image before it was reduced."""
+    given = read_files and Path(region).is_file()
+    if region in HALVES and not given:
+        return _within(_half(region, size, factor), size)
+    before = original or size
+    if given:
+        return _read_mask(Path(region), before, meaning)
+    return _within(_box(region, before, meaning), before)
+
+
+def _whole_tokens(pixels: Tensor, factor: int) -> Tensor:
+    """Tokens all of whose pixels are marked."""
+    height, width = pixels.shape
+    return pixels.view(height // factor, factor, width // factor, factor).all(3).all(1)
 
 
 def _once_reduced(original: tuple[int, int] | None, size: tuple[int, int]) -> str:
@@ -89,7 +171,7 @@ def _half(name: str, size: tuple[int, int], factor: int) -> tuple[int, int, int,
     }[name]
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+def _read_mask(path: Path, size: tuple[int, int], meaning: _Meaning) -> Tensor:
     values = torch.from_numpy(read_pixels(path, "mask").copy())
     if tuple(values.shape) != tuple(size):
         height, width = values.shape
@@ -97,15 +179,18 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Tensor:
             f"the mask {path} has {width} x {height} pixels, the image {size[1]} x {size[0]}"
         )
     if not ((values < 32) | (values > 223)).all():
-        raise UserError(f"{path} is no mask: it has grays; make it white where pixels are kept")
+        raise UserError(
+            f"{path} is no mask: it has grays; make it white where pixels {meaning.white}"
+        )
     return values > 127
 
 
-def _box(text: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _box(text: str, size: tuple[int, int], meaning: _Meaning) -> tuple[int, int, int, int]:
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
         raise UserError(
-            f"--keep takes {', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask image, not '{text}'"
+            f"{meaning.flag} takes {', '.join(HALVES)}, a box x0,y0,x1,y1 or a mask image, not "
+            f"'{text}'"
         )
     x0, y0, x1, y1 = (int(part) for part in parts)
     if not (x0 < x1 <= size[1] and y0 < y1 <= size[0]):

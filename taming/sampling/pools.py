@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,13 +18,11 @@ from pathlib import Path
 
 from taming.atomic_files import write_text
 from taming.distributed import gather_objects
-from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
-from taming.sampling.rejection import Group, Score, scores_of
+from taming.sampling.rejection import Group, Score, scored
 from taming.sampling.requests import Request
 
 Draw = Callable[[Iterable[Request]], Iterator[Sample]]
-SCORED = 16  # images at once, always so many: products of other shapes round differently
 SAVE_EVERY = 30.0  # seconds
 log = logging.getLogger(__name__)
 
@@ -153,13 +150,10 @@ class PoolSampler:
         for number, score in scores.items():
             best.add(number, score)
         saved = time.monotonic()
-        while samples := list(islice(own, SCORED)):
-            # Of the pixels that a PNG has: what batches of other sizes round otherwise is gone.
-            written = [replace(s, image=to_values(to_uint8(s.image))) for s in samples]
-            for sample, score in zip(samples, scores_of(written, self.score, SCORED), strict=True):
-                scores[sample.number] = -math.inf if math.isnan(score) else score
-                best.add(sample.number, scores[sample.number], sample)
-                self.on_candidate()
+        for sample, score in scored(own, self.score):
+            scores[sample.number] = score
+            best.add(sample.number, score, sample)
+            self.on_candidate()
             if self.files is not None and time.monotonic() - saved > SAVE_EVERY:
                 self.files.save(pool, self.share[0], scores)
                 saved = time.monotonic()

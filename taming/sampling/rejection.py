@@ -7,7 +7,8 @@ larger pools, as of all candidates of a class, are in `taming.sampling.pools`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import groupby, islice
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from taming.checkpoint import read_content
 from taming.checkpoint.weight_sets import choose
 from taming.errors import UserError
+from taming.pictures import to_uint8, to_values
 from taming.sampling.engine import Sample
 from taming.sampling.requests import Request
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
-
+SCORED = 16  # images at once, always so many: products of other shapes round differently
 GROUP, CLASS = "group", "class"  # what candidates are compared with, beside a number of them
 
 
@@ -86,30 +88,37 @@ def candidates(requests: Iterable[Request], group: Group) -> Iterator[Request]:
 def best_of(samples: Iterable[Sample], score: Score, group: Group) -> Iterator[Sample]:
     """Of every group of candidates the best, best first, numbered as samples.
 
-    `score(images [B, C, H, W], labels [B])` is [B], the higher the better.
+    Of equal scores the first one is the better one. `score` is as for `scored`.
     """
     kept, of = group
-    iterator = iter(samples)
+    iterator = scored(samples, score)
     while together := list(islice(iterator, of)):
-        scores = torch.tensor(scores_of(together, score), dtype=torch.float64)
-        for place, index in enumerate(scores.argsort(descending=True, stable=True)[:kept].tolist()):
-            chosen, best = together[index], float(scores[index])
+        ranked = sorted(together, key=lambda pair: -pair[1])  # a stable order
+        for place, (chosen, best) in enumerate(ranked[:kept]):
             number = chosen.number // of * kept + place
             yield replace(chosen, number=number, candidate=chosen.number, score=best)
 
 
-def scores_of(samples: Sequence[Sample], score: Score, at_once: int = 0) -> list[float]:
-    """How like its class each of the samples is; fewer than `at_once` are filled up with copies.
+def scored(samples: Iterable[Sample], score: Score) -> Iterator[tuple[Sample, float]]:
+    """Each sample with how like its class it is, minus infinity if that is no number.
+
+    `score(images [B, C, H, W], labels [B])` is [B], the higher the better. It gets the pixels that
+    a PNG has, since what batches of other sizes round otherwise is gone there, and as many images
+    at once as `SCORED` says, the last ones filled up with copies. Then an image has the same score
+    whatever it is compared with.
 
     Raises UserError for samples without a class.
     """
-    labels = [sample.label for sample in samples if sample.label is not None]
-    if len(labels) < len(samples):
-        raise UserError("rejection asks how like its class a sample is; this model has none")
-    copies = max(0, at_once - len(samples))
-    images = torch.stack([sample.image for sample in [*samples, *[samples[-1]] * copies]])
-    scores = score(images, torch.tensor(labels + labels[-1:] * copies))
-    return scores[: len(samples)].tolist()
+    iterator = iter(samples)
+    while together := list(islice(iterator, SCORED)):
+        labels = [sample.label for sample in together if sample.label is not None]
+        if len(labels) < len(together):
+            raise UserError("rejection asks how like its class a sample is; this model has none")
+        copies = SCORED - len(together)
+        images = torch.stack([s.image for s in [*together, *[together[-1]] * copies]])
+        scores = score(to_values(to_uint8(images)), torch.tensor(labels + labels[-1:] * copies))
+        for sample, value in zip(together, scores.tolist(), strict=False):
+            yield sample, -math.inf if math.isnan(value) else value
 
 
 class Classifier:

@@ -64,9 +64,9 @@ class Crops(Dataset[dict[str, Any]]):
         return {"image": image, "class_label": index % 5, "file_path_": f"crops/{index}.png"}
 
 
-def _first_stage(target: str, **params: Any) -> dict[str, Any]:
+def _first_stage(target: str, module: str = VQGAN, **params: Any) -> dict[str, Any]:
     convolutions = {**ddconfig(resolution=8), "dropout": 0.1}
-    return first_stage_config(VQGAN + target, ddconfig=convolutions, **params)
+    return first_stage_config(module + target, ddconfig=convolutions, **params)
 
 
 def _transformer() -> dict[str, Any]:
@@ -83,6 +83,8 @@ OPEN = {  # follows the length of the run
 PENALTIES = {"lecam_weight": 0.1, "r1_weight": 0.1, "r1_every": 2, "gradient_penalty_weight": 0.1}
 STEADIED = {**GAN_LOSS, "params": {**GAN_LOSS["params"], "disc_start": 0.3, **PENALTIES}}
 
+TOP = {"z_channels": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": []}
+
 MODELS: dict[str, dict[str, Any]] = {
     "vqgan": _first_stage("VQModel", scheduler_config=SCHEDULE, monitor="val/rec_loss"),
     "ema": _first_stage("EMAVQ", revive_after=3, use_ema=True),
@@ -92,6 +94,13 @@ MODELS: dict[str, dict[str, Any]] = {
         scheduler_config=OPEN,
         revive_after=2,
         lossconfig=STEADIED,
+    ),
+    "two_level": _first_stage(
+        "TwoLevelVQ",
+        "taming.models.two_level.",
+        top_ddconfig={**TOP, "dropout": 0.1},
+        use_ema=True,
+        revive_after=3,
     ),
     "transformer": _transformer(),
 }

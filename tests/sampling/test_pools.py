@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from taming.errors import UserError
-from taming.sampling import Request, Sample, pools
+from taming.sampling import Request, Sample, pools, rejection
 from taming.sampling.pools import Pool, PoolSampler, ScoreFiles
 from taming.sampling.rejection import Group
 
@@ -48,7 +48,7 @@ class Model:
 
 
 def score(images: Tensor, labels: Tensor) -> Tensor:
-    assert len(images) == len(labels) == pools.SCORED
+    assert len(images) == len(labels) == rejection.SCORED
     pixels = images.flatten()
     return pixels.where(pixels < 1, math.nan)
 

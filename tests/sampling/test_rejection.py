@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from torchvision import models
 
 from taming.errors import UserError
 from taming.sampling import Request, Sample
-from taming.sampling.rejection import Classifier, Group, best_of, candidates, group_of
+from taming.sampling.rejection import (
+    SCORED,
+    Classifier,
+    Group,
+    best_of,
+    candidates,
+    group_of,
+    scored,
+)
 
 CPU = torch.device("cpu")
 
@@ -61,13 +70,37 @@ def test_the_best_of_every_group_pass() -> None:
 
     chosen = list(best_of(samples(), score, Group(2, 5)))
     assert [(s.number, s.candidate) for s in chosen] == [(0, 1), (1, 3), (2, 7), (3, 9)]
-    assert chosen[0].score == pytest.approx(0.9)
+    assert chosen[0].score == pytest.approx(242 / 127.5 - 1)  # 0.9 in 8 bits
     assert len(list(best_of(samples(), score, Group(1, 1)))) == 10
     many = [replace(s, number=n, image=s.image.round()) for n, s in enumerate(samples() * 20)]
     assert [s.candidate for s in best_of(many, score, Group(1, 100))] == [
         1,
         101,
     ]  # the first of equals
+
+
+def test_scores_are_of_pixels_and_of_batches_of_one_size() -> None:
+    seen: list[Tensor] = []
+
+    def score(images: Tensor, labels: Tensor) -> Tensor:
+        assert len(images) == len(labels) == SCORED
+        seen.append(images)
+        return torch.where(labels == 5, torch.nan, images[:, 0, 0, 0])
+
+    samples = [
+        Sample(n, 5 if n == 3 else 4, torch.zeros(1), torch.full((3, 2, 2), n / 100))
+        for n in range(SCORED + 3)
+    ]
+    found = list(scored(samples, score))
+    assert [sample.number for sample, _ in found] == list(range(SCORED + 3))
+    pixels = [round((n / 100 + 1) * 127.5) / 127.5 - 1 for n in range(SCORED + 3)]
+    pixels[3] = -math.inf  # what is no number is the worst
+    assert [value for _, value in found] == pytest.approx(pixels, abs=1e-6)
+    assert len(seen) == 2 and (seen[1][2:] == seen[1][2]).all()
+    # The same, with pools of candidates and without, in whatever group.
+    by_five = {s.candidate: s.score for s in best_of(samples, score, Group(5, 5))}
+    by_two = {s.candidate: s.score for s in best_of(samples, score, Group(2, 2))}
+    assert by_five == by_two == {sample.number: value for sample, value in found}
 
 
 def test_classless_samples() -> None:

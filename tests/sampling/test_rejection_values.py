@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchvision import models
 
 from taming.evaluation.metrics.accuracy import load_classifier
-from taming.pictures import to_values
+from taming.pictures import to_uint8, to_values
 from taming.sampling import Sample, SampleSettings
 from taming.sampling.plan import SamplingJob, SamplingPlan
 from taming.sampling.rejection import Classifier
@@ -44,7 +45,8 @@ def best_by_hand(kept: int, of: int, count: int) -> dict[tuple[int, int], Sample
         own = sorted((s for s in samples if s.label == label), key=lambda s: s.number)
         for group in range(groups):
             members = own[group * of : (group + 1) * of]
-            scores = brightness(torch.stack([s.image for s in members]), torch.full((of,), label))
+            pixels = to_values(to_uint8(torch.stack([s.image for s in members])))
+            scores = brightness(pixels, torch.full((of,), label))
             ranked = sorted(zip(scores.tolist(), members, strict=True), key=lambda p: -p[0])
             for place, (_, sample) in enumerate(ranked[:kept]):
                 if (number := group * kept + place) < count:
@@ -75,6 +77,21 @@ def test_the_best_of_each_group_whoever_samples_it(ratio: float, kept: int, of: 
     expected = best_by_hand(kept, of, 5)
     for processes in (1, 2, 3):
         assert_by_hand(sampled(processes, ratio, {}), expected)
+
+
+def test_groups_and_pools_of_their_size_are_the_same() -> None:
+    """To the last digit, by a classifier whose sums depend on how many it gets at once."""
+
+    def score(images: Tensor, labels: Tensor) -> Tensor:
+        return images.flatten(1) @ torch.linspace(-1, 1, images[0].numel())
+
+    def chosen(pool: str) -> dict[tuple[int | None, int], tuple[int | None, float | None]]:
+        own = replace(job(), plan=replace(job().plan, reject_pool=pool), score=score)
+        found = own.samples(lambda label: set())
+        return {(s.label, s.number): (s.candidate, s.score) for s in found}
+
+    by_group, by_pool = chosen("group"), chosen("5")
+    assert by_group == by_pool and len(by_group) == 10
 
 
 def test_processes_have_equal_parts_of_the_work() -> None:

@@ -205,6 +205,7 @@ def test_two_processes_find_what_one_finds(
         (["-r", "RUN", "--images", "IMAGES", "--data", "x.yaml"], "both name the images"),
         (["-r", "RUN", "-r", "SEGMENTATION"], "cannot be compared"),
         (["-r", "RUN", "--fast"], "unknown argument --fast"),
+        (["-r", "RUN", "--rfid_resamples", "1"], "--rfid_resamples is 0, or at least 2, not 1"),
         (["-r", "RUN", "--speed_rounds", "-1"], "--speed_rounds must be at least 0"),
         (["-r", "RUN", "--reference_resize", "opencvv"], "no filter 'opencvv'; did you mean"),
         (["-r", "RUN", "--reference_resize", ","], "there is no filter ''"),

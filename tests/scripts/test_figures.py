@@ -18,7 +18,7 @@ from scripts.figures import main
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
-from tests.documents import ROOT, commands_in
+from tests.documents import ROOT, blocks_of, commands_in
 from tests.kit.images import image_folder
 from tests.kit.models import SPIRAL, tiny_model, transformer_config, unconditional_config
 from tests.kit.runs import tiny_run
@@ -216,8 +216,8 @@ def test_sizes_of_one_sample(
     expected = np.asarray(to_pillow(sample.image))
     np.testing.assert_array_equal(page[8 + HEAD - 4 : 16 + HEAD - 4, 8:16], expected)
     main(["sizes", "-r", runs[0], *flags, "--sizes", "8,16x24"])
-    assert list(result(tmp_path, "sizes")["metrics"]) == ["8 x 8", "24 x 16"]
-    assert "| 24 x 16 |" in capsys.readouterr().out
+    assert list(result(tmp_path, "sizes")["metrics"]) == ["8 x 8", "16 x 24"]
+    assert "| 16 x 24        |" in capsys.readouterr().out
 
 
 def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
     main(["sizes", "-r", str(run), *flags])
     found = result(run / "figures", "sizes")
     assert {name: one["tokens"] for name, one in found["metrics"].items()} == {
-        "12 x 8": 24,
-        "24 x 16": 96,
+        "8 x 12": 24,
+        "16 x 24": 96,
     }
     assert found["protocol"]["item"] == 2
 
@@ -251,6 +251,9 @@ def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
         (["cost", "--factors", "3"], "f is a power of two such as 8, not 3"),
         (["cost", "--factors", "0"], "--factors: a list takes numbers above 0"),
         (["cost", "-r", "RUN", "--size", "7"], "must be a multiple of 2 pixels"),
+        (["cost", "-r", "RUN", "--size", "8,7"], "the width must be a multiple of 2 pixels"),
+        (["cost", "-r", "RUN", "--size", "7,8"], "the height must be a multiple of 2 pixels"),
+        (["sizes", "-r", "RUN", "--sizes", "8x7"], "the width must be a multiple of 2 pixels"),
         (["sizes"], "--resume names the run"),
         (["sizes", "-r", "RUN", "--sizes", "8,x"], "--sizes: a size is height,width"),
         (["sizes", "-r", "RUN", "--item", "9"], "--item is from 0 to 2, not 9"),
@@ -275,8 +278,12 @@ def test_one_sentence_for_what_cannot_be(
     assert error.startswith("error: ") and message in error
 
 
-SECTION = (ROOT / "docs" / "evaluation.md").read_text().partition("## The paper's figures")[2]
-COMMANDS = commands_in(SECTION.split("```")[1])
+FIGURES_OF_PAPER = [
+    block
+    for block in blocks_of(ROOT / "docs" / "evaluation.md")
+    if block.heading == "The paper's figures"
+]
+COMMANDS = commands_in(FIGURES_OF_PAPER[0].text)
 SMALLER = {
     "--sizes 256,512,1024": "--sizes 8,16 --device cpu",
     "--factors 2,4,8,16 --size 256": (

@@ -10,16 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+from PIL import Image
 
 from scripts import reproduce as script
 from scripts.reproduce import main
+from taming.atomic_files import write_text
 from taming.evaluation.presets import PRESETS, preset
-from taming.evaluation.tasks.reproduction import Reproduction, measured_numbers, rows
+from taming.evaluation.results import SECTIONS
+from taming.evaluation.tasks import reproduction as tasks
+from taming.evaluation.tasks.fidelity import flattened
+from taming.evaluation.tasks.reproduction import (
+    Reproduction,
+    measured_numbers,
+    result_in,
+    rows,
+)
 from tests.kit.models import FIRST_STAGE
 from tests.kit.runs import tiny_run
 from tests.kit.training import small_vqgan, write_config
 
 TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
+NOISE = {"target": "tests.kit.datasets.Noise", "params": {"length": 3}}
 SMALL = ("--", "-n", "6", "--classes", "1,3", "-k", "10", "--isc_splits", "2", *TINY)
 
 
@@ -81,6 +93,82 @@ def test_the_key_follows_the_checkpoint_and_the_data(place: Path, run: str, data
     assert len(keys) == 5
 
 
+def write_images(folder: Path, count: int = 4) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    return paths
+
+
+def config_of_images(place: Path, split: str = "validation") -> tuple[Path, Path]:
+    """A config whose images are in a list, and the list."""
+    paths, listed = write_images(place / "images"), place / "list.txt"
+    listed.write_text("\n".join(map(str, paths)) + "\n")
+    params = {"size": 8, "test_images_list_file": str(listed)}
+    data = {"target": "taming.data.custom.CustomTest", "params": params}
+    config = {"data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2}}}
+    config["data"]["params"][split] = data  # type: ignore[index]
+    OmegaConf.save(OmegaConf.create(config), place / "images.yaml")
+    return place / "images.yaml", listed
+
+
+def test_the_key_follows_images_and_lists(place: Path, run: str) -> None:
+    config, listed = config_of_images(place, "train")
+
+    def key(*extra: str) -> str:
+        return Reproduction(preset("cin_k250"), run, str(config), extra).key
+
+    keys, first = [key()], place / "images" / "0.png"
+    assert key() == keys[0]
+    os.utime(first, ns=(1, 1))
+    keys.append(key())
+    status = first.stat()
+    first.write_bytes(first.read_bytes() + b"more")
+    os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+    keys.append(key())
+    (place / "images" / "1.png").rename(place / "images" / "9.png")
+    listed.write_text(listed.read_text().replace("1.png", "9.png"))
+    keys.append(key())
+    listed.write_text(listed.read_text() + "\n")
+    keys.append(key())
+    assert len(set(keys)) == 5
+
+
+def test_the_key_is_of_the_split_that_is_read(place: Path, run: str) -> None:
+    config, _ = config_of_images(place)
+    one = Reproduction(preset("cin_k250"), run, str(config))
+    assert list(one.missing()) and "train data of" in next(one.missing())
+    for flags in (("--split", "validation"), ("--split=validation",)):
+        other = Reproduction(preset("cin_k250"), run, str(config), flags)
+        assert not list(other.missing())
+        key = other.key
+        os.utime(place / "images" / "2.png", ns=(2, 2) if "=" in flags[0] else (3, 3))
+        assert other.key != key
+
+
+def test_data_may_be_those_of_the_run(place: Path) -> None:
+    """Of presets without a YAML, as those of table 1 whose checkpoints are not published."""
+    own = tiny_run(place / "own", validation=NOISE)
+    assert not list(Reproduction(preset("nll_rin"), str(own)).missing())
+    assert len(Reproduction(preset("nll_rin"), str(own)).key) == 8
+    without = tiny_run(place / "without")
+    (text,) = Reproduction(preset("nll_rin"), str(without)).missing()
+    assert "without" in text
+    (text,) = Reproduction(preset("nll_rin")).missing()
+    assert "--model nll_rin=RUN" in text
+
+
+def test_the_newest_result_counts(place: Path) -> None:
+    folder = place / "results"
+    for age, name in enumerate(("b", "a", "c")):
+        result = {"metrics": {"fid": 10.0 + age}, **{key: {} for key in SECTIONS[1:]}}
+        write_text(folder / f"fidelity-{name}.json", json.dumps(result))
+        os.utime(folder / f"fidelity-{name}.json", (100 - age, 100 - age))
+    found = result_in(folder)
+    assert found is not None and found["metrics"] == {"fid": 10.0}
+
+
 def test_first_stages_and_real_images(place: Path, data: str) -> None:
     stage = str(tiny_run(place / "stage", FIRST_STAGE))
     names = ("rfid_vq_f8", "rfid_vqgan_1024_train")
@@ -92,11 +180,11 @@ def test_first_stages_and_real_images(place: Path, data: str) -> None:
         measured |= {(line["preset"], line["metric"]): line for line in lines(place)}
     assert set(measured) == {("rfid_vq_f8", "rfid"), ("rfid_vqgan_1024_train", "fid")}
     for line in measured.values():
-        assert line["measured"] > 0 and line["spread"] is None and "4 images" in line["by"]
+        assert line["measured"] > 0 < line["spread"] and "4 images" in line["by"]
     name = "imagenet_validation"
     main([name, "--data", f"{name}={data}", "--", *TINY, "--isc_splits", "2"])
     fid, isc = lines(place)
-    assert fid["measured"] > 0 and fid["spread"] is None  # nothing is drawn
+    assert fid["measured"] > 0 < fid["spread"]
     assert isc["measured"] > 1 and isc["spread"] > 0
 
 
@@ -108,11 +196,13 @@ def test_what_is_missing_is_said(
     assert stop.value.code == 1
     said = capsys.readouterr()
     assert "fetch it with python scripts/download_models.py ffhq_transformer" in said.out
-    assert "FFHQTrain: the folder data/ffhq does not exist" in said.out
+    assert "FFHQTrain: there is no folder data/ffhq" in said.out
     assert "train one, and name its run: --model rfid_two_levels=RUN" in said.out
     assert "is no single run: " in said.out
     assert said.err.strip() == "error: 3 of 3 presets were not measured"
-    assert {line["measured"] for line in lines(place)} == {"missing: model or data"}
+    ffhq, two_levels, *cifar10 = [line["measured"] for line in lines(place)]
+    assert ffhq == two_levels == "missing: model or data"
+    assert all(text.startswith("no single run: a comparison of two") for text in cifar10)
     assert not list((place / "reproduced").glob("*/"))
     monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
     with pytest.raises(SystemExit):
@@ -132,6 +222,39 @@ def test_one_that_fails_does_not_stop_the_others(
     said = capsys.readouterr()
     assert "class 7 is out of range" in said.out + said.err
     assert "error: 2 of 2 presets were not measured" in said.err
+
+
+def test_all_counts_what_a_script_measures(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Also presets of which no number is published, and not those that are no single run."""
+    measurable = [entry for entry in PRESETS.values() if entry.script]
+    assert 0 < len(measurable) < len(PRESETS)
+    with pytest.raises(SystemExit) as stop:
+        main(["--all"])
+    assert stop.value.code == 1
+    n = len(measurable)
+    assert f"error: {n} of {n} presets were not measured" in capsys.readouterr().err
+    found = lines(place)
+    assert {line["preset"] for line in found} == set(PRESETS)
+    (sflckr,) = [line for line in found if line["preset"] == "sflckr"]
+    assert (sflckr["published"], sflckr["measured"]) == ("none", "missing: model or data")
+    whole = dict.fromkeys(("fid", "rfid", "scene_fid", "nats_per_token"), 1.0)
+    result = {"metrics": whole | {"isc": {"mean": 2.0}}, "protocol": {}, "sets": {}}
+    monkeypatch.setattr(Reproduction, "missing", lambda self: iter(()))
+    monkeypatch.setattr(Reproduction, "key", "0")
+    monkeypatch.setattr(tasks, "measured_numbers", lambda *_: dict(flattened(result["metrics"])))
+    monkeypatch.setattr(script, "result_in", lambda _: result)
+    main(["--all"])  # exit code 0
+    (fid,) = [x for x in lines(place) if x["preset"] == "sflckr" and x["metric"] == "fid"]
+    assert (fid["published"], fid["measured"], fid["where"]) == ("none", 1.0, "")
+    # One number of two that is not there is enough.
+    del result["metrics"]["isc"]  # type: ignore[attr-defined]
+    with pytest.raises(SystemExit) as stop:
+        main(["cin_k250"])
+    assert stop.value.code == 1
+    assert "error: 1 of 1 presets were not measured" in capsys.readouterr().err
+    main(["nll_in"])  # PixelSNAIL's numbers are of no model here
 
 
 def test_the_list(capsys: Any) -> None:

@@ -13,7 +13,7 @@ from torchvision import models
 
 from scripts import sample_fast as script
 from scripts.sample_fast import main
-from taming.sampling import pools
+from taming.sampling import rejection
 from taming.sampling.folder import RECORD, FolderWriter
 from taming.sampling.plan import SamplingJob
 from tests.kit.models import FIRST_STAGE, transformer_config
@@ -175,7 +175,13 @@ def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["--classes", "cat"], "--classes: a list takes numbers such as 0,1,7, not 'cat'"),
         (["-k", "0"], "top_k must be at least 1"),
         (["-t", "0"], "must be above 0"),
-        (["-t", "-1"], "temperature must be"),
+        *(
+            (
+                ["-t", given],
+                f"temperature must be above 0 and finite, not {shown} (0, the likeliest",
+            )
+            for given, shown in (("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("0", "0"))
+        ),
         (["-p", "0"], "top_p must be"),
         (["-n", "0"], "--num_samples must be at least 1"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
@@ -289,7 +295,7 @@ def test_the_best_of_a_class(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pools, "SCORED", 2)
+    monkeypatch.setattr(rejection, "SCORED", 2)
     torch.manual_seed(0)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")

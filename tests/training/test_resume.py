@@ -87,8 +87,9 @@ def go_on(*arguments: str, run: str = RUN) -> Path:
 
 
 def cases() -> list[Any]:
-    """Some moments for one model, and one for each of the others, are not slow."""
-    quick = {"vqgan": ("after_a_signal", "in_validation", "before_the_save_of_an_epoch")}
+    """Some moments for one model, and one for each of most others, are not slow."""
+    quick: dict[str, tuple[str, ...]] = {"two_level": ()}
+    quick["vqgan"] = ("after_a_signal", "in_validation", "before_the_save_of_an_epoch")
     pairs = [(model, name) for model in MODELS for _, _, name in MOMENTS]
     often = [(model, one) for model in MODELS for one in quick.get(model, ["in_the_second_epoch"])]
     marks = [() if pair in often else pytest.mark.slow for pair in pairs]

@@ -295,7 +295,11 @@ def draw_sizes(argv: Sequence[str]) -> None:
     page = grid([[(sample.caption, sample.image) for sample in samples]])
     save_page(page, files.picture(folder))
     rows = [
-        {"size": one.caption, "tokens": one.tokens, "seconds": float(f"{one.seconds:.3g}")}
+        {
+            "height x width": one.caption,
+            "tokens": one.tokens,
+            "seconds": float(f"{one.seconds:.3g}"),
+        }
         for one in samples
     ]
     metrics = {one.caption: {"tokens": one.tokens, "seconds": one.seconds} for one in samples}

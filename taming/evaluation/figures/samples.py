@@ -70,8 +70,9 @@ class SizedSample:
 
     @property
     def caption(self) -> str:
+        """Its height x width in pixels, as --sizes takes them."""
         _, height, width = self.image.shape
-        return f"{width} x {height}"
+        return f"{height} x {width}"
 
 
 def default_sizes(model: Net2NetTransformer) -> list[tuple[int, int]]:

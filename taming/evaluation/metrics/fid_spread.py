@@ -9,7 +9,7 @@ comes twice tells nothing new, and the FID rises as sets shrink.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +79,21 @@ def _compute(
     samples: ResampledMoments, reference: ResampledMoments | Gaussian, settings: ResampleSettings
 ) -> dict[str, float]:
     real = reference.whole if isinstance(reference, ResampledMoments) else reference
-    # Of very few samples a set may have none.
-    distances = [frechet_distance(m, real) for m in samples.resampled if m.count > 1]
+    return _spread((m, real) for m in samples.resampled if m.count > 1)
+
+
+def spread_of_pairs(copies: ResampledMoments, originals: ResampledMoments) -> dict[str, float]:
+    """The spread of the distance between images and what was made of each, drawn together.
+
+    Both have the same images in each resampled set, as these depend on indices alone.
+    """
+    pairs = zip(copies.resampled, originals.resampled, strict=True)
+    return _spread((m, real) for m, real in pairs if m.count > 1)
+
+
+def _spread(pairs: Iterable[tuple[Gaussian, Gaussian]]) -> dict[str, float]:
+    """Of the distance of each pair; NaN of fewer than two, as sets of few images may be empty."""
+    distances = [frechet_distance(*pair) for pair in pairs]
     if len(distances) < 2:
         return {"std": math.nan, "mean_of_resampled": math.nan}
     return {"std": float(np.std(distances, ddof=1)), "mean_of_resampled": float(np.mean(distances))}

@@ -188,7 +188,7 @@ def probe(features: Tensor, labels: Tensor, settings: ProbeSettings) -> ProbeSco
     return ProbeScores(
         accuracy=float(accuracies.mean()),
         std=float(accuracies.std()),
-        chance=float(counts.max() / len(labels)),
+        chance=int(counts.max()) / len(labels),
         classes=len(counts),
         images=len(labels),
         dimensions=features.shape[1],

@@ -43,10 +43,13 @@ class SmallClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> features (B, width) and logits (B, classes)."""
-        pixels = to_values(images).to(self.head.weight.dtype)
-        if tuple(pixels.shape[2:]) != self.size:
-            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True)
-        features = self.body(pixels).mean((2, 3))
+        return self.of_values(to_values(images).to(self.head.weight.dtype))
+
+    def of_values(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, of values in [-1, 1], to which gradients lead back."""
+        if tuple(values.shape[2:]) != self.size:
+            values = F.interpolate(values, self.size, mode="bilinear", antialias=True)
+        features = self.body(values).mean((2, 3))
         return features, self.head(features)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from taming.atomic_files import atomic_path, check_place
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
@@ -32,7 +33,8 @@ SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
 IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 # What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
 NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
-NOT_READ += (RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+NOT_READ += (RuntimeError, MemoryError, KeyError, zipfile.BadZipFile, zlib.error)
+NOT_READ += (SyntaxError, tokenize.TokenError)  # of an array's header, which is a Python literal
 FOREIGN = "a file of another tool, which does not say its extractor and its images"
 
 
@@ -191,14 +193,14 @@ def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
+        raise UserError(f"{absence('statistics file', path)}; give an .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
             sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
             if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
             numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
-            arrays = {name: file[name] for name in numbered | {"about"} if name in file.files}
+            arrays = {n: array_of(file, n) for n in numbered | {"about"} if n in file.files}
     except NOT_READ as error:
         raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
     if missing := {"mu", "sigma"} - set(arrays):
@@ -207,6 +209,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             "scripts/compute_statistics.py wrote"
         )
     return arrays
+
+
+def array_of(file: Mapping[str, Any], name: str) -> np.ndarray:
+    """An array of an open `.npz`; ValueError for what is none, of which numpy gives the bytes."""
+    array = file[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    return array
 
 
 def _what_is_wrong(mean: np.ndarray, covariance: np.ndarray) -> str | None:

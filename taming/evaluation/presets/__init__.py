@@ -8,7 +8,7 @@ of its code, and, for scenes, "High-Resolution Complex Scene Synthesis with Tran
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,9 @@ def with_preset(parser: Parser, argv: Sequence[str] | None, script: str) -> list
         return words
     entry = preset(name)
     flags = preset_words(entry, parser, script)
+    given, _ = parser.parse_known_args([*flags, *words])
     if is_first_process():
-        print(sources_text(entry))
+        print(sources_text(entry, vars(given)))
     return [*flags, *words]
 
 
@@ -124,11 +125,15 @@ def _named(words: Sequence[str]) -> str | None:
     return None
 
 
-def sources_text(entry: Preset) -> str:
-    """What is published of a preset and where, a line each."""
-    rows = entry.describe()
+def sources_text(entry: Preset, given: Mapping[str, Any] | None = None) -> str:
+    """What is published of a preset and where, a line each, and the flags `given` instead."""
+    rows = entry.describe(given)
     width = max(len(row["name"]) for row in rows) if rows else 0
-    lines = [f"{row['name']:{width}}  {row['value']} ({row['source']})" for row in rows]
+    lines = [
+        f"{row['name']:{width}}  {row['value']} ({row['source']})"
+        + (f"; given: {own}" if (own := row.get("given")) else "")
+        for row in rows
+    ]
     return "\n".join([f"{entry.name}: {entry.what}", *lines, *([entry.note] if entry.note else [])])
 
 
@@ -150,12 +155,21 @@ def command_of(entry: Preset, run: str | None = None) -> list[str]:
     return [*words, "-b", config] if entry.conditions else words
 
 
-def noted(result: dict[str, Any], name: str | None) -> list[str]:
-    """Note a preset in a result; returns what its Markdown ends with: a table of the sources."""
+def noted(result: dict[str, Any], name: str | None, given: Mapping[str, Any]) -> list[str]:
+    """Note a preset in a result; returns what its Markdown ends with: a table of the sources.
+
+    Of the script's parsed flags `given`, those that count in place of published values are named.
+    """
     if name is None:
         return []
-    result["preset"] = to_json(preset(name))
-    return [markdown_table(preset(name).describe())]
+    entry = preset(name)
+    changed = entry.overridden(given)
+    result["preset"] = to_json(entry) | ({"overridden": changed} if changed else {})
+    table = markdown_table(entry.describe(given))
+    if not changed:
+        return [table]
+    names = ", ".join(f"{key} {value}" for key, value in changed.items())
+    return [f"Not as published: {names}.", table]
 
 
 def to_json(entry: Preset) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,11 @@ SUPPLEMENT = "supplement, section A, and captions"
 README = "README of the published code"
 NOT_PUBLISHED = "not published"
 Value = str | int | float | tuple[int, ...] | None
+
+
+def as_flag(value: object) -> str:
+    """A value as a flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,13 @@ class Parameter:
     @property
     def text(self) -> str:
         """The value as a flag takes it."""
-        return ",".join(map(str, self.value)) if isinstance(self.value, tuple) else str(self.value)
+        return as_flag(self.value)
+
+    def kept_by(self, given: Any) -> bool:
+        """Whether a flag's value is the published one; further metrics change none of these."""
+        if self.name == "metrics" and isinstance(given, tuple):
+            return set(self.text.split(",")) <= set(given)
+        return as_flag(given) == self.text
 
 
 @dataclass(frozen=True)
@@ -76,8 +87,19 @@ class Preset:
         """The numbers of the preset's model."""
         return tuple(number for number in self.numbers if not number.of)
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Numbers and parameters with their sources, as JSON values."""
+    def overridden(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """What counts in place of published values, by name, of a script's parsed flags `given`."""
+        return {
+            one.name: "none" if given[one.name] is None else as_flag(given[one.name])
+            for one in self.parameters
+            if one.value is not None and one.name in given and not one.kept_by(given[one.name])
+        }
+
+    def describe(self, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Numbers and parameters with their sources, as JSON values.
+
+        If flags were `given` in place of some of them, each row has the one that counts.
+        """
         numbers = [
             {
                 "name": f"published {number.metric}" + (f", {number.of}" if number.of else ""),
@@ -94,6 +116,9 @@ class Preset:
             }
             for entry in self.parameters
         ]
+        if changed := self.overridden(given or {}):
+            settings = [{**row, "given": changed.get(row["name"], "")} for row in settings]
+            numbers = [{**row, "given": ""} for row in numbers]
         return [*numbers, *settings]
 
 

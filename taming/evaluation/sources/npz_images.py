@@ -6,7 +6,6 @@ Labels may be in `arr_1`; files of references have statistics of features beside
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
 from taming.errors import UserError
-from taming.evaluation.metrics.statistics_file import IMAGES_FILE, Statistics
+from taming.evaluation.metrics.statistics_file import IMAGES_FILE, NOT_READ, Statistics
 from taming.evaluation.sources.images import ImageSource, Loaded, LoadedSource, SourceImage
 from taming.evaluation.sources.resize import Size
 
@@ -54,7 +53,7 @@ class NpzImages(LoadedSource):
                 self.shape, self._header = self._read_header(archive)
                 self.labels = self._read_labels(archive)
                 names = set(archive.namelist())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except NOT_READ as error:
             raise UserError(f"{path} holds no images ({error}); give an .npz with arr_0") from None
         self._stored = self._entry.compress_type == zipfile.ZIP_STORED
         self.workers = workers if self._stored else 0
@@ -131,7 +130,7 @@ class NpzImages(LoadedSource):
                 self._stream = archive.open(self._entry)
             self._stream.seek(self._header + index * size)
             return np.frombuffer(self._stream.read(size), np.uint8).reshape(self.shape[1:])
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except NOT_READ as error:
             raise UserError(
                 f"{self.path} is damaged at image {index} ({error}); make or load it again"
             ) from None

@@ -20,7 +20,7 @@ from taming.devices import dtype_name, own_share
 from taming.downloads import file_hash
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments
+from taming.evaluation.metrics.fid_spread import ResampledMoments
 from taming.evaluation.metrics.lpips import Networks
 from taming.evaluation.metrics.reconstruction import PAIR_METRICS, PairAccumulator, to_pixels
 from taming.evaluation.plots import images_at
@@ -151,7 +151,8 @@ class FirstStageEvaluator:
     dtype: torch.dtype = torch.float32
     runner: Runner = field(default_factory=Runner)  # batch size, cache
     left_out: Mapping[str, str] = field(default_factory=dict)  # metrics that cannot be computed
-    _originals: dict[int, Moments] = field(default_factory=dict)  # by channels
+    rfid_resamples: int = 0  # sets drawn of the images, for the spread of the rFID
+    _originals: dict[int, ResampledMoments] = field(default_factory=dict)  # by channels
 
     def __call__(self, stage: LoadedFirstStage, images: ImageSource) -> FirstStageResult | None:
         """The numbers of a first stage; None in processes other than that of rank 0.
@@ -177,6 +178,7 @@ class FirstStageEvaluator:
             pairs=None if model.reads_labels else PairAccumulator(available, self.networks.ready),
             extractor=self.extractor,
             originals=self._originals.get(model.channels),
+            resamples=self.rfid_resamples,
             dtype=self.dtype,
         )
 
@@ -188,6 +190,7 @@ class FirstStageEvaluator:
             model=without_checkpoint_paths(stage.config.model),
             settings=self.describe(),
             originals=stage.model.channels in self._originals,
+            resamples=self.rfid_resamples,
             torch=torch.__version__,
             device=self.device.type,
         )
@@ -235,6 +238,7 @@ class FirstStageEvaluator:
         if self.extractor is not None:
             layers = {"layers": list(self.extractor.layers)}
             about["rfid"] = self.extractor.describe() | layers
+            about |= {"rfid_resamples": self.rfid_resamples} if self.rfid_resamples else {}
         return {
             "metrics": list(self.metrics),
             "compared": ROUNDING,

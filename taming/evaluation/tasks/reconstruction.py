@@ -13,7 +13,8 @@ from taming.devices import computing_in
 from taming.errors import UserError
 from taming.evaluation.metrics.base import Accumulator
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.metrics.fid import Moments, frechet_distance
+from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.fid_spread import ResampledMoments, spread_of_pairs
 from taming.evaluation.metrics.reconstruction import (
     PAIR_METRICS,
     PairAccumulator,
@@ -58,6 +59,7 @@ class ReconstructionAccumulator:
         pairs: how pairs are compared; by default as `SCORES` needs.
         extractor: of one layer, whose Fréchet distance is the rFID; None: no rFID.
         originals: features of the originals, if another first stage has counted them.
+        resamples: sets that are drawn of the images with replacement, for the rFID's spread.
         dtype: how precisely the first stage computes.
     """
 
@@ -68,7 +70,8 @@ class ReconstructionAccumulator:
         *,
         pairs: PairAccumulator | None = None,
         extractor: Extractor | None = None,
-        originals: Moments | None = None,
+        originals: ResampledMoments | None = None,
+        resamples: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.dtype = model, dtype
@@ -79,7 +82,8 @@ class ReconstructionAccumulator:
         self.pairs: PairAccumulator | SegmentationAccumulator = pairs or PairAccumulator(())
         if model.reads_labels:
             self.pairs = SegmentationAccumulator(model.channels)
-        self.moments, self.originals = Moments(), originals or Moments()
+        self.moments = ResampledMoments(resamples)
+        self.originals = originals or ResampledMoments(resamples)
         self.counts_originals = originals is None
 
     def update(self, images: Sequence[SourceImage]) -> None:
@@ -101,30 +105,34 @@ class ReconstructionAccumulator:
         self.codes.add(codes.cpu())
         pair = self._pixels(x), self._pixels(reconstructions)
         if self.extractor is not None:
-            self._count_features(self.extractor, *pair)
+            self._count_features(self.extractor, indices, *pair)
         self.pairs.update(indices, *pair, labels)
         return reconstructions, pair[1]
 
     def _pixels(self, x: Tensor) -> Tensor:
         return x.argmax(dim=1, keepdim=True) if self.model.reads_labels else to_pixels(x)
 
-    def _count_features(self, extractor: Extractor, images: Tensor, copies: Tensor) -> None:
+    def _count_features(
+        self, extractor: Extractor, indices: Tensor, images: Tensor, copies: Tensor
+    ) -> None:
         (layer,) = extractor.layers
         wanted = [(self.moments, copies)]
         wanted += [(self.originals, images)] if self.counts_originals else []
         for moments, pixels in wanted:
             features = extractor(pixels.expand(-1, 3, -1, -1))[layer]
-            moments.update(torch.arange(len(features)), features)
+            moments.update(indices, features)
 
     def compute(self) -> dict[str, Any]:
-        """Means over all images, `rfid`, `codebook_usage` (share of the codes that occur) and
-        `codebook_perplexity` (exp of their entropy), also of each level of codes.
+        """Means over all images, `rfid` and its spread, `codebook_usage` (share of the codes that
+        occur) and `codebook_perplexity` (exp of their entropy), also of each level of codes.
 
         Raises UserError if there were no images.
         """
         metrics = self.pairs.compute()
-        if self.extractor is not None and self.moments.count > 1:
-            metrics["rfid"] = frechet_distance(self.moments, self.originals)
+        if self.extractor is not None and self.moments.whole.count > 1:
+            metrics["rfid"] = frechet_distance(self.moments.whole, self.originals.whole)
+            if self.moments.resampled:
+                metrics["rfid_spread"] = spread_of_pairs(self.moments, self.originals)
         return metrics | codebook_uses(self.model, self.codes.counts_so_far())
 
     def left_out(self) -> dict[str, str]:
@@ -132,7 +140,7 @@ class ReconstructionAccumulator:
         if self.model.reads_labels:
             return dict.fromkeys((*PAIR_METRICS, "rfid"), "segmentations have no colors")
         left_out = self.pairs.left_out()
-        if self.extractor is not None and self.moments.count < 2:
+        if self.extractor is not None and self.moments.whole.count < 2:
             left_out["rfid"] = "a covariance needs 2 images at least"
         return left_out
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from taming.atomic_files import write_text
 from taming.checkpoint import find_run
-from taming.config import load_config
+from taming.config import load_config, plain
 from taming.data.checks import damage_found_later
+from taming.data.file_versions import version_of
 from taming.devices import own_share
 from taming.errors import UserError, sentence
 from taming.evaluation.presets import Number, Preset, command_of
+from taming.evaluation.presets.listing import METRICS
 from taming.evaluation.results import Result, markdown_table, read_result
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource
 from taming.evaluation.sources.images import key_of
@@ -24,7 +27,7 @@ from taming.evaluation.tasks.fidelity import flattened
 from taming.published_models import how_to_fetch, published_models
 from taming.sampling.estimate import estimated_seconds
 from taming.sampling.inputs import inputs_of_item
-from taming.sampling.load import open_dataset
+from taming.sampling.load import data_config, open_dataset
 from taming.sampling.rejection import Classifier
 from taming.sampling.requests import request_for_condition, requests_for_labels
 from taming.sampling.sizes import trained_shape
@@ -34,16 +37,18 @@ from taming.user_files import read_text
 # Where the spread of a metric is in results, and what it is over.
 SPREADS = {
     "fid": ("fid_spread.std", "samples drawn again with replacement"),
+    "rfid": ("rfid_spread.std", "images drawn again with replacement"),
     "isc.mean": ("isc.std", "splits of the samples"),
 }
-ONE_PER_LAYOUT = "sets of one image per layout"
+RESAMPLES = 10  # sets for the spread of an rFID, as many as `fid_spread` has by default
 RESULTS = ("fidelity-*.json", "first_stages-*/first_stages.json", "transformer.json", "scenes.json")
 NOTE = (
-    "Spreads are standard deviations: of FID over sets drawn with replacement from the samples "
-    "(each image a Poisson number of times; the deviation only, as such sets have a higher FID "
-    "themselves), of Inception Score over its splits, of scenes over sets of one image per layout. "
-    "They are of the draw of samples alone: weights and reference are the same. What is published "
-    "behind +- may be over something else."
+    "Spreads are standard deviations: of FID over sets drawn with replacement from the samples, or "
+    "from the images in their place (each image a Poisson number of times; the deviation only, "
+    "as such sets have a higher FID themselves), of rFID over sets of images drawn so together "
+    "with their reconstructions, of Inception Score over its splits, of scenes over sets of one "
+    "image per layout. They are of this draw alone: weights and reference are the same. What is "
+    "published behind +- may be over something else."
 )
 
 
@@ -79,11 +84,12 @@ class Reproduction:
         return [*words, *self._spread(), *self.extra]
 
     def _spread(self) -> list[str]:
-        """Flags that measure the spread of the draw, too: of samples, not of all that there is."""
-        sampled = self.preset.script == "evaluate_fid" and not self.preset.of_data_alone
-        if not sampled or self.preset.parameter("reconstruct"):
-            return []
-        return ["--metrics", f"{self.preset.parameter('metrics') or 'fid'},fid_spread"]
+        """Flags that measure the spread of the draw of images, too."""
+        if self.preset.script == "evaluate_fid":
+            return ["--metrics", f"{self.preset.parameter('metrics') or 'fid'},fid_spread"]
+        if self.preset.script == "evaluate_first_stage":
+            return ["--rfid_resamples", str(RESAMPLES)]
+        return []
 
     def missing(self) -> Iterator[str]:
         """What has to be there, in sentences that say how to get it; nothing is downloaded."""
@@ -91,9 +97,10 @@ class Reproduction:
         if preset.script is None:
             yield f"{preset.what} is no single run: {preset.note}"
             return
-        if not preset.of_data_alone:
-            yield from self._missing_model()
-        yield from self._missing_data()
+        missing = [] if preset.of_data_alone else list(self._missing_model())
+        yield from missing
+        if self.config_path is not None or not missing:  # data may be those of the run
+            yield from self._missing_data()
         yield from self._missing_classifier()
 
     def _missing_model(self) -> Iterator[str]:
@@ -108,16 +115,38 @@ class Reproduction:
             yield text + hint
 
     def _missing_data(self) -> Iterator[str]:
-        names = ("reconstruct", "samples_split", "split")
-        splits = [str(value) for name in names if (value := self.preset.parameter(name))]
-        for split in dict.fromkeys(splits or ["validation"]):
+        for split in self._splits:
             try:
-                if (path := self.config_path) is not None:
-                    with damage_found_later():
-                        open_dataset(load_config([path], used=["data"]).data, split)
+                self._dataset(split)
             except UserError as error:
-                name = self.config or f"configs/{self.preset.config}.yaml"
+                name = self.config or self.model_path
+                if self.config is None and self.preset.config is not None:
+                    name = f"configs/{self.preset.config}.yaml"
                 yield f"{split} data of {name}: {sentence(error)} (see docs/data.md)"
+
+    @property
+    def _splits(self) -> list[str]:
+        """Of the data that are read."""
+        names = ("reconstruct", "samples_split", "split")
+        splits = [self._given(name) or self.preset.parameter(name) for name in names]
+        return list(dict.fromkeys(str(split) for split in splits if split)) or ["validation"]
+
+    def _given(self, name: str) -> str | None:
+        """The value of a flag among the further ones, which counts instead of the preset's."""
+        words = [part for word in self.extra for part in word.split("=", 1)]
+        after = [value for word, value in pairwise(words) if word == f"--{name}"]
+        return after[-1] if after else None
+
+    def _dataset(self, split: str) -> tuple[object, object]:
+        """The dataset of a split and its config; (None, None) for presets without data."""
+        if self.config_path is not None:
+            data = load_config([self.config_path], used=["data"]).data
+        elif self.model_path is not None:
+            data = data_config(find_run(self.model_path))
+        else:
+            return None, None
+        with damage_found_later():
+            return open_dataset(data, split).dataset, plain(data.params[split], True)
 
     def _missing_classifier(self) -> Iterator[str]:
         name = self.preset.parameter("classifier")
@@ -132,7 +161,8 @@ class Reproduction:
 
     @property
     def key(self) -> str:
-        """Of all that decides the result and can be known before it."""
+        """Of all that decides the result and can be known before it, without reading images: of
+        their files it knows names, sizes and times of change."""
         files = [self.config_path] if self.config_path else []
         checkpoint = None
         if not self.preset.of_data_alone and self.model_path is not None:
@@ -143,6 +173,7 @@ class Reproduction:
             sources=self.preset.describe(),
             configs=[read_text(path) for path in files],
             checkpoint=checkpoint,
+            images=[version_of(*self._dataset(split)) for split in self._splits],
         )[:8]
 
     def folder(self, outdir: Path) -> Path:
@@ -178,13 +209,13 @@ def rows(preset: Preset, result: Result | None, why_not: str = "") -> list[dict[
     none."""
     measured = {} if result is None else measured_numbers(preset, result)
     lines = []
-    for number in preset.numbers:
+    for number in preset.numbers or _unpublished(measured):
         value = None if number.of else measured.get(number.metric)
         lines.append(
             {
                 "preset": preset.name,
                 "metric": number.metric + (f" of {number.of}" if number.of else ""),
-                "published": number.text,
+                "published": number.text if preset.numbers else "none",
                 "where": number.source + (f", measured by {number.by}" if number.by else ""),
                 "measured": (why_not or "not measured here") if value is None else value,
                 "spread": spread_of(number, measured) if value is not None else None,
@@ -192,6 +223,12 @@ def rows(preset: Preset, result: Result | None, why_not: str = "") -> list[dict[
             }
         )
     return lines
+
+
+def _unpublished(measured: Mapping[str, float]) -> list[Number]:
+    """The numbers of a preset of which none is published: those that tables have."""
+    names = [name for name in METRICS if name in measured] or ["fid"]
+    return [Number(name, measured.get(name, math.nan), "") for name in names]
 
 
 def protocol_name(result: Result) -> str:

@@ -67,9 +67,9 @@ class TwoLevelQuantizer(nn.Module):
             top_indices.reshape(len(z), *top.shape[2:]),
             bottom_indices.reshape(len(z), *z.shape[2:]),
         )
-        return self._stacked(top, bottom), top_loss + bottom_loss, (None, None, self.join(*grids))
+        return self.stacked(top, bottom), top_loss + bottom_loss, (None, None, self.join(*grids))
 
-    def _stacked(self, top: Tensor, bottom: Tensor) -> Tensor:
+    def stacked(self, top: Tensor, bottom: Tensor) -> Tensor:
         """Codes of both levels as the image's decoder takes them, [B, 2 * embed_dim, h, w]."""
         repeated = F.interpolate(top, scale_factor=float(self.factor), mode="nearest")
         return torch.cat([repeated, bottom], dim=1)
@@ -114,4 +114,4 @@ class TwoLevelQuantizer(nn.Module):
             table.get_codebook_entry(grid.reshape(-1), (*grid.shape, self.embed_dim))
             for table, grid in ((self.top, top), (self.bottom, bottom))
         )
-        return self._stacked(*codes)
+        return self.stacked(*codes)

@@ -65,6 +65,33 @@ def test_lpips_with_every_image(sources: tuple[FolderSource, FolderSource], netw
         assert [value for _, value in row] == pytest.approx(distances[order].tolist(), rel=1e-5)
 
 
+def test_distances_that_are_kept_are_of_samples_reference_and_weights(
+    sources: tuple[FolderSource, FolderSource], network: LPIPS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    run = Runner.run
+
+    def noted(self: Runner, source: object, make: object, key: str, *rest: object) -> object:
+        keys.append(key)
+        return run(self, source, make, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "run", noted)
+
+    def key(reference: FolderSource, samples: FolderSource, weights: str, number: int) -> str:
+        runner = Runner(3, Cache(sources[0].path / "cache"))
+        chosen = chosen_samples(samples, 5)[number : number + 1]
+        NeighborSearch(reference, chosen, 2, runner, CPU).by_lpips(network, weights)
+        runner.finish()
+        return keys[-1]
+
+    samples, reference = sources
+    first = key(reference, samples, "hash", 0)
+    assert key(reference, samples, "hash", 0) == first
+    others = [key(reference, samples, "hash", 1), key(reference, samples, "other", 0)]
+    others.append(key(samples, samples, "hash", 0))
+    assert len({first, *others}) == 4
+
+
 def test_candidates_by_features_and_then_lpips(
     sources: tuple[FolderSource, FolderSource], network: LPIPS
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from taming.evaluation.metrics.fid_spread import (
     FID_SPREAD,
     ResampledMoments,
     ResampleSettings,
+    spread_of_pairs,
     times_in_sets,
 )
+from taming.sampling.settings import uniforms
 
 
 def features(count: int, seed: int, width: int = 4) -> torch.Tensor:
@@ -37,6 +41,15 @@ def test_times_are_poisson_and_the_images_own() -> None:
     np.testing.assert_array_equal(times_in_sets(torch.tensor([7, 3]), 5), times[[7, 3]])
 
 
+def test_times_follow_from_the_seed_and_the_index() -> None:
+    limits = np.cumsum([math.exp(-1) / math.factorial(n) for n in range(12)])
+    for seed in (2020, 7):
+        draws = uniforms(seed, [5, 0], 4).numpy()
+        expected = [[int((limits <= draw).sum()) for draw in row] for row in draws]
+        given = () if seed == 2020 else (seed,)  # torch-fidelity's seed is the default
+        assert times_in_sets(torch.tensor([5, 0]), 4, *given).tolist() == expected
+
+
 def test_resampled_sets_have_their_images_so_many_times() -> None:
     rows, real = features(60, 1), features(80, 0)
     counted, reference = resampled(rows, 3), resampled(real, 3)
@@ -55,6 +68,22 @@ def test_resampled_sets_have_their_images_so_many_times() -> None:
     assert FID_SPREAD.compute(counted, reference.whole, settings) == pytest.approx(found, rel=1e-9)
 
 
+def test_pairs_are_drawn_together() -> None:
+    copies, originals = features(60, 1), features(60, 0)
+    times = torch.from_numpy(times_in_sets(torch.arange(60), 5))
+    distances = []
+    for n in range(5):
+        pair = Moments(), Moments()
+        for moments, rows in zip(pair, (copies, originals), strict=True):
+            moments.update(torch.arange(60), rows.repeat_interleave(times[:, n], dim=0))
+        distances.append(frechet_distance(*pair))
+    found = spread_of_pairs(resampled(copies, 5), resampled(originals, 5))
+    assert found["std"] == pytest.approx(np.std(distances, ddof=1), rel=1e-9)
+    assert found["mean_of_resampled"] == pytest.approx(np.mean(distances), rel=1e-9)
+    same = spread_of_pairs(resampled(copies, 5), resampled(copies, 5))
+    assert same["std"] == pytest.approx(0, abs=1e-9)
+
+
 def test_parts_of_several_processes_are_one() -> None:
     rows, reference = features(50, 2), resampled(features(70, 0), 4)
     whole, joined = resampled(rows, 4), ResampledMoments(4)
@@ -70,6 +99,16 @@ def test_parts_of_several_processes_are_one() -> None:
 def test_of_one_resampled_set_there_is_no_spread() -> None:
     counted = resampled(features(30, 1), 1)
     assert np.isnan(FID_SPREAD.compute(counted, counted, ResampleSettings(2))["std"])
+
+
+def test_sets_of_fewer_than_two_images_are_left_out() -> None:
+    counted = resampled(features(2, 1))
+    assert {0, 1, 2} <= {moments.count for moments in counted.resampled}
+    for found in (
+        FID_SPREAD.compute(counted, resampled(features(9, 0)), ResampleSettings(40)),
+        spread_of_pairs(counted, counted),
+    ):
+        assert np.isfinite(found["std"])
 
 
 def test_the_spread_is_that_of_other_samples() -> None:

@@ -81,6 +81,12 @@ def test_labels_without_a_meaning_are_at_chance() -> None:
     assert abs(scores.accuracy - 1 / 3) < 3 * math.sqrt(2 / 9 / 90)
 
 
+def test_chance_is_the_share_of_the_commonest_class() -> None:
+    labels = torch.tensor([4] * 12 + [7] * 5 + [9] * 3)
+    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    assert probe(features, labels, ProbeSettings(folds=3, decays=(1.0,))).chance == 12 / 20
+
+
 def test_mean_and_deviation_are_those_of_the_folds() -> None:
     features, labels = noisy_classes(60, 2)
     scores = probe(features, labels, ProbeSettings(folds=3, decays=(0.1,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable
@@ -161,6 +162,14 @@ def test_numbers_that_are_nearly_so(tmp_path: Path) -> None:
     assert Statistics.load(tmp_path / "b.npz").extractor == "tiny"
 
 
+def test_a_digest_is_of_mean_and_covariance() -> None:
+    mean, covariance = np.array([1.0, 2.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
+    digest = Statistics(mean, covariance).digest()
+    assert digest == hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()
+    others = Statistics(mean + 1, covariance), Statistics(mean, covariance + 1)
+    assert len({digest, *(one.digest() for one in others)}) == 3
+
+
 def archive_without_arrays() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -168,9 +177,34 @@ def archive_without_arrays() -> bytes:
     return file.getvalue()
 
 
+HEADER = "{{'descr': '<f8', 'fortran_order': False, 'shape': {}, }}\n"
+
+
+def with_entry(name: str, content: bytes) -> bytes:
+    """An archive with right checksums, in which one of the arrays is replaced by other bytes."""
+    file, whole = io.BytesIO(), zipfile.ZipFile(io.BytesIO(moments()))
+    with zipfile.ZipFile(file, "w") as archive:
+        for entry in whole.namelist():
+            archive.writestr(entry, content if entry == name else whole.read(entry))
+    return file.getvalue()
+
+
+def header(text: str) -> bytes:
+    """The beginning of an array's file, with any text as its header."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (lambda: with_entry("mu.npy", b"no array at all"), "mu is no array"),
+        (lambda: with_entry("mu.npy", header("{'descr': '<f8', (")), "is no statistics file"),
+        (lambda: with_entry("sigma.npy", header("  {\n 1")), "is no statistics file"),
+        (
+            lambda: with_entry("mu.npy", header(HEADER.format("(9999999999999,)"))),
+            "is no statistics file",
+        ),
+        (lambda: with_entry("mu.npy", header(HEADER.format("(2,)")) + bytes(9)), "no statistics"),
         (lambda: b"", "is no statistics file"),
         (lambda: b"no archive", "is no statistics file"),
         (archive_without_arrays, "is no statistics file|lacks sigma"),
@@ -195,6 +229,7 @@ def archive_without_arrays() -> bytes:
         (lambda: moments(mu=np.zeros(0), sigma=np.zeros((0, 0))), r"covariance of \(0, 0\)"),
         (lambda: moments(sigma=np.array([[1.0, 0.5], [-0.5, 1.0]])), "is not symmetric"),
         (lambda: moments(sigma=np.array([[1.0, 0.5], [0.499, 1.0]])), "is not symmetric"),
+        (lambda: moments(sigma=1e-6 * np.array([[1, 0.5], [0.4, 1]])), "is not symmetric"),
         (lambda: moments(sigma=np.diag([1.0, -1e-3])), "a negative variance"),
         (lambda: moments(about='{"count": 0}'), "is of 0 images; a covariance needs 2"),
         (lambda: moments(about='{"count": 1}'), "is of 1 images"),

@@ -145,17 +145,25 @@ def test_scripts_take_what_is_published(
     assert line[0] == script and entry.name in line
     all_words = with_preset(parser, line[1:], script)
     assert all_words == [*words, *line[1:]]
+    args, _ = parser.parse_known_args(all_words)
+    assert entry.overridden(vars(args)) == {}
     said = capsys.readouterr().out
+    assert "; given: " not in said
     for row in entry.describe():
         assert f"{row['value']} ({row['source']})" in said
     assert (RUN in line) == (entry.model is None and not entry.of_data_alone)
 
 
-def test_flags_after_a_preset_count(parsers: dict[str, Parser]) -> None:
+def test_flags_after_a_preset_count(
+    parsers: dict[str, Parser], capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = parsers["evaluate_fid"]
     words = with_preset(parser, ["--preset", "cin_mixed_k_a005", "-n", "3"], evaluate_fid.SCRIPT)
+    said = capsys.readouterr().out
+    assert "; given: 3\n" in said and said.count("; given: ") == 1
     args: argparse.Namespace
     args, _ = parser.parse_known_args(words)
+    assert preset("cin_mixed_k_a005").overridden(vars(args)) == {"num_samples": "3"}
     assert (args.num_samples, args.top_k, args.reject_ratio) == (3, MIXED, 0.05)
     assert (args.reject_pool, args.classifier, args.split) == ("class", "resnet101", "train")
     assert with_preset(parser, ["-n", "3"], evaluate_fid.SCRIPT) == ["-n", "3"]
@@ -173,13 +181,22 @@ def test_names() -> None:
 
 def test_results_note_their_preset() -> None:
     result: dict[str, Any] = {}
-    assert presets.noted(result, None) == [] and result == {}
-    (table,) = presets.noted(result, "ffhq")
+    assert presets.noted(result, None, {}) == [] and result == {}
+    (table,) = presets.noted(result, "ffhq", {"top_k": 300, "num_samples": 50_000})
+    assert "overridden" not in result["preset"] and "given" not in table
     assert result["preset"]["name"] == "ffhq"
     assert {"name": "top_k", "value": "300", "source": "supplement, section A, and captions"} in (
         result["preset"]["sources"]
     )
     assert "| top_k " in table
+    given = {"top_k": (100, 200), "temperature": 1.0, "split": None, "metrics": ("isc",)}
+    sentence, table = presets.noted(result, "ffhq", given)
+    changed = {"metrics": "isc", "split": "none", "top_k": "100,200"}
+    assert result["preset"]["overridden"] == changed
+    assert sentence == "Not as published: metrics isc, split none, top_k 100,200."
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert cells[0][-1] == "given"
+    assert {row[0]: row[-1] for row in cells[2:] if row[-1]} == changed
 
 
 def test_measured_by_others_and_not_measured_here() -> None:

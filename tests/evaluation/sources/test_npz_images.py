@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert not NpzImages(tmp_path / "plain.npz").has_classes()
 
 
+def test_labels_are_written_if_all_images_have_one(tmp_path: Path) -> None:
+    for name, labels in (("zeros", np.zeros(11, int)), ("none", None)):
+        arrays = {"arr_0": IMAGES} | ({} if labels is None else {"arr_1": labels})
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        write_samples(NpzImages(tmp_path / f"{name}.npz", 0), tmp_path / "copy.npz", 4)
+        found = NpzImages(tmp_path / "copy.npz", 0).labels
+        assert (found is None) is (labels is None)
+
+
 def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:
     image_folder(tmp_path / "a" / "0", 2)
     image_folder(tmp_path / "a" / "1", 2, width=20)
@@ -101,6 +111,37 @@ def test_other_arrays_are_refused(tmp_path: Path, arrays: Any, message: str) -> 
     assert holds_images(tmp_path / "a.npz") is ("arr_0" in arrays)
     with pytest.raises(UserError, match=message):
         NpzImages(tmp_path / "a.npz")
+
+
+HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (11, 6, 9, 3)}\n"
+SHORT = (
+    b"\x93NUMPY\x01\x00" + len(HEADER).to_bytes(2, "little") + HEADER + bytes(11 * 6 * 9 * 3 - 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [
+        ("arr_0.npy", b"no array at all"),
+        ("arr_0.npy", b"\x93NUMPY\x01\x00\x08\x00{'descr'("),  # a header that is no literal
+        ("arr_0.npy", b"\x93NUMPY\x07\x00"),
+        ("arr_0.npy", SHORT),
+        ("arr_0.npy", b""),
+        ("arr_1.npy", b"\x93NUMPY\x01\x00\x08\x00{'descr'("),
+        ("mu.npy", b"no array at all"),
+    ],
+)
+def test_checksums_may_be_right(tmp_path: Path, entry: str, content: bytes) -> None:
+    np.savez(tmp_path / "a.npz", IMAGES, np.arange(11), mu=np.zeros(2), sigma=np.eye(2))
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz") as whole,
+        zipfile.ZipFile(tmp_path / "b.npz", "w") as archive,
+    ):
+        for name in whole.namelist():
+            archive.writestr(name, content if name == entry else whole.read(name))
+    assert len(NpzImages(tmp_path / "a.npz")) == 11
+    with pytest.raises(UserError, match="b.npz (holds no images|is no statistics file)"):
+        NpzImages(tmp_path / "b.npz")
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from taming.evaluation.sources.resize import (
     Resizing,
     center_crop,
 )
+from taming.pictures import to_uint8_array
 from tests.kit.images import noise, ramps, write_image
 from tests.kit.real import FOLDER, needs_real_data
 
@@ -65,6 +66,25 @@ def assert_as_pillow(source: LoadedSource, paths: Sequence[str | Path]) -> None:
     for index, path in enumerate(paths):
         pixels = source.load(index)[0]
         np.testing.assert_array_equal(pixels.transpose(1, 2, 0), by_pillow(path), str(path))
+
+
+def test_another_entry_is_not_the_image_file(tmp_path: Path) -> None:
+    """Of pairs, whose conditions are images too, the condition is what is resized."""
+    for number in range(2):
+        write_image(tmp_path / "images" / f"{number}.png", 40, 40, number)
+        write_image(tmp_path / "others" / f"{number}.png", 40, 40, number, noise)
+    pairs = f"{{images: {tmp_path / 'images'}, conditions: {tmp_path / 'others'}, kind: image}}"
+    config = CONFIG.replace("taming.data.custom.CustomTest", "taming.data.paired.PairedTrain")
+    config = config[: config.index("      params:")] + f"      params: {pairs}\n"
+    (tmp_path / "pairs.yaml").write_text(config)
+    source = DatasetSource(tmp_path / "pairs.yaml", key="condition", workers=0)
+    source.resizing = Resizing(PILLOW, CENTER, (8, 8))
+    assert not source.reads_files
+    item = source.dataset[0]
+    expected = source.resizing(to_uint8_array(item["condition"]))
+    found = source.load(0)[0].transpose(1, 2, 0)
+    np.testing.assert_array_equal(found, expected)
+    assert (found != source.resizing(to_uint8_array(item["image"]))).any()
 
 
 MODES: dict[str, Callable[[Image.Image], Image.Image]] = {

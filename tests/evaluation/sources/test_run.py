@@ -19,7 +19,7 @@ from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.resize import CENTER, PILLOW, Resizing
 from taming.evaluation.sources.run import RunSource
 from taming.pictures import to_rgb_pixels
-from taming.sampling import SampleSettings, pools
+from taming.sampling import SampleSettings, pools, rejection
 from taming.sampling.plan import SamplingPlan
 from taming.weight_choice import choosing_weights
 from tests.evaluation.sources.test_sources import images_of
@@ -102,7 +102,7 @@ def test_rejection(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_best_of_a_class(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pools, "SCORED", 2)
+    monkeypatch.setattr(rejection, "SCORED", 2)
     network = models.get_model("squeezenet1_1", weights=None, num_classes=5)
     torch.save(network.state_dict(), tmp_path / "own.pth")
     classifier = f"squeezenet1_1:{tmp_path / 'own.pth'}"

@@ -12,12 +12,15 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from taming.errors import UserError
+from taming.evaluation.metrics.evaluators import ADM
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.folder import FolderSource
+from taming.evaluation.sources.npz_images import NpzImages
+from taming.evaluation.sources.resize import CENTER, PILLOW, Resizing
 from taming.evaluation.tasks.fidelity import (
     Evaluation,
     FidelityEvaluator,
@@ -185,6 +188,25 @@ def test_statistics_as_reference(sets: tuple[Path, Path], tiny: Extractor, tmp_p
         evaluate(source, statistics, tiny, replace(ALL, metrics=("fid", "kid")))
     with pytest.raises(UserError, match="of another extractor"):
         evaluate(source, replace(statistics, weights_hash="0" * 64), tiny)
+
+
+def test_statistics_beside_images_stand_for_these_as_a_reference_alone(
+    sets: tuple[Path, Path], tiny: Extractor, tmp_path: Path
+) -> None:
+    """Of images as they are, by the evaluator whose files have them."""
+    np.savez(
+        tmp_path / "a.npz", np.zeros((3, 8, 8, 3), np.uint8), mu=np.zeros(16), sigma=np.eye(16)
+    )
+    images, of_adm = NpzImages(tmp_path / "a.npz", 0), replace(ADM, extractor=tiny.name)
+    for evaluator, expected in ((of_adm, 0), (replace(of_adm, known_references=False), 1)):
+        own = FidelitySettings(("fid",), {"fid": "16"}, evaluator=evaluator)
+        one = FidelityEvaluator(FolderSource(sets[1]), tiny, own, runner=runner())
+        assert len(one.requests_of("reference", images)) == expected
+        assert len(one.requests_of("samples", images)) == 1
+    images.resizing = Resizing(PILLOW, CENTER, (4, 4))
+    own = FidelitySettings(("fid",), {"fid": "16"}, evaluator=of_adm)
+    resized = FidelityEvaluator(FolderSource(sets[1]), tiny, own, runner=runner())
+    assert len(resized.requests_of("reference", images)) == 1
 
 
 def test_other_extractor_for_precision_and_recall(

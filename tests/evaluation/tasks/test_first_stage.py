@@ -13,6 +13,7 @@ import torch
 from taming.errors import UserError
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import frechet_distance
+from taming.evaluation.metrics.fid_spread import ResampledMoments, times_in_sets
 from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
 from taming.evaluation.runner import Cache, Runner
 from taming.evaluation.sources.dataset import DatasetSource
@@ -94,6 +95,26 @@ def test_all_numbers_are_those_computed_by_hand(config: dict[str, Any], tmp_path
     assert result.reconstructions["f"] == 2 and result.reconstructions["codes"] == 20
     assert result.reconstructions["global_step"] == 7
     assert result.images["fingerprint"] != result.reconstructions["fingerprint"]
+
+
+def test_the_spread_of_the_rfid_draws_images_with_their_reconstructions(
+    run: Path, tmp_path: Path
+) -> None:
+    result = evaluated(tmp_path, run, rfid_resamples=4, batch_size=5)
+    stage, _, _ = load_first_stage(run, device="cpu")
+    extractor, images = Extractor(register_tiny(), ["16"]), scenes()
+    with torch.no_grad():
+        copies = to_pixels(stage(to_values(images))[0])
+    rows = [extractor(pixels)["16"] for pixels in (copies, images)]
+    times = torch.from_numpy(times_in_sets(torch.arange(6), 4))
+    distances = [
+        frechet_distance(*(moments_of(r.repeat_interleave(column, dim=0)) for r in rows))
+        for column in times.T
+        if column.sum() > 1
+    ]
+    spread = result.metrics.pop("rfid_spread")
+    assert spread["std"] == pytest.approx(np.std(distances, ddof=1), rel=CLOSE)
+    assert result.metrics == pytest.approx(by_hand(run, images), rel=CLOSE)
 
 
 def test_batches_change_nothing(run: Path, tmp_path: Path) -> None:
@@ -278,13 +299,14 @@ def test_what_is_cached_is_of_all_that_decides_it(
     other = LoadedFirstStage.load(run)
     other.config.model.params.n_embed = 21
     different = [key(other), key(images=few), key(dtype=torch.bfloat16)]
-    different.append(key(_originals={3: moments_of(torch.rand(4, 16))}))
+    different.append(key(_originals={3: ResampledMoments(0)}))
+    different.append(key(rfid_resamples=2))
     with choosing_weights("raw", ()):
         different.append(key())
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt")
     torch.save(checkpoint | {"global_step": 8}, run / "checkpoints" / "last.ckpt")
     different.append(key(LoadedFirstStage.load(run)))
-    assert len({first, *different}) == 7
+    assert len({first, *different}) == 8
 
 
 def test_precision_is_that_of_numbers_and_pictures(run: Path, tmp_path: Path) -> None:

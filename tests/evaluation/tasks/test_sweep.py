@@ -7,7 +7,9 @@ from argparse import Namespace
 import pytest
 
 from taming.errors import UserError
+from taming.evaluation.tasks import sweep
 from taming.evaluation.tasks.sweep import parse_sweep, row, shown, start_of_sweep
+from taming.sampling.plan import SamplingPlan
 
 
 def test_settings_and_their_values() -> None:
@@ -56,6 +58,15 @@ def test_a_sweep_over_the_acceptance_begins_with_a_plan_that_rejects() -> None:
     args = Namespace(classifier=None, reject_ratio=1.0)
     with pytest.raises(UserError, match="needs --classifier"):
         start_of_sweep({"acceptance": [0.5]}, args)
+
+
+def test_no_classifier_is_asked_where_all_are_accepted() -> None:
+    plan = SamplingPlan(4, reject_ratio=0.25, classifier="resnet101")
+    found = [sweep._changed(plan, {"acceptance": ratio, "top_k": 7}) for ratio in (1.0, 0.5)]
+    assert [one.classifier for one in found] == [None, "resnet101"]
+    assert [one.reject_ratio for one in found] == [1.0, 0.5]
+    assert {one.settings.top_k for one in found} == {7}
+    assert sweep._changed(plan, {"top_k": 7}).classifier == "resnet101"
 
 
 def test_rows_leave_out_deviations() -> None:

@@ -1,0 +1,179 @@
+"""CLIP by open_clip: a tiny model with random weights, from a folder, a file and caches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from taming.errors import UserError
+from taming.guidance import GuideSettings, Objective, guide, load_clip, text_targets
+from taming.guidance.clip import OpenClip
+from taming.guidance.clip_files import known_hash
+from taming.guidance.cutouts import CutSettings
+from tests.kit.extractor import _tree
+from tests.kit.guidance import CLIP_CONFIG, write_clip
+from tests.kit.models import build, first_stage_config
+from tests.support import Malicious
+
+open_clip: Any = pytest.importorskip("open_clip", reason="needs the extra 'guide'")
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TABLE: Any = sys.modules["open_clip.pretrained"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip"))[0]
+
+
+@pytest.fixture
+def named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, dict[str, Any]]:
+    """The table of published weights of a model "tiny", and a home without caches."""
+    (tmp_path / "tiny.json").write_text(json.dumps(CLIP_CONFIG["model_cfg"]))
+    monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", {})
+    monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", [])
+    open_clip.add_model_config(tmp_path / "tiny.json")
+    rows: dict[str, dict[str, Any]] = {}
+    monkeypatch.setitem(TABLE._PRETRAINED, "tiny", rows)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return rows
+
+
+def expected(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """What open_clip itself computes: of images and of a text."""
+    model = open_clip.create_model(f"local-dir:{folder}").eval()
+    assert set(load_file(folder / "open_clip_model.safetensors")) == set(model.state_dict())
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    config = CLIP_CONFIG["preprocess_cfg"]
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        images = model.encode_image((IMAGES - mean) / std)
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["a fox"]))
+    return images, text
+
+
+def test_a_folder(folder: Path) -> None:
+    clip = load_clip(str(folder))
+    assert isinstance(clip, OpenClip) and clip.size == 32
+    assert not any(p.requires_grad for p in clip.model.parameters())
+    images, text = expected(folder)
+    torch.testing.assert_close(clip.encode_images(IMAGES), images)
+    torch.testing.assert_close(clip.encode_texts(["a fox"]), text)
+
+
+def test_a_text_guides(folder: Path) -> None:
+    clip = load_clip(str(folder))
+    stage = build(first_stage_config()).eval().requires_grad_(False)
+    cuts = CutSettings(cutouts=2, cut_min=0.9, cut_degrees=0, cut_jitter=0, cut_noise=0, cut_flip=0)
+    objective = Objective(clip, text_targets(clip, ["a fox:1.0", "snow:-0.2"]), cuts)
+    losses = guide(stage, objective, GuideSettings(steps=15, unquantized=True, lr=0.3)).losses
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_weights_that_are_named(
+    folder: Path, named: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    state = load_file(folder / "open_clip_model.safetensors")
+    images, _ = expected(folder)
+    own = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    named["own"] = {**own, "url": "https://example.com/own.pt"}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "own.pt")
+    (tmp_path / "program").mkdir()
+    torch.jit.script(_tree(state)).save(str(tmp_path / "program" / "own.pt"))
+    for place in (tmp_path, tmp_path / "program"):
+        clip = load_clip("tiny", place / "own.pt")
+        torch.testing.assert_close(clip.encode_images(IMAGES), images)
+    half = {name: tensor.half() for name, tensor in state.items()}
+    save_file(half, tmp_path / "half.safetensors")
+    clip = load_clip("tiny", tmp_path / "half.safetensors")
+    assert next(clip.model.parameters()).dtype == torch.float32
+    assert clip.mean == pytest.approx((0.4814547, 0.4578275, 0.4082107))  # of CLIP itself
+
+
+def test_nothing_in_a_file_is_run(named: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "evil.pt"
+    torch.save({"visual.conv1.weight": Malicious(Path.touch, mark)}, path)
+    with pytest.raises(UserError):
+        load_clip("tiny", path)
+    assert not mark.exists()
+
+
+def test_cached_files_and_their_hashes(
+    folder: Path, named: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    content = (folder / "open_clip_model.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    facts = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "hf_hub": "owner/tiny/"}
+    named["hub"] = dict(facts)
+    with pytest.raises(UserError, match="there are no weights of CLIP's tiny on this machine: put"):
+        load_clip("tiny")
+    repository = tmp_path / "hub" / "models--owner--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    for part in (snapshot, repository / "blobs", repository / "refs"):
+        part.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "blobs" / digest).write_bytes(content)
+    (snapshot / "open_clip_model.safetensors").symlink_to(repository / "blobs" / digest)
+    images, _ = expected(folder)
+    torch.testing.assert_close(load_clip("tiny:hub").encode_images(IMAGES), images)
+    (repository / "blobs" / digest).write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match="is damaged, or another file than its name says"):
+        load_clip("tiny")
+    # A release of open_clip, with a part of the hash in its name.
+    named.clear()
+    named["release"] = {**facts, "hf_hub": "", "url": f"https://x.org/tiny-{digest[:8]}.pt"}
+    cache = tmp_path / ".cache" / "clip"
+    cache.mkdir(parents=True)
+    (cache / f"tiny-{digest[:8]}.pt").write_bytes(content)
+    torch.testing.assert_close(load_clip("tiny").encode_images(IMAGES), images)
+    (cache / f"tiny-{digest[:8]}.pt").write_bytes(content + b" ")
+    with pytest.raises(UserError, match=f"does not start with {digest[:8]}"):
+        load_clip("tiny")
+
+
+def test_the_hash_of_the_original_is_in_its_address(tmp_path: Path) -> None:
+    facts = {"url": f"https://x.org/models/{'ab' * 32}/ViT-B-32.pt"}
+    assert known_hash(tmp_path / "ViT-B-32.pt", facts) == "ab" * 32
+    assert known_hash(tmp_path / "mine.pt", facts) == ""
+
+
+def test_what_cannot_be_loaded(
+    folder: Path,
+    named: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named["a"] = {"url": "https://x.org/weights.pt"}
+    with pytest.raises(UserError, match="open_clip has no model 'tiney'; did you mean 'tiny'"):
+        load_clip("tiney")
+    with pytest.raises(UserError, match="tiny has no weights 'b'; open_clip knows a"):
+        load_clip("tiny:b")
+    with pytest.raises(UserError, match="--clip_weights: there is no file nothing.pt"):
+        load_clip("tiny", "nothing.pt")
+    with pytest.raises(UserError, match=r"put weights.pt of weights.pt anywhere and name it by"):
+        load_clip("tiny")
+    state = load_file(folder / "open_clip_model.safetensors")
+    for name, change, problem in (
+        ("visual.conv1.weight", None, "is missing"),
+        ("visual.conv1.weight", torch.zeros(3), "has another shape"),
+    ):
+        other = {**state, name: change}
+        kept = {key: value for key, value in other.items() if value is not None}
+        save_file(kept, tmp_path / "x.safetensors")
+        with pytest.raises(UserError, match=f"do not fit tiny: '{name}' {problem}"):
+            load_clip("tiny", tmp_path / "x.safetensors")
+    empty, _ = write_clip(tmp_path / "empty", weights=False)
+    with pytest.raises(UserError, match="has none of open_clip_model.safetensors"):
+        load_clip(str(empty))
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match="open_clip, which is not installed: pip install"):
+        load_clip("tiny")
