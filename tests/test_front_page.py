@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from typing import Any
 
 import pytest
 
+import tests.test_published_commands as commands
 from taming.published_models import Published, published_models
+from tests.documents import blocks_of, commands_in
 from tests.support import ROOT
 
+TASKS = "Running pretrained models"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -121,3 +125,20 @@ def test_results_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_table, "read", changed)
     old, new = (text.splitlines()[2:] for text in (before, speed_table.table()))
     assert all(a != b for a, b in zip(old, new, strict=True))
+
+
+def test_commands_of_tasks_are_those_that_are_tried() -> None:
+    """Which tests/test_published_commands.py runs, word for word but for the run."""
+    text = "\n".join(b.text for b in blocks_of(ROOT / "README.md") if b.heading == TASKS)
+    told = {re.sub(r"-r logs/\S+", "-r RUN", line) for line in commands_in(text)}
+    told = {re.sub(r"--outdir[ =]\S+", "--outdir OUT", line) for line in told}
+    arguments = {arguments for _, arguments in map(values_of, commands.DEMOS)}
+    tried = {commands.PAGE + one for one in arguments}
+    tried |= {"python scripts/make_samples.py --outdir OUT " + one for one in arguments}
+    tried |= {values_of(case)[1] for case in commands.SAMPLING}
+    tried.add("python scripts/make_scene_samples.py --outdir OUT -r RUN --resolution=512,512")
+    assert len(told) >= 7 and told <= tried, told - tried
+
+
+def values_of(case: Any) -> Any:
+    return getattr(case, "values", case)
