@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-slow test-gpu gpu faults mutants lint install clean
+.PHONY: demo gallery docs test test-slow test-gpu gpu faults mutants lint install clean
 
 install: $(VENV)/installed
 
@@ -48,5 +48,16 @@ mutants: install
 demo: install
 	$(BIN)/python scripts/digits.py
 
+# The documentation site, in site/: open site/index.html, or, to search as well, serve it by
+# `python -m http.server -d site`. Warnings are errors.
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Train the models of docs/gallery.md on rendered landscapes and make its pictures, in gallery/; again:
+# what is missing.
+gallery: install
+	$(BIN)/python scripts/gallery.py
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

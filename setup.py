@@ -12,7 +12,7 @@ class WithScriptsAndConfigs(build_py):
 
     def run(self) -> None:
         super().run()
-        for folder, pattern in (("scripts", "*.py"), ("configs", "*.yaml")):
+        for folder, pattern in (("scripts", "*.py"), ("configs", "*.yaml"), ("configs", "*.png")):
             for path in Path(folder).rglob(pattern):
                 target = Path(self.build_lib, "taming", path)
                 target.parent.mkdir(parents=True, exist_ok=True)

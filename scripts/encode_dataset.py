@@ -13,6 +13,7 @@ is repeated; `torchrun --nproc_per_node 4 scripts/encode_dataset.py ...` shares 
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def summary(folder: str, manifest: Manifest) -> str:
     size = sum(path.stat().st_size for path in Path(folder).glob("*.npy"))
     return (
         f"{folder} has the codes of {' and '.join(splits)}, {readable_size(size)}; to train a "
-        f"transformer on them, add data.params.codes={folder}"
+        f"transformer on them, add {shlex.quote(f'data.params.codes={folder}')}"
     )
 
 

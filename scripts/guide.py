@@ -28,7 +28,7 @@ from tqdm import tqdm
 from taming.atomic_files import atomic_path
 from taming.checkpoint import Run, model_hashes
 from taming.command_line import flag, parse_numbers, parse_size
-from taming.devices import choose_device, choose_dtype, dtype_name
+from taming.devices import choose_dtype, device_of_command, dtype_name
 from taming.errors import UserError, command, interruptible
 from taming.guidance import (
     CodeGrids,
@@ -326,7 +326,7 @@ def write_grid(folder: SampleFolder, places: Sequence[tuple[int | None, int]]) -
 
 def make_record(arguments: RunArguments, own: Arguments, loaded: Loaded) -> dict[str, Any]:
     model: nn.Module = loaded.prior or loaded.stage  # type: ignore[assignment]
-    dtype = choose_dtype(arguments.precision, choose_device(arguments.device))
+    dtype = choose_dtype(arguments.precision, device_of_command(arguments.device))
     facts = {"global_step": loaded.step, "dtype": dtype_name(dtype)}
     return {**facts, **own.describe(), **model_hashes(model, loaded.run.model)}
 
@@ -368,7 +368,7 @@ def fill(folder: SampleFolder, own: Arguments, starts: Starts, make: Make) -> in
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Make images that a text, an image or a class guides.", Arguments)
     arguments, own = read_arguments(parser, Arguments, argv)
-    device = choose_device(arguments.device)
+    device = device_of_command(arguments.device)
     dtype = choose_dtype(arguments.precision, device)
     loaded = load(arguments, own.beginning.start == PRIOR)
     grids = CodeGrids.of(loaded.stage)

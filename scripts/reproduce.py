@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -140,7 +141,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     script_name, *words = one.command()
     words += ["-o", str(folder)]
     script = load(Path(__file__).with_name(Path(script_name).name))
-    say(f"{one.preset.name}: python {script_name} {' '.join(words)}")
+    say(f"{one.preset.name}: python {script_name} {shlex.join(words)}")
     try:
         announce_time(script, words)
         script.main(words)

@@ -19,6 +19,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -63,14 +64,14 @@ class Parser(argparse.ArgumentParser):
     """
 
     program: ClassVar[str | None] = None  # the name in usage lines, if it is not the file's
-    asked: ClassVar[list[str] | None] = None  # gets the flags, see `flags_of`
+    asked: ClassVar[list[Parser] | None] = None  # gets the parser, see `parser_of`
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"prog": self.program, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if Parser.asked is not None:
-            Parser.asked.extend(self.flags())
+            Parser.asked.append(self)
             raise _Asked
         if any("\0" in text for text in args or ()):  # from Python: the system allows none
             self.error("an argument has a character of code 0")
@@ -99,26 +100,29 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, word: str, more: Iterable[str] = ()) -> NoReturn:
         """Raise `UserError` for a word that is no flag, with the nearest one, also of `more`."""
         flag, flags = word.partition("=")[0], [*self.flags(), *more]
-        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("--") else []
+        close = difflib.get_close_matches(flag, flags, n=1) if flag.startswith("-") else []
         hint = f"; did you mean {close[0]}?" if close else ""
         self.error(f"unknown argument {word}{hint}")
 
 
 class _Asked(BaseException):
-    """Ends a command that was only called for its flags."""
+    """Ends a command that was only called for its parser."""
+
+
+def parser_of(main: Callable[[Sequence[str]], object], *words: str) -> Parser | None:
+    """The first parser that `main(words)` asks, doing nothing else then; None if it asks none."""
+    found = Parser.asked = list[Parser]()
+    try:
+        with suppress(_Asked), redirect_stdout(None):  # a help may come first
+            main(words)
+    finally:
+        Parser.asked = None
+    return found[0] if found else None
 
 
 def flags_of(main: Callable[[Sequence[str]], object]) -> list[str]:
-    """The flags of the first parser that a `main` asks, which does nothing else then."""
-    found: list[str] = []
-    Parser.asked = found
-    try:
-        main([])
-    except _Asked:
-        return sorted(found)
-    finally:
-        Parser.asked = None
-    return []
+    """The flags of a command's parser; none if it has no parser."""
+    return sorted(parser.flags()) if (parser := parser_of(main)) else []
 
 
 def parse(

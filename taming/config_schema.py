@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from taming.config_targets import (
+    check_are_names,
     config_error,
     current_key,
     did_you_mean,
@@ -126,8 +127,7 @@ def _with_nested(value: Any, hint: Any) -> Any:
 
 def check_arguments(value: Any, rule: Arguments) -> dict[str, Any]:
     """A mapping at the current place as the arguments that all the rule's classes take."""
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise config_error(f"names and their values are expected here, not {shorten(value)}")
+    check_are_names(value)
     arguments = dict(value)
     for target in rule.targets:
         arguments = arguments_for(target, target.__name__, value, arguments)

@@ -143,9 +143,20 @@ def note_own_code(target: Any) -> None:
 def params_of(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters in a config: names and their values, or UserError."""
     own = node.get("params") or {}
-    if not isinstance(own, Mapping) or not all(isinstance(name, str) for name in own):
-        raise config_error(f"names and their values are expected here, not {shorten(own)}")
+    check_are_names(own)
     return own
+
+
+def check_are_names(params: Any) -> None:
+    """Refuse (`UserError`) what is no mapping of names."""
+    if not isinstance(params, Mapping):
+        raise config_error(f"names and their values are expected here, not {shorten(params)}")
+    for name in params:
+        if not isinstance(name, str):
+            raise config_error(
+                f"{shorten(name)} is no name of a parameter; a list is written [1, 1, 1], in "
+                "brackets"
+            )
 
 
 def _check_kind(target: Any, name: str, kind: str) -> None:

@@ -9,7 +9,9 @@ import ast
 import difflib
 import importlib.util
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from taming.shipped import config_names, find_config, shipped
 # The scripts by their subcommands, in the order in which they are needed.
 SCRIPTS = {
     "digits": "digits",
+    "gallery": "gallery",
     "list": "make_image_list",
     "preview": "preview_data",
     "shards": "make_shards",
@@ -139,6 +142,21 @@ def load(path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def run_apart(words: Sequence[str], folder: Path | None = None) -> None:
+    """Print and run `taming` with `words` in a process of its own, in a folder (default: here).
+
+    SystemExit if it fails, which has said why.
+    """
+    print(f"\ntaming {shlex.join(words)}", flush=True)
+    package = Path(taming.__file__).parents[1]  # of a clone, it may not be installed
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    line = [sys.executable, "-m", "taming", *words]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    code = subprocess.run(line, env=environment, cwd=folder, check=False).returncode
+    if code:
+        raise SystemExit(code)
 
 
 def configs(argv: Sequence[str]) -> None:

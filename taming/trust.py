@@ -139,6 +139,9 @@ class Trust:
             if spec is None:
                 continue
             elsewhere = _find(package)
+            # Modules go before folders that merely have the name (namespace packages).
+            if elsewhere is not None and elsewhere.origin is None and spec.origin is not None:
+                elsewhere = None
             if elsewhere is None:
                 sys.path.append(folder)  # scripts do not have it, as their own folder comes first
             if elsewhere is None or _place(elsewhere) == _place(spec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -16,18 +17,32 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 PROGRAMS = ("bash", "cd", "conda", "git", "kill", "make", "pip", "pre-commit", "python", "python3")
-PROGRAMS += ("source", "streamlit", "tensorboard", "torchrun")
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS += ("source", "streamlit", "taming", "tensorboard", "torchrun")
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+_FENCE = re.compile(
+    r"^(?:<!-- (not run|run by): ([^>]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _SPAN = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Fenced code: its language, its text, and the heading that it stands under."""
+    """Fenced code: its language, its text, and the heading that it stands under.
+
+    The line above may say `<!-- not run: REASON -->`, or of what another test runs
+    `<!-- run by: tests/x.py -->`.
+    """
 
     language: str
     text: str
     heading: str
+    not_run: str | None = None
+    run_by: str | None = None
+
+    @property
+    def marked(self) -> bool:
+        """Whether the tests of documents leave it alone."""
+        return bool(self.not_run or self.run_by)
 
     @property
     def name(self) -> str:
@@ -41,14 +56,21 @@ def blocks_of(path: Path) -> list[Block]:
     found = []
     for match in _FENCE.finditer(text):
         headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", text[: match.start()]), re.MULTILINE)
-        found.append(Block(match[1], match[2], headings[-1] if headings else ""))
+        marks = {match[1].replace(" ", "_"): match[2]} if match[1] else {}
+        found.append(Block(match[3], match[4], headings[-1] if headings else "", **marks))
     assert text.count("```") == 2 * len(found), f"{path.name}: a fence that is not closed"
     return found
 
 
-def spans_of(path: Path) -> list[str]:
-    """Every piece of inline code, on one line each."""
-    return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", path.read_text()))]
+def spans_of(document: Path | str) -> list[str]:
+    """Every piece of inline code of a file or of text, on one line each."""
+    text = document if isinstance(document, str) else document.read_text()
+    return [" ".join(span.split()) for span in _SPAN.findall(_FENCE.sub("", text))]
+
+
+def prose_of(path: Path) -> str:
+    """A file without the tables at its end that a program has printed."""
+    return path.read_text().partition("<!-- What follows is the output")[0]
 
 
 def commands_in(shell: str) -> list[str]:
@@ -58,16 +80,38 @@ def commands_in(shell: str) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-def inline_commands(path: Path) -> list[str]:
+def inline_commands(document: Path | str) -> list[str]:
     """Inline code that starts with a program and says what to do with it."""
-    spans = [part for span in spans_of(path) for part in commands_in(span)]
-    return [span for span in spans if span.split()[0] in PROGRAMS and len(span.split()) > 1]
+    spans = [part for span in spans_of(document) for part in commands_in(span)]
+    return [span for span in spans if is_command(span)]
+
+
+def is_command(span: str) -> bool:
+    """Whether inline code says what to do, and not just the name of a program or subcommand."""
+    program, *words = span.split()
+    return program in PROGRAMS and len(words) > (program in ("python", "taming"))
 
 
 def links_of(path: Path) -> list[str]:
     """Targets of links and pictures, but for those of the web."""
     targets = re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", path.read_text()))
     return [target for target in targets if "://" not in target]
+
+
+def source_of(path: Path) -> Path:
+    """What a page is made of, of those that docs/hooks/generated.py makes; else itself."""
+    place = Path(os.path.normpath(path))
+    kind, _, name = place.relative_to(ROOT).as_posix().removeprefix("docs/").partition("/")
+    made = {
+        "configs": ROOT / "configs" / name.replace(".md", ".yaml").replace("index.yaml", ""),
+        "notebooks": ROOT / "scripts" / name.replace(".md", ".ipynb"),
+        "project": ROOT / name.upper().replace(".MD", ".md"),
+        "reference": ROOT / Path(name).stem.replace(".", "/"),
+    }
+    if kind == "reference":
+        module = made[kind].with_suffix(".py")
+        return module if module.exists() else made[kind] / "__init__.py"
+    return made[kind] if kind in made and not path.exists() else place
 
 
 def anchors_of(path: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextvars
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from taming.command_line import (
     add_flags,
     add_weight_flags,
     flag,
+    flags_of,
     from_flags,
     parse,
     parse_numbers,
     parse_size,
     parse_switch,
+    parser_of,
 )
 from taming.errors import UserError
 from taming.sampling.sizes import add_side_flags
@@ -272,3 +275,22 @@ def test_the_users_folder_is_known_by_its_sign(monkeypatch: pytest.MonkeyPatch) 
         args = parser.parse_args(words)
         assert (args.outdir, args.folder) == ("/home/ada/out", "/home/ada/in")
     assert parser.parse_args(["a~b"]).folder == "a~b"
+
+
+def test_a_command_is_asked_for_its_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing else of it is done, and nothing that it prints before is seen."""
+    done: list[str] = []
+
+    def main(words: Sequence[str]) -> None:
+        print("before")
+        parser = parser_for(Blur)
+        parser.description = " ".join(words)
+        parser.parse_args(words)
+        done.append("after")
+
+    parser = parser_of(main, "some", "words")
+    assert parser is not None and parser.description == "some words"
+    assert flags_of(main) == ["--help", "--inverse", "--radius", "--rounds", "-h", "-r"]
+    assert done == [] and capsys.readouterr().out == ""
+    assert parser_of(lambda _: done.append("no parser")) is None and flags_of(lambda _: None) == []
+    assert parser_for(Blur).parse_args([]).radius == 1.0  # as usual afterwards

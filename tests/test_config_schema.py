@@ -98,6 +98,13 @@ WRONG: list[tuple[Any, str, Any, str]] = [
     # types
     (VQ, "ddconfig", 1, "a mapping is expected here, not 1"),
     (VQ, "ddconfig", {"ch": 32}, r"Encoder needs .*; set model\.params\.ddconfig\.out_ch$"),
+    (
+        VQ,
+        "ddconfig",
+        {"ch_mult": 1, 1: None},
+        "1 is no name of a parameter; a list is written .1, 1",
+    ),
+    (VQ, "lossconfig.params", {2: None}, "2 is no name of a parameter; a list"),
     (VQ, "ddconfig.ch_mult", -0.5, "a list of whole numbers from 1"),
     (VQ, "ddconfig.ch_mult", [1, []], "a list of whole numbers from 1"),
     (VQ, "ddconfig.ch_mult", [1, -1], "a list of whole numbers from 1"),

@@ -1,4 +1,7 @@
-"""The notebooks, run from the first cell to the last on models of a few thousand weights."""
+"""The notebooks, run from the first cell to the last on models of a few thousand weights.
+
+Their first cell of code finds or installs the package; what they show is stored in them, and small.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ from tests.support import ROOT
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted((ROOT / "scripts").glob("*.ipynb"))
 TRANSFORMER, RECONSTRUCTION = "taming-transformers", "reconstruction_usage"
+CONDITIONS, SCENE, COMPLETION = "conditions", "scenes", "completion"
+TRAINING = "train_first_stage"
+NAMES = [COMPLETION, CONDITIONS, RECONSTRUCTION, SCENE, TRANSFORMER, TRAINING]
+MOST_BYTES = 300_000
 
 
 def read(name: str) -> Any:
@@ -55,16 +62,68 @@ def execute(name: str) -> tuple[str, list[bytes]]:
     return text, [data["image/png"] for data in pictures if "image/png" in data]
 
 
-def test_they_are_committed_without_outputs() -> None:
-    assert [path.stem for path in NOTEBOOKS] == [RECONSTRUCTION, TRANSFORMER]
-    for path in NOTEBOOKS:
-        content = json.loads(path.read_text())
-        for cell in content["cells"]:
-            assert not cell.get("outputs"), f"{path.name}: clear the outputs"
-            assert cell.get("execution_count") is None, f"{path.name}: clear the outputs"
-            assert not cell["metadata"]
-        assert content["metadata"]["kernelspec"]["name"] == "python3"
-        nbformat.validate(nbformat.read(path, as_version=4))
+def test_there_is_one_for_each_task() -> None:
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_their_outputs_are_stored_and_small(path: Path) -> None:
+    text = path.read_text()
+    content = json.loads(text)
+    assert len(text) < MOST_BYTES
+    kinds = [out["output_type"] for cell in content["cells"] for out in cell.get("outputs", [])]
+    assert {"stream", "display_data"} <= set(kinds) and "error" not in kinds
+    assert "/tmp/" not in text and "/home/" not in text and "/root/" not in text
+    for cell in content["cells"]:
+        assert cell.get("execution_count") is None and not cell["metadata"]
+        for out in cell.get("outputs", []):
+            assert out.get("name") != "stderr"
+    assert content["metadata"]["kernelspec"]["name"] == "python3"
+    nbformat.validate(nbformat.read(path, as_version=4))
+
+
+def test_all_begin_with_the_same_cell() -> None:
+    assert len({code_of(read(name))[0] for name in NAMES}) == 1
+
+
+def begin(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: bool = False) -> list[list[str]]:
+    """Run the first cell in a folder; the commands that it starts, which are not run."""
+    commands: list[list[str]] = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("subprocess.run", lambda words, **_: commands.append(words))
+    if missing:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(code_of(read(TRANSFORMER))[0], {})
+    return commands
+
+
+def test_the_first_cell_installs_nothing_in_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert begin(ROOT / "scripts", monkeypatch) == []
+    assert Path.cwd() == ROOT and sys.path[0] == str(ROOT)
+
+
+def test_the_first_cell_installs_nothing_where_the_package_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sys.path[0]
+    assert begin(tmp_path, monkeypatch) == []
+    assert Path.cwd() == tmp_path and sys.path[0] == before
+
+
+def test_the_first_cell_installs_the_package_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Colab: what is named, or the clone that was uploaded or made there."""
+    with pytest.raises(SystemExit, match="set SOURCE above to where it can be had"):
+        begin(tmp_path, monkeypatch, missing=True)
+    monkeypatch.setenv("TAMING_SOURCE", "git+https://example.org/taming")
+    ((*_, what),) = begin(tmp_path, monkeypatch, missing=True)
+    assert what == "taming-transformers[data] @ git+https://example.org/taming"
+    (tmp_path / "clone" / "taming" / "models").mkdir(parents=True)
+    ((*words, what),) = begin(tmp_path, monkeypatch, missing=True)
+    assert words[:4] == [sys.executable, "-m", "pip", "install"]
+    assert what == f"{tmp_path / 'clone'}[data]" and Path.cwd() == tmp_path / "clone"
 
 
 @pytest.mark.slow
@@ -152,7 +211,7 @@ def test_the_demos_runs_are_the_default(
         monkeypatch.delenv(variable, raising=False)
     for name in (TRANSFORMER, RECONSTRUCTION):
         with pytest.raises(UserError, match="no run of the demo in logs/; run `make demo`"):
-            exec("\n".join(code_of(read(name))[:2]), {})
+            exec("\n".join(code_of(read(name))[:3]), {})
     data = write_data(tmp_path / "data.yaml")
     for day in (1, 2):
         add_data(tiny_run(tmp_path / f"logs/2026-01-0{day}_digits_transformer"), data)
@@ -160,7 +219,7 @@ def test_the_demos_runs_are_the_default(
     early = torch.load(stage / "last.ckpt", weights_only=False)
     for name in (TRANSFORMER, RECONSTRUCTION):
         torch.save(early, stage / "epoch=000000.ckpt")  # first the same weights, then others
-        exec("\n".join(code_of(read(name))[:2]), {})
+        exec("\n".join(code_of(read(name))[:3]), {})
         early["state_dict"] = {key: 2 * value for key, value in early["state_dict"].items()}
     lines = capsys.readouterr().out
     assert "2026-01-02_digits_transformer, after 7 steps" in lines
@@ -168,6 +227,72 @@ def test_the_demos_runs_are_the_default(
         assert f"{stage_name}: 20 codes, each for 2 x 2 pixels" in lines
     assert "nothing to compare" not in lines
     torch.save(torch.load(stage / "last.ckpt", weights_only=False), stage / "epoch=000000.ckpt")
-    exec("\n".join(code_of(read(RECONSTRUCTION))[:2]), {})
+    exec("\n".join(code_of(read(RECONSTRUCTION))[:3]), {})
     assert "with which there is nothing to compare" in capsys.readouterr().out
     assert "2026-01-01_digits_transformer" not in lines
+
+
+def run_cells(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A notebook in this process, on a run; what its cells leave."""
+    pytest.importorskip("IPython")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("TAMING_RUN", str(run))
+    monkeypatch.setenv("TAMING_DEVICE", "cpu")
+    names: dict[str, Any] = {}
+    for source in code_of(read(name)):
+        exec(source, names)
+    return names
+
+
+def test_conditions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SEGMENTED))
+    names = run_cells(CONDITIONS, add_data(run, write_data(tmp_path / "data.yaml")), monkeypatch)
+    assert names["image"].shape[1:] == (16, 16) and names["large"].shape == (8, 8)
+    assert [len(row) for row in names["rows"]] == [4, 4]
+    first, mirrored = names["example"].c, names["mirrored"].c
+    assert torch.equal(mirrored, first.flip(-1)) and not torch.equal(mirrored, first)
+
+
+def test_conditions_are_not_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from taming.errors import UserError
+
+    run = add_data(tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml"))
+    with pytest.raises(UserError, match="has no image as condition, but: "):
+        run_cells(CONDITIONS, run, monkeypatch)
+
+
+def test_scenes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tiny_run(tmp_path / "run", transformer_config(**SCENES))
+    names = run_cells(SCENE, add_data(run, write_scenes(tmp_path)), monkeypatch)
+    assert [len(row) for row in names["rows"]] == [4, 4, 4]
+    assert "box: [0.6, 0.4, 0.3, 0.3]" in capsys.readouterr().out
+
+
+def test_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = add_data(tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml"))
+    names = run_cells(COMPLETION, run, monkeypatch)
+    assert "8 of 16 codes are kept" in capsys.readouterr().out
+    assert [len(row) for row in names["rows"]] == [6, 6, 6]
+
+
+@pytest.mark.slow
+def test_training_a_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own, as of an installation: it trains by the command `taming`."""
+    pytest.importorskip("IPython")
+    for number in range(12):
+        Image.effect_noise((70, 66), 80).convert("RGB").save(tmp_path / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TAMING_IMAGES", str(tmp_path))
+    monkeypatch.setenv("TAMING_STEPS", "2")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict[str, Any] = {}
+    for source in code_of(read(TRAINING)):
+        exec(source, names)
+    assert names["step"] == 2 and names["score"]["psnr"] > 0
+    assert len(list(tmp_path.glob("logs/*_own_images_vqgan/curves.png"))) == 1

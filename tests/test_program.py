@@ -102,6 +102,13 @@ def completions() -> dict[str, str]:
 
 
 @pytest.mark.slow
+def test_completions_are_nothing_but_the_script(completions: dict[str, str]) -> None:
+    """What a script prints when it is asked for its flags would be evaluated by the shell."""
+    assert completions["bash"].startswith("_taming() {")
+    assert not any("python scripts/" in text for text in completions.values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

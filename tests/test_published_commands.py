@@ -123,7 +123,7 @@ def test_demo(
     page = testing.AppTest.from_file(str(Path(words[2]).resolve()), default_timeout=60).run()
     options.set_option("server.address", before)
     assert not page.exception and not page.error
-    assert page.radio(key="source").options == ["an example", "an upload"]
+    assert page.radio(key="source").options[:2] == ["an example", "an upload"]
 
 
 @pytest.mark.parametrize(("config", "arguments"), DEMOS)

@@ -1,29 +1,24 @@
 """README.md and docs/: every command and block of code runs, at small size, in a scratch folder.
 
-What cannot run here is in `CANNOT_RUN`, with the reason and what is checked instead. A command that
-is neither there nor a Python script, or code in another language, fails the test.
+What cannot run here is in tests/unrunnable.py, with the reason and what is checked instead, or
+marked in the document (`tests.documents.Block`). A command that is neither there nor a script or
+subcommand, or code in another language, fails the test. The pages of the site beside those of
+`DOCUMENTS` are tested with `-m slow`, as there are many of them.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import shlex
-import subprocess
-from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
 from taming.config import get_obj_from_str
-from taming.published_models import published_models
 from taming.training.trainer_options import trainer_options
 from tests.documents import (
-    PROJECT,
+    PAGES,
     ROOT,
     Block,
     anchors_of,
@@ -31,17 +26,17 @@ from tests.documents import (
     commands_in,
     inline_commands,
     links_of,
+    prose_of,
+    source_of,
     spans_of,
 )
+from tests.unrunnable import CANNOT_RUN, run
 from tests.workplace import Workplace, run_script
 
 README = ROOT / "README.md"
-DOCUMENTS = [
-    README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("data", "fine-tuning", "guidance")),
-]
-SLOW = [ROOT / "docs" / "first-hours.md"]  # whose commands are much like the README's
-LINKED = [*DOCUMENTS, *SLOW, ROOT / "docs" / "evaluation.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [README, ROOT / "docs" / "data.md", ROOT / "docs" / "fine-tuning.md"]
+SLOW = [page for page in PAGES if page not in DOCUMENTS]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"  # tests/test_contributing.py runs its blocks
 
 
 def every_block(*languages: str) -> list[Any]:
@@ -54,14 +49,23 @@ def every_block(*languages: str) -> list[Any]:
             marks=[pytest.mark.slow] if path in SLOW else [],
         )
         for path, block in found
-        if block.language in languages
+        if block.language in languages and not block.marked
     ]
 
 
 def every_command() -> list[str]:
-    blocks = [block for path in DOCUMENTS for block in blocks_of(path)]
+    pages = [*DOCUMENTS, *SLOW]
+    blocks = [block for path in pages for block in blocks_of(path) if not block.marked]
     in_blocks = [c for block in blocks if block.language == "bash" for c in commands_in(block.text)]
-    return in_blocks + [c for path in DOCUMENTS for c in inline_commands(path)]
+    return in_blocks + [c for path in pages for c in inline_commands(prose_of(path))]
+
+
+def inline_parameters() -> list[Any]:
+    """Commands in the text that no block has; those of slow pages are slow."""
+    in_blocks = {c for block in every_block("bash") for c in commands_in(block.values[0].text)}
+    fast = {c for path in DOCUMENTS for c in inline_commands(prose_of(path))} - in_blocks
+    slow = {c for path in SLOW for c in inline_commands(prose_of(path))} - in_blocks - fast
+    return [*sorted(fast), *(pytest.param(c, marks=pytest.mark.slow) for c in sorted(slow))]
 
 
 @pytest.fixture(scope="module")
@@ -79,139 +83,13 @@ def surroundings(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(root / f"no-{name}.pth"))
 
 
-# ---------------------------------------------------------------- what cannot run here
-
-
-def nothing_to_check(workplace: Workplace, command: str) -> None:
-    """For commands of other programs that name nothing of the project's."""
-
-
-def check_extras(workplace: Workplace, command: str) -> None:
-    (extra,) = re.findall(r"\.\[([\w,]+)\]", command)
-    assert set(extra.split(",")) <= PROJECT["optional-dependencies"].keys()
-
-
-def check_environment(workplace: Workplace, command: str) -> None:
-    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
-    assert environment["name"] == "taming"
-    (packages,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
-    for package in packages:
-        check_extras(workplace, package)
-
-
-def check_target(workplace: Workplace, command: str) -> None:
-    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
-
-
-def check_models(workplace: Workplace, command: str) -> None:
-    for name in command.split()[2:]:
-        assert name in published_models()
-        workplace.published(name)
-
-
-def check_tensorboard(workplace: Workplace, command: str) -> None:
-    from tensorboard import default, program
-
-    board = program.TensorBoard(plugins=default.get_plugins())
-    board.configure(argv=shlex.split(command))
-    assert (workplace.root / board.flags.logdir).is_dir()
-
-
-def check_share(workplace: Workplace, command: str) -> None:
-    """Run the first process's share."""
-    from torch.distributed.run import get_args_parser
-
-    args = get_args_parser().parse_args(shlex.split(command.removesuffix(" ..."))[1:])
-    script, run = args.training_script, workplace.run_of("class_transformer")
-    variables = {"RANK": "0", "WORLD_SIZE": args.nproc_per_node, "LOCAL_RANK": "0"}
-    run_script(script, ["-r", run, "-n", "2", "--classes", "1"], variables)
-
-
-def check_page(workplace: Workplace, command: str) -> None:
-    """Run the page without a browser."""
-    testing = pytest.importorskip("streamlit.testing.v1", reason="needs the extra 'demo'")
-    words = shlex.split(workplace.filled_in(command))
-    script, dashes, *flags = words[2:]
-    assert words[:2] == ["streamlit", "run"] and dashes == "--"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [script, *flags, "--device", "cpu"])
-        page = testing.AppTest.from_file(str(Path(script).resolve()), default_timeout=60).run()
-    assert not page.exception and not page.error
-
-
-def check_flags(workplace: Workplace, command: str) -> None:
-    script, *words = shlex.split(command)[1:]
-    with redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
-        run_script(script, ["--help"])
-    assert all(word in text.getvalue() for word in words if word.startswith("-"))
-
-
-Check = Callable[[Workplace, str], None]
-ENVIRONMENT = "makes or enters an environment of its own"
-NETWORK = "downloads gigabytes"
-CANNOT_RUN: dict[str, tuple[str, Check]] = {
-    "git clone <this repository> taming-transformers": (NETWORK, nothing_to_check),
-    "cd taming-transformers": (ENVIRONMENT, nothing_to_check),
-    "python3 -m venv .venv": (ENVIRONMENT, nothing_to_check),
-    "source .venv/bin/activate": (ENVIRONMENT, nothing_to_check),
-    "pip install -e '.[data]'": (ENVIRONMENT, check_extras),
-    "pip install -e '.[demo]'": (ENVIRONMENT, check_extras),
-    "pip install -e '.[lsun]'": (ENVIRONMENT, check_extras),
-    "pip install -e '.[guide]'": (ENVIRONMENT, check_extras),
-    "conda env create -f environment.yaml": (ENVIRONMENT, check_environment),
-    "conda activate taming": (ENVIRONMENT, check_environment),
-    "make demo": ("takes minutes; tests/test_demo.py runs its commands", check_target),
-    "make test": ("runs this test", check_target),
-    "make gpu": ("needs a GPU", check_target),
-    "tensorboard --logdir logs": ("a server that does not end", check_tensorboard),
-    "kill -USR1 <pid>": ("tests/training/test_cli.py sends the signal", nothing_to_check),
-    "python scripts/download_models.py cin_transformer": (NETWORK, check_models),
-    "python scripts/download_models.py vqgan_imagenet_f16_16384": (NETWORK, check_models),
-    "python scripts/extract_depth.py": (NETWORK, check_flags),
-    "python scripts/extract_depth.py --images data/pairs/images --outdir data/pairs/depth": (
-        NETWORK,
-        check_flags,
-    ),
-    "python scripts/extract_segmentation.py data/pairs/segmentation --images data/pairs/images": (
-        NETWORK,
-        check_flags,
-    ),
-    'python scripts/guide.py -r logs/<run> --clip ViT-B-32 --prompt "a fox:1.0" '
-    '--prompt "blurry:-0.3"': (
-        "needs CLIP's weights; tests/guidance/test_clip.py has a small one",
-        check_flags,
-    ),
-    "python scripts/guide.py -r logs/<run> --features lpips --image_prompt photo.png "
-    "--init photo.png": ("needs VGG16's weights, half a gigabyte", check_flags),
-    "torchrun --nproc_per_node 4 scripts/sample_fast.py ...": ("several processes", check_share),
-    "streamlit run scripts/sample_conditional.py -- -r logs/<run>": (
-        "a server that does not end",
-        check_page,
-    ),
-}
-
-
-def run(workplace: Workplace, command: str) -> None:
-    if command in CANNOT_RUN:
-        CANNOT_RUN[command][1](workplace, command)
-    else:
-        workplace.run(command)
-
-
-# ---------------------------------------------------------------- the tests
-
-
 @pytest.mark.parametrize("block", every_block("bash"))
 def test_commands_of_a_block_run_one_after_the_other(workplace: Workplace, block: Block) -> None:
     for command in commands_in(block.text):
         run(workplace, command)
 
 
-IN_BLOCKS = {c for block in every_block("bash") for c in commands_in(block.values[0].text)}
-INLINE = sorted({c for path in DOCUMENTS for c in inline_commands(path)} - IN_BLOCKS)
-
-
-@pytest.mark.parametrize("command", INLINE)
+@pytest.mark.parametrize("command", inline_parameters())
 def test_commands_in_the_text_run(workplace: Workplace, command: str) -> None:
     run(workplace, command)
 
@@ -221,17 +99,26 @@ def test_python_runs(workplace: Workplace, block: Block) -> None:
     exec(workplace.filled_in(block.text), {})
 
 
+def targets_in(part: Any) -> list[str]:
+    """Every `target:` of a config, and of its parts."""
+    if not isinstance(part, dict):
+        return []
+    own = [part["target"]] if "target" in part else []
+    return own + [target for value in part.values() for target in targets_in(value)]
+
+
 @pytest.mark.parametrize("block", every_block("yaml"))
 def test_yaml_names_what_there_is(block: Block) -> None:
     config = OmegaConf.create(block.text)
-    for part in config.lightning.values():
-        assert set(part) <= {"target", "params"}
-        assert "target" not in part or callable(get_obj_from_str(part.target))
+    if "lightning" in config:
+        assert all(set(part) <= {"target", "params"} for part in config.lightning.values())
+    for target in targets_in(OmegaConf.to_container(config)):
+        assert callable(get_obj_from_str(target))
 
 
 def test_no_block_is_in_another_language() -> None:
     known = {"bash", "python", "yaml", "text"}  # text: what programs print
-    for path in DOCUMENTS:
+    for path in [*DOCUMENTS, *SLOW]:
         assert {block.language for block in blocks_of(path)} <= known, path
 
 
@@ -247,7 +134,6 @@ def flags_of(script: Path, capsys: pytest.CaptureFixture[str]) -> set[str]:
 
 def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
     scripts = [ROOT / "main.py", *(ROOT / "scripts").glob("*.py")]
-    scripts.remove(ROOT / "scripts" / "sample_conditional.py")  # its --help is a page
     known = {f"--{name}" for name in trainer_options()}
     for script in scripts:
         known |= flags_of(script, capsys)
@@ -257,10 +143,10 @@ def test_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
             assert flags and flags <= known, f"{path.name}: {span}"
 
 
-@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SLOW, CONTRIBUTING], ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in links_of(path):
         name, _, anchor = target.partition("#")
-        file = path.parent / name if name else path
+        file = source_of(path.parent / name) if name else path
         assert file.exists(), target
         assert not anchor or anchor in anchors_of(file), target

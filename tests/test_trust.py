@@ -377,7 +377,8 @@ def test_ones_own_classes_need_no_flag_on_ones_own_machine(
     for name in [name for name in sys.modules if name == "own"]:
         del sys.modules[name]
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/own").mkdir(parents=True)  # which is no module
+    sys.path.insert(0, str(tmp_path / "elsewhere"))
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert type(taming.load(tmp_path / run)).__name__ == "MyModel"
     trusted.set(())

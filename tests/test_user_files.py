@@ -11,17 +11,29 @@ from typing import Any
 import pytest
 import torch
 
+from taming.checkpoint import read_checkpoint
 from taming.checkpoint.hub import read_config
+from taming.config import load_config
 from taming.data.condition_maps import read_palette
 from taming.data.files import annotations, images
+from taming.data.files.list_files import ListPair, read_image_list
 from taming.data.files.shard_index import scan
 from taming.data.files.tar_members import member_path, read_bytes
+from taming.data.folder import ImageFolderTrain
 from taming.data.imagenet_classes import give_synsets_from_indices
+from taming.data.lsun import LSUNTrain
+from taming.data.paired import _stems
 from taming.data.tools.extraction import NetworkOptions, load_network
 from taming.data.utils import unpack
 from taming.errors import DamagedImage, UserError
+from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.results import read_result
 from taming.evaluation.sources.folder import FolderSource, file_digest
+from taming.modules.discriminator.dino import read_vit
+from taming.modules.losses.weight_files import WeightFile, find_weights
+from taming.modules.vqvae.nearest import VectorQuantizer2
+from taming.sampling.conditions import read_pixels
+from taming.sampling.scenes import read_layout
 from taming.user_files import read_text, regular, with_home
 
 
@@ -90,3 +102,40 @@ def test_a_pipe_among_images_is_a_damaged_image(tmp_path: Path) -> None:
         source.load(0)
     source.content_key()
     assert file_digest(str(tmp_path / "a.png")) != file_digest(str(tmp_path / "b.png"))
+
+
+NETWORK = WeightFile("VGG16", "", "TAMING_VGG16", "vgg_path", "LPIPS")
+# What is said where a folder is given, beside its name.
+OF_FOLDERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "list": (lambda path: read_image_list(path, "A"), "a list file; .*make_image_list.py"),
+    "statistics": (lambda path: Statistics.load(Path(path)), "a statistics file; give an .npz"),
+    "remap": (lambda path: VectorQuantizer2(4, 2, 0.25, remap=path), "a file; give an .npy"),
+    "condition": (read_pixels, "an? image"),
+    "layout": (lambda path: read_layout(Path(path), None, ""), "a layout"),  # type: ignore[arg-type]
+    "vit": (lambda path: read_vit(path, 8, 1, 16), "a file; give DINO's"),
+    "weights": (lambda path: find_weights(NETWORK, path), "a file; give torchvision"),
+    "checkpoint": (read_checkpoint, "a checkpoint; name a file in it"),
+    "yaml": (lambda path: load_config([Path(path)], ()), "a config file"),
+}
+
+
+@pytest.mark.parametrize("name", OF_FOLDERS)
+def test_a_folder_in_the_place_of_a_file_is_called_one(tmp_path: Path, name: str) -> None:
+    read, words = OF_FOLDERS[name]
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not {words}"):
+        read(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["folder", "lsun", "paired", "made list"])
+def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    lists = ListPair("a.txt", "b.txt", str(file), ("png",))
+    makers: dict[str, Callable[[], Any]] = {
+        "folder": lambda: ImageFolderTrain(size=8, root=str(file)),
+        "lsun": lambda: LSUNTrain(size=8, category="tower", root=str(file)),
+        "paired": lambda: _stems(file),
+        "made list": lambda: lists.read(True, "A", "raise"),
+    }
+    with pytest.raises(UserError, match=f"{file} is a file, not a folder"):
+        makers[name]()

@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -24,7 +25,10 @@ from taming.config import instantiate_from_config, load_config, without_checkpoi
 from taming.data.examples import write_all
 from taming.data.examples.rendering import render
 from taming.evaluation.metrics.small_classifier import SmallClassifier
+from taming.program import OWN, SCRIPTS
+from taming.program import main as program_main
 from taming.published_models import published_models
+from taming.shipped import config_names
 from taming.training.arguments import parse_arguments
 from tests.documents import ROOT
 from tests.test_configs import prepare, shrink
@@ -42,9 +46,14 @@ EXTRA: dict[str, Sequence[str]] = {
     "scripts/guide.py": ("-n", "1", "--steps", "2", "--cutouts", "1"),
     "scripts/evaluate_fid.py": (
         *("--extractor", "tests.kit.extractor:TinyExtractor", "-n", "1"),
+        *("--prc_extractor", "tests.kit.extractor:TinyExtractor"),
         *("--isc_splits", "1", "--kid_subsets", "2", "--kid_subset_size", "2"),
     ),
     "scripts/evaluate_first_stage.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
+    "scripts/evaluate_scenes.py": (
+        *("--extractor", "tests.kit.extractor:TinyExtractor", "--isc_splits", "1"),
+    ),
+    "scripts/compute_statistics.py": ("--extractor", "tests.kit.extractor:TinyExtractor"),
     "benchmarks/sampling.py": ("--size", "small", "--rounds", "1", "--no_results"),
 }
 
@@ -59,6 +68,8 @@ RUN_FOR = {
     "scripts/evaluate_fid.py": "class_transformer",
     "scripts/evaluate_first_stage.py": "custom_vqgan",
     "scripts/evaluate_transformer.py": "class_transformer",
+    "scripts/evaluate_scenes.py": "coco_scene_images_transformer",
+    "scripts/linear_probe.py": "custom_vqgan",
     "scripts/report.py": "digits_transformer",
     "scripts/sample_conditional.py": "class_transformer",
     "scripts/extract_submodel.py": "class_transformer",
@@ -107,6 +118,23 @@ class Workplace:
         OmegaConf.save(whole, folder / "configs" / "2021-01-01T00-00-00-project.yaml")
         return f"logs/{folder.name}"
 
+    def larger_classes(self) -> str:
+        """The folder per class with six images in each, as folds of a probe need some."""
+        for path in sorted((self.root / CLASSES).glob("*/*.png")):
+            for copy in range(6):
+                target = self.root / "data" / "larger" / path.parent.name / f"{copy}{path.name}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return "data/larger"
+
+    def trained(self) -> str:
+        """A run that was trained here for two steps, with what it has logged."""
+        name = "trained_here"
+        if not list(self.root.glob(f"logs/*_{name}")):
+            flags = f"-n {name} -t True --max_steps 2 --log_every_n_steps 1"
+            self.run(f"python main.py --base configs/small/vqgan.yaml {flags}")
+        return self.run_of(name)
+
     def published(self, name: str) -> None:
         """What stands in for a published model is where its download would be."""
         folder = Path(published_models()[name].folder)
@@ -143,12 +171,14 @@ class Workplace:
         values = {
             "logs/<run of the VQGAN>": lambda: self.run_of(first_stage),
             "logs/<run of the transformer>": lambda: self.run_of("digits_transformer"),
-            "logs/<run>": lambda: self.run_of(run),
+            "logs/<run>": lambda: (
+                self.trained() if script == "scripts/plot_curves.py" else self.run_of(run)
+            ),
             "from_diffusers FOLDER logs/<name>": lambda: (
                 f"from_diffusers {self.diffusers_folder()} logs/imported"
             ),
             "configs/x.yaml": lambda: "configs/custom_vqgan.yaml",  # any config
-            "logs/<run of own_condition>": lambda: self.run_of("own_condition"),
+            "logs/<trained run>": self.trained,
             "logs/<another>": lambda: self.stand_in("custom_vqgan"),
             "configs/<data>.yaml": lambda: "configs/class_transformer.yaml",
             "<number of subfolders>": lambda: str(len(list((self.root / CLASSES).iterdir()))),
@@ -156,12 +186,17 @@ class Workplace:
             "FOLDER_OF_IMAGES": lambda: IMAGES,
             "RESNET_WEIGHTS": self.resnet,
             "small:CLASSIFIER": lambda: f"small:{self.classifier()}",
+            "FOLDER_OF_CLASSES": self.larger_classes,
+            "FOLDER_OF_CLASS_FOLDERS": self.larger_classes,
+            " SAMPLES REFERENCE": lambda: f" {IMAGES} {IMAGES}",
+            " SOURCE OUT.npz": lambda: f" {IMAGES} out.npz",
             "=FOLDER": lambda: f"={CLASSES}",
             "FOLDER": lambda: IMAGES,
         }
         for name in STAND_INS:
             if re.search(rf"[/_\"]{name}\b|finetune", text):
                 self.published(name)
+        text = re.sub(r"logs/<run of (\w+)>", lambda named: self.run_of(named[1]), text)
         for placeholder, value in values.items():
             if placeholder in text:
                 text = text.replace(placeholder, value())
@@ -177,13 +212,17 @@ class Workplace:
         Raises:
             SystemExit: if the command ends with an error.
         """
-        words = shlex.split(self.filled_in(command).replace("$PWD", os.getcwd()))
+        words = shlex.split(self.filled_in(as_script(command)).replace("$PWD", os.getcwd()))
         if words[0] == "cd":
             return os.chdir(words[1])
         variables = {}
         while "=" in words[0]:
             name, _, variables[name] = words.pop(0).partition("=")
         program, script, *argv = words
+        if words[1:2] == ["-c"]:
+            return exec(words[2], {})
+        if script == "taming":
+            return program_main(argv)
         assert program == "python" and script.endswith(".py"), f"no way to run {command}"
         known_as = script.removeprefix("../")
         if known_as == "main.py":
@@ -191,6 +230,20 @@ class Workplace:
         if known_as == "scripts/report.py" and not list((self.root / argv[1]).glob("samples/*")):
             self.run(f"python scripts/sample_fast.py -r {argv[1]}")
         run_script(script, [*argv, *EXTRA.get(known_as, ())], variables)
+
+
+def as_script(command: str) -> str:
+    """`taming sample ...` as `python scripts/sample_fast.py ...`; other commands as they are."""
+    program, *words = command.split(" ")
+    if program != "taming":
+        return command
+    if words[0] in OWN:
+        script = "main.py" if words[0] == "train" else f"taming {words[0]}"
+    else:
+        script = f"scripts/{SCRIPTS[words[0]]}.py"
+    names = set(config_names())
+    files = [f"configs/{word}.yaml" if word in names else word for word in words[1:]]
+    return " ".join(["python", script, *(words[1:] if words[0] == "configs" else files)])
 
 
 def without_gpus(argv: Sequence[str]) -> list[str]:

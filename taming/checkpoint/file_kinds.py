@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -93,9 +94,10 @@ def what_folder(folder: Path, weights: list[str]) -> str:
     if any(folder.glob("configs/*-project.yaml")):
         return "holds no checkpoints/last.ckpt: the run was stopped before its first save"
     if sharded := next((p.parent for p in _below(folder, ".metadata")), None):
+        name = shlex.quote(str(sharded))
         return (
             f"holds no checkpoints/last.ckpt, but a checkpoint of torch.distributed: join it with "
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {sharded} model.pt"
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {name} model.pt"
         )
     if any(_below(folder, "*_model_states.pt")) or any(_below(folder, "*_optim_states.pt")):
         return (

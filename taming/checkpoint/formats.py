@@ -21,7 +21,7 @@ from taming.checkpoint.file_kinds import what_is_wrong
 from taming.checkpoint.shards import folder_of, has_shards
 from taming.checkpoint.stand_ins import Inert
 from taming.checkpoint.weight_sets import choose
-from taming.errors import REFUSALS, UserError, reason_of
+from taming.errors import REFUSALS, UserError, absence, reason_of
 from taming.published_models import how_to_fetch
 
 Read = TypeVar("Read")
@@ -124,6 +124,8 @@ def shards_with(path: Path) -> list[Path]:
 
 def explained(path: Path, read: Callable[[Path], Read]) -> Read:
     """The result of `read`; its failure is a `DamagedFileError` that says what the file is."""
+    if path.is_dir():
+        raise UserError(f"{absence('checkpoint', path)}; name a file in it")
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}{how_to_fetch(path)}")
     try:

@@ -29,6 +29,7 @@ _DDCONFIG: tuple[str, ...] = (
     "ch_mult",
 )
 _DDCONFIG += ("num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv", "attn_type")
+_DDCONFIG += ("norm_groups",)
 
 
 def snapshot_in(folder: Path) -> Path:

@@ -191,6 +191,13 @@ def _warn_of_damage(damaged: Path, whole: Path, step: int, version: int) -> None
         log.warning(text, damaged, whole, step)
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The folders in `folder` that have a checkpoint, by name."""
+    return sorted(
+        run for run in folder.glob("*") if any((run / name).is_file() for name in _CHECKPOINTS)
+    )
+
+
 def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
     """`"; did you mean 'logs/y'?"` for the run most like a `path` that does not exist, or "".
 
@@ -202,9 +209,8 @@ def did_you_mean_run(path: str | Path, other_names: Iterable[str] = ()) -> str:
         missing = missing.parent
     names = {name: name for name in other_names}
     for folder in dict.fromkeys((Path("logs"), missing.parent)):
-        for run in folder.glob("*"):
-            if any((run / name).is_file() for name in _CHECKPOINTS):
-                names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
+        for run in runs_in(folder):
+            names |= {re.sub(r"^[\dT:-]+_", "", run.name): str(run), run.name: str(run)}
     close = difflib.get_close_matches(missing.name, names, n=1)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 

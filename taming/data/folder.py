@@ -16,7 +16,7 @@ from taming.data.base import ImageFiles
 from taming.data.columns import Column, StringTable
 from taming.data.files.find import EXTENSIONS, VAL_FOLDERS, class_folders, find_images, split_off
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.user_files import with_home
 
 
@@ -88,7 +88,7 @@ class ImageFolderTrain(ImageFiles):
         """The folder of this split's classes, and whether both splits share it."""
         if not root.is_dir():
             raise UserError(
-                f"{self._name}: the folder does not exist; root is a folder with one subfolder of "
+                f"{self._name}: {absence('folder', root)}; root is a folder with one subfolder of "
                 "images per class"
             )
         train = root / "train"

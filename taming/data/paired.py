@@ -17,7 +17,7 @@ from taming.data.degradation import canny_edges
 from taming.data.files.find import VAL_FOLDERS, find_images, split_off
 from taming.data.image_with_maps import ImagesWithMaps, MapFiles
 from taming.data.options import Exif, FileOptions, ImageOptions, OnError
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.user_files import with_home
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def _stems(folder: Path, suffix: str = "") -> dict[str, str]:
     Raises `UserError` if two have the same name, and if there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"the folder {folder} of a paired dataset does not exist")
+        raise UserError(f"a paired dataset: {absence('folder', folder)}")
     paths: dict[str, str] = {}
     for path in find_images(folder):
         stem = Path(path).relative_to(folder).with_suffix("").as_posix()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -130,7 +131,7 @@ def _markdown(result: Result) -> str:
     facts |= dict(flattened(result["hardware"], "hardware."))
     facts |= {"seconds": result["seconds"], "time": result["time"]}
     made = [{"made with": name, "": value} for name, value in facts.items() if value is not None]
-    command = f"```\n{' '.join(map(str, result['command']))}\n```"
+    command = f"```\n{shlex.join(map(str, result['command']))}\n```"
     return "\n\n".join([markdown_table(rows), command, markdown_table(made)])
 
 

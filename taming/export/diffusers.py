@@ -74,7 +74,7 @@ def diffusers_config(model: VQModel, ddconfig: Mapping[str, Any]) -> dict[str, A
         "latent_channels": ddconfig["z_channels"],
         "sample_size": ddconfig["resolution"],
         "num_vq_embeddings": quantizer.n_e,
-        "norm_num_groups": 32,
+        "norm_num_groups": ddconfig.get("norm_groups", 32),
         "vq_embed_dim": quantizer.e_dim,
     }
 

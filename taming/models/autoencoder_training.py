@@ -107,10 +107,17 @@ class AutoencoderTraining(AutoencoderLosses, PublishedSteps, ManualSteps):
         self.check_optimizers()
         count, sides = len(self.all_optimizers()), 1 if self.discriminator is None else 2
         whose = next(cls for cls in type(self).__mro__ if "training_step" in vars(cls))
+        name = name_of_method(self, "configure_optimizers")
         if is_ours(whose) and count > sides:
             raise UserError(
-                f"{name_of_method(self, 'configure_optimizers')} gives {count} optimizers, and the "
+                f"{name} gives {count} optimizers, and the "
                 f"model trains {sides}: define training_step(batch, batch_idx, optimizer_idx), too"
+            )
+        if is_ours(whose) and count < sides:
+            raise UserError(
+                f"{name} gives one optimizer, and the model has two sides: return one for the "
+                "autoencoder and one for loss.discriminator, or define training_step(batch, "
+                "batch_idx), too"
             )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from taming.models.codes import (
 )
 from taming.models.first_stage import ConditionStage, DecodingStage, FirstStage, index_count
 from taming.models.result_checks import checked_entry, encoding_of, name_of_method
+from taming.modules.given_tensors import check_indices, check_sequence
 from taming.modules.transformer import decoding, own_methods
 from taming.modules.transformer.gpt import GPT
 from taming.modules.transformer.plain import vocabulary_of
@@ -149,6 +151,7 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         return self.first_stage_model.encode_to_indices(x)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        check_indices(indices, self.n_codes)
         return self.first_stage_model.decode_indices(as_grid(indices))
 
     def top_k_logits(self, logits: Tensor, k: int) -> Tensor:
@@ -172,6 +175,9 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
         Returns [B, n + steps]. `sample=False` takes the most likely index. Randomness is torch's
         global generator's; `taming.sampling` has one per sample.
         """
+        for name, tokens in (("x", x), ("c", c)):
+            check_sequence(tokens, name, self.vocab_size)
+        _check_choice(steps, temperature, top_k, top_p)
         self.warn_of_random_weights()
         self.check_layout(c.shape[1])
         prompt = torch.cat((c, x), dim=1)  # (B, m + n)
@@ -284,3 +290,19 @@ class CodeSampling(StartsFromFile, pl.LightningModule):
             return x
         stage, labels = self.cond_stage_model, to_one_hot(x)
         return stage.to_rgb(labels) if isinstance(stage, CodesInterface) else in_colors(labels)
+
+
+def _check_choice(steps: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse (`UserError`) what would choose tokens without sense."""
+    wrong = {
+        f"steps is {steps}; it must be 0 or more": steps < 0,
+        f"temperature is {temperature}; it must be above 0 (sample=False: the likeliest)": not (
+            0 < temperature < math.inf
+        ),
+        f"top_k is {top_k}; it must be at least 1": top_k is not None and top_k < 1,
+        f"top_p is {top_p}; it must be above 0 and at most 1": top_p is not None
+        and not 0 < top_p <= 1,
+    }
+    for message, holds in wrong.items():
+        if holds:
+            raise UserError(message)

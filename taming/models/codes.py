@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from taming.checkpoint import StartsFromFile
 from taming.distributed import sum_over_ranks
 from taming.errors import UserError
+from taming.models.first_stage import index_count
+from taming.modules import given_tensors
 from taming.modules.dalle import DalleDecoder
 from taming.modules.diffusionmodules.model import Decoder
 from taming.modules.util import ConditionKind, Encoding
 from taming.modules.vqvae.codebook import CodeTable
 from taming.pictures import to_values
-from taming.user_code import name_of
+from taming.user_code import is_ours, name_of
 
 # Entries of batches that `taming.data.codes` makes: indices [B, h, w], and those of the conditions.
 CACHED, CACHED_CONDITION = "codes", "condition_codes"
@@ -99,11 +101,24 @@ class CodesInterface(StartsFromFile):
             )
         return channels_first(x)
 
+    def check_images(self, x: Tensor) -> None:
+        """Refuse (`UserError`) what are no images [B, C, H, W] for this stage, as far as its own
+        encoder and decoder tell."""
+        ours = is_ours(type(self.encoder)) and is_ours(type(self.decoder))
+        side = self.downsampling_factor if ours else 1
+        given_tensors.check_images(x, self.channels if ours else None, side)
+
+    def check_indices(self, indices: Tensor) -> None:
+        """Refuse (`UserError`) what are no indices of the codes."""
+        given_tensors.check_indices(indices, index_count(self))
+
     def encode_to_indices(self, x: Tensor) -> Tensor:
+        self.check_images(x)
         quant, _, (_, _, indices) = self.encode(x)
         return indices.reshape(quant.shape[0], *quant.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        self.check_indices(indices)
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
         return self.decode(self.quantize.get_codebook_entry(grid.reshape(-1), shape))

@@ -34,10 +34,12 @@ class VQModelInterface(VQModel):
         return super().decode(quant)
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
+        self.check_images(x)
         quant, _, (_, _, indices) = self.quantized(x)
         return indices.reshape(quant.shape[0], *quant.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        self.check_indices(indices)
         grid = as_grid(indices)
         shape = (*grid.shape, self.quantize.e_dim)
         return self.images_of(self.quantize.get_codebook_entry(grid.reshape(-1), shape))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -13,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from taming.errors import UserError
 from taming.lightning_internals import clip_gradients, uncounted
 from taming.models.own_hooks import KeptHooks
-from taming.user_code import name_of
+from taming.user_code import is_ours, name_of
 
 
 class ManualSteps(KeptHooks):
@@ -21,6 +23,12 @@ class ManualSteps(KeptHooks):
 
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str | None = "norm"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("configure_optimizers")
+        if inspect.isfunction(own) and not is_ours(cls):
+            cls.configure_optimizers = _without_turns(own)  # type: ignore[method-assign]
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """As Lightning's, of which the first one's steps are counted: `global_step` counts batches,
@@ -107,3 +115,24 @@ class ManualSteps(KeptHooks):
         if gradient_clip_val:
             how = gradient_clip_algorithm or "norm"
             clip_gradients(self.trainer, optimizer, gradient_clip_val, how)
+
+
+def _without_turns(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's `configure_optimizers`, which is refused the turns that Lightning 1 gave to
+    optimizers by their `frequency`: Lightning 2 would leave that out without a word."""
+
+    @wraps(own)
+    def configure_optimizers(self: ManualSteps) -> Any:
+        result = own(self)
+        several = result if isinstance(result, list | tuple) and len(result) > 1 else ()
+        for one in several:
+            if isinstance(one, Mapping) and "optimizer" in one and one.get("frequency"):
+                raise UserError(
+                    f"{name_of(own)} gives an optimizer a frequency, by which Lightning 1 took "
+                    "turns: here every batch trains all; leave it out, or let training_step("
+                    "batch, batch_idx, optimizer_idx) return None where it is not an optimizer's "
+                    "turn"
+                )
+        return result
+
+    return configure_optimizers

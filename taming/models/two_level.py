@@ -12,6 +12,7 @@ from taming.config_values import Count, LossConfig
 from taming.errors import UserError
 from taming.models.vqgan import Ddconfig, VQModel
 from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.given_tensors import check_indices
 from taming.modules.vqvae.codebook import Quantized
 from taming.modules.vqvae.two_level import LEVELS, TwoLevelQuantizer
 
@@ -96,13 +97,18 @@ class TwoLevelVQ(VQModel):
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
         """Images -> indices of both levels in one tensor, see `TwoLevelQuantizer`."""
+        self.check_images(x)
         return self.quantized(x)[2][2]
 
     def decode_indices(self, indices: Tensor | Indices) -> Tensor:
         """What `encode_to_indices` gives, or `Indices` -> images."""
-        if not isinstance(indices, Tensor):
-            indices = self.quantize.join(*indices)
-        return self.images_of(self.quantize.get_codebook_entry(indices))
+        joined: Any = indices
+        if isinstance(indices, tuple | list) and len(indices) == len(LEVELS):
+            for grid in indices:
+                check_indices(grid, self.quantize.n_embed)
+            joined = self.quantize.join(*indices)
+        self.check_indices(joined)
+        return self.images_of(self.quantize.get_codebook_entry(joined))
 
     def decode_code(self, code_b: Tensor | Indices, bottom: Tensor | None = None) -> Tensor:
         """As `decode_indices`; top and bottom may also be two arguments."""

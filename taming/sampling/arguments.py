@@ -109,12 +109,15 @@ def require_positive(**counts: int | None) -> None:
             raise UserError(f"--{name} must be at most {MOST_SAMPLES:,}, not {count}")
 
 
-def make_parser(description: str, *settings: type, **defaults: Any) -> Parser:
-    """A parser of `RunArguments` and of further dataclasses `settings`, with other `defaults`."""
+def make_parser(
+    description: str, *settings: type, run: type = RunArguments, **defaults: Any
+) -> Parser:
+    """A parser of `RunArguments`, or another class `run`, and of further dataclasses `settings`,
+    with other `defaults`."""
     parser = Parser(description=description, epilog="key.path=value overrides the run's config")
     add_trust_flag(parser)
     add_weight_flags(parser)
-    for each in (RunArguments, *settings):
+    for each in (run, *settings):
         add_flags(parser, each, **defaults)
     return parser
 

@@ -23,7 +23,7 @@ from taming.data.files.images import (
     turned,
 )
 from taming.data.files.tar_members import opened
-from taming.errors import DamagedImage, UserError
+from taming.errors import DamagedImage, UserError, absence
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.models.first_stage import FirstStage
 from taming.pictures import resize, resize_and_crop, to_values_array
@@ -47,7 +47,7 @@ def read_pixels(path: str | Path, content: Content = "color") -> np.ndarray:
     """
     read, name, advice = READERS[content]
     if not Path(path).is_file():
-        raise UserError(f"there is no {name} {path}")
+        raise UserError(absence(name, path))
     try:
         return read(str(path))
     except BadImage as error:

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.decoding import Decoder, generate, known_or
 from taming.modules.transformer.inference import Weights
@@ -95,6 +95,8 @@ def sample_images(
             maps are of another size, guidance is asked of a model that was not trained for it, or
             another size than the training's of a model with a permuter.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1")
     model.warn_of_random_weights()
     sampler = TokenSampler(
         model,
@@ -108,6 +110,11 @@ def sample_images(
     channels, _, _ = model.latent_shape()
     requests = iter(requests)
     while batch := list(islice(requests, batch_size)):
+        if wrong := [one for one in batch if not isinstance(one, Request)]:
+            raise UserError(
+                f"requests are made by requests_for_labels(model, labels=[3, 7], num_samples=4); "
+                f"{shorten(wrong[0])} is none"
+            )
         copies = batch[-1:] * (batch_size - len(batch)) if filled else []
         indices = sampler.sample([*batch, *copies], seed)  # (B, H * W)
         with torch.no_grad():

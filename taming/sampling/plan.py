@@ -29,7 +29,7 @@ from taming.sampling.rejection import (
     group_of,
 )
 from taming.sampling.requests import Request, labels_for, requests_for_labels
-from taming.sampling.settings import SampleSettings
+from taming.sampling.settings import SampleSettings, wrong_temperature
 from taming.sampling.sizes import Sides, tokens_for
 
 MOST_SAMPLES = 10**9  # of a class
@@ -79,9 +79,7 @@ class SamplingPlan:
                 f"--num_samples is {self.num_samples}; at most {MOST_SAMPLES:,} are made"
             )
         if self.settings.temperature == 0:
-            raise UserError(
-                "--temperature 0 would sample one image again and again; it must be above 0"
-            )
+            raise wrong_temperature(0)
         group_of(self.reject_ratio, self.reject_pool)
         if self.reject_pool != GROUP and self.classifier is None:
             raise UserError("--reject_pool needs --reject_ratio below 1 and --classifier")

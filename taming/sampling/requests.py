@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+import operator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from taming.data.annotated_objects_dataset import BUILDERS
 from taming.data.faceshq import coordinates
 from taming.data.helper_types import WHOLE
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.transformer.plain import device_of
 from taming.sampling.inputs import SampleInputs
@@ -61,19 +63,40 @@ def labels_for(model: Net2NetTransformer, classes: Sequence[int] | None = None) 
     """
     if model.condition_kind in ("none", "coordinates"):
         if classes is not None:
-            raise UserError("this model has no classes; leave out --classes")
+            raise UserError(
+                "this model has no classes; leave out --classes, in Python give labels=[None]"
+            )
         return [None]
     if model.n_classes is None:
         raise UserError(
             f"this model samples images for a given '{model.cond_stage_key}', which is no class; "
             f"use {sampling_script(model)}"
         )
-    for label in classes or ():
-        if not 0 <= label < model.n_classes:
-            raise UserError(
-                f"class {label} is out of range: the model has classes 0 to {model.n_classes - 1}"
-            )
-    return list(range(model.n_classes) if classes is None else classes)
+    most = model.n_classes - 1
+    known = [_number(label, f"a class, from 0 to {most},") for label in classes or ()]
+    for label in known:
+        if not 0 <= label <= most:
+            raise UserError(f"class {label} is out of range: the model has classes 0 to {most}")
+    return list(range(model.n_classes)) if classes is None else list(known)
+
+
+def _number(value: object, what: str) -> int:
+    """An integer of Python, numpy or torch; `UserError` for anything else."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise UserError(f"{what} is a whole number, not {shorten(value)}")
+
+
+def _own_labels(model: Net2NetTransformer, labels: Iterable[Any]) -> list[int | None]:
+    """Labels that the model has, or None for each image of a model without classes."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise UserError(f"labels is a list of classes, such as [3, 7], not {shorten(labels)}")
+    given = list(labels)
+    without = model.condition_kind in ("none", "coordinates")
+    return given if without and all(one is None for one in given) else labels_for(model, given)
 
 
 def requests_for_labels(
@@ -93,10 +116,15 @@ def requests_for_labels(
         shape: (h, w) of the images in tokens; the training's by default.
         share: (n, processes): the n-th process's share of the work.
         block: so many consecutive numbers stay together in one share.
+
+    Raises:
+        UserError: for labels that the model does not have, and no whole number of samples.
     """
+    if (num_samples := _number(num_samples, "num_samples")) < 0:
+        raise UserError(f"num_samples is {num_samples}; it must be 0 or more")
     rank, processes = share
     positions = coordinate_map(model, shape or trained_shape(model))
-    for place, label in enumerate(labels):
+    for place, label in enumerate(_own_labels(model, labels)):
         prompt = (model.sos_token if label is None else label,)
         done = finished(label)
         for number in range(num_samples):

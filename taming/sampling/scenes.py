@@ -20,7 +20,7 @@ from taming.data.conditional_builder.objects_center_points import (
 )
 from taming.data.helper_types import WHOLE, Annotation, mirrored
 from taming.data.seeding import SeededDataset
-from taming.errors import UserError, shorten
+from taming.errors import UserError, absence, shorten
 from taming.sampling.sliding_window import Box
 
 SceneBuilder = ObjectsCenterPointsConditionalBuilder  # or its subclass of boxes
@@ -90,7 +90,7 @@ def read_layout(path: Path, dataset: AnnotatedObjectsDataset, key: str) -> Scene
         UserError: for a file that is no layout, an unknown class, or a box outside of the image.
     """
     if not path.is_file():
-        raise UserError(f"there is no layout {path}")
+        raise UserError(absence("layout", path))
     content = load_yaml(
         path, lambda file: yaml.safe_load(file.read_text("utf-8")), "neither YAML nor JSON"
     )

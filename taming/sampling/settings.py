@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from taming.command_line import flag, parse_numbers
-from taming.errors import UserError
+from taming.errors import UserError, shorten
 from taming.modules.transformer.decoding import filter_logits, sample_token
 
 # How much of the guidance applies, by the share of the image that is sampled.
@@ -33,6 +34,14 @@ def parse_top_k(text: str) -> TopK:
     """A number, or several of "100,200,300", which are a tuple without repetitions."""
     numbers = parse_numbers(text.strip())
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def wrong_temperature(value: float) -> UserError:
+    """What to raise for 0 as well, where several samples are to differ."""
+    return UserError(
+        f"temperature must be above 0 and finite, not {value} (0, the likeliest tokens alone, is "
+        "for single samples)"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,9 @@ class SampleSettings:
     def __post_init__(self) -> None:
         if isinstance(self.top_k, list):
             object.__setattr__(self, "top_k", tuple(self.top_k))
+        self._check_types()
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be 0 or more, not {self.temperature}")
+            raise wrong_temperature(self.temperature)
         if self.top_k is not None and min(self.top_ks, default=0) < 1:
             raise UserError(
                 f"top_k must be at least 1, not {min(self.top_ks, default=0)}; a number as large "
@@ -76,6 +86,14 @@ class SampleSettings:
         if self.guidance_schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise UserError(f"guidance_schedule is one of {known}, not '{self.guidance_schedule}'")
+
+    def _check_types(self) -> None:
+        for name in ("temperature", "top_p", "guidance"):
+            if not isinstance(value := vars(self)[name], int | float):
+                raise UserError(f"{name} is a number, not {shorten(value)}")
+        for k in self.top_ks:
+            if isinstance(k, bool) or not isinstance(k, Integral):
+                raise UserError(f"top_k is a whole number, or several, not {shorten(k)}")
 
     @property
     def top_ks(self) -> tuple[int, ...]:

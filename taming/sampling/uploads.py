@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from taming.data.files.images import image_mode_and_size
+from taming.data.files.images import BadImage, image_mode_and_size
 from taming.errors import UserError
 
 MOST_BYTES = 20 * 2**20  # of an uploaded file
@@ -57,7 +57,11 @@ def store(upload: Upload, folder: Path) -> str:
     folder.mkdir()
     path.write_bytes(content)
     if path.suffix.lower().lstrip(".") in IMAGE_TYPES:
-        require_pixels(*image_mode_and_size(str(path))[1], str(path))  # as its header says
+        try:
+            height, width = image_mode_and_size(str(path))[1]  # as its header says
+        except BadImage as error:
+            raise UserError(f"{path} {error}; give an image file") from None
+        require_pixels(height, width, str(path))
     return str(path)
 
 

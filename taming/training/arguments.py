@@ -16,6 +16,7 @@ from taming.command_line import (
     is_override,
     parse_switch,
 )
+from taming.training.refused_options import refuse_former
 from taming.training.trainer_options import parse_option, trainer_options
 
 SWITCHES = ("-t", "--train", "--no-test", "-d", "--debug", "--scale_lr")
@@ -93,12 +94,14 @@ def split_arguments(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     words = list(rest)
     while words:
         word = words.pop(0)
-        if not word.startswith("--"):
+        if not word.startswith("-"):
             overrides.append(word)
             continue
-        name, equals, value = word[2:].partition("=")
-        if name not in trainer_options():
-            get_parser().refuse(f"--{name}", [f"--{option}" for option in trainer_options()])
+        flag, equals, value = word.partition("=")
+        name = flag.lstrip("-")
+        if not flag.startswith("--") or name not in trainer_options():
+            refuse_former(name, flag)
+            get_parser().refuse(flag, [f"--{option}" for option in trainer_options()])
         if not equals:
             bare = not words or words[0].startswith("--") or "=" in words[0]
             value = "true" if bare else words.pop(0)

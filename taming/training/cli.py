@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -49,7 +50,7 @@ from taming.training.run_folder import (
     RunFolder,
     check_resumable,
     claimed,
-    is_finished,
+    further,
     new_run,
     one_start,
     resumed_run,
@@ -158,8 +159,9 @@ def _keep_flags(args: argparse.Namespace, lightning_config: DictConfig, run: Run
 
 
 # What the shapes of weights do not tell.
-_OF_GPT = ("n_head", "rope_grid", "norm")
+_OF_GPT = ("n_head", "rope_grid", "rope_condition", "norm")
 _UNCHANGED = ("model.target", *(f"model.params.transformer_config.params.{n}" for n in _OF_GPT))
+_UNCHANGED += ("model.params.ddconfig.norm_groups",)
 
 
 def _check_unchanged(config: DictConfig, run: RunFolder) -> None:
@@ -256,7 +258,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         with claimed(run) if args.train else nullcontext(run) as run:
             accumulate = options.get("accumulate_grad_batches") or 1
             options = move_manual_options(options, model)
-            trainer = make_trainer(options, lightning_config, config, run, model)
+            trainer = make_trainer(
+                options,
+                lightning_config,
+                config,
+                run,
+                model,
+                validates="validation" in splits_of(data) and options.get("limit_val_batches") != 0,
+            )
             check_monitors(trainer.callbacks, model, data)  # type: ignore[attr-defined]
             if isinstance(data, DataModuleFromConfig):
                 data.check_lengths(trainer.world_size, () if args.no_test else ("test",))
@@ -267,9 +276,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             run = _to_be_moved(run) if args.debug else run
             try:
-                _train_and_test(args, trainer, model, data, run)
+                _train_and_test(args, _keeping_memory(trainer), model, data, run)
             finally:
                 _move(run)
+
+
+def _keeping_memory(trainer: pl.Trainer) -> pl.Trainer:
+    """`trainer`; where it trains on a processor, this process keeps freed memory from now on."""
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def _train_and_test(
@@ -279,17 +295,13 @@ def _train_and_test(
     data: pl.LightningDataModule,
     run: RunFolder,
 ) -> None:
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
     last = run.resume_from
-    if last and args.train and is_finished(last, trainer.max_epochs, trainer.max_steps):
-        more = f"--max_steps {2 * max(trainer.max_steps, 1)}"
-        if trainer.max_steps < 0:
-            more = f"--max_epochs {2 * (trainer.max_epochs or 500)}"
+    more = further(last, trainer.max_epochs, trainer.max_steps) if last and args.train else ""
+    if more:
         rank_zero_info(
             f"{run.path} is finished: max_epochs {trainer.max_epochs}, max_steps "
             f"{trainer.max_steps}; to train it further, give more of them, for example -r "
-            f"{run.path} -t True {more}"
+            f"{shlex.quote(str(run.path))} -t True {more}"
         )
     elif args.train:
         fit(trainer, model, data, run)

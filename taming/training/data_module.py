@@ -283,10 +283,12 @@ def batch_size_of(data: pl.LightningDataModule) -> int:
 
 def splits_of(data: pl.LightningDataModule) -> set[str]:
     """Which of `SPLITS` there are data for."""
-    if isinstance(data, DataModuleFromConfig):
-        return set(data.datasets)
     hooks = {"train": "train_dataloader", "validation": "val_dataloader", "test": "test_dataloader"}
-    return {split for split, hook in hooks.items() if is_overridden(hook, data)}
+    if not isinstance(data, DataModuleFromConfig):
+        return {split for split, hook in hooks.items() if is_overridden(hook, data)}
+    own = [cls for cls in type(data).__mro__ if issubclass(cls, DataModuleFromConfig)][:-1]
+    defined = {name.removeprefix("_") for cls in own for name in vars(cls)}
+    return {*data.datasets, *(split for split, hook in hooks.items() if hook in defined)}
 
 
 def _check_length(dataset: object, place: str) -> None:

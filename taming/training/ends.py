@@ -90,7 +90,7 @@ def _what_was_done(trainer: pl.Trainer, run: RunFolder, start: int) -> str:
             "no checkpoint; to train, leave it out"
         )
     if trainer.global_step > start:
-        where = f"the run is in {run.last_path}, go on with -r {run.last_path}"
+        where = f"the run is in {run.last_path}, go on with -r {shlex.quote(str(run.last_path))}"
         reason = ", where its max_time was over" if _is_out_of_time(trainer) else ""
         return f"trained to step {trainer.global_step}{reason}; {where}"
     limits = {
@@ -148,6 +148,11 @@ def _refusal(error: Exception) -> str | None:
             "configure_optimizers must return an optimizer, a list of them, or (optimizers, "
             f"schedules): {described(error)}"
         )
+    if _passes(error, ("_verify_dataloader_idx_requirement",)) and _is_from_lightning(error):
+        return (
+            "validation and test are on one loader each: return one, with the datasets as one "
+            "torch.utils.data.ConcatDataset, or define the model's steps with dataloader_idx"
+        )
     if _is_raised_by_lightning(error):
         return f"the Trainer refuses this: {' '.join(str(error).split())}"
     return None
@@ -188,7 +193,7 @@ def _raising_callback(error: Exception) -> Callback | None:
 
 
 def _command(run: RunFolder) -> str:
-    return f"python main.py -r {run.last_path} -t"
+    return f"python main.py -r {shlex.quote(str(run.last_path))} -t"
 
 
 def _how_it_stopped(stop: Stopped, trainer: pl.Trainer, run: RunFolder) -> str:

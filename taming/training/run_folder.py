@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import nn
@@ -121,7 +123,7 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     if is_hub_name(path):
         raise UserError(
             f"{path} has weights alone, and no state of a training to go on with; start a run from "
-            f"them with model.params.ckpt_path={path}"
+            f"them with {shlex.quote(f'model.params.ckpt_path={path}')}"
         )
     if (unsaved := find_unsaved(path)) is not None:
         folder, own = unsaved
@@ -134,6 +136,24 @@ def resumed_run(path: str | Path, configs: Sequence[Path]) -> RunFolder:
     return RunFolder(
         run.folder, (*run.configs, *configs), run.checkpoint, by_name=by_name, stored=run.configs
     )
+
+
+def check_own_places(run: RunFolder, params: Mapping[str, Any], key: str) -> None:
+    """Refuse (`UserError`) other places for checkpoints and configs than the run's own, where all
+    that goes on with it or uses it looks for them; `key` is where `params` stand."""
+    own = {"dirpath": run.checkpoints, "ckptdir": run.checkpoints}
+    own |= {"cfgdir": run.config_folder, "logdir": run.path}
+    file = Path(os.path.normpath(run.checkpoints / str(params.get("filename") or "")))
+    if not file.is_relative_to(os.path.normpath(run.checkpoints)):
+        raise UserError(f"{key}.filename leads out of {run.checkpoints}: give a name in there")
+    for name in own.keys() & params.keys():
+        given, place = params[name], own[name]
+        if given is None or normal_path(str(given)).resolve() != place.resolve():
+            stay = f"of this run that is {place}" if run.stored else "leave it out"
+            raise UserError(
+                f"{key}.{name} is {given}, but a run is one folder, in which -r and the scripts "
+                f"look: {stay}; a new run's folder is named by -n and -p"
+            )
 
 
 @contextmanager
@@ -174,16 +194,24 @@ def _with_last(run: RunFolder) -> RunFolder:
     return replace(run, resume_from=run.last_checkpoint)
 
 
-def is_finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
-    """Whether a run that is to have so many epochs or steps has them at a checkpoint."""
+def further(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str:
+    """Flags by which a run goes on that is to have so many epochs or steps, and has them at a
+    checkpoint; "" if it has not."""
+    steps, epochs = _reached(checkpoint)
+    flags = [f"--max_steps {2 * max(steps, 1)}"] if 0 <= max_steps <= steps else []
+    if max_epochs is not None and 0 <= max_epochs <= epochs:
+        flags.append(f"--max_epochs {2 * (epochs or 500)}")
+    return " ".join(flags)
+
+
+def _reached(checkpoint: Path) -> tuple[int, int]:
+    """The steps and the whole epochs that were trained up to a checkpoint; -1 epochs if it does not
+    say."""
     content = read_checkpoint(checkpoint)
-    if 0 <= max_steps <= content["global_step"]:
-        return True
     if "loops" not in content:  # of Lightning 1.0
-        return False
+        return content["global_step"], -1
     place, position = read_place(content["loops"]["fit_loop"]), Position.read(content)
-    epochs = place.epoch - (position is not None and position.epoch_ends)
-    return max_epochs is not None and 0 <= max_epochs <= epochs
+    return content["global_step"], place.epoch - bool(position and position.epoch_ends)
 
 
 def check_resumable(model: nn.Module, checkpoint: Path) -> None:
@@ -201,5 +229,5 @@ def check_resumable(model: nn.Module, checkpoint: Path) -> None:
     if not {"optimizer_states", "pytorch-lightning_version"} <= content.keys():
         raise UserError(
             f"{checkpoint} has weights, but no state of a training to go on with; start a new run "
-            f"from it with --base and model.params.ckpt_path={checkpoint}"
+            f"from it with --base and {shlex.quote(f'model.params.ckpt_path={checkpoint}')}"
         )

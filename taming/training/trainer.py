@@ -25,7 +25,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from taming.atomic_files import check_place
 from taming.checkpoint import read_checkpoint, save_atomic
-from taming.config import check_config, instantiate_from_config, instantiate_with, plain
+from taming.config import (
+    check_config,
+    get_obj_from_str,
+    instantiate_from_config,
+    instantiate_with,
+    plain,
+)
 from taming.errors import UserError
 from taming.lr_scheduler import make_rule, value_at
 from taming.models.autoencoder_training import AutoencoderTraining
@@ -43,7 +49,7 @@ from taming.training.numbers import FiniteNumbers
 from taming.training.position import ExactResume
 from taming.training.processes import LoaderWatch, ProcessWatch
 from taming.training.progress import Pace, RunProgress, Summary
-from taming.training.run_folder import RunFolder, run_time
+from taming.training.run_folder import RunFolder, check_own_places, run_time
 from taming.training.strategies import trainer_arguments
 from taming.user_code import is_ours
 
@@ -94,17 +100,20 @@ def make_trainer(
     config: DictConfig,
     run: RunFolder,
     model: pl.LightningModule,
+    *,
+    validates: bool = True,
 ) -> pl.Trainer:
-    """The Trainer for `model`, with the loggers and callbacks of `lightning_config`.
+    """The Trainer for `model`, with the loggers and callbacks of `lightning_config`; `validates` is
+    whether there are data for that.
 
     Raises:
         UserError: for an argument that the Trainer does not accept.
     """
-    arguments = {"default_root_dir": str(run.path), **trainer_arguments(options)}
+    arguments = {**trainer_arguments(options), "default_root_dir": str(run.path)}
     logs = options.get("logger") is not False
     arguments["logger"] = _loggers(lightning_config, run) if logs else False
     chosen = _callback_configs(lightning_config, run, model, logs)
-    _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, config)
+    _check_monitor(chosen.get("checkpoints", {}).get("params") or {}, validates)
     arguments["callbacks"] = _callbacks(chosen, lightning_config, config, run)
     _check_places(arguments)
     arguments["plugins"].append(AtomicCheckpointIO())
@@ -132,7 +141,7 @@ def make_trainer(
 
 def _check_places(arguments: Mapping[str, Any]) -> None:
     """Refuse (`UserError`), before training, folders that cannot be written to."""
-    places = [(arguments["default_root_dir"], "lightning.trainer.default_root_dir")]
+    places = []
     for logger in arguments["logger"] or ():
         of_folder = isinstance(logger, CSVLogger | TensorBoardLogger)
         folder = logger.log_dir if of_folder else logger.save_dir
@@ -163,7 +172,11 @@ def check_lightning(lightning_config: DictConfig, run: RunFolder) -> None:
     check_config(_logger_config(lightning_config, run), "lightning.logger", "logger")
     for name, node in _callback_configs(lightning_config, run).items():
         extra = _SETUP_ARGUMENTS if name == _SETUP else ()
-        check_config(node, _callback_key(name, lightning_config), "callback", extra)
+        key = _callback_key(name, lightning_config)
+        check_config(node, key, "callback", extra)
+        target = get_obj_from_str(node["target"])
+        if isinstance(target, type) and issubclass(target, Checkpoints | SetupCallback):
+            check_own_places(run, node.get("params") or {}, f"{key}.params")
 
 
 def _logger_config(lightning_config: DictConfig, run: RunFolder) -> Any:
@@ -292,12 +305,12 @@ def _callback(key: str, node: Any, extra: Mapping[str, Any] | None = None) -> Ca
     return callback
 
 
-def _check_monitor(params: dict[str, Any], config: DictConfig) -> None:
+def _check_monitor(params: dict[str, Any], validates: bool) -> None:
     """Say by what the best checkpoints are kept; without validation data it is the newest one."""
     monitor = params.get("monitor")
     if monitor is None:
         return
-    if str(monitor).startswith("val/") and not OmegaConf.select(config, "data.params.validation"):
+    if str(monitor).startswith("val/") and not validates:
         rank_zero_info(f"there is no {monitor} without validation data: keeping the newest epoch")
         params.update(monitor=None, save_top_k=1)
         return

@@ -18,10 +18,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from taming.config import did_you_mean
 from taming.config_values import Misfit, Range, fitted
 from taming.devices import available_cpus
 from taming.errors import UserError, shorten
+from taming.training.refused_options import check_arguments
 
 # Arguments that are objects, which no flag can give, or are set here.
 _OBJECTS = {"self", "callbacks", "plugins", "use_distributed_sampler"}
@@ -133,7 +133,8 @@ def _gpu_devices(gpus: Any) -> int | list[int]:
         return int(text)
     except ValueError:
         raise UserError(
-            f"--gpus {text}: write '0,' for the first GPU, '0,1' for two, or '2' for any two"
+            f"--gpus {text}: write '0,' for the first GPU, '0,1' for two, '2' for any two, or "
+            "'-1' for all"
         ) from None
 
 
@@ -156,7 +157,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for the first of these.
     """
-    _check_names(options)
+    check_arguments(options, trainer_options())
     options = {name: _checked(name, value) for name, value in options.items()}
     _check_processes(options)
     _check_length(options)
@@ -176,13 +177,6 @@ def _check_length(options: Mapping[str, Any]) -> None:
                 f"--min_{unit} is {least}, above --max_{unit}, which is {most}: raise the latter, "
                 "or lower the former"
             )
-
-
-def _check_names(options: Mapping[str, Any]) -> None:
-    for name in options:
-        if name not in trainer_options():
-            hint = did_you_mean(name, [*trainer_options(), "gpus"])
-            raise UserError(f"lightning.trainer.{name}: the Trainer has no such argument{hint}")
 
 
 _DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from taming.data.options import ImageOptions
 from taming.data.seeding import PositionSampler, SeededDataset
 from taming.errors import DamagedImage, UserError
 from taming.models.codes import channels_first
+from tests.documents import ROOT, blocks_of
 from tests.kit.images import ramps, truncate, write_deep, write_image, write_images
 
 
@@ -222,11 +222,10 @@ def test_images_with_maps_are_decoded_whole(tmp_path: Path) -> None:
 
 
 def test_the_dataset_of_the_docs(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs/data.md").read_text()
-    section = text.partition("## A dataset in code\n")[2].partition("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("    ") or not line]
+    blocks = blocks_of(ROOT / "docs" / "data.md")
+    (code,) = (one.text for one in blocks if one.heading == "A dataset in code")
     names: dict[str, Any] = {}
-    exec(textwrap.dedent("\n".join(lines)), names)
+    exec(code, names)
     write_image(tmp_path / "ann_1.png")
     write_image(tmp_path / "bob_1.png")
     items = list(names["Sketches"](tmp_path, 16))

@@ -154,7 +154,7 @@ def test_missing_folder_list_entry_and_images(faces: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="data/celebahq has no files ending in npy"):
         CelebAHQTrain(16)
     (faces / "celebahq").rmdir()
-    with pytest.raises(UserError, match="CelebAHQTrain: the folder data/celebahq does not exist"):
+    with pytest.raises(UserError, match="CelebAHQTrain: there is no folder data/celebahq"):
         CelebAHQTrain(16)
 
 

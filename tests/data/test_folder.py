@@ -86,7 +86,7 @@ def test_random_crop_and_flip(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ImageFolderTrain of .*absent: the folder does not exist"):
+    with pytest.raises(UserError, match="ImageFolderTrain of .*absent: there is no folder"):
         ImageFolderTrain(tmp_path / "absent", 8)
     write_image(tmp_path / "x.png")
     with pytest.raises(UserError, match="has no class folders"):

@@ -196,7 +196,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"category": "kitchen"},
         r"no split 'train' of kitchen \(it has bedroom, .*, tower\)",
     ),
-    "no root": ({"category": "tower", "root": "/none"}, "/none does not exist; root is"),
+    "no root": ({"category": "tower", "root": "/none"}, "there is no folder /none; root is"),
     "an archive": ({"category": "bridge"}, "unpack .*bridge_train_lmdb.zip"),
     "other folder": (
         {"category": "tower", "root": "bedroom_train_lmdb"},

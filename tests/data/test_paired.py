@@ -131,7 +131,7 @@ def test_images_without_a_condition(pairs: Path, caplog: pytest.LogCaptureFixtur
         (pairs / f"gray/{name}.png").unlink()
     with pytest.raises(UserError, match=r"images/003.png has no file .*\(2 of the 9 images lack"):
         build(pairs, "gray")
-    with pytest.raises(UserError, match="folder .*absent of a paired dataset does not exist"):
+    with pytest.raises(UserError, match="a paired dataset: there is no folder .*absent"):
         build(pairs, "absent")
 
 

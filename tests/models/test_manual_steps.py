@@ -131,9 +131,34 @@ class Plateau(VQModel):
         return optimizers, [{"scheduler": rule, "monitor": "train/aeloss"}]
 
 
+class TakesTurns(VQModel):
+    """Gives dicts with frequencies, as Lightning 1 took turns by them."""
+
+    def configure_optimizers(self):
+        optimizers, _ = super().configure_optimizers()
+        return [{"optimizer": one, "frequency": 1 + n} for n, one in enumerate(optimizers)]
+
+
+class Dicts(VQModel):
+    def configure_optimizers(self):
+        optimizers, _ = super().configure_optimizers()
+        return tuple({"optimizer": one} for one in optimizers)
+
+
+class OneOptimizer(VQModel):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_optimizers_in_dicts_train_both_sides(tmp_path: Path) -> None:
+    assert_equal(train(made(VQModel), tmp_path), train(made(Dicts), tmp_path))
+
+
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
+        (TakesTurns, r"TakesTurns.configure_optimizers gives an optimizer a frequency, .* leave"),
+        (OneOptimizer, r"OneOptimizer.configure_optimizers gives one optimizer, .* return one for"),
         (MoreThanSides, r"configure_optimizers gives 3 optimizers, and the model trains 2: define"),
         (Plateau, "which ReduceLROnPlateau is not made for"),
     ],

@@ -29,8 +29,11 @@ def parts(length: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(3)]
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_written_out_is_the_fused_kernels_attention(masked: bool) -> None:
+@pytest.mark.parametrize(("masked", "rows"), [(False, 256), (False, 32), (True, 32)])
+def test_written_out_is_the_fused_kernels_attention(
+    masked: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS", rows)
     q, k, v = parts(70, torch.float64)
     allowed = torch.ones(1, 1, 70, 70, dtype=torch.bool).tril() if masked else None
     if allowed is not None:
@@ -46,19 +49,29 @@ def test_the_faster_way_is_measured_where_there_is_a_choice(
 ) -> None:
     asked = []
 
-    def slow_fused(length: int, size: int) -> kernel_choice.Ways:
-        asked.append((length, size))
+    def slow_fused(length: int, size: int, dtype: torch.dtype) -> kernel_choice.Ways:
+        asked.append((length, size, dtype))
         return {TORCH: lambda: torch.randn(500, 500) @ torch.randn(500, 500), WRITTEN_OUT: int}
 
     monkeypatch.setattr(module, "_ways", slow_fused)
     q, k, v = parts(70)
-    assert training_kernel(q) == WRITTEN_OUT and asked == [(128, 8)]
+    assert training_kernel(q) == WRITTEN_OUT and asked == [(128, 8, torch.bfloat16)]
     assert torch.equal(attention(q, k, v), written_out(q, k, v))
-    for other in (q.detach(), q.float(), parts(63)[0], parts(513)[0]):
+    for other in (q.detach(), q.half(), q.double(), parts(63)[0], parts(513)[0]):
         assert training_kernel(other) == TORCH
     with torch.no_grad():
         assert training_kernel(q) == TORCH
     assert len(asked) == 1
+    assert training_kernel(q.float()) == WRITTEN_OUT and asked[1:] == [(128, 8, torch.float32)]
+
+
+def test_scores_of_later_keys_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[torch.Size] = []
+    attend = module._attend
+    monkeypatch.setattr(module, "ROWS", 32)
+    monkeypatch.setattr(module, "_attend", lambda *a: shapes.append(a[3].shape) or attend(*a))
+    written_out(*parts(70))
+    assert shapes == [(32, 32), (32, 64), (6, 70)]
 
 
 def test_a_measurement_leaves_activation_checkpointing_alone() -> None:

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from taming.errors import UserError
-from taming.sampling import Request, labels_for, requests_for_labels, sample_images
+from taming.sampling import (
+    Request,
+    SampleSettings,
+    labels_for,
+    requests_for_labels,
+    sample_images,
+)
 from taming.sampling.requests import (
     condition_indices,
     request_for_condition,
@@ -38,6 +47,38 @@ def test_unconditional_models_have_no_classes() -> None:
     with pytest.raises(UserError, match="has no classes"):
         labels_for(model, [0])
     assert list(requests_for_labels(model, [None], 1)) == [Request(0, (2,), None)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([3, 99], "class 99 is out of range: the model has classes 0 to 4"),
+        ([-1], "class -1 is out of range"),
+        ([None], "a class, from 0 to 4, is a whole number, not None"),
+        (["cat"], "is a whole number, not 'cat'"),
+        ([True], "is a whole number, not True"),
+        ([1.5], "is a whole number, not 1.5"),
+        ("34", "labels is a list of classes, such as .*, not '34'"),
+        (3, "labels is a list of classes, .* not 3"),
+    ],
+)
+def test_labels_from_python_are_those_of_the_model(labels: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next(requests_for_labels(tiny_model(), labels, 1))
+    without = tiny_model(transformer_config(**UNCONDITIONAL))
+    with pytest.raises(UserError, match="no classes.*labels=.None.|labels is a list"):
+        next(requests_for_labels(without, [0] if labels == [None] else labels, 1))
+
+
+def test_labels_and_counts_of_other_types() -> None:
+    model = tiny_model()
+    for labels in (torch.tensor([3, 4]), np.array([3, 4]), range(3, 5), (3, np.int64(4))):
+        made: Any = list(requests_for_labels(model, labels, np.int64(1)))  # type: ignore[arg-type]
+        assert made == [Request(0, (3,), 3), Request(0, (4,), 4)]
+        assert all(type(one.label) is int for one in made)
+    for count, message in ((-1, "num_samples is -1"), (1.5, "num_samples is a whole number")):
+        with pytest.raises(UserError, match=message):
+            next(requests_for_labels(model, [3], count))  # type: ignore[arg-type]
 
 
 def test_other_conditions_need_another_script() -> None:
@@ -120,3 +161,16 @@ def test_known_indices_are_in_the_request_of_every_condition() -> None:
         assert request.known is known and request.number == 2
         assert request.prompt == (() if request.condition is not None else (2 + (c is not None),))
         assert request.label == (3 if changes == {} else None)
+
+
+def test_sampling_takes_requests_and_settings_of_their_types() -> None:
+    model = tiny_model()
+    with pytest.raises(UserError, match="requests are made by requests_for_labels.*; 3 is none"):
+        next(sample_images(model, [3, 7]))  # type: ignore[list-item]
+    with pytest.raises(UserError, match="batch_size is 0; it must be at least 1"):
+        next(sample_images(model, requests_for_labels(model, [3], 1), batch_size=0))
+    wrong: dict[str, Any] = {"temperature": "1", "top_p": None, "guidance": "2", "top_k": 2.5}
+    for name, value in wrong.items():
+        with pytest.raises(UserError, match=f"{name} is a .*number.*, not {value!r}"):
+            SampleSettings(**{name: value})
+    assert SampleSettings(top_k=np.int64(5)).top_ks == (5,)  # type: ignore[arg-type]

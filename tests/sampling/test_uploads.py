@@ -58,6 +58,7 @@ def test_uploads_are_bounded() -> None:
     for content, words in (
         (bytes(20 * 2**20 + 1), "^a.PNG has more than 20 MiB"),
         (png(5001, 5000), "^a.PNG has 5001 x 5000 pixels; 25,000,000 are allowed"),
+        (b"GIF", "^a.PNG is no image that Pillow can read; give an image file"),
     ):
         with pytest.raises(UserError, match=words):
             with stored(None, Upload("a.PNG", content)):

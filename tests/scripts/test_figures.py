@@ -19,7 +19,7 @@ from taming.evaluation.figures.sampling_cost import StandIn
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
-from tests.documents import ROOT, commands_in
+from tests.documents import ROOT, blocks_of, commands_in
 from tests.kit.images import image_folder
 from tests.kit.models import SPIRAL, tiny_model, transformer_config, unconditional_config
 from tests.kit.runs import tiny_run
@@ -283,8 +283,12 @@ def test_one_sentence_for_what_cannot_be(
     assert error.startswith("error: ") and message in error
 
 
-SECTION = (ROOT / "docs" / "evaluation.md").read_text().partition("## The paper's figures")[2]
-COMMANDS = commands_in(SECTION.split("```")[1])
+FIGURES_OF_PAPER = [
+    block
+    for block in blocks_of(ROOT / "docs" / "evaluation.md")
+    if block.heading == "The paper's figures"
+]
+COMMANDS = commands_in(FIGURES_OF_PAPER[0].text)
 SMALLER = {
     "--sizes 256,512,1024": "--sizes 8,16 --device cpu",
     "--factors 2,4,8,16 --size 256": (

@@ -64,7 +64,11 @@ CASES = [
     (make_image_list.main, "gone", "there is no folder gone"),
     (extract_depth.main, "--images gone --device cpu", "--images: there is no folder gone"),
     (extract_depth.main, DEPTH, "it is no TorchScript file, or damaged"),
-    (extract_submodel.main, ". out.ckpt encoder", "there is no checkpoint at ."),
+    (
+        extract_submodel.main,
+        ". out.ckpt encoder",
+        ". is a folder, not a checkpoint",
+    ),
 ]
 
 

@@ -293,7 +293,7 @@ def test_what_is_missing_is_said(
     assert stop.value.code == 1
     said = capsys.readouterr()
     assert "fetch it with python scripts/download_models.py ffhq_transformer" in said.out
-    assert "FFHQTrain: the folder data/ffhq does not exist" in said.out
+    assert "FFHQTrain: there is no folder data/ffhq" in said.out
     assert "train one, and name its run: --model rfid_two_levels=RUN" in said.out
     assert "is no single run: " in said.out
     assert said.err.strip() == "error: 3 of 3 presets were not measured"

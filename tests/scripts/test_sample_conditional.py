@@ -17,20 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
-from taming import sampling
 from taming.errors import UserError
-from taming.sampling import Request, SampleSettings
+from taming.sampling import SampleSettings
 from taming.sampling.folder import RECORD
 from taming.sampling.inputs import SampleInputs
+from tests.kit.demo import SCRIPT, app, captions, error_of, note_calls, sampled
 from tests.kit.images import write_image
 from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
 from tests.scripts.test_make_samples import SEGMENTED, write_data
 from tests.scripts.test_make_scene_samples import SCENES, write_scenes
 
-testing = pytest.importorskip("streamlit.testing.v1")
+pytest.importorskip("streamlit")
 config = pytest.importorskip("streamlit.config")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "sample_conditional.py"
 WIDE: dict[str, Any] = {
     "target": "taming.modules.transformer.mingpt.GPT",
     "params": {"vocab_size": 64, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 16},
@@ -67,51 +66,13 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.fixture(autouse=True)
-def local_server() -> Iterator[None]:
-    """The demo refuses to be open to the network by accident."""
+def local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The demo refuses to be open to the network by accident; its runs are in ./logs."""
     before = config.get_option("server.address")
     config.set_option("server.address", "localhost")
+    monkeypatch.chdir(tmp_path)
     yield
     config.set_option("server.address", before)
-
-
-def script() -> Any:
-    from scripts import sample_conditional
-
-    return sample_conditional
-
-
-def app(monkeypatch: pytest.MonkeyPatch, run: Path, *flags: str) -> Any:
-    monkeypatch.setattr("sys.argv", [str(SCRIPT), "-r", str(run), "--device", "cpu", *flags])
-    return testing.AppTest.from_file(str(SCRIPT), default_timeout=60).run()
-
-
-Call = tuple[list[Request], SampleSettings, dict[str, Any]]
-
-
-def note_calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What `sample_images` is called with from now on."""
-    calls: list[Call] = []
-    original = sampling.sample_images
-
-    def sample(model: Any, requests: Any, settings: Any, **options: Any) -> Any:
-        calls.append((requests, settings, options))
-        return original(model, requests, settings, **options)
-
-    monkeypatch.setattr(sampling, "sample_images", sample)
-    return calls
-
-
-def sampled(page: Any) -> Image.Image:
-    """The sample, after `Sample` was pressed."""
-    page.button(key="sample").click().run()
-    assert not page.exception and not page.error
-    return page.session_state.result.image
-
-
-def captions(page: Any) -> list[str]:
-    elements = page.get("image") or page.get("imgs")  # as newer and older streamlits call them
-    return [image.caption for element in elements for image in element.proto.imgs]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -169,7 +130,8 @@ def test_a_model_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     page.slider(key="top_p").set_value(0.9)
     calls = note_calls(monkeypatch)
     assert sampled(page).size == (8, 8)
-    assert page.selectbox(key="schedule").options != [] and len(page.selectbox) == 1
+    assert page.selectbox(key="schedule").options != []
+    assert {box.key for box in page.selectbox} == {"schedule", "schedule of B"}
     (((request,), settings, _),) = calls
     assert request.label == 3 and settings == SampleSettings(1.0, 7, 0.9, 2.0, "cosine")
 
@@ -197,15 +159,17 @@ def test_several_images_are_a_gallery(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: Any, **__: Any) -> None:
         raise UserError("not this time")
 
-    monkeypatch.setattr(sampling, "sample_images", fail)
+    monkeypatch.setattr("taming.demo.drawing.sample_images", fail)
     page.button(key="sample").click().run()
     assert error_of(page) == "not this time" and "result" not in page.session_state
 
 
 def test_pictures_of_a_condition_are_kept_for_it_alone() -> None:
     conditions = [torch.tensor([1]), torch.tensor([2]), None]
-    keys = {script().key_of(SampleInputs((4, 4), c=c)) for c in conditions}
-    assert len(keys | {script().key_of(SampleInputs((4, 5)))}) == 4
+    from taming.demo.page import key_of
+
+    keys = {key_of(SampleInputs((4, 4), c=c)) for c in conditions}
+    assert len(keys | {key_of(SampleInputs((4, 5)))}) == 4
 
 
 @pytest.mark.parametrize("reduce", [True, False])
@@ -217,10 +181,12 @@ def test_large_files_are_reduced_if_it_is_asked_for(
 
     given: list[Any] = []
     side = SimpleNamespace(file_uploader=lambda *_, **__: None, checkbox=lambda *_, **__: reduce)
-    monkeypatch.setattr(script(), "st", SimpleNamespace(sidebar=side))
-    monkeypatch.setattr(script(), "inputs_of_files", note)
+    from taming.demo import runs, sources
+
+    monkeypatch.setattr(sources, "st", SimpleNamespace(sidebar=side))
+    monkeypatch.setattr(sources, "inputs_of_files", note)
     model = tiny_model()
-    script().choose_files(model, None)
+    sources.choose_files(runs.Loaded(model, None, {}, ""))
     assert given == [(model, None, None, None, reduce)]
 
 
@@ -264,11 +230,6 @@ def test_mistakes_are_told_on_the_page(tmp_path: Path, monkeypatch: pytest.Monke
     assert "there is no run" in page.error[0].value
 
 
-def error_of(page: Any) -> str:
-    (error,) = page.error
-    return str(error.value)
-
-
 def test_it_is_not_open_to_the_network_by_accident(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +266,6 @@ def test_text_fields_open_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, data = tiny_run(tmp_path / "run"), write_data(tmp_path / "data.yaml")
-    monkeypatch.setattr("taming.sampling.sizes.pixels_per_token", lambda model: 5000)
+    monkeypatch.setattr("taming.demo.sources.pixels_per_token", lambda model: 5000)
     text = error_of(app(monkeypatch, run, "-b", str(data)))
     assert text == "the sample has 20000 x 20000 pixels; 25,000,000 are allowed"

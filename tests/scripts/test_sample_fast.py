@@ -175,7 +175,13 @@ def test_flags_reach_the_job(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (["--classes", "cat"], "--classes: a list takes numbers such as 0,1,7, not 'cat'"),
         (["-k", "0"], "top_k must be at least 1"),
         (["-t", "0"], "must be above 0"),
-        (["-t", "-1"], "temperature must be"),
+        *(
+            (
+                ["-t", given],
+                f"temperature must be above 0 and finite, not {shown} (0, the likeliest",
+            )
+            for given, shown in (("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("0", "0"))
+        ),
         (["-p", "0"], "top_p must be"),
         (["-n", "0"], "--num_samples must be at least 1"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),

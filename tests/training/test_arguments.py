@@ -17,6 +17,12 @@ from taming.training.arguments import get_parser, parse_arguments, split_argumen
         (["--callbacks", "x"], "unknown argument --callbacks"),
         (["--seed", "x"], "seed"),
         (["-t", "perhaps"], "perhaps"),
+        (
+            ["-l", "out"],
+            "-l is no argument any more: .* name it by -n, and a folder .* -p",
+        ),
+        (["-gpu", "0,"], "unknown argument -gpu; did you mean --gpus"),
+        (["-x", "0"], r"unknown argument -x \(see"),
     ],
 )
 def test_what_there_is_not_is_refused(words: list[str], message: str) -> None:

@@ -91,6 +91,10 @@ def test_a_run_that_will_be_moved_is_named_by_where_it_goes(
     monkeypatch.setattr(ends, "is_first_process", lambda: True)
     stopped = ends._how_it_stopped(Stopped(signal.SIGINT), trainer, moved)
     assert stopped.endswith("go on with python main.py -r logs/debug_runs/x -t")
+    blank = replace(RUN, path=Path("logs/a b"))
+    assert ends._what_was_done(trainer, blank, 2).endswith("go on with -r 'logs/a b'")
+    stopped = ends._how_it_stopped(Stopped(signal.SIGINT), trainer, blank)
+    assert stopped.endswith("go on with python main.py -r 'logs/a b' -t")
 
 
 def test_what_was_checked_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from taming.errors import UserError
 from taming.models import batch_checks
 from taming.training.cli import main as main_command
+from taming.training.data_module import DataModuleFromConfig
 from tests.kit.datasets import images
 from tests.kit.resuming import run_config
 from tests.kit.training import write_config
@@ -110,6 +111,21 @@ class Module(pl.LightningDataModule):
         fail() if self.fails else None
 
     def train_dataloader(self) -> Any:
+        return DataLoader(Own("good"), batch_size=2)
+
+
+class Validates(Module):
+    def __init__(self, batch_size: int = 2, loaders: int = 1) -> None:
+        super().__init__(batch_size)
+        self.loaders = loaders
+
+    def val_dataloader(self) -> Any:
+        made = [DataLoader(Own("good"), batch_size=2) for _ in range(self.loaders)]
+        return made[0] if self.loaders == 1 else made
+
+
+class ValidatesToo(DataModuleFromConfig):
+    def val_dataloader(self) -> Any:
         return DataLoader(Own("good"), batch_size=2)
 
 
@@ -260,3 +276,33 @@ def test_data_modules() -> None:
         main(["--base", module(), "-t"])
     with pytest.raises(UserError, match=r"data: .*Module raises KeyError: 'a column' \("):
         main(["--base", module(fails=True), "-t"])
+
+
+def test_the_best_are_kept_by_what_a_data_module_validates(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train = {"target": f"{HERE}.Own", "params": {"kind": "good"}}
+    of_config = {"batch_size": 2, "num_workers": 0, "train": train}
+    for name, params in (("Validates", {}), ("ValidatesToo", of_config)):
+        base = config_of({"target": f"{HERE}.{name}", "params": params})
+        caplog.clear()
+        words = ("model.params.monitor=val/rec_loss", "--max_epochs", "1", "--no-test", "-n", name)
+        main(["--base", base, *words, "-t"])
+        said = [record.getMessage() for record in caplog.records]
+        assert "keeping the 3 checkpoints with the best val/rec_loss" in said
+        assert list(Path("logs").glob(f"*_{name}/checkpoints/epoch*.ckpt"))
+
+
+def test_without_batches_to_validate_the_newest_epoch_is_kept() -> None:
+    own = {"target": f"{HERE}.Own", "params": {"kind": "good"}}
+    params = {"batch_size": 2, "num_workers": 0, "train": own, "validation": own}
+    base = config_of({"target": "main.DataModuleFromConfig", "params": params})
+    words = ("model.params.monitor=val/rec_loss", "--limit_val_batches", "0", "--max_epochs", "1")
+    main(["--base", base, *words, "--no-test", "-t"])
+    assert list(Path("logs").glob("*/checkpoints/epoch*.ckpt"))
+
+
+def test_several_loaders_are_refused() -> None:
+    base = config_of({"target": f"{HERE}.Validates", "params": {"loaders": 2}})
+    with pytest.raises(UserError, match="one loader each: .*ConcatDataset.*dataloader_idx"):
+        main(["--base", base, "-t", "--no-test", "--max_epochs", "1"])

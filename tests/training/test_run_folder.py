@@ -19,7 +19,7 @@ from taming.training.run_folder import (
     _with_last,
     check_resumable,
     claimed,
-    is_finished,
+    further,
     new_run,
     one_start,
     resumed_run,
@@ -30,15 +30,22 @@ from taming.training.run_folder import (
 def test_a_run_has_finished_at_its_last_step_or_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     content: dict[str, Any] = {"global_step": 5}
     monkeypatch.setattr(run_folder, "read_checkpoint", lambda _: content)
-    steps = [is_finished(Path(), None, most) for most in (0, 4, 5, 6, -1)]
-    assert steps == [True, True, True, False, False]
+    steps = [further(Path(), None, most) for most in (0, 2, 5, 6, -1)]
+    assert steps == [*["--max_steps 10"] * 3, "", ""]
+    assert further(Path(), 0, -1) == ""
     content["loops"] = {"fit_loop": None}
     monkeypatch.setattr(run_folder, "read_place", lambda _: Place(2, 0))
     for position, finished in ((None, 2), (False, 2), (True, 1)):
         known = None if position is None else SimpleNamespace(epoch_ends=position)
         monkeypatch.setattr(run_folder.Position, "read", lambda _, known=known: known)
-        epochs = [is_finished(Path(), most, -1) for most in (0, 1, 2, 3, -1, None)]
-        assert epochs == [most <= finished for most in range(4)] + [False, False]
+        more = f"--max_epochs {2 * finished}"
+        epochs = [further(Path(), most, -1) for most in (0, 1, 2, 3, -1, None)]
+        assert epochs == [more if most <= finished else "" for most in range(4)] + ["", ""]
+        assert further(Path(), 1, 2) == f"--max_steps 10 {more}"
+    monkeypatch.setattr(run_folder, "read_place", lambda _: Place(0, 0))
+    monkeypatch.setattr(run_folder.Position, "read", lambda _: None)
+    content["global_step"] = 0
+    assert further(Path(), 0, 0) == "--max_steps 2 --max_epochs 1000"
 
 
 def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

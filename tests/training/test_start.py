@@ -109,6 +109,27 @@ NO_VALIDATION = "data.params.validation=null"
         (["model.params.embed_dim=???"], r"leaves a value open: add model.params.embed_dim=\.\.\."),
         (["model.params.ddconfig={ch: '???'}"], r"add model.params.ddconfig.ch=\.\.\."),
         (["lightning.trainer.max_time=5"], "--max_time is 5; write '00:01:00:00'"),
+        (["lightning.modelcheckpoint.params.dirpath=x"], "params.dirpath is x, .*: leave it out"),
+        (["lightning.modelcheckpoint.params.dirpath=null"], "dirpath is None, but a run is one"),
+        ([f"{CALLBACKS}.checkpoints.params.dirpath=x"], "callbacks.checkpoints.params.dirpath is"),
+        *(
+            ([f"{CALLBACKS}.setup_callback.params.{name}=x"], f"setup_callback.params.{name} is x")
+            for name in ("logdir", "ckptdir", "cfgdir")
+        ),
+        (["--default_root_dir", "x"], "--default_root_dir is 'x': .* name it by -n, and .* by -p"),
+        (["lightning.trainer.default_root_dir=x"], "--default_root_dir is 'x': a run's folder is"),
+        (["--enable_checkpointing", "false"], "a run keeps last.ckpt, by which -r goes on"),
+        (["--accelerator", "ddp"], "--accelerator is ddp; give --strategy ddp, and --gpus"),
+        (["lightning.modelcheckpoint.params.filename=../x"], "filename leads out of logs/.*/chec"),
+        (["lightning.modelcheckpoint.params.filename=/x/{step}"], "filename leads out of logs/"),
+        (["--strategy", "dp"], "--strategy is dp; give --strategy ddp"),
+        (["--barebones", "true"], "--barebones measures a Trainer"),
+        (["lightning.trainer={max_steps: 1,2}"], "lightning.trainer.2: the Trainer has no such"),
+        (["--gpus", "auto"], "--gpus auto: write '0,' .* or '-1' for all"),
+        (
+            ["lightning.trainer.weights_summary=top"],
+            "weights_summary is no .* --enable_model_s",
+        ),
     ],
 )
 def test_one_sentence_before_training(words: list[str], message: str) -> None:
@@ -124,13 +145,9 @@ TABLE = "lightning.logger.target=pytorch_lightning.loggers.CSVLogger"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lightning.modelcheckpoint.params.dirpath=FILE/x"], "written to .*by lightning.modelch"),
-        (["lightning.modelcheckpoint.params.dirpath=FILE"], "written to .*by lightning.modelch"),
-        (["lightning.modelcheckpoint.params.filename=FILE/x"], "written to .*by lightning.modelch"),
         (["lightning.logger.params.save_dir=FILE/x"], "written to .*by lightning.logger.params"),
         (["lightning.logger.params.version=FILE/x"], "written to .*by lightning.logger.params"),
         ([TABLE, "lightning.logger.params.save_dir=FILE"], "written to .*by lightning.logger.par"),
-        (["lightning.trainer.default_root_dir=FILE/x"], "written to .*by lightning.trainer.def"),
         (["data.params.validation.params.length=0"], "data.params.validation has 0 items for 1 d"),
         (["data.params.test.params.length=0"], "data.params.test has 0 items for 1 devices"),
         (
@@ -209,6 +226,8 @@ def test_images_of_several_sizes_are_refused(tmp_path: Path) -> None:
         [f"{CALLBACKS}.learning_rate_logger=null"],
         [f"{CALLBACKS}.checkpoints=null"],
         ["model.params.monitor=val/codebook_usage"],
+        ["lightning.trainer.default_root_dir=null"],
+        ["--enable_checkpointing", "true"],
     ],
 )
 def test_what_means_something_is_taken(words: list[str]) -> None:

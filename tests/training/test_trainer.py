@@ -136,16 +136,16 @@ def test_without_validation_the_newest_epoch_is_kept(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trainer, "rank_zero_info", said.append)
     monitored = {"monitor": "val/x", "save_top_k": 3}
     params = monitored.copy()
-    _check_monitor(params, conf(data={"params": {"validation": {"target": "x"}}}))
+    _check_monitor(params, validates=True)
     assert params == monitored
-    _check_monitor(params, conf(data={"params": {"train": {"target": "x"}}}))
+    _check_monitor(params, validates=False)
     assert params == {"monitor": None, "save_top_k": 1}
     params = {"monitor": "train/x", "save_top_k": 3}
-    _check_monitor(params, conf())
+    _check_monitor(params, validates=False)
     assert params["monitor"] == "train/x"
     said.clear()
     for count in (0, 1, 3):
-        _check_monitor({"monitor": "train/x", "save_top_k": count}, conf())
+        _check_monitor({"monitor": "train/x", "save_top_k": count}, validates=False)
     best = "checkpoints with the best train/x"
     assert said == [f"keeping the 1 {best}", f"keeping the 3 {best}"]
 
@@ -160,10 +160,10 @@ def test_the_trainer_has_one_bar_and_leaves_sampling_to_the_data(run: RunFolder)
     assert made.default_root_dir == str(run.path) and made.loggers == []
     assert not made._accelerator_connector.use_distributed_sampler
     own = conf(callbacks={"bar": {"target": "pytorch_lightning.callbacks.TQDMProgressBar"}})
-    made = make_trainer(CPU | {"default_root_dir": "x"}, own, conf(), run, model)
+    made = make_trainer(CPU | {"default_root_dir": None}, own, conf(), run, model)
     bars = [one for one in made.callbacks if isinstance(one, TQDMProgressBar)]  # type: ignore[attr-defined]
     assert [type(bar) for bar in bars] == [TQDMProgressBar]
-    assert Path(made.default_root_dir).name == "x"
+    assert made.default_root_dir == str(run.path)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_is_tested_is_what_was_trained(
     monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], finished: bool, expected: list[Any]
 ) -> None:
     done: list[Any] = []
-    monkeypatch.setattr(cli, "is_finished", lambda *_: finished)
+    monkeypatch.setattr(cli, "further", lambda *_: "--max_steps 6" * finished)
     monkeypatch.setattr(cli, "fit", lambda *_: done.append("fit"))
     monkeypatch.setattr(cli, "say_what_was_checked", lambda *_: done.append("checked"))
     args = Namespace(**{"no_test": False, "words": [], **flags})
@@ -228,26 +228,16 @@ def test_changes_of_a_resumed_run_are_said(
         assert said[0].count("=1") == min(changed, 8)
 
 
-@pytest.mark.parametrize(
-    ("limits", "more"),
-    [
-        ((None, 3), "--max_steps 6"),
-        ((None, 0), "--max_steps 2"),
-        ((4, -1), "--max_epochs 8"),
-        ((0, -1), "--max_epochs 1000"),
-    ],
-)
-def test_a_finished_run_says_how_to_train_it_further(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int | None, int], more: str
-) -> None:
+def test_a_finished_run_says_how_to_train_it_further(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(cli, "rank_zero_info", said.append)
-    monkeypatch.setattr(cli, "is_finished", lambda *_: True)
+    monkeypatch.setattr(cli, "further", lambda *_: "--max_steps 6")
     args = Namespace(no_test=True, train=True)
-    made: Any = SimpleNamespace(max_epochs=limits[0], max_steps=limits[1])
+    made: Any = SimpleNamespace(max_epochs=None, max_steps=3)
     data = DataModuleFromConfig(1, num_workers=0)
-    cli._train_and_test(args, made, cast(Any, None), data, RunFolder(Path("x"), (), Path("y")))
-    assert said[0].startswith("x is finished") and said[0].endswith(f"-r x -t True {more}")
+    cli._train_and_test(args, made, cast(Any, None), data, RunFolder(Path("a b"), (), Path("y")))
+    assert said[0].startswith("a b is finished")
+    assert said[0].endswith("-r 'a b' -t True --max_steps 6")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from taming.atomic_files import atomic_path
@@ -75,9 +76,10 @@ def read_image_list(
     """
     file = with_home(Path(list_file))
     if not file.is_file():
+        own = quote(str(list_file)) if file.is_dir() else "FOLDER"
         raise UserError(
-            f"{dataset}: the list file {list_file} does not exist; give a text file with one image "
-            "path per line, such as scripts/make_image_list.py writes"
+            f"{dataset}: {absence('list file', list_file)}; give a text file with one image path "
+            f"per line, such as python scripts/make_image_list.py {own} writes"
         )
     find = locate or partial(_beside, file.parent)
     missing, first = 0, ""
@@ -217,7 +219,7 @@ class ListPair:
     def _names(self, dataset: str) -> list[str]:
         if not Path(self.root).is_dir():
             raise UserError(
-                f"{dataset}: the folder {self.root} does not exist; put the images there, or a "
+                f"{dataset}: {absence('folder', self.root)}; put the images there, or a "
                 "symbolic link to their folder"
             )
         names = relative_names(self.root, self.extensions)
@@ -235,24 +237,33 @@ class ListPair:
 
 
 def write_image_lists(
-    folder: str | Path, output: str | Path, test_fraction: float = 0.05, seed: int = 0
-) -> tuple[int, int]:
+    folder: str | Path,
+    output: str | Path,
+    test_fraction: float = 0.05,
+    seed: int = 0,
+    damage_of: Callable[[str], str] = lambda path: "",
+) -> tuple[int, int, list[str]]:
     """Write `train.txt` and `test.txt` in `output`, absolute paths of the images below `folder`.
 
-    Returns how many images each lists; raises `UserError` if there is no such folder, or fewer than
-    two images in it.
+    Files that `damage_of` says something of are left out. Returns how many images each lists, and
+    what was said; raises `UserError` if there is no such folder, or fewer than two images in it.
     """
     top = os.path.abspath(with_home(Path(folder)))
     if not os.path.isdir(top):
         raise UserError(absence("folder", folder))
-    names = relative_names(top)
+    found = relative_names(top)
+    paths = (os.path.join(top, name) for name in found)
+    said = list(in_threads(paths, damage_of, "checking"))
+    names = [name for name, text in zip(found, said, strict=True) if not text]
+    damaged = [text for text in said if text]
     if len(names) < 2:
+        unread = f" that can be read, and {len(damaged)} others ({damaged[0]})" if damaged else ""
         raise UserError(
-            f"{folder} has {len(names)} image files; give a folder with at least two "
+            f"{folder} has {len(names)} image files{unread}; give a folder with at least two "
             f"({', '.join(EXTENSIONS)}), at any depth"
         )
     test = split_off(names, test_fraction, seed)
     train = [name for name in names if name not in test]
     for file, listed in (("train.txt", train), ("test.txt", sorted(test))):
         write_list(Path(output, file), (os.path.join(top, name) for name in listed))
-    return len(train), len(test)
+    return len(train), len(test), damaged

@@ -23,7 +23,7 @@ from taming.data.files.find import find_images, split_off
 from taming.data.files.list_files import read_names
 from taming.data.files.lmdb_records import FILE, record_paths
 from taming.data.options import OnError
-from taming.errors import UserError
+from taming.errors import UserError, absence
 
 SCENES: tuple[str, ...] = (
     "bedroom",
@@ -70,7 +70,7 @@ class CategoryFiles:
         """The root, where the folder of one of its categories was given."""
         if not root.is_dir():
             raise UserError(
-                f"{self.dataset}: the folder {root} does not exist; root is the folder that has "
+                f"{self.dataset}: {absence('folder', root)}; root is the folder that has "
                 f"{self.names[0]}_{self.splits[0]}_lmdb in it"
             )
         category = _category_in(root.absolute().name)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from taming.downloads import Patience, fetch, file_hash
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.user_files import with_home
 
 INCEPTION = "inception-v3-compat"
@@ -107,7 +107,7 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
         return None
     if not path.is_file():
         source = "" if explicit else f"{WEIGHTS_VARIABLE}: "
-        raise UserError(f"{source}there is no file {path}; give the weights of {name}")
+        raise UserError(f"{source}{absence('file', path)}; give the weights of {name}")
     if published and path.name == published[1]:
         _check_hash(path)
     return path

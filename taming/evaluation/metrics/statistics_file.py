@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from taming.atomic_files import atomic_path, check_place
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.evaluation.metrics.extractor_files import INCEPTION, SPATIAL
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.sources.resize import AS_IN_TRAINING, NONE, Resizing, Size
@@ -198,7 +198,7 @@ def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise UserError(f"there is no statistics file {path}; give an .npz with mu and sigma")
+        raise UserError(f"{absence('statistics file', path)}; give an .npz with mu and sigma")
     try:
         with np.load(path, allow_pickle=False) as file:  # pickles could run code
             sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}

@@ -13,7 +13,7 @@ from taming.errors import UserError
 
 log = logging.getLogger(__name__)
 
-GROUPS = 32  # of group normalization
+GROUPS = 32  # of group normalization, unless `norm_groups` says otherwise
 
 
 def attends(attn_type: str) -> bool:
@@ -23,15 +23,22 @@ def attends(attn_type: str) -> bool:
     return attn_type != "none"
 
 
-def level_widths(ch: int, ch_mult: Sequence[int]) -> list[int]:
-    """Channels of each level; raises `UserError` if they cannot be split into `GROUPS`."""
+def level_widths(ch: int, ch_mult: Sequence[int], groups: int = GROUPS) -> list[int]:
+    """Channels of each level; raises `UserError` if they cannot be split into `groups`."""
     widths = [ch * factor for factor in ch_mult]
-    if any(width % GROUPS for width in (ch, *widths)):
+    if any(width % groups for width in (ch, *widths)):
         raise UserError(
             f"ddconfig: ch={ch} with ch_mult={list(ch_mult)} gives widths {widths}, which group "
-            f"normalization cannot split into {GROUPS}; choose ch as a multiple of {GROUPS}"
+            f"normalization cannot split into {groups}; choose ch as a multiple of {groups}"
         )
     return widths
+
+
+def regroup(network: nn.Module, groups: int) -> None:
+    """Let every group normalization of a network have so many groups; its weights are the same."""
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = groups
 
 
 def warn_of_unused(attention: Sequence[int], resolutions: Sequence[int]) -> None:

@@ -18,13 +18,8 @@ from torch import Tensor, nn
 from taming import published_names
 from taming.config_values import Count, FractionBelowOne, Length, Pixels, Range
 from taming.limits import check_memory
-from taming.modules.diffusionmodules.levels import (
-    GROUPS,
-    attends,
-    level_widths,
-    runner,
-    warn_of_unused,
-)
+from taming.modules.diffusionmodules import levels
+from taming.modules.diffusionmodules.levels import GROUPS, attends, level_widths, regroup, runner
 
 __getattr__ = published_names.served_by(__name__)
 Multipliers = Annotated[Sequence[Count], Length(1, 16)]
@@ -36,7 +31,7 @@ def nonlinearity(x: Tensor) -> Tensor:
 
 
 def Normalize(in_channels: int) -> nn.GroupNorm:
-    """Group normalization over 32 groups."""
+    """Group normalization over 32 groups, or `norm_groups` of `Encoder` and `Decoder`."""
     return nn.GroupNorm(GROUPS, in_channels, eps=1e-6, affine=True)
 
 
@@ -238,16 +233,17 @@ class Encoder(nn.Module):
         z_channels: Count,
         double_z: bool = True,
         attn_type: str = "vanilla",
+        norm_groups: Count = GROUPS,
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
+        widths, anywhere = level_widths(ch, ch_mult, norm_groups), attends(attn_type)
         weights = sum(18 * width**2 for width in widths) * max(num_res_blocks, 1)
         check_memory(weights, **{"ddconfig.ch": ch, "ddconfig.num_res_blocks": num_res_blocks})
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
 
-        warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
+        levels.warn_of_unused(attn_resolutions, [resolution // 2**i for i in range(len(widths))])
 
         self.conv_in = _conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
@@ -262,6 +258,7 @@ class Encoder(nn.Module):
         self.mid = Middle(widths[-1], dropout, anywhere)
         self.norm_out = Normalize(widths[-1])
         self.conv_out = _conv3x3(widths[-1], 2 * z_channels if double_z else z_channels)
+        regroup(self, norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
@@ -297,10 +294,11 @@ class Decoder(nn.Module):
         z_channels: Count,
         give_pre_end: bool = False,
         attn_type: str = "vanilla",
+        norm_groups: Count = GROUPS,
         **ignored: Any,
     ) -> None:
         super().__init__()
-        widths, anywhere = level_widths(ch, ch_mult), attends(attn_type)
+        widths, anywhere = level_widths(ch, ch_mult, norm_groups), attends(attn_type)
         self.ch, self.num_resolutions, self.num_res_blocks = ch, len(widths), num_res_blocks
         self.resolution, self.in_channels, self.temb_ch = resolution, in_channels, 0  # no time
         self.give_pre_end = give_pre_end
@@ -317,6 +315,7 @@ class Decoder(nn.Module):
             self.up.append(Level(blocks, attention, dropout, upsample=upsample))
         self.norm_out = Normalize(widths[0])
         self.conv_out = _conv3x3(widths[0], out_ch)
+        regroup(self, norm_groups)
 
     def forward(self, z: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from taming.config_values import CountOrZero, FilePath, Length, Pixels
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.modules.discriminator.base import Discriminator
 from taming.modules.discriminator.vit import HEAD_WIDTH, ViT
 from taming.modules.frozen import Frozen
@@ -98,7 +98,7 @@ def read_vit(path: str, width: int, depth: int, size: int) -> ViT:
     """
     if not Path(path).is_file():
         raise UserError(
-            f"{KEY}.path: there is no file {path}; give DINO's ViT, such as "
+            f"{KEY}.path: {absence('file', path)}; give DINO's ViT, such as "
             "dino_deitsmall16_pretrain.pth"
         )
     try:

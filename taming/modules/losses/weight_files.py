@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from taming.downloads import file_hash
-from taming.errors import UserError
+from taming.errors import UserError, absence
 
 
 class WeightFile(NamedTuple):
@@ -39,7 +39,7 @@ def find_weights(wanted: WeightFile, path: str | None = None) -> Path:
     if not file.is_file():
         source = wanted.key if path else wanted.variable
         raise UserError(
-            f"{source}: there is no file {file}; give torchvision's {wanted.network} weights"
+            f"{source}: {absence('file', file)}; give torchvision's {wanted.network} weights"
         )
     if not file_hash(file).startswith(wanted.digest):
         raise UserError(

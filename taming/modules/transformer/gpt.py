@@ -160,7 +160,8 @@ class GPT(nn.Module):
         if config.rope_grid is None:
             return None
         size, device = config.n_embd // config.n_head, self.pos_emb.device
-        return rotations(config.rope_grid, config.block_size, size, device)[:, places]
+        turned = rotations(config.rope_grid, config.block_size, size, device, config.rope_condition)
+        return turned[:, places]
 
     def _allowed(self, length: int) -> Tensor | None:
         """Which positions see which, (1, 1, length, length); None for causal attention."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from taming.config_values import Count, Pixels, Range
 from taming.distributed import same_on_all_ranks
 from taming.errors import UserError
+from taming.modules.given_tensors import check_images, check_indices
 from taming.modules.util import ConditionKind, Encoding
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,17 @@ class KMeans(nn.Module):
     ) -> Tensor:
         """Images (B, nc, H, W) to indices (B, H * W); with `reverse` back to images.
 
-        `shape` is (H, W) of the images to make; without it they are square.
+        `shape` is (H, W), or (C, H, W), of the images to make; without it they are square.
         """
         if not reverse:
             pixels = x.flatten(2).transpose(1, 2)  # (B, H * W, nc)
             return torch.cdist(pixels, self.C.expand(len(x), -1, -1)).argmin(-1)
         side = math.isqrt(x.shape[1])
-        height, width = shape or (side, side)
+        height, width = (side, side) if shape is None else shape[-2:]
+        if height * width != x.shape[1]:
+            raise UserError(
+                f"{x.shape[1]} colors an image are not {height} x {width} pixels: give their shape"
+            )
         return self.C[x].transpose(1, 2).reshape(len(x), self.nc, height, width)
 
     kind: ConditionKind = "image"
@@ -124,10 +129,12 @@ class KMeans(nn.Module):
         return colors.reshape(tuple(shape)).permute(0, 3, 1, 2).contiguous()
 
     def encode_to_indices(self, x: Tensor) -> Tensor:
+        check_images(x, self.nc)
         _, _, (_, _, indices) = self.encode(x)
         return indices.reshape(len(x), *x.shape[2:])
 
     def decode_indices(self, indices: Tensor) -> Tensor:
+        check_indices(indices, self.n_e)
         shape = indices.shape[1:] if indices.dim() == 3 else None
         images: Tensor = self(indices.flatten(1), reverse=True, shape=shape)
         return images

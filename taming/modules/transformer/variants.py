@@ -25,6 +25,7 @@ class VariantOptions(TypedDict, total=False):
     """Parameters of a GPT that make another network of it."""
 
     rope_grid: Annotated[Sequence[Count], Length(2, 2)] | None
+    rope_condition: bool
     qk_norm: bool
     norm: NormKind
     mlp: MlpKind
@@ -39,6 +40,8 @@ class Variants:
         rope_grid: [rows, columns] of the image's codes, of which positions turn queries and keys
             (2D RoPE, see `rotations`) instead of being learned. The tokens before them, of which
             there are block_size + 1 - rows * columns, are the condition's, at learned positions.
+        rope_condition: the condition is a map of as many codes as the image: each turns as the
+            image's code at the same place, beside its learned position.
         qk_norm: normalize the queries and keys of each head, see `normalize_heads`.
         norm: "layer" or "rms", for RMSNorm (arXiv 1910.07467).
         mlp: "gelu" or "swiglu", a gated perceptron with about as many weights (arXiv 2002.05202).
@@ -49,6 +52,7 @@ class Variants:
     """
 
     rope_grid: Sequence[int] | None = None
+    rope_condition: bool = False
     qk_norm: bool = False
     norm: NormKind = "layer"
     mlp: MlpKind = "gelu"
@@ -133,7 +137,11 @@ def rope_prefix(block_size: int, grid: Sequence[int]) -> int:
 
 
 def rotations(
-    grid: Sequence[int], block_size: int, size: int, device: torch.device | None = None
+    grid: Sequence[int],
+    block_size: int,
+    size: int,
+    device: torch.device | None = None,
+    condition: bool = False,
 ) -> Tensor:
     """Cosines and sines by which position t turns queries and keys: float32 (2, block, hs / 2).
 
@@ -146,10 +154,14 @@ def rotations(
         token    c  0  1  2  3  4
         row      0  1  1  1  2  2
         column   0  1  2  3  1  2
+
+    With `condition`, tokens of the condition are codes of a map, and turn as those of the image.
     """
     prefix = rope_prefix(block_size, grid)
     place = torch.arange(block_size, device=device) - prefix  # in the image
     of_image = place >= 0
+    if condition:
+        place, of_image = torch.where(of_image, place, place + prefix), of_image | True
     row, column = (place // grid[1] + 1) * of_image, (place % grid[1] + 1) * of_image
     quarter = size // 4
     speed = _ROPE_BASE ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
@@ -193,6 +205,8 @@ def check_variants(config: GPTConfig) -> None:
     """Raise `UserError` if options of a `GPTConfig` contradict its sizes."""
     size, grid = config.n_embd // config.n_head, config.rope_grid
     if grid is None:
+        if config.rope_condition:
+            raise UserError("GPT: rope_condition goes with rope_grid, which is not set")
         return
     if size % 4:
         raise UserError(
@@ -202,6 +216,11 @@ def check_variants(config: GPTConfig) -> None:
         raise UserError(
             f"GPT: block_size is {config.block_size}, too small for a token of the condition and "
             f"rope_grid: {list(grid)}; make it at least {grid[0] * grid[1]}"
+        )
+    if config.rope_condition and rope_prefix(config.block_size, grid) != grid[0] * grid[1]:
+        raise UserError(
+            f"GPT: rope_condition is for maps of as many codes as the image, {grid[0] * grid[1]}; "
+            f"make block_size {2 * grid[0] * grid[1] - 1}, not {config.block_size}"
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from taming.config_values import Count, CountOrZero, FilePath
 from taming.devices import without_autocast
-from taming.errors import UserError
+from taming.errors import UserError, absence
 from taming.limits import check_sizes
 
 Quantized = tuple[Tensor, Tensor, tuple[Tensor | None, Tensor | None, Tensor]]
@@ -220,7 +220,7 @@ class Codebook(nn.Module):
 
     def _read_remap(self, path: Path, unknown_index: UnknownIndex) -> None:
         if not path.is_file():
-            raise UserError(f"remap: there is no file {path}; give an .npy of used code indices")
+            raise UserError(f"remap: {absence('file', path)}; give an .npy of used code indices")
         if unknown_index not in ("random", "extra") and not isinstance(unknown_index, int):
             raise UserError(
                 f'unknown_index: {unknown_index} is none of "random", "extra" and an integer'

@@ -33,9 +33,15 @@ def test_working_directory_comes_before_the_lists_folder(
 
 
 def test_missing_list_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "no.txt", tmp_path):
-        with pytest.raises(UserError, match=f"CustomTrain: the list file {path} does not exist"):
-            read_image_list(path, "CustomTrain")
+    missing, folder = tmp_path / "no.txt", tmp_path / "a b"
+    folder.mkdir()
+    with pytest.raises(UserError, match=f"CustomTrain: there is no list file {missing}; .* FOLDER"):
+        read_image_list(missing, "CustomTrain")
+    line = (
+        f"{folder} is a folder, not a list file; .* python scripts/make_image_list.py '{folder}' w"
+    )
+    with pytest.raises(UserError, match=f"CustomTrain: {line}"):
+        read_image_list(folder, "CustomTrain")
 
 
 def test_empty_list_is_named(tmp_path: Path) -> None:
@@ -54,7 +60,7 @@ def test_missing_files_are_counted_and_the_first_has_its_line(tmp_path: Path) ->
 
 def test_written_lists_are_read_back(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 20)
-    assert write_image_lists(tmp_path / "images", tmp_path / "lists", 0.1, seed=3) == (18, 2)
+    assert write_image_lists(tmp_path / "images", tmp_path / "lists", 0.1, seed=3) == (18, 2, [])
     train, test = (
         list(read_image_list(tmp_path / f"lists/{n}.txt", "x")) for n in ("train", "test")
     )
@@ -83,9 +89,24 @@ def test_script_says_where_the_lists_are(
     said = capsys.readouterr().out
     assert said == "data/own/train.txt lists 3 images, data/own/test.txt 1\n"
     (tmp_path / "images" / "bad.png").write_text("no image")
+    (tmp_path / "images" / "empty.jpg").touch()
+    (tmp_path / "images" / "link.png").symlink_to("gone.png")
     run_script(monkeypatch, "images")
-    found = f"1 listed file cannot be read as an image ({tmp_path}/images/bad.png is no image that"
-    assert capsys.readouterr().err.startswith(found)
+    said, left_out = capsys.readouterr()
+    assert said == "data/own/train.txt lists 3 images, data/own/test.txt 1\n"
+    lines = [line.removeprefix(f"left out: {tmp_path}/images/") for line in left_out.splitlines()]
+    assert lines[:2] == ["bad.png is no image that Pillow can read", "empty.jpg is empty (0 bytes)"]
+    assert lines[2:] == ["link.png does not exist", "left out 3 files that are no images"]
+    listed = [
+        *read_image_list("data/own/train.txt", "x"),
+        *read_image_list("data/own/test.txt", "x"),
+    ]
+    assert sorted(listed) == sorted(map(str, (tmp_path / "images").glob("[0-9]*")))
+    for path in listed[1:]:
+        Path(path).unlink()
+    with pytest.raises(SystemExit, match="2"):
+        run_script(monkeypatch, "images")
+    assert "has 1 image files that can be read, and 3 others" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         run_script(monkeypatch, "absent")
     assert capsys.readouterr().err.startswith("error: there is no folder absent")
@@ -158,5 +179,5 @@ def test_any_bytes_are_a_name_that_is_missing(tmp_path: Path, line: bytes) -> No
 
 
 def test_a_list_of_nobody_s_folder_is_missing() -> None:
-    with pytest.raises(UserError, match="the list file ~nosuchuser/a.txt does not exist"):
+    with pytest.raises(UserError, match="there is no list file ~nosuchuser/a.txt"):
         read_image_list("~nosuchuser/a.txt", "x")

@@ -151,7 +151,7 @@ def test_unconditional_run(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"num_samples": 0}, "--num_samples must be at least 1"),
-        ({"settings": SampleSettings(0.0)}, "--temperature 0"),
+        ({"settings": SampleSettings(0.0)}, "temperature must be above 0 and finite, not 0"),
         ({"reject_ratio": 0.5}, "rejection needs both"),
     ],
 )

@@ -171,7 +171,7 @@ def test_residual_block_options():
 
 def test_published_defaults():
     common = {"ch_mult": (1, 2, 4, 8), "dropout": 0, "resamp_with_conv": True}
-    common["attn_type"] = "vanilla"
+    common |= {"attn_type": "vanilla", "norm_groups": 32}
     assert defaults(Encoder) == {**common, "double_z": True}
     assert defaults(Decoder) == {**common, "give_pre_end": False}
 
@@ -187,3 +187,21 @@ def test_compiles_without_graph_breaks():
     x = torch.randn(1, 3, 16, 16)
     compiled = torch.compile(lambda x: decoder(encoder(x)), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), decoder(encoder(x)))
+
+
+def test_fewer_groups_keep_how_bright_an_image_is() -> None:
+    """A group of one channel has the same mean in every image; its weights are as before."""
+    sizes = {**SMALL, "ch_mult": [1, 1], "attn_resolutions": []}
+    made = {}
+    for groups in (32, 8):
+        torch.manual_seed(0)
+        decoder = Decoder(**sizes, norm_groups=groups)
+        made[groups] = decoder
+        normalized = [m for m in decoder.modules() if isinstance(m, nn.GroupNorm)]
+        assert {m.num_groups for m in normalized} == {groups}
+        means = decoder.norm_out(torch.randn(2, 32, 8, 8) + torch.arange(32)[:, None, None])
+        flat = means.mean((2, 3)).abs().max() < 1e-4
+        assert bool(flat) == (groups == 32)
+    assert made[8].state_dict().keys() == made[32].state_dict().keys()
+    with pytest.raises(UserError, match="cannot split into 24"):
+        Decoder(**sizes, norm_groups=24)

@@ -24,7 +24,11 @@ def test_finds_the_colours_and_draws_with_them() -> None:
     assert kmeans.is_initialized()  # the buffer, which a GPU has, is not read again
     indices = kmeans(noisy)
     assert indices.shape == (2, 24)
-    assert (kmeans(indices, reverse=True, shape=(4, 6)) - image).abs().max() < 0.02
+    for shape in ((4, 6), (3, 4, 6), [4, 6], torch.Size((2, 3, 4, 6))):
+        assert (kmeans(indices, reverse=True, shape=shape) - image).abs().max() < 0.02
+    for wrong in (None, (4, 5), (3, 4, 4)):
+        with pytest.raises(UserError, match="24 colors an image are not 4 x [45] pixels: give"):
+            kmeans(indices, reverse=True, shape=wrong)
 
 
 def test_colours_move_to_the_means_of_their_pixels() -> None:

@@ -28,8 +28,9 @@ ALL: dict[str, Any] = {
     "adaln_classes": 6,
 }
 EACH = [{name: value} for name, value in ALL.items()]
-VARIANTS = [*EACH, ALL, {**ALL, "n_unmasked": 1}]
-IDS = [*ALL, "all", "all_unmasked"]
+MAP = {"rope_grid": (2, 4), "rope_condition": True}
+VARIANTS = [*EACH, ALL, {**ALL, "n_unmasked": 1}, MAP]
+IDS = [*ALL, "all", "all_unmasked", "map"]
 IDX = torch.randint(20, (3, 15), generator=torch.Generator().manual_seed(2)) % 20
 IDX[:, 0] = torch.tensor([0, 5, 19])  # two classes, and no class
 
@@ -112,6 +113,19 @@ def test_rows_and_columns_turn_one_half_each() -> None:
         angles = torch.tensor([row, row / 100, column, column / 100], dtype=torch.float32)
         torch.testing.assert_close(cos[position], angles.cos())
         torch.testing.assert_close(sin[position], angles.sin())
+
+
+def test_codes_of_a_map_turn_as_those_of_the_image_at_their_place() -> None:
+    turned = rotations((2, 3), 11, 8, condition=True)
+    assert torch.equal(turned[:, :5], turned[:, 6:])
+    assert torch.equal(turned[:, 6:], rotations((2, 3), 11, 8)[:, 6:])
+
+
+def test_a_condition_that_is_no_map_of_the_image_cannot_turn() -> None:
+    with pytest.raises(UserError, match="goes with rope_grid"):
+        make(rope_condition=True)
+    with pytest.raises(UserError, match="make block_size 29, not 15"):
+        make(rope_grid=(3, 5), rope_condition=True)
 
 
 def test_attention_depends_on_how_far_apart_codes_are() -> None:

@@ -1,0 +1,121 @@
+"""The table of measured speeds in README.md, made from the committed results.
+
+python benchmarks/speed_table.py           # print it
+python benchmarks/speed_table.py --write   # ... into README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from measure import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- benchmarks/speed_table.py -->", "<!-- end -->"
+HEADER = "| what | against | times as fast | on |\n|---|---|---|---|"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed result."""
+    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return facts
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """What a result was measured on: "AMD EPYC, 2 threads, torch 2.14.1"."""
+    hardware = facts["hardware"]
+    threads = hardware["threads"]
+    torch = hardware["torch"].partition("+")[0]
+    name = hardware.get("gpu") or hardware["processor"].replace("(R)", "").removesuffix(
+        " Processor"
+    )
+    return f"{name}, {threads} thread{'s' * (threads > 1)}, torch {torch}"
+
+
+def row(what: str, against: str, times: str, facts: dict[str, Any]) -> str:
+    return f"| {what} | {against} | {times} | {machine(facts)} |"
+
+
+def sampling() -> str:
+    facts = read("sampling-cpu-fp32-cpu")
+    steps = facts["steps"]
+    shape = steps["shape"]
+    ratios = [steps[f"batch {n}"]["published over engine"] for n in shape["batches"]]
+    what = (
+        f"sampling {shape['tokens']} tokens, {shape['layers']} layers of width {shape['width']}, "
+        f"fp32, batch {', '.join(map(str, shape['batches']))}"
+    )
+    return row(what, "the original's loop", ", ".join(f"{r:.1f}" for r in ratios), facts)
+
+
+def training() -> list[str]:
+    first, second = (read(f"training-paper-{s}-cpu") for s in ("first_stage", "transformer"))
+    of_first, of_second = (
+        {k: v["over the textbook's in fp32"] for k, v in facts[s]["ratios"].items()}
+        for facts, s in ((first, "first_stage"), (second, "transformer"))
+    )
+    size = f"{first['size']} x {first['size']}, batch {first['batch_size']}"
+    against = "a step as the original's, fp32"
+    reuse = [of_first[f"{way}, {p}"] for way in ("ours", "reuse") for p in ("fp32", "bf16")]
+    gpt = [of_second[f"ours, {p}"] for p in ("fp32", "bf16")]
+    return [
+        row(
+            f"training step of a VQGAN, f16 at full size with LPIPS, {size}: fp32, bf16; with "
+            "`reuse_reconstruction`: fp32, bf16",
+            against,
+            "{:.2f}, {:.2f}; {:.2f}, {:.2f}".format(*reuse),
+            first,
+        ),
+        row(
+            f"training step of a transformer, 12 layers of width 768, 512 tokens, batch "
+            f"{second['batch_size']}: fp32, bf16",
+            against,
+            "{:.2f}, {:.2f}".format(*gpt),
+            second,
+        ),
+    ]
+
+
+def evaluation() -> str:
+    facts = read("evaluators-cpu")
+    return row(
+        f"FID and others by eight evaluators, {facts['images']} images",
+        "a program for each",
+        f"{1 / facts['share']['eight programs']:.1f}",
+        facts,
+    )
+
+
+def loading() -> str:
+    facts = read("data-cpu")
+    ratio = facts["imagenet"]["ratio_to_plain"]
+    return row(
+        f"loading JPEGs of {facts['imagenet']['bytes_per_file'] // 1000} kB, cropped to 256 x 256; "
+        "with `fast_decode` and `image_bytes`",
+        "Pillow and albumentations",
+        f"{ratio['ours']:.1f}; {ratio['bytes']:.1f}",
+        facts,
+    )
+
+
+def table() -> str:
+    return "\n".join([HEADER, sampling(), *training(), evaluation(), loading()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="into README.md")
+    args = parser.parse_args()
+    print(table())
+    if args.write:
+        before, rest = README.read_text(encoding="utf-8").split(f"{BEGIN}\n")
+        after = rest.partition(END)[2]
+        text = f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+        README.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

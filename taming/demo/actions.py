@@ -1,0 +1,60 @@
+"""What can be done on the page: a tab for each action that fits the run.
+
+A further one, such as guidance by a text, is a row of `ACTIONS`: a function of the `Desk` that
+shows its widgets, draws (`taming.demo.drawing`), and gives what it drew to `show_new`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import streamlit as st
+
+from taming.demo.compare import show_comparison
+from taming.demo.desk import Desk
+from taming.demo.gallery import show_gallery, show_regions
+from taming.demo.history import history, show_history
+from taming.demo.runs import Loaded
+
+
+class Action(NamedTuple):
+    """A tab of the page."""
+
+    name: str
+    show: Callable[[Desk], None]
+    fits: Callable[[Loaded], bool] = lambda loaded: True
+
+
+def _show_history(desk: Desk) -> None:
+    show_history()
+
+
+def _show_link(desk: Desk) -> None:
+    st.caption(
+        "This link, which is the page's address too, holds the run, the settings, the seed, the "
+        "class and the example; not what is painted or uploaded."
+    )
+    st.code(desk.address, language=None, wrap_lines=True)
+
+
+ACTIONS = (
+    Action("Samples", show_gallery),
+    Action("Change a region", show_regions),
+    Action("Compare", show_comparison),
+    Action("History", _show_history),
+    Action("Share", _show_link),
+)
+
+
+def show_actions(desk: Desk) -> None:
+    """All tabs; which of them is open is known to the browser alone.
+
+    At another place in the page they are new to it, so that the first one opens.
+    """
+    for _ in range(history().turns % 2):
+        st.empty()
+    fitting = [action for action in ACTIONS if action.fits(desk.loaded)]
+    for action, tab in zip(fitting, st.tabs([action.name for action in fitting]), strict=True):
+        with tab:
+            action.show(desk)

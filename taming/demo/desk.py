@@ -1,0 +1,61 @@
+"""What is chosen on the page, as actions get it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from taming.demo.drawing import Drawn, draw, requests_for_inputs
+from taming.demo.runs import Loaded, PageArguments
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling import SampleSettings
+from taming.sampling.arguments import DataArguments
+from taming.sampling.inputs import SampleInputs
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A run, its condition, and how to sample.
+
+    Attributes:
+        run: its path.
+        inputs: None while there is nothing painted that could be drawn.
+        keep, kept: what is kept of the inputs' image, in words and as tokens bool (h, w).
+        link: all of it as text, see `Choices`.
+        arguments, data: the command line.
+    """
+
+    run: str
+    loaded: Loaded
+    inputs: SampleInputs | None
+    keep: str | None
+    kept: Tensor | None
+    settings: SampleSettings
+    seed: int
+    count: int
+    link: Mapping[str, str]
+    address: str
+    arguments: PageArguments
+    data: DataArguments
+
+    @property
+    def model(self) -> Net2NetTransformer:
+        """The run's."""
+        return self.loaded.model
+
+    def draw(self, settings: SampleSettings, link: Mapping[str, str]) -> Drawn:
+        """Samples of the inputs, with these settings in place of those that are chosen."""
+        assert self.inputs is not None
+        requests = requests_for_inputs(self.model, self.inputs, self.kept, self.count)
+        return draw(
+            self.model,
+            requests,
+            settings,
+            self.seed,
+            shape=self.inputs.shape,
+            run=self.run,
+            link=link,
+            keep=self.keep,
+        )

@@ -1,0 +1,204 @@
+"""Widgets whose values a link holds: read from the page's address at first, written to it then.
+
+`st.query_params` are the address's. A value of a link that the widget does not take is a sentence
+on the page, and the widget stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from taming.config import did_you_mean
+from taming.errors import UserError, shorten
+
+T = TypeVar("T")
+MOST_PARAMETERS = 40  # of a link
+
+# What links hold, in their order, and what it is called in sentences.
+NAMES = {
+    "run": "run",
+    "source": "source",
+    "example": "example",
+    "begin": "example to begin with",
+    "width": "width",
+    "height": "height",
+    "class": "class",
+    "scale": "scale",
+    "keep": "part to keep",
+    "box": "box to keep",
+    "temperature": "temperature",
+    "top_k": "top k",
+    "top_p": "top p",
+    "guidance": "guidance",
+    "schedule": "schedule of the guidance",
+    "seed": "seed",
+    "count": "number of images",
+}
+
+
+class Place(Protocol):
+    """Where widgets go: `st`, `st.sidebar` or a container."""
+
+    def slider(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+    def number_input(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+    def selectbox(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+    def radio(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+    def text_input(self, label: str, *args: Any, **options: Any) -> Any: ...
+
+
+def number_within(low: float, high: float) -> Callable[[str], Any]:
+    """A reader of numbers from `low` to `high`, whole ones if these are."""
+    kind = int if isinstance(low, int) and isinstance(high, int) else float
+
+    def read(text: str) -> Any:
+        try:
+            number = kind(text)
+        except (ValueError, OverflowError):
+            raise UserError(
+                "it is no number" if kind is float else "it is no whole number"
+            ) from None
+        if not low <= number <= high:
+            raise UserError(f"it must be from {low} to {high}")
+        return number
+
+    return read
+
+
+def one_of(options: Sequence[T], name: Callable[[T], str] = str) -> Callable[[str], T]:
+    """A reader of the `name` of one of the options."""
+
+    def read(text: str) -> T:
+        by_name = {name(option): option for option in options}
+        if text not in by_name:
+            raise UserError(f"there is no such one{did_you_mean(text, by_name)}")
+        return by_name[text]
+
+    return read
+
+
+class Choices:
+    """The widgets of one run of the script.
+
+    Attributes:
+        wanted: values, as text, that a link or an entry of the history gives widgets to come.
+        values: what the widgets that there were say, as text, by the names of `NAMES`.
+    """
+
+    def __init__(self) -> None:
+        state = st.session_state
+        if "wanted" not in state:
+            state.wanted = st.query_params.to_dict()
+            state.problems = []
+        self.wanted: dict[str, str] = state.wanted
+        self.problems: list[str] = state.problems
+        self.values: dict[str, str] = {}
+
+    def begin(self, name: str, key: str, default: Any, read: Callable[[str], Any]) -> None:
+        """Give the widget `key` the value that is wanted of it, or else its default at first.
+
+        A value of before that `read` does not take any more, as the run changed, is dropped.
+        """
+        state = st.session_state
+        if name in self.wanted:
+            try:
+                state[key] = read(text := self.wanted.pop(name))
+            except UserError as error:
+                self.problems.append(f"the link's {NAMES[name]} is {shorten(text)}; {error}")
+        if key not in state:
+            state[key] = default
+
+    def slider(
+        self, label: str, name: str, limits: tuple[float, float], default: float, **options: Any
+    ) -> float:
+        """A number in the sidebar; `options` are of `st.slider`."""
+        self.begin(name, name, default, number_within(*limits))
+        value = float(st.sidebar.slider(label, *limits, key=name, **options))
+        self.values[name] = str(value)
+        return value
+
+    def number(
+        self,
+        label: str,
+        name: str,
+        limits: tuple[int, int],
+        default: int,
+        *,
+        key: str | None = None,
+        place: Place = st.sidebar,
+        **options: Any,
+    ) -> int:
+        """A whole number; `options` are of `st.number_input`."""
+        key, state = key or name, st.session_state
+        self.begin(name, key, default, number_within(*limits))
+        if not limits[0] <= state[key] <= limits[1]:
+            state[key] = default
+        value = int(place.number_input(label, *limits, key=key, **options))
+        self.values[name] = str(value)
+        return value
+
+    def choice(
+        self,
+        label: str,
+        name: str,
+        options: Sequence[T],
+        *,
+        key: str | None = None,
+        default: int = 0,
+        text_of: Callable[[T], str] = str,
+        radio: bool = False,
+        **more: Any,
+    ) -> T:
+        """One of several, in the sidebar; `text_of` is what links call it."""
+        key, state = key or name, st.session_state
+        self.begin(name, key, options[default], one_of(options, text_of))
+        if state[key] not in options:
+            state[key] = options[default]
+        side = st.sidebar
+        show: Any = side.radio if radio else side.selectbox
+        value: T = show(label, options, key=key, **more)
+        self.values[name] = text_of(value)
+        return value
+
+    def text(self, label: str, name: str, default: str, *, key: str) -> str:
+        """A text in the sidebar."""
+        self.begin(name, key, default, str)
+        value = str(st.sidebar.text_input(label, key=key, max_chars=200))
+        self.values[name] = value
+        return value
+
+    def finish(self) -> None:
+        """After all widgets: the address holds their values; what no widget took is a sentence."""
+        for name in list(self.wanted)[:MOST_PARAMETERS]:
+            if name in NAMES:
+                self.problems.append(f"the link gives the {NAMES[name]}, which has no use here")
+            else:
+                hint = did_you_mean(name, NAMES)
+                self.problems.append(f"the link has {shorten(name)}, which is unknown{hint}")
+        self.wanted.clear()
+        ordered = {name: self.values[name] for name in NAMES if name in self.values}
+        if st.query_params.to_dict() != ordered:
+            st.query_params.from_dict(ordered)
+
+    def address(self) -> str:
+        """The link to what is chosen now."""
+        ordered = {name: self.values[name] for name in NAMES if name in self.values}
+        host = st.context.headers.get("Host", "")
+        return f"{f'http://{host}/' if host else ''}?{urlencode(ordered)}"
+
+    def show_problems(self) -> None:
+        """What was wrong with the link, until something is drawn."""
+        for problem in self.problems:
+            st.warning(problem, icon=":material/link_off:")
+
+
+def forget_problems() -> None:
+    """Take back what `show_problems` shows."""
+    st.session_state.problems.clear()

@@ -1,0 +1,161 @@
+"""The page: a run, what it starts from, how to sample, and what can be done with the samples."""
+
+from __future__ import annotations
+
+import hashlib
+
+import streamlit as st
+from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
+from torch import Tensor
+
+from taming.command_line import from_flags, parse
+from taming.data.seeding import SeededDataset
+from taming.demo.actions import show_actions
+from taming.demo.desk import Desk
+from taming.demo.gallery import WIDTH
+from taming.demo.history import history, show_new, spaced
+from taming.demo.links import Choices
+from taming.demo.runs import Loaded, PageArguments, choose_run, load
+from taming.demo.settings import choose_kept, choose_settings
+from taming.demo.sources import PAINTING, choose_inputs
+from taming.errors import UserError, sentence
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.pictures import enlarged, to_pillow
+from taming.sampling.arguments import DataArguments, RunArguments, make_parser
+from taming.sampling.inputs import SampleInputs, condition_images
+from taming.sampling.sizes import pixels_per_token
+
+DESCRIPTION = "Sample images in the browser."
+MOST_RATIO = 1.5  # width by height of a canvas that leaves room beside it
+
+
+def read_page_arguments() -> tuple[PageArguments, DataArguments]:
+    """The command line."""
+    parser = make_parser(DESCRIPTION, DataArguments, run=PageArguments)
+    args, overrides = parse(parser)
+    page = from_flags(PageArguments, args, overrides=tuple(overrides))
+    return page, from_flags(DataArguments, args)
+
+
+def show() -> None:
+    """The whole page; `UserError` for what the user can mend."""
+    arguments, data = read_page_arguments()  # first, as it may be asked for --help alone
+    require_local_server()
+    choices = Choices()
+    run = choose_run(choices, arguments.resume)
+    run_arguments = arguments.of(run)
+    loaded = load(run_arguments, data)
+    st.caption(loaded.text)
+    if loaded.problem:
+        st.error(f"the examples cannot be opened: {loaded.problem}")
+    painting = choices.wanted.get("source", st.session_state.get("source")) == PAINTING
+    above = st.container()
+    left, right = columns_for(painting)
+    with left:
+        inputs = choose_inputs(loaded, choices, arguments.names)
+        keep, kept = (None, None)
+        if inputs is not None:
+            keep, kept = choose_kept(loaded.model, inputs, choices)
+    settings, seed, count = choose_settings(loaded.model, choices)
+    choices.finish()
+    with above:
+        choices.show_problems()
+    with left:
+        if inputs is not None:
+            pictures = pictures_of(loaded, inputs, kept, run_arguments)
+            with st.expander("What the model reads") if painting else st.container():
+                show_pictures(pictures)
+    desk = Desk(
+        run,
+        loaded,
+        inputs,
+        keep,
+        kept,
+        settings=settings,
+        seed=seed,
+        count=count,
+        link=dict(choices.values),
+        address=choices.address(),
+        arguments=arguments,
+        data=data,
+    )
+    with right:
+        pressed = st.button("Sample", key="sample", type="primary", disabled=inputs is None)
+        with st.container():  # there always, so that the tabs below stay where they are
+            if pressed:
+                st.session_state.pop("result", None)
+                history().turns += 1
+                show_new(desk.draw(settings, desk.link))
+        show_actions(desk)
+
+
+def key_of(inputs: SampleInputs) -> str:
+    """What tells conditions apart."""
+    digest = hashlib.sha256(repr((inputs.shape, inputs.scene)).encode())
+    if inputs.c is not None:
+        digest.update(inputs.c.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+@st.cache_data(show_spinner="Reading the condition", max_entries=20)
+def condition_pictures(
+    key: str,
+    run_arguments: RunArguments,
+    _model: Net2NetTransformer,
+    _dataset: SeededDataset | None,
+    _inputs: SampleInputs,
+) -> dict[str, Image.Image]:
+    """What the condition looks like, by name; `key` and `run_arguments` tell calls apart."""
+    images = condition_images(_model, _inputs, _dataset)
+    return {name: enlarged(to_pillow(image)) for name, image in images.items()}
+
+
+def pictures_of(
+    loaded: Loaded, inputs: SampleInputs, kept: Tensor | None, run_arguments: RunArguments
+) -> dict[str, Image.Image]:
+    """The image and the condition by name, as far as there are any."""
+    model, shown = loaded.model, {}
+    if inputs.x is not None:
+        name, x = "image", inputs.x[0]
+        if kept is not None:
+            factor = pixels_per_token(model)
+            x = x.where(kept.repeat_interleave(factor, 0).repeat_interleave(factor, 1), 0.0)
+            name = "what is kept of the image"
+        shown[name] = enlarged(to_pillow(x))
+    key = key_of(inputs)
+    return shown | condition_pictures(key, run_arguments, model, loaded.dataset, inputs)
+
+
+def show_pictures(pictures: dict[str, Image.Image]) -> None:
+    """Pictures beside each other as far as there is room, small enough for two on a phone."""
+    if pictures:
+        shown = [spaced(picture) for picture in pictures.values()]
+        st.image(shown, caption=list(pictures), width=WIDTH)
+
+
+def columns_for(painting: bool) -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Where inputs go, and where samples go: side by side, if no wide canvas needs the room."""
+    state = st.session_state
+    if painting and state.get("width", 1) > MOST_RATIO * state.get("height", 1):
+        return st.container(), st.container()
+    left, right = st.columns([5, 4] if painting else [2, 3], gap="medium")
+    return left, right
+
+
+def require_local_server() -> None:
+    """Refuse to work where streamlit listens on all interfaces because nobody said otherwise."""
+    if not st.get_option("server.address"):
+        raise UserError(
+            "streamlit opens this page to all of your network: start it from the repository's "
+            "folder, or with --server.address localhost before the script's name; to open it on "
+            "purpose, name an address there, such as 0.0.0.0"
+        )
+
+
+def main() -> None:
+    """The page, or what is wrong in a sentence."""
+    try:
+        show()
+    except UserError as error:
+        st.error(sentence(error))

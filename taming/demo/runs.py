@@ -1,0 +1,138 @@
+"""The runs of the page: those of the command line and of logs/, and what is loaded of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import streamlit as st
+
+from taming.checkpoint.runs import runs_in
+from taming.command_line import flag
+from taming.data.imagenet_classes import NAMES, SYNSETS
+from taming.data.seeding import SeededDataset
+from taming.demo.links import Choices
+from taming.errors import UserError, reason_of, sentence
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.sampling.arguments import DataArguments, RunArguments
+from taming.sampling.inputs import class_names
+from taming.sampling.load import open_dataset
+from taming.user_files import read_text
+
+LOGS = Path("logs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageArguments(RunArguments):
+    """The command line of the page: `RunArguments` of any number of runs."""
+
+    resume: tuple[str, ...] = flag(  # type: ignore[assignment]
+        (), "a run: its folder or checkpoint; may be repeated; default: those in logs/", "-r",
+        repeated=True,
+    )  # fmt: skip
+    label_names: str | None = flag(
+        None, "what a segmentation's labels are called: a text file with a line per label"
+    )
+
+    def of(self, run: str) -> RunArguments:
+        """The arguments for one run."""
+        given = {field.name: vars(self)[field.name] for field in fields(RunArguments)}
+        return RunArguments(**{**given, "resume": run})
+
+    @property
+    def names(self) -> list[str]:
+        """The lines of `--label_names`."""
+        if self.label_names is None:
+            return []
+        try:
+            return read_text(self.label_names).splitlines()
+        except (OSError, ValueError) as error:
+            reason = reason_of(error) if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise UserError(
+                f"--label_names: {self.label_names} cannot be read ({reason})"
+            ) from None
+
+
+class Loaded(NamedTuple):
+    """A model, its data (or None), its classes' names by number, and what to say of them."""
+
+    model: Net2NetTransformer
+    dataset: SeededDataset | None
+    names: dict[int, str]
+    text: str
+    problem: str = ""  # why data that were to be there cannot be used
+
+
+def found_runs(given: Sequence[str]) -> list[str]:
+    """The runs `given`, then the transformers in logs/ that are not among them.
+
+    Raises:
+        UserError: if there are none.
+    """
+    known = {Path(path).resolve() for path in given}
+    more = [run for run in runs_in(LOGS) if run.resolve() not in known and has_transformer(run)]
+    found = [*dict.fromkeys(given), *map(str, reversed(more))]  # the newest first
+    if not found:
+        raise UserError(
+            "there is no run of a transformer in logs/: train one (python main.py with a "
+            "transformer's YAML), fetch one (scripts/download_models.py), or name one with -r"
+        )
+    return found
+
+
+def has_transformer(run: Path) -> bool:
+    """Whether the configs beside a checkpoint are of a transformer, which can be sampled from."""
+    configs = [*run.glob("configs/*.yaml"), *run.glob("*.yaml"), *run.glob("config.json")]
+    try:
+        return any("transformer_config" in read_text(path) for path in configs)
+    except (OSError, ValueError):
+        return False
+
+
+def name_of(run: str, others: Sequence[str] = ()) -> str:
+    """What a run is called on the page: its folder, with the way to it if others are called so."""
+    short = Path(run).name or run
+    same = [other for other in others if (Path(other).name or other) == short]
+    return short if len(same) < 2 else run
+
+
+def choose_run(choices: Choices, given: Sequence[str]) -> str:
+    """One of `found_runs`; there is nothing to choose if it is the only one."""
+    runs = found_runs(given)
+
+    def text_of(run: str) -> str:
+        return name_of(run, runs)
+
+    if len(runs) > 1:
+        return choices.choice("Run", "run", runs, text_of=text_of, format_func=text_of)
+    choices.begin("run", "only run", runs[0], lambda text: _only(text, text_of(runs[0])))
+    choices.values["run"] = text_of(runs[0])
+    return runs[0]
+
+
+def _only(text: str, name: str) -> str:
+    if text != name:
+        raise UserError(f"the only run here is {name}")
+    return text
+
+
+@st.cache_resource(show_spinner="Loading the model", max_entries=2)
+def load(run_arguments: RunArguments, data: DataArguments) -> Loaded:
+    """The model and its data."""
+    model, run, step, _ = data.load(run_arguments)
+    text = f"{run.folder.name}, step {step}, on {model.device}"
+    try:
+        section = data.section(run, run_arguments)
+    except UserError as error:
+        if data.ignore_base_data:
+            raise
+        return Loaded(model, None, {}, f"{text}; no examples: {sentence(error)}")
+    try:
+        dataset = open_dataset(section, data.split)
+    except UserError as error:
+        own = model.n_classes == len(SYNSETS) and "taming.data.imagenet." in str(section)
+        names = [NAMES[synset] for synset in SYNSETS] if own else []
+        return Loaded(model, None, dict(enumerate(names)), text, sentence(error))
+    return Loaded(model, dataset, class_names(dataset), text)

@@ -1,0 +1,64 @@
+"""How samples are drawn: temperature, filters, guidance, seed, how many, and what is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+from torch import Tensor
+
+from taming.demo.links import Choices
+from taming.demo.paper import kept_tokens, paint_mask
+from taming.models.cond_transformer import Net2NetTransformer
+from taming.pictures import to_pillow
+from taming.sampling import SampleSettings
+from taming.sampling.completion import HALVES, keep_mask
+from taming.sampling.inputs import SampleInputs
+from taming.sampling.settings import SCHEDULES
+from taming.sampling.sizes import pixels_per_token
+
+MOST_IMAGES = 16  # of one press of the button
+NOTHING, BOX, MASK = "nothing", "a box", "all but what is painted"
+
+
+def choose_settings(model: Net2NetTransformer, choices: Choices) -> tuple[SampleSettings, int, int]:
+    """How tokens are sampled, the seed, and how many images."""
+    temperature = choices.slider("Temperature", "temperature", (0.0, 2.0), 1.0, step=0.05)
+    codes = model.n_codes
+    top_k = choices.number("Top k", "top_k", (1, codes), min(100, codes))
+    top_p = choices.slider("Top p", "top_p", (0.01, 1.0), 1.0, step=0.01)
+    guidance, schedule = 1.0, "constant"
+    if model.cond_drop:
+        guidance = choices.slider("Guidance", "guidance", (0.0, 10.0), 1.0, step=0.25)
+        schedule = choices.choice("Schedule of the guidance", "schedule", list(SCHEDULES))
+    seed = choices.number("Seed", "seed", (0, 2**31), 0)
+    count = choices.number("Images", "count", (1, MOST_IMAGES), 1)
+    return SampleSettings(temperature, top_k, top_p, guidance, schedule), seed, count
+
+
+def choose_kept(
+    model: Net2NetTransformer, inputs: SampleInputs, choices: Choices
+) -> tuple[str | None, Tensor | None]:
+    """What is kept of the image, in words, and which tokens those are: bool (h, w)."""
+    if inputs.x is None:
+        return None, None
+    paints = [MASK] if inputs.x.shape[1] in (1, 3) else []
+    keep = choices.choice("Keep of the image", "keep", [NOTHING, *HALVES, BOX, *paints])
+    height, width = inputs.x.shape[2:]
+    if keep == NOTHING:
+        return None, None
+    if keep == MASK:
+        return _paint_kept(model, inputs.x)
+    if keep == BOX:
+        box = f"0,0,{width},{height // 2}"
+        keep = choices.text("x0,y0,x1,y1, in pixels", "box", box, key=f"box {box}")
+    return keep, keep_mask(keep, (height, width), pixels_per_token(model), read_files=False)
+
+
+def _paint_kept(model: Net2NetTransformer, x: Tensor) -> tuple[str | None, Tensor | None]:
+    cell = pixels_per_token(model)
+    st.markdown("**Paint over what is to be drawn again; the rest is kept.**")
+    marked: np.ndarray | None = paint_mask("mask canvas", to_pillow(x[0]), cell)
+    if marked is None:
+        st.caption("Nothing is painted yet, so that all of the image would be drawn.")
+        return None, None
+    return MASK, kept_tokens(marked, cell)

@@ -1,0 +1,189 @@
+"""Links to what is chosen, both ways; which runs there are; history and comparison."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from taming.demo import history
+from taming.demo.links import NAMES
+from taming.errors import UserError
+from taming.sampling import SampleSettings
+from taming.sampling.folder import RECORD
+from tests.kit.demo import app, captions, error_of, note_calls, sampled
+from tests.kit.models import FIRST_STAGE, transformer_config
+from tests.kit.runs import tiny_run
+from tests.scripts.test_make_samples import write_data
+
+GUIDED = transformer_config(cond_drop=0.1)
+
+
+def page_of(monkeypatch: pytest.MonkeyPatch, link: str = "") -> Any:
+    run = Path("run")
+    if not run.exists():
+        tiny_run(run, GUIDED)
+    return app(monkeypatch, run, "-b", str(write_data(Path("data.yaml"))), link=link)
+
+
+def linked(page: Any) -> dict[str, str]:
+    values = page.query_params.items()
+    return {name: value if isinstance(value, str) else value[0] for name, value in values}
+
+
+# ---------------------------------------------------------------------- links
+
+
+LINK = "run=run&source=an example&example=1&class=4&scale=1.5&keep=a box&box=0,0,12,6&"
+LINK += "temperature=0.5&top_k=7&top_p=0.9&guidance=2.0&schedule=cosine&seed=11&count=2"
+
+
+def test_a_link_is_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = note_calls(monkeypatch)
+    page = page_of(monkeypatch, LINK)
+    assert not page.warning
+    assert sampled(page).size == (12, 12)
+    ((requests, settings, options),) = calls
+    assert settings == SampleSettings(0.5, 7, 0.9, 2.0, "cosine")
+    assert (options["seed"], len(requests), requests[0].label) == (11, 2, 4)
+    assert (requests[0].known >= 0)[:3].all() and (requests[0].known < 0)[3:].all()
+    assert linked(page) == dict(part.split("=") for part in LINK.split("&"))
+    address = page.code[0].value
+    assert address.startswith(("?", "http://")) and "seed=11" in address and "class=4" in address
+
+
+def test_the_address_follows_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = page_of(monkeypatch)
+    page.number_input(key="seed").set_value(8)
+    page.number_input(key="example").set_value(1).run()
+    assert {"seed": "8", "example": "1", "class": "1"}.items() <= linked(page).items()
+    assert set(linked(page)) <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("link", "words"),
+    [
+        ("seed=many", "the link's seed is 'many'; it is no whole number"),
+        ("seed=-1", "the link's seed is '-1'; it must be from 0 to 2147483648"),
+        ("temperature=nan", "the link's temperature is 'nan'; it must be from 0.0 to 2.0"),
+        ("scale=1e99", "the link's scale is '1e99'; it must be from 0.5 to 4.0"),
+        ("class=9", "the link's class is '9'; it must be from 0 to 4"),
+        ("example=3", "the link's example is '3'; it must be from 0 to 2"),
+        ("source=a painting", "the link's source is 'a painting'; there is no such one"),
+        ("schedule=cosin", "there is no such one; did you mean 'cosine'?"),
+        ("run=/etc", "the link's run is '/etc'; the only run here is run"),
+        ("begin=1", "the link gives the example to begin with, which has no use here"),
+        ("sed=1", "the link has 'sed', which is unknown; did you mean 'seed'?"),
+    ],
+)
+def test_bad_values_of_a_link_are_told(
+    link: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = page_of(monkeypatch, f"{link}&count=2")
+    (warning,) = page.warning
+    assert words in warning.value
+    assert not page.exception and page.number_input(key="count").value == 2
+    name = link.partition("=")[0]
+    assert linked(page).get(name) != link.partition("=")[2]
+    sampled(page)
+    assert not page.run().warning
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_the_runs_in_logs_are_there_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(Path("data.yaml"))
+    assert "there is no run of a transformer in logs/" in error_of(app(monkeypatch, None))
+    tiny_run(Path("logs/1_first"), FIRST_STAGE)
+    Path("logs/nothing").mkdir()
+    tiny_run(Path("logs/2_classes"))
+    page = app(monkeypatch, None, "-b", "data.yaml")
+    assert not page.error and "2_classes, step 7" in page.caption[0].value
+    tiny_run(Path("logs/3_none"), transformer_config(cond_stage_config="__is_unconditional__"))
+    tiny_run(Path("own/2_classes"))
+    page = app(monkeypatch, Path("own/2_classes"), "-b", "data.yaml", link="run=3_none&seed=2")
+    chosen = page.selectbox(key="run")
+    assert chosen.options == ["own/2_classes", "3_none", "logs/2_classes"]
+    assert "3_none, step 7" in page.caption[0].value and linked(page)["run"] == "3_none"
+    assert "class" not in linked(page)
+    chosen.set_value("logs/2_classes").run()
+    assert linked(page)["run"] == "logs/2_classes" and linked(page)["class"] == "0"
+    flags = ("-r", "own/2_classes", "-b", "data.yaml")
+    page = app(monkeypatch, Path("logs/3_none"), *flags)
+    assert page.selectbox(key="run").options == ["3_none", "own/2_classes", "logs/2_classes"]
+    page = app(monkeypatch, None, "-b", "data.yaml", link="run=3_nun")
+    assert "did you mean '3_none'?" in page.warning[0].value
+
+
+# ---------------------------------------------------------------------- history, comparison
+
+
+def test_what_was_drawn_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = page_of(monkeypatch, "seed=1")
+    sampled(page)
+    first = page.session_state.result
+    page.number_input(key="seed").set_value(2)
+    page.slider(key="temperature").set_value(0.5)
+    page.number_input(key="class of 0").set_value(3)
+    sampled(page)
+    assert [number for number, _ in page.session_state.history.entries] == [2, 1]
+    page.button(key="restore 1").click().run()
+    assert page.session_state.result is first
+    assert {"seed": "1", "temperature": "1.0", "class": "0"}.items() <= linked(page).items()
+    assert page.number_input(key="seed").value == 1
+    with zipfile.ZipFile(io.BytesIO(page.session_state.history.archive())) as archive:
+        names = archive.namelist()
+        assert names == ["001_run_seed1/000000.png", "002_run_seed2/000000.png"]
+        with Image.open(archive.open(names[1])) as file:
+            assert json.loads(file.info[RECORD])["temperature"] == 0.5
+    page.button(key="clear history").click().run()
+    assert page.session_state.history.entries == [] and page.session_state.result is first
+
+
+def test_the_history_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = page_of(monkeypatch)
+    sampled(page)
+    drawn = page.session_state.result
+    kept = history.History()
+    for _ in range(history.MOST_ENTRIES + 5):
+        kept.add(drawn)
+    assert (len(kept.entries), kept.entries[0][0]) == (history.MOST_ENTRIES, kept.count)
+    monkeypatch.setattr(history, "MOST_PIXELS", 3 * 64)
+    kept.add(drawn)
+    assert len(kept.entries) == 3 and kept.entries[0][0] == kept.count
+
+
+def test_two_settings_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = page_of(monkeypatch, "seed=4&count=2&keep=top-half")
+    calls = note_calls(monkeypatch)
+    page.slider(key="temperature of B").set_value(0.0)
+    page.slider(key="guidance of B").set_value(3.0)
+    page.button(key="compare").click().run()
+    assert not page.exception and not page.error
+    (one, first, _), (two, second, _) = calls
+    assert first == SampleSettings(1.0, 20, 1.0) and second == SampleSettings(0.0, 20, 1.0, 3.0)
+    assert [options["seed"] for _, _, options in calls] == [4, 4]
+    assert one == two and all((a.known == b.known).all() for a, b in zip(one, two, strict=True))
+    a, b = page.session_state.comparison
+    assert page.session_state.result is a and a.images != b.images
+    assert b.link == {**a.link, "temperature": "0.0", "guidance": "3.0"}
+    shown = [caption.value for caption in page.caption]
+    assert any(text.startswith("**B**: 8 x 8 pixels, seed 4, temperature 0.0") for text in shown)
+    page.button(key="restore 1").click().run()
+    assert page.session_state.result is b and page.slider(key="temperature").value == 0.0
+    assert captions(page)[-1] == "image 2"
+
+
+def test_files_of_names_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from taming.demo.runs import PageArguments
+
+    Path("latin").write_bytes(b"\xe4")
+    for path, words in (("gone", "No such file"), ("latin", "no text in UTF-8")):
+        with pytest.raises(UserError, match=words):
+            assert PageArguments(label_names=path).names

@@ -1,0 +1,67 @@
+"""scripts/gallery.py at small size, and the pictures of docs/gallery.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.gallery import PICTURES, main
+from tests.support import ROOT
+
+PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+MOST_BYTES = 4_000_000  # of all pictures together
+
+
+def test_pictures_are_on_the_page_and_small() -> None:
+    files = list((ROOT / "docs" / "gallery").iterdir())
+    assert files and {path.stem for path in files} <= PICTURES.keys()
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    for path in files:
+        assert f"](gallery/{path.name})" in PAGE
+        Image.open(path).verify()
+
+
+def test_each_picture_has_its_command_on_the_page() -> None:
+    for name in PICTURES:
+        assert f"python scripts/gallery.py --only {name}`" in PAGE
+
+
+def test_a_picture_is_made_once_from_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--outdir", str(tmp_path), "--small", "--only", "landscapes"]
+    main(words)
+    with Image.open(tmp_path / "landscapes.webp") as image:
+        assert image.width > 8 * 128 and image.height > 3 * 128
+    (tmp_path / "landscapes.webp").unlink()
+    capsys.readouterr()
+    main(words)
+    assert "taming examples" not in capsys.readouterr().out  # the data are there
+    main(words)
+    assert capsys.readouterr().out == f"landscapes is in {tmp_path}\n"
+
+
+def test_an_unknown_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["--outdir", str(tmp_path), "--only", "clases"])
+    assert "there is no picture clases; did you mean 'classes'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # trains every model for two steps
+@pytest.mark.parametrize("precision", ["32"])
+def test_every_picture_is_made(precision: str, tmp_path: Path) -> None:
+    words = ["--outdir", str(tmp_path), "--small", "--precision", precision]
+    main(words)
+    made = {path.stem: path for path in tmp_path.iterdir() if path.is_file()}
+    assert made.keys() == PICTURES.keys()
+    runs = list((tmp_path / "work" / "logs").iterdir())
+    with Image.open(made["panorama"]) as image:
+        assert image.width > 160  # wider than the window
+    with Image.open(made["drawing"]) as film:
+        assert film.n_frames > 20
+    made["classes"].unlink()
+    main(words)
+    assert made["classes"].is_file()
+    assert list((tmp_path / "work" / "logs").iterdir()) == runs  # nothing was trained again

@@ -1,0 +1,144 @@
+"""The tables of README.md's front page are those of the files that they come from."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+import pytest
+
+import tests.test_published_commands as commands
+from taming.published_models import Published, published_models
+from tests.documents import blocks_of, commands_in
+from tests.support import ROOT
+
+TASKS = "Running pretrained models"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of the tables below a heading, without their first two lines."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows][1:]
+
+
+def published(name: str) -> tuple[set[str], set[str]]:
+    """The FIDs of a model against training and validation images, as the table of models has them.
+
+    Scene models have one, of validation layouts, and numbers of other metrics after it.
+    """
+    model: Published = published_models()[name]
+    text = re.sub(r"\+-[\d.]+", "", model.fid)
+    if "SceneFID" in text:
+        return set(), {text.split(",")[0].removeprefix("FID ")}
+    train, _, validation = text.removeprefix("rFID").partition("by decoding")[0].partition(" / ")
+    return tuple(set(re.findall(r"\d+\.\d+", part)) for part in (train, validation))  # type: ignore[return-value]
+
+
+MODELS = rows_of("Overview of pretrained models")
+
+
+@pytest.mark.parametrize("row", MODELS, ids=lambda row: row[3].strip("`").partition("`")[0])
+def test_models_have_their_published_numbers(row: list[str]) -> None:
+    _, train, validation, names, _ = row
+    for name in re.findall(r"`(\w+)`", names):
+        told = tuple(set(re.findall(r"\d+\.\d+", cell)) for cell in (train, validation))
+        assert told == published(name), name
+
+
+def test_every_model_of_the_papers_is_named() -> None:
+    """The others are the first stages of these, and are named as such by the list of downloads."""
+    named = {name for row in MODELS for name in re.findall(r"`(\w+)`", row[3])}
+    left_out = [m for m in published_models().values() if m.name not in named]
+    assert named and all(one.what.startswith("first stage") for one in left_out)
+    assert not any(re.search(r"\d\.\d", one.fid) for one in left_out)
+
+
+def test_scenes_have_their_other_numbers() -> None:
+    for row in MODELS:
+        for name, value in re.findall(r"(SceneFID|IS) ([\d.]+)", row[4]):
+            (model,) = re.findall(r"`(\w+)`", row[3])
+            assert f"{name} {value}+-" in published_models()[model].fid
+
+
+def test_speeds_are_those_of_the_results() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from speed_table import BEGIN, END, table
+
+    assert README.split(BEGIN)[1].split(END)[0].strip() == table()
+
+
+def test_costs_are_those_of_the_page_on_scaling() -> None:
+    scaling = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (_, *costs) = [row for row in rows_of("Speed and cost") if len(row) == 5]
+    assert costs
+    for model, parameters, images, one, eight in costs:
+        (config,) = re.findall(r"`(\w+)`", model)
+        (footprint,) = [
+            line
+            for line in scaling.splitlines()
+            if f"`{config}`" in line
+            and " M" in line
+            and "TFLOP" not in line
+            and line.count("|") == 8
+        ]
+        assert footprint.split("|")[3].strip().startswith(parameters)
+        assert any(
+            re.search(rf"\| {re.escape(images)}\b.*\| {one} \| {eight} \|", line)
+            for line in scaling.splitlines()
+        )
+
+
+def test_reliability_is_that_of_its_page() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = {
+        name: [
+            line.split(" | ")
+            for line in page.split(f"\n## {name} ")[1].split("\n## ")[0].splitlines()
+        ]
+        for name in ("kills", "damage")
+    }
+    kills = [row[-1] for row in rows["kills"] if re.match(r"\| \d+$", row[0])]
+    damage = [row[1:3] for row in rows["damage"] if len(row) == 4 and row[1].isdigit()]
+    cases, recognized = (sum(map(int, column)) for column in zip(*damage, strict=True))
+    claims = README.split("## What is different here")[1]
+    assert f"{kills.count('none |')} of {len(kills)} that were killed" in claims
+    assert f"{recognized:,} of {cases:,})" in claims.replace(" ([", ")")
+
+
+def test_results_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another figure is another table."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import speed_table
+
+    before = speed_table.table()
+
+    def changed(name: str) -> object:
+        facts = json.loads((speed_table.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(
+            re.sub(r": (\d+\.\d+)", lambda m: f": {float(m[1]) * 2 + 1}", json.dumps(facts))
+        )
+
+    monkeypatch.setattr(speed_table, "read", changed)
+    old, new = (text.splitlines()[2:] for text in (before, speed_table.table()))
+    assert all(a != b for a, b in zip(old, new, strict=True))
+
+
+def test_commands_of_tasks_are_those_that_are_tried() -> None:
+    """Which tests/test_published_commands.py runs, word for word but for the run."""
+    text = "\n".join(b.text for b in blocks_of(ROOT / "README.md") if b.heading == TASKS)
+    told = {re.sub(r"-r logs/\S+", "-r RUN", line) for line in commands_in(text)}
+    told = {re.sub(r"--outdir[ =]\S+", "--outdir OUT", line) for line in told}
+    arguments = {arguments for _, arguments in map(values_of, commands.DEMOS)}
+    tried = {commands.PAGE + one for one in arguments}
+    tried |= {"python scripts/make_samples.py --outdir OUT " + one for one in arguments}
+    tried |= {values_of(case)[1] for case in commands.SAMPLING}
+    tried.add("python scripts/make_scene_samples.py --outdir OUT -r RUN --resolution=512,512")
+    assert len(told) >= 7 and told <= tried, told - tried
+
+
+def values_of(case: Any) -> Any:
+    return getattr(case, "values", case)
