@@ -27,9 +27,10 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import register_feature_extractor
 
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import METRICS, metric_settings
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource, SourceImage
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 

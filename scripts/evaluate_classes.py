@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import from_flags
 from taming.devices import device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (images,) = open_sets(names, args, overrides, device)
     if isinstance(images, Statistics):
         raise UserError(f"{names[0]} holds statistics; a classifier needs the images themselves")
+    check_place(common.folder_for(images), "choose another --outdir")
     classifier = load_classifier(args.judge, device)
     key = runner.key_for(images, accuracy=key_of(**classifier.description))
     make = partial(ClassifiedImages, classifier.probabilities)

@@ -15,11 +15,12 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import add_flags, flag, from_flags
 from taming.devices import choose_dtype, device_of_command
 from taming.errors import UserError, command, end_with_damaged
@@ -33,6 +34,7 @@ from taming.evaluation.arguments import (
     parse_sets,
 )
 from taming.evaluation.evaluator_arguments import FidelityExtractorArguments, make_evaluator
+from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.plots import nearest, neighbors_picture, plot_classes, plot_sweep
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
@@ -58,6 +60,7 @@ from taming.evaluation.tasks.sweep import (
     shown,
     start_of_sweep,
 )
+from taming.evaluation.tasks.time_ahead import Part, extracting, part_of_pass, part_of_sampling
 
 SCRIPT = "scripts/evaluate_fid.py"
 ROWS = 8  # samples in the picture of neighbors
@@ -145,11 +148,26 @@ class Job:
         dtype = choose_dtype(self.common.precision, self.device)
         return [ReconstructedSource(stage, images, self.device, dtype), reference]
 
-    def run(self) -> list[Evaluated]:
-        """One evaluation, or those of a sweep; none in ranks above 0."""
-        extractors = self.extractor.extractors(
+    def parts(self) -> Iterator[Part]:
+        """How long it will take, by trials."""
+        batch_size = self.runner.batch_size
+        if isinstance(self.samples, RunSource):
+            yield part_of_sampling(self.samples, batch_size)
+        count = extracting([one for pair in self._extractors() for one in pair])
+        for role, images in (("samples", self.samples), ("reference", self.reference)):
+            if images is not None and not isinstance(images, Statistics | RunSource):
+                copies = isinstance(images, ReconstructedSource)
+                doing = "reconstructing" if copies else f"extracting the features of the {role}'s"
+                yield part_of_pass(doing, images, count, batch_size)
+
+    def _extractors(self) -> list[tuple[Extractor, Extractor]]:
+        return self.extractor.extractors(
             self.settings, self.device, self.common.precision, self.common.compile
         )
+
+    def run(self) -> list[Evaluated]:
+        """One evaluation, or those of a sweep; none in ranks above 0."""
+        extractors = self._extractors()
         evaluator = make_evaluator(self.reference, self.settings, extractors, self.runner)
         self.side_by_side = isinstance(evaluator, SideBySide)
         evaluated: Iterable[tuple[dict[str, Any], Evaluation | None]]
@@ -253,11 +271,17 @@ def reproduce(path: Path, tolerance: float) -> None:
     print(f"{path} is reproduced within {tolerance:g}: {summary(new['metrics'])}")
 
 
+def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
+    """How long a command will take, before it starts."""
+    return Job(argv).parts()
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     start, job = time.monotonic(), Job(argv)
     if job.own.reproduce:
         return reproduce(job.own.reproduce, job.own.tolerance)
+    check_place(job.common.folder_for(job.samples), "choose another --outdir")
     evaluated = job.run()
     if not evaluated:
         return

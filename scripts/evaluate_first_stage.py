@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taming.atomic_files import write_text
+from taming.atomic_files import check_place, write_text
 from taming.command_line import flag, from_flags, parse
 from taming.devices import choose_dtype, device_of_command, own_share
 from taming.errors import UserError, command, end_with_damaged
@@ -59,6 +59,7 @@ from taming.evaluation.tasks.first_stage_comparison import (
     write_pairs,
 )
 from taming.evaluation.tasks.first_stage_images import FirstStageImages, parse_filters
+from taming.evaluation.tasks.time_ahead import Part, part_of_pass
 from taming.sampling.arguments import require_positive
 
 SCRIPT = "scripts/evaluate_first_stage.py"
@@ -224,20 +225,43 @@ def class_tables(results: Sequence[FirstStageResult]) -> list[str]:
     ]
 
 
+class Job:
+    """What one command line asks for."""
+
+    def __init__(self, argv: Sequence[str] | None) -> None:
+        parser = make_parser("Compare first stages on the same images.", Arguments)
+        args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
+        self.given, self.own = vars(args), from_flags(Arguments, args)
+        self.stages = self.own.first_stages.load(overrides)
+        self.evaluators = make_evaluators(self.own, self.stages, overrides)
+
+    def parts(self) -> Iterator[Part]:
+        """How long it will take, by trials."""
+        for stage in self.stages:
+            for evaluator, images in self.evaluators:
+                model = stage.model.to(evaluator.device)
+                counted = evaluator.accumulator(model, len(images))
+                doing, batch_size = f"evaluating {stage.name} on", evaluator.runner.batch_size
+                yield part_of_pass(doing, images, counted.update, batch_size)
+                model.to("cpu")
+
+
+def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
+    """How long a command will take, before it starts."""
+    return Job(argv).parts()
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    start = time.monotonic()
-    parser = make_parser("Compare first stages on the same images.", Arguments)
-    args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
-    own = from_flags(Arguments, args)
-    stages = own.first_stages.load(overrides)
-    evaluators = make_evaluators(own, stages, overrides)
+    start, job = time.monotonic(), Job(argv)
+    own, stages, evaluators = job.own, job.stages, job.evaluators
+    outdir = own.common.outdir or stages[0].run.folder / "evaluation"
+    check_place(outdir, "choose another --outdir")
     results = [r for stage in stages if (r := evaluate(own, evaluators, stage)) is not None]
     evaluator, images = evaluators[0]
     evaluator.runner.finish()
     if own_share()[0] > 0:
         return
-    outdir = own.common.outdir or stages[0].run.folder / "evaluation"
     path = write(
         outdir,
         evaluator,
@@ -245,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.monotonic() - start,
         command_line(argv, SCRIPT),
         preset=own.preset,
-        given=vars(args),
+        given=job.given,
     )
     comparison_picture(evaluator, stages, images, own.rows).save(path.with_suffix(".png"))
     print(markdown_table(table_rows(results)))

@@ -12,10 +12,13 @@ is given again; `torchrun --nproc_per_node 4 scripts/evaluate_scenes.py ...` sha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from taming.atomic_files import check_place
 from taming.checkpoint import Run, run_config
 from taming.command_line import flag, from_flags, parse, parse_size
 from taming.config import plain, without_checkpoint_paths
@@ -28,10 +31,23 @@ from taming.evaluation.metrics.inception_score import InceptionScoreSettings
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.reference import REFERENCE, RESIZES_TEXT, Choice
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
+from taming.evaluation.sources.images import SourceImage
 from taming.evaluation.sources.resize import AS_IT_IS, NONE, Resizing
-from taming.evaluation.sources.scenes import Layouts, SampledScenes
+from taming.evaluation.sources.scenes import (
+    Layouts,
+    RealScenes,
+    SampledScenes,
+    SceneImage,
+    cut_objects,
+)
 from taming.evaluation.tasks.fidelity import FidelitySettings
 from taming.evaluation.tasks.scenes import SceneEvaluation, evaluate_scenes
+from taming.evaluation.tasks.time_ahead import (
+    Part,
+    extracting,
+    part_of_pass,
+    part_of_sampling,
+)
 from taming.sampling.arguments import RunArguments, SampleArguments, make_parser, require_positive
 from taming.sampling.load import data_config, load_transformer, open_dataset
 from taming.sampling.sizes import tokens_for
@@ -131,36 +147,69 @@ def print_metrics(evaluation: SceneEvaluation) -> None:
     )
 
 
+class Job:
+    """What one command line asks for."""
+
+    def __init__(self, argv: Sequence[str] | None) -> None:
+        parser = make_parser(
+            "Evaluate scenes that a run samples.",
+            Arguments,
+            ExtractorArguments,
+            top_k=100,
+            batch_size=20,
+        )
+        args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
+        self.given, self.own = vars(args), from_flags(Arguments, args)
+        self.arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
+        extraction, own = from_flags(ExtractorArguments, args), self.own
+        self.device = device_of_command(self.arguments.device)
+        of_metrics = {"isc": own.inception_score}
+        layers = dict(extraction.layer)
+        self.settings = FidelitySettings(("fid", "isc"), layers, of_metrics=of_metrics)
+        precision = self.arguments.precision
+        self.extractor = extraction.build(self.settings, self.device, precision, own.compile)
+        self.runner = own.cache.runner(own.sampling.batch_size)
+        with damage_found_later():
+            self.samples, self.run = sampled_scenes(own, self.arguments)
+
+    def parts(self) -> Iterator[Part]:
+        """How long it will take, by trials."""
+        own, layouts = self.own, self.samples.layouts
+        yield part_of_sampling(self.samples, own.sampling.batch_size)
+        real, count = RealScenes(layouts, own.resizing(layouts)), self._count_objects
+        doing = "extracting the features of the reference's"
+        yield part_of_pass(doing, real, count, own.sampling.batch_size)
+
+    def _count_objects(self, batch: Sequence[SourceImage]) -> None:
+        """Features of images and of their objects."""
+        extracting([self.extractor])(batch)
+        scenes = (image for image in batch if isinstance(image, SceneImage))
+        crops = [cut_objects(one.pixels, one.boxes, self.own.min_object_side) for one in scenes]
+        for part in torch.cat(crops).split(len(batch)):
+            self.extractor(part)
+
+
+def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
+    """How long a command will take, before it starts."""
+    return Job(argv).parts()
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    start = time.monotonic()
-    parser = make_parser(
-        "Evaluate scenes that a run samples.",
-        Arguments,
-        ExtractorArguments,
-        top_k=100,
-        batch_size=20,
-    )
-    args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
-    arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
-    own, extraction = from_flags(Arguments, args), from_flags(ExtractorArguments, args)
-    device = device_of_command(arguments.device)
-    of_metrics = {"isc": own.inception_score}
-    settings = FidelitySettings(("fid", "isc"), dict(extraction.layer), of_metrics=of_metrics)
-    extractor = extraction.build(settings, device, arguments.precision, own.compile)
-    runner = own.cache.runner(own.sampling.batch_size)
-    with damage_found_later():
-        samples, run = sampled_scenes(own, arguments)
+    start, job = time.monotonic(), Job(argv)
+    own, samples = job.own, job.samples
+    outdir = Path(job.arguments.outdir or job.run.folder / "evaluation")
+    check_place(outdir, "choose another --outdir")
     left_out = samples.layouts.leave_out_damaged()
     evaluation = evaluate_scenes(
         samples,
-        extractor,
-        runner,
-        settings,
+        job.extractor,
+        job.runner,
+        job.settings,
         own.min_object_side,
         resizing=own.resizing(samples.layouts),
     )
-    runner.finish()
+    job.runner.finish()
     if evaluation is None:
         return
     seconds, line = time.monotonic() - start, command_line(argv, SCRIPT)
@@ -169,12 +218,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation.protocol,
         evaluation.sets,
         seconds=seconds,
-        device=device,
+        device=job.device,
         command=line,
     )
     result["by_sample"] = evaluation.rows
-    outdir = Path(arguments.outdir or run.folder / "evaluation")
-    tables = [markdown_table(evaluation.rows), *noted(result, own.preset, vars(args))]
+    tables = [markdown_table(evaluation.rows), *noted(result, own.preset, job.given)]
     path = write_result(result, outdir / "scenes.json", tables)
     print_metrics(evaluation)
     print(f"{path.name} and {path.with_suffix('.md').name} are in {path.parent}")

@@ -12,18 +12,21 @@ given again; `torchrun --nproc_per_node 4 scripts/evaluate_transformer.py ...` s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
+from taming.checkpoint import find_run
 from taming.command_line import flag, from_flags, parse
 from taming.errors import command, end_with_damaged
 from taming.evaluation.metrics.likelihood import Likelihood
 from taming.evaluation.plots import plot_bars, plot_map, plotted
 from taming.evaluation.presets import PRESET_HELP, noted, with_preset
 from taming.evaluation.results import command_line, make_result, markdown_table, write_result
-from taming.evaluation.tasks.likelihood import LikelihoodArguments, measure_run
+from taming.evaluation.tasks.likelihood import LikelihoodArguments, measure_run, time_of_run
+from taming.evaluation.tasks.time_ahead import Part
 from taming.sampling.arguments import RunArguments, make_parser
 
 SCRIPT = "scripts/evaluate_transformer.py"
@@ -51,17 +54,30 @@ def write(
     return write_result(result, path, [*tables, *ends])
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> None:
-    start = time.monotonic()
+def read_arguments(argv: Sequence[str] | None) -> tuple[RunArguments, Arguments, dict[str, Any]]:
+    """The run's flags, the others, and all of them by name."""
     parser = make_parser("Evaluate a transformer's likelihood.", Arguments)
     args, overrides = parse(parser, with_preset(parser, argv, SCRIPT))
     arguments = from_flags(RunArguments, args, overrides=tuple(overrides))
-    own = from_flags(Arguments, args)
+    return arguments, from_flags(Arguments, args), vars(args)
+
+
+def time_ahead(argv: Sequence[str]) -> Iterator[Part]:
+    """How long a command will take, before it starts."""
+    arguments, own, _ = read_arguments(argv)
+    yield time_of_run(arguments, own)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    start = time.monotonic()
+    arguments, own, given = read_arguments(argv)
+    outdir = Path(arguments.outdir or find_run(arguments.resume).folder / "evaluation")
+    check_place(outdir, "choose another --outdir")
     measured = measure_run(arguments, own)
     if measured is None:
         return
-    likelihood, run = measured.likelihood, measured.run
+    likelihood = measured.likelihood
     scores = asdict(likelihood.compute())
     result = make_result(
         scores,
@@ -72,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command=command_line(argv, SCRIPT),
     )
     result["by_class"] = likelihood.by_class()
-    tables = noted(result, own.preset, vars(args))
+    tables = noted(result, own.preset, given)
     result["by_position"] = likelihood.map().tolist()
-    outdir = Path(arguments.outdir or run.folder / "evaluation")
     path = write(result, likelihood, outdir, tables)
     print_scores(scores)
     print(

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from taming.atomic_files import write_text
+from taming.atomic_files import check_place, write_text
 from taming.command_line import flag, from_flags, parse
 from taming.config import without_checkpoint_paths
 from taming.devices import choose_dtype, device_of_command, dtype_name, own_share
@@ -121,10 +121,14 @@ def table_rows(probed: Sequence[Probed]) -> list[dict[str, Any]]:
     ]
 
 
+def results_folder(own: Arguments, first: LoadedFirstStage) -> Path:
+    return own.common.outdir or first.run.folder / "evaluation"
+
+
 def write(own: Arguments, probed: Sequence[Probed], result: dict[str, Any]) -> Path:
     """JSON, Markdown and LaTeX; returns the JSON's path."""
     key = key_of(protocol=result["protocol"], sets=result["sets"])
-    outdir = own.common.outdir or probed[0].stage.run.folder / "evaluation"
+    outdir = results_folder(own, probed[0].stage)
     rows = table_rows(probed)
     path = write_result(result, outdir / f"probe-{key[:8]}.json", [markdown_table(rows)])
     write_text(path.with_suffix(".tex"), latex_table(rows, {"accuracy (%)": UP}))
@@ -137,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, overrides = parse(make_parser("Probe first stages for classes.", Arguments), argv)
     own = from_flags(Arguments, args)
     stages = own.first_stages.load(overrides)
+    check_place(results_folder(own, stages[0]), "choose another --outdir")
     images = own.chosen.prepared(stages, own.first_stages.base, overrides, own.common.cache.workers)
     if images.has_classes() is False:
         raise UserError(f"{own.chosen.images} has no class folders; a probe needs classes")

@@ -14,28 +14,30 @@ numbers with the measured ones.
 from __future__ import annotations
 
 import io
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import Parser, add_flags, flag, from_flags
 from taming.devices import own_share
 from taming.distributed import gather_objects
-from taming.errors import UserError, command
-from taming.evaluation.presets import PRESETS, Preset, preset
+from taming.errors import DamagedImage, UserError, command, sentence
+from taming.evaluation.presets import PRESETS, RENAMED, Preset, preset
 from taming.evaluation.presets.listing import listing
-from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.reproduction import (
     Reproduction,
+    left_out_of,
     result_in,
     rows,
-    sampling_seconds,
     write_table,
 )
+from taming.evaluation.tasks.time_ahead import Part
 from taming.limits import readable_time
 from taming.program import load
 
@@ -44,6 +46,7 @@ def parse_pair(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not equals or not path:
         raise UserError(f"give NAME=PATH, not '{text}'")
+    name = RENAMED.get(name, name)
     if name not in {word for entry in PRESETS.values() for word in (entry.name, entry.model)}:
         raise UserError(f"there is no preset or published model '{name}'; --list shows them")
     return name, path
@@ -86,7 +89,8 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[Arguments, list[str], tu
 def chosen_presets(own: Arguments, names: Sequence[str]) -> list[Preset]:
     if own.all == bool(names):
         raise UserError("name presets, or give --all; --list shows them")
-    return [preset(name) for name in names] if names else list(PRESETS.values())
+    named = dict.fromkeys(map(preset, names))  # each once, whatever its names
+    return list(named or PRESETS.values())
 
 
 def reproductions(
@@ -106,13 +110,30 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+@contextmanager
+def without_words() -> Iterator[None]:
+    """Nothing is said that the evaluation will say as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def announce_time(script: Any, words: Sequence[str]) -> None:
-    """Say how long the samples of a run will take."""
-    with redirect_stdout(io.StringIO()):  # the sources, which the evaluation prints as well
-        job = script.Job(words)
-    if isinstance(job.samples, RunSource):
-        seconds = sampling_seconds(job.samples, job.runner.batch_size)
-        say(f"sampling {len(job.samples):,} images takes about {readable_time(seconds)}")
+    """Say how long the parts of an evaluation will take, and all of it."""
+    parts: list[Part] = []
+    try:
+        with without_words():
+            parts.extend(script.time_ahead(words))
+    except DamagedImage as error:  # which the evaluation may leave out
+        say(f"how long it takes is not known: {sentence(error)}")
+    for part in parts:
+        say(str(part))
+    if len(parts) > 1:
+        say(f"in all, about {readable_time(sum(part.seconds for part in parts))}")
 
 
 def measure(one: Reproduction, folder: Path) -> str:
@@ -122,8 +143,7 @@ def measure(one: Reproduction, folder: Path) -> str:
     script = load(Path(__file__).with_name(Path(script_name).name))
     say(f"{one.preset.name}: python {script_name} {shlex.join(words)}")
     try:
-        if one.preset.script == "evaluate_fid":
-            announce_time(script, words)
+        announce_time(script, words)
         script.main(words)
     except UserError as error:
         return str(error)
@@ -152,8 +172,10 @@ def reproduce(one: Reproduction, outdir: Path) -> Outcome:
         return Outcome(rows(one.preset, None, why), False)
     folder = one.folder(outdir)
     # The first process decides for all, as it is the one that writes results.
-    finished = gather_objects(result_in(folder) is not None)[0]
+    result = result_in(folder)
+    finished = gather_objects(result is not None and not left_out_of(one.preset, result))[0]
     problem = "" if finished else measure(one, folder)
+    problem = problem or left_out_of(one.preset, result_in(folder))
     if finished:
         say(f"{one.preset.name} is in {folder}")
     if problem:
@@ -177,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--list shows all presets; leave {names[0]} or --list out")
         return say(listing())
     presets = chosen_presets(own, names)
+    check_place(own.outdir, "choose another --outdir")
     outcomes = [reproduce(one, own.outdir) for one in reproductions(own, presets, extra)]
     if own_share()[0] > 0:
         return

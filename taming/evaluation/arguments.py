@@ -25,13 +25,14 @@ from taming.command_line import (
 )
 from taming.devices import choose_dtype
 from taming.errors import UserError
+from taming.evaluation.cache import SAVE_EVERY, Cache
 from taming.evaluation.metrics.evaluators import TORCH_FIDELITY
 from taming.evaluation.metrics.extractor_files import INCEPTION
 from taming.evaluation.metrics.features import Extraction, Extractor, make_extractors
 from taming.evaluation.metrics.set_metrics import METRICS
 from taming.evaluation.metrics.statistics_file import Statistics
 from taming.evaluation.reference import ROLES, add_size_flags, resize_by_flags
-from taming.evaluation.runner import SAVE_EVERY, Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.conditioned_run import ConditionedRunSource, needs_data_conditions
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource

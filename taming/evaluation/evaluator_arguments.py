@@ -89,18 +89,35 @@ class FidelityExtractorArguments(ExtractorArguments):
     ) -> list[FidelitySettings]:
         """What each of --evaluators computes of --metrics.
 
-        Raises UserError for unknown metrics, and an evaluator that has none of them.
+        Raises UserError for unknown metrics, those that none of the evaluators has, and an
+        evaluator that has none of them.
         """
+        self._check_metrics([name for name in args.metrics if name != ALL_METRICS])
         return [
             self._settings(evaluator_named(name), args, keep_features) for name in self.evaluators
         ]
+
+    def _check_metrics(self, names: Sequence[str]) -> None:
+        check_metric_names(names)
+        if self._takes_all(evaluator_named(self.evaluators[0])):
+            return
+        for name in names:
+            having = [each for each in EVALUATORS.values() if each.of_names([name])]
+            if not {each.name for each in having} & set(self.evaluators):
+                raise UserError(
+                    f"{name} is no metric of --evaluators {','.join(self.evaluators)}, but of "
+                    f"{', '.join(each.name for each in having)}"
+                )
+
+    def _takes_all(self, evaluator: Evaluator) -> bool:
+        """Whether an evaluator computes what it is not known for: of any extractor's features."""
+        return evaluator is TORCH_FIDELITY and len(self.evaluators) == 1
 
     def _settings(
         self, evaluator: Evaluator, args: argparse.Namespace, keep_features: bool
     ) -> FidelitySettings:
         names, layers = tuple(args.metrics), {}
-        check_metric_names([name for name in names if name != ALL_METRICS])
-        if ALL_METRICS in names or len(self.evaluators) > 1:
+        if ALL_METRICS in names or not self._takes_all(evaluator):
             names = evaluator.of_names(names)
         if not names and args.metrics:
             raise UserError(

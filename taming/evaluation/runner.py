@@ -1,29 +1,21 @@
-"""One pass over a set of images: continued where it stopped, and shared among processes.
-
-What was counted is cached in `$XDG_CACHE_HOME/taming/evaluation` (`~/.cache` without that
-variable). The files' names are hashes of all that decides what is in them; there is nothing to
-invalidate, and all may be deleted.
-"""
+"""One pass over a set of images: continued where it stopped, and shared among processes."""
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from taming.atomic_files import atomic_path, user_cache
 from taming.devices import own_share
 from taming.distributed import gather_objects
 from taming.errors import UserError, interruptible
+from taming.evaluation.cache import SAVE_EVERY, Cache, Timer
 from taming.evaluation.metrics.base import ImageAccumulator
 from taming.evaluation.metrics.features import FeatureAccumulators, Requests, SetFeatures
-from taming.evaluation.metrics.statistics_file import NOT_READ, array_of
 from taming.evaluation.sources.images import (
     ImageSource,
     Manifest,
@@ -34,81 +26,11 @@ from taming.evaluation.sources.images import (
 )
 
 A = TypeVar("A", bound=ImageAccumulator)
-SAVE_EVERY = 30.0  # seconds between the saves of an unfinished evaluation ...
-SHARE_OF_TIME = 0.05  # ... which may take this share of the time at most
-log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where cached states are by default."""
-    return user_cache() / "taming" / "evaluation"
-
-
-class Cache:
-    """States (dicts of arrays) by key, one file each; nothing is found or kept if not `enabled`."""
-
-    def __init__(self, folder: Path | None = None, enabled: bool = True) -> None:
-        self.folder, self.enabled = folder or cache_folder(), enabled
-
-    def load(self, key: str) -> State | None:
-        """None if there is no state, or a damaged one."""
-        return self._read(self.folder / f"{key}.npz") if self.enabled else None
-
-    def save(self, key: str, state: Mapping[str, np.ndarray]) -> None:
-        """Keep a state; a file is either complete or not there."""
-        if not self.enabled:
-            return
-        try:
-            with atomic_path(self.folder / f"{key}.npz") as partial, partial.open("wb") as file:
-                np.savez(file, **state)  # type: ignore[arg-type]
-        except UserError as error:
-            log.warning("%s; nothing is kept", error)
-
-    def save_part(self, key: str, rank: int, state: Mapping[str, np.ndarray]) -> None:
-        """Keep what process `rank` has so far."""
-        self.save(f"{key}.partial.{rank}", state)
-
-    def parts(self, key: str) -> list[State]:
-        """The states of all processes that worked on `key` and did not finish."""
-        paths = sorted(self.folder.glob(f"{key}.partial.*.npz")) if self.enabled else []
-        return [state for path in paths if (state := self._read(path)) is not None]
-
-    def delete_parts(self, key: str, but: int | None = None) -> None:
-        """Delete the unfinished states of `key`, except the one of process `but`."""
-        for path in self.folder.glob(f"{key}.partial.*.npz"):
-            if path.name != f"{key}.partial.{but}.npz":
-                path.unlink(missing_ok=True)
-
-    def _read(self, path: Path) -> State | None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return {name: array_of(file, name) for name in file.files}
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except NOT_READ as error:
-            log.warning("%s is damaged and computed anew (%s)", path, error)
-            return None
 
 
 def _of_rank_0(value: Any) -> Any:
     """The value that the process of rank 0 has."""
     return gather_objects(value)[0] if own_share()[1] > 1 else value
-
-
-class Timer:
-    """When to save next: not too often, and more rarely if saving takes long."""
-
-    def __init__(self, every: float = SAVE_EVERY) -> None:
-        self.every, self.wait = every, every
-        self.last = time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.last >= self.wait
-
-    def saved(self, seconds: float) -> None:
-        """Record how long the last save took."""
-        self.last = time.monotonic()
-        self.wait = max(self.every, seconds / SHARE_OF_TIME) if self.every else 0.0
 
 
 @dataclass
@@ -148,23 +70,25 @@ class Runner:
         key: str,
         label: str,
         damage_key: str = "",
+        without: Sequence[int] = (),
     ) -> tuple[Manifest, A]:
         """Count all images of a set; both results are complete in the process of rank 0 alone.
 
         `key` is the hash of all that decides the result, under which an unfinished one is kept;
         that of rank 0 counts. `label` is that of the progress bar. Damaged images are left out, and
-        remembered under `damage_key`, by default `key`.
+        remembered under `damage_key`, by default `key`; `without` are those that were before.
         """
         key = _of_rank_0(key)
         damage_key = damage_key or key
         self._recall_damage(source, damage_key)
         while True:
-            self._leave_out_damaged(source, damage_key)
+            without = [*without, *self._leave_out_damaged(source, damage_key)]
+            # The same for the command that goes on, which knows from the first what is damaged.
+            own_key = key_of(key=key, without=without) if without else key
             with interruptible(self._kept):
-                counted = self._pass(source, make_accumulator, key, label)
+                counted = self._pass(source, make_accumulator, own_key, label)
             if counted is not None:
                 return counted.manifest, counted.accumulator
-            key = key_of(key=key, without=sorted(source.damaged))
 
     @property
     def _kept(self) -> str:
@@ -227,7 +151,8 @@ class Runner:
         source.pass_over_damage()
         key = _of_rank_0(source.content_key() if rank == 0 else None)
         self._recall_damage(source, key)
-        if self._leave_out_damaged(source, key):
+        whole, without = key, self._leave_out_damaged(source, key)
+        if without:
             key = _of_rank_0(source.content_key() if rank == 0 else None)
         cached = self._cached(key, requests, len(source)) if rank == 0 else SetFeatures(Manifest(0))
         places = [n for n, request in enumerate(requests) if request not in cached.parts]
@@ -237,9 +162,10 @@ class Runner:
         manifest, counted = self.run(
             source,
             lambda: FeatureAccumulators(missing, len(source)),
-            key_of(unfinished=[request.key(key) for request in missing]),
+            key_of(unfinished=[request.key(whole) for request in missing]),
             label,
-            damage_key=key,
+            damage_key=whole,
+            without=without,
         )
         if keep and rank == 0:
             key = source.content_key()  # of what is left
@@ -253,19 +179,20 @@ class Runner:
         if state is not None:
             source.merge_damage(state)
 
-    def _leave_out_damaged(self, source: ImageSource, key: str) -> bool:
-        """Leave out, in all processes, what is damaged, if anything is; UserError if all is.
+    def _leave_out_damaged(self, source: ImageSource, key: str) -> list[int]:
+        """Leave out, in all processes, what is damaged, and return it; UserError if all is.
 
         Numbers are then those of the set without these files, whatever depends on its size.
         """
         source.gather_damage()
+        damaged = sorted(source.damaged)
         if source.damaged and own_share()[0] == 0:
             self.cache.save(key_of(damaged=key), source.damage_state())
         sentences = source.leave_out_damaged()
         self.left_out += sentences
         if sentences and not len(source):
             raise UserError(f"none of the images can be used; {sentences[0]}")
-        return bool(sentences)
+        return damaged
 
     def _cached(self, key: str, requests: Requests, images: int) -> SetFeatures:
         found = SetFeatures(Manifest(images))

@@ -26,11 +26,11 @@ from taming.evaluation.arguments import (
     parse_sets,
     sampling_plan,
 )
+from taming.evaluation.cache import SAVE_EVERY
 from taming.evaluation.evaluator_arguments import FidelityExtractorArguments
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import SAVE_EVERY
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.sampling import SampleSettings
 from tests.kit.extractor import TinyExtractor, register_tiny

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taming.evaluation.runner import Cache, Timer, cache_folder
+from taming.evaluation.cache import Cache, Timer, cache_folder
 from taming.evaluation.sources.images import key_of
 
 STATE = {"sums": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "bc"])}

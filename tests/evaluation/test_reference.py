@@ -49,6 +49,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "large": image_folder(root / "large", 2, 300, 300),
         "small": image_folder(root / "small", 2, 20, 30),
         "wide": image_folder(root / "wide", 1, 20, 300),
+        "prepared": image_folder(root / "prepared", 2, 256, 128),
+        "above": image_folder(root / "above", 2, 257, 128),
         "run": tiny_run(root / "run"),
     }
     (root / "list.txt").write_text("\n".join(str(root / "photographs" / name) for name in sizes))
@@ -143,6 +145,8 @@ def test_what_is_done_with_two_sets(
         (("small",), (PILLOW, CENTER, (20, 30))),
         (("large",), paper(256)),
         (("wide",), paper(256)),
+        (("prepared",), (PILLOW, CENTER, (256, 128))),
+        (("above",), paper(256)),
         (("photographs",), paper(256)),
         (("files",), paper(16)),  # what a model of them is trained on
         (("items",), paper(16)),
@@ -222,6 +226,12 @@ def test_statistics_are_of_their_resize(sets: dict[str, str], tmp_path: Path) ->
         assert text.startswith(f"{other} is of images with another resize or crop (")
         (hint,) = re.findall("evaluate with (.*)", text)
         opened(sets, "samples", other, *hint.split())
+    # `--reference_size` is of squares: other sizes are those of samples.
+    oblong = statistics(sets, tmp_path, "small")
+    text = sentence(oblong)
+    (hint,) = re.findall("or evaluate samples of 30 x 20 pixels with (.*)", text)
+    assert SIZE not in hint
+    opened(sets, "small", oblong, *hint.split())
     # As they are: the same only if they have the size.
     opened(sets, "samples", statistics(sets, tmp_path, "samples", RESIZE, "none"))
     opened(sets, "run", statistics(sets, tmp_path, "run", "-n", "1", "--classes", "0,1"))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 
 from scripts.evaluate_fid import main
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.feature_bank import FeatureBank
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import Moments
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.images import SourceImage, State
 from taming.evaluation.tasks.fidelity import flattened
@@ -140,18 +142,69 @@ def test_features_without_a_damaged_image_are_found_again(tmp_path: Path) -> Non
     assert found[0] == found[1]
 
 
+class Stopping(FolderSource):
+    """Is interrupted at an image, which it has read `passes` times before."""
+
+    stop_at, passes, read = 6, 0, 0
+
+    def load(self, index: int) -> Any:
+        if index == self.stop_at:
+            if not self.passes:
+                raise KeyboardInterrupt
+            self.passes -= 1
+        self.read += 1
+        return super().load(index)
+
+
+@pytest.mark.parametrize("by_features", [True, False])
+def test_a_set_without_a_damaged_image_goes_on_where_it_stopped(
+    tmp_path: Path, by_features: bool
+) -> None:
+    """Under its own key: what was counted of the whole set before is of other places."""
+    folder = image_folder(tmp_path / "images", 11)
+    (folder / "001.png").write_bytes(b"")
+    request = FeatureRequest(Moments, Extractor(register_tiny(), ["16"]), "16")
+
+    def evaluate(source: FolderSource, name: str = "cache") -> Any:
+        runner = Runner(2, Cache(tmp_path / name), save_every=0)
+        if by_features:
+            return runner.features(source, [request], "images").parts[request].state_dict()
+        return runner.run(source, Brightness, runner.key_for(source), "images")[1].state_dict()
+
+    first = Stopping(folder, workers=0)
+    first.stop_at, first.passes = 7, 1  # in the second pass, which is without the damaged one
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(first)
+    second = Stopping(folder, workers=0)
+    second.stop_at = 10**9
+    found = evaluate(second)
+    assert second.read == 4  # six were counted before
+    expected = evaluate(FolderSource(folder, workers=0), "other")
+    assert {name: a.tolist() for name, a in found.items()} == {
+        name: a.tolist() for name, a in expected.items()
+    }
+
+
+def test_what_was_counted_without_one_image_is_not_taken_for_the_set_without_another(
+    tmp_path: Path,
+) -> None:
+    """As of a disk that fails now and then: both sets have the same key and the same size."""
+    folder, cache = image_folder(tmp_path / "images", 8), Cache(tmp_path / "cache")
+
+    def evaluate(damaged: int, stop_after: int = 10**9) -> Brightness:
+        source, runner = FolderSource(folder, workers=0), Runner(2, cache, save_every=0)
+        source.leave_out([damaged])
+        made = partial(Brightness, stop_after)
+        return runner.run(source, made, "key", "images", without=[damaged])[1]
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(damaged=1, stop_after=5)
+    assert evaluate(damaged=6).seen == list(range(7))
+    assert evaluate(damaged=1).seen == [4, 5, 6]
+
+
 def test_what_is_unfinished_is_of_its_requests(tmp_path: Path) -> None:
     """Features of one kind that an interrupted evaluation has are not taken for another's."""
-
-    class Stopping(FolderSource):
-        stop_at, read = 6, 0
-
-        def load(self, index: int) -> Any:
-            if index == self.stop_at:
-                raise KeyboardInterrupt
-            self.read += 1
-            return super().load(index)
-
     folder, extractor = image_folder(tmp_path / "images", 10), Extractor(register_tiny())
     requests = [
         FeatureRequest(kind, extractor, layer)

@@ -164,7 +164,7 @@ def test_a_sweep_over_temperature_and_acceptance(
     """The accepted samples are those of the command for one acceptance alone."""
     torch.manual_seed(0)
     torch.save(squeezenet1_1().state_dict(), tmp_path / "own.pth")
-    rejecting = ("--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}")
+    rejecting = ("--classifier", f"squeezenet1_1:{tmp_path / 'own.pth'}", "--reject_pool", "class")
     flags = ("-n", "2", "--classes", "1", "--metrics", "fid,isc", "--isc_splits", "1", *rejecting)
     out = tmp_path / "out"
     found = evaluate(out, run, classes[1], *flags, "--sweep", "acceptance=1,0.5;temperature=0.5")

@@ -197,7 +197,7 @@ def test_two_processes_find_what_one_finds(
         ),
         (["-r", "RUN", "--images", "IMAGES", "-n", "0"], "--num_images must be at least 1"),
         (["-r", "RUN", "--images", "IMAGES", "--batch_size", "0"], "--batch_size must be"),
-        (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], "--weights: there is no file"),
+        (["-r", "RUN", "--images", "IMAGES", "--weights", "no.pth"], ": there is no file"),
         (["-r", "RUN", "--images", "IMAGES", "--alex_path", "no.pth"], "alex_path: there is no"),
         (["-r", "RUN", "--images", "IMAGES", "--extractor", "vgg"], "no feature extractor vgg"),
         (["-r", "SEGMENTATION", "--images", "IMAGES"], "takes segmentations"),

@@ -13,9 +13,10 @@ from torch.utils.data import Dataset, Subset
 
 from scripts import evaluate_transformer
 from scripts.evaluate_transformer import main
+from taming.evaluation.cache import cache_folder
 from taming.evaluation.metrics.likelihood import ModelLikelihood, measure_likelihood
 from taming.evaluation.results import read_result
-from taming.evaluation.runner import Runner, cache_folder
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.dataset import ItemSource
 from tests.kit.models import tiny_model
 from tests.kit.processes import in_two_processes

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from scripts.figures import main
+from taming.evaluation.figures.sampling_cost import StandIn
 from taming.modules.transformer.permuter import SpiralOut
 from taming.pictures import HEAD, enlarged, to_pillow
 from taming.sampling import SampleSettings, requests_for_labels, sample_images
@@ -248,7 +249,9 @@ def test_sizes_under_a_condition_of_data(tmp_path: Path) -> None:
         (["likelihood", "-r", "RUN", "--logs_only", "--value", "val/x"], "has logged no val/x"),
         (["orders", "-r", "SILENT"], "has logged no val/loss"),
         (["orders", "-r", "RUN", "--label", "9"], "class 9 is out of range"),
-        (["cost", "--factors", "3"], "f is a power of two such as 8, not 3"),
+        # Before anything is measured.
+        (["cost", "--factors", "2,3"], "f is a power of two such as 8, not 3"),
+        (["cost", "--factors", "2,4", "--size", "258"], "--size 258,258 is of no whole codes at f"),
         (["cost", "--factors", "0"], "--factors: a list takes numbers above 0"),
         (["cost", "-r", "RUN", "--size", "7"], "must be a multiple of 2 pixels"),
         (["cost", "-r", "RUN", "--size", "8,7"], "the width must be a multiple of 2 pixels"),
@@ -267,7 +270,9 @@ def test_one_sentence_for_what_cannot_be(
     words: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(StandIn, "build", lambda *_: pytest.fail("something was measured"))
     places = {"RUN": runs[0], "SPIRAL": runs[1]}
     if "SILENT" in words:
         places["SILENT"] = str(tiny_run(tmp_path / "silent"))

@@ -18,7 +18,9 @@ from scripts.reproduce import main
 from taming.atomic_files import write_text
 from taming.evaluation.presets import PRESETS, preset
 from taming.evaluation.results import SECTIONS
+from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks import reproduction as tasks
+from taming.evaluation.tasks import time_ahead
 from taming.evaluation.tasks.fidelity import flattened
 from taming.evaluation.tasks.reproduction import (
     Reproduction,
@@ -26,8 +28,10 @@ from taming.evaluation.tasks.reproduction import (
     result_in,
     rows,
 )
+from taming.sampling.plan import SamplingPlan
 from tests.kit.models import FIRST_STAGE
 from tests.kit.runs import tiny_run
+from tests.kit.scenes import scene_run, write_scenes
 from tests.kit.training import small_vqgan, write_config
 
 TINY = ("--extractor", "tests.kit.extractor:TinyExtractor", "--device", "cpu")
@@ -64,11 +68,17 @@ def test_a_number_is_measured_once(
     main([*words, *SMALL])
     said = capsys.readouterr().out
     assert "sampling 12 images takes about" in said
-    assert said.index("takes about") < said.index("published isc.mean")
+    assert "extracting the features of the reference's 12 images takes about" in said
+    assert "in all, about" in said
+    assert said.rindex("takes about") < said.index("published isc.mean")
     fid, isc = lines(place)
     assert (fid["published"], fid["where"]) == ("15.98", "table 4, row 3")
     assert fid["measured"] > 0 and fid["spread"] > 0 and isc["measured"] > 1 <= isc["spread"] + 1
     assert "tests.kit.extractor:TinyExtractor" in fid["by"] and "12 images" in fid["by"]
+    # What is not as published stands beside the number, whatever flags it is of.
+    given = "num_samples 6, extractor tests.kit.extractor:TinyExtractor, top_k 10"
+    assert fid["by"].endswith(f"12 images; not as published: {given}")
+    assert ", split train, resize pillow-antialias, crop center, " in fid["by"]
     table = (place / "reproduced" / "reproduced.md").read_text()
     assert "| cin_k250 | fid " in " ".join(table.split()) and "drawn with replacement" in table
     # The same command has nothing to do; another setting is another result.
@@ -169,23 +179,110 @@ def test_the_newest_result_counts(place: Path) -> None:
     assert found is not None and found["metrics"] == {"fid": 10.0}
 
 
-def test_first_stages_and_real_images(place: Path, data: str) -> None:
+def test_first_stages_and_real_images(place: Path, data: str, capsys: Any) -> None:
     stage = str(tiny_run(place / "stage", FIRST_STAGE))
     names = ("rfid_vq_f8", "rfid_vqgan_1024_train")
     words = ["--model", f"vq_f8={stage}", "--model", f"rfid_vqgan_1024_train={stage}"]
     words += [word for name in names for word in ("--data", f"{name}={data}")]
     measured = {}
-    for name, size in zip(names, ("--size", "--reference_size"), strict=True):
+    doing = ("evaluating stage on 4 images", "reconstructing 4 images")
+    for name, size, work in zip(names, ("--size", "--reference_size"), doing, strict=True):
         main([name, *words, "--", *TINY, "--batch_size", "4", size, "32"])
+        said = capsys.readouterr().out
+        assert said.index(f"{work} takes about") < said.index("published ")
         measured |= {(line["preset"], line["metric"]): line for line in lines(place)}
     assert set(measured) == {("rfid_vq_f8", "rfid"), ("rfid_vqgan_1024_train", "fid")}
     for line in measured.values():
         assert line["measured"] > 0 < line["spread"] and "4 images" in line["by"]
     name = "imagenet_validation"
     main([name, "--data", f"{name}={data}", "--", *TINY, "--isc_splits", "2"])
+    said = capsys.readouterr().out
+    for role, count in (("samples", 4), ("reference", 12)):
+        assert f"extracting the features of the {role}'s {count} images takes about" in said
     fid, isc = lines(place)
     assert fid["measured"] > 0 < fid["spread"]
     assert isc["measured"] > 1 and isc["spread"] > 0
+
+
+def test_a_number_that_was_left_out_is_measured_once_it_can_be(
+    place: Path, data: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first stage is evaluated without Inception's weights as well, and that is no rFID."""
+    stage = str(tiny_run(place / "stage", FIRST_STAGE))
+    monkeypatch.setenv("TAMING_EXTRACTOR_WEIGHTS", str(place / "inception.pth"))
+    words = ["rfid_vq_f8", "--model", f"vq_f8={stage}", "--data", f"rfid_vq_f8={data}", "--"]
+    words += ["--size", "32", "--speed_rounds", "0", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main(words)
+    reason = f"TAMING_EXTRACTOR_WEIGHTS: there is no file {place / 'inception.pth'}"
+    assert f"rfid_vq_f8 could not be measured: {reason}" in capsys.readouterr().out
+    (line,) = lines(place)
+    assert line["measured"].startswith(reason)
+    monkeypatch.setattr(script, "load", lambda path: pytest.fail("evaluated again"))
+    with pytest.raises(pytest.fail.Exception, match="evaluated again"):
+        main(words)
+
+
+def test_likelihoods_and_scenes_say_how_long_they_take(place: Path, capsys: Any) -> None:
+    small = {**NOISE, "params": {"length": 3, "size": 8}}
+    own = tiny_run(place / "own", validation=small)
+    main(["nll_rin", "--model", f"nll_rin={own}", "--", "--device", "cpu"])
+    said = capsys.readouterr().out
+    work = "evaluating the likelihood of 3 images takes about"
+    assert said.index(work) < said.index("published nats_per_token") and "in all" not in said
+    root = write_scenes(place / "scenes", 5)
+    run = scene_run(root)
+    (project,) = (run / "configs").glob("*-project.yaml")
+    words = ["--model", f"coco_scene={run}", "--data", f"coco_scene={project}", "--"]
+    main(["coco_scene", *words, "-n", "4", "-N", "2", "-R", "8,8", "--isc_splits", "2", *TINY])
+    said = capsys.readouterr().out
+    before = said[: said.index("samples_per_layout ")]
+    assert "sampling 8 images takes about" in before
+    assert "extracting the features of the reference's 4 images takes about" in before
+    assert "in all, about" in before
+
+
+def test_the_time_ahead_is_of_the_size_that_is_sampled(
+    run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def estimated(*args: Any, count: int) -> float:
+        shapes.append(args[4])
+        return 1.0
+
+    monkeypatch.setattr(time_ahead, "estimated_seconds", estimated)
+    for size in (None, (16, 24)):
+        time_ahead.part_of_sampling(RunSource(run, SamplingPlan(num_samples=1, size=size)), 2)
+    assert shapes == [(4, 4), (8, 12)]
+
+
+def test_the_time_ahead_is_that_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Set:
+        def __len__(self) -> int:
+            return 10
+
+        def pass_over_damage(self) -> None:
+            pass
+
+        def batches(self, size: int, share: Any, skip: Any) -> Any:
+            yield [number for number in range(10) if number not in skip]
+
+    counted: list[int] = []
+
+    def count(batch: Any) -> None:
+        counted.append(len(batch))
+        now[0] += 100 if len(counted) == 1 else 3 * len(batch)  # the first one warms up
+
+    monkeypatch.setattr(time_ahead.time, "monotonic", lambda: now[0])
+    source: Any = Set()
+    part = time_ahead.part_of_pass("reading", source, count, 4)
+    assert (part.images, part.seconds, counted) == (10, 36.0, [4, 4])  # three batches
+    assert str(part).startswith("reading 10 images takes about ")
+    monkeypatch.setattr(time_ahead, "own_share", lambda: (0, 2))
+    assert time_ahead.part_of_pass("reading", source, count, 4).seconds == 24.0
 
 
 def test_what_is_missing_is_said(
@@ -257,6 +354,11 @@ def test_all_counts_what_a_script_measures(
     main(["nll_in"])  # PixelSNAIL's numbers are of no model here
 
 
+def test_earlier_names_are_those_of_models_and_data_too(place: Path, run: str, data: str) -> None:
+    main(["cin_1", "cin_k250", "--model", f"cin_1={run}", "--data", f"cin_1={data}", *SMALL])
+    assert [line["preset"] for line in lines(place)] == ["cin_k250", "cin_k250"]  # FID and IS, once
+
+
 def test_the_list(capsys: Any) -> None:
     main(["--list"])
     said = capsys.readouterr().out
@@ -272,9 +374,13 @@ def test_the_list(capsys: Any) -> None:
         (("ffhq", "--model", "logs/run"), "--model: give NAME=PATH, not 'logs/run'"),
         (("ffhq", "--model", "fhq=logs/run"), "there is no preset or published model 'fhq'"),
         (("ffhq", "--unknown"), "unknown argument --unknown"),
+        (("ffhq", "-o", "data.txt"), "choose another --outdir"),
     ],
 )
-def test_one_sentence_for_wrong_flags(flags: tuple[str, ...], message: str, capsys: Any) -> None:
+def test_one_sentence_for_wrong_flags(
+    place: Path, flags: tuple[str, ...], message: str, capsys: Any
+) -> None:
+    (place / "data.txt").touch()
     with pytest.raises(SystemExit) as stop:
         main([*flags])
     assert stop.value.code == 2

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from taming.atomic_files import atomic_path
+from taming.atomic_files import atomic_path, check_place
 from taming.checkpoint import Run, find_run
 from taming.command_line import Parser, flag
 from taming.evaluation.arguments import make_parser
@@ -32,6 +32,10 @@ class FigureArguments:
     )
     device: str = flag("auto", "auto, cuda, cuda:1, mps or cpu")
     precision: str = flag("fp32", "of the transformers: fp32, bf16 or auto")
+
+    def __post_init__(self) -> None:
+        if self.outdir is not None:
+            check_place(self.outdir, "choose another --outdir")
 
     def folder_for(self, run: Path | None) -> Path:
         """--outdir, or the folder of figures in `run`."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from taming.atomic_files import check_place
 from taming.command_line import flag, from_flags, parse, parse_numbers, parse_size
 from taming.devices import device_of_command, own_share
 from taming.errors import UserError
@@ -129,6 +130,9 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     samples, reference = open_sets(names, args, overrides, device)
     if isinstance(samples, Statistics) or isinstance(reference, Statistics):
         raise UserError("statistics have no images; give folders, runs or configs")
+    run = samples.run.folder if isinstance(samples, RunSource) else Path()
+    folder = own.common.outdir or run / "figures"
+    check_place(folder, "choose another --outdir")
     runner = own.common.cache.runner(from_flags(RunSetArguments, args).batch_size)
     chosen = chosen_samples(samples, own.rows)
     search = NeighborSearch(reference, chosen, own.neighbors, runner, device)
@@ -136,8 +140,6 @@ def draw_neighbors(argv: Sequence[str]) -> None:
     runner.finish()
     if own_share()[0] > 0:
         return
-    run = samples.run.folder if isinstance(samples, RunSource) else Path()
-    folder = own.common.outdir or run / "figures"
     save_page(neighbors_page(chosen, reference, nearest), files.picture(folder))
     labels = {sample.index: sample.name for sample in chosen}
     files.write(
@@ -195,14 +197,27 @@ class CostArguments:
 
     def measure(self, overrides: Sequence[str]) -> dict[str, SamplingCost]:
         """By the model's name."""
-        drawing, costs = self.sampling.drawing(), {}
-        for name, run in self.runs.runs().items():
+        drawing, costs, runs = self.sampling.drawing(), {}, self.runs.runs()
+        if not runs:
+            self._check_factors()
+        for name, run in runs.items():
             model = self.runs.of(run, overrides).load().model
             costs[name] = measure_cost(model, self.size, drawing, self.whole)
-        for factor in () if costs else self.factors:
+        for factor in () if runs else self.factors:
             model = self.stand_in.build(factor, device_of_command(self.runs.figure.device))
             costs[f"stand-in f{factor}"] = measure_cost(model, self.size, drawing, self.whole)
         return costs
+
+    def _check_factors(self) -> None:
+        """Before the first of them is measured, which may take long; raises UserError."""
+        for factor in self.factors:
+            self.stand_in.config(factor)
+            if any(side % factor for side in self.size):
+                height, width = self.size
+                raise UserError(
+                    f"--size {height},{width} is of no whole codes at f = {factor}; give a "
+                    f"multiple of {max(self.factors)}, or other --factors"
+                )
 
 
 def draw_cost(argv: Sequence[str]) -> None:

@@ -106,8 +106,8 @@ def weights_file(name: str, explicit: str | Path | None = None) -> Path | None:
     else:
         return None
     if not path.is_file():
-        source = "--weights" if explicit else WEIGHTS_VARIABLE
-        raise UserError(f"{source}: {absence('file', path)}; give the weights of {name}")
+        source = "" if explicit else f"{WEIGHTS_VARIABLE}: "
+        raise UserError(f"{source}{absence('file', path)}; give the weights of {name}")
     if published and path.name == published[1]:
         _check_hash(path)
     return path

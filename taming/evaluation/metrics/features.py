@@ -165,7 +165,7 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
             torch.save(read_checkpoint(path)["state_dict"], plain)
             return create(plain)
     except (RuntimeError, KeyError, TypeError, AttributeError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = _first_sentence(error)
         if path:
             raise UserError(f"{path} does not fit the extractor {name} ({reason})") from error
         if not _is_torch_fidelitys(name):
@@ -174,6 +174,13 @@ def _build(name: str, layers: Sequence[str], path: Path | None) -> nn.Module:
             f"the extractor {name} could not be downloaded into {torch.hub.get_dir()} ({reason}); "
             "copy that folder from a machine on which it was"
         ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return "it has other tensors" if line.endswith(":") else line.split(". ")[0]
 
 
 def _is_torch_fidelitys(name: str) -> bool:

@@ -30,6 +30,7 @@ ABOUT["weights_hash"] = "weights_sha256"
 KINDS = {"count": int | None, "fingerprint": str | None, "protocol": dict}  # the others: text
 ASYMMETRY = 1e-4  # of the largest entry: sums in float32 may differ above and below the diagonal
 SPATIAL_ARRAYS = {"mu_s", "sigma_s"}  # of the ADM suite, for sFID
+NUMBERED = ({"mu", "sigma"}, SPATIAL_ARRAYS)
 IMAGES_FILE = "arr_0.npy"  # the ADM suite's images beside its statistics, which are not read here
 # What numpy and zipfile raise for files that are damaged, encrypted, or of another kind.
 NOT_READ: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, AttributeError, TypeError)
@@ -149,7 +150,7 @@ class Statistics:
             raise UserError(
                 f"{file} is of images with another resize or crop ({_resizing_text(own)}) than "
                 f"this evaluation's ({_resizing_text(expected)}); compute it again with "
-                f"scripts/compute_statistics.py, or evaluate with {_resizing_flags(own)}"
+                f"scripts/compute_statistics.py, or {_with_the_same_resizing(own)}"
             )
 
     def check(self, extractor: Extractor, layer: str, path: str | Path = "the statistics") -> None:
@@ -181,10 +182,14 @@ def _resizing_text(about: Mapping[str, Any]) -> str:
     return f"resize {about['resize']}{to}, crop {about['crop']}"
 
 
-def _resizing_flags(about: Mapping[str, Any]) -> str:
-    size = about["size"]
-    flags = {"resize": about["resize"], "crop": about["crop"], "size": size and size[0]}
-    return " ".join(f"--reference_{name} {value}" for name, value in flags.items() if value)
+def _with_the_same_resizing(about: Mapping[str, Any]) -> str:
+    size, flags = about["size"], {"resize": about["resize"], "crop": about["crop"]}
+    square = size is None or size[0] == size[1]
+    if square and size:
+        flags["size"] = size[0]
+    words = " ".join(f"--reference_{name} {value}" for name, value in flags.items())
+    # `--reference_size` is of squares; other sizes are those of samples.
+    return f"evaluate {'' if square else f'samples of {size[1]} x {size[0]} pixels '}with {words}"
 
 
 def _named(extractor: str, layer: str, weights_hash: str, resize: str) -> str:
@@ -199,11 +204,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}
             if any(size > MOST_BYTES for name, size in sizes.items() if name != IMAGES_FILE):
                 raise ValueError("it says that it holds much more than statistics are")
-            numbered = {"mu", "sigma"} | SPATIAL_ARRAYS
-            arrays = {n: array_of(file, n) for n in numbered | {"about"} if n in file.files}
+            wanted = {"about"}.union(*NUMBERED)
+            arrays = {n: array_of(file, n) for n in wanted if n in file.files}
     except NOT_READ as error:
-        raise UserError(f"{path} is no statistics file ({error}); give an .npz") from None
-    if missing := {"mu", "sigma"} - set(arrays):
+        reason = error if zipfile.is_zipfile(path) else "it is no zip file, as every .npz is"
+        raise UserError(f"{path} is no statistics file ({reason}); give an .npz") from None
+    if len(missing := NUMBERED[0] - set(arrays)) == 2:
+        raise UserError(
+            f"{path} has neither images (arr_0) nor statistics (mu and sigma); give an .npz of "
+            "scripts/compute_statistics.py or of the ADM suite"
+        )
+    if len(half := NUMBERED[1] - set(arrays)) == 1:
+        missing |= half
+    if missing:
         raise UserError(
             f"{path} lacks {' and '.join(sorted(missing))}; give a file that "
             "scripts/compute_statistics.py wrote"
@@ -232,8 +245,11 @@ def _what_is_wrong(mean: np.ndarray, covariance: np.ndarray) -> str | None:
     largest = np.abs(covariance).max()
     if np.abs(covariance - covariance.T).max() > ASYMMETRY * largest:
         return "has a sigma that is not symmetric, which no covariance is"
-    if covariance.diagonal().min() < 0:
+    variances = covariance.diagonal()
+    if variances.min() < 0:
         return "has a negative variance on the diagonal of sigma"
+    if (covariance**2 > np.outer(variances, variances) + ASYMMETRY * largest**2).any():
+        return "has a sigma with covariances above their variances, which no covariance matrix has"
     return None
 
 

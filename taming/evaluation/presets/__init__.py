@@ -121,7 +121,8 @@ def _named(words: Sequence[str]) -> str | None:
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag == "--preset":
-            return value if equals else next(iter(words[place + 1 :]), None)
+            following = next(iter(words[place + 1 :]), "-")
+            return value if equals else (None if following.startswith("-") else following)
     return None
 
 

@@ -12,6 +12,8 @@ SUPPLEMENT = "supplement, section A, and captions"
 README = "README of the published code"
 NOT_PUBLISHED = "not published"
 Value = str | int | float | tuple[int, ...] | None
+# What scripts call a parameter that have no flag of its name; without a value they do as published.
+ALSO_CALLED = {"reference_size": "size"}
 
 
 def as_flag(value: object) -> str:
@@ -34,6 +36,15 @@ class Parameter:
     def text(self) -> str:
         """The value as a flag takes it."""
         return as_flag(self.value)
+
+    def given_in(self, flags: Mapping[str, Any]) -> Any:
+        """What a script's parsed flags set it to; the published value if they do not say."""
+        if self.name in flags:
+            return flags[self.name]
+        other = flags.get(ALSO_CALLED.get(self.name, ""))
+        if isinstance(other, tuple) and len(set(other)) == 1:
+            return other[0]  # of height and width
+        return self.value if other is None else other
 
     def kept_by(self, given: Any) -> bool:
         """Whether a flag's value is the published one; further metrics change none of these."""
@@ -89,10 +100,11 @@ class Preset:
 
     def overridden(self, given: Mapping[str, Any]) -> dict[str, str]:
         """What counts in place of published values, by name, of a script's parsed flags `given`."""
+        found = [(one, one.given_in(given)) for one in self.parameters if one.value is not None]
         return {
-            one.name: "none" if given[one.name] is None else as_flag(given[one.name])
-            for one in self.parameters
-            if one.value is not None and one.name in given and not one.kept_by(given[one.name])
+            one.name: "none" if value is None else as_flag(value)
+            for one, value in found
+            if not one.kept_by(value)
         }
 
     def describe(self, given: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

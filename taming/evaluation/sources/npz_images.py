@@ -68,10 +68,15 @@ class NpzImages(LoadedSource):
             shape, in_columns, dtype = read[npy.read_magic(file)](file)
             start = file.tell()
         right = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3 and all(shape)
-        if not right or in_columns:
+        if not right:
             raise UserError(
                 f"{self.path} has arr_0 of {dtype} and shape {shape}; give images as uint8 "
                 "[N, height, width, 3]"
+            )
+        if in_columns:
+            raise UserError(
+                f"{self.path} has arr_0 in the order of Fortran, whose images cannot be read one "
+                "by one; save numpy.ascontiguousarray of it"
             )
         if self._entry.file_size != start + int(np.prod(shape)):
             raise ValueError(f"arr_0 is not as long as its shape {shape} says")

@@ -162,7 +162,7 @@ class FirstStageEvaluator:
         model = stage.model.to(self.device)
         key = self._key(stage, images)
         manifest, counted = self.runner.run(
-            images, lambda: self._accumulator(model, len(images)), key, stage.name
+            images, lambda: self.accumulator(model, len(images)), key, stage.name
         )
         model.to("cpu")
         if counted.extractor is not None:
@@ -170,7 +170,8 @@ class FirstStageEvaluator:
             self._originals.setdefault(model.channels, counted.originals)
         return self._result(stage, images, manifest, counted) if own_share()[0] == 0 else None
 
-    def _accumulator(self, model: FirstStage, images: int) -> ReconstructionAccumulator:
+    def accumulator(self, model: FirstStage, images: int) -> ReconstructionAccumulator:
+        """What counts a set of so many images, by a model that is on the device."""
         available = [name for name in self.metrics if name not in self.networks.left_out]
         return ReconstructionAccumulator(
             model,

@@ -22,6 +22,7 @@ from taming.evaluation.arguments import CacheArguments
 from taming.evaluation.metrics.likelihood import Likelihood, ModelLikelihood
 from taming.evaluation.sources.dataset import ItemSource
 from taming.evaluation.sources.images import key_of
+from taming.evaluation.tasks.time_ahead import Part, part_of_pass
 from taming.sampling.arguments import LoadedRun, RunArguments, require_positive
 from taming.sampling.load import data_config, open_dataset
 
@@ -59,14 +60,9 @@ def measure_run(arguments: RunArguments, own: LikelihoodArguments) -> MeasuredLi
 
     Raises UserError for runs and data that cannot be read.
     """
-    loaded = arguments.load()
-    base = [own.data] if own.data else arguments.base
-    data = data_config(loaded.run, base, arguments.overrides, own.data is not None)
-    dataset, checkpoint = _open_images(own, data), file_hash(loaded.run.checkpoint)
+    loaded, data, items = _open(arguments, own)
+    checkpoint, model = file_hash(loaded.run.checkpoint), loaded.model
     runner = own.cache.runner(own.batch_size)
-    model = loaded.model
-    keys = (model.first_stage_key, model.cond_stage_key)
-    items = ItemSource(dataset, keys, own.cache.workers)
     key = runner.key_for(items, likelihood=_identity(arguments, loaded, checkpoint))
     manifest, likelihood = runner.run(items, partial(ModelLikelihood, model), key, "images")
     runner.finish()
@@ -81,6 +77,24 @@ def measure_run(arguments: RunArguments, own: LikelihoodArguments) -> MeasuredLi
         images=_describe_data(own, data) | manifest.describe(),
         left_out=runner.left_out,
     )
+
+
+def _open(
+    arguments: RunArguments, own: LikelihoodArguments
+) -> tuple[LoadedRun, DictConfig, ItemSource]:
+    """The run, the config of the data, and the data."""
+    loaded = arguments.load()
+    base = [own.data] if own.data else arguments.base
+    data = data_config(loaded.run, base, arguments.overrides, own.data is not None)
+    keys = (loaded.model.first_stage_key, loaded.model.cond_stage_key)
+    return loaded, data, ItemSource(_open_images(own, data), keys, own.cache.workers)
+
+
+def time_of_run(arguments: RunArguments, own: LikelihoodArguments) -> Part:
+    """How long `measure_run` will take, by a trial; raises UserError as it does."""
+    loaded, _, items = _open(arguments, own)
+    count = ModelLikelihood(loaded.model).update
+    return part_of_pass("evaluating the likelihood of", items, count, own.batch_size)
 
 
 def _identity(arguments: RunArguments, loaded: LoadedRun, checkpoint: str) -> str:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from taming.data.files.images import BadImage, image_mode_and_size
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.accuracy import ClassifiedImages, LabeledImages, neighbor_accuracy
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.likelihood import measure_likelihood
@@ -36,7 +37,7 @@ from taming.evaluation.metrics.small_classifier import (
     train_small_classifier,
 )
 from taming.evaluation.plots import spread
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.images import ImageSource, indices_and_labels, stack_pixels
 from taming.evaluation.tasks.fidelity import FidelityEvaluator, FidelitySettings
 from taming.evaluation.tasks.reconstruction import score_first_stage

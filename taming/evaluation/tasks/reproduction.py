@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,15 @@ from taming.checkpoint import find_run
 from taming.config import load_config, plain
 from taming.data.checks import damage_found_later
 from taming.data.file_versions import version_of
-from taming.devices import own_share
 from taming.errors import UserError, sentence
 from taming.evaluation.presets import Number, Preset, command_of
 from taming.evaluation.presets.listing import METRICS
 from taming.evaluation.results import Result, markdown_table, read_result
-from taming.evaluation.sources.conditioned_run import ConditionedRunSource
 from taming.evaluation.sources.images import key_of
-from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import flattened
 from taming.published_models import how_to_fetch, published_models
-from taming.sampling.estimate import estimated_seconds
-from taming.sampling.inputs import inputs_of_item
 from taming.sampling.load import data_config, open_dataset
 from taming.sampling.rejection import Classifier
-from taming.sampling.requests import request_for_condition, requests_for_labels
-from taming.sampling.sizes import trained_shape
 from taming.shipped import find_config
 from taming.user_files import read_text
 
@@ -187,6 +180,14 @@ def result_in(folder: Path) -> Result | None:
     return read_result(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
+def left_out_of(preset: Preset, result: Result | None) -> str:
+    """Why a result lacks a number of its preset, as that of weights that were not there; nothing
+    if it does not."""
+    reasons: Mapping[str, Mapping[str, str]] = (result or {}).get("left_out") or {}
+    names = [number.metric for number in preset.measured]
+    return next((of[name] for of in reasons.values() for name in names if name in of), "")
+
+
 def measured_numbers(preset: Preset, result: Result) -> dict[str, float]:
     """The numbers of a result by name, as `Number.metric` has them."""
     metrics: Mapping[str, Any] = result["metrics"]
@@ -232,14 +233,19 @@ def _unpublished(measured: Mapping[str, float]) -> list[Number]:
 
 
 def protocol_name(result: Result) -> str:
-    """Which protocol a number is of, in a few words: extractor, and the reference's resize."""
+    """Which protocol a number is of, in a few words: extractor, the reference's split and resize,
+    and what was given in place of the preset's values."""
     protocol, sets = result["protocol"], result["sets"]
     extractor = protocol.get("extractor") or protocol.get("rfid") or {}
     words = [str(extractor.get("extractor") or protocol.get("evaluator") or "no extractor")]
     reference = sets.get("reference") or sets.get("images") or {}
-    words += [f"{key} {reference[key]}" for key in ("resize", "crop") if reference.get(key)]
+    named = ("split", "resize", "crop")
+    words += [f"{key} {reference[key]}" for key in named if reference.get(key)]
     count = (sets.get("samples") or sets.get("images") or {}).get("images")
-    return ", ".join([*words, *([f"{count} images"] if count else [])])
+    words += [f"{count} images"] if count else []
+    changed: Mapping[str, str] = (result.get("preset") or {}).get("overridden") or {}
+    text = ", ".join(f"{name} {value}" for name, value in changed.items())
+    return ", ".join(words) + (f"; not as published: {text}" if text else "")
 
 
 def write_table(lines: Sequence[Mapping[str, Any]], outdir: Path) -> str:
@@ -249,24 +255,3 @@ def write_table(lines: Sequence[Mapping[str, Any]], outdir: Path) -> str:
     write_text(outdir / "reproduced.json", json.dumps(list(lines), indent=2) + "\n")
     write_text(outdir / "reproduced.md", text)
     return text
-
-
-def sampling_seconds(source: RunSource, batch_size: int) -> float:
-    """Seconds that sampling all images of a run takes, by a short trial: see `estimated_seconds`.
-
-    With candidates that are rejected, and shared by the processes.
-    """
-    plan, model = source.plan, source.model
-    kept, tried = plan.group
-    count = -(-len(source) * tried // (kept * own_share()[1]))
-    shape = trained_shape(model)
-    if isinstance(source, ConditionedRunSource):
-        numbers = source.kept[: min(batch_size, len(source))]
-        inputs = [inputs_of_item(model, source.dataset, number) for number in numbers]
-        alike = [one for one in inputs if one.shape == inputs[0].shape]
-        requests = [request_for_condition(model, i.c, i.number, i.shape) for i in alike]
-        shape = inputs[0].shape
-    else:
-        every = requests_for_labels(model, source.labels, plan.num_samples)
-        requests = list(islice(every, min(batch_size, count)))
-    return estimated_seconds(model, requests, plan.settings, batch_size, shape, count=count)

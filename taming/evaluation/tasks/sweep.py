@@ -14,6 +14,7 @@ from taming.evaluation.sources.run import RunSource
 from taming.evaluation.tasks.fidelity import Evaluation, FidelityEvaluator, flattened
 from taming.evaluation.tasks.side_by_side import SideBySide
 from taming.sampling.plan import SamplingPlan
+from taming.sampling.rejection import GROUP
 
 ACCEPTANCE = "acceptance"  # the share of `--reject_ratio`; 1 needs no classifier
 OTHER_NAMES = {"reject_ratio": ACCEPTANCE}
@@ -77,11 +78,13 @@ def _changed(plan: SamplingPlan, values: Mapping[str, Any]) -> SamplingPlan:
     if ACCEPTANCE not in values:
         return plan
     ratio = values[ACCEPTANCE]
-    return replace(plan, reject_ratio=ratio, classifier=plan.classifier if ratio < 1 else None)
+    if ratio == 1:  # all are accepted, of whatever pool
+        return replace(plan, reject_ratio=ratio, classifier=None, reject_pool=GROUP)
+    return replace(plan, reject_ratio=ratio)
 
 
 def start_of_sweep(swept: Mapping[str, list[Any]], args: argparse.Namespace) -> None:
-    """Set `--reject_ratio` and `--classifier` to where a sweep over the acceptance can start.
+    """Set the flags of rejection to where a sweep over the acceptance can start.
 
     Raises UserError if there are shares below 1 and no classifier.
     """
@@ -91,7 +94,8 @@ def start_of_sweep(swept: Mapping[str, list[Any]], args: argparse.Namespace) -> 
     if rejecting and args.classifier is None:
         raise UserError(f"--sweep {ACCEPTANCE}= needs --classifier, such as resnet101")
     args.reject_ratio = rejecting[0] if rejecting else 1.0
-    args.classifier = args.classifier if rejecting else None
+    if not rejecting:
+        args.classifier, args.reject_pool = None, GROUP
 
 
 def row(chosen: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:

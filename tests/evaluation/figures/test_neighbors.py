@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.figures.neighbors import (
     LpipsDistances,
     NeighborSearch,
@@ -17,7 +18,7 @@ from taming.evaluation.figures.neighbors import (
     neighbors_page,
 )
 from taming.evaluation.metrics.features import Extractor
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.modules.losses.lpips import LPIPS
 from taming.pictures import HEAD, resize_and_crop, to_values

@@ -274,7 +274,10 @@ class Refused:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"conv.weight": torch.zeros(1)}, "does not fit the extractor inception-v3-compat"),
+        (
+            {"conv.weight": torch.zeros(1)},
+            r"does not fit the extractor inception-v3-compat \(it has other tensors\)$",
+        ),
         ({"conv.weight": Refused()}, "holds no model weights"),
         (None, "is a text file"),
     ],
@@ -292,7 +295,7 @@ def test_files_that_are_no_weights(
 def test_missing_files_name_where_they_were_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="--weights: there is no file .*nowhere.pth"):
+    with pytest.raises(UserError, match="^there is no file .*nowhere.pth"):
         weights_file(INCEPTION, tmp_path / "nowhere.pth")
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path / "nowhere.pth"))
     with pytest.raises(UserError, match=f"{WEIGHTS_VARIABLE}: there is no file"):

@@ -169,6 +169,11 @@ def test_flags_after_a_preset_count(
     assert with_preset(parser, ["-n", "3"], evaluate_fid.SCRIPT) == ["-n", "3"]
 
 
+def test_a_flag_without_a_preset(parsers: dict[str, Parser]) -> None:
+    for words in (["--preset"], ["--preset", "--top_k", "3"]):
+        assert with_preset(parsers["evaluate_fid"], words, evaluate_fid.SCRIPT) == words
+
+
 def test_names() -> None:
     assert preset("cin_1").name == "cin_k250" and set(RENAMED.values()) <= set(PRESETS)
     earlier = [preset(f"cin_{number}").numbers[0].value for number in range(1, 6)]
@@ -197,6 +202,45 @@ def test_results_note_their_preset() -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert cells[0][-1] == "given"
     assert {row[0]: row[-1] for row in cells[2:] if row[-1]} == changed
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ((), {}),
+        (("--size", "256"), {}),
+        (("--size", "128"), {"reference_size": "128"}),
+        (("--size", "256,128"), {"reference_size": "256,128"}),
+        (("--reference_resize", "opencv"), {"reference_resize": "opencv"}),
+    ],
+)
+def test_flags_of_another_name_override_too(
+    flags: tuple[str, ...], changed: dict[str, str], parsers: dict[str, Parser], capsys: Any
+) -> None:
+    """Of `reference_size`, which is `--size` where first stages are evaluated."""
+    line = ["-r", "run", "--preset", "rfid_vq_f8", *flags]
+    parser = parsers["evaluate_first_stage"]
+    args, _ = parser.parse_known_args(with_preset(parser, line, evaluate_first_stage.SCRIPT))
+    assert preset("rfid_vq_f8").overridden(vars(args)) == changed
+    said = capsys.readouterr().out
+    assert [text in said for text in changed.values()] == [True] * len(changed)
+    assert said.count("; given: ") == len(changed)
+
+
+def test_samples_of_the_larger_benchmark_are_so_large_however_it_was_trained(
+    parsers: dict[str, Parser],
+) -> None:
+    parser = parsers["evaluate_fid"]
+    line = ["run", "configs/cin512_transformer.yaml", "--preset", "imagenet512"]
+    args, _ = parser.parse_known_args(with_preset(parser, line, evaluate_fid.SCRIPT))
+    assert args.size == (512, 512) and preset("imagenet512").overridden(vars(args)) == {}
+
+
+def test_the_size_of_samples_is_not_that_of_the_reference(parsers: dict[str, Parser]) -> None:
+    parser = parsers["evaluate_fid"]
+    line = ["run", "data.yaml", "--preset", "ffhq", "--size", "512"]
+    args, _ = parser.parse_known_args(with_preset(parser, line, evaluate_fid.SCRIPT))
+    assert preset("ffhq").overridden(vars(args)) == {}
 
 
 def test_measured_by_others_and_not_measured_here() -> None:

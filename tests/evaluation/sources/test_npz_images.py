@@ -97,7 +97,7 @@ def test_images_of_one_size_alone_are_written(tmp_path: Path) -> None:
         ({"arr_0": IMAGES[0]}, "give images as uint8"),
         ({"arr_0": IMAGES.transpose(0, 3, 1, 2)}, "shape .11, 3, 6, 9.; give images as uint8"),
         ({"arr_0": IMAGES[:0]}, "shape .0, 6, 9, 3."),
-        ({"arr_0": np.asfortranarray(IMAGES)}, "give images as uint8"),
+        ({"arr_0": np.asfortranarray(IMAGES)}, "in the order of Fortran.*ascontiguousarray of it"),
         ({"other": IMAGES}, "holds no images"),
         (
             {"arr_0": IMAGES, "arr_1": np.zeros(3, int)},

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.evaluators import ADM
 from taming.evaluation.metrics.features import Extractor, FeatureRequest
 from taming.evaluation.metrics.fid import Moments
 from taming.evaluation.metrics.set_metrics import metric_settings
 from taming.evaluation.metrics.statistics_file import Statistics
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.npz_images import NpzImages
 from taming.evaluation.sources.resize import CENTER, PILLOW, Resizing

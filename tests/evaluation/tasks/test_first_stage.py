@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import frechet_distance
 from taming.evaluation.metrics.fid_spread import ResampledMoments, times_in_sets
 from taming.evaluation.metrics.reconstruction import PairAccumulator, to_pixels
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.dataset import DatasetSource
 from taming.evaluation.sources.folder import FolderSource
 from taming.evaluation.sources.prepared import LabelSource, PreparedSource, model_input

@@ -16,10 +16,11 @@ from torch import Tensor
 from taming.data.helper_types import Annotation
 from taming.data.helper_types import BoundingBox as Box
 from taming.errors import UserError
+from taming.evaluation.cache import Cache
 from taming.evaluation.metrics.features import Extractor
 from taming.evaluation.metrics.fid import Moments, frechet_distance
 from taming.evaluation.metrics.set_metrics import metric_settings
-from taming.evaluation.runner import Cache, Runner
+from taming.evaluation.runner import Runner
 from taming.evaluation.sources.resize import Resizing
 from taming.evaluation.sources.scenes import (
     Layouts,

@@ -201,6 +201,19 @@ def test_classes_are_of_the_first(small_networks: None, tmp_path: Path) -> None:
         (("--evaluators", ","), "--evaluators: name at least one of torch-fidelity, adm"),
         (("--evaluators", "adm,dinov2", "--metrics", "sfid"), "dinov2 has none of sfid; it has"),
         (("--evaluators", "adm,clip", "--metrics", "fdi,fid"), "no metric 'fdi'"),
+        # Neither left out without a word, nor computed by a definition that nobody has.
+        (
+            ("--evaluators", "adm,clean-fid", "--metrics", "fid,cmmd"),
+            "cmmd is no metric of --evaluators adm,clean-fid, but of clip",
+        ),
+        (
+            ("--evaluators", "clip", "--metrics", "fid,isc"),
+            "isc is no metric of --evaluators clip, but of torch-fidelity, adm",
+        ),
+        (
+            ("--evaluators", "torch-fidelity,clip", "--metrics", "fid,sfid"),
+            "sfid is no metric of --evaluators torch-fidelity,clip, but of adm",
+        ),
         (("--evaluators", "adm", "--layer", "fid=64"), "--layer is of the evaluator torch-fid"),
         (("--evaluators", "adm", "--prc_extractor", "tiny"), "--prc_extractor is of the evaluator"),
         (("--evaluator_weights", "adm=x.pth"), "it is not among --evaluators torch-fidelity"),

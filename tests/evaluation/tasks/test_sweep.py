@@ -47,11 +47,11 @@ def test_other_texts(text: str, message: str) -> None:
 
 
 def test_a_sweep_over_the_acceptance_begins_with_a_plan_that_rejects() -> None:
-    args = Namespace(classifier="resnet101", reject_ratio=1.0)
+    args = Namespace(classifier="resnet101", reject_ratio=1.0, reject_pool="class")
     start_of_sweep({"acceptance": [1.0, 0.25, 0.05]}, args)
-    assert args.reject_ratio == 0.25
+    assert (args.reject_ratio, args.reject_pool) == (0.25, "class")
     start_of_sweep({"acceptance": [1.0]}, args)
-    assert (args.reject_ratio, args.classifier) == (1.0, None)
+    assert (args.reject_ratio, args.classifier, args.reject_pool) == (1.0, None, "group")
     args = Namespace(classifier="resnet101", reject_ratio=0.5)
     start_of_sweep({"top_k": [5]}, args)
     assert (args.reject_ratio, args.classifier) == (0.5, "resnet101")
@@ -61,10 +61,11 @@ def test_a_sweep_over_the_acceptance_begins_with_a_plan_that_rejects() -> None:
 
 
 def test_no_classifier_is_asked_where_all_are_accepted() -> None:
-    plan = SamplingPlan(4, reject_ratio=0.25, classifier="resnet101")
+    plan = SamplingPlan(4, reject_ratio=0.25, classifier="resnet101", reject_pool="class")
     found = [sweep._changed(plan, {"acceptance": ratio, "top_k": 7}) for ratio in (1.0, 0.5)]
     assert [one.classifier for one in found] == [None, "resnet101"]
     assert [one.reject_ratio for one in found] == [1.0, 0.5]
+    assert [(one.reject_pool, one.group) for one in found] == [("group", (1, 1)), ("class", (4, 8))]
     assert {one.settings.top_k for one in found} == {7}
     assert sweep._changed(plan, {"top_k": 7}).classifier == "resnet101"
 
