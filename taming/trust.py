@@ -134,12 +134,11 @@ class Trust:
 
     def _is_in_folder(self, name: str) -> bool:
         package = name.partition(".")[0]
-        for folder in self.folders:
-            spec = importlib.machinery.PathFinder.find_spec(package, [folder])
-            if spec is None:
-                continue
+        find = importlib.machinery.PathFinder.find_spec
+        found = [(folder, spec) for folder in self.folders if (spec := find(package, [folder]))]
+        # Modules go before folders that merely have the name (namespace packages), as in imports.
+        for folder, spec in sorted(found, key=lambda one: one[1].origin is None):
             elsewhere = _find(package)
-            # Modules go before folders that merely have the name (namespace packages).
             if elsewhere is not None and elsewhere.origin is None and spec.origin is not None:
                 elsewhere = None
             if elsewhere is None:
