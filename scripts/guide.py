@@ -14,7 +14,6 @@ missing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,8 +26,8 @@ from tqdm import tqdm
 
 from taming.atomic_files import atomic_path
 from taming.checkpoint import Run, model_hashes
-from taming.command_line import flag, parse_numbers, parse_size
-from taming.devices import choose_dtype, device_of_command, dtype_name
+from taming.command_line import flag
+from taming.devices import choose_dtype, dtype_name
 from taming.errors import UserError, command, interruptible
 from taming.guidance import (
     CodeGrids,
@@ -36,20 +35,13 @@ from taming.guidance import (
     Guided,
     GuideSettings,
     GuideStep,
-    ImageEncoder,
     Objective,
     Start,
-    Target,
-    class_target,
     guide,
     image_start,
-    image_targets,
-    load_classifier_guide,
-    load_clip,
-    load_features,
     random_start,
-    text_targets,
 )
+from taming.guidance.arguments import PRIOR, Beginning, Prompts
 from taming.guidance.memory import check_step_memory
 from taming.guidance.start import chance_for, prior_start, trained_grid
 from taming.limits import readable_size
@@ -63,109 +55,15 @@ from taming.sampling.arguments import (
     read_arguments,
     require_positive,
 )
-from taming.sampling.completion import HALVES, Photo, changed_mask, read_photo
+from taming.sampling.completion import Photo, changed_mask, read_photo
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, save_png
 from taming.sampling.load import load_first_stage
 from taming.sampling.settings import SampleSettings
+from taming.sampling.sizes import whole_codes
 from taming.words import counted
 
-RANDOM, PRIOR = "random", "prior"
 FRAMES = 40
 MOST_IN_GRID, GRID_SIDE = 64, 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """What the images are of, and who judges that."""
-
-    prompt: tuple[str, ...] = flag(
-        (), "TEXT or TEXT:WEIGHT, several times; below 0: away from it", repeated=True
-    )
-    image_prompt: tuple[str, ...] = flag((), "FILE or FILE:WEIGHT, likewise", repeated=True)
-    classes: tuple[int, ...] | None = flag(
-        None, "as 3,7: images of each of these, for --classifier", parse=parse_numbers
-    )
-    clip: str | None = flag(
-        None, "guide: a model of open_clip's as ViT-B-32, ViT-B-32:TAG, or its folder"
-    )
-    clip_weights: str | None = flag(
-        None, "its file (default: where open_clip and the hub keep them)", metavar="FILE"
-    )
-    features: str | None = flag(
-        None, "guide, for image prompts: lpips, lpips-alex, or a torchvision model as vgg16[:FILE]"
-    )
-    classifier: str | None = flag(
-        None, "guide, for classes: small:FILE of scripts/report.py, or resnet50[:FILE]"
-    )
-
-    def __post_init__(self) -> None:
-        guides = [n for n in ("clip", "features", "classifier") if vars(self)[n] is not None]
-        if len(guides) > 1:
-            raise UserError(f"--{guides[0]} and --{guides[1]} are two guides; give one of them")
-        if not guides:
-            raise UserError(
-                "say who guides: --clip for texts, --features for image prompts, or --classifier "
-                "for classes"
-            )
-        if not (self.prompt or self.image_prompt or self.classes):
-            raise UserError("say what to draw: --prompt, --image_prompt or --classes")
-        if self.clip_weights is not None and self.clip is None:
-            raise UserError("--clip_weights are those of --clip, which is missing; add it")
-
-    def load(self, device: torch.device) -> ImageEncoder:
-        """The guide."""
-        if self.clip is not None:
-            return load_clip(self.clip, self.clip_weights, device)
-        if self.features is not None:
-            return load_features(self.features, device)
-        assert self.classifier is not None
-        return load_classifier_guide(self.classifier, device)
-
-    def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
-        """What to draw, by the class; only None without `--classes`."""
-        shared = text_targets(encoder, self.prompt) + image_targets(encoder, self.image_prompt)
-        if self.classes is None:
-            return {None: shared}
-        return {label: [class_target(encoder, label), *shared] for label in self.classes}
-
-    @property
-    def name(self) -> str:
-        """For a folder."""
-        words = [*self.prompt, *(Path(p).stem for p in self.image_prompt)]
-        words = words or [f"class {label}" for label in self.classes or ()]
-        return re.sub(r"[^\w.-]+", "_", " ".join(words)).strip("_.")[:60] or "prompts"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """What the images start from, and how large they are."""
-
-    start: str = flag(RANDOM, f"{RANDOM} codes, or {PRIOR}: sampled by the run's transformer")
-    init: str | None = flag(None, "start from this image", metavar="IMAGE")
-    mask: str | None = flag(
-        None,
-        f"change a part of --init only: {', '.join(HALVES)}, a box x0,y0,x1,y1 in its pixels, or a "
-        "file of its size that is white there",
-    )
-    paste: bool = flag(False, "with --mask, put the image's own pixels back around the part")
-    size: tuple[int, int] | None = flag(
-        None, "height,width in pixels (default: of training, or of --init)", parse=parse_size
-    )
-    full_size: bool = flag(False, "keep an --init larger than the images of training as it is")
-    condition: int | None = flag(None, f"with --start {PRIOR}, the class that is sampled")
-
-    def __post_init__(self) -> None:
-        if self.start not in (RANDOM, PRIOR):
-            raise UserError(f"--start takes {RANDOM} or {PRIOR}, not '{self.start}'")
-        if self.start == PRIOR and self.init is not None:
-            raise UserError(f"--init and --start {PRIOR} are two starts; give one of them")
-        for name in ("mask", "paste", "full_size"):
-            if vars(self)[name] and self.init is None:
-                raise UserError(f"--{name} is about an image to start from; give --init")
-        if self.paste and self.mask is None:
-            raise UserError("--paste is about what --mask leaves; give it as well")
-        if self.condition is not None and self.start != PRIOR:
-            raise UserError(f"--condition is what --start {PRIOR} samples; add that")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,25 +104,9 @@ def load(arguments: RunArguments, with_prior: bool) -> Loaded:
     if with_prior:
         model, run, step, _ = arguments.load()
         return Loaded(model.first_stage_model, model, run, step)
-    options = (arguments.base, arguments.device, arguments.overrides)
+    options = (arguments.base, arguments.chosen_device(), arguments.overrides)
     stage, run, step = load_first_stage(arguments.resume, *options)
     return Loaded(stage, None, run, step)
-
-
-def grid_shape(grids: CodeGrids, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in codes of a size in pixels, by default that of training.
-
-    Raises UserError for sides that are no whole codes.
-    """
-    if size is None:
-        return trained_grid(grids)
-    factor = grids.stage.downsampling_factor
-    for name, side in zip(("height", "width"), size, strict=True):
-        if side % factor:
-            raise UserError(
-                f"the {name} must be a multiple of {factor} pixels for this model, not {side}"
-            )
-    return size[0] // factor, size[1] // factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +127,8 @@ class Starts:
     def of(cls, arguments: Arguments, loaded: Loaded, grids: CodeGrids) -> Starts:
         """Reads the image and the mask."""
         own, seed = arguments.beginning, arguments.guidance.seed
-        shape = grid_shape(grids, own.size)
+        shape, factor = trained_grid(grids), grids.stage.downsampling_factor
+        shape = shape if own.size is None else whole_codes(own.size, factor, shape)
         plain = cls(
             own=own,
             grids=grids,
@@ -257,7 +140,7 @@ class Starts:
         if own.init is None:
             return plain
         photo = read_photo(loaded.stage, own.init, shape, own.size, own.full_size)
-        factor, sides = grids.stage.downsampling_factor, photo.picture.shape[2:]
+        sides = photo.picture.shape[2:]
         plain = replace(plain, photo=photo, shape=(sides[0] // factor, sides[1] // factor))
         if own.mask is None:
             return plain
@@ -326,7 +209,7 @@ def write_grid(folder: SampleFolder, places: Sequence[tuple[int | None, int]]) -
 
 def make_record(arguments: RunArguments, own: Arguments, loaded: Loaded) -> dict[str, Any]:
     model: nn.Module = loaded.prior or loaded.stage  # type: ignore[assignment]
-    dtype = choose_dtype(arguments.precision, device_of_command(arguments.device))
+    dtype = choose_dtype(arguments.precision, arguments.chosen_device())
     facts = {"global_step": loaded.step, "dtype": dtype_name(dtype)}
     return {**facts, **own.describe(), **model_hashes(model, loaded.run.model)}
 
@@ -368,7 +251,7 @@ def fill(folder: SampleFolder, own: Arguments, starts: Starts, make: Make) -> in
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser("Make images that a text, an image or a class guides.", Arguments)
     arguments, own = read_arguments(parser, Arguments, argv)
-    device = device_of_command(arguments.device)
+    device = arguments.chosen_device()
     dtype = choose_dtype(arguments.precision, device)
     loaded = load(arguments, own.beginning.start == PRIOR)
     grids = CodeGrids.of(loaded.stage)

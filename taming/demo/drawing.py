@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import streamlit as st
 from PIL import Image
@@ -25,6 +25,7 @@ from taming.sampling import (
 )
 from taming.sampling.animation import Recorder, to_gif, to_mp4
 from taming.sampling.completion import known_indices
+from taming.sampling.engine import raster_indices
 from taming.sampling.folder import png_info
 from taming.sampling.inputs import SampleInputs
 
@@ -157,12 +158,6 @@ def sample(
     return samples, recorder.frames
 
 
-def in_rows(model: Net2NetTransformer, drawn: Sample, shape: tuple[int, int]) -> Tensor:
-    """A sample's indices int64 (h, w), of whatever order it was sampled in."""
-    rows = cast(Tensor, model.permuter(drawn.indices[None].to(model.device), reverse=True))
-    return rows.view(shape).cpu()
-
-
 def draw(
     model: Net2NetTransformer,
     requests: Sequence[Request],
@@ -180,7 +175,7 @@ def draw(
     return Drawn(
         run,
         images=tuple(to_pillow(one.image) for one in samples),
-        indices=tuple(in_rows(model, one, shape) for one in samples),
+        indices=tuple(raster_indices(model, one).view(shape) for one in samples),
         requests=tuple(requests),
         record=record,
         link=dict(link),
@@ -208,7 +203,7 @@ def draw_again(
     change = {"seed": seed, **settings.describe(), "codes": int((~kept).sum())}
     images, indices = list(drawn.images), list(drawn.indices)
     images[number] = to_pillow(one.image)
-    indices[number] = in_rows(model, one, (before.shape[0], before.shape[1]))
+    indices[number] = raster_indices(model, one).view(before.shape)
     return replace(
         drawn,
         images=tuple(images),

@@ -32,6 +32,7 @@ class History:
     count: int = 0
     turns: int = 0  # how often the page is to open its first tab
     shown: int = 0  # how often another result was shown
+    _archive: tuple[tuple[int, ...], bytes] | None = None  # of the entries of these numbers
 
     def add(self, drawn: Drawn) -> None:
         """A new entry; the oldest go where there are too many."""
@@ -49,8 +50,11 @@ class History:
         )
 
     def archive(self) -> bytes:
-        """All images, as PNGs that say how they were made."""
-        return zipped(dict(self._files()))
+        """All images, as PNGs that say how they were made; made once for the same entries."""
+        numbers = tuple(number for number, _ in self.entries)
+        if self._archive is None or self._archive[0] != numbers:
+            self._archive = numbers, zipped(dict(self._files()))
+        return self._archive[1]
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
         for number, drawn in reversed(self.entries):

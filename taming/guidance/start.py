@@ -13,8 +13,7 @@ from taming.errors import UserError
 from taming.guidance.code_grids import CodeGrids, Shape
 from taming.guidance.cutouts import Chance
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.modules.transformer.plain import device_of
-from taming.sampling.engine import sample_images
+from taming.sampling.engine import raster_indices, sample_images
 from taming.sampling.requests import labels_for, request_for_condition
 from taming.sampling.settings import SampleSettings
 from taming.sampling.sizes import trained_shape
@@ -99,5 +98,4 @@ def prior_start(
     c = None if wanted is None else torch.tensor([wanted])
     request = request_for_condition(model, c, number, shape)
     [sample] = sample_images(model, [request], settings, batch_size=1, seed=seed, shape=shape)
-    raster = model.permuter(sample.indices[None].to(device_of(model.transformer)), reverse=True)
-    return Start([raster[0]], shape)
+    return Start([raster_indices(model, sample)], shape)

@@ -42,6 +42,12 @@ class Sample:
     top_k: int | None = None  # its own, if there are several (see `SampleSettings`)
 
 
+def raster_indices(model: Net2NetTransformer, sample: Sample) -> Tensor:
+    """A sample's indices int64 (H * W,) row by row, of whatever order they were sampled in."""
+    indices = sample.indices[None].to(device_of(model.transformer))
+    return cast(Tensor, model.permuter(indices, reverse=True))[0].cpu()
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a batch is: `done` of `total` indices that are sampled of each of its images.

@@ -40,7 +40,16 @@ def tokens_for(model: Net2NetTransformer, size: Sides | None) -> tuple[int, int]
     """(height, width) in tokens of a `size`, sides of which must be whole tokens; None of None."""
     if size is None:
         return None
-    factor, shape = pixels_per_token(model), list(trained_shape(model))
+    return whole_codes(size, pixels_per_token(model), trained_shape(model))
+
+
+def whole_codes(size: Sides, factor: int, trained: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in codes, which stand for `factor` pixels a side, of a `size` in pixels.
+
+    Raises:
+        UserError: for a side of no whole codes, and an image that is too large to be made.
+    """
+    shape = list(trained)
     for place, (name, pixels) in enumerate(zip(("height", "width"), size, strict=True)):
         if pixels is not None and (pixels < factor or pixels % factor):
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,16 @@ SCRIPT = ROOT / "scripts" / "sample_conditional.py"
 
 Call = tuple[list[Request], SampleSettings, dict[str, Any]]
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def served_locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a fixture: the demo refuses to be open to the network by accident; runs are in ./logs."""
+    config = pytest.importorskip("streamlit.config")
+    before = config.get_option("server.address")
+    config.set_option("server.address", "localhost")
+    monkeypatch.chdir(tmp_path)
+    yield
+    config.set_option("server.address", before)
 
 
 def app(monkeypatch: pytest.MonkeyPatch, run: Path | None, *flags: str, link: str = "") -> Any:

@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import guide as script
 from scripts.guide import main
 from taming.evaluation.metrics.small_classifier import SmallClassifier
-from taming.guidance import load_classifier_guide
+from taming.guidance import arguments, load_classifier_guide
 from taming.sampling.conditions import read_picture
 from taming.sampling.folder import RECORD
 from tests.kit.guidance import Colors
@@ -45,7 +45,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
 def colors(monkeypatch: pytest.MonkeyPatch) -> Colors:
     """A guide that reads text, in place of CLIP."""
     encoder = Colors()
-    monkeypatch.setattr(script, "load_clip", lambda name, weights, device: encoder)
+    monkeypatch.setattr(arguments, "load_clip", lambda name, weights, device: encoder)
     return encoder
 
 

@@ -21,7 +21,7 @@ from taming.errors import UserError
 from taming.sampling import SampleSettings
 from taming.sampling.folder import RECORD
 from taming.sampling.inputs import SampleInputs
-from tests.kit.demo import SCRIPT, app, captions, error_of, note_calls, sampled
+from tests.kit.demo import SCRIPT, app, captions, error_of, note_calls, sampled, served_locally
 from tests.kit.images import write_image
 from tests.kit.models import FIRST_STAGE, tiny_model, transformer_config
 from tests.kit.runs import tiny_run
@@ -67,12 +67,7 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
 
 @pytest.fixture(autouse=True)
 def local_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The demo refuses to be open to the network by accident; its runs are in ./logs."""
-    before = config.get_option("server.address")
-    config.set_option("server.address", "localhost")
-    monkeypatch.chdir(tmp_path)
-    yield
-    config.set_option("server.address", before)
+    yield from served_locally(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -1,0 +1,113 @@
+"""Flags of what images are guided by, and of what they start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from taming.command_line import flag, parse_numbers, parse_size
+from taming.errors import UserError
+from taming.guidance.clip import load_clip
+from taming.guidance.encoders import ImageEncoder
+from taming.guidance.networks import load_classifier_guide, load_features
+from taming.guidance.objective import Target, class_target, image_targets, text_targets
+from taming.sampling.completion import HALVES
+
+RANDOM, PRIOR = "random", "prior"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """What the images are of, and who judges that."""
+
+    prompt: tuple[str, ...] = flag(
+        (), "TEXT or TEXT:WEIGHT, several times; below 0: away from it", repeated=True
+    )
+    image_prompt: tuple[str, ...] = flag((), "FILE or FILE:WEIGHT, likewise", repeated=True)
+    classes: tuple[int, ...] | None = flag(
+        None, "as 3,7: images of each of these, for --classifier", parse=parse_numbers
+    )
+    clip: str | None = flag(
+        None, "guide: a model of open_clip's as ViT-B-32, ViT-B-32:TAG, or its folder"
+    )
+    clip_weights: str | None = flag(
+        None, "its file (default: where open_clip and the hub keep them)", metavar="FILE"
+    )
+    features: str | None = flag(
+        None, "guide, for image prompts: lpips, lpips-alex, or a torchvision model as vgg16[:FILE]"
+    )
+    classifier: str | None = flag(
+        None, "guide, for classes: small:FILE of scripts/report.py, or resnet50[:FILE]"
+    )
+
+    def __post_init__(self) -> None:
+        guides = [n for n in ("clip", "features", "classifier") if vars(self)[n] is not None]
+        if len(guides) > 1:
+            raise UserError(f"--{guides[0]} and --{guides[1]} are two guides; give one of them")
+        if not guides:
+            raise UserError(
+                "say who guides: --clip for texts, --features for image prompts, or --classifier "
+                "for classes"
+            )
+        if not (self.prompt or self.image_prompt or self.classes):
+            raise UserError("say what to draw: --prompt, --image_prompt or --classes")
+        if self.clip_weights is not None and self.clip is None:
+            raise UserError("--clip_weights are those of --clip, which is missing; add it")
+
+    def load(self, device: torch.device) -> ImageEncoder:
+        """The guide."""
+        if self.clip is not None:
+            return load_clip(self.clip, self.clip_weights, device)
+        if self.features is not None:
+            return load_features(self.features, device)
+        assert self.classifier is not None
+        return load_classifier_guide(self.classifier, device)
+
+    def targets(self, encoder: ImageEncoder) -> dict[int | None, list[Target]]:
+        """What to draw, by the class; only None without `--classes`."""
+        shared = text_targets(encoder, self.prompt) + image_targets(encoder, self.image_prompt)
+        if self.classes is None:
+            return {None: shared}
+        return {label: [class_target(encoder, label), *shared] for label in self.classes}
+
+    @property
+    def name(self) -> str:
+        """For a folder."""
+        words = [*self.prompt, *(Path(p).stem for p in self.image_prompt)]
+        words = words or [f"class {label}" for label in self.classes or ()]
+        return re.sub(r"[^\w.-]+", "_", " ".join(words)).strip("_.")[:60] or "prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What the images start from, and how large they are."""
+
+    start: str = flag(RANDOM, f"{RANDOM} codes, or {PRIOR}: sampled by the run's transformer")
+    init: str | None = flag(None, "start from this image", metavar="IMAGE")
+    mask: str | None = flag(
+        None,
+        f"change a part of --init only: {', '.join(HALVES)}, a box x0,y0,x1,y1 in its pixels, or a "
+        "file of its size that is white there",
+    )
+    paste: bool = flag(False, "with --mask, put the image's own pixels back around the part")
+    size: tuple[int, int] | None = flag(
+        None, "height,width in pixels (default: of training, or of --init)", parse=parse_size
+    )
+    full_size: bool = flag(False, "keep an --init larger than the images of training as it is")
+    condition: int | None = flag(None, f"with --start {PRIOR}, the class that is sampled")
+
+    def __post_init__(self) -> None:
+        if self.start not in (RANDOM, PRIOR):
+            raise UserError(f"--start takes {RANDOM} or {PRIOR}, not '{self.start}'")
+        if self.start == PRIOR and self.init is not None:
+            raise UserError(f"--init and --start {PRIOR} are two starts; give one of them")
+        for name in ("mask", "paste", "full_size"):
+            if vars(self)[name] and self.init is None:
+                raise UserError(f"--{name} is about an image to start from; give --init")
+        if self.paste and self.mask is None:
+            raise UserError("--paste is about what --mask leaves; give it as well")
+        if self.condition is not None and self.start != PRIOR:
+            raise UserError(f"--condition is what --start {PRIOR} samples; add that")
