@@ -35,6 +35,7 @@ from taming.sampling.arguments import (
 from taming.sampling.bars import TokenBar
 from taming.sampling.completion import HALVES, Photo, Sizes, keep_mask, known_indices, read_photo
 from taming.sampling.conditions import read_condition
+from taming.sampling.engine import rounds_by_batch
 from taming.sampling.estimate import announce_size, announce_time
 from taming.sampling.folder import ADVICE, FolderWriter, SampleFolder, make_record, save_png
 from taming.sampling.sizes import (
@@ -175,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     record |= {"image": own.image, "keep": own.keep, "pad": own.pad}
     folder = SampleFolder(root, {**record, "condition": own.condition, "size": list(size)})
+    batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.num_samples)
     finished = folder.finished(None)
     count = own.num_samples - sum(n < own.num_samples for n in finished)
     sampled = shape[0] * shape[1] - int(kept.sum())
@@ -183,17 +185,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     request = request_for_condition(model, c, 0, shape, known)
     requests = (replace(request, number=n) for n in range(own.num_samples) if n not in finished)
     write_inputs(photo.picture, known, own.pad, factor, root)
-    first = [request] * min(count, sampling.batch_size)
-    announce_time(model, first, sampling.settings, sampling.batch_size, shape, count=count)
+    first = [request] * min(count, batch_size)
+    announce_time(model, first, sampling.settings, batch_size, shape, count=count)
     bar = TokenBar(count, sampled)
     samples = sample_images(
         model,
         requests,
         sampling.settings,
-        batch_size=sampling.batch_size,
+        batch_size=batch_size,
         seed=sampling.seed,
         shape=shape,
         on_step=bar,
+        filled=rounds_by_batch(dtype),
     )
     with FolderWriter(folder) as writer, bar:
         for sample in samples:

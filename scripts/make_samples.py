@@ -28,6 +28,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
+from taming.sampling.engine import rounds_by_batch
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.inputs import SampleInputs, inputs_of_item
 from taming.sampling.items import sample_items
@@ -45,10 +46,10 @@ class Arguments:
         require_positive(num_samples=self.num_samples)
 
 
-def missing(num_samples: int | None, items: int, folder: SampleFolder) -> list[int]:
-    """The numbers of the items without a sample."""
+def missing(most: int, folder: SampleFolder) -> list[int]:
+    """The numbers of the first `most` items that have no sample."""
     finished = folder.finished(None)
-    return [n for n in range(min(num_samples or items, items)) if n not in finished]
+    return [n for n in range(most) if n not in finished]
 
 
 @torch.no_grad()
@@ -82,16 +83,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     hashes = model_hashes(model, run.model)
     record = make_record(sampling.seed, step, dtype, settings, hashes)
     folder = SampleFolder(root / "samples", record)
-    numbers = missing(own.num_samples, len(dataset), folder)
+    most = min(own.num_samples or len(dataset), len(dataset))
+    batch_size = folder.batch_size_for(dtype, sampling.batch_size, most)
+    numbers = missing(most, folder)
     with ImageBar(len(numbers)) as bar:
         samples = sample_items(
             model,
             (inputs_of_item(model, dataset, number) for number in numbers),
             lambda inputs: write_inputs(model, inputs, root),
             settings,
-            batch_size=sampling.batch_size,
+            batch_size=batch_size,
             seed=sampling.seed,
             on_step=bar,
+            filled=rounds_by_batch(dtype),
         )
         for sample in samples:
             folder.save(replace(sample, label=None))

@@ -32,6 +32,7 @@ from taming.sampling.arguments import (
     require_positive,
 )
 from taming.sampling.bars import ImageBar
+from taming.sampling.engine import rounds_by_batch
 from taming.sampling.estimate import announced
 from taming.sampling.folder import ADVICE, SampleFolder, make_record, save_png
 from taming.sampling.scenes import Scene, builder_of, read_layout, read_scene, scene_dataset
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, own = read_arguments(parser, Arguments, argv)
     sampling, settings, (height, width) = own.sampling, own.sampling.settings, own.size
     model, run, step, dtype = own.data.load(arguments)
-    shape, batch_size = tokens_for(model, own.size), sampling.batch_size
+    shape = tokens_for(model, own.size)
     seeded = own.data.open(run, arguments)
     name = f"{step}_{settings.top_k_name}_{settings.temperature}"
     root = Path(arguments.outdir or run.folder / "scenes") / name
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     layouts, each = scenes(own, seeded)
     with ImageBar(layouts * own.samples_per_layout) as bar:
         for number, (scene, image) in enumerate(each):
-            folder = SampleFolder(root / "samples" / scene.name, record)
+            folder = SampleFolder(root / "samples" / scene.name, {**record})
+            batch_size = folder.batch_size_for(dtype, sampling.batch_size, own.samples_per_layout)
             finished = folder.finished(None)
             plot = builder.plot(scene.tokens(builder), class_name, (width, height))
             save_png(plot, root / "layouts" / f"{scene.name}.png")
@@ -123,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 seed=sampling.seed,
                 shape=shape,
                 on_step=bar,
+                filled=rounds_by_batch(dtype),
             )
             for sample in samples:
                 folder.save(replace(sample, label=None))

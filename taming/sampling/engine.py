@@ -42,6 +42,11 @@ class Sample:
     top_k: int | None = None  # its own, if there are several (see `SampleSettings`)
 
 
+def rounds_by_batch(dtype: torch.dtype) -> bool:
+    """Whether samples depend on how many are computed at once, as they do in bf16."""
+    return dtype is not torch.float32
+
+
 def raster_indices(model: Net2NetTransformer, sample: Sample) -> Tensor:
     """A sample's indices int64 (H * W,) row by row, of whatever order they were sampled in."""
     indices = sample.indices[None].to(device_of(model.transformer))

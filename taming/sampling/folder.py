@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +22,7 @@ from taming.distributed import is_first_process
 from taming.errors import UserError, interruptible, reason_of
 from taming.pictures import to_pillow
 from taming.sampling.bars import ImageBar, TokenBar
-from taming.sampling.engine import Sample
+from taming.sampling.engine import Sample, rounds_by_batch
 from taming.sampling.plan import Finished, SamplingJob
 from taming.sampling.pools import ScoreFiles
 from taming.sampling.settings import SampleSettings
@@ -110,14 +110,34 @@ class SampleFolder:
         return {int(path.stem) for path in paths}
 
     def goes_on_with(self, job: SamplingJob) -> SamplingJob:
-        """`job` with the batch size of the samples that are here, where these depend on it."""
+        """`job` with the batch size of the samples that are here, see `batch_size_for`."""
         if not job.rounds_by_batch:
             return job
-        folders = (self._folder_of(label) for label in job.labels)
+        dtype, size = job.plan.dtype, job.batch_size
+        return replace(job, batch_size=self.batch_size_for(dtype, size, size, labels=job.labels))
+
+    def batch_size_for(
+        self,
+        dtype: torch.dtype,
+        wanted: int,
+        most: int,
+        *,
+        labels: Sequence[int | None] = (None,),
+    ) -> int:
+        """The batch size for `most` samples, of which some may be here.
+
+        Where samples depend on it (`rounds_by_batch`), it is that of those that are here, or else
+        the one that is `wanted`, but no more than there are samples, and it is recorded; elsewhere
+        it is `wanted`.
+        """
+        if not rounds_by_batch(dtype):
+            return wanted
+        folders = (self._folder_of(label) for label in labels)
         first = next((path for folder in folders for path in sorted(folder.glob("*.png"))), None)
         before = {} if first is None else _record_of(first)
-        self.record["batch_size"] = before.get("batch_size", job.batch_size)
-        return replace(job, batch_size=self.record["batch_size"])
+        size: int = before.get("batch_size", min(wanted, most))
+        self.record["batch_size"] = size
+        return size
 
     def scores(self) -> ScoreFiles:
         """Of candidates that are compared with many others, until their best are samples."""

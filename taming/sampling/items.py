@@ -23,10 +23,12 @@ def sample_items(
     seed: int,
     on_step: OnStep | None = None,
     compiled: bool = False,
+    filled: bool = False,
 ) -> Iterator[Sample]:
     """A sample of each item, in their order: of those of one size a batch at once.
 
-    Of each size that may take long it is said how long an image takes.
+    Of each size that may take long it is said how long an image takes; `compiled` and `filled` are
+    those of `sample_images`.
     """
     said: set[tuple[int, int]] = set()
     for shape, group in groupby(items, key=lambda inputs: inputs.shape):
@@ -43,4 +45,5 @@ def sample_items(
             shape=shape,
             on_step=on_step,
             compiled=compiled,
+            filled=filled,
         )

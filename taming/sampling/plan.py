@@ -16,7 +16,7 @@ from taming.command_line import flag, parse_numbers, parse_size
 from taming.devices import dtype_name, own_share
 from taming.errors import UserError
 from taming.models.cond_transformer import Net2NetTransformer
-from taming.sampling.engine import OnStep, Sample, sample_images
+from taming.sampling.engine import OnStep, Sample, rounds_by_batch, sample_images
 from taming.sampling.estimate import announced
 from taming.sampling.pools import Pool, PoolSampler, ScoreFiles
 from taming.sampling.rejection import (
@@ -148,7 +148,7 @@ class SamplingJob:
     @property
     def rounds_by_batch(self) -> bool:
         """Whether samples depend on how many are computed at once, as they do in bf16."""
-        return self.plan.dtype is not torch.float32
+        return rounds_by_batch(self.plan.dtype)
 
     def of_few_samples(self) -> SamplingJob:
         """Not with larger batches than there are samples, which would be filled up."""
