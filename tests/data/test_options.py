@@ -31,6 +31,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_right_arguments() -> None:
     assert ImageOptions(16, crop_size=16).crop_size == 16
     assert ImageOptions(-1, crop_size=2**15).size == 0
+    assert ImageOptions().exif == "apply"  # of a dataset of the user's own that does not say it
 
 
 def test_interpolations_are_opencvs() -> None:

@@ -110,6 +110,22 @@ def test_every_config_says_how_long_it_runs(name: str) -> None:
     assert (CONFIGS / f"{name}.yaml").read_text().startswith("# ")
 
 
+OF_OWN_DATA = ("class", "custom", "digits", "paired")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in ALL if not n.endswith("transformer") or n.startswith(OF_OWN_DATA)]
+)
+def test_the_best_checkpoints_are_kept(name: str) -> None:
+    """As README says of first stages and of transformers on your own data."""
+    config = load(name)
+    assert config.data.params.validation
+    monitor = config.model.params.get("monitor")
+    if monitor is None:
+        monitor = config.lightning.modelcheckpoint.params.monitor
+    assert monitor in ("val/rec_loss", "val/total_loss", "val/loss")
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name.endswith("transformer")])
 def test_sequences_fit(name: str) -> None:
     params = load(name).model.params

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,15 +77,6 @@ def golden_training_model() -> tuple[VQModel, dict[str, Tensor], dict[str, Any]]
     fill_by_name(model, seed=5)
     model.learning_rate = spec["learning_rate"]
     return model, tensors, spec
-
-
-@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Sums are split by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_training_and_validation_equal_the_golden_run(tmp_path: Path, threads: None) -> None:

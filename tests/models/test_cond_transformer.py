@@ -52,7 +52,9 @@ class Losses(pl.Callback):
 
 
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
-def test_training_and_sampling_equal_the_golden_run(name: str, tmp_path: Path) -> None:
+def test_training_and_sampling_equal_the_golden_run(
+    name: str, tmp_path: Path, threads: None
+) -> None:
     model, golden, spec = golden_model(name)
     losses = Losses()
     trainer = pl.Trainer(
